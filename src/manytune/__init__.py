@@ -1,0 +1,1 @@
+"""One frozen base model, many small fine-tunes."""

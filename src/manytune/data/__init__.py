@@ -1,0 +1,1 @@
+"""Raw rows to token ids: readers, templates, encoding, splits."""

@@ -1,0 +1,1 @@
+"""The embedded default: which base, which data, which recipe."""
