@@ -1,0 +1,71 @@
+"""The `manytune` command: its subcommands, and what happens when one of them fails.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from manytune import __version__
+from manytune.errors import ManytuneError
+
+# In the order in which a newcomer meets them. Each module has `register(app)` and imports what its command needs
+# inside the command, so that `manytune --help` answers at once.
+COMMAND_MODULES = ("demo",)
+
+
+class _ErrorBoundary(TyperGroup):
+    """A user's error becomes a message and an exit status; anything else is a defect and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ManytuneError as error:
+            message = Text.assemble(("error: ", "bold red"), str(error))
+            Console(stderr=True).print(message, overflow="fold", soft_wrap=False)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            Console(stderr=True).print("interrupted")
+            raise typer.Exit(130) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"manytune {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them."""
+
+
+def build_app() -> typer.Typer:
+    """The command line with all its subcommands."""
+    app = typer.Typer(
+        name="manytune",
+        cls=_ErrorBoundary,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    for module in COMMAND_MODULES:
+        import_module(f"manytune.cli.{module}").register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the `manytune` command."""
+    build_app()()

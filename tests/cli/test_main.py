@@ -1,0 +1,102 @@
+"""The command itself: help, version, exit statuses, and how an error reaches a person."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from manytune import DataError, __version__
+from manytune.cli.main import build_app
+
+# What `--help` may not have to wait for.
+HEAVY = ["torch", "transformers", "datasets", "pandas", "scipy", "matplotlib"]
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = build_app()
+
+    @app.command()
+    def broken_row() -> None:
+        raise DataError(
+            "expected a JSON object, found a list. Put one object on each line.", where="train.jsonl:17"
+        )
+
+    @app.command()
+    def bracketed() -> None:
+        raise DataError("found [red]x[/red] in [bold]")
+
+    @app.command()
+    def defect() -> None:
+        raise ZeroDivisionError("a defect")
+
+    @app.command()
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    return app
+
+
+def test_a_users_error_is_one_message_on_stderr_and_status_1(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, ["broken-row"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "error: train.jsonl:17: expected a JSON object" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_wraps_between_words_on_a_narrow_terminal(
+    app: typer.Typer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = CliRunner().invoke(app, ["broken-row"]).stderr.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert " ".join(line.strip() for line in lines) == (
+        "error: train.jsonl:17: expected a JSON object, found a list. Put one object on each line."
+    )
+
+
+def test_brackets_in_a_message_are_printed_as_they_are(app: typer.Typer) -> None:
+    assert "found [red]x[/red] in [bold]" in CliRunner().invoke(app, ["bracketed"]).stderr
+
+
+def test_a_defect_keeps_its_traceback(app: typer.Typer) -> None:
+    assert isinstance(CliRunner().invoke(app, ["defect"]).exception, ZeroDivisionError)
+
+
+def test_an_interrupt_is_status_130(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, ["interrupted"])
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["demo", "--nonsense"]])
+def test_wrong_usage_is_status_2(app: typer.Typer, arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_version(app: typer.Typer) -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"manytune {__version__}\n"
+
+
+def test_help_answers_without_loading_a_model_library() -> None:
+    script = (
+        "import sys\nfrom manytune.cli.main import main\n"
+        "try: main()\nexcept SystemExit as end: code = end.code\n"
+        f"print('loaded:', sorted(set(sys.modules) & set({HEAVY!r})), 'code:', code)"
+    )
+    started = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", script, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "60"},
+    )
+    assert "loaded: [] code: 0" in ran.stdout
+    assert "Usage:" in ran.stdout
+    assert max(map(len, ran.stdout.splitlines())) <= 60
+    assert time.monotonic() - started < 5  # half a second when nothing else runs; CI shares its cores
