@@ -9,8 +9,8 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "manytune"
 FILES = sorted(SRC.rglob("*.py"))
 
-# What each package may import besides itself and `errors`. A package that isn't here was added without deciding
-# where it stands.
+# What each package may import besides itself and `errors`. A package that isn't here was added without
+# deciding where it stands.
 ALLOWED = {
     "methods": set[str](),
     "data": set[str](),

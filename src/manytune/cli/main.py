@@ -16,13 +16,13 @@ from typer.core import TyperGroup
 from manytune import __version__
 from manytune.errors import ManytuneError
 
-# In the order in which a newcomer meets them. Each module has `register(app)` and imports what its command needs
-# inside the command, so that `manytune --help` answers at once.
+# In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
+# needs inside the command, so that `manytune --help` answers at once.
 COMMAND_MODULES = ("demo",)
 
 
 class _ErrorBoundary(TyperGroup):
-    """A user's error becomes a message and an exit status; anything else is a defect and keeps its traceback."""
+    """A user's error becomes a message and an exit status; a defect of manytune keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
