@@ -1,1 +1,45 @@
 """Ways to lay sequences out for one forward pass; all give the same loss and gradients."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Protocol
+
+from manytune.errors import RecipeError
+from manytune.training.batches import padded, padding_free, shared_prefix
+from manytune.training.batches.attention import packed_attention
+from manytune.training.batches.batch import Batch, TokenSequence
+
+__all__ = ["BUILDERS", "Batch", "Builder", "TokenSequence", "builder", "packed_attention"]
+
+
+class Builder(Protocol):
+    """Lays sequences out as one batch."""
+
+    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch:
+        """Build a batch; `pad_id` is any valid token id."""
+
+
+BUILDERS: dict[str, Builder] = {
+    "padded": padded.build,
+    "padding-free": padding_free.build,
+    "shared-prefix": shared_prefix.build,
+}
+
+
+def builder(name: str) -> Builder:
+    """The builder of a layout.
+
+    Args:
+        name: One of `BUILDERS`.
+
+    Raises:
+        RecipeError: If there is no such layout; names the nearest one.
+    """
+    if name in BUILDERS:
+        return BUILDERS[name]
+    nearest = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.0)[0]
+    raise RecipeError(
+        f"batching expects one of {', '.join(BUILDERS)}; found {name!r}. Did you mean {nearest!r}?"
+    )

@@ -1,0 +1,168 @@
+"""One batch, laid out for one forward pass: what the model reads and what the loss needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from manytune.errors import DataError
+from manytune.training.batches.layout import Layout
+from manytune.training.batches.target_loss import weighted_nll
+
+
+class TokenSequence(Protocol):
+    """A tokenised example, as `manytune.data.encode.Encoded` is one."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Tokens that are given."""
+
+    @property
+    def completion_ids(self) -> tuple[int, ...]:
+        """Tokens that are learned, the end token included."""
+
+    @property
+    def source(self) -> str:
+        """Where the example comes from; for error messages."""
+
+    @property
+    def row(self) -> int:
+        """The example's record number in its source, from 1; for error messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences laid out for one forward pass of a causal language model.
+
+    A *target* is a completion token. Its logits are those of the token before it.
+
+    Attributes:
+        input_ids: Token ids. Shape `(rows, columns)`; one row unless the layout is padded.
+        position_ids: Each token's position in its own sequence, from 0. Shape `(rows, columns)`.
+        logit_positions: Columns whose logits are needed, ascending and without repetition. Shape `(kept,)`.
+        target_rows: For each target, the row of its logits in `logits.flatten(0, 1)`. Shape `(n,)`.
+        labels: For each target, its token id. Shape `(n,)`.
+        weights: For each target, how many sequences of the batch it stands for. Shape `(n,)`, float32.
+        attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, columns)`; None without pad tokens.
+        layout: What attention needs to keep the sequences of a packed row apart; None for padded batches.
+        tokens_in: Tokens of all sequences.
+        tokens_computed: Columns times rows: what the model's linear layers run on.
+        pad_tokens: How many of those are pad tokens.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    logit_positions: Tensor
+    target_rows: Tensor
+    labels: Tensor
+    weights: Tensor
+    attention_mask: Tensor | None
+    layout: Layout | None
+    tokens_in: int
+    tokens_computed: int
+    pad_tokens: int
+
+    @property
+    def targets(self) -> float:
+        """Number of targets, each counted once for every sequence it belongs to."""
+        return float(self.weights.sum())
+
+    def model_inputs(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """Keyword arguments for the forward of a transformers causal language model.
+
+        A batch with a layout needs the model to be inside `packed_attention(model)`.
+
+        Args:
+            model: The model that will get them. If its forward takes no `logits_to_keep`, that argument is
+                left out and the model returns all logits, which `loss_sum` accepts as well.
+        """
+        inputs: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "use_cache": False,
+        }
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = self.attention_mask
+        if self.layout is not None:
+            inputs["manytune_layout"] = self.layout
+        if model is None or keeps_logits(model):
+            inputs["logits_to_keep"] = self.logit_positions
+        return inputs
+
+    def loss_sum(self, logits: Tensor) -> Tensor:
+        """Weighted sum of the targets' negative log likelihoods, in nats.
+
+        Args:
+            logits: Of the columns `logit_positions`, or of all columns. Shape `(rows, kept or columns,
+                vocabulary)`.
+
+        Returns:
+            A scalar: float64 for float64 logits and float32 otherwise. Divide by `targets` for the mean.
+        """
+        if logits.shape[1] != self.logit_positions.numel():
+            logits = logits[:, self.logit_positions]
+        return weighted_nll(logits.flatten(0, 1), self.target_rows, self.labels, self.weights)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+
+        def moved(value: object) -> object:
+            if isinstance(value, (Tensor, Layout)):
+                return value.to(device, non_blocking=non_blocking)
+            return value
+
+        fields = {field.name: moved(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return Batch(**fields)  # type: ignore[arg-type]
+
+
+def check_sequences(sequences: Sequence[TokenSequence]) -> None:
+    """Refuse what no layout can hold.
+
+    Raises:
+        DataError: If there is no sequence, or one has an empty prompt (nothing predicts its first completion
+            token) or an empty completion (nothing to learn).
+    """
+    if not sequences:
+        raise DataError("a batch needs at least one sequence, got none")
+    for sequence in sequences:
+        for part, ids, why in (
+            ("prompt", sequence.prompt_ids, "nothing predicts the first token of the completion"),
+            ("completion", sequence.completion_ids, "there is nothing to learn from it"),
+        ):
+            if not ids:
+                raise DataError(
+                    f"the {part} has no tokens, so {why}; drop the row or change the template",
+                    where=f"{sequence.source}:{sequence.row}",
+                )
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside wrappers such as an adapter's or `DistributedDataParallel`.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise TypeError(
+        f"expected a transformers PreTrainedModel or a wrapper of one, got {type(model).__name__}"
+    )
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether the model's forward takes `logits_to_keep` and so runs its head on chosen columns only."""
+    return _takes_logits_to_keep(type(base_model(model)))
+
+
+@functools.cache
+def _takes_logits_to_keep(model_class: type[Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(model_class.forward).parameters

@@ -1,0 +1,56 @@
+"""Padded batches: the baseline that every model can run.
+
+One row a sequence, pad tokens on the left. Completions then end in the same column, and the head runs on the
+last `longest completion` columns alone, not on the prompts. A sequence's last token predicts nothing and
+nothing attends to it, so it is a label and never an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from manytune.training.batches.batch import Batch, TokenSequence, check_sequences
+
+
+def build(sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch:
+    """Lay sequences out as rows of equal length, padded on the left.
+
+    Args:
+        sequences: Tokenised examples; at least one, none with an empty prompt or completion.
+        pad_id: Any valid token id; it stands in masked columns only.
+
+    Returns:
+        A batch of shape `(len(sequences), longest sequence)`.
+
+    Raises:
+        DataError: If there is no sequence, or a prompt or a completion is empty.
+    """
+    check_sequences(sequences)
+    completions = torch.tensor([len(s.completion_ids) for s in sequences])
+    # Inputs of each sequence.
+    lengths = torch.tensor([len(s.prompt_ids) for s in sequences]) + completions - 1
+    width, kept = int(lengths.max()), int(completions.max())
+
+    columns = torch.arange(width)
+    pads = (width - lengths)[:, None]
+    is_token = columns >= pads  # (rows, width)
+    input_ids = torch.full((len(sequences), width), pad_id)
+    inputs = [(*s.prompt_ids, *s.completion_ids[:-1]) for s in sequences]
+    input_ids[is_token] = torch.tensor([token for ids in inputs for token in ids])
+
+    is_target = columns[-kept:] >= (width - completions)[:, None]  # (rows, kept)
+    return Batch(
+        input_ids=input_ids,
+        position_ids=(columns - pads).clamp_(min=0),
+        logit_positions=columns[-kept:],
+        target_rows=is_target.flatten().nonzero().squeeze(1),
+        labels=torch.tensor([i for s in sequences for i in s.completion_ids]),
+        weights=torch.ones(int(completions.sum())),
+        attention_mask=is_token.long(),
+        layout=None,
+        tokens_in=int(lengths.sum()) + len(sequences),
+        tokens_computed=input_ids.numel(),
+        pad_tokens=input_ids.numel() - int(lengths.sum()),
+    )
