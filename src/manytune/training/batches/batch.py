@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,8 +101,7 @@ class Batch:
         """Weighted sum of the targets' negative log likelihoods, in nats.
 
         Args:
-            logits: Of the columns `logit_positions`, or of all columns. Shape `(rows, kept or columns,
-                vocabulary)`.
+            logits: Shape `(rows, kept, vocabulary)`; with `columns` for `kept` if the model keeps all.
 
         Returns:
             A scalar: float64 for float64 logits and float32 otherwise. Divide by `targets` for the mean.
@@ -160,9 +159,9 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 def keeps_logits(model: nn.Module) -> bool:
     """Whether the model's forward takes `logits_to_keep` and so runs its head on chosen columns only."""
-    return _takes_logits_to_keep(type(base_model(model)))
+    return _takes_logits_to_keep(type(base_model(model)).forward)
 
 
 @functools.cache
-def _takes_logits_to_keep(model_class: type[Any]) -> bool:
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
+def _takes_logits_to_keep(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters

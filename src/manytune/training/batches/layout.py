@@ -46,8 +46,9 @@ class Rectangle:
     _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def mask(self, window: int | None) -> Tensor | None:
-        """True where a query sees a key: not after it and, with a sliding window, fewer than `window` before
-        it.
+        """True where a query sees a key.
+
+        That is a key not after it and, with a sliding window, fewer than `window` positions before it.
 
         Returns:
             Shape `(blocks, 1, queries, keys)`; None if the kernel's causal mask says the same. Computed once

@@ -12,11 +12,12 @@ _CHUNK_ELEMENTS = 1 << 21
 
 
 class _WeightedNLL(torch.autograd.Function):
-    """L = sum_i w_i (logsumexp(z[r_i]) - z[r_i, y_i]), with dL/dz = c_r softmax(z_r) - sum_{i: r_i = r} w_i
-    e_{y_i}.
+    """The loss and its gradient in closed form.
 
-    Here c_r is the sum of the weights of row r. Saved are the logits and one number a row; `cross_entropy`
-    would keep the log-probabilities beside the logits.
+        L = sum_i w_i (logsumexp(z[r_i]) - z[r_i, y_i])
+        dL/dz[r] = c_r softmax(z[r]) - sum_{i: r_i = r} w_i e_{y_i},  c_r = sum_{i: r_i = r} w_i
+
+    Saved are the logits and one number a row; `cross_entropy` would keep the log-probabilities as well.
     """
 
     @staticmethod
