@@ -1,0 +1,290 @@
+"""From an example to token ids: the chat template, the loss-bearing part, the length limit.
+
+Prompt and completion are tokenised apart and joined as ids. So the prompt that is served is, token for token,
+the beginning of the sequence that was trained, whatever the tokenizer would merge across the boundary.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import jinja2
+
+from manytune.data.nearest import did_you_mean
+from manytune.data.records import Rejected
+from manytune.data.rendering import shorten
+from manytune.data.templates import Example, Segment
+from manytune.errors import DataError, TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Overflow = Literal["error", "drop", "truncate_prompt"]
+
+_PROBE = "manytune"  # an answer whose end can be found in what a chat template makes of it
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one example: the input is `prompt_ids + completion_ids`, the labels are `completion_ids`.
+
+    Args:
+        prompt_ids: What the model is given. Bears no loss. Never empty.
+        completion_ids: What the model learns to answer, the end token included.
+        source: The file or dataset that the row came from.
+        row: Its line or record number, from 1.
+        group: The example's group, or `None`.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    source: str
+    row: int
+    group: str | None = None
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """The whole sequence."""
+        return self.prompt_ids + self.completion_ids
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Many encoded examples, which were left out for their length, and how many prompts were shortened."""
+
+    kept: tuple[Encoded, ...]
+    dropped: tuple[Rejected, ...]
+    truncated: int
+
+
+class Encoder:
+    """Turns examples into token ids the way the base model expects them.
+
+    In chat mode the prompt is the tokenizer's chat template over the messages with its generation prompt; the
+    completion is what the template adds when the answer is appended, up to and with its end token. In plain
+    mode the prompt is the messages' text, joined by blank lines, after a BOS token if the tokenizer adds one;
+    the completion is its text and the EOS token.
+
+    Args:
+        tokenizer: The base model's tokenizer.
+        max_length: The most tokens a sequence may have; `None` for no limit.
+        overflow: What becomes of a longer one. `"error"` raises; `"drop"` leaves it out; `"truncate_prompt"`
+            cuts the last user message at its end until the sequence fits. No completion is ever cut.
+        chat: `None` uses the tokenizer's chat template if it has one, `True` requires it, `False` ignores it.
+
+    Attributes:
+        mode: `"chat"` or `"plain"`.
+        end_id: The token that ends every completion; generation stops there.
+
+    Raises:
+        DataError: The tokenizer lacks the chat template or an end token, or an option is wrong.
+        TemplateError: The chat template can't be used for training.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None,
+        overflow: Overflow = "error",
+        chat: bool | None = None,
+    ) -> None:
+        if overflow not in get_args(Overflow):
+            raise DataError(
+                f"overflow must be one of {', '.join(get_args(Overflow))}, not {overflow!r}"
+                f"{did_you_mean(str(overflow), get_args(Overflow))}"
+            )
+        if max_length is not None and max_length < 2:
+            raise DataError(
+                f"max_length must be at least 2 (one token each of prompt and completion), not {max_length}"
+            )
+        has_chat_template = bool(tokenizer.chat_template)
+        if chat and not has_chat_template:
+            raise DataError(
+                f"chat mode was asked for, but the tokenizer {tokenizer.name_or_path!r} has no chat "
+                "template. Use the model's instruct version, or turn chat off"
+            )
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.overflow = overflow
+        self.mode: Literal["chat", "plain"] = "chat" if has_chat_template and chat is not False else "plain"
+        self._bos = _leading_bos(tokenizer)
+        self._suffix, self._end = self._chat_ending() if self.mode == "chat" else ("", _eos(tokenizer))
+        self.end_id = self._tokenize(self._end)[-1]
+
+    def encode(self, example: Example) -> Encoded:
+        """Return an example's token ids.
+
+        Raises:
+            DataError: It is too long and may not be, or can't be, shortened; or the prompt has no token.
+            TemplateError: The chat template refuses or changes it.
+        """
+        fitted, _ = self._fit(example)
+        if isinstance(fitted, Rejected):
+            raise self._too_long(fitted)
+        return fitted
+
+    def encode_all(self, examples: Iterable[Example]) -> EncodedSet:
+        """Return many examples' token ids, with those that were left out for their length.
+
+        Raises:
+            DataError: One is too long and `overflow` is `"error"`, or a prompt has no token.
+            TemplateError: The chat template refuses or changes one.
+        """
+        kept: list[Encoded] = []
+        dropped: list[Rejected] = []
+        truncated = 0
+        for example in examples:
+            fitted, shortened = self._fit(example)
+            truncated += shortened
+            if isinstance(fitted, Encoded):
+                kept.append(fitted)
+            elif self.overflow == "error":
+                raise self._too_long(fitted)
+            else:
+                dropped.append(fitted)
+        return EncodedSet(tuple(kept), tuple(dropped), truncated)
+
+    def prompt_ids(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+        """Return a prompt's token ids, as training used them; never shortened.
+
+        Raises:
+            TemplateError: The chat template refuses the messages.
+        """
+        if self.mode == "chat":
+            return self._tokenize(self._apply(_messages(segments), generation_prompt=True))
+        return self._bos + self._tokenize("\n\n".join(segment.text for segment in segments))
+
+    def completion_ids(self, example: Example) -> tuple[int, ...]:
+        """Return a completion's token ids with the end token; never shortened.
+
+        Raises:
+            TemplateError: The chat template refuses or changes the completion.
+        """
+        if self.mode == "plain":
+            return (*self._tokenize(example.completion), self.end_id)
+        answer = self._answer(_messages(example.segments), example.completion)
+        body = answer.removesuffix(self._suffix)
+        if not answer.endswith(self._suffix) or example.completion.strip() not in body:
+            raise TemplateError(
+                f"the chat template changes the completion {_excerpt(example.completion)} to "
+                f"{_excerpt(answer)}. Take out what the template treats specially, or turn chat off"
+            )
+        return self._tokenize(body + self._end)
+
+    def _fit(self, example: Example) -> tuple[Encoded | Rejected, bool]:
+        """Return the encoded example, or why it can't be; and whether its prompt was shortened."""
+        try:
+            prompt = self.prompt_ids(example.segments)
+            completion = self.completion_ids(example)
+        except TemplateError as error:
+            raise TemplateError(str(error), where=example.where) from error
+        if not prompt:
+            raise DataError(
+                "the prompt has no token, so nothing would predict the completion", where=example.where
+            )
+        if self.max_length is None or len(prompt) + len(completion) <= self.max_length:
+            return _encoded(example, prompt, completion), False
+        lengths = (
+            f"{len(prompt) + len(completion)} tokens (prompt {len(prompt)}, completion {len(completion)})"
+        )
+        if self.overflow != "truncate_prompt":
+            reason = f"{lengths} are more than max_length {self.max_length}"
+            return Rejected(example.source, example.row, reason), False
+        shortened = self._shortened_prompt(example.segments, self.max_length - len(completion))
+        if not shortened:
+            reason = f"{lengths} leave no room for any of the user's text within max_length {self.max_length}"
+            return Rejected(example.source, example.row, reason), False
+        return _encoded(example, shortened, completion), True
+
+    def _shortened_prompt(self, segments: Sequence[Segment], room: int) -> tuple[int, ...]:
+        """Return the prompt with as much of the last user message's beginning as fits; empty if none does."""
+        last_user = max((i for i, segment in enumerate(segments) if segment.role == "user"), default=None)
+        if last_user is None:
+            return ()
+        text = segments[last_user].text
+
+        def cut(length: int) -> tuple[int, ...]:
+            shorter = dataclasses.replace(segments[last_user], text=text[:length])
+            return self.prompt_ids((*segments[:last_user], shorter, *segments[last_user + 1 :]))
+
+        # Longer text is, nearly always, more tokens; and bisection ends on a length that it has seen to fit.
+        length = bisect.bisect_right(range(len(text)), room, key=lambda length: len(cut(length))) - 1
+        return cut(length) if length > 0 and text[:length].strip() else ()
+
+    def _too_long(self, rejected: Rejected) -> DataError:
+        choices = ", or set overflow to 'drop' or 'truncate_prompt'" if self.overflow == "error" else ""
+        return DataError(f"{rejected.reason}. Raise max_length{choices}", where=rejected.where)
+
+    def _chat_ending(self) -> tuple[str, str]:
+        """Return what the chat template puts after an answer, and its part up to and with the end token."""
+        answer = self._answer([{"role": "user", "content": _PROBE}], _PROBE)
+        _, probe, suffix = answer.rpartition(_PROBE)
+        if not probe:
+            raise TemplateError(
+                "the tokenizer's chat template leaves out the assistant's answer; turn chat off"
+            )
+        specials = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        ends = [suffix.index(special) + len(special) for special in specials if special in suffix]
+        # A template without an end token, such as Alpaca's, gets the tokenizer's: generation must stop.
+        return suffix, suffix[: min(ends)] if ends else _eos(self.tokenizer)
+
+    def _answer(self, messages: list[dict[str, str]], completion: str) -> str:
+        """Return what the chat template adds to the prompt when the answer is appended."""
+        prompt = self._apply(messages, generation_prompt=True)
+        whole = self._apply(
+            [*messages, {"role": "assistant", "content": completion}], generation_prompt=False
+        )
+        if not whole.startswith(prompt):
+            raise TemplateError(
+                "the chat template writes a prompt differently once it is answered, so the model would be "
+                f"served something else than it was trained on: the prompt ends in {_excerpt(prompt[-40:])}, "
+                f"and the conversation has {_excerpt(whole[max(0, len(prompt) - 40) : len(prompt)])} there. "
+                "Use a chat template whose generation prompt begins the answer, or turn chat off"
+            )
+        return whole[len(prompt) :]
+
+    def _apply(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        # verbose=False: the limit is checked here, and the tokenizer's warning would only repeat it.
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _encoded(example: Example, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Encoded:
+    return Encoded(prompt, completion, example.source, example.row, example.group)
+
+
+def _messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
+    return [{"role": segment.role, "content": segment.text} for segment in segments]
+
+
+def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    bos = tokenizer.bos_token_id
+    return (bos,) if bos is not None and tokenizer(_PROBE)["input_ids"][:1] == [bos] else ()
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    if tokenizer.eos_token is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, so the model couldn't "
+            "learn where a completion ends. Set tokenizer.eos_token"
+        )
+    return str(tokenizer.eos_token)
+
+
+def _excerpt(text: str) -> str:
+    return repr(shorten(text))

@@ -1,0 +1,241 @@
+"""From a record to an example: Jinja2 templates for the prompt and the completion.
+
+A template names the record's fields: `Summarize: {{ document }}`. Fields whose names aren't identifiers are
+reached through `fields`: `{{ fields["Reference summary"] }}`. Text outside the braces reaches the model as it
+is written; no newline is added or taken away. Templates run in Jinja2's immutable sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import yaml
+
+from manytune.data.nearest import did_you_mean
+from manytune.data.records import Record, Rejected
+from manytune.data.rendering import compile_part, named_fields, no_field, render_part, shorten
+from manytune.errors import TemplateError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One message of a prompt."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the completion to learn.
+
+    Args:
+        segments: The prompt's messages, in order.
+        completion: The text that bears the loss, without an end token.
+        source: The file or dataset that the row came from.
+        row: Its line or record number, from 1.
+        group: Examples of one group stay together in splits; `None` for no group.
+        task: Which task of a mixture it belongs to; `None` for the only one.
+    """
+
+    segments: tuple[Segment, ...]
+    completion: str
+    source: str
+    row: int
+    group: str | None = None
+    task: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The place to name in a message, such as `train.jsonl:17`."""
+        return f"{self.source}:{self.row}"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What became of many records: examples, and the rows that the template didn't fit."""
+
+    kept: tuple[Example, ...]
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a record becomes an example.
+
+    Args:
+        prompt: Jinja2 template of the user's message.
+        completion: Jinja2 template of the answer to learn.
+        system: Jinja2 template of a system message, or `None` for no such message.
+        group_by: The field whose value keeps rows together in splits, or `None`.
+
+    Raises:
+        TemplateError: A part isn't valid Jinja2, or the completion names no field.
+    """
+
+    prompt: str
+    completion: str
+    system: str | None = None
+    group_by: str | None = None
+
+    def __post_init__(self) -> None:
+        for part, text in self._parts().items():
+            compile_part(part, text)
+        if not named_fields(self.completion):
+            raise TemplateError(
+                f"the completion template names no field, so that every row would teach the same text: "
+                f"{shorten(self.completion)!r}. Write fields in double braces, as in {{{{ summary }}}}"
+            )
+
+    def render(self, record: Record) -> Example:
+        """Return the example that a record makes.
+
+        Raises:
+            TemplateError: A field is missing or can't be printed, or the prompt or the completion is empty.
+        """
+        try:
+            return Example(
+                segments=self.render_prompt(record.fields),
+                completion=render_part("completion", self.completion, record.fields),
+                source=record.source,
+                row=record.row,
+                group=self._group(record.fields),
+            )
+        except TemplateError as error:
+            raise TemplateError(str(error), where=record.where) from error
+
+    def render_prompt(self, fields: Mapping[str, object]) -> tuple[Segment, ...]:
+        """Return the prompt alone, as serving needs it: the fields of the completion may be absent.
+
+        Raises:
+            TemplateError: A field is missing or can't be printed, or the prompt is empty.
+        """
+        user = Segment("user", render_part("prompt", self.prompt, fields))
+        if self.system is None:
+            return (user,)
+        return (Segment("system", render_part("system", self.system, fields)), user)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the parts that are set, ready for JSON."""
+        parts = self._parts()
+        return parts if self.group_by is None else {**parts, "group_by": self.group_by}
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, object]) -> PromptTemplate:
+        """Return the template that `to_dict` described.
+
+        Raises:
+            TemplateError: A key is unknown or missing, a value isn't text, or a part isn't valid Jinja2.
+        """
+        known = [field.name for field in fields(cls)]
+        for key, value in parts.items():
+            if key not in known:
+                raise TemplateError(
+                    f"a template has the keys {', '.join(known)}, not {key!r}{did_you_mean(str(key), known)}"
+                )
+            optional = key in ("system", "group_by")
+            if not isinstance(value, str) and not (optional and value is None):
+                raise TemplateError(f"the template's {key} must be text, not {type(value).__name__}")
+        for key in ("prompt", "completion"):
+            if key not in parts:
+                raise TemplateError(f"a template needs the keys prompt and completion; {key} is missing")
+        return cls(**dict(parts))  # type: ignore[arg-type]  # checked above
+
+    def _parts(self) -> dict[str, str]:
+        parts = {"prompt": self.prompt, "completion": self.completion}
+        return parts if self.system is None else {**parts, "system": self.system}
+
+    def _group(self, values: Mapping[str, object]) -> str | None:
+        if self.group_by is None:
+            return None
+        if values.get(self.group_by) is None:
+            raise TemplateError(f"group_by {no_field(self.group_by, values)}")
+        return str(values[self.group_by])
+
+
+def render_all(
+    template: PromptTemplate, records: Iterable[Record], *, on_error: Literal["error", "skip"] = "error"
+) -> Rendered:
+    """Render many records.
+
+    Args:
+        template: The template.
+        records: The rows.
+        on_error: `"error"` stops at the first row that the template doesn't fit; `"skip"` returns such rows.
+
+    Raises:
+        TemplateError: A row doesn't fit, and `on_error` is `"error"`.
+    """
+    kept: list[Example] = []
+    rejected: list[Rejected] = []
+    for record in records:
+        try:
+            kept.append(template.render(record))
+        except TemplateError as error:
+            if on_error == "error":
+                raise
+            reason = str(error).removeprefix(f"{record.where}: ")
+            rejected.append(Rejected(record.source, record.row, reason))
+    return Rendered(tuple(kept), tuple(rejected))
+
+
+NAMED_TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
+    {
+        "alpaca": PromptTemplate(
+            prompt="{{ instruction }}{% if input %}\n\n{{ input }}{% endif %}", completion="{{ output }}"
+        ),
+        "prompt-completion": PromptTemplate(prompt="{{ prompt }}", completion="{{ completion }}"),
+        "question-answer": PromptTemplate(
+            prompt="{% if context is defined %}{{ context }}\n\n{% endif %}{{ question }}",
+            completion="{{ answer }}",
+        ),
+        "summarize": PromptTemplate(
+            prompt="Summarize the following text.\n\n{{ document }}", completion="{{ summary }}"
+        ),
+    }
+)
+"""Templates by name, for rows with the customary fields."""
+
+
+def named_template(name: str) -> PromptTemplate:
+    """Return one of `NAMED_TEMPLATES`.
+
+    Raises:
+        TemplateError: There is no such template; the message lists them.
+    """
+    if name not in NAMED_TEMPLATES:
+        raise TemplateError(
+            f"no template is named {name!r}{did_you_mean(name, NAMED_TEMPLATES)} "
+            f"Known: {', '.join(NAMED_TEMPLATES)}; or give a .yaml or .json file"
+        )
+    return NAMED_TEMPLATES[name]
+
+
+def load_template(file: str | Path) -> PromptTemplate:
+    """Return the template in a YAML or JSON file, which has the fields of `PromptTemplate` as keys.
+
+    Raises:
+        TemplateError: The file can't be read, or isn't such a mapping.
+    """
+    path = Path(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        parts = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise TemplateError(f"the template file can't be read: {error}", where=str(file)) from error
+    if not isinstance(parts, dict):
+        raise TemplateError(
+            f"a template file holds the keys prompt and completion, not a {type(parts).__name__}",
+            where=str(file),
+        )
+    try:
+        return PromptTemplate.from_dict(parts)
+    except TemplateError as error:
+        raise TemplateError(str(error), where=str(file)) from error
