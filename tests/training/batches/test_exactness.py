@@ -71,7 +71,7 @@ def test_packed_layouts_equal_one_sequence_at_a_time(kind, sequences):
 @example(sequences=LONGEST)
 @few_examples
 def test_padded_layout_equals_one_sequence_at_a_time(kind, sequences):
-    # Gemma's eager attention gives NaN for pad tokens in float64: its mask's value overflows its float32 softmax.
+    # In float64 Gemma's eager attention gives NaN for pad tokens: its mask overflows its float32 softmax.
     dtype, loss, gradient = (
         (torch.float32, 1e-5, 1e-4) if kind == "gemma2" else (torch.float64, LOSS, GRADIENT)
     )
@@ -81,7 +81,7 @@ def test_padded_layout_equals_one_sequence_at_a_time(kind, sequences):
 
 @pytest.mark.parametrize("sequences", [WHOLE_SEQUENCES_AS_PREFIXES, IDENTICAL_REFERENCES, LONGEST])
 def test_norms_that_cast_to_float32_leave_gradients_equal_to_float32_precision(kind, sequences):
-    # Their backward pass rounds the gradient of each row; a shared row rounds a sum, rows apart round its terms.
+    # Their backward pass rounds the gradient of each row: of a shared row a sum, of rows apart its terms.
     alone, packed = model(kind, exact_norms=False), model(kind, exact_norms=False)
     if kind == "gemma2":
         alone.set_attn_implementation(ATTENTION)

@@ -87,7 +87,8 @@ MODELS = {"llama": llama, "qwen3": qwen3, "mistral": mistral, "gemma2": gemma2, 
 
 
 class ExactRMSNorm(torch.nn.Module):
-    """A model's RMSNorm without its cast to float32, so that float64 means float64 in the backward pass too."""
+    """A model's RMSNorm without its cast to float32, so that float64 means float64 in the backward pass
+    too."""
 
     def __init__(self, norm):
         super().__init__()

@@ -10,8 +10,17 @@ from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
+from manytune.training.batches.support import unsupported_reason
 
-__all__ = ["BUILDERS", "Batch", "Builder", "TokenSequence", "builder", "packed_attention"]
+__all__ = [
+    "BUILDERS",
+    "Batch",
+    "Builder",
+    "TokenSequence",
+    "builder",
+    "packed_attention",
+    "unsupported_reason",
+]
 
 
 class Builder(Protocol):
