@@ -75,8 +75,9 @@ def compile_part(part: str, text: str) -> jinja2.Template:
     except jinja2.TemplateSyntaxError as error:
         lines = text.splitlines() or [""]
         line = lines[min(error.lineno, len(lines)) - 1].strip()
+        what = str(error.message).rstrip(".")
         raise TemplateError(
-            f"the {part} template, line {error.lineno}, isn't valid: {str(error.message).rstrip('.')}: {shorten(line)!r}"
+            f"the {part} template, line {error.lineno}, isn't valid: {what}: {shorten(line)!r}"
         ) from error
 
 

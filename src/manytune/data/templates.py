@@ -189,11 +189,11 @@ def render_all(
 NAMED_TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
     {
         "alpaca": PromptTemplate(
-            prompt="{{ instruction }}{% if input %}\n\n{{ input }}{% endif %}", completion="{{ output }}"
+            prompt="{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}", completion="{{ output }}"
         ),
         "prompt-completion": PromptTemplate(prompt="{{ prompt }}", completion="{{ completion }}"),
         "question-answer": PromptTemplate(
-            prompt="{% if context is defined %}{{ context }}\n\n{% endif %}{{ question }}",
+            prompt="{% if context is defined and context %}{{ context }}\n\n{% endif %}{{ question }}",
             completion="{{ answer }}",
         ),
         "summarize": PromptTemplate(

@@ -1,0 +1,107 @@
+"""CSV and TSV: rows may span lines, so each row is named by the line where it begins."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from manytune.data.records import Record, Rejected
+from manytune.data.text import not_utf8, read_utf8_bytes
+from manytune.errors import DataError
+
+
+def read_csv(path: Path, source: str) -> list[Record | Rejected]:
+    """Read comma-separated rows under a header.
+
+    Raises:
+        DataError: The header can't be used, or a quoted field is never closed.
+    """
+    return _delimited(path, source, ",")
+
+
+def read_tsv(path: Path, source: str) -> list[Record | Rejected]:
+    """Read tab-separated rows under a header; quotes mean what they mean in CSV.
+
+    Raises:
+        DataError: The header can't be used, or a quoted field is never closed.
+    """
+    return _delimited(path, source, "\t")
+
+
+def _delimited(path: Path, source: str, delimiter: str) -> list[Record | Rejected]:
+    # A byte that isn't UTF-8 becomes a lone surrogate here, so that only its own row is rejected.
+    text = read_utf8_bytes(path, source).decode("utf-8", errors="surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[Record | Rejected] = []
+    with _fields_of_any_size():
+        header = _header(reader, source)
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return rows
+            except csv.Error as error:
+                rows.append(_malformed(error, source, line, reader.line_num))
+            else:
+                if cells:  # a blank line isn't a row
+                    rows.append(_row(header, cells, source, line))
+
+
+def _header(reader: Iterator[list[str]], source: str) -> list[str]:
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"the header isn't valid: {error}", where=f"{source}:1") from error
+    problem = _encoding_problem(header)
+    if not header:
+        problem = "the first line is blank; it must name the fields"
+    for column, name in enumerate(header, start=1):
+        if not name.strip():
+            problem = (
+                f"column {column} of the header has no name (an index column? write the file without it)"
+            )
+        elif header.count(name) > 1:
+            problem = f"the header names {name!r} twice"
+    if problem:
+        raise DataError(problem, where=f"{source}:1")
+    return header
+
+
+def _row(header: list[str], cells: list[str], source: str, line: int) -> Record | Rejected:
+    if problem := _encoding_problem(cells):
+        return Rejected(source, line, problem)
+    if len(cells) != len(header):
+        expected = f"expected {len(header)} cells ({', '.join(header)})"
+        return Rejected(source, line, f"{expected}, found {len(cells)}")
+    return Record(dict(zip(header, cells, strict=True)), source, line)
+
+
+def _malformed(error: csv.Error, source: str, first: int, last: int) -> Rejected:
+    if "unexpected end of data" in str(error):
+        # All further rows went into the field; to call that one rejected row would hide how much is lost.
+        raise DataError("a quoted field that begins in this row is never closed", where=f"{source}:{first}")
+    lines = f" (lines {first} to {last} were read as one row)" if last > first else ""
+    return Rejected(source, first, f"the row isn't valid CSV: {error}{lines}")
+
+
+def _encoding_problem(cells: list[str]) -> str | None:
+    try:
+        "".join(cells).encode("utf-8")
+    except UnicodeEncodeError as error:
+        return not_utf8(ord(error.object[error.start]) & 0xFF)
+    return None
+
+
+@contextlib.contextmanager
+def _fields_of_any_size() -> Iterator[None]:
+    """Lift the csv module's limit of 128 KiB a field, which documents exceed; it can only be set globally."""
+    previous = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(previous)

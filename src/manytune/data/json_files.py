@@ -1,0 +1,98 @@
+"""JSON lines, and files that are one JSON array."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+from manytune.data.records import Record, Rejected
+from manytune.data.text import not_utf8, read_utf8_bytes
+from manytune.errors import DataError
+
+
+def read_json_lines(path: Path, source: str) -> list[Record | Rejected]:
+    """Read one JSON object a line; blank lines aren't rows.
+
+    Raises:
+        DataError: The file is UTF-16.
+    """
+    lines = enumerate(read_utf8_bytes(path, source).split(b"\n"), start=1)
+    return [_line(line, source, number) for number, line in lines if line.strip()]
+
+
+def read_json(path: Path, source: str) -> list[Record | Rejected]:
+    """Read a JSON array of objects, or one object a line.
+
+    Raises:
+        DataError: The file is neither.
+    """
+    data = read_utf8_bytes(path, source)
+    if data.lstrip().startswith(b"["):
+        return [_record(value, source, row) for row, value in enumerate(_array(data, source), start=1)]
+    rows = read_json_lines(path, source)
+    if not any(isinstance(row, Record) for row in rows):
+        raise DataError("expected an array of objects, or one object a line", where=source)
+    return rows
+
+
+def _array(data: bytes, source: str) -> list[object]:
+    try:
+        values = _parse(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(not_utf8(data[error.start]), where=f"{source}:{line}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"the array isn't valid JSON: {error.msg}", where=f"{source}:{error.lineno}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the array can't be read: {error}", where=source) from error
+    assert isinstance(values, list)  # it begins with "["
+    return values
+
+
+def _line(line: bytes, source: str, number: int) -> Record | Rejected:
+    try:
+        return _record(_parse(line.decode("utf-8")), source, number)
+    except UnicodeDecodeError as error:
+        return Rejected(source, number, not_utf8(line[error.start]))
+    except json.JSONDecodeError as error:
+        hint = ". A file that is one array is named .json" if line.lstrip().startswith(b"[") else ""
+        return Rejected(
+            source, number, f"the line isn't valid JSON: {error.msg} at column {error.colno}{hint}"
+        )
+    except (ValueError, RecursionError) as error:
+        return Rejected(source, number, f"the line can't be read: {error}")
+
+
+def _record(value: object, source: str, row: int) -> Record | Rejected:
+    if not isinstance(value, dict):
+        found = json.dumps(value, ensure_ascii=False)
+        shown = found if len(found) <= 40 else f"{found[:39]}…"
+        return Rejected(source, row, f"expected an object with the row's fields, found {shown}")
+    return Record(value, source, row)
+
+
+def _parse(text: str) -> object:
+    """Parse strictly: what Python's parser lets pass but no tokenizer can use is an error."""
+    value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("an escape such as \\ud83d is half a character") from error
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} appears twice")
+    return fields
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} isn't JSON; write null or leave the field out")

@@ -1,0 +1,108 @@
+"""Files and datasets to records: a row that can't be read is named with its file and line, never lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from manytune.data.delimited import read_csv, read_tsv
+from manytune.data.json_files import read_json, read_json_lines
+from manytune.data.nearest import did_you_mean
+from manytune.data.records import Record, Records, Rejected
+from manytune.errors import DataError
+
+_DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def read(spec: str, *, split: str | None = None, on_error: Literal["error", "skip"] = "error") -> Records:
+    """Read all rows of a file or a dataset.
+
+    Args:
+        spec: A file (.jsonl, .json, .csv, .tsv, .parquet), a directory of such files, or a name that
+            `datasets` can load, as `name` or `name:config`.
+        split: Which split of a dataset or directory; may be left out if there is only one.
+        on_error: `"error"` raises if any row can't be read; `"skip"` returns such rows as rejected.
+
+    Raises:
+        DataError: The file is missing, empty or unreadable, or rows are broken and `on_error` is `"error"`.
+    """
+    rows = _rows(spec, split)
+    kept = tuple(row for row in rows if isinstance(row, Record))
+    rejected = tuple(row for row in rows if isinstance(row, Rejected))
+    if rejected and on_error == "error":
+        more = f" ({len(rejected) - 1} more rows can't be read either)" if len(rejected) > 1 else ""
+        raise DataError(f"{rejected[0].reason}{more}", where=rejected[0].where)
+    if not rows:
+        raise DataError("there are no rows in it", where=spec)
+    return Records(kept, rejected)
+
+
+def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        if split is not None:
+            raise DataError(f"a file has no splits, so split={split!r} can't be chosen", where=spec)
+        return _file_rows(path, spec)
+    if path.is_dir():
+        return _dataset_rows(spec, str(path), None, split)
+    if path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
+        raise DataError(f"there is no such file{_similar_file(path)}", where=spec)
+    name, _, config = spec.partition(":")
+    return _dataset_rows(spec, name, config or None, split)
+
+
+def _file_rows(path: Path, source: str) -> list[Record | Rejected]:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"files end in {', '.join(_READERS)}, not {path.suffix!r}", where=source)
+    try:
+        if path.stat().st_size == 0:
+            raise DataError("the file is empty", where=source)
+        return reader(path, source)
+    except OSError as error:
+        raise DataError(f"the file can't be read: {error.strerror or error}", where=source) from error
+
+
+def _parquet_rows(path: Path, source: str) -> list[Record | Rejected]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"it isn't a readable Parquet file: {error}", where=source) from error
+    return [Record(fields, source, row) for row, fields in enumerate(table.to_pylist(), start=1)]
+
+
+def _dataset_rows(spec: str, name: str, config: str | None, split: str | None) -> list[Record | Rejected]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # datasets, the hub client and each file format raise errors of their own
+        message = f"neither a file nor a dataset that can be loaded ({error}){_similar_file(Path(spec))}"
+        raise DataError(message, where=spec) from error
+    if split is None:
+        if len(loaded) != 1:
+            raise DataError(f"it has the splits {', '.join(loaded)}; choose one of them", where=spec)
+        split, loaded = next(iter(loaded.items()))
+    return [Record(fields, f"{spec}[{split}]", row) for row, fields in enumerate(loaded, start=1)]
+
+
+def _similar_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    files = [str(file) for file in path.parent.iterdir() if file.suffix.lower() in _READERS]
+    return did_you_mean(str(path), files)
+
+
+_READERS: dict[str, Callable[[Path, str], list[Record | Rejected]]] = {
+    ".jsonl": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": _parquet_rows,
+}

@@ -1,0 +1,121 @@
+"""Grouped splits that depend on the rows' content and the seed only, and the check that nothing leaked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from manytune.data.templates import Example, Segment
+from manytune.errors import DataError
+
+T = TypeVar("T")
+
+
+def split(
+    items: Sequence[T], fractions: Mapping[str, float], *, key: Callable[[T], str], seed: int
+) -> dict[str, tuple[T, ...]]:
+    """Divide items into splits so that items with equal keys stay together.
+
+    Groups are put into the order of a hash of seed and key, and that order is cut where the number of items
+    comes nearest to the wanted share. So the order of the items decides nothing, and each split has its share
+    to within the size of one group. Inside a split, items keep their order.
+
+    Args:
+        items: What to divide.
+        fractions: The share of each split, by name; they add up to 1.
+        key: The group of an item. `group_key` is the one for examples.
+        seed: Another seed gives another division.
+
+    Raises:
+        DataError: The fractions aren't shares of a whole, or a split would be empty.
+
+    Example:
+        >>> parts = split(range(10), {"train": 0.8, "test": 0.2}, key=str, seed=0)
+        >>> {name: len(part) for name, part in parts.items()}
+        {'train': 8, 'test': 2}
+    """
+    _check_fractions(fractions)
+    sizes: dict[str, int] = {}
+    for item in items:
+        sizes[key(item)] = sizes.get(key(item), 0) + 1
+    if len(sizes) < len(fractions):
+        raise DataError(
+            f"{len(items)} rows in {len(sizes)} groups can't fill {len(fractions)} splits "
+            f"({', '.join(fractions)}): a group is never divided"
+        )
+    names = _assign(sizes, fractions, seed)
+    parts = {name: tuple(item for item in items if names[key(item)] == name) for name in fractions}
+    for name, part in parts.items():
+        if not part:
+            raise DataError(
+                f"the split {name!r} would be empty: its share is {fractions[name]:g} of {len(items)} rows "
+                f"in {len(sizes)} groups, and a group is never divided. Give it a larger share"
+            )
+    return parts
+
+
+def group_key(example: Example) -> str:
+    """Return what keeps an example together with others: its group, or else its prompt.
+
+    Without groups, rows with the same prompt still go to one split: a model that has seen the answer would be
+    tested on its memory.
+    """
+    return (
+        f"group {example.group}" if example.group is not None else f"prompt {prompt_text(example.segments)}"
+    )
+
+
+def prompt_text(segments: Iterable[Segment]) -> str:
+    """Return a prompt's text with all white space made single spaces, for comparing prompts."""
+    return " ".join(" ".join(segment.text for segment in segments).split())
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One prompt that occurs in more than one split.
+
+    Args:
+        prompt: Its text, white space made single spaces.
+        places: Where it occurs first, by split: `{"train": "train.jsonl:17", "test": "test.jsonl:3"}`.
+    """
+
+    prompt: str
+    places: Mapping[str, str]
+
+
+def leaks(splits: Mapping[str, Iterable[Example]]) -> tuple[Leak, ...]:
+    """Return the prompts that occur in more than one split, in the order of their first occurrence."""
+    places: dict[str, dict[str, str]] = {}
+    for name, examples in splits.items():
+        for example in examples:
+            places.setdefault(prompt_text(example.segments), {}).setdefault(name, example.where)
+    return tuple(Leak(prompt, found) for prompt, found in places.items() if len(found) > 1)
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    shares = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items()) or "none"
+    if any(not 0 < fraction <= 1 for fraction in fractions.values()):
+        raise DataError(f"each split's share must be above 0 and at most 1; found {shares}")
+    if not math.isclose(total := sum(fractions.values()), 1, abs_tol=1e-9):
+        raise DataError(f"the splits' shares must add up to 1, not {total:g}; found {shares}")
+
+
+def _assign(sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Return each group's split."""
+    order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{seed} {group}".encode()).digest())
+    total = sum(sizes.values())
+    names: dict[str, str] = {}
+    start, items, wanted = 0, 0, 0.0
+    for name, fraction in fractions.items():
+        wanted += fraction * total
+        end = start
+        # Take the next group if the count then comes nearer to what is wanted; in the middle, leave it.
+        while end < len(order) and abs(items + sizes[order[end]] - wanted) < abs(items - wanted):
+            items += sizes[order[end]]
+            end += 1
+        names.update(dict.fromkeys(order[start:end], name))
+        start = end
+    return names
