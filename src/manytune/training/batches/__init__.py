@@ -10,15 +10,19 @@ from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
+from manytune.training.batches.grouping import plan_batches
 from manytune.training.batches.support import unsupported_reason
+from manytune.training.batches.token_counts import TokenCounts
 
 __all__ = [
     "BUILDERS",
     "Batch",
     "Builder",
+    "TokenCounts",
     "TokenSequence",
     "builder",
     "packed_attention",
+    "plan_batches",
     "unsupported_reason",
 ]
 

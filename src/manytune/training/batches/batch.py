@@ -53,8 +53,9 @@ class Batch:
         weights: For each target, how many sequences of the batch it stands for. Shape `(n,)`, float32.
         attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, columns)`; None without pad tokens.
         layout: What attention needs to keep the sequences of a packed row apart; None for padded batches.
-        tokens_in: Tokens of all sequences.
-        tokens_computed: Columns times rows: what the model's linear layers run on.
+        tokens_in: Input tokens of all sequences. A sequence's last token is a label and never an input.
+        tokens_padded: What a padded batch of these sequences computes: their number times the longest.
+        tokens_computed: What this batch computes: rows times columns.
         pad_tokens: How many of those are pad tokens.
     """
 
@@ -67,6 +68,7 @@ class Batch:
     attention_mask: Tensor | None
     layout: Layout | None
     tokens_in: int
+    tokens_padded: int
     tokens_computed: int
     pad_tokens: int
 

@@ -50,7 +50,8 @@ def build(sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch:
         weights=torch.ones(int(completions.sum())),
         attention_mask=is_token.long(),
         layout=None,
-        tokens_in=int(lengths.sum()) + len(sequences),
+        tokens_in=int(lengths.sum()),
+        tokens_padded=input_ids.numel(),
         tokens_computed=input_ids.numel(),
         pad_tokens=input_ids.numel() - int(lengths.sum()),
     )

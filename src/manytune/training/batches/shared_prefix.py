@@ -74,7 +74,8 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool) -> Batch:
         weights=torch.from_numpy(counts).float(),
         attention_mask=None,
         layout=build_layout(paths[has_rows], shared[has_rows], lengths[has_rows]),
-        tokens_in=int(lengths.sum()) + len(sequences),
+        tokens_in=int(lengths.sum()),
+        tokens_padded=int(lengths.max()) * len(sequences),
         tokens_computed=total,
         pad_tokens=0,
     )
