@@ -8,6 +8,7 @@ same here.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from manytune.errors import (
     AdapterError,
@@ -26,27 +27,57 @@ from manytune.errors import (
     TemplateError,
 )
 
+if TYPE_CHECKING:
+    from manytune.methods.attach import get_peft_model as get_peft_model
+    from manytune.methods.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
+    from manytune.methods.config import PeftConfig as PeftConfig
+    from manytune.methods.config import PeftType as PeftType
+    from manytune.methods.config import TaskType as TaskType
+    from manytune.methods.full import FullConfig as FullConfig
+    from manytune.methods.lora.config import LoraConfig as LoraConfig
+    from manytune.methods.model import PeftModel as PeftModel
+    from manytune.methods.task_models import PeftModelForCausalLM as PeftModelForCausalLM
+
 __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "AutoPeftModelForCausalLM",
     "BaseMismatchError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DataWarning",
+    "FullConfig",
+    "LoraConfig",
     "ManytuneError",
     "NoMatchingPeftModuleError",
+    "PeftConfig",
     "PeftError",
+    "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftType",
     "PeftWarning",
     "RecipeError",
     "RunError",
     "StoreError",
+    "TaskType",
     "TemplateError",
+    "get_peft_model",
 ]
 
 # Where each name that isn't imported above comes from.
-_LAZY: dict[str, str] = {}
+_LAZY = {
+    "AutoPeftModelForCausalLM": "manytune.methods.auto",
+    "FullConfig": "manytune.methods.full",
+    "LoraConfig": "manytune.methods.lora.config",
+    "PeftConfig": "manytune.methods.config",
+    "PeftModel": "manytune.methods.model",
+    "PeftModelForCausalLM": "manytune.methods.task_models",
+    "PeftType": "manytune.methods.config",
+    "TaskType": "manytune.methods.config",
+    "get_peft_model": "manytune.methods.attach",
+}
 
 
 def __getattr__(name: str) -> object:

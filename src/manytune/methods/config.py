@@ -1,0 +1,206 @@
+"""What every method's configuration has in common, and how it is read from and written to `adapter_config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from manytune.errors import CheckpointError, ConfigError, PeftWarning
+
+CONFIG_NAME = "adapter_config.json"
+
+#: The release of HF PEFT whose files manytune reads and writes; stored in every `adapter_config.json`.
+PEFT_FORMAT = "0.21.2"
+
+
+class TaskType(StrEnum):
+    """What a model is used for; decides which `PeftModelFor…` class wraps it."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+class PeftType(StrEnum):
+    """The method that a configuration belongs to. A method of your own may use any other string."""
+
+    LORA = "LORA"
+    FULL = "FULL"
+
+
+@dataclass
+class PeftConfig:
+    """The options that all methods share.
+
+    Args:
+        task_type: What the model is used for, one of `TaskType`.
+        peft_type: The method; set by each method's own class.
+        auto_mapping: For models without a task type: `base_model_class` and `parent_library` of the base.
+        peft_version: The release of HF PEFT whose format the file has.
+        base_model_name_or_path: The base that the adapter belongs to.
+        revision: The base's revision on a hub.
+        inference_mode: Whether the adapter is for inference only; its parameters are then frozen.
+
+    Raises:
+        ConfigError: An option's value can't be used.
+    """
+
+    task_type: str | None = None
+    peft_type: str | None = None
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+
+    #: Fields that live in memory only.
+    _transient: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.peft_version is None:
+            self.peft_version = PEFT_FORMAT
+        if self.task_type is not None and self.task_type not in list(TaskType):
+            known = ", ".join(TaskType)
+            raise ConfigError(
+                f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {known}."
+            )
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Whether the method trains virtual tokens rather than weights."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as they stand in memory, by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def to_json(self) -> str:
+        """The options as `adapter_config.json` holds them: sets as lists, enums as strings, keys sorted."""
+        options = {k: _plain(v) for k, v in self.to_dict().items() if k not in self._transient}
+        return json.dumps(options, indent=2, sort_keys=True)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `adapter_config.json` into a directory, which is created if need be."""
+        from manytune.methods.files import write_atomically
+
+        directory = Path(save_directory)
+        if directory.is_file():
+            raise ConfigError(f"Provided path ({directory}) should be a directory, not a file.")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / CONFIG_NAME, self.to_json().encode())
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str | Path, **kwargs: Any) -> dict[str, Any]:
+        """The content of a configuration file.
+
+        Raises:
+            CheckpointError: The file isn't a JSON object.
+        """
+        path = Path(path_json_file)
+        try:
+            options = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path}: expected a JSON object with the adapter's options: {error}"
+            ) from None
+        if not isinstance(options, dict):
+            raise CheckpointError(f"{path}: expected a JSON object, found {type(options).__name__}.")
+        return options
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ) -> PeftConfig:
+        """Read the configuration of an adapter.
+
+        Args:
+            pretrained_model_name_or_path: The adapter's directory, or its id on a hub.
+            subfolder: A directory within it.
+            **kwargs: `revision`, `cache_dir`, `token` and the like for a hub; the rest overrides options.
+
+        Returns:
+            An object of the class that the file's `peft_type` names, whichever class this is called on.
+
+        Raises:
+            CheckpointError: There is no such file, or it can't be read.
+            TypeError: The file names no `peft_type`, and this class doesn't either.
+        """
+        from manytune.methods.files import HUB_OPTIONS, find_adapter_file
+
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)
+        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs})
+
+    @classmethod
+    def from_peft_type(cls, **options: Any) -> PeftConfig:
+        """Build the configuration class that `peft_type` names; options that it lacks are named and ignored."""
+        from manytune.methods.registry import config_class
+
+        peft_type = options.get("peft_type")
+        if peft_type is None and cls is PeftConfig:
+            raise TypeError("The configuration has no `peft_type`, so its method is unknown.")
+        kind = config_class(peft_type) if peft_type is not None else None
+        return (kind or cls)._from_options(options)
+
+    @classmethod
+    def _from_options(cls, options: dict[str, Any]) -> Self:
+        known = {f.name for f in dataclasses.fields(cls)} - cls._transient
+        unknown = sorted(set(options) - known - cls._transient)
+        if unknown:
+            warnings.warn(
+                f"Unexpected keyword arguments {unknown} for class {cls.__name__}, these are ignored. "
+                "The file was probably written by a newer version of PEFT.",
+                PeftWarning,
+                stacklevel=4,
+            )
+        return cls(**{key: value for key, value in options.items() if key in known})
+
+
+@dataclass
+class PromptLearningConfig(PeftConfig):
+    """The options that all soft prompts share.
+
+    Args:
+        num_virtual_tokens: How many virtual tokens are trained.
+        token_dim: Their size; by default the model's embedding size.
+        num_transformer_submodules: 1 for a decoder or an encoder, 2 for an encoder-decoder.
+        num_attention_heads: Heads of keys and values; by default the model's.
+        num_layers: Layers; by default the model's.
+        modules_to_save: Modules trained in full beside the prompt, such as a new head.
+    """
+
+    num_virtual_tokens: int | None = None
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    num_attention_heads: int | None = None
+    num_layers: int | None = None
+    modules_to_save: list[str] | None = field(default=None)
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Whether the method trains virtual tokens rather than weights."""
+        return True
+
+
+def as_name_set(names: str | Iterable[str] | None) -> str | set[str] | None:
+    """A pattern stays a string; a list of module names becomes a set."""
+    return names if names is None or isinstance(names, str) else set(names)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,39 @@
+"""Full fine-tuning as a method: every weight trains. The yardstick that the others are measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.direct import DirectTuner
+
+
+@dataclass
+class FullConfig(PeftConfig):
+    """Full fine-tuning.
+
+    Args:
+        keep_base: Keep the base's weights aside, so that the adapter can be disabled and detached. Costs one
+            copy of the model; False trains the base in place.
+    """
+
+    keep_base: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.FULL
+
+
+class FullModel(DirectTuner):
+    """Full fine-tuning attached to a model; see `FullConfig`."""
+
+    def select(self, config: FullConfig) -> dict[str, nn.Parameter]:
+        """Every floating-point parameter; tied ones once."""
+        return {name: p for name, p in self.model.named_parameters() if p.is_floating_point()}
+
+    def keeps_base(self, config: Any) -> bool:
+        """See `DirectTuner.keeps_base`."""
+        return bool(config.keep_base)

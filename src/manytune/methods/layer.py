@@ -1,0 +1,339 @@
+"""A layer with adapters beside a frozen layer of the base, and the exact way into its weights and back.
+
+Switching is exact. Merging computes the new weight from the pristine one, W = W0 + ΔW, and swaps it in; W0
+itself is kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after
+any number of switches. The price is one copy of each targeted weight while an adapter is merged.
+`low_memory=True` avoids the copy: it adds ΔW in place and later subtracts it, which rounds; the error is
+measured when the adapter is merged, and stated in a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError, PeftWarning
+
+
+@dataclass(frozen=True)
+class MergeError:
+    """What a low-memory merge will leave behind once it is unmerged.
+
+    Attributes:
+        changed: Number of base weights that will differ.
+        total: Number of base weights in the merged tensors.
+        largest: Largest absolute difference.
+    """
+
+    changed: int
+    total: int
+    largest: float
+
+    def __add__(self, other: MergeError) -> MergeError:
+        return MergeError(
+            self.changed + other.changed, self.total + other.total, max(self.largest, other.largest)
+        )
+
+
+class AdapterLayer(nn.Module):
+    """A layer of the base with adapters beside it.
+
+    A subclass names its per-adapter containers in `adapter_layer_names` (those with parameters) and
+    `other_param_names` (the rest), and defines `forward`, `tensors` and `merged_tensors`.
+
+    Args:
+        base_layer: The layer of the base; it stays frozen and is never copied.
+
+    Mutates: `merge` and `unmerge` replace the data of `base_layer`'s parameters; nothing else touches the
+        base.
+    """
+
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ()
+    other_param_names: ClassVar[tuple[str, ...]] = ()
+    #: Whether merging adds ΔW, independent of the weight it is added to.
+    additive: ClassVar[bool] = True
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.merged_adapters: list[str] = []
+        self._active_adapters: list[str] = []
+        self._trainable: set[str] = set()
+        self._paused: set[str] = set()
+        self._disable_adapters = False
+        self._pristine: dict[str, Tensor] = {}
+        self._low_memory = False
+
+    # -- what a subclass says
+    # ----------------------------------------------------------------------------------
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """One adapter's parameters by their name in a checkpoint, such as `lora_A.weight`; empty if it has none."""
+        raise NotImplementedError
+
+    def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+        """The present parameters of `base_layer` with these adapters written in.
+
+        Returns:
+            New tensors by parameter name (`weight`, `bias`), of the parameter's own dtype.
+        """
+        raise NotImplementedError
+
+    # -- state
+    # -------------------------------------------------------------------------------------------------
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight, with the merged adapters in it."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias."""
+        return self.base_layer.bias  # type: ignore[return-value]
+
+    def get_base_layer(self) -> nn.Module:
+        """The layer of the base."""
+        return self.base_layer
+
+    @property
+    def merged(self) -> bool:
+        """Whether any adapter is written into the base layer's weights."""
+        return bool(self.merged_adapters)
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the layer behaves as the base's."""
+        return self._disable_adapters
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters in use; may name some that this layer doesn't carry."""
+        return self._active_adapters
+
+    @property
+    def active_adapter(self) -> list[str]:
+        """The same as `active_adapters`."""
+        return self._active_adapters
+
+    def _all_available_adapter_names(self) -> list[str]:
+        names: dict[str, None] = {}
+        for container in self.adapter_layer_names:
+            names.update(dict.fromkeys(getattr(self, container).keys()))
+        return sorted(names)
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether this layer carries the adapter."""
+        return any(adapter_name in getattr(self, container) for container in self.adapter_layer_names)
+
+    def live_adapters(self) -> list[str]:
+        """The adapters that `forward` has to apply beside the base layer: none while disabled or merged."""
+        if self._disable_adapters or self.merged_adapters:
+            return []
+        return [name for name in self._active_adapters if self.has_adapter(name)]
+
+    # -- activity
+    # ----------------------------------------------------------------------------------------------
+
+    def set_adapter(self, adapter_names: str | Sequence[str], *, inference_mode: bool = False) -> None:
+        """Use these adapters and no others; only they train, or nothing does with `inference_mode`."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in self._trainable - set(names):
+            self.set_requires_grad(name, requires_grad=False)
+        for name in names:
+            self.set_requires_grad(name, requires_grad=not inference_mode)
+        self._active_adapters = names
+
+    def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
+        """Let one adapter's parameters train, or freeze them. Those that can't have gradients are left alone."""
+        for parameter in self.tensors(adapter_name).values():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(requires_grad)
+        (self._trainable.add if requires_grad else self._trainable.discard)(adapter_name)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Apply the adapters, or behave exactly as the base, merged or not; merged ones come back on enabling."""
+        if enabled == (not self._disable_adapters):
+            return
+        if self.merged_adapters:
+            if enabled:
+                self._write(self.merged_adapters)
+            else:
+                self._restore(self.merged_adapters)
+        self._disable_adapters = not enabled
+        if enabled:
+            for name in self._paused:
+                self.set_requires_grad(name)
+        else:
+            self._paused = {name for name in self._trainable if self.has_adapter(name)}
+            for name in self._paused:
+                self.set_requires_grad(name, requires_grad=False)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget one adapter; no container keeps its name.
+
+        Raises:
+            AdapterError: It is merged.
+        """
+        if adapter_name in self.merged_adapters:
+            raise AdapterError(
+                f"Cannot delete adapter(s) ['{adapter_name}'] while they are merged. Please unmerge them first."
+            )
+        for container in (*self.adapter_layer_names, *self.other_param_names):
+            mapping = getattr(self, container)
+            if adapter_name in mapping:
+                del mapping[adapter_name]
+        self._trainable.discard(adapter_name)
+        self._paused.discard(adapter_name)
+        self._active_adapters = [name for name in self._active_adapters if name != adapter_name]
+
+    # -- merging
+    # -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def merge(
+        self,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        *,
+        low_memory: bool = False,
+    ) -> MergeError | None:
+        """Write adapters into the base layer's weights.
+
+        Args:
+            safe_merge: Refuse weights that aren't finite, and leave the base as it was.
+            adapter_names: Which ones, in this order, after those already merged; by default the active ones.
+            low_memory: Keep no pristine copy; unmerging then subtracts, and rounds.
+
+        Returns:
+            With `low_memory`, what unmerging will leave behind.
+
+        Raises:
+            AdapterError: `safe_merge` found values that aren't finite, or the form differs from an earlier
+                merge's.
+        """
+        wanted = list(self._active_adapters if adapter_names is None else adapter_names)
+        new = [name for name in wanted if name not in self.merged_adapters and self.has_adapter(name)]
+        if not new:
+            return None
+        if self.merged_adapters and low_memory != self._low_memory:
+            raise AdapterError(
+                f"Adapters {self.merged_adapters} are merged with low_memory={self._low_memory}; merge {new} in the "
+                "same form, or unmerge first."
+            )
+        if self._disable_adapters:
+            raise AdapterError(f"Can't merge {new} while adapters are disabled. Enable them first.")
+        if low_memory and not self.additive:
+            raise AdapterError(
+                f"{type(self).__name__} doesn't merge by adding, so it has no low-memory form."
+            )
+        self._low_memory = low_memory
+        names = [*self.merged_adapters, *new]
+        error = self._write(new if low_memory else names, safe=safe_merge)
+        self.merged_adapters = names
+        return error
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take every merged adapter out of the base layer's weights again: bit for bit, unless merged in low memory."""
+        if not self._disable_adapters:
+            self._restore(self.merged_adapters)
+        self.merged_adapters = []
+
+    @torch.no_grad()
+    def _write(self, names: Sequence[str], *, safe: bool = False) -> MergeError | None:
+        if self._low_memory:
+            return self._add(names, safe=safe)
+        self._restore(names)
+        merged = self.merged_tensors(names)
+        if safe:
+            self._check_finite(merged, names)
+        for key, value in merged.items():
+            parameter = self.base_layer.get_parameter(key)
+            self._pristine[key] = parameter.data
+            parameter.data = value
+        return None
+
+    @torch.no_grad()
+    def _restore(self, names: Sequence[str]) -> None:
+        if self._low_memory:
+            for name in reversed(names):
+                self._subtract(name)
+        for key, value in self._pristine.items():
+            self.base_layer.get_parameter(key).data = value
+        self._pristine = {}
+
+    def _add(self, names: Sequence[str], *, safe: bool) -> MergeError:
+        if safe:
+            self._check_finite(self.merged_tensors(names), names)
+        total = MergeError(0, 0, 0.0)
+        for name in names:
+            merged = self.merged_tensors([name])
+            before = {key: self.base_layer.get_parameter(key).clone() for key in merged}
+            self._assign(merged)
+            # Rehearse the way back, so that the error stated is the error that will be.
+            self._subtract(name)
+            for key, value in before.items():
+                difference = (self.base_layer.get_parameter(key) - value).abs()
+                total += MergeError(
+                    int((difference != 0).sum()),
+                    value.numel(),
+                    float(difference.max()) if value.numel() else 0.0,
+                )
+            self._assign(merged)
+        return total
+
+    def _subtract(self, name: str) -> None:
+        # merged_tensors gives W + ΔW for the present W, so W - ((W + ΔW) - W) takes ΔW away.
+        present = self.merged_tensors([name])
+        for key, value in present.items():
+            parameter = self.base_layer.get_parameter(key)
+            parameter.data.sub_(value.sub_(parameter.data))
+
+    def _assign(self, tensors: Mapping[str, Tensor]) -> None:
+        for key, value in tensors.items():
+            self.base_layer.get_parameter(key).data.copy_(value)
+
+    @staticmethod
+    def _check_finite(merged: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        for value in merged.values():
+            if not torch.isfinite(value).all():
+                raise AdapterError(
+                    f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken"
+                )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # `model.to(...)` must move the pristine weights along with the merged ones.
+        self._pristine = {key: fn(value) for key, value in self._pristine.items()}
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __repr__(self) -> str:
+        return f"{self.kind.lower()}.{super().__repr__()}"
+
+    @property
+    def kind(self) -> str:
+        """The family's name, used in `repr` and status reports: `lora` in `lora.Linear`."""
+        return type(self).__module__.split(".")[2]
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    """The adapter layers of a model, by path."""
+    for path, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            yield path, module
+
+
+def warn_of_merge_error(error: MergeError) -> None:
+    """State what a low-memory merge costs."""
+    warnings.warn(
+        f"Merged in low memory: no copy of the base weights is kept, so unmerging rounds. Of {error.total:,} weights "
+        f"{error.changed:,} ({error.changed / error.total:.2%}) will differ from the base afterwards, by at most "
+        f"{error.largest:.3g}. Merge without low_memory for an exact base.",
+        PeftWarning,
+        stacklevel=3,
+    )

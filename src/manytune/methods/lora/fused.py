@@ -1,0 +1,134 @@
+"""A linear layer with a low-rank update beside it, in one autograd step.
+
+    y = x Wᵀ + b + s · D(x) Aᵀ Bᵀ            (LoRA, arXiv 2106.09685; D is dropout)
+
+Written out with separate operations, the update costs three more passes over tensors of the output's size,
+forward alone. Here the base's product is made once and the rank-r product is accumulated into it in place, BA
+is never formed, and the backward pass does the same for the gradient of x. Semantics:
+`tests/reference/lora.py`.
+
+Shapes: x (..., in), W (out, in), b (out,), A (r, in), B (out, r), y (..., out). N is the product of x's
+leading sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    scaling: float,
+    *,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`x Wᵀ + b + s · D(x) Aᵀ Bᵀ`, with gradients for x, b, A and B, and for W where it is asked for.
+
+    The low-rank part is computed in A's dtype, so that float32 adapters on a bfloat16 base keep their
+    precision; the result has the base's dtype. Under autocast all operands take the autocast dtype.
+
+    Args:
+        x: (..., in).
+        weight: (out, in); a transposed view is fine.
+        bias: (out,), or None.
+        lora_a: (r, in).
+        lora_b: (out, r).
+        scaling: s.
+        dropout: Probability of zeroing an element of x on the way to A; the rest is scaled by 1 / (1 - p).
+
+    Returns:
+        (..., out).
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, lora_a, lora_b = (t.to(dtype) for t in (x, weight, lora_a, lora_b))
+        bias = None if bias is None else bias.to(dtype)
+    keep = None
+    if dropout > 0.0:
+        # The mask is drawn as torch's own dropout draws it, so that a run agrees with the unfused form.
+        keep = functional.dropout(torch.ones_like(x, dtype=lora_a.dtype), dropout)
+    result: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
+        x, weight, bias, lora_a, lora_b, scaling, keep
+    )
+    return result
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        scaling: float,
+        keep: Tensor | None,
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        low_in = flat.to(lora_a.dtype)
+        if keep is not None:
+            keep = keep.reshape(low_in.shape)
+            low_in = low_in * keep
+        low = low_in @ lora_a.t()  # (N, r)
+        out = functional.linear(flat, weight, bias)  # (N, out)
+        if out.dtype == low.dtype:
+            out.addmm_(low, lora_b.t(), alpha=scaling)
+        else:
+            out = torch.addmm(out.to(low.dtype), low, lora_b.t(), alpha=scaling).to(out.dtype)
+        # W's gradient needs x itself; A's needs x after dropout. Each is kept only for those who ask.
+        needs_weight, needs_a = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        ctx.save_for_backward(
+            flat if needs_weight or (needs_a and keep is None) else None,
+            low if ctx.needs_input_grad[4] else None,
+            weight,
+            lora_a,
+            lora_b,
+            keep,
+            low_in if needs_a and keep is not None else None,
+        )
+        ctx.scaling = scaling
+        ctx.x_shape = x.shape
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        flat, low, weight, lora_a, lora_b, keep, dropped = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_a, needs_b = ctx.needs_input_grad[:5]
+        grad = grad.reshape(-1, grad.shape[-1])  # (N, out)
+        low_grad_in = grad.to(lora_a.dtype)
+        grad_x = grad_weight = grad_bias = grad_a = grad_b = None
+        if needs_x or needs_a:
+            # B is copied into (r, out) order first: a skinny product reads it along its rows, twice as fast.
+            grad_low = (low_grad_in @ lora_b.t().contiguous().t()).mul_(ctx.scaling)  # (N, r)
+        if needs_x:
+            grad_x = grad @ weight  # (N, in)
+            if keep is None and grad_x.dtype == grad_low.dtype:
+                grad_x.addmm_(grad_low, lora_a)
+            else:
+                update = grad_low @ lora_a
+                grad_x = (grad_x.to(update.dtype) + (update if keep is None else update * keep)).to(
+                    grad.dtype
+                )
+            grad_x = grad_x.view(ctx.x_shape)
+        if needs_a:
+            grad_a = grad_low.t() @ (flat.to(lora_a.dtype) if keep is None else dropped)
+        if needs_b:
+            # uᵀ g, then transposed: a quarter of the time of gᵀ u.
+            grad_b = (low.t() @ low_grad_in).mul_(ctx.scaling).t().contiguous()
+        if needs_weight:
+            grad_weight = grad.t() @ flat
+        if needs_bias:
+            grad_bias = grad.sum(0)
+        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None

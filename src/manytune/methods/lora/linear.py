@@ -1,0 +1,121 @@
+"""LoRA beside a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.fused import lora_linear
+from manytune.methods.lora.init import initialise
+from manytune.methods.lora.layer import LoraLayer
+
+
+class Linear(LoraLayer):
+    """y = x Wᵀ + b + Σ s · D(x) Aᵀ Bᵀ over the active adapters.
+
+    Args:
+        base_layer: `torch.nn.Linear`, a class derived from it, or transformers' `Conv1D`.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        if isinstance(base_layer, Conv1D):
+            self.in_features, self.out_features = base_layer.weight.shape
+            self.fan_in_fan_out = True
+        else:
+            self.in_features: int = base_layer.in_features  # type: ignore[no-redef,assignment]
+            self.out_features: int = base_layer.out_features  # type: ignore[no-redef,assignment]
+            self.fan_in_fan_out = False
+
+    def make_factors(self, adapter_name: str, config: LoraConfig) -> None:
+        """A (r × in) and B (out × r) as linear modules without bias; B has one with `lora_bias`."""
+        r = self.r[adapter_name]
+        if config.lora_bias:
+            self.warn_without_bias()
+        self.lora_A[adapter_name] = nn.Linear(self.in_features, r, bias=False)
+        self.lora_B[adapter_name] = nn.Linear(r, self.out_features, bias=config.lora_bias)
+        initialise(self.lora_A[adapter_name], self.lora_B[adapter_name], r=r, init=config.init_lora_weights)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """ΔW = s · BA: (out, in), or (in, out) for `Conv1D`."""
+        a = self.lora_A[adapter_name].get_parameter("weight")
+        b = self.lora_B[adapter_name].get_parameter("weight")
+        wide = torch.promote_types(a.dtype, torch.float32)
+        delta = (b.to(wide) @ a.to(wide)) * self.scaling[adapter_name]
+        return delta.t() if self.fan_in_fan_out else delta
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer with its active adapters; exactly the base layer if there are none.
+
+        Args:
+            x: (..., in).
+            *args: Passed to the base layer.
+            **kwargs: Passed to the base layer.
+
+        Returns:
+            (..., out), in the base layer's dtype.
+        """
+        names = self.live_adapters()
+        if not names:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if args or kwargs or not self._fusible(names):
+            return self._forward_apart(x, names, *args, **kwargs)
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        if self.fan_in_fan_out:
+            weight = weight.t()
+        a, b, scaling = self._joined(names)
+        dropout = self.lora_dropout[names[0]]
+        p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
+        return lora_linear(x, weight, self.base_layer.bias, a, b, scaling, dropout=p)  # type: ignore[arg-type]
+
+    def _fusible(self, names: list[str]) -> bool:
+        """Whether the layer is what the fused form computes: plain modules without hooks, one dropout mask at most."""
+        if type(self.base_layer) not in (nn.Linear, Conv1D) or _hooked(self.base_layer):
+            return False
+        for name in names:
+            a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+            if type(a) is not nn.Linear or type(b) is not nn.Linear or b.bias is not None:
+                return False
+            if (
+                _hooked(a)
+                or _hooked(b)
+                or _hooked(dropout)
+                or not isinstance(dropout, (nn.Identity, nn.Dropout))
+            ):
+                return False
+            if len(names) > 1 and self.training and isinstance(dropout, nn.Dropout):
+                return False
+        return True
+
+    def _joined(self, names: list[str]) -> tuple[Tensor, Tensor, float]:
+        """Several adapters are one of the summed rank: Σ sᵢ BᵢAᵢ = [s₁B₁ s₂B₂ …] [A₁; A₂; …]."""
+        if len(names) == 1:
+            name = names[0]
+            return self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]  # type: ignore[return-value]
+        a = torch.cat([self.lora_A[name].weight for name in names])  # type: ignore[misc]
+        b = torch.cat(
+            [self.lora_B[name].get_parameter("weight") * self.scaling[name] for name in names], dim=1
+        )
+        return a, b, 1.0
+
+    def _forward_apart(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        for name in names:
+            low = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))  # type: ignore[arg-type]
+            result = result + self.lora_B[name](self.lora_A[name](low)) * self.scaling[name]
+        return result.to(dtype)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )

@@ -1,0 +1,166 @@
+"""Attaching LoRA to a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.errors import ConfigError, PeftWarning
+from manytune.methods.config import PeftConfig
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.embedding import Embedding
+from manytune.methods.lora.layer import LoraLayer
+from manytune.methods.lora.linear import Linear
+from manytune.methods.targets import (
+    ALL_LINEAR,
+    Selection,
+    all_linear_targets,
+    default_targets,
+    first_match,
+    select,
+)
+from manytune.methods.tuner import LayerTuner
+
+
+class LoraModel(LayerTuner):
+    """LoRA attached to a model; see `LoraConfig`."""
+
+    prefix: ClassVar[str] = "lora_"
+    layer_class = LoraLayer
+
+    def check(self, adapter_name: str, config: LoraConfig) -> None:
+        """Biases belong to the base, of which there is one copy: only one adapter may train them.
+
+        Raises:
+            ConfigError: Another adapter trains biases already.
+        """
+        others = [
+            name for name, other in self.peft_config.items() if getattr(other, "bias", "none") != "none"
+        ]
+        if config.bias != "none" and self.peft_config:
+            raise ConfigError(
+                f"LoraModel supports only 1 adapter with bias, and adapter '{adapter_name}' has bias={config.bias!r} "
+                f"beside {list(self.peft_config)}. When using multiple adapters, set bias to 'none' for all adapters."
+            )
+        if others:
+            raise ConfigError(
+                f"LoraModel supports only 1 adapter with bias, and adapter '{others[0]}' trains the base's biases. "
+                "When using multiple adapters, set bias to 'none' for all adapters."
+            )
+
+    def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
+        """See `LayerTuner.select`."""
+        if config.target_modules is None:
+            config.target_modules = default_targets(self.model)
+        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
+            config.target_modules = all_linear_targets(self.model, config.task_type)
+        layers = config.layers_to_transform
+        pattern = config.layers_pattern
+        return select(
+            self.model,
+            Selection(
+                names=config.target_modules,
+                exclude=config.exclude_modules,
+                layers=[layers] if isinstance(layers, int) else layers,
+                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
+            ),
+        )
+
+    def wrap(self, path: str, module: nn.Module, config: LoraConfig) -> AdapterLayer:
+        """See `LayerTuner.wrap`."""
+        if isinstance(module, nn.Embedding):
+            return Embedding(module)
+        if isinstance(module, (nn.Linear, Conv1D)):
+            if config.fan_in_fan_out and not isinstance(module, Conv1D):
+                warnings.warn(
+                    "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`. "
+                    "Setting fan_in_fan_out to False.",
+                    PeftWarning,
+                    stacklevel=2,
+                )
+                config.fan_in_fan_out = False
+            elif isinstance(module, Conv1D):
+                config.fan_in_fan_out = True
+            return Linear(module)
+        raise ConfigError(
+            f"Target module {path} ({type(module).__name__}) is not supported. LoRA goes beside torch.nn.Linear, "
+            "torch.nn.Embedding and transformers' Conv1D. Name layers of these kinds in target_modules."
+        )
+
+    def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: LoraConfig) -> None:
+        """See `LayerTuner.add_to_layer`."""
+        assert isinstance(layer, LoraLayer)
+        rank_key = first_match(path, dict(config.rank_pattern or {}))
+        alpha_key = first_match(path, config.alpha_pattern or {})
+        layer.add_adapter(
+            adapter_name,
+            r=config.r if rank_key is None else config.rank_pattern[rank_key],
+            lora_alpha=config.lora_alpha if alpha_key is None else config.alpha_pattern[alpha_key],
+            config=config,
+        )
+
+    # -- biases of the base
+    # ------------------------------------------------------------------------------------
+
+    def _biases(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """The base's biases that an adapter trains, by path."""
+        which = getattr(self.peft_config[adapter_name], "bias", "none")
+        if which == "none":
+            return {}
+        if which == "lora_only":
+            carrying = {p: layer for p, layer in self.layers.items() if layer.has_adapter(adapter_name)}
+            return {
+                f"{path}.base_layer.bias": layer.base_layer.bias  # type: ignore[misc]
+                for path, layer in carrying.items()
+                if isinstance(getattr(layer.base_layer, "bias", None), nn.Parameter)
+            }
+        return {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if name.endswith("bias") and ".lora_" not in name and ".modules_to_save." not in name
+        }
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """See `Tuner.set_adapter`."""
+        super().set_adapter(adapter_names, inference_mode)
+        for name in self.peft_config:
+            for bias in self._biases(name).values():
+                bias.requires_grad_(name in self._active and not inference_mode)
+
+    def enable_adapters(self, *, enabled: bool) -> None:
+        """See `Tuner.enable_adapters`; biases that were trained stay as they are, which a warning says."""
+        if not enabled and any(self._biases(name) for name in self._active):
+            warnings.warn(
+                "Careful, disabling adapter layers with bias configured to be 'all' or 'lora_only' does not produce "
+                "the same output as the base model would without adaption: the biases have been trained in place.",
+                PeftWarning,
+                stacklevel=3,
+            )
+        super().enable_adapters(enabled=enabled)
+
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """See `Tuner.state`."""
+        return {**super().state(adapter_name), **self._biases(adapter_name)}
+
+    def add_adapter(self, adapter_name: str, config: PeftConfig, **options: Any) -> None:
+        """See `Tuner.add_adapter`; biases that will train are copied first, so that `unload` can put them back."""
+        super().add_adapter(adapter_name, config, **options)
+        self.__dict__.setdefault("_base_biases", []).extend(
+            (bias, bias.detach().clone()) for bias in self._biases(adapter_name).values()
+        )
+
+    def unload(self) -> nn.Module:
+        """See `Tuner.unload`."""
+        for bias, value in self.__dict__["_base_biases"]:
+            bias.data.copy_(value)
+        return super().unload()
+
+    def _detach(self) -> nn.Module:
+        for bias, _ in self.__dict__.pop("_base_biases"):
+            bias.requires_grad_(False)
+        return super()._detach()

@@ -1,0 +1,387 @@
+"""A model with adapters: the object that users hold."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError, CheckpointError, ConfigError, PeftWarning
+from manytune.methods.accounting import accounting_line, count_parameters
+from manytune.methods.base import Tuner
+from manytune.methods.card import write_card
+from manytune.methods.checkpoint import LoadResult, get_state, read_tensors, set_state, write_adapter
+from manytune.methods.config import PeftConfig
+from manytune.methods.files import HUB_OPTIONS
+from manytune.methods.registry import method_of
+from manytune.methods.targets import TASK_HEADS
+
+
+class PeftModel(nn.Module):
+    """A base model with one or more named adapters. Calls, generation and unknown attributes go to the base.
+
+    Args:
+        model: The base; changed in place until `unload` or `merge_and_unload`.
+        peft_config: Options of the first adapter. This very object is kept, with what the model settles
+            filled in.
+        adapter_name: Its name.
+        autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
+        low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.
+
+    Raises:
+        NoMatchingPeftModuleError: The configuration targets no module.
+        ConfigError: An option doesn't fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+    ) -> None:
+        super().__init__()
+        self.add_task_head(peft_config)
+        method = method_of(peft_config)
+        if peft_config.task_type is None:
+            kind = type(model)
+            peft_config.auto_mapping = {
+                "base_model_class": kind.__name__,
+                "parent_library": kind.__module__,
+            }
+        self.base_model: Tuner = method.tuner(
+            model,
+            peft_config,
+            adapter_name,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+
+    # -- adapters
+    # ----------------------------------------------------------------------------------------------
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Each adapter's options, by its name."""
+        return self.base_model.peft_config
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters in use; empty after the last was deleted."""
+        return self.base_model.active_adapters
+
+    @property
+    def active_adapter(self) -> str:
+        """The adapter in use; the first of several."""
+        names = self.base_model.active_adapters
+        if not names:
+            raise AdapterError("No adapter is in use. Add one, or choose one with set_adapter.")
+        return names[0]
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """Options of the adapter in use."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def modules_to_save(self) -> set[str] | None:
+        """Names of the modules that any adapter trains in full."""
+        names = {n for c in self.peft_config.values() for n in getattr(c, "modules_to_save", None) or ()}
+        return names or None
+
+    def add_task_head(self, config: PeftConfig) -> None:
+        """A classifier's head is new for each task, so it trains in full."""
+        heads = TASK_HEADS.get(config.task_type or "")
+        if heads and hasattr(config, "modules_to_save"):
+            present = config.modules_to_save or []
+            config.modules_to_save = [*present, *(head for head in heads if head not in present)]
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Add an adapter of the same method. It isn't used and doesn't train until `set_adapter`.
+
+        Raises:
+            AdapterError: The name is taken.
+            ConfigError: The method differs from the first adapter's, or an option doesn't fit.
+        """
+        own = next(iter(self.peft_config.values()), None)
+        if own is not None and own.peft_type != peft_config.peft_type:
+            raise ConfigError(
+                f"Cannot combine adapters with different peft types. Found {own.peft_type} and {peft_config.peft_type}."
+            )
+        self.add_task_head(peft_config)
+        self.base_model.add_adapter(
+            adapter_name,
+            peft_config,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Use one adapter (or the sum of several), and train only it.
+
+        Raises:
+            AdapterError: There is no adapter of that name.
+        """
+        self.base_model.set_adapter(adapter_name, inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter. If it was in use, the oldest remaining one takes its place.
+
+        Raises:
+            AdapterError: There is no adapter of that name, or it is merged.
+        """
+        self.base_model.delete_adapter(adapter_name)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within this context the model is exactly its base, merged or not."""
+        self.base_model.enable_adapters(enabled=False)
+        try:
+            yield
+        finally:
+            self.base_model.enable_adapters(enabled=True)
+
+    # -- accounting
+    # --------------------------------------------------------------------------------------------
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """The number of parameters that train, and of all, the adapters' included."""
+        return count_parameters(self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the two counts and their ratio, on one line, as HF PEFT does."""
+        print(accounting_line(*self.get_nb_trainable_parameters()))
+
+    # -- running
+    # -----------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the base with the adapters in use."""
+        return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's own generation, with the adapters in use."""
+        base: Any = self.get_base_model()
+        return base.generate(*args, **kwargs)
+
+    def get_base_model(self) -> nn.Module:
+        """The user's model; its layers carry the adapters."""
+        return self.base_model.model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_modules" not in self.__dict__ or "base_model" not in self._modules:
+                raise
+            return getattr(self.base_model, name)
+
+    # -- files
+    # -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+    ) -> None:
+        """Write adapters in HF PEFT's format.
+
+        The adapter `default` goes into the directory itself, others into one of their name within it.
+
+        Args:
+            save_directory: Created if need be.
+            safe_serialization: Must be True; pickle isn't written.
+            selected_adapters: Which ones; all by default.
+
+        Raises:
+            AdapterError: An adapter isn't loaded.
+            CheckpointError: `safe_serialization` is False.
+        """
+        directory = Path(save_directory)
+        if directory.is_file():
+            raise CheckpointError(f"Provided path ({directory}) should be a directory, not a file.")
+        if not safe_serialization:
+            raise CheckpointError(
+                "safe_serialization=False would write a pickle; manytune writes safetensors only."
+            )
+        names = list(self.peft_config if selected_adapters is None else selected_adapters)
+        unknown = [name for name in names if name not in self.peft_config]
+        if unknown:
+            raise AdapterError(
+                f"Can't save {unknown}: not loaded. Loaded adapters: {list(self.peft_config)}."
+            )
+        for name in names:
+            config = self.peft_config[name]
+            target = directory if name == "default" else directory / name
+            write_adapter(target, config, get_state(self.base_model, name))
+        write_card(directory, self.get_base_model(), self.peft_config[names[0]])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Attach a saved adapter to its base.
+
+        Args:
+            model: The base.
+            model_id: The adapter's directory, or its id on a hub.
+            adapter_name: What to call it.
+            is_trainable: Whether to train it further; otherwise it is frozen.
+            config: Options to use instead of the saved ones; this very object is kept.
+            autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
+            **kwargs: See `load_adapter`.
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
+            ShapeMismatchError: A tensor has another shape than the model's.
+        """
+        if config is None:
+            config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **_hub(kwargs))
+        config.inference_mode = not is_trainable
+        kind: type[PeftModel] = cls
+        if cls is PeftModel:
+            # The task's class derives from this one, so it can't be imported before.
+            from manytune.methods.task_models import class_for
+
+            kind = class_for(config.task_type)
+        lazily = kwargs.get("low_cpu_mem_usage", False)
+        wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)
+        wrapped._load(model_id, adapter_name, **kwargs)
+        return wrapped  # type: ignore[return-value]
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> LoadResult:
+        """Add a saved adapter. It isn't used until `set_adapter`.
+
+        Args:
+            model_id: The adapter's directory, or its id on a hub.
+            adapter_name: A new name for it.
+            is_trainable: Whether it will be trained further.
+            autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
+            **kwargs: `ignore_mismatched_sizes`, `subfolder`, `torch_device`, `low_cpu_mem_usage`, and options
+                for a hub such as `revision`.
+
+        Raises:
+            AdapterError: The name is taken.
+            CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
+        """
+        config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **_hub(kwargs))
+        config.inference_mode = not is_trainable
+        lazily = kwargs.get("low_cpu_mem_usage", False)
+        self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
+        try:
+            return self._load(model_id, adapter_name, **kwargs)
+        except BaseException:
+            self.base_model.delete_adapter(adapter_name)
+            raise
+
+    def _load(self, model_id: str | Path, adapter_name: str, **kwargs: Any) -> LoadResult:
+        unknown = set(kwargs) - _LOAD_OPTIONS - set(HUB_OPTIONS)
+        if unknown:
+            raise TypeError(f"Unknown options for loading an adapter: {sorted(unknown)}.")
+        device = kwargs.get("torch_device") or str(_device_of(self.get_base_model()))
+        tensors = read_tensors(model_id, device=device, subfolder=kwargs.get("subfolder"), **_hub(kwargs))
+        result = set_state(
+            self.base_model,
+            adapter_name,
+            tensors,
+            ignore_mismatched_sizes=kwargs.get("ignore_mismatched_sizes", False),
+        )
+        if result.unexpected_keys:
+            raise CheckpointError(
+                f"{model_id}: {len(result.unexpected_keys)} tensors fit nothing in the model: "
+                f"{_some(result.unexpected_keys)}. Was the adapter trained on another base, or its adapter_config.json "
+                "changed?"
+            )
+        if result.missing_keys and kwargs.get("low_cpu_mem_usage", False):
+            raise CheckpointError(
+                f"{model_id}: {len(result.missing_keys)} tensors of the adapter are missing: "
+                f"{_some(result.missing_keys)}. With low_cpu_mem_usage=True nothing else gives them values."
+            )
+        if result.missing_keys:
+            warnings.warn(
+                f"Found missing adapter keys while loading the checkpoint: {result.missing_keys}. "
+                "They keep their initial values.",
+                PeftWarning,
+                stacklevel=4,
+            )
+        return result
+
+    # -- merging
+    # -----------------------------------------------------------------------------------------------
+
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        low_memory: bool = False,
+    ) -> None:
+        """Write adapters into the base's weights, so that inference costs nothing extra.
+
+        `unmerge_adapter` restores the base bit for bit. `low_memory=True` keeps no copy for that; a warning
+        then states how far the base will be off after unmerging.
+
+        Raises:
+            AdapterError: An adapter isn't loaded; or, with `safe_merge`, the weights would not be finite.
+        """
+        self.base_model.merge_adapter(adapter_names, safe_merge, low_memory=low_memory)
+
+    def unmerge_adapter(self) -> None:
+        """Take every merged adapter out of the base's weights again."""
+        self.base_model.unmerge_adapter()
+
+    def unload(self) -> nn.Module:
+        """Detach without a trace, and give back the base."""
+        return self.base_model.unload()
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> nn.Module:
+        """Write adapters into the weights for good, and give back the plain model."""
+        return self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
+
+
+_LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cpu_mem_usage"}
+
+
+def _hub(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in HUB_OPTIONS if key in options}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    parameter: Tensor | None = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,125 @@
+"""Modules that are trained in full beside an adapter, such as a new classifier head: each adapter has its own copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from manytune.errors import AdapterError, ConfigError
+
+_CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
+
+
+class ModulesToSaveWrapper(nn.Module):
+    """A module of the base, and for each adapter that asks for one, a copy that trains.
+
+    Calls and attribute look-ups go to the active adapter's copy; to the original if the active adapter has
+    none, or while adapters are disabled.
+
+    Args:
+        original_module: The base's module; it stays as it is.
+
+    Raises:
+        ModuleTypeError: The module is a mere container, which has no `forward` to replace.
+    """
+
+    def __init__(self, original_module: nn.Module) -> None:
+        super().__init__()
+        if isinstance(original_module, _CONTAINERS):
+            raise ModuleTypeError(
+                f"modules_to_save cannot be applied to modules of type {type(original_module).__name__}. "
+                "Name the modules in it instead."
+            )
+        self.original_module = original_module
+        self.modules_to_save = nn.ModuleDict()
+        self._active_adapter: str | None = None
+        self._disable_adapters = False
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter whose copy is in use; None if it has none."""
+        return self._active_adapter
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The same, as a list."""
+        return [] if self._active_adapter is None else [self._active_adapter]
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the original is in use whatever adapter is active."""
+        return self._disable_adapters
+
+    @property
+    def current(self) -> nn.Module:
+        """The module in use."""
+        name = self._active_adapter
+        if self._disable_adapters or name is None or name not in self.modules_to_save:
+            return self.original_module
+        return self.modules_to_save[name]
+
+    def add(self, adapter_name: str) -> None:
+        """Give an adapter a copy of the original. It doesn't train until the adapter is active."""
+        twin = copy.deepcopy(self.original_module)
+        twin.requires_grad_(False)
+        self.modules_to_save[adapter_name] = twin
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """The copy's parameters by their name within the module; empty if the adapter has no copy."""
+        if adapter_name not in self.modules_to_save:
+            return {}
+        return dict(self.modules_to_save[adapter_name].named_parameters())
+
+    def set_adapter(self, adapter_names: str | Sequence[str], *, inference_mode: bool = False) -> None:
+        """Use the copy of the one of these adapters that has one.
+
+        Raises:
+            AdapterError: More than one of them has a copy; there is no way to add two modules up.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        mine = [name for name in names if name in self.modules_to_save]
+        if len(mine) > 1:
+            raise AdapterError(
+                f"Only one adapter can be set at a time for ModulesToSaveWrapper, but {mine} each have a copy."
+            )
+        for name, twin in self.modules_to_save.items():
+            twin.requires_grad_(name in mine and not inference_mode)
+        self._active_adapter = mine[0] if mine else None
+
+    def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
+        """Let one adapter's copy train, or freeze it."""
+        if adapter_name in self.modules_to_save:
+            self.modules_to_save[adapter_name].requires_grad_(requires_grad)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Use the active adapter's copy, or the original."""
+        self._disable_adapters = not enabled
+        if self._active_adapter is not None:
+            self.modules_to_save[self._active_adapter].requires_grad_(enabled)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget one adapter's copy."""
+        if adapter_name in self.modules_to_save:
+            del self.modules_to_save[adapter_name]
+        if self._active_adapter == adapter_name:
+            self._active_adapter = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module in use."""
+        return self.current(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # A half-built object (deepcopy, unpickling) has no modules yet; looking further would never end.
+            if "_modules" not in self.__dict__ or "original_module" not in self._modules:
+                raise
+            return getattr(self.current, name)
+
+
+class ModuleTypeError(ConfigError, TypeError):
+    """A module of this kind can't be trained in full beside an adapter."""

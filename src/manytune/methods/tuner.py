@@ -1,0 +1,344 @@
+"""Attaching a method that works by wrapping layers: LoRA and its relatives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError, ConfigError, PeftWarning
+from manytune.methods.base import Tuner, fill_state
+from manytune.methods.config import PeftConfig
+from manytune.methods.layer import AdapterLayer, MergeError, warn_of_merge_error
+from manytune.methods.saved_modules import ModulesToSaveWrapper
+from manytune.methods.targets import candidates, matches
+
+
+class LayerTuner(Tuner):
+    """A method whose adapters sit beside layers of the model.
+
+    A subclass defines `select`, `wrap` and `add_to_layer`. The tuner keeps an index of its own layers, so
+    that adding, loading, switching and saving one adapter costs the same however many are loaded.
+
+    Mutates: replaces each targeted layer in its parent by an `AdapterLayer`, and each of `modules_to_save` by
+    a `ModulesToSaveWrapper`; `unload` puts the originals back.
+    """
+
+    #: What the layers are, for the error message on a module that can't carry this method.
+    layer_class: ClassVar[type[AdapterLayer]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        # Plain dicts of modules that are registered elsewhere: an index, not a second registration.
+        self.__dict__["layers"] = {}
+        self.__dict__["saved"] = {}
+        self.__dict__["_active"] = []
+        super().__init__(
+            model,
+            config,
+            adapter_name,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+
+    layers: dict[str, AdapterLayer]
+    saved: dict[str, ModulesToSaveWrapper]
+    _active: list[str]
+
+    # -- what a subclass says
+    # ----------------------------------------------------------------------------------
+
+    def select(self, config: Any) -> list[tuple[str, nn.Module]]:
+        """The modules that a configuration targets, as (path, module); fills in what the model settles."""
+        raise NotImplementedError
+
+    def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
+        """A layer without adapters around a module of the base.
+
+        Raises:
+            ConfigError: The module is of a kind that can't carry this method.
+        """
+        raise NotImplementedError
+
+    def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
+        """Give one layer one adapter's parameters, initialised."""
+        raise NotImplementedError
+
+    def check(self, adapter_name: str, config: Any) -> None:
+        """Refuse an adapter that can't live beside those already there."""
+
+    # -- adapters
+    # ----------------------------------------------------------------------------------------------
+
+    def _carriers(self) -> dict[str, AdapterLayer | ModulesToSaveWrapper]:
+        # Modules trained in full first: they may refuse two adapters at once, before a layer has switched.
+        return {**self.saved, **self.layers}
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        config: PeftConfig,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """See `Tuner.add_adapter`."""
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        self.check(adapter_name, config)
+        targets = self.select(config)
+        saving = list(getattr(config, "modules_to_save", None) or ())
+        to_save = [(path, m) for path, m in candidates(self.model) if saving and matches(path, saving)]
+        skipped = {path for path, _ in to_save}
+        inside = tuple(f"{path}." for path in skipped)
+        targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
+        if not targets:
+            raise ConfigError(
+                "No modules were targeted for adaptation: every module that target_modules names is also in "
+                f"modules_to_save={saving}. A module is either adapted or trained in full."
+            )
+        # All wrappers are made and filled before the first is put in place, so an error leaves the model as
+        # it was.
+        wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}
+        try:
+            with torch.device("meta") if low_cpu_mem_usage else nullcontext():
+                for path, layer in wrapped.items():
+                    self.add_to_layer(layer, path, adapter_name, config)
+                    _settle(layer, adapter_name, autocast=autocast_adapter_dtype)
+            keepers = {
+                p: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for p, m in to_save
+            }
+            for keeper in keepers.values():
+                keeper.add(adapter_name)
+        except BaseException:
+            for layer in wrapped.values():
+                layer.delete_adapter(adapter_name)
+            raise
+        for path, module in {**wrapped, **keepers}.items():
+            if path not in self.layers and path not in self.saved:
+                _replace(self.model, path, module)
+        self.layers.update(wrapped)
+        self.saved.update(keepers)
+        for module in (*wrapped.values(), *keepers.values()):
+            module.train(module.training)
+        self.peft_config[adapter_name] = config
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See `Tuner.delete_adapter`."""
+        self._require(adapter_name)
+        # A layer that is merged refuses; ask all of them before any forgets.
+        merged = [layer for layer in self.layers.values() if adapter_name in layer.merged_adapters]
+        if merged:
+            merged[0].delete_adapter(adapter_name)
+        for module in self._carriers().values():
+            module.delete_adapter(adapter_name)
+        del self.peft_config[adapter_name]
+        remaining = [name for name in self._active if name != adapter_name]
+        if remaining != self._active:
+            oldest = list(self.peft_config)[:1]
+            self.set_adapter(remaining or oldest)
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """See `Tuner.set_adapter`."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in names:
+            self._require(name)
+        if any(layer.merged for layer in self.layers.values()):
+            warnings.warn(
+                "Adapter cannot be set when the model is merged. Unmerging the model first.", PeftWarning, 3
+            )
+            self.unmerge_adapter()
+        for module in self._carriers().values():
+            module.set_adapter(names, inference_mode=inference_mode)
+        self._active[:] = names
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters in use."""
+        return list(self._active)
+
+    @property
+    def active_adapter(self) -> list[str]:
+        """The same as `active_adapters`."""
+        return list(self._active)
+
+    def enable_adapters(self, *, enabled: bool) -> None:
+        """See `Tuner.enable_adapters`."""
+        for module in self._carriers().values():
+            module.enable_adapters(enabled)
+
+    def enable_adapter_layers(self) -> None:
+        """Apply the adapters again."""
+        self.enable_adapters(enabled=True)
+
+    def disable_adapter_layers(self) -> None:
+        """Behave exactly as the base, merged or not."""
+        self.enable_adapters(enabled=False)
+
+    # -- state
+    # -------------------------------------------------------------------------------------------------
+
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """See `Tuner.state`."""
+        self._require(adapter_name)
+        return {
+            f"{path}.{name}": tensor
+            for path, module in self._carriers().items()
+            for name, tensor in module.tensors(adapter_name).items()
+        }
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `Tuner.memory_name`: the adapter's name goes behind its container."""
+        for path, module in self._carriers().items():
+            name = key.removeprefix(f"{path}.")
+            if key != name and name in module.tensors(adapter_name):
+                if isinstance(module, ModulesToSaveWrapper):
+                    return f"{path}.modules_to_save.{adapter_name}.{name}"
+                container, dot, rest = name.partition(".")
+                return f"{path}.{container}.{adapter_name}{dot}{rest}"
+        return key
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`."""
+        return fill_state(
+            adapter_name,
+            {**self._base_embeddings(), **self.state(adapter_name)},
+            tensors,
+            optional=self._base_embeddings().keys(),
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+
+    def _base_embeddings(self) -> dict[str, Tensor]:
+        # HF PEFT saves a targeted embedding's own table along with the adapter.
+        return {
+            f"{path}.base_layer.weight": layer.weight
+            for path, layer in self.layers.items()
+            if isinstance(layer.base_layer, nn.Embedding)
+        }
+
+    # -- merging
+    # -----------------------------------------------------------------------------------------------
+
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        low_memory: bool = False,
+    ) -> MergeError | None:
+        """See `Tuner.merge_adapter`."""
+        names = list(self._active if adapter_names is None else adapter_names)
+        for name in names:
+            self._require(name)
+        carrying = [layer for layer in self.layers.values() if any(layer.has_adapter(name) for name in names)]
+        if (
+            carrying
+            and all(set(names) & set(layer.merged_adapters) for layer in carrying)
+            and all(
+                not layer.has_adapter(name) or name in layer.merged_adapters
+                for layer in carrying
+                for name in names
+            )
+        ):
+            warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
+            return None
+        before = [(layer, list(layer.merged_adapters)) for layer in carrying]
+        total: MergeError | None = None
+        try:
+            for layer in carrying:
+                error = layer.merge(safe_merge, names, low_memory=low_memory)
+                total = error if total is None or error is None else total + error
+        except AdapterError:
+            # All or nothing: a merge refused at one layer must not stay in the layers before it.
+            for layer, merged in before:
+                if layer.merged_adapters != merged:
+                    layer.unmerge()
+                    if merged:
+                        layer.merge(adapter_names=merged, low_memory=low_memory)
+            raise
+        if total is not None:
+            warn_of_merge_error(total)
+        return total
+
+    def unmerge_adapter(self) -> None:
+        """See `Tuner.unmerge_adapter`."""
+        merged = [layer for layer in self.layers.values() if layer.merged]
+        if not merged:
+            warnings.warn("Already unmerged. Nothing to do.", PeftWarning, stacklevel=3)
+        for layer in merged:
+            layer.unmerge()
+
+    def unload(self) -> nn.Module:
+        """See `Tuner.unload`."""
+        for layer in self.layers.values():
+            layer.unmerge()
+        for path, layer in self.layers.items():
+            _replace(self.model, path, layer.base_layer)
+        for path, keeper in self.saved.items():
+            _replace(self.model, path, keeper.original_module)
+        return self._detach()
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> nn.Module:
+        """See `Tuner.merge_and_unload`; `progressbar` is accepted for peft's sake: this takes well under a second."""
+        names = list(self._active if adapter_names is None else adapter_names)
+        for name in names:
+            self._require(name)
+        if safe_merge and any(layer.merged_adapters != names for layer in self.layers.values()):
+            self._unmerge_quietly()
+            self.merge_adapter(names, safe_merge=True)
+        for path, layer in self.layers.items():
+            layer.enable_adapters(True)
+            layer.merge(False, names)
+            _replace(self.model, path, layer.base_layer)
+        for path, keeper in self.saved.items():
+            mine = [name for name in names if name in keeper.modules_to_save]
+            _replace(self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module)
+        return self._detach()
+
+    def _unmerge_quietly(self) -> None:
+        for layer in self.layers.values():
+            if layer.merged:
+                layer.unmerge()
+
+    def _detach(self) -> nn.Module:
+        self.layers.clear()
+        self.saved.clear()
+        self._active.clear()
+        self.peft_config.clear()
+        self._thaw()
+        return self.model
+
+
+def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
+    """Move new parameters to the base layer's device, and to its dtype or, for a half-precision base, to float32."""
+    base = next(layer.base_layer.parameters(), None)
+    if base is None or not base.is_floating_point():
+        return
+    dtype = torch.float32 if autocast and base.dtype in (torch.float16, torch.bfloat16) else base.dtype
+    for parameter in layer.tensors(adapter_name).values():
+        device = parameter.device if parameter.device.type == "meta" else base.device
+        if parameter.is_floating_point() and (parameter.device, parameter.dtype) != (device, dtype):
+            parameter.data = parameter.data.to(device, dtype)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent_path, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent_path), name, module)
