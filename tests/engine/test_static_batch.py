@@ -153,6 +153,12 @@ def test_every_end_token_of_the_model_ends_an_answer(tokenizer):
     assert (answer.token_ids, answer.finished) == ((6,), "stop")
 
 
+def test_further_end_tokens_can_be_named(tokenizer):
+    model = forced(one_hot_llama(), {5: 6, 6: 9, 9: 7})
+    (answer,) = generate_batch(model, tokenizer, [(5,)], max_new_tokens=4, end_ids=[9])
+    assert (answer.token_ids, answer.finished) == ((6,), "stop")
+
+
 def test_the_models_own_sampling_and_penalties_do_not_apply(tokenizer):
     model = llama()
     expected = generate_batch(model, tokenizer, PROMPTS, max_new_tokens=9)

@@ -8,7 +8,7 @@ memory fails at once and not after an hour, and both return their results in the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -57,6 +57,7 @@ def generate_batch(
     *,
     max_new_tokens: int,
     batch_size: int = 8,
+    end_ids: Collection[int] = (),
     progress: Progress | None = None,
 ) -> list[Generation]:
     """Answer every prompt by greedy decoding.
@@ -72,6 +73,8 @@ def generate_batch(
         prompts: Token ids, one sequence a prompt.
         max_new_tokens: Limit on the length of an answer, in tokens.
         batch_size: Prompts to a batch.
+        end_ids: Tokens that end an answer besides the model's and the tokenizer's own; a chat template may end
+            its messages with another one.
         progress: Told of each finished batch.
 
     Returns:
@@ -84,7 +87,7 @@ def generate_batch(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     _check_lengths(model, [len(prompt) for prompt in prompts], new_tokens=max_new_tokens)
-    stop_ids = _stop_ids(model, tokenizer)
+    stop_ids = _stop_ids(model, tokenizer) | set(end_ids)
     pad_id = _pad_id(tokenizer, stop_ids)
     config = GenerationConfig(
         do_sample=False,

@@ -1,0 +1,46 @@
+"""The metrics by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from manytune.errors import DataError
+from manytune.evaluation.metrics.accuracy import ExactMatch
+from manytune.evaluation.metrics.base import Metric
+from manytune.evaluation.metrics.bleu import Bleu, Chrf
+from manytune.evaluation.metrics.perplexity import Perplexity
+from manytune.evaluation.metrics.rouge import Rouge
+
+__all__ = ["METRICS", "Metric", "metrics_named"]
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Rouge("rouge1", "ROUGE-1"),
+        Rouge("rouge2", "ROUGE-2"),
+        Rouge("rougeL", "ROUGE-L"),
+        Rouge("rougeLsum", "ROUGE-Lsum"),
+        Bleu(),
+        Chrf(),
+        ExactMatch(),
+        Perplexity(),
+    )
+}
+"""Every metric, in the order in which tables show them."""
+
+
+def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:
+    """The metrics of these names, in their order and without repetition.
+
+    Raises:
+        DataError: A name is unknown, or there is none.
+    """
+    if not names:
+        raise DataError(f"no metric given; choose from {', '.join(METRICS)}")
+    for name in names:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise DataError(f"unknown metric '{name}'.{hint} There are {', '.join(METRICS)}.")
+    return tuple(METRICS[name] for name in dict.fromkeys(names))

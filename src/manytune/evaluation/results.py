@@ -1,0 +1,305 @@
+"""What an evaluation found: frozen records with a versioned JSON form.
+
+    Evaluation
+    ├── items        what was asked, and the references
+    ├── results      one RunResult a system: answers, scores, cost, loss curves
+    ├── comparisons  each system against the baseline, one metric at a time
+    └── inference    how the intervals and the tests were made
+
+An `Evaluation` holds everything the report shows and every later comparison needs, the answers included, so
+that nothing has to be generated twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from manytune.errors import DataError
+from manytune.store.files import atomic_write
+
+FORMAT = 1
+"""Version of the JSON form. A reader refuses every other one."""
+
+Verdict = Literal["better", "worse", "cannot tell"]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that every system was asked.
+
+    Attributes:
+        prompt: The prompt as text, its segments joined.
+        references: The answers that count as right; at least one.
+        source: File or dataset that it came from.
+        row: Its 1-based number there; of the first row, if several rows shared the prompt.
+        group: Items with the same group aren't independent and are resampled together; `None` stands alone.
+        task: Which of several tasks it belongs to.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    prompt: str
+    references: tuple[str, ...]
+    source: str
+    row: int
+    group: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one system said to one item.
+
+    Attributes:
+        text: The generated text.
+        tokens: Its length in tokens.
+        finished: `"stop"` if the model ended it, `"length"` if it was cut.
+        nll: Negative log likelihood of the item's references under the system, summed over their tokens, in
+            nats; `None` if it wasn't measured.
+        nll_tokens: How many tokens that sum runs over.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    text: str
+    tokens: int
+    finished: Literal["stop", "length"]
+    nll: float | None = None
+    nll_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreWithInterval:
+    """One metric's value and its confidence interval.
+
+    Attributes:
+        metric: The metric's name, such as `rouge1`.
+        value: The score over all items.
+        low: Lower end of the interval; `None` where no interval can be given.
+        high: Upper end.
+        signature: How the value was computed, in the manner of sacrebleu.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One system against the baseline on the same items, by one metric.
+
+    Attributes:
+        system: Name of the system.
+        baseline: Name of the system it is compared with.
+        metric: The metric's name.
+        difference: Score of the system minus score of the baseline.
+        low: Lower end of the difference's confidence interval; `None` where none can be given.
+        high: Upper end.
+        p_value: Two-sided, from the paired randomization test.
+        verdict: The test's result in words, with the metric's direction taken into account.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    system: str
+    baseline: str
+    metric: str
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a system cost; `None` is "not measured" or "does not apply".
+
+    Attributes:
+        trainable_params: Parameters that were trained.
+        total_params: All parameters, the trained ones included.
+        seconds: Training time, evaluation excluded.
+        peak_memory_bytes: Largest resident memory of the training process.
+        adapter_bytes: Size on disk of what must be kept beside the base.
+        tokens_per_second: Training throughput in input tokens.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    trainable_params: int | None = None
+    total_params: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    adapter_bytes: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossPoint:
+    """Mean loss per target token, in nats, at an optimizer step."""
+
+    __pydantic_config__ = _STRICT
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """How the loss went down."""
+
+    __pydantic_config__ = _STRICT
+
+    training: tuple[LossPoint, ...] = ()
+    validation: tuple[LossPoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One system's answers and scores.
+
+    Attributes:
+        name: What tables call it; unique within an evaluation.
+        method: `"base"`, or the name of the method that trained it.
+        answers: One an item, in the items' order.
+        scores: One a metric.
+        cost: What it took.
+        curves: Training and validation loss.
+        provenance: Facts needed to make it again, each under a short title.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    method: str
+    answers: tuple[Answer, ...]
+    scores: tuple[ScoreWithInterval, ...]
+    cost: Cost = field(default_factory=Cost)
+    curves: Curves = field(default_factory=Curves)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def score(self, metric: str) -> ScoreWithInterval:
+        """The score by this metric.
+
+        Raises:
+            KeyError: It wasn't computed.
+        """
+        for score in self.scores:
+            if score.metric == metric:
+                return score
+        raise KeyError(metric)
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """How intervals and tests were made.
+
+    Attributes:
+        level: Confidence level of the intervals; a test decides at `1 - level`.
+        resamples: Bootstrap samples, and randomizations of a test.
+        seed: Of both.
+        clusters: How many independent units (groups, or items without one) were resampled.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    level: float
+    resamples: int
+    seed: int
+    clusters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Several systems on the same items.
+
+    Attributes:
+        items: What was asked.
+        results: The systems, the baseline first.
+        comparisons: Every other system against the baseline, by every metric.
+        inference: How intervals and tests were made.
+        primary: The metric that the verdict rests on, chosen before the answers were seen.
+        provenance: Facts needed to make all this again.
+        format: Version of this record.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    items: tuple[Item, ...]
+    results: tuple[RunResult, ...]
+    comparisons: tuple[Comparison, ...]
+    inference: Inference
+    primary: str
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def result(self, name: str) -> RunResult:
+        """The system of this name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    def comparison(self, system: str, metric: str) -> Comparison:
+        """One system's comparison with the baseline by one metric.
+
+        Raises:
+            KeyError: It wasn't made.
+        """
+        for comparison in self.comparisons:
+            if comparison.system == system and comparison.metric == metric:
+                return comparison
+        raise KeyError((system, metric))
+
+
+_EVALUATION = TypeAdapter(Evaluation)
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write the JSON form, whole or not at all."""
+    atomic_write(path, _EVALUATION.dump_json(evaluation, indent=1) + b"\n")
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read the JSON form.
+
+    Raises:
+        DataError: The file can't be read, isn't an evaluation, or is one of another format version.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"can't be read: {error.strerror}", where=str(path)) from error
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"expected JSON: {error}", where=str(path)) from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise DataError(
+            f"expected an evaluation of format {FORMAT}, found format {found}; run `manytune evaluate` again",
+            where=str(path),
+        )
+    try:
+        return _EVALUATION.validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"not a whole evaluation: {place}: {first['msg']}", where=str(path)) from error

@@ -1,0 +1,253 @@
+"""Confidence intervals and paired tests over the test items.
+
+What varies is which items were drawn: everything here resamples items, or whole groups of items where items
+of a group aren't independent (three questions about one paper). It says how far the scores would move on
+other items of the same kind. It doesn't say how far another training seed would move them.
+
+Both functions work on sufficient statistics, one row a cluster, and on any score that is a function of
+their sum, so that means and corpus scores are treated alike (see `metrics/base.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from manytune.evaluation.metrics.base import Floats
+from manytune.evaluation.results import Verdict
+
+Aggregate = Callable[[Floats], Floats]
+"""Scores of sums of statistics, `[..., k]` to `[...]`."""
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+_CHUNK = 1_000  # resamples computed at once: bounds the memory, whatever the number of items
+_DIGITS = 1e-12  # differences closer than this, relative to the observed one, count as equal
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+def cluster_sums(statistics: Floats, groups: Sequence[str | None]) -> Floats:
+    """Sum the rows of each group, `[items, k]` to `[clusters, k]`; without a group an item is its own cluster.
+
+    Clusters stand in the order of their first items, so that two systems' rows correspond.
+    """
+    order: dict[tuple[str, object], int] = {}
+    cluster = [
+        order.setdefault(("item", index) if group is None else ("group", group), len(order))
+        for index, group in enumerate(groups)
+    ]
+    sums = np.zeros((len(order), statistics.shape[1]))
+    np.add.at(sums, cluster, statistics)
+    return sums
+
+
+def bootstrap_interval(
+    aggregate: Aggregate,
+    clusters: Floats,
+    *,
+    bounds: tuple[float, float],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Bootstrap interval: bias-corrected and accelerated (BCa, Efron 1987), with Student's quantiles.
+
+    Clusters are drawn with replacement, their statistics summed, and the score of each sum computed. BCa
+    corrects the percentiles for bias and skew; `a` comes from the jackknife over clusters. Bootstrap
+    percentiles are too narrow for few clusters, as they miss the factor `n / (n - 1)` of the variance and
+    Student's tails; so the normal quantile in BCa's formula is replaced by `sqrt(n / (n - 1)) · t(n - 1)`
+    (Hesterberg 2015, "expanded percentiles").
+
+    Where every resample gives the same score (exact match with no match at all, or one cluster) resampling
+    knows nothing of the uncertainty. Then the chance `q` that a cluster would differ is bounded by `q ≤ 1 -
+    (alpha / 2)^(1/n)` (Clopper and Pearson 1934) and the interval allows a share `q` of the clusters to
+    have the lowest or the highest possible score.
+
+    Args:
+        aggregate: The score of a sum.
+        clusters: Statistics, one row a cluster, `[n, k]`.
+        bounds: Lowest and highest possible score.
+        level: Confidence level.
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Returns:
+        The interval; `None` if all resamples agree and the score has no bound, so that nothing can be said.
+
+    Raises:
+        ValueError: There are no clusters.
+    """
+    n = len(clusters)
+    if n == 0:
+        raise ValueError("an interval needs at least one item")
+    total = clusters.sum(axis=0)
+    observed = float(aggregate(total))
+    scores = np.concatenate(
+        [aggregate(weights @ clusters) for weights in _resampled(n, resamples, np.random.default_rng(seed))]
+    )
+    if n == 1 or np.ptp(scores) <= _DIGITS * max(1.0, abs(observed)):
+        return _without_variation(observed, n, bounds, level)
+
+    below = np.mean(scores < observed) + 0.5 * np.mean(scores == observed)
+    bias = stats.norm.ppf(np.clip(below, 1 / (resamples + 1), resamples / (resamples + 1)))
+    left_out = aggregate(total - clusters)
+    deviations = left_out.mean() - left_out
+    spread = float((deviations**2).sum())
+    acceleration = float((deviations**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    half = stats.t.ppf(0.5 + level / 2, n - 1) * np.sqrt(n / (n - 1))
+    ends = []
+    for quantile in (-half, half):
+        shifted = bias + quantile
+        stretch = 1 - acceleration * shifted
+        share = stats.norm.cdf(bias + shifted / stretch) if stretch > 0 else float(quantile > 0)
+        ends.append(float(np.quantile(scores, share)))
+    return Interval(*ends)
+
+
+def paired_interval(
+    aggregate: Aggregate,
+    baseline: Floats,
+    system: Floats,
+    *,
+    bounds: tuple[float, float],
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Bootstrap interval of `score(system) - score(baseline)`, both resampled with the same clusters.
+
+    Args:
+        aggregate: The score of a sum.
+        baseline: Statistics of the baseline, one row a cluster, `[n, k]`.
+        system: Statistics of the system on the same clusters in the same order.
+        bounds: Lowest and highest possible score.
+        level: Confidence level.
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: The clusters don't correspond, or there are none.
+    """
+    _check_paired(baseline, system)
+    k = baseline.shape[1]
+
+    def difference(sums: Floats) -> Floats:
+        return np.asarray(aggregate(sums[..., k:]) - aggregate(sums[..., :k]))
+
+    span = bounds[1] - bounds[0]
+    return bootstrap_interval(
+        difference,
+        np.hstack([baseline, system]),
+        bounds=(-span, span),
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def paired_test(
+    aggregate: Aggregate,
+    baseline: Floats,
+    system: Floats,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value of the paired randomization test (Fisher 1935; for text, Riezler and Maxwell 2005).
+
+    Null hypothesis: it makes no difference which of the two systems gave which of the two answers. Under it
+    the pair of every cluster may be swapped; the p-value is the share of all ways to swap under which the
+    scores differ at least as much as they do. For a mean of item scores this is the sign-flip test of the
+    differences. Up to `resamples` ways are gone through one by one and the p-value is exact; of more,
+    `resamples` are drawn at random and the observed way is counted among them, `(1 + hits) / (1 +
+    resamples)`, so that the test keeps its level.
+
+    Args:
+        aggregate: The score of a sum.
+        baseline: Statistics of the baseline, one row a cluster, `[n, k]`.
+        system: Statistics of the system on the same clusters in the same order.
+        resamples: Number of randomizations.
+        seed: Of the randomizations.
+
+    Returns:
+        The p-value; with `n` clusters it can't be below `2^(1 - n)`.
+
+    Raises:
+        ValueError: The clusters don't correspond, or there are none.
+    """
+    _check_paired(baseline, system)
+    n = len(baseline)
+    exchange = system - baseline
+    total_baseline, total_system = baseline.sum(axis=0), system.sum(axis=0)
+    observed = abs(float(aggregate(total_system) - aggregate(total_baseline)))
+    threshold = observed * (1 - _DIGITS) - np.finfo(np.float64).tiny
+    exact = 2.0**n <= resamples
+    swaps = _all_swaps(n) if exact else _random_swaps(n, resamples, np.random.default_rng(seed))
+    hits = 0
+    for swapped in swaps:
+        moved = swapped @ exchange
+        differences = aggregate(total_system - moved) - aggregate(total_baseline + moved)
+        hits += int((np.abs(differences) >= threshold).sum())
+    return hits / 2.0**n if exact else (1 + hits) / (1 + resamples)
+
+
+def verdict(difference: float, p_value: float, *, higher_is_better: bool, level: float = LEVEL) -> Verdict:
+    """The test's result in words: `"cannot tell"` unless `p_value` is below `1 - level`."""
+    alpha = round(1 - level, 10)  # 1 - 0.95 is not 0.05 in binary
+    if p_value >= alpha or difference == 0:
+        return "cannot tell"
+    return "better" if (difference > 0) == higher_is_better else "worse"
+
+
+def _without_variation(observed: float, n: int, bounds: tuple[float, float], level: float) -> Interval | None:
+    """The interval where resampling always gives the same score; see `bootstrap_interval`."""
+    if not np.isfinite(bounds).all():
+        return None
+    share = 1 - ((1 - level) / 2) ** (1 / n)
+    return Interval(
+        observed - share * (observed - bounds[0]),
+        observed + share * (bounds[1] - observed),
+    )
+
+
+def _check_paired(baseline: Floats, system: Floats) -> None:
+    if baseline.shape != system.shape or len(baseline) == 0:
+        raise ValueError(
+            "a paired comparison needs both systems' statistics on the same clusters, at least one: "
+            f"found shapes {baseline.shape} and {system.shape}"
+        )
+
+
+def _resampled(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """How often each of `n` clusters is in each bootstrap sample, `[chunk, n]`."""
+    for size in _chunks(resamples):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+
+
+def _random_swaps(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """Rows of fair coins, `[chunk, n]`."""
+    for size in _chunks(resamples):
+        yield rng.integers(0, 2, size=(size, n)).astype(np.float64)
+
+
+def _all_swaps(n: int) -> Iterator[Floats]:
+    """Every way to swap `n` pairs or not, `[2^n, n]`."""
+    ways: NDArray[np.int64] = np.arange(2**n)
+    yield ((ways[:, None] >> np.arange(n)) & 1).astype(np.float64)
+
+
+def _chunks(count: int) -> Iterator[int]:
+    while count > 0:
+        yield min(count, _CHUNK)
+        count -= _CHUNK
