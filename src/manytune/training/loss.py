@@ -1,0 +1,56 @@
+"""The loss of a batch, and of a whole validation set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from manytune.data.encode import Encoded
+from manytune.training.batches import Batch, Builder
+
+
+def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+    """Run the model on a batch and sum the negative log likelihoods of its target tokens.
+
+    Args:
+        model: A causal language model, inside `packed_attention` if the batch has a layout.
+        batch: On the model's device.
+
+    Returns:
+        A scalar in nats, with a gradient where gradients are on. Divided by `batch.targets` it is the mean
+        loss.
+    """
+    return batch.loss_sum(model(**batch.model_inputs(model)).logits)
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module, sequences: Sequence[Encoded], build: Builder, *, batch_size: int, pad_id: int
+) -> float:
+    """The mean negative log likelihood per target token over a set of sequences, in nats.
+
+    The sequences are batched by length, which changes only the rounding of the sum; no random number is
+    drawn.
+
+    Args:
+        model: A causal language model; it is put into evaluation mode and left in the mode it had.
+        sequences: At least one.
+        build: The batch layout.
+        batch_size: Sequences in one forward pass.
+        pad_id: Any valid token id.
+    """
+    device = next(model.parameters()).device
+    by_length = sorted(sequences, key=lambda sequence: len(sequence.input_ids))
+    was_training = model.training
+    model.eval()
+    total, targets = 0.0, 0.0
+    try:
+        for start in range(0, len(by_length), batch_size):
+            batch = build(by_length[start : start + batch_size], pad_id=pad_id).to(device)
+            total += loss_sum(model, batch).item()
+            targets += batch.targets
+    finally:
+        model.train(was_training)
+    return total / targets

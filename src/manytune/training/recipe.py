@@ -1,0 +1,367 @@
+"""The recipe: everything that decides a training run, in one checked file.
+
+A recipe is YAML with the sections below; each key has a default except `data.train`. `load_recipe` reads
+one, puts `--set a.b=c` overrides on top, and answers every mistake with the file, the key's path and what
+was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from manytune.data.nearest import did_you_mean
+from manytune.data.templates import PromptTemplate, load_template, named_template
+from manytune.errors import RecipeError
+from manytune.methods.config import PeftConfig
+from manytune.methods.registry import peft_config_from
+from manytune.training.batches import BUILDERS
+
+_TEMPLATE_FILES = {".yaml", ".yml", ".json"}
+
+
+def _as_tuple(value: object) -> object:
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    raise ValueError(f"expected a file or a datasets name, or a list of them; found {_kind(value)}")
+
+
+def _whole_as_float(value: object) -> object:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_whole_as_float)]
+
+
+def _rows_or_share(value: object) -> object:
+    if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"expected a file, a datasets name, or a share between 0 and 1; found {_kind(value)}")
+
+
+Rows = Annotated[float | str | None, BeforeValidator(_rows_or_share)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class DataRecipe(_Section):
+    """Which rows, and how a row becomes a prompt and a completion."""
+
+    train: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+    """Files (.jsonl, .json, .csv, .tsv, .parquet) or `datasets` names; several are put one after the
+    other."""
+    validation: Rows = 0.1
+    """A file or `datasets` name, or the share of the training rows to set aside; null for none."""
+    test: Rows = None
+    """Rows for `manytune evaluate`, kept away from training; written like `validation`."""
+    prompt: str | None = None
+    """Jinja2 template of the prompt, such as `"Summarize.\\n\\n{{ document }}"`. Goes with `completion`."""
+    completion: str | None = None
+    """Jinja2 template of the completion, the part that bears the loss."""
+    system: str | None = None
+    """Jinja2 template of a system message."""
+    template: str | None = None
+    """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
+    none."""
+    group_by: str | None = None
+    """A field; rows that share its value stay on one side of a split."""
+    max_length: Annotated[int, Field(ge=2)] | None = 2048
+    """The most tokens of a prompt and its completion together; null for no limit."""
+    overflow: Literal["error", "drop", "truncate_prompt"] = "error"
+    """What becomes of longer rows: an error, left out and counted, or the prompt's end cut off and
+    counted."""
+    on_error: Literal["error", "skip"] = "error"
+    """What becomes of rows that can't be read or rendered: an error, or left out and counted."""
+
+    @model_validator(mode="after")
+    def _one_template(self) -> Self:
+        if self.template is not None and (self.prompt is not None or self.completion is not None):
+            raise ValueError("give either template, or prompt and completion")
+        if (self.prompt is None) != (self.completion is None):
+            missing = "prompt" if self.prompt is None else "completion"
+            raise ValueError(f"prompt and completion go together; {missing} is missing")
+        shares = [share for share in (self.validation, self.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            raise ValueError(
+                f"validation and test take {sum(shares):g} of the rows; nothing is left to train on"
+            )
+        self.prompt_template()
+        return self
+
+    def prompt_template(self) -> PromptTemplate:
+        """The template that the keys describe.
+
+        Raises:
+            TemplateError: A part isn't valid Jinja2, or there is no such named template or template file.
+        """
+        if self.prompt is not None and self.completion is not None:
+            return PromptTemplate(self.prompt, self.completion, self.system, self.group_by)
+        name = self.template or "prompt-completion"
+        found = load_template(name) if Path(name).suffix in _TEMPLATE_FILES else named_template(name)
+        return PromptTemplate(
+            found.prompt, found.completion, self.system or found.system, self.group_by or found.group_by
+        )
+
+
+class MethodRecipe(BaseModel):
+    """What is trained: the method's name, and the options of its configuration class beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    name: str = "lora"
+    """`lora`, `full`, or another method of manytune.methods."""
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> Self:
+        self.peft_config()
+        return self
+
+    def peft_config(self) -> PeftConfig:
+        """A new configuration object for a causal language model.
+
+        Raises:
+            ConfigError: The method or an option is unknown, or a value can't be used.
+        """
+        return peft_config_from(self.name, **{"task_type": "CAUSAL_LM", **(self.model_extra or {})})
+
+
+class TrainingRecipe(_Section):
+    """How it is trained."""
+
+    epochs: Annotated[Number, Field(gt=0)] = 3.0
+    """Passes over the training rows; a fraction is allowed."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows in one forward pass."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
+    learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
+    """AdamW's peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate goes to zero after the warm-up, or that it doesn't."""
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.03
+    """The share of the steps over which the learning rate rises from zero."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW's weight decay; not applied to biases and norms."""
+    max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    batching: str = "padded"
+    """How rows are laid out for the model; every layout gives the same loss and gradients."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between validation losses; null for once an epoch. The last step always has one."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = 100
+    """Steps between the states that `--resume` continues from; null for none."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of the frozen base's weights."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is the GPU if there is one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run directory."""
+
+    @field_validator("batching")
+    @classmethod
+    def _known_layout(cls, name: str) -> str:
+        if name not in BUILDERS:
+            raise ValueError(
+                f"expected one of {', '.join(BUILDERS)}; found {name!r}{did_you_mean(name, BUILDERS)}"
+            )
+        return name
+
+
+class Recipe(_Section):
+    """A training run. Paths in it are relative to the directory that the command runs in."""
+
+    base: str = "embedded"
+    """A hub id, a directory, a .gguf file, or `embedded` (SmolLM2-135M-Instruct, needs no hub)."""
+    data: DataRecipe
+    """Which rows, and how a row becomes a prompt and a completion."""
+    method: MethodRecipe = MethodRecipe()
+    """What is trained."""
+    training: TrainingRecipe = TrainingRecipe()
+    """How it is trained."""
+    output: str = "runs/run"
+    """The run directory; `load_recipe` makes it `runs/<name of the recipe file>` when the file doesn't
+    say."""
+
+    def to_yaml(self) -> str:
+        """The whole recipe, defaults included, as `load_recipe` reads it back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.key=value` texts, applied in order; the value is YAML.
+
+    Raises:
+        RecipeError: The file can't be read, a key is unknown (the nearest known key is named), or a value
+            can't be used. All mistakes of a file are reported together.
+    """
+    file = Path(path)
+    try:
+        content = _parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: the recipe can't be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file}{_line_of(error)}: this isn't valid YAML: {_problem_of(error)}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{file}: a recipe is a mapping with the keys {_keys(Recipe)}; found {_kind(content)}."
+        )
+    for override in overrides:
+        _apply(content, override)
+    content.setdefault("output", f"runs/{file.stem}")
+    return recipe_from(content, where=str(file))
+
+
+def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
+    """Check a recipe that is already a mapping.
+
+    Args:
+        content: The recipe as YAML would give it.
+        where: What messages call it.
+
+    Raises:
+        RecipeError: As for `load_recipe`.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(found))) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), and no key is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                problem = f"the key {key!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+_TYPES = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+}
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _line_of(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}" if mark else ""
+
+
+def _problem_of(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Put one `a.b=c` into the recipe."""
+    where = f"--set {override}"
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{where}: expected section.key=value, as in training.learning_rate=1e-4.")
+    try:
+        value = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: the value isn't valid YAML: {_problem_of(error)}") from error
+    section = content
+    for depth, key in enumerate(keys[:-1]):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise RecipeError(
+                f"{where}: {'.'.join(keys[: depth + 1])} holds a value, so it has no keys in it."
+            )
+    section[keys[-1]] = value
+
+
+def _explain(problem: Any) -> str:
+    """One of pydantic's findings, in a recipe's words."""
+    path = [str(key) for key in problem["loc"]]
+    name = ".".join(path)
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        known = list(_section_at(path[:-1]).model_fields)
+        nearest = did_you_mean(path[-1], known) or "."
+        return f"{name}: there is no such key{nearest} Known: {', '.join(known)}."
+    if kind == "missing":
+        return f"{name}: this key is missing; it says {_summary_of(path)}"
+    if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
+        return f"{name}: {problem['ctx']['error']}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{name}: expected a section with the keys {_keys(_section_at(path))}; found {_kind(value)}."
+    expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
+    nearest = ""
+    if kind == "literal_error":
+        nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
+    return f"{name}: expected {expected}; found {_kind(value)}{nearest or '.'}"
+
+
+def _section_at(path: Sequence[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for key in path:
+        annotation = section.model_fields[key].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return section
+
+
+def _summary_of(path: Sequence[str]) -> str:
+    description = _section_at(path[:-1]).model_fields[path[-1]].description or ""
+    return description[:1].lower() + description[1:]
+
+
+def _keys(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)
+
+
+def _kind(value: object) -> str:
+    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a section"
+    return f"{value!r} ({names.get(type(value), type(value).__name__)})"

@@ -1,0 +1,238 @@
+"""The state of an interrupted run: everything that the remaining steps depend on, and nothing else.
+
+A checkpoint is a directory `step-00000120`, written whole or not at all:
+
+    weights.safetensors     the trainable parameters, by name
+    optimizer.safetensors   AdamW's moments and step counts, as `<parameter>/<state>`
+    random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
+    state.json              the optimizer's settings, the schedule, Python's and NumPy's generators, the
+    position trainer_state.json      transformers' own step counters and log
+
+There is no pickle in it. With the same data, recipe, releases and number of threads, a run continued from a
+checkpoint ends with the same bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerState
+
+from manytune.errors import RunError
+from manytune.store.files import atomic_directory, clean_leftovers
+
+KEPT = 2  # the last two, so that one is whole even if the disk loses the other
+_NAME = re.compile(r"step-(\d{8})")
+_FORMAT = 1
+_SEPARATOR = "/"  # never part of a parameter's name
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run had come.
+
+    Attributes:
+        step: Optimizer steps done.
+        tokens: Tokens read so far.
+        step_seconds: Time spent in training steps so far.
+        seconds: Time spent in all so far.
+    """
+
+    step: int
+    tokens: int
+    step_seconds: float
+    seconds: float
+
+
+def checkpoints_in(directory: Path) -> list[Path]:
+    """The complete checkpoints in a directory, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of optimizer steps that a checkpoint holds."""
+    found = _NAME.fullmatch(checkpoint.name)
+    assert found, checkpoint
+    return int(found[1])
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    trainer_state: TrainerState,
+    position: Position,
+    identity: Mapping[str, object],
+) -> Path:
+    """Write a checkpoint after a completed optimizer step, and remove all but the last two.
+
+    Args:
+        directory: Where the run keeps its checkpoints.
+        model: Its trainable parameters are saved.
+        optimizer: Over those parameters.
+        schedule: The learning rate's.
+        trainer_state: transformers' counters.
+        position: How far the run has come.
+        identity: What a resumed run must agree with; JSON.
+    """
+    target = directory / f"step-{position.step:08d}"
+    names = _parameter_names(model, optimizer)
+    packed = optimizer.state_dict()
+    moments = {
+        f"{names[index]}{_SEPARATOR}{key}": value.detach().cpu().contiguous()
+        for index, state in packed["state"].items()
+        for key, value in state.items()
+    }
+    state = {
+        "format": _FORMAT,
+        "position": asdict(position),
+        "identity": dict(identity),
+        "optimizer": {"names": names, "groups": packed["param_groups"]},
+        "schedule": schedule.state_dict(),
+        "random": _host_generators(),
+    }
+    with atomic_directory(target, existing="replace") as temporary:
+        save_file(_trainable(model), temporary / "weights.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
+        save_file(_tensor_generators(), temporary / "random.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        trainer_state.save_to_json(str(temporary / "trainer_state.json"))
+    for old in checkpoints_in(directory)[:-KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been found and read, ready to be put back part by part."""
+
+    path: Path
+    position: Position
+    identity: dict[str, object]
+    _state: dict[str, Any]
+
+    def restore_weights(self, model: nn.Module) -> None:
+        """Put the trainable parameters back.
+
+        Raises:
+            RunError: The model's trainable parameters aren't those of the checkpoint.
+        """
+        saved = self._tensors("weights.safetensors")
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in saved.items()}:
+            odd = sorted(set(saved) ^ set(parameters)) or ["a shape"]
+            raise RunError(
+                f"{self.path}: the checkpoint has {len(saved)} trainable parameters and the model "
+                f"{len(parameters)}; they differ in {odd[0]}. Train anew with --overwrite."
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+
+    def restore_optimizer(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        """Put the optimizer's moments and settings and the learning rate's schedule back."""
+        recorded = self._state["optimizer"]
+        if _parameter_names(model, optimizer) != recorded["names"]:
+            raise RunError(f"{self.path}: the optimizer's parameters aren't those of the checkpoint.")
+        moments: dict[int, dict[str, Tensor]] = {}
+        index_of = {name: index for index, name in enumerate(recorded["names"])}
+        for key, value in self._tensors("optimizer.safetensors").items():
+            name, _, kind = key.rpartition(_SEPARATOR)
+            moments.setdefault(index_of[name], {})[kind] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": recorded["groups"]})
+        schedule.load_state_dict(self._state["schedule"])
+
+    def restore_random(self) -> None:
+        """Put every random number generator back."""
+        host = self._state["random"]
+        version, numbers, gauss = host["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        legacy = dict(host["numpy"])
+        legacy["state"] = {**legacy["state"], "key": np.array(legacy["state"]["key"], dtype=np.uint32)}
+        np.random.set_state(legacy)
+        tensors = self._tensors("random.safetensors")
+        torch.set_rng_state(tensors["cpu"])
+        for index in range(torch.cuda.device_count()):
+            if f"cuda-{index}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"cuda-{index}"], index)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        try:
+            return load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{self.path / name}: the checkpoint is damaged: {error}") from error
+
+
+def latest_checkpoint(directory: Path) -> Checkpoint | None:
+    """Read the newest checkpoint of a run; None if there is none.
+
+    What a killed process was writing is removed first.
+
+    Raises:
+        RunError: It was written by another release of manytune, or is damaged.
+    """
+    clean_leftovers(directory)
+    found = checkpoints_in(directory)
+    if not found:
+        return None
+    path = found[-1]
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: the checkpoint is damaged: {error}. Remove it to use the one before."
+        ) from error
+    if state.get("format") != _FORMAT:
+        raise RunError(
+            f"{path}: the checkpoint has format {state.get('format')!r} and this manytune reads {_FORMAT}. "
+            "Continue with the release that wrote it, or train anew with --overwrite."
+        )
+    return Checkpoint(path, Position(**state["position"]), state["identity"], state)
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimizer's parameters, in the order in which its state numbers them."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _host_generators() -> dict[str, Any]:
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy = {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}}
+    return {"python": random.getstate(), "numpy": numpy}
+
+
+def _tensor_generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    for index in range(torch.cuda.device_count()):
+        states[f"cuda-{index}"] = torch.cuda.get_rng_state(index)
+    return states

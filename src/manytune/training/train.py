@@ -1,0 +1,273 @@
+"""Training a model on sequences in memory: what `manytune train`, `compare` and the demo have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from manytune.data.encode import Encoded
+from manytune.errors import RunError
+from manytune.training.batches import builder, packed_attention
+from manytune.training.loss import mean_loss
+from manytune.training.progress import Report, StepReport, ValidationReport
+from manytune.training.recipe import TrainingRecipe
+from manytune.training.resume import Checkpoint
+from manytune.training.trainer import AdapterTrainer
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training cost and how it went.
+
+    Attributes:
+        steps: Optimizer steps done in all.
+        tokens: Tokens read in all, pad tokens not counted.
+        step_seconds: Time spent in training steps.
+        seconds: Time in all: steps, validation and checkpoints; interruptions not counted.
+        peak_memory: The most memory in use at once, in bytes: of the GPU if one was used, else of the
+            process since it started.
+        trainable_parameters: Numbers that were trained.
+        all_parameters: Numbers of the model with what was attached to it.
+        step_reports: One for each step of this process; those before a `--resume` aren't in it.
+        validation_reports: The same for validations; the first is the model before training.
+    """
+
+    steps: int
+    tokens: int
+    step_seconds: float
+    seconds: float
+    peak_memory: int
+    trainable_parameters: int
+    all_parameters: int
+    step_reports: tuple[StepReport, ...]
+    validation_reports: tuple[ValidationReport, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training throughput."""
+        return self.tokens / self.step_seconds if self.step_seconds else 0.0
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The last validation loss; None if there were no validation rows."""
+        return self.validation_reports[-1].validation_loss if self.validation_reports else None
+
+
+class _OneDevice(TrainingArguments):
+    """transformers would spread a batch over every GPU that it sees; a packed batch can't be cut."""
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one."""
+        return min(1, int(super().n_gpu))
+
+
+def train_model(
+    model: nn.Module,
+    train: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    settings: TrainingRecipe,
+    *,
+    pad_id: int,
+    report: Callable[[Report], None] | None = None,
+    checkpoint_directory: Path | None = None,
+    resume_from: Checkpoint | None = None,
+    identity: Mapping[str, object] | None = None,
+    tensorboard_directory: Path | None = None,
+) -> TrainingResult:
+    """Train the parameters that require a gradient, in place.
+
+    Args:
+        model: A causal language model with a method attached, on any device; it ends in evaluation mode on
+            the device that `settings.device` names.
+        train: The sequences to learn from.
+        validation: The sequences to measure the loss on, before training, while it goes on and at its end;
+            may be empty.
+        settings: The recipe's training section; `dtype` isn't read, since the model is loaded.
+        pad_id: Any valid token id; it only ever stands in masked columns.
+        report: Called after every step and every validation.
+        checkpoint_directory: Where checkpoints go, every `settings.checkpoint_every` steps; None keeps
+        none.
+        resume_from: The checkpoint to continue from, as `latest_checkpoint` returns it.
+        identity: What a resumed run must agree with; kept in the checkpoints.
+        tensorboard_directory: Where `settings.tensorboard` puts the event files.
+
+    Raises:
+        RunError: Nothing is trainable, the loss or the gradient isn't finite, the device or TensorBoard
+            isn't there, or no parameter changed.
+        RecipeError: `settings.batching` names no layout.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise RunError(
+            "no parameter requires a gradient, so there is nothing to train. Attach a method first."
+        )
+    build = builder(settings.batching)
+    before = {name: _checksum(parameter) for name, parameter in trainable.items()}
+    steps_reported: list[StepReport] = []
+    validations: list[ValidationReport] = []
+
+    def record(event: Report) -> None:
+        (steps_reported if isinstance(event, StepReport) else validations).append(event)  # type: ignore[arg-type]
+        if report is not None:
+            report(event)
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    config: Any = model.config
+    packed = contextlib.nullcontext() if settings.batching == "padded" else packed_attention(model)
+    with tempfile.TemporaryDirectory() as scratch, packed:
+        trainer = AdapterTrainer(
+            model,
+            _arguments(
+                settings,
+                rows=len(train),
+                validates=bool(validation),
+                resuming=resume_from is not None,
+                checkpoints=checkpoint_directory is not None,
+                scratch=scratch,
+                use_cache=config.use_cache,
+            ),
+            train=train,
+            validation=validation,
+            build=build,
+            pad_id=pad_id,
+            resume_from=resume_from,
+            checkpoint_directory=checkpoint_directory,
+            identity=identity or {},
+            callbacks=_tensorboard(tensorboard_directory) if settings.tensorboard else [],
+            report=record,
+        )
+        trainer.remove_callback(PrinterCallback)
+        total_steps = _total_steps(settings, len(train))
+        if resume_from is not None and resume_from.position.step >= total_steps:
+            # The last step was done and saved; only what comes after it is missing. The loop would take one
+            # more.
+            resume_from.restore_weights(model)
+            if validation:
+                batch_size = settings.batch_size
+                loss = mean_loss(model, validation, build, batch_size=batch_size, pad_id=pad_id)
+                record(ValidationReport(total_steps, total_steps, loss, trainer.clock.seconds))
+        else:
+            trainer.train(resume_from_checkpoint=str(resume_from.path) if resume_from is not None else None)
+    model.eval()
+    _check_changed(trainable, before, settings)
+    return TrainingResult(
+        steps=total_steps,
+        tokens=trainer.clock.tokens,
+        step_seconds=trainer.clock.step_seconds,
+        seconds=trainer.clock.seconds,
+        peak_memory=peak_memory(),
+        trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
+        all_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        step_reports=tuple(steps_reported),
+        validation_reports=tuple(validations),
+    )
+
+
+def peak_memory() -> int:
+    """The most memory in use at once, in bytes: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _steps_per_epoch(settings: TrainingRecipe, rows: int) -> int:
+    return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
+
+
+def _total_steps(settings: TrainingRecipe, rows: int) -> int:
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return math.ceil(settings.epochs * _steps_per_epoch(settings, rows))
+
+
+def _arguments(
+    settings: TrainingRecipe,
+    *,
+    rows: int,
+    validates: bool,
+    resuming: bool,
+    checkpoints: bool,
+    scratch: str,
+    use_cache: bool,
+) -> TrainingArguments:
+    cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not cuda:
+        raise RunError('training.device is "cuda", and torch finds no CUDA device. Use "auto" or "cpu".')
+    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    return _OneDevice(
+        output_dir=scratch,  # transformers must create one; nothing of ours goes there
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps if settings.max_steps is not None else -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        use_cache=use_cache,
+        seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=cuda and settings.device != "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=settings.eval_every or _steps_per_epoch(settings, rows),
+        eval_on_start=validates and not resuming,
+        save_strategy="steps" if checkpoints and settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 1,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _tensorboard(directory: Path | None) -> list[TrainerCallback]:
+    if directory is None:
+        raise RunError(
+            "training.tensorboard needs a directory for its event files; pass tensorboard_directory."
+        )
+    if importlib.util.find_spec("tensorboard") is None:
+        raise RunError(
+            "training.tensorboard needs the package tensorboard. Run: pip install 'manytune[track]', or set "
+            "training.tensorboard to false."
+        )
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(directory)))]
+
+
+def _checksum(parameter: torch.Tensor) -> int:
+    """The sum of a parameter's bit patterns: another value, another sum, and no copy."""
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[parameter.element_size()]
+    return int(parameter.detach().contiguous().view(bits).sum(dtype=torch.int64))
+
+
+def _check_changed(
+    trainable: Mapping[str, torch.Tensor], before: Mapping[str, int], settings: TrainingRecipe
+) -> None:
+    if any(_checksum(parameter) != before[name] for name, parameter in trainable.items()):
+        return
+    raise RunError(
+        f"training changed nothing: all {len(trainable)} trainable tensors are what they were. The learning rate "
+        f"was at most {settings.learning_rate:g} and begins at zero during the warm-up (training.warmup "
+        f"{settings.warmup:g}); more steps, no warm-up or a higher rate would change them."
+    )
