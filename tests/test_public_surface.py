@@ -27,6 +27,7 @@ ERRORS = {
 METHODS = {
     "AutoPeftModelForCausalLM",
     "FullConfig",
+    "IA3Config",
     "LoraConfig",
     "PeftConfig",
     "PeftModel",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from manytune.methods.config import PeftType as PeftType
     from manytune.methods.config import TaskType as TaskType
     from manytune.methods.full import FullConfig as FullConfig
+    from manytune.methods.ia3 import IA3Config as IA3Config
     from manytune.methods.lora.config import LoraConfig as LoraConfig
     from manytune.methods.model import PeftModel as PeftModel
     from manytune.methods.task_models import PeftModelForCausalLM as PeftModelForCausalLM
@@ -49,6 +50,7 @@ __all__ = [
     "DataError",
     "DataWarning",
     "FullConfig",
+    "IA3Config",
     "LoraConfig",
     "ManytuneError",
     "NoMatchingPeftModuleError",
@@ -70,6 +72,7 @@ __all__ = [
 _LAZY = {
     "AutoPeftModelForCausalLM": "manytune.methods.auto",
     "FullConfig": "manytune.methods.full",
+    "IA3Config": "manytune.methods.ia3",
     "LoraConfig": "manytune.methods.lora.config",
     "PeftConfig": "manytune.methods.config",
     "PeftModel": "manytune.methods.model",

@@ -34,6 +34,7 @@ class PeftType(StrEnum):
     """The method that a configuration belongs to. A method of your own may use any other string."""
 
     LORA = "LORA"
+    IA3 = "IA3"
     FULL = "FULL"
 
 

@@ -10,6 +10,7 @@ from manytune.errors import ConfigError
 from manytune.methods.base import Method
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.full import FullConfig, FullModel
+from manytune.methods.ia3 import IA3Config, IA3Model
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.model import LoraModel
 
@@ -17,6 +18,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("lora", PeftType.LORA, LoraConfig, LoraModel),
+        Method("ia3", PeftType.IA3, IA3Config, IA3Model),
         Method("full", PeftType.FULL, FullConfig, FullModel),
     )
 }

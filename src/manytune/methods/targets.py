@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -73,20 +74,22 @@ class Selection:
     layers_pattern: Sequence[str] = ()
 
 
-def default_targets(model: nn.Module) -> set[str]:
-    """The attention projections that are usual for the model's architecture.
+def default_targets(
+    model: nn.Module, usual: Mapping[str, Sequence[Any]] = ATTENTION_PROJECTIONS
+) -> Sequence[Any]:
+    """The modules that are usual for the model's architecture: its attention projections, or those of another table.
 
     Raises:
         ConfigError: The architecture isn't known, or the model isn't one of transformers'.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in ATTENTION_PROJECTIONS:
+    if not isinstance(model_type, str) or model_type not in usual:
         linear = _minimal_names(model, [path for path, module in candidates(model) if is_linear(module)])
         raise ConfigError(
             f"Please specify `target_modules` in `peft_config`: there is no default for model type {model_type!r}. "
             f"The model's linear layers are: {', '.join(sorted(linear)) or 'none'}."
         )
-    return set(ATTENTION_PROJECTIONS[model_type])
+    return usual[model_type]
 
 
 def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[str]:

@@ -56,7 +56,7 @@ class LoraModel(LayerTuner):
     def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
         if config.target_modules is None:
-            config.target_modules = default_targets(self.model)
+            config.target_modules = set(default_targets(self.model))
         elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
             config.target_modules = all_linear_targets(self.model, config.task_type)
         layers = config.layers_to_transform
