@@ -1,0 +1,260 @@
+"""What every method promises, for every method of the registry on every family of models.
+
+A new method is picked up from the registry. It is tried with the example in `EXAMPLES`, or with its defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, T5, Family
+from torch import Tensor, nn
+
+import manytune
+from manytune.errors import ManytuneError
+from manytune.methods.registry import METHODS, peft_config_from
+
+
+@dataclass(frozen=True)
+class Example:
+    """How a method is tried.
+
+    Attributes:
+        options: Options, the same for every family.
+        by_family: Options of one family.
+        families: Where the method is defined.
+        neutral: Whether it promises not to change the output at first.
+        merges: Whether it can be written into the weights.
+        learning_rate: For the thirty steps.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    by_family: dict[str, dict[str, Any]] = field(default_factory=dict)
+    families: tuple[Family, ...] = FAMILIES
+    neutral: bool = True
+    merges: bool = False
+    learning_rate: float = 1e-2
+
+
+#: A method that isn't here is tried with its defaults on every family, as one that doesn't merge.
+EXAMPLES: dict[str, Example] = {
+    "lora": Example({"r": 4, "target_modules": "all-linear"}, merges=True),
+    "ia3": Example(merges=True, learning_rate=5e-2),
+    "full": Example(learning_rate=3e-3),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    method: str
+    family: Family
+
+    @property
+    def example(self) -> Example:
+        return EXAMPLES.get(self.method, Example())
+
+    def base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        return self.family.build().to(dtype).eval()
+
+    def config(self) -> manytune.PeftConfig:
+        options = {**self.example.options, **self.example.by_family.get(self.family.name, {})}
+        return peft_config_from(self.method, task_type=self.family.task_type, **options)
+
+    def attach(self, base: nn.Module, name: str = "default") -> manytune.PeftModel:
+        torch.manual_seed(1)
+        return manytune.get_peft_model(base, self.config(), name)
+
+    def logits(self, model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = model(**self.family.inputs()).logits
+        return result
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.family}"
+
+
+def cases() -> Iterator[Case]:
+    for method in METHODS:
+        for family in EXAMPLES.get(method, Example()).families:
+            yield Case(method, family)
+
+
+each_case = pytest.mark.parametrize("case", list(cases()), ids=str)
+each_merging_case = pytest.mark.parametrize(
+    "case", [case for case in cases() if case.example.merges], ids=str
+)
+
+
+def disturb(model: manytune.PeftModel) -> None:
+    """Move every parameter that trains away from where it starts."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data.add_(0.1 * noise)
+
+
+def adapted_by(model: manytune.PeftModel) -> set[str]:
+    """The parameters that a method declares, as they are called in memory."""
+    tuner = model.base_model
+    return {f"base_model.model.{tuner.memory_name('default', key)}" for key in tuner.state("default")}
+
+
+@each_case
+def test_the_output_is_the_bases_at_first(case: Case) -> None:
+    if not case.example.neutral:
+        pytest.skip("the method doesn't promise it")
+    before = case.logits(case.base())
+    torch.testing.assert_close(case.logits(case.attach(case.base())), before, rtol=1e-5, atol=1e-6)
+
+
+@each_case
+def test_only_declared_parameters_get_gradients(case: Case) -> None:
+    model = case.attach(case.base()).train()
+    disturb(model)
+    model(**case.family.inputs()).loss.backward()
+    declared = adapted_by(model)
+    training = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert training and training <= declared
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) <= (name in training), name
+    moved = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert moved
+
+
+@each_case
+def test_thirty_steps_lower_the_loss(case: Case) -> None:
+    model = case.attach(case.base()).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=case.example.learning_rate, weight_decay=0.0)
+    losses = []
+    for _ in range(31):
+        loss = model(**case.family.inputs()).loss
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.99 * losses[0]
+
+
+@each_case
+def test_attaching_and_detaching_leaves_no_trace(case: Case) -> None:
+    base = case.base()
+    names = [(name, type(module)) for name, module in base.named_modules()]
+    trainable = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    attributes = {name: set(module.__dict__) for name, module in base.named_modules()}
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    expected = case.logits(base)
+    model = case.attach(base)
+    disturb(model)
+    again = model.unload()
+    assert again is base
+    assert [(name, type(module)) for name, module in base.named_modules()] == names
+    assert {name: parameter.requires_grad for name, parameter in base.named_parameters()} == trainable
+    assert {name: set(module.__dict__) for name, module in base.named_modules()} == attributes
+    after = base.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(case.logits(base), expected)
+    hooks = (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in base.modules())
+    assert not any(hooks)
+
+
+@each_case
+def test_a_saved_adapter_gives_equal_logits_when_loaded(case: Case, tmp_path: Path) -> None:
+    model = case.attach(case.base())
+    disturb(model)
+    expected = case.logits(model)
+    model.save_pretrained(tmp_path)
+    loaded = manytune.PeftModel.from_pretrained(case.base(), tmp_path)
+    assert torch.equal(case.logits(loaded), expected)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@each_case
+def test_a_disabled_adapter_gives_exactly_the_base(case: Case) -> None:
+    expected = case.logits(case.base())
+    model = case.attach(case.base())
+    disturb(model)
+    adapted = case.logits(model)
+    with model.disable_adapter():
+        assert torch.equal(case.logits(model), expected)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(case.logits(model), adapted)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+@each_case
+def test_two_adapters_beside_each_other_keep_their_own_outputs(case: Case) -> None:
+    model = case.attach(case.base())
+    disturb(model)
+    first = case.logits(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", manytune.PeftWarning)
+        model.add_adapter("second", case.config())
+    assert torch.equal(case.logits(model), first)
+    model.set_adapter("second")
+    disturb(model)
+    disturb(model)
+    assert not torch.equal(case.logits(model), first)
+    model.set_adapter("default")
+    assert torch.equal(case.logits(model), first)
+    model.delete_adapter("second")
+    assert torch.equal(case.logits(model), first)
+    assert not [name for name, _ in model.named_parameters() if ".second" in name]
+
+
+@each_merging_case
+def test_merged_equals_unmerged_and_unmerges_to_the_same_bits(case: Case) -> None:
+    base = case.base(torch.float64)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    plain = case.logits(base)
+    model = case.attach(base)
+    disturb(model)
+    unmerged = case.logits(model)
+    for _ in range(3):
+        model.merge_adapter()
+        torch.testing.assert_close(case.logits(model), unmerged, rtol=1e-10, atol=1e-10)
+        with model.disable_adapter():
+            assert torch.equal(case.logits(model), plain)
+        model.unmerge_adapter()
+        assert torch.equal(case.logits(model), unmerged)
+    model.unload()
+    assert all(torch.equal(base.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@each_merging_case
+def test_merged_for_good_is_a_plain_model_with_the_same_output(case: Case) -> None:
+    base = case.base(torch.float64)
+    kinds = [type(module) for module in base.modules()]
+    model = case.attach(base)
+    disturb(model)
+    expected = case.logits(model)
+    plain = model.merge_and_unload()
+    assert [type(module) for module in plain.modules()] == kinds
+    torch.testing.assert_close(case.logits(plain), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if not c.example.merges and c.family is LLAMA], ids=str)
+def test_a_method_that_does_not_merge_says_so(case: Case) -> None:
+    model = case.attach(case.base())
+    with pytest.raises((ManytuneError, AttributeError), match="merge"):
+        model.merge_adapter()
+
+
+@each_case
+def test_a_copy_of_the_model_gives_the_same_output(case: Case) -> None:
+    model = case.attach(case.base())
+    disturb(model)
+    assert torch.equal(case.logits(copy.deepcopy(model)), case.logits(model))
+
+
+def test_every_family_is_tried() -> None:
+    assert {case.family for case in cases()} >= {LLAMA, GPT2, T5, BERT}
