@@ -51,8 +51,8 @@ def lora_linear(
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight, lora_a, lora_b = (t.to(dtype) for t in (x, weight, lora_a, lora_b))
-        bias = None if bias is None else bias.to(dtype)
+        x, weight, lora_a, lora_b = (_autocast(t, dtype) for t in (x, weight, lora_a, lora_b))
+        bias = None if bias is None else _autocast(bias, dtype)
     keep = None
     if dropout > 0.0:
         # The mask is drawn as torch's own dropout draws it, so that a run agrees with the unfused form.
@@ -61,6 +61,11 @@ def lora_linear(
         x, weight, bias, lora_a, lora_b, scaling, keep
     )
     return result
+
+
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What torch's own autocast does to an operand: float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -85,7 +90,8 @@ class _LoraLinear(torch.autograd.Function):
         if out.dtype == low.dtype:
             out.addmm_(low, lora_b.t(), alpha=scaling)
         else:
-            out = torch.addmm(out.to(low.dtype), low, lora_b.t(), alpha=scaling).to(out.dtype)
+            wide = torch.promote_types(out.dtype, low.dtype)
+            out = torch.addmm(out.to(wide), low.to(wide), lora_b.t().to(wide), alpha=scaling).to(out.dtype)
         # W's gradient needs x itself; A's needs x after dropout. Each is kept only for those who ask.
         needs_weight, needs_a = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         ctx.save_for_backward(
@@ -118,9 +124,7 @@ class _LoraLinear(torch.autograd.Function):
                 grad_x.addmm_(grad_low, lora_a)
             else:
                 update = grad_low @ lora_a
-                grad_x = (grad_x.to(update.dtype) + (update if keep is None else update * keep)).to(
-                    grad.dtype
-                )
+                grad_x = (grad_x + (update if keep is None else update * keep)).to(grad.dtype)
             grad_x = grad_x.view(ctx.x_shape)
         if needs_a:
             grad_a = grad_low.t() @ (flat.to(lora_a.dtype) if keep is None else dropped)
