@@ -163,7 +163,8 @@ def _check_implemented(config: LoraConfig) -> None:
                 f"LoraConfig({name}={value!r}): manytune doesn't implement this option of HF PEFT. "
                 f"Leave it at its default, {default!r}."
             )
-    if config.init_lora_weights not in _INITS:
+    init = config.init_lora_weights
+    if (init.lower() if isinstance(init, str) else init) not in _INITS:
         raise ConfigError(
             f"LoraConfig(init_lora_weights={config.init_lora_weights!r}): expected True, False or 'gaussian'; "
             "manytune doesn't implement HF PEFT's other initialisations."

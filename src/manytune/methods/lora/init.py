@@ -21,7 +21,7 @@ def initialise(lora_a: nn.Module, lora_b: nn.Module, *, r: int, init: bool | str
     if init is False:
         return
     weight = lora_a.get_parameter("weight")
-    if init == "gaussian":
+    if isinstance(init, str) and init.lower() == "gaussian":
         nn.init.normal_(weight, std=1.0 / r)
     else:
         nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
