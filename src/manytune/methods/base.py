@@ -119,6 +119,11 @@ class Tuner(nn.Module):
         """Apply the adapters, or behave exactly as the base, merged or not."""
         raise NotImplementedError
 
+    @property
+    def enabled(self) -> bool | None:
+        """Whether the adapters are applied; None if they are at some layers and not at others."""
+        raise NotImplementedError
+
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """An adapter's tensors by their name in a checkpoint, less the common `base_model.model.`."""
         raise NotImplementedError

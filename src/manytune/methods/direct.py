@@ -97,7 +97,10 @@ class DirectTuner(Tuner):
             raise AdapterError(f"Only one adapter of this method can be in use at a time, found {names}.")
         self._active = names
         self._put(names if self._enabled else [])
-        training = set(self._values[names[0]]) if names and self._enabled and not inference_mode else set()
+        training = set(self._values[names[0]]) if names and not inference_mode else set()
+        if not self._enabled:
+            # Nothing trains until the adapter is enabled again.
+            self._paused, training = list(training), set()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in training)
 
@@ -121,6 +124,11 @@ class DirectTuner(Tuner):
             self._put([])
             for name in self._paused:
                 self.model.get_parameter(name).requires_grad_(False)
+
+    @property
+    def enabled(self) -> bool:
+        """See `Tuner.enabled`."""
+        return self._enabled
 
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""

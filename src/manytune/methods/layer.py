@@ -60,6 +60,7 @@ class AdapterLayer(nn.Module):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
+        self.training = base_layer.training
         self.base_layer = base_layer
         self.merged_adapters: list[str] = []
         self._active_adapters: list[str] = []
@@ -145,8 +146,12 @@ class AdapterLayer(nn.Module):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in self._trainable - set(names):
             self.set_requires_grad(name, requires_grad=False)
+        training = set() if inference_mode else set(names)
+        if self._disable_adapters:
+            # Nothing trains until the adapters are enabled again.
+            self._paused, training = training, set()
         for name in names:
-            self.set_requires_grad(name, requires_grad=not inference_mode)
+            self.set_requires_grad(name, requires_grad=name in training)
         self._active_adapters = names
 
     def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
@@ -226,6 +231,12 @@ class AdapterLayer(nn.Module):
                 f"Adapters {self.merged_adapters} are merged with low_memory={self._low_memory}; merge {new} in the "
                 "same form, or unmerge first."
             )
+        if self.merged_adapters and low_memory:
+            # Without a copy of the base there is nothing to measure the total error against.
+            raise AdapterError(
+                f"Adapters {self.merged_adapters} are merged in low memory. Unmerge, then merge them and {new} in one "
+                "call."
+            )
         if self._disable_adapters:
             raise AdapterError(f"Can't merge {new} while adapters are disabled. Enable them first.")
         if low_memory and not self.additive:
@@ -239,6 +250,14 @@ class AdapterLayer(nn.Module):
         return error
 
     @torch.no_grad()
+    def check_merge(self, adapter_names: Sequence[str], *, safe_merge: bool = False) -> None:
+        """Raise what `merge` would raise about the merged weights, and change nothing."""
+        names = [name for name in adapter_names if self.has_adapter(name)]
+        merged = self.merged_tensors(names)
+        if safe_merge:
+            self._check_finite(merged, names)
+
+    @torch.no_grad()
     def unmerge(self) -> None:
         """Take every merged adapter out of the base layer's weights again: bit for bit, unless merged in low memory."""
         if not self._disable_adapters:
@@ -249,15 +268,24 @@ class AdapterLayer(nn.Module):
     def _write(self, names: Sequence[str], *, safe: bool = False) -> MergeError | None:
         if self._low_memory:
             return self._add(names, safe=safe)
+        present = {key: self.base_layer.get_parameter(key).data for key in self._pristine}
         self._restore(names)
-        merged = self.merged_tensors(names)
-        if safe:
-            self._check_finite(merged, names)
-        for key, value in merged.items():
+        try:
+            merged = self.merged_tensors(names)
+            if safe:
+                self._check_finite(merged, names)
+        except AdapterError:
+            # Refused: what was merged before stays merged.
+            self._swap_in(present)
+            raise
+        self._swap_in(merged)
+        return None
+
+    def _swap_in(self, tensors: Mapping[str, Tensor]) -> None:
+        for key, value in tensors.items():
             parameter = self.base_layer.get_parameter(key)
             self._pristine[key] = parameter.data
             parameter.data = value
-        return None
 
     @torch.no_grad()
     def _restore(self, names: Sequence[str]) -> None:
@@ -271,21 +299,21 @@ class AdapterLayer(nn.Module):
     def _add(self, names: Sequence[str], *, safe: bool) -> MergeError:
         if safe:
             self._check_finite(self.merged_tensors(names), names)
-        total = MergeError(0, 0, 0.0)
+        before: dict[str, Tensor] = {}
         for name in names:
             merged = self.merged_tensors([name])
-            before = {key: self.base_layer.get_parameter(key).clone() for key in merged}
+            before |= {k: self.base_layer.get_parameter(k).clone() for k in merged.keys() - before.keys()}
             self._assign(merged)
-            # Rehearse the way back, so that the error stated is the error that will be.
+        after = {key: self.base_layer.get_parameter(key).clone() for key in before}
+        # Rehearse the way back, so that the error stated is the error that will be.
+        for name in reversed(names):
             self._subtract(name)
-            for key, value in before.items():
-                difference = (self.base_layer.get_parameter(key) - value).abs()
-                total += MergeError(
-                    int((difference != 0).sum()),
-                    value.numel(),
-                    float(difference.max()) if value.numel() else 0.0,
-                )
-            self._assign(merged)
+        total = MergeError(0, 0, 0.0)
+        for key, value in before.items():
+            difference = (self.base_layer.get_parameter(key) - value).abs()
+            largest = float(difference.max()) if value.numel() else 0.0
+            total += MergeError(int((difference != 0).sum()), value.numel(), largest)
+        self._assign(after)
         return total
 
     def _subtract(self, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,12 +49,7 @@ class PeftModel(nn.Module):
         super().__init__()
         self.add_task_head(peft_config)
         method = method_of(peft_config)
-        if peft_config.task_type is None:
-            kind = type(model)
-            peft_config.auto_mapping = {
-                "base_model_class": kind.__name__,
-                "parent_library": kind.__module__,
-            }
+        _name_base(peft_config, model)
         self.base_model: Tuner = method.tuner(
             model,
             peft_config,
@@ -121,6 +116,7 @@ class PeftModel(nn.Module):
                 f"Cannot combine adapters with different peft types. Found {own.peft_type} and {peft_config.peft_type}."
             )
         self.add_task_head(peft_config)
+        _name_base(peft_config, self.get_base_model())
         self.base_model.add_adapter(
             adapter_name,
             peft_config,
@@ -147,11 +143,19 @@ class PeftModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is exactly its base, merged or not."""
+        was_enabled = self.base_model.enabled
+        if was_enabled is None:
+            warnings.warn(
+                "The model contains some adapter layers that are enabled and others that are disabled. "
+                "All of them will be enabled after this context.",
+                PeftWarning,
+                stacklevel=3,
+            )
         self.base_model.enable_adapters(enabled=False)
         try:
             yield
         finally:
-            self.base_model.enable_adapters(enabled=True)
+            self.base_model.enable_adapters(enabled=was_enabled is not False)
 
     # -- accounting
     # --------------------------------------------------------------------------------------------
@@ -266,7 +270,15 @@ class PeftModel(nn.Module):
             kind = class_for(config.task_type)
         lazily = kwargs.get("low_cpu_mem_usage", False)
         wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)
-        wrapped._load(model_id, adapter_name, **kwargs)
+        try:
+            wrapped._load(model_id, adapter_name, **kwargs)
+        except BaseException:
+            # Full fine-tuning in place (keep_base=False) has no way back.
+            with suppress(AdapterError):
+                wrapped.unload()
+            raise
+        if not is_trainable:
+            wrapped.eval()
         return wrapped  # type: ignore[return-value]
 
     def load_adapter(
@@ -296,10 +308,13 @@ class PeftModel(nn.Module):
         lazily = kwargs.get("low_cpu_mem_usage", False)
         self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
         try:
-            return self._load(model_id, adapter_name, **kwargs)
+            result = self._load(model_id, adapter_name, **kwargs)
         except BaseException:
             self.base_model.delete_adapter(adapter_name)
             raise
+        if self.training and not is_trainable:
+            self.eval()
+        return result
 
     def _load(self, model_id: str | Path, adapter_name: str, **kwargs: Any) -> LoadResult:
         unknown = set(kwargs) - _LOAD_OPTIONS - set(HUB_OPTIONS)
@@ -376,6 +391,15 @@ _LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cp
 
 def _hub(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in HUB_OPTIONS if key in options}
+
+
+def _name_base(config: PeftConfig, base: nn.Module) -> None:
+    """Note which base a configuration belongs to."""
+    if config.base_model_name_or_path is None:
+        config.base_model_name_or_path = base.__dict__.get("name_or_path") or None
+    if config.task_type is None:
+        kind = type(base)
+        config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ class ModulesToSaveWrapper(nn.Module):
 
     def __init__(self, original_module: nn.Module) -> None:
         super().__init__()
+        self.training = original_module.training
         if isinstance(original_module, _CONTAINERS):
             raise ModuleTypeError(
                 f"modules_to_save cannot be applied to modules of type {type(original_module).__name__}. "
@@ -36,6 +37,7 @@ class ModulesToSaveWrapper(nn.Module):
         self.original_module = original_module
         self.modules_to_save = nn.ModuleDict()
         self._active_adapter: str | None = None
+        self._trains = False
         self._disable_adapters = False
 
     @property
@@ -85,9 +87,12 @@ class ModulesToSaveWrapper(nn.Module):
             raise AdapterError(
                 f"Only one adapter can be set at a time for ModulesToSaveWrapper, but {mine} each have a copy."
             )
-        for name, twin in self.modules_to_save.items():
-            twin.requires_grad_(name in mine and not inference_mode)
+        if self._active_adapter is not None:
+            self.set_requires_grad(self._active_adapter, requires_grad=False)
         self._active_adapter = mine[0] if mine else None
+        self._trains = bool(mine) and not inference_mode
+        if self._trains and not self._disable_adapters:
+            self.set_requires_grad(mine[0])
 
     def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
         """Let one adapter's copy train, or freeze it."""
@@ -97,8 +102,8 @@ class ModulesToSaveWrapper(nn.Module):
     def enable_adapters(self, enabled: bool) -> None:
         """Use the active adapter's copy, or the original."""
         self._disable_adapters = not enabled
-        if self._active_adapter is not None:
-            self.modules_to_save[self._active_adapter].requires_grad_(enabled)
+        if self._active_adapter is not None and self._trains:
+            self.set_requires_grad(self._active_adapter, requires_grad=enabled)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget one adapter's copy."""

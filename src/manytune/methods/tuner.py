@@ -15,7 +15,7 @@ from manytune.methods.base import Tuner, fill_state
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import AdapterLayer, MergeError, warn_of_merge_error
 from manytune.methods.saved_modules import ModulesToSaveWrapper
-from manytune.methods.targets import candidates, matches
+from manytune.methods.targets import base_of, candidates, matches
 
 
 class LayerTuner(Tuner):
@@ -128,10 +128,10 @@ class LayerTuner(Tuner):
         for path, module in {**wrapped, **keepers}.items():
             if path not in self.layers and path not in self.saved:
                 _replace(self.model, path, module)
+                if isinstance(module, AdapterLayer):
+                    module.train(module.training)
         self.layers.update(wrapped)
         self.saved.update(keepers)
-        for module in (*wrapped.values(), *keepers.values()):
-            module.train(module.training)
         self.peft_config[adapter_name] = config
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -177,6 +177,12 @@ class LayerTuner(Tuner):
         """See `Tuner.enable_adapters`."""
         for module in self._carriers().values():
             module.enable_adapters(enabled)
+
+    @property
+    def enabled(self) -> bool | None:
+        """See `Tuner.enabled`."""
+        states = {not module.disable_adapters for module in self._carriers().values()}
+        return None if len(states) > 1 else states != {False}
 
     def enable_adapter_layers(self) -> None:
         """Apply the adapters again."""
@@ -255,6 +261,11 @@ class LayerTuner(Tuner):
         ):
             warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
             return None
+        self._refuse_tied(carrying)
+        if low_memory:
+            # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
+            for layer in carrying:
+                layer.check_merge(names, safe_merge=safe_merge)
         before = [(layer, list(layer.merged_adapters)) for layer in carrying]
         total: MergeError | None = None
         try:
@@ -272,6 +283,21 @@ class LayerTuner(Tuner):
         if total is not None:
             warn_of_merge_error(total)
         return total
+
+    def _refuse_tied(self, layers: Sequence[AdapterLayer]) -> None:
+        """A weight that another module holds too, such as an output head tied to the embedding, would change there."""
+        holders: dict[int, list[str]] = {}
+        for path, module in candidates(self.model):
+            for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
+                holders.setdefault(id(parameter), []).append(path)
+        for layer in layers:
+            for parameter in layer.base_layer.parameters():
+                if len(holders[id(parameter)]) > 1:
+                    raise AdapterError(
+                        f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
+                        "written into the one would change the other. Use the adapter unmerged, or load the base with "
+                        "tie_word_embeddings=False."
+                    )
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
@@ -301,22 +327,20 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        if safe_merge and any(layer.merged_adapters != names for layer in self.layers.values()):
-            self._unmerge_quietly()
-            self.merge_adapter(names, safe_merge=True)
-        for path, layer in self.layers.items():
+        for layer in self.layers.values():
             layer.enable_adapters(True)
-            layer.merge(False, names)
+        if any(
+            layer.has_adapter(name) and name not in layer.merged_adapters
+            for layer in self.layers.values()
+            for name in names
+        ):
+            self.merge_adapter(names, safe_merge)
+        for path, layer in self.layers.items():
             _replace(self.model, path, layer.base_layer)
         for path, keeper in self.saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
             _replace(self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module)
         return self._detach()
-
-    def _unmerge_quietly(self) -> None:
-        for layer in self.layers.values():
-            if layer.merged:
-                layer.unmerge()
 
     def _detach(self) -> nn.Module:
         self.layers.clear()
@@ -328,7 +352,15 @@ class LayerTuner(Tuner):
 
 
 def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
-    """Move new parameters to the base layer's device, and to its dtype or, for a half-precision base, to float32."""
+    """Make a new adapter fit its layer.
+
+    Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a
+    half-precision base.
+    """
+    for container in (*layer.adapter_layer_names, *layer.other_param_names):
+        parts = getattr(layer, container)
+        if adapter_name in parts and isinstance(parts[adapter_name], nn.Module):
+            parts[adapter_name].train(layer.training)
     base = next(layer.base_layer.parameters(), None)
     if base is None or not base.is_floating_point():
         return

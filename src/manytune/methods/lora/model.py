@@ -156,11 +156,26 @@ class LoraModel(LayerTuner):
 
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
-        for bias, value in self.__dict__["_base_biases"]:
-            bias.data.copy_(value)
+        for layer in self.layers.values():
+            layer.unmerge()
+        self._restore_biases()
         return super().unload()
 
-    def _detach(self) -> nn.Module:
-        for bias, _ in self.__dict__.pop("_base_biases"):
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See `Tuner.delete_adapter`; biases that it trained are the base's again."""
+        trained = adapter_name in self.peft_config and self._biases(adapter_name)
+        super().delete_adapter(adapter_name)
+        if trained:
+            self._restore_biases()
+
+    def _restore_biases(self) -> None:
+        for bias, value in self.__dict__["_base_biases"]:
+            bias.data.copy_(value)
             bias.requires_grad_(False)
+        self.__dict__["_base_biases"] = []
+
+    def _detach(self) -> nn.Module:
+        for bias, _ in self.__dict__["_base_biases"]:
+            bias.requires_grad_(False)
+        self.__dict__["_base_biases"] = []
         return super()._detach()
