@@ -3,12 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from tests.store.tiny import save_tiny_base, tiny_model, tiny_tokenizer
 
-from manytune.errors import CheckpointError
+from manytune.errors import StoreError
+from manytune.methods.attach import get_peft_model
+from manytune.methods.config import PeftConfig
+from manytune.methods.registry import peft_config_from
 from manytune.store.base import load_base
 from manytune.store.fingerprint import Fingerprint, fingerprint
 
@@ -50,15 +52,19 @@ def test_how_a_model_is_run_does_not_change_its_fingerprint() -> None:
     assert fingerprint(model, tokenizer) == original
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("saved", [None, ["lm_head"]])
-def test_attaching_an_adapter_does_not_change_the_fingerprint(saved: list[str] | None) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft_config_from("lora", target_modules=["q_proj", "embed_tokens"]),
+        peft_config_from("lora", target_modules=["q_proj"], modules_to_save=["norm"]),
+        peft_config_from("full"),
+    ],
+    ids=["lora", "modules_to_save", "full"],
+)
+def test_attaching_an_adapter_does_not_change_the_fingerprint(config: PeftConfig) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    model.config.tie_word_embeddings = False
     original = fingerprint(model, tokenizer)
-    config = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], modules_to_save=saved, lora_alpha=16)
-    attached = peft.get_peft_model(model, config)
-    assert fingerprint(attached, tokenizer) == original
+    assert fingerprint(get_peft_model(model, config), tokenizer) == original
 
 
 def test_a_fingerprint_survives_json_and_refuses_anything_else() -> None:
@@ -66,5 +72,5 @@ def test_a_fingerprint_survives_json_and_refuses_anything_else() -> None:
     assert Fingerprint.from_dict(original.to_dict()) == original
     assert replace(original, weights="x").differences(original) == ("weights",)
     for broken in ({"config": "a"}, {"config": "a", "weights": 1, "tokenizer": "c"}, None):
-        with pytest.raises(CheckpointError, match="config, tokenizer, weights"):
+        with pytest.raises(StoreError, match="config, tokenizer, weights"):
             Fingerprint.from_dict(broken)

@@ -7,6 +7,7 @@ at worst a leftover that `clean_leftovers` finds by its name.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import secrets
@@ -119,6 +120,13 @@ def clean_leftovers(directory: Path, *, older_than: float = 0.0) -> list[Path]:
             leftover.unlink(missing_ok=True)
         found.append(leftover)
     return found
+
+
+def moved_aside(path: Path) -> Path | None:
+    """The complete directory that an interrupted replacement of `path` left; None if there is none."""
+    if path.exists() or not path.parent.is_dir():
+        return None
+    return next(path.parent.glob(f".{glob.escape(path.name)}{_REPLACED}*"), None)
 
 
 def _move_into_place(temporary: Path, path: Path, existing: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from manytune.errors import CheckpointError
+from manytune.errors import StoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,13 +60,13 @@ class Fingerprint:
         """Read what `to_dict` wrote.
 
         Raises:
-            CheckpointError: A part is missing, unknown or not text.
+            StoreError: A part is missing, unknown or not text.
         """
         parts = set(cls.__dataclass_fields__)
         if isinstance(data, dict) and set(data) == parts and all(isinstance(v, str) for v in data.values()):
             return cls(**data)
         expected = ", ".join(sorted(parts))
-        raise CheckpointError(f"a base fingerprint has the texts {expected}; found {data!r}.")
+        raise StoreError(f"a base fingerprint has the texts {expected}; found {data!r}.")
 
     def __str__(self) -> str:
         return f"config {self.config[:12]}, weights {self.weights[:12]}, tokenizer {self.tokenizer[:12]}"
