@@ -17,20 +17,15 @@ WORDS = [
     "The",
     "a",
     "quick",
-    "brown",
     "fox",
     "jumps",
     "jumped",
-    "over",
     "lazy",
     "dogs",
     "dog",
-    "ran",
-    "running",
     "café,",
     "(well)",
     "3.5",
-    "on-line",
 ]
 
 

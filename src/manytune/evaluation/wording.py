@@ -1,0 +1,122 @@
+"""Scores, costs and verdicts in words and figures, the same for the terminal and the report."""
+
+from __future__ import annotations
+
+from manytune.evaluation.metrics import METRICS, Metric
+from manytune.evaluation.results import Comparison, Evaluation, ScoreWithInterval
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+MARKS = {"better": "▲", "worse": "▼", "cannot tell": "○"}
+"""A sign beside each verdict, so that it doesn't rest on colour."""
+
+
+def score(value: float, metric: Metric) -> str:
+    """A score with the metric's decimals."""
+    return f"{value:.{metric.digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, metric: Metric) -> str:
+    """A difference with its sign."""
+    text = f"{value:+.{metric.digits}f}"
+    return text.replace("-", MINUS)
+
+
+def interval(found: ScoreWithInterval, metric: Metric) -> str:
+    """Both ends of a score's interval, or why there are none."""
+    if found.low is None or found.high is None:
+        return "no interval"
+    return f"{score(found.low, metric)}{DASH}{score(found.high, metric)}"
+
+
+def difference_interval(found: Comparison, metric: Metric) -> str:
+    """Both ends of a difference's interval, signed."""
+    if found.low is None or found.high is None:
+        return "no interval"
+    return f"{signed(found.low, metric)} to {signed(found.high, metric)}"
+
+
+def p_value(value: float) -> str:
+    """`p = 0.034`, or `p < 0.001`."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with thousands separated; a dash for none."""
+    return DASH if value is None else f"{value:,}"
+
+
+def share(part: int | None, whole: int | None) -> str:
+    """A percentage with two significant digits, such as `0.24%`; empty if unknown."""
+    if part is None or not whole:
+        return ""
+    percent = 100 * part / whole
+    return f"{percent:.0f}%" if percent >= 10 else f"{percent:.2g}%"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: `8.2 s`, `4 min 5 s`, `1 h 12 min`; a dash for none."""
+    if value is None:
+        return DASH
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(value: int | None) -> str:
+    """Bytes in binary units, such as `3.5 MiB`; a dash for none."""
+    if value is None:
+        return DASH
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.2f} GiB"
+
+
+def claim(found: Comparison) -> str:
+    """The verdict as a clause, such as `lora is better than base`."""
+    return {
+        "better": f"{found.system} is better than {found.baseline}",
+        "worse": f"{found.system} is worse than {found.baseline}",
+        "cannot tell": f"{found.system} is not shown to be better than {found.baseline}, nor worse",
+    }[found.verdict]
+
+
+def evidence(evaluation: Evaluation, found: Comparison) -> str:
+    """What a claim rests on.
+
+    For example `ROUGE-1 0.412 against 0.301, a difference of +0.111 (95% interval +0.090 to +0.133; p <
+    0.001). Their intervals don't overlap.`
+    """
+    metric = METRICS[found.metric]
+    ours = evaluation.result(found.system).score(metric.name)
+    theirs = evaluation.result(found.baseline).score(metric.name)
+    level = f"{evaluation.inference.level:.0%}"
+    sentence = (
+        f"{metric.label} {score(ours.value, metric)} against {score(theirs.value, metric)}, "
+        f"a difference of {signed(found.difference, metric)} ({level} interval {difference_interval(found, metric)}; "
+        f"{p_value(found.p_value)})."
+    )
+    if found.verdict == "cannot tell":
+        return f"{sentence} More test prompts would narrow the interval."
+    return f"{sentence} Their intervals {'overlap' if _overlap(ours, theirs) else 'do not overlap'}."
+
+
+def basis_sentence(evaluation: Evaluation) -> str:
+    """On how much all this rests."""
+    items, clusters = len(evaluation.items), evaluation.inference.clusters
+    asked = f"{items:,} prompt{'' if items == 1 else 's'}"
+    if clusters != items:
+        asked += f" in {clusters:,} independent group{'' if clusters == 1 else 's'}"
+    return f"{asked}, the same for every system."
+
+
+def _overlap(one: ScoreWithInterval, other: ScoreWithInterval) -> bool:
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return True
+    return one.low <= other.high and other.low <= one.high

@@ -1,0 +1,97 @@
+from dataclasses import dataclass, replace
+
+import pytest
+
+from manytune.data.encode import Encoded
+from manytune.data.templates import Example, Segment
+from manytune.errors import DataError
+from manytune.evaluation.answers import ask, questions_from
+
+
+@dataclass(frozen=True)
+class Said:
+    token_ids: tuple[int, ...]
+    text: str
+    finished: str
+
+
+class LetterEncoder:
+    """One token a letter."""
+
+    def encode(self, example):
+        prompt = "".join(segment.text for segment in example.segments)
+        return Encoded(
+            tuple(map(ord, prompt)),
+            tuple(map(ord, example.completion)),
+            example.source,
+            example.row,
+            example.group,
+        )
+
+
+def example(prompt, completion, row, **more):
+    return Example((Segment("user", prompt),), completion, "rows.jsonl", row, **more)
+
+
+def test_rows_with_the_same_prompt_are_references_of_one_item():
+    rows = [example("a?", "x", 1), example("b?", "y", 2), example("a?", "zz", 3)]
+    first, second = questions_from(rows, LetterEncoder())
+    assert (first.item.references, first.item.row) == (("x", "zz"), 1)
+    assert [encoded.completion_ids for encoded in first.encoded] == [(120,), (122, 122)]
+    assert first.prompt_ids == (97, 63)
+    assert second.item.references == ("y",)
+
+
+def test_the_same_prompt_in_two_tasks_is_two_items():
+    rows = [example("a?", "x", 1, task="one"), example("a?", "y", 2, task="two")]
+    assert [question.item.task for question in questions_from(rows, LetterEncoder())] == ["one", "two"]
+
+
+def test_an_item_shows_all_segments_of_its_prompt():
+    row = replace(
+        example("b?", "x", 1, group="g"), segments=(Segment("system", "Be brief."), Segment("user", "b?"))
+    )
+    (question,) = questions_from([row], LetterEncoder())
+    assert question.item.prompt == "Be brief.\n\nb?"
+    assert (question.item.group, question.item.source) == ("g", "rows.jsonl")
+
+
+def test_a_shared_prompt_in_two_groups_is_an_error_with_both_places():
+    rows = [example("a?", "x", 1, group="g"), example("a?", "y", 7, group="h")]
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:7: has the same prompt as rows.jsonl:1 but .*'h' instead of 'g'"
+    ):
+        questions_from(rows, LetterEncoder())
+
+
+def test_no_examples_is_an_error():
+    with pytest.raises(DataError, match="no examples to evaluate on"):
+        questions_from([], LetterEncoder())
+
+
+def test_answers_carry_text_length_and_the_summed_likelihood_of_all_references():
+    questions = questions_from(
+        [example("a?", "x", 1), example("b?", "y", 2), example("a?", "zz", 3)], LetterEncoder()
+    )
+    asked = []
+
+    def generate(prompts):
+        asked.extend(prompts)
+        return [Said((1, 2), "one", "stop"), Said((3,), "two", "length")]
+
+    answers = ask(
+        questions,
+        generate,
+        lambda sequences: [(len(s.completion_ids) * 1.5, len(s.completion_ids)) for s in sequences],
+    )
+    assert asked == [(97, 63), (98, 63)]
+    assert [(a.text, a.tokens, a.finished, a.nll, a.nll_tokens) for a in answers] == [
+        ("one", 2, "stop", 4.5, 3),
+        ("two", 1, "length", 1.5, 1),
+    ]
+
+
+def test_without_likelihoods_answers_have_none():
+    questions = questions_from([example("a?", "x", 1)], LetterEncoder())
+    (answer,) = ask(questions, lambda prompts: [Said((1,), "one", "stop")])
+    assert (answer.nll, answer.nll_tokens) == (None, 0)

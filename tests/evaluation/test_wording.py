@@ -1,0 +1,86 @@
+import dataclasses
+
+import pytest
+from tests.evaluation import invented
+
+from manytune.evaluation import wording
+from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.results import Comparison
+
+ROUGE, BLEU = METRICS["rouge1"], METRICS["bleu"]
+
+
+def compared(verdict, *, ours=(0.41, 0.38, 0.44), theirs=(0.30, 0.28, 0.33), p_value=0.0004):
+    evaluation = invented.evaluation(2, metrics=("rouge1",))
+    results = []
+    for result, (value, low, high) in zip(evaluation.results, (theirs, theirs, ours), strict=True):
+        score = dataclasses.replace(result.scores[0], value=value, low=low, high=high)
+        results.append(dataclasses.replace(result, scores=(score,)))
+    difference = ours[0] - theirs[0]
+    found = Comparison(
+        "lora", "base", "rouge1", difference, difference - 0.02, difference + 0.02, p_value, verdict
+    )
+    return dataclasses.replace(evaluation, results=tuple(results), comparisons=(found,)), found
+
+
+def test_a_gain_is_called_better_with_its_evidence():
+    evaluation, found = compared("better")
+    assert wording.claim(found) == "lora is better than base"
+    assert wording.evidence(evaluation, found) == (
+        "ROUGE-1 0.410 against 0.300, a difference of +0.110 (95% interval +0.090 to +0.130; p < 0.001). "
+        "Their intervals do not overlap."
+    )
+
+
+def test_a_gain_with_overlapping_intervals_says_so():
+    evaluation, found = compared("better", ours=(0.34, 0.31, 0.37))
+    assert wording.evidence(evaluation, found).endswith("Their intervals overlap.")
+
+
+def test_a_loss_is_called_worse():
+    _, found = compared("worse", ours=(0.2, 0.1, 0.3))
+    assert wording.claim(found) == "lora is worse than base"
+
+
+def test_no_evidence_is_said_plainly_and_not_called_equal():
+    evaluation, found = compared("cannot tell", ours=(0.29, 0.27, 0.32), p_value=0.4321)
+    assert wording.claim(found) == "lora is not shown to be better than base, nor worse"
+    assert wording.evidence(evaluation, found) == (
+        "ROUGE-1 0.290 against 0.300, a difference of −0.010 (95% interval −0.030 to +0.010; p = 0.43). "
+        "More test prompts would narrow the interval."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (wording.score(0.41249, ROUGE), "0.412"),
+        (wording.score(27.06, BLEU), "27.1"),
+        (wording.signed(-1.26, BLEU), "\N{MINUS SIGN}1.3"),
+        (wording.p_value(0.0004), "p < 0.001"),
+        (wording.p_value(0.0344), "p = 0.034"),
+        (wording.p_value(0.4321), "p = 0.43"),
+        (wording.count(134_515_008), "134,515,008"),
+        (wording.count(None), "\N{EN DASH}"),
+        (wording.share(294_912, 124_734_720), "0.24%"),
+        (wording.share(5, 5), "100%"),
+        (wording.share(None, 5), ""),
+        (wording.seconds(8.24), "8.2 s"),
+        (wording.seconds(245.4), "4 min 5 s"),
+        (wording.seconds(4330), "1 h 12 min"),
+        (wording.seconds(None), "\N{EN DASH}"),
+        (wording.size(512), "512 B"),
+        (wording.size(3_670_016), "3.5 MiB"),
+        (wording.size(300 * 2**20), "300 MiB"),
+        (wording.size(6 * 2**30), "6.00 GiB"),
+        (wording.size(None), "\N{EN DASH}"),
+    ],
+)
+def test_figures_read_as_people_write_them(text, expected):
+    assert text == expected
+
+
+def test_the_basis_counts_prompts_and_groups():
+    assert wording.basis_sentence(invented.evaluation(3)) == (
+        "9 prompts in 3 independent groups, the same for every system."
+    )
