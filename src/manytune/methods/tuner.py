@@ -57,7 +57,6 @@ class LayerTuner(Tuner):
     _active: list[str]
 
     # -- what a subclass says
-    # ----------------------------------------------------------------------------------
 
     def select(self, config: Any) -> list[tuple[str, nn.Module]]:
         """The modules that a configuration targets, as (path, module); fills in what the model settles."""
@@ -79,7 +78,6 @@ class LayerTuner(Tuner):
         """Refuse an adapter that can't live beside those already there."""
 
     # -- adapters
-    # ----------------------------------------------------------------------------------------------
 
     def _carriers(self) -> dict[str, AdapterLayer | ModulesToSaveWrapper]:
         # Modules trained in full first: they may refuse two adapters at once, before a layer has switched.
@@ -128,8 +126,6 @@ class LayerTuner(Tuner):
         for path, module in {**wrapped, **keepers}.items():
             if path not in self.layers and path not in self.saved:
                 _replace(self.model, path, module)
-                if isinstance(module, AdapterLayer):
-                    module.train(module.training)
         self.layers.update(wrapped)
         self.saved.update(keepers)
         self.peft_config[adapter_name] = config
@@ -193,7 +189,6 @@ class LayerTuner(Tuner):
         self.enable_adapters(enabled=False)
 
     # -- state
-    # -------------------------------------------------------------------------------------------------
 
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""
@@ -205,14 +200,13 @@ class LayerTuner(Tuner):
         }
 
     def memory_name(self, adapter_name: str, key: str) -> str:
-        """See `Tuner.memory_name`: the adapter's name goes behind its container."""
+        """See `Tuner.memory_name`."""
         for path, module in self._carriers().items():
             name = key.removeprefix(f"{path}.")
             if key != name and name in module.tensors(adapter_name):
                 if isinstance(module, ModulesToSaveWrapper):
                     return f"{path}.modules_to_save.{adapter_name}.{name}"
-                container, dot, rest = name.partition(".")
-                return f"{path}.{container}.{adapter_name}{dot}{rest}"
+                return f"{path}.{module.memory_name(adapter_name, name)}"
         return key
 
     def load_state(
@@ -236,7 +230,6 @@ class LayerTuner(Tuner):
         }
 
     # -- merging
-    # -----------------------------------------------------------------------------------------------
 
     def merge_adapter(
         self,
@@ -309,10 +302,9 @@ class LayerTuner(Tuner):
 
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
-        for layer in self.layers.values():
-            layer.unmerge()
-        for path, layer in self.layers.items():
-            _replace(self.model, path, layer.base_layer)
+        # The last first: a layer may lie within the base layer of one before it.
+        for path, layer in reversed(self.layers.items()):
+            _replace(self.model, path, layer.detach())
         for path, keeper in self.saved.items():
             _replace(self.model, path, keeper.original_module)
         return self._detach()
@@ -335,7 +327,7 @@ class LayerTuner(Tuner):
             for name in names
         ):
             self.merge_adapter(names, safe_merge)
-        for path, layer in self.layers.items():
+        for path, layer in reversed(self.layers.items()):
             _replace(self.model, path, layer.base_layer)
         for path, keeper in self.saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
@@ -359,8 +351,10 @@ def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
     """
     for container in (*layer.adapter_layer_names, *layer.other_param_names):
         parts = getattr(layer, container)
-        if adapter_name in parts and isinstance(parts[adapter_name], nn.Module):
-            parts[adapter_name].train(layer.training)
+        if isinstance(parts, nn.ModuleDict) and adapter_name in parts:
+            part = parts[adapter_name]
+            if part.training != layer.training:
+                part.train(layer.training)
     base = next(layer.base_layer.parameters(), None)
     if base is None or not base.is_floating_point():
         return

@@ -48,7 +48,6 @@ class LoraLayer(AdapterLayer):
         self.lora_magnitude_vector = nn.ModuleDict()
 
     # -- what a subclass says
-    # ----------------------------------------------------------------------------------
 
     def make_factors(self, adapter_name: str, config: LoraConfig) -> None:
         """Create and initialise one adapter's factors; rank and scaling are known by then."""
@@ -59,7 +58,6 @@ class LoraLayer(AdapterLayer):
         raise NotImplementedError
 
     # -- adapters
-    # ----------------------------------------------------------------------------------------------
 
     def add_adapter(self, adapter_name: str, *, r: int, lora_alpha: float, config: LoraConfig) -> None:
         """Add one adapter, initialised.
@@ -83,10 +81,12 @@ class LoraLayer(AdapterLayer):
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """See `AdapterLayer.tensors`."""
         found: dict[str, nn.Parameter] = {}
-        for container in ("lora_A", "lora_B"):
-            modules = getattr(self, container)
-            if adapter_name in modules:
-                found.update({f"{container}.{k}": p for k, p in modules[adapter_name].named_parameters()})
+        if adapter_name in self.lora_A:
+            # Spelled out, since walking the modules for their parameters is a third of the time of an attachment.
+            a, b = self.lora_A[adapter_name], self.lora_B[adapter_name]
+            found = {"lora_A.weight": a.weight, "lora_B.weight": b.weight}  # type: ignore[dict-item]
+            if b.bias is not None:
+                found["lora_B.bias"] = b.bias  # type: ignore[assignment]
         for container in ("lora_embedding_A", "lora_embedding_B"):
             parameters = getattr(self, container)
             if adapter_name in parameters:
@@ -94,7 +94,6 @@ class LoraLayer(AdapterLayer):
         return found
 
     # -- scaling
-    # -----------------------------------------------------------------------------------------------
 
     def _initial_scaling(self, adapter_name: str) -> float:
         r = self.r[adapter_name]
@@ -120,7 +119,6 @@ class LoraLayer(AdapterLayer):
                 )
 
     # -- merging
-    # -----------------------------------------------------------------------------------------------
 
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
         """W + Σ s·BA, summed in float32 at least and rounded once; b + Σ s·b_B where B has a bias."""

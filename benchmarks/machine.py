@@ -1,0 +1,83 @@
+"""How fast the machine is, and whether anything else was using it: a benchmark states both beside its figures."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Load:
+    """What ran while something was being measured.
+
+    Attributes:
+        seconds: Wall time.
+        others: Cores that other processes used on average.
+    """
+
+    seconds: float
+    others: float
+
+    def __str__(self) -> str:
+        if self.others < 0.1:
+            return f"machine otherwise idle ({self.others:.2f} cores used by others)"
+        return (
+            f"NOT IDLE: other processes used {self.others:.2f} cores on average; read these figures with care, "
+            "and run again alone"
+        )
+
+
+class LoadWatch:
+    """Measures, from creation to `stop`, how busy other processes kept the machine. Linux only; elsewhere it reads 0."""
+
+    def __init__(self) -> None:
+        self._wall = time.perf_counter()
+        self._all, self._own = _busy_seconds(), _own_seconds()
+
+    def stop(self) -> Load:
+        """What has run since."""
+        wall = time.perf_counter() - self._wall
+        others = (_busy_seconds() - self._all) - (_own_seconds() - self._own)
+        return Load(wall, max(0.0, others / wall))
+
+
+def gemm_gflops(size: int = 1024, *, rounds: int = 9) -> float:
+    """Speed of float32 matrix products, in 10⁹ operations a second; the median of several rounds."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    times = []
+    for _ in range(rounds + 2):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times[2:]) / 1e9
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size this process has had.
+
+    On Linux from `VmHWM`: `ru_maxrss` starts at the parent's size, so a small child of a large process looks large.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _own_seconds() -> float:
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def _busy_seconds() -> float:
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return _own_seconds()
+    user, nice, system = (int(field) for field in stat.read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
