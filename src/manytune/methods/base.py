@@ -9,6 +9,7 @@ Writing one: `docs/add-a-method.md`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,10 @@ class Tuner(nn.Module):
 
     #: Start of the names of this method's parameters, as in `lora_A`.
     prefix: ClassVar[str] = ""
+    #: What a checkpoint puts in front of the names that `state` gives.
+    file_prefix: ClassVar[str] = "base_model.model."
+    #: Whether the adapters act in the model's layers; if not, nothing merges, and the model is as it was.
+    in_layers: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,7 +87,6 @@ class Tuner(nn.Module):
             raise
 
     # -- the contract
-    # ------------------------------------------------------------------------------------------
 
     def add_adapter(
         self,
@@ -125,7 +129,7 @@ class Tuner(nn.Module):
         raise NotImplementedError
 
     def state(self, adapter_name: str) -> dict[str, Tensor]:
-        """An adapter's tensors by their name in a checkpoint, less the common `base_model.model.`."""
+        """An adapter's tensors by their name in a checkpoint, less `file_prefix`."""
         raise NotImplementedError
 
     def memory_name(self, adapter_name: str, key: str) -> str:
@@ -173,7 +177,14 @@ class Tuner(nn.Module):
         raise NotImplementedError
 
     # -- shared
-    # ------------------------------------------------------------------------------------------------
+
+    def mounted(self) -> dict[str, nn.Module]:
+        """What hangs on the `PeftModel`, by attribute; `base_model` is what it calls."""
+        return {"base_model": self}
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Within this context, calls and generation of `base_model` use the adapters in use."""
+        return nullcontext()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the adapters in use."""
@@ -196,6 +207,10 @@ class Tuner(nn.Module):
             if "_modules" not in self.__dict__ or "model" not in self._modules:
                 raise
             return getattr(self.model, name)
+
+
+class NotInLayersError(AdapterError, AttributeError):
+    """Asked of a method whose adapters aren't in the model's layers, such as a soft prompt: merge, unload."""
 
 
 class ShapeMismatchError(CheckpointError, RuntimeError):

@@ -28,7 +28,6 @@ from manytune.methods.files import find_adapter_file, write_atomically
 
 TENSORS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-PREFIX = "base_model.model."
 
 _CONVERSION = (
     "pickle files can run code when they are read. Convert it once, where you trust the file: "
@@ -49,8 +48,9 @@ class LoadResult:
     unexpected_keys: list[str]
 
 
-def get_state(tuner: Tuner, adapter_name: str, *, prefix: str = PREFIX) -> dict[str, Tensor]:
-    """An adapter's tensors, named as in a checkpoint. They share the model's memory."""
+def get_state(tuner: Tuner, adapter_name: str, *, prefix: str | None = None) -> dict[str, Tensor]:
+    """An adapter's tensors, named as in a checkpoint, or after another prefix. They share the model's memory."""
+    prefix = tuner.file_prefix if prefix is None else prefix
     return {f"{prefix}{key}": tensor.detach() for key, tensor in tuner.state(adapter_name).items()}
 
 
@@ -59,14 +59,15 @@ def set_state(
     adapter_name: str,
     tensors: Mapping[str, Tensor],
     *,
-    prefix: str = PREFIX,
+    prefix: str | None = None,
     ignore_mismatched_sizes: bool = False,
 ) -> LoadResult:
-    """Fill an adapter from tensors named as in a checkpoint.
+    """Fill an adapter from tensors named as in a checkpoint, or after another prefix.
 
     Raises:
         ShapeMismatchError: A tensor has another shape than the model's.
     """
+    prefix = tuner.file_prefix if prefix is None else prefix
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     foreign = sorted(key for key in tensors if not key.startswith(prefix))
     renamed = _conversions(tuner.model)

@@ -8,16 +8,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from manytune.errors import AdapterError, CheckpointError, ConfigError, PeftWarning
 from manytune.methods.accounting import accounting_line, count_parameters
-from manytune.methods.base import Tuner
+from manytune.methods.base import NotInLayersError, Tuner
 from manytune.methods.card import write_card
-from manytune.methods.checkpoint import LoadResult, get_state, read_tensors, set_state, write_adapter
+from manytune.methods.checkpoint import LoadResult, get_state, write_adapter
 from manytune.methods.config import PeftConfig
-from manytune.methods.files import HUB_OPTIONS
+from manytune.methods.loading import hub_options, load_into
 from manytune.methods.registry import method_of
 from manytune.methods.targets import TASK_HEADS
 
@@ -50,31 +49,37 @@ class PeftModel(nn.Module):
         self.add_task_head(peft_config)
         method = method_of(peft_config)
         _name_base(peft_config, model)
-        self.base_model: Tuner = method.tuner(
+        tuner = method.tuner(
             model,
             peft_config,
             adapter_name,
             low_cpu_mem_usage=low_cpu_mem_usage,
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
+        # The tuner isn't a child: it says itself which of its modules hang here, and so what parameters are called.
+        self.__dict__["tuner"] = tuner
+        for name, module in tuner.mounted().items():
+            self.add_module(name, module)
+
+    tuner: Tuner
+    base_model: nn.Module
 
     # -- adapters
-    # ----------------------------------------------------------------------------------------------
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
         """Each adapter's options, by its name."""
-        return self.base_model.peft_config
+        return self.tuner.peft_config
 
     @property
     def active_adapters(self) -> list[str]:
         """The adapters in use; empty after the last was deleted."""
-        return self.base_model.active_adapters
+        return self.tuner.active_adapters
 
     @property
     def active_adapter(self) -> str:
         """The adapter in use; the first of several."""
-        names = self.base_model.active_adapters
+        names = self.tuner.active_adapters
         if not names:
             raise AdapterError("No adapter is in use. Add one, or choose one with set_adapter.")
         return names[0]
@@ -117,7 +122,7 @@ class PeftModel(nn.Module):
             )
         self.add_task_head(peft_config)
         _name_base(peft_config, self.get_base_model())
-        self.base_model.add_adapter(
+        self.tuner.add_adapter(
             adapter_name,
             peft_config,
             low_cpu_mem_usage=low_cpu_mem_usage,
@@ -130,7 +135,7 @@ class PeftModel(nn.Module):
         Raises:
             AdapterError: There is no adapter of that name.
         """
-        self.base_model.set_adapter(adapter_name, inference_mode)
+        self.tuner.set_adapter(adapter_name, inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. If it was in use, the oldest remaining one takes its place.
@@ -138,12 +143,12 @@ class PeftModel(nn.Module):
         Raises:
             AdapterError: There is no adapter of that name, or it is merged.
         """
-        self.base_model.delete_adapter(adapter_name)
+        self.tuner.delete_adapter(adapter_name)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context the model is exactly its base, merged or not."""
-        was_enabled = self.base_model.enabled
+        was_enabled = self.tuner.enabled
         if was_enabled is None:
             warnings.warn(
                 "The model contains some adapter layers that are enabled and others that are disabled. "
@@ -151,14 +156,13 @@ class PeftModel(nn.Module):
                 PeftWarning,
                 stacklevel=3,
             )
-        self.base_model.enable_adapters(enabled=False)
+        self.tuner.enable_adapters(enabled=False)
         try:
             yield
         finally:
-            self.base_model.enable_adapters(enabled=was_enabled is not False)
+            self.tuner.enable_adapters(enabled=was_enabled is not False)
 
     # -- accounting
-    # --------------------------------------------------------------------------------------------
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """The number of parameters that train, and of all, the adapters' included."""
@@ -169,20 +173,21 @@ class PeftModel(nn.Module):
         print(accounting_line(*self.get_nb_trainable_parameters()))
 
     # -- running
-    # -----------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base with the adapters in use."""
-        return self.base_model(*args, **kwargs)
+        with self.tuner.applied():
+            return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base's own generation, with the adapters in use."""
         base: Any = self.get_base_model()
-        return base.generate(*args, **kwargs)
+        with self.tuner.applied():
+            return base.generate(*args, **kwargs)
 
     def get_base_model(self) -> nn.Module:
         """The user's model; its layers carry the adapters."""
-        return self.base_model.model
+        return self.tuner.model
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -193,7 +198,6 @@ class PeftModel(nn.Module):
             return getattr(self.base_model, name)
 
     # -- files
-    # -------------------------------------------------------------------------------------------------
 
     def save_pretrained(
         self,
@@ -230,7 +234,7 @@ class PeftModel(nn.Module):
         for name in names:
             config = self.peft_config[name]
             target = directory if name == "default" else directory / name
-            write_adapter(target, config, get_state(self.base_model, name))
+            write_adapter(target, config, get_state(self.tuner, name))
         write_card(directory, self.get_base_model(), self.peft_config[names[0]])
 
     @classmethod
@@ -260,7 +264,7 @@ class PeftModel(nn.Module):
             ShapeMismatchError: A tensor has another shape than the model's.
         """
         if config is None:
-            config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **_hub(kwargs))
+            config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.inference_mode = not is_trainable
         kind: type[PeftModel] = cls
         if cls is PeftModel:
@@ -271,11 +275,11 @@ class PeftModel(nn.Module):
         lazily = kwargs.get("low_cpu_mem_usage", False)
         wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)
         try:
-            wrapped._load(model_id, adapter_name, **kwargs)
+            load_into(wrapped.tuner, model_id, adapter_name, **kwargs)
         except BaseException:
             # Full fine-tuning in place (keep_base=False) has no way back.
             with suppress(AdapterError):
-                wrapped.unload()
+                wrapped.tuner.unload()
             raise
         if not is_trainable:
             wrapped.eval()
@@ -303,53 +307,20 @@ class PeftModel(nn.Module):
             AdapterError: The name is taken.
             CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
         """
-        config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **_hub(kwargs))
+        config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.inference_mode = not is_trainable
         lazily = kwargs.get("low_cpu_mem_usage", False)
         self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
         try:
-            result = self._load(model_id, adapter_name, **kwargs)
+            result = load_into(self.tuner, model_id, adapter_name, **kwargs)
         except BaseException:
-            self.base_model.delete_adapter(adapter_name)
+            self.tuner.delete_adapter(adapter_name)
             raise
         if self.training and not is_trainable:
             self.eval()
         return result
 
-    def _load(self, model_id: str | Path, adapter_name: str, **kwargs: Any) -> LoadResult:
-        unknown = set(kwargs) - _LOAD_OPTIONS - set(HUB_OPTIONS)
-        if unknown:
-            raise TypeError(f"Unknown options for loading an adapter: {sorted(unknown)}.")
-        device = kwargs.get("torch_device") or str(_device_of(self.get_base_model()))
-        tensors = read_tensors(model_id, device=device, subfolder=kwargs.get("subfolder"), **_hub(kwargs))
-        result = set_state(
-            self.base_model,
-            adapter_name,
-            tensors,
-            ignore_mismatched_sizes=kwargs.get("ignore_mismatched_sizes", False),
-        )
-        if result.unexpected_keys:
-            raise CheckpointError(
-                f"{model_id}: {len(result.unexpected_keys)} tensors fit nothing in the model: "
-                f"{_some(result.unexpected_keys)}. Was the adapter trained on another base, or its adapter_config.json "
-                "changed?"
-            )
-        if result.missing_keys and kwargs.get("low_cpu_mem_usage", False):
-            raise CheckpointError(
-                f"{model_id}: {len(result.missing_keys)} tensors of the adapter are missing: "
-                f"{_some(result.missing_keys)}. With low_cpu_mem_usage=True nothing else gives them values."
-            )
-        if result.missing_keys:
-            warnings.warn(
-                f"Found missing adapter keys while loading the checkpoint: {result.missing_keys}. "
-                "They keep their initial values.",
-                PeftWarning,
-                stacklevel=4,
-            )
-        return result
-
     # -- merging
-    # -----------------------------------------------------------------------------------------------
 
     def merge_adapter(
         self,
@@ -366,15 +337,23 @@ class PeftModel(nn.Module):
         Raises:
             AdapterError: An adapter isn't loaded; or, with `safe_merge`, the weights would not be finite.
         """
-        self.base_model.merge_adapter(adapter_names, safe_merge, low_memory=low_memory)
+        self.tuner.merge_adapter(adapter_names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
         """Take every merged adapter out of the base's weights again."""
-        self.base_model.unmerge_adapter()
+        self.tuner.unmerge_adapter()
+
+    def _need_layers(self, what: str) -> None:
+        if not self.tuner.in_layers:
+            raise NotInLayersError(
+                f"{what}: a soft prompt ({self.active_peft_config.peft_type}) isn't in the base's layers, so there is "
+                "nothing to merge or take out. get_base_model() is the base."
+            )
 
     def unload(self) -> nn.Module:
         """Detach without a trace, and give back the base."""
-        return self.base_model.unload()
+        self._need_layers("unload")
+        return self.tuner.unload()
 
     def merge_and_unload(
         self,
@@ -383,14 +362,8 @@ class PeftModel(nn.Module):
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
         """Write adapters into the weights for good, and give back the plain model."""
-        return self.base_model.merge_and_unload(progressbar, safe_merge, adapter_names)
-
-
-_LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cpu_mem_usage"}
-
-
-def _hub(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: options[key] for key in HUB_OPTIONS if key in options}
+        self._need_layers("merge_and_unload")
+        return self.tuner.merge_and_unload(progressbar, safe_merge, adapter_names)
 
 
 def _name_base(config: PeftConfig, base: nn.Module) -> None:
@@ -400,12 +373,3 @@ def _name_base(config: PeftConfig, base: nn.Module) -> None:
     if config.task_type is None:
         kind = type(base)
         config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter: Tensor | None = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

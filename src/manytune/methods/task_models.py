@@ -37,7 +37,7 @@ class PeftModelForCausalLM(PeftModel):
             "inputs_embeds": inputs_embeds,
             "labels": labels,
         }
-        return self.base_model(**{key: value for key, value in given.items() if value is not None}, **kwargs)
+        return super().forward(**{key: value for key, value in given.items() if value is not None}, **kwargs)
 
 
 _CLASSES: dict[str, type[PeftModel]] = {TaskType.CAUSAL_LM: PeftModelForCausalLM}
