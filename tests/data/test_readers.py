@@ -270,7 +270,20 @@ def test_a_directory_is_read_through_datasets_one_split_at_a_time(folder: Path) 
         Record({"a": "one"}, "folder[train]", 1),
         Record({"a": "two"}, "folder[train]", 2),
     )
-    assert message("folder") == "folder: it has the splits train, test; choose one of them"
+    assert message("folder") == "folder: it has the splits train, test; choose one, as in folder[train]"
+
+
+def test_a_split_can_be_part_of_the_name(folder: Path) -> None:
+    assert read("folder[test]").kept == (Record({"a": "three"}, "folder[test]", 1),)
+
+
+def test_a_split_of_a_file_is_an_error(write: Write) -> None:
+    write("x.jsonl", '{"a": 1}')
+    assert message("x.jsonl[train]") == "x.jsonl: a file has no splits, so split='train' can't be chosen"
+
+
+def test_a_file_whose_name_ends_in_brackets_is_a_file(write: Write) -> None:
+    assert message(write("x[1]", "hello")).startswith("x[1]: files end in .jsonl")
 
 
 def test_the_only_split_needs_no_choice(folder: Path) -> None:

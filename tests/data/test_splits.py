@@ -90,8 +90,12 @@ def test_a_division_is_the_same_in_every_process_and_version() -> None:
 @pytest.mark.parametrize(
     ("items", "fractions", "expected"),
     [
-        ("aaab", {"x": 0.4, "y": 0.3, "z": 0.3}, "4 rows in 2 groups can't fill 3 splits (x, y, z)"),
-        ("", {"x": 1.0}, "0 rows in 0 groups can't fill 1 splits (x)"),
+        (
+            "aaab",
+            {"x": 0.4, "y": 0.3, "z": 0.3},
+            "too few groups: 2 with 4 rows for the splits x, y, z; a group is",
+        ),
+        ("", {"x": 1.0}, "too few groups: 0 with 0 rows for the splits x; a group is never divided"),
         (
             "abcd",
             {"x": 0.99, "y": 0.01},

@@ -176,6 +176,14 @@ class Encoder:
             )
         return self._tokenize(body + self._end)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens included, as close to the letter as the tokenizer can."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def special_tokens(self) -> tuple[str, ...]:
+        """Return the texts that the tokenizer reads as one special token each, in users' text as well."""
+        return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+
     def _fit(self, example: Example) -> tuple[Encoded | Rejected, bool]:
         """Return the encoded example, or why it can't be; and whether its prompt was shortened."""
         try:
@@ -228,8 +236,9 @@ class Encoder:
             raise TemplateError(
                 "the tokenizer's chat template leaves out the assistant's answer; turn chat off"
             )
-        specials = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        ends = [suffix.index(special) + len(special) for special in specials if special in suffix]
+        ends = [
+            suffix.index(special) + len(special) for special in self.special_tokens() if special in suffix
+        ]
         # A template without an end token, such as Alpaca's, gets the tokenizer's: generation must stop.
         return suffix, suffix[: min(ends)] if ends else _eos(self.tokenizer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +35,24 @@ def read_json(path: Path, source: str) -> list[Record | Rejected]:
     if not any(isinstance(row, Record) for row in rows):
         raise DataError("expected an array of objects, or one object a line", where=source)
     return rows
+
+
+def json_line(record: Record) -> str:
+    """Return the line that `read_json_lines` reads as the record's fields; dates become ISO text.
+
+    Raises:
+        DataError: A value has no JSON form.
+    """
+    try:
+        return json.dumps(record.fields, ensure_ascii=False, allow_nan=False, default=_iso) + "\n"
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the row can't be written as JSON: {error}", where=record.where) from error
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        return value.isoformat()
+    raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
 
 
 def _array(data: bytes, source: str) -> list[object]:

@@ -14,6 +14,7 @@ from manytune.data.records import Record, Records, Rejected
 from manytune.errors import DataError
 
 _DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_WITH_SPLIT = re.compile(r"(.+)\[([\w.-]+)\]")
 
 
 def read(spec: str, *, split: str | None = None, on_error: Literal["error", "skip"] = "error") -> Records:
@@ -21,8 +22,8 @@ def read(spec: str, *, split: str | None = None, on_error: Literal["error", "ski
 
     Args:
         spec: A file (.jsonl, .json, .csv, .tsv, .parquet), a directory of such files, or a name that
-            `datasets` can load, as `name` or `name:config`.
-        split: Which split of a dataset or directory; may be left out if there is only one.
+            `datasets` can load, as `name` or `name:config`. The last two take a split: `name[train]`.
+        split: Which split of a dataset or directory, if `spec` doesn't say; not needed if there is only one.
         on_error: `"error"` raises if any row can't be read; `"skip"` returns such rows as rejected.
 
     Raises:
@@ -45,6 +46,8 @@ def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
         if split is not None:
             raise DataError(f"a file has no splits, so split={split!r} can't be chosen", where=spec)
         return _file_rows(path, spec)
+    if chosen := _WITH_SPLIT.fullmatch(spec):
+        return _rows(chosen[1], chosen[2])
     if path.is_dir():
         return _dataset_rows(spec, str(path), None, split)
     if path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
@@ -87,7 +90,10 @@ def _dataset_rows(spec: str, name: str, config: str | None, split: str | None) -
         raise DataError(message, where=spec) from error
     if split is None:
         if len(loaded) != 1:
-            raise DataError(f"it has the splits {', '.join(loaded)}; choose one of them", where=spec)
+            names = ", ".join(loaded)
+            raise DataError(
+                f"it has the splits {names}; choose one, as in {spec}[{next(iter(loaded))}]", where=spec
+            )
         split, loaded = next(iter(loaded.items()))
     return [Record(fields, f"{spec}[{split}]", row) for row, fields in enumerate(loaded, start=1)]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from manytune.data.records import Record
+from manytune.data.rendering import no_field
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
 
@@ -43,8 +46,8 @@ def split(
         sizes[key(item)] = sizes.get(key(item), 0) + 1
     if len(sizes) < len(fractions):
         raise DataError(
-            f"{len(items)} rows in {len(sizes)} groups can't fill {len(fractions)} splits "
-            f"({', '.join(fractions)}): a group is never divided"
+            f"too few groups: {len(sizes)} with {len(items)} rows for the splits {', '.join(fractions)}; "
+            "a group is never divided"
         )
     names = _assign(sizes, fractions, seed)
     parts = {name: tuple(item for item in items if names[key(item)] == name) for name in fractions}
@@ -66,6 +69,23 @@ def group_key(example: Example) -> str:
     return (
         f"group {example.group}" if example.group is not None else f"prompt {prompt_text(example.segments)}"
     )
+
+
+def record_key(record: Record, group_by: str | None = None) -> str:
+    """Return what keeps a record together with others before there is a template.
+
+    Args:
+        record: The row.
+        group_by: The field whose value is the key; without one, only rows with equal fields have equal keys.
+
+    Raises:
+        DataError: The row has no such field, or it is null.
+    """
+    if group_by is None:
+        return json.dumps(record.fields, sort_keys=True, default=repr)
+    if record.fields.get(group_by) is None:
+        raise DataError(f"group_by {no_field(group_by, record.fields)}", where=record.where)
+    return str(record.fields[group_by])
 
 
 def prompt_text(segments: Iterable[Segment]) -> str:

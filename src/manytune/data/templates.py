@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -20,6 +20,8 @@ from manytune.data.nearest import did_you_mean
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import compile_part, named_fields, no_field, render_part, shorten
 from manytune.errors import TemplateError
+
+_FILES = {".yaml", ".yml", ".json"}
 
 Role = Literal["system", "user", "assistant"]
 
@@ -189,7 +191,8 @@ def render_all(
 NAMED_TEMPLATES: Mapping[str, PromptTemplate] = MappingProxyType(
     {
         "alpaca": PromptTemplate(
-            prompt="{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}", completion="{{ output }}"
+            prompt="{{ instruction }}{% if input is defined and input %}\n\n{{ input }}{% endif %}",
+            completion="{{ output }}",
         ),
         "prompt-completion": PromptTemplate(prompt="{{ prompt }}", completion="{{ completion }}"),
         "question-answer": PromptTemplate(
@@ -216,6 +219,39 @@ def named_template(name: str) -> PromptTemplate:
             f"Known: {', '.join(NAMED_TEMPLATES)}; or give a .yaml or .json file"
         )
     return NAMED_TEMPLATES[name]
+
+
+def choose_template(
+    name: str | None = None,
+    *,
+    prompt: str | None = None,
+    completion: str | None = None,
+    system: str | None = None,
+    group_by: str | None = None,
+) -> PromptTemplate | None:
+    """Return the template that a user describes, or `None` if nothing is described.
+
+    Args:
+        name: A named template or a template file; instead of `prompt` and `completion`.
+        prompt: As in `PromptTemplate`.
+        completion: As in `PromptTemplate`.
+        system: As in `PromptTemplate`; put in place of the named template's own.
+        group_by: As in `PromptTemplate`; put in place of the named template's own.
+
+    Raises:
+        TemplateError: The description is incomplete or double, or the template can't be used.
+    """
+    if name is not None and (prompt is not None or completion is not None):
+        raise TemplateError("give either a template, or prompt and completion")
+    if (prompt is None) != (completion is None):
+        missing = "prompt" if prompt is None else "completion"
+        raise TemplateError(f"prompt and completion go together; the {missing} is missing")
+    if prompt is not None and completion is not None:
+        return PromptTemplate(prompt, completion, system, group_by)
+    if name is None:
+        return None
+    found = load_template(name) if Path(name).suffix in _FILES else named_template(name)
+    return replace(found, system=system or found.system, group_by=group_by or found.group_by)
 
 
 def load_template(file: str | Path) -> PromptTemplate:
