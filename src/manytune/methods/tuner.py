@@ -41,8 +41,8 @@ class LayerTuner(Tuner):
         autocast_adapter_dtype: bool = True,
     ) -> None:
         # Plain dicts of modules that are registered elsewhere: an index, not a second registration.
-        self.__dict__["layers"] = {}
-        self.__dict__["saved"] = {}
+        self.__dict__["_layers"] = {}
+        self.__dict__["_saved"] = {}
         self.__dict__["_active"] = []
         super().__init__(
             model,
@@ -52,8 +52,8 @@ class LayerTuner(Tuner):
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
 
-    layers: dict[str, AdapterLayer]
-    saved: dict[str, ModulesToSaveWrapper]
+    _layers: dict[str, AdapterLayer]
+    _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
 
     # -- what a subclass says
@@ -81,7 +81,7 @@ class LayerTuner(Tuner):
 
     def _carriers(self) -> dict[str, AdapterLayer | ModulesToSaveWrapper]:
         # Modules trained in full first: they may refuse two adapters at once, before a layer has switched.
-        return {**self.saved, **self.layers}
+        return {**self._saved, **self._layers}
 
     def add_adapter(
         self,
@@ -124,17 +124,17 @@ class LayerTuner(Tuner):
                 layer.delete_adapter(adapter_name)
             raise
         for path, module in {**wrapped, **keepers}.items():
-            if path not in self.layers and path not in self.saved:
+            if path not in self._layers and path not in self._saved:
                 _replace(self.model, path, module)
-        self.layers.update(wrapped)
-        self.saved.update(keepers)
+        self._layers.update(wrapped)
+        self._saved.update(keepers)
         self.peft_config[adapter_name] = config
 
     def delete_adapter(self, adapter_name: str) -> None:
         """See `Tuner.delete_adapter`."""
         self._require(adapter_name)
         # A layer that is merged refuses; ask all of them before any forgets.
-        merged = [layer for layer in self.layers.values() if adapter_name in layer.merged_adapters]
+        merged = [layer for layer in self._layers.values() if adapter_name in layer.merged_adapters]
         if merged:
             merged[0].delete_adapter(adapter_name)
         for module in self._carriers().values():
@@ -150,7 +150,7 @@ class LayerTuner(Tuner):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             self._require(name)
-        if any(layer.merged for layer in self.layers.values()):
+        if any(layer.merged for layer in self._layers.values()):
             warnings.warn(
                 "Adapter cannot be set when the model is merged. Unmerging the model first.", PeftWarning, 3
             )
@@ -225,7 +225,7 @@ class LayerTuner(Tuner):
         # HF PEFT saves a targeted embedding's own table along with the adapter.
         return {
             f"{path}.base_layer.weight": layer.weight
-            for path, layer in self.layers.items()
+            for path, layer in self._layers.items()
             if isinstance(layer.base_layer, nn.Embedding)
         }
 
@@ -242,7 +242,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [layer for layer in self.layers.values() if any(layer.has_adapter(name) for name in names)]
+        carrying = [layer for layer in self._layers.values() if any(layer.has_adapter(name) for name in names)]
         if (
             carrying
             and all(set(names) & set(layer.merged_adapters) for layer in carrying)
@@ -294,7 +294,7 @@ class LayerTuner(Tuner):
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
-        merged = [layer for layer in self.layers.values() if layer.merged]
+        merged = [layer for layer in self._layers.values() if layer.merged]
         if not merged:
             warnings.warn("Already unmerged. Nothing to do.", PeftWarning, stacklevel=3)
         for layer in merged:
@@ -303,9 +303,9 @@ class LayerTuner(Tuner):
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
         # The last first: a layer may lie within the base layer of one before it.
-        for path, layer in reversed(self.layers.items()):
+        for path, layer in reversed(self._layers.items()):
             _replace(self.model, path, layer.detach())
-        for path, keeper in self.saved.items():
+        for path, keeper in self._saved.items():
             _replace(self.model, path, keeper.original_module)
         return self._detach()
 
@@ -319,24 +319,24 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        for layer in self.layers.values():
+        for layer in self._layers.values():
             layer.enable_adapters(True)
         if any(
             layer.has_adapter(name) and name not in layer.merged_adapters
-            for layer in self.layers.values()
+            for layer in self._layers.values()
             for name in names
         ):
             self.merge_adapter(names, safe_merge)
-        for path, layer in reversed(self.layers.items()):
+        for path, layer in reversed(self._layers.items()):
             _replace(self.model, path, layer.base_layer)
-        for path, keeper in self.saved.items():
+        for path, keeper in self._saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
             _replace(self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module)
         return self._detach()
 
     def _detach(self) -> nn.Module:
-        self.layers.clear()
-        self.saved.clear()
+        self._layers.clear()
+        self._saved.clear()
         self._active.clear()
         self.peft_config.clear()
         self._thaw()

@@ -113,7 +113,7 @@ class LoraModel(LayerTuner):
         if which == "none":
             return {}
         if which == "lora_only":
-            carrying = {p: layer for p, layer in self.layers.items() if layer.has_adapter(adapter_name)}
+            carrying = {p: layer for p, layer in self._layers.items() if layer.has_adapter(adapter_name)}
             return {
                 f"{path}.base_layer.bias": layer.base_layer.bias  # type: ignore[misc]
                 for path, layer in carrying.items()
@@ -156,7 +156,7 @@ class LoraModel(LayerTuner):
 
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
-        for layer in self.layers.values():
+        for layer in self._layers.values():
             layer.unmerge()
         self._restore_biases()
         return super().unload()
