@@ -71,7 +71,6 @@ class AdapterLayer(nn.Module):
         self._low_memory = False
 
     # -- what a subclass says
-    # ----------------------------------------------------------------------------------
 
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """One adapter's parameters by their name in a checkpoint, such as `lora_A.weight`; empty if it has none."""
@@ -85,8 +84,16 @@ class AdapterLayer(nn.Module):
         """
         raise NotImplementedError
 
+    def is_additive(self, adapter_name: str) -> bool:
+        """Whether merging this adapter adds a ΔW that doesn't depend on the weight."""
+        return self.additive
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """The name in this layer of what `tensors` calls `key`: the adapter's name goes behind its container."""
+        container, dot, rest = key.partition(".")
+        return f"{container}.{adapter_name}{dot}{rest}"
+
     # -- state
-    # -------------------------------------------------------------------------------------------------
 
     @property
     def weight(self) -> Tensor:
@@ -139,7 +146,6 @@ class AdapterLayer(nn.Module):
         return [name for name in self._active_adapters if self.has_adapter(name)]
 
     # -- activity
-    # ----------------------------------------------------------------------------------------------
 
     def set_adapter(self, adapter_names: str | Sequence[str], *, inference_mode: bool = False) -> None:
         """Use these adapters and no others; only they train, or nothing does with `inference_mode`."""
@@ -198,7 +204,6 @@ class AdapterLayer(nn.Module):
         self._active_adapters = [name for name in self._active_adapters if name != adapter_name]
 
     # -- merging
-    # -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def merge(
@@ -239,7 +244,7 @@ class AdapterLayer(nn.Module):
             )
         if self._disable_adapters:
             raise AdapterError(f"Can't merge {new} while adapters are disabled. Enable them first.")
-        if low_memory and not self.additive:
+        if low_memory and not all(self.is_additive(name) for name in new):
             raise AdapterError(
                 f"{type(self).__name__} doesn't merge by adding, so it has no low-memory form."
             )
@@ -263,6 +268,11 @@ class AdapterLayer(nn.Module):
         if not self._disable_adapters:
             self._restore(self.merged_adapters)
         self.merged_adapters = []
+
+    def detach(self) -> nn.Module:
+        """Leave the base layer as it was found, and give it back."""
+        self.unmerge()
+        return self.base_layer
 
     @torch.no_grad()
     def _write(self, names: Sequence[str], *, safe: bool = False) -> MergeError | None:

@@ -95,6 +95,8 @@ def default_targets(
 def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[str]:
     """Names of every linear layer but the output head (and the classifier head), as short as they can be.
 
+    The output projection within `torch.nn.MultiheadAttention`, which is never called, isn't one of them.
+
     Raises:
         NoMatchingPeftModuleError: The model has none.
     """
@@ -104,7 +106,10 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
     wanted = [
         path
         for path, module in candidates(model)
-        if is_linear(module) and base_of(module) is not head and not any(matches(path, [h]) for h in heads)
+        if is_linear(module)
+        and base_of(module) is not head
+        and not any(matches(path, [h]) for h in heads)
+        and not isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
     ]
     if not wanted:
         raise NoMatchingPeftModuleError(

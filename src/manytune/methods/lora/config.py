@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
+from manytune.methods.lora.init import is_known
 
 
 @dataclass
@@ -40,12 +41,16 @@ class LoraConfig(PeftConfig):
             2312.03732).
         modules_to_save: Modules trained in full beside the adapter, such as a new head.
         init_lora_weights: True for Kaiming-uniform A and B = 0; `"gaussian"` for A from N(0, 1/r²) and B = 0;
-            False for random A and B, which changes the model's output at once and is meant for tests.
+            `"orthogonal"` for random A and B with BA = 0, which needs an even rank; `"pissa"`,
+            `"pissa_niter_<number>"` and `"olora"` for the main part of the base's weight, which the weight loses
+            while the adapter is in use (see `lora/init.py`); False for random A and B, which changes the model's
+            output at once and is meant for tests.
         layers_to_transform: Indices of the layers to adapt.
         layers_pattern: Name of the module list that those indices count, such as `layers`.
         rank_pattern: Other ranks for some modules: path ending or expression to rank.
         alpha_pattern: Other alphas for some modules.
         lora_bias: Train a bias in B, too.
+        use_dora: Train magnitude and direction of the weight apart (DoRA, arXiv 2402.09353).
 
     The remaining fields are options of HF PEFT that aren't implemented; they stand here because its files
     name them, and setting one to anything but its default is an error.
@@ -109,6 +114,8 @@ class LoraConfig(PeftConfig):
             raise ConfigError(
                 f"lora_bias=True goes with init_lora_weights=True or False, found {self.init_lora_weights!r}."
             )
+        if self.lora_bias and self.use_dora:
+            raise ConfigError("lora_bias=True doesn't go with use_dora=True. Choose one of them.")
 
     def _check_layers(self) -> None:
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -146,9 +153,8 @@ _UNIMPLEMENTED = (
         "monteclora_config",
     ),
     *("qalora_group_size", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora"),
-    *("velora_config", "use_dora", "runtime_config"),
+    *("velora_config", "runtime_config"),
 )
-_INITS = (True, False, "gaussian")
 
 
 def _check_implemented(config: LoraConfig) -> None:
@@ -163,11 +169,11 @@ def _check_implemented(config: LoraConfig) -> None:
                 f"LoraConfig({name}={value!r}): manytune doesn't implement this option of HF PEFT. "
                 f"Leave it at its default, {default!r}."
             )
-    init = config.init_lora_weights
-    if (init.lower() if isinstance(init, str) else init) not in _INITS:
+    if not is_known(config.init_lora_weights):
         raise ConfigError(
-            f"LoraConfig(init_lora_weights={config.init_lora_weights!r}): expected True, False or 'gaussian'; "
-            "manytune doesn't implement HF PEFT's other initialisations."
+            f"LoraConfig(init_lora_weights={config.init_lora_weights!r}): expected True, False, 'gaussian', "
+            "'orthogonal', 'pissa', 'pissa_niter_<number>' or 'olora'; manytune doesn't implement HF PEFT's other "
+            "initialisations."
         )
 
 

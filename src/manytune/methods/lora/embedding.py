@@ -16,12 +16,15 @@ from manytune.methods.lora.layer import LoraLayer
 class Embedding(LoraLayer):
     """y = E[i] + Σ s · A[:, i]ᵀ Bᵀ over the active adapters, with A (r × rows) and B (dim × r).
 
+    Ways of starting that are made for linear layers (`"pissa"`, ...) have no meaning here; A starts at zero then.
+
     Args:
         base_layer: `torch.nn.Embedding` or a class derived from it. One with an `embed_scale` of its own,
             which multiplies what it looks up, has the update multiplied alike.
     """
 
     base_layer: nn.Embedding
+    output_dim = 1
 
     def __init__(self, base_layer: nn.Embedding) -> None:
         super().__init__(base_layer)
@@ -58,8 +61,8 @@ class Embedding(LoraLayer):
         Returns:
             (..., dim), in the base layer's dtype.
         """
-        result: Tensor = self.base_layer(ids, *args, **kwargs)
-        dtype = result.dtype
+        base: Tensor = self.base_layer(ids, *args, **kwargs)
+        result = base
         scale = getattr(self.base_layer, "embed_scale", None)
         for name in self.live_adapters():
             rows = functional.embedding(
@@ -72,5 +75,10 @@ class Embedding(LoraLayer):
                 sparse=self.base_layer.sparse,
             )  # (..., r)
             update = (rows @ self.lora_embedding_B[name].t()) * self.scaling[name]
-            result = result + (update if scale is None else update * scale)
-        return result.to(dtype)
+            if scale is not None:
+                update = update * scale
+            if self.use_dora[name]:
+                gains = self.gains(name, self.base_layer.weight)
+                update = (gains - 1) * base + gains * update
+            result = result + update
+        return result.to(base.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.dora import Magnitude, along, output_norm
 
 
 class LoraLayer(AdapterLayer):
@@ -21,6 +22,7 @@ class LoraLayer(AdapterLayer):
     Attributes:
         lora_A, lora_B: The factors by adapter; modules, so that hooks and repr work as users expect.
         lora_embedding_A, lora_embedding_B: The same for embeddings; parameters.
+        lora_magnitude_vector: DoRA's m by adapter; modules.
         lora_dropout: Dropout on the way into A, by adapter.
         r, lora_alpha, scaling: Rank, alpha and the factor s before BA, by adapter.
     """
@@ -31,6 +33,11 @@ class LoraLayer(AdapterLayer):
     other_param_names: ClassVar[tuple[str, ...]] = (
         *("r", "lora_alpha", "scaling", "lora_dropout", "use_dora", "use_rslora", "lora_bias"),
     )
+
+    #: The base layer's parameter that BA is added to.
+    weight_name: ClassVar[str] = "weight"
+    #: Its dimension that counts the outputs.
+    output_dim: int = 0
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -77,6 +84,8 @@ class LoraLayer(AdapterLayer):
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         self.lora_dropout[adapter_name] = dropout
         self.make_factors(adapter_name, config)
+        if config.use_dora:
+            self._make_magnitude(adapter_name)
 
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """See `AdapterLayer.tensors`."""
@@ -91,7 +100,58 @@ class LoraLayer(AdapterLayer):
             parameters = getattr(self, container)
             if adapter_name in parameters:
                 found[container] = parameters[adapter_name]
+        if adapter_name in self.lora_magnitude_vector:
+            found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter_name].get_parameter("weight")
         return found
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `AdapterLayer.memory_name`."""
+        name = super().memory_name(adapter_name, key)
+        return f"{name}.weight" if key == "lora_magnitude_vector" else name
+
+    # -- DoRA
+
+    def _make_magnitude(self, adapter_name: str) -> None:
+        """Let m be ‖W + ΔW‖, so that it changes nothing at first."""
+        delta = self.get_delta_weight(adapter_name)
+        weight = self.origin([adapter_name])
+        if delta.is_meta:
+            norm = torch.empty(weight.shape[self.output_dim], device="meta", dtype=delta.dtype)
+        else:
+            norm = output_norm(weight, delta.detach(), self.output_dim)
+        if isinstance(self.base_layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            norm = along(norm, 1, weight.dim())
+        self.lora_magnitude_vector[adapter_name] = Magnitude(norm)
+
+    def gains(self, adapter_name: str, weight: Tensor) -> Tensor:
+        """DoRA's m / ‖W + ΔW‖: (out,); the norm counts as a constant."""
+        magnitude = self.lora_magnitude_vector[adapter_name].get_parameter("weight").flatten()
+        norm = output_norm(weight, self.get_delta_weight(adapter_name).detach(), self.output_dim)
+        return magnitude / norm.to(magnitude.dtype)
+
+    def update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """What one adapter adds to the output of a linear or convolutional base layer.
+
+        s · B A D(x); with DoRA, where g is `gains`, (g - 1) · W D(x) + g · s · B A D(x).
+
+        Args:
+            adapter_name: The adapter.
+            x: The layer's input.
+            result: The base layer's output for x.
+        """
+        dropout = self.lora_dropout[adapter_name]
+        low: Tensor = dropout(x.to(self.lora_A[adapter_name].get_parameter("weight").dtype))
+        own: Tensor = self.lora_B[adapter_name](self.lora_A[adapter_name](low)) * self.scaling[adapter_name]
+        if not self.use_dora[adapter_name]:
+            return own
+        gains = self.gains(adapter_name, self.base_layer.get_parameter(self.weight_name))
+        bias = self.bias
+        dims = self.base_layer.get_parameter(self.weight_name).dim() - 2
+        if dropout.training and isinstance(dropout, nn.Dropout):
+            result = self.base_layer(low.to(x.dtype))
+        plain = result if bias is None else result - bias.view(-1, *(1,) * dims)
+        gains = gains.view(-1, *(1,) * dims)
+        return (gains - 1) * plain + gains * own
 
     # -- scaling
 
@@ -121,9 +181,14 @@ class LoraLayer(AdapterLayer):
     # -- merging
 
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
-        """W + Σ s·BA, summed in float32 at least and rounded once; b + Σ s·b_B where B has a bias."""
-        weight = self.base_layer.get_parameter("weight")
-        result = {"weight": _add(weight, [self.get_delta_weight(name) for name in adapter_names])}
+        """W + Σ s·BA, summed in float32 at least and rounded once; b + Σ s·b_B where B has a bias.
+
+        With DoRA g · (W + s·BA) - W takes the place of s·BA.
+        """
+        dtype = self.base_layer.get_parameter(self.weight_name).dtype
+        weight = self.origin(adapter_names)
+        deltas = [self._merged_delta(name, weight) for name in adapter_names]
+        result = {self.weight_name: _add(weight, deltas).to(dtype)}
         biases = [
             self.lora_B[name].get_parameter("bias") * self.scaling[name]
             for name in adapter_names
@@ -135,8 +200,23 @@ class LoraLayer(AdapterLayer):
                 raise MergeBiasError(
                     "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
                 )
-            result["bias"] = _add(bias, biases)  # type: ignore[arg-type]
+            result["bias"] = _add(bias, biases).to(bias.dtype)  # type: ignore[arg-type]
         return result
+
+    def origin(self, adapter_names: Sequence[str]) -> Tensor:
+        """The weight that these adapters are added to; in the base's dtype or wider. Not to be changed."""
+        return self.base_layer.get_parameter(self.weight_name).data
+
+    def is_additive(self, adapter_name: str) -> bool:
+        """See `AdapterLayer.is_additive`."""
+        return not self.use_dora[adapter_name]
+
+    def _merged_delta(self, adapter_name: str, weight: Tensor) -> Tensor:
+        delta = self.get_delta_weight(adapter_name)
+        if not self.use_dora[adapter_name]:
+            return delta
+        gains = along(self.gains(adapter_name, weight), self.output_dim, weight.dim())
+        return gains * (weight + delta) - weight
 
     def warn_without_bias(self) -> None:
         """A bias in B can't be merged into a layer that has none; say so early."""
@@ -158,4 +238,4 @@ def _add(weight: Tensor, deltas: Sequence[Tensor]) -> Tensor:
     total = weight.to(wide, copy=True)
     for delta in deltas:
         total += delta
-    return total.to(weight.dtype)
+    return total

@@ -10,11 +10,11 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.fused import lora_linear
-from manytune.methods.lora.init import initialise
-from manytune.methods.lora.layer import LoraLayer
+from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
+from manytune.methods.lora.shifted import ShiftedLayer
 
 
-class Linear(LoraLayer):
+class Linear(ShiftedLayer):
     """y = x Wᵀ + b + Σ s · D(x) Aᵀ Bᵀ over the active adapters.
 
     Args:
@@ -26,6 +26,7 @@ class Linear(LoraLayer):
         if isinstance(base_layer, Conv1D):
             self.in_features, self.out_features = base_layer.weight.shape
             self.fan_in_fan_out = True
+            self.output_dim = 1
         else:
             self.in_features: int = base_layer.in_features  # type: ignore[no-redef,assignment]
             self.out_features: int = base_layer.out_features  # type: ignore[no-redef,assignment]
@@ -38,7 +39,22 @@ class Linear(LoraLayer):
             self.warn_without_bias()
         self.lora_A[adapter_name] = nn.Linear(self.in_features, r, bias=False)
         self.lora_B[adapter_name] = nn.Linear(r, self.out_features, bias=config.lora_bias)
-        initialise(self.lora_A[adapter_name], self.lora_B[adapter_name], r=r, init=config.init_lora_weights)
+        if starts_from_weight(config.init_lora_weights):
+            self._take_over(adapter_name, str(config.init_lora_weights))
+        else:
+            initialise(
+                self.lora_A[adapter_name], self.lora_B[adapter_name], r=r, init=config.init_lora_weights
+            )
+
+    def _take_over(self, adapter_name: str, init: str) -> None:
+        weight = self.origin([])
+        scaling = self.scaling[adapter_name]
+        a, b = factors_of(weight.t() if self.fan_in_fan_out else weight, self.r[adapter_name], scaling, init)
+        self.shift_by(adapter_name, a, scaling * b)
+        for module, value in ((self.lora_A[adapter_name], a), (self.lora_B[adapter_name], b)):
+            parameter = module.get_parameter("weight")
+            if not parameter.is_meta:
+                parameter.data = value.clone()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · BA: (out, in), or (in, out) for `Conv1D`."""
@@ -77,6 +93,8 @@ class Linear(LoraLayer):
         if type(self.base_layer) not in (nn.Linear, Conv1D) or _hooked(self.base_layer):
             return False
         for name in names:
+            if self.use_dora[name]:
+                return False
             a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
             if type(a) is not nn.Linear or type(b) is not nn.Linear or b.bias is not None:
                 return False
@@ -104,11 +122,10 @@ class Linear(LoraLayer):
 
     def _forward_apart(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        dtype = result.dtype
-        for name in names:
-            low = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))  # type: ignore[arg-type]
-            result = result + self.lora_B[name](self.lora_A[name](low)) * self.scaling[name]
-        return result.to(dtype)
+        update = self.update(names[0], x, result)
+        for name in names[1:]:
+            update = update + self.update(name, x, result)
+        return (result + update).to(result.dtype)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -12,14 +12,18 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import AdapterLayer
+from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.conv import conv_layer
 from manytune.methods.lora.embedding import Embedding
+from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
 from manytune.methods.targets import (
     ALL_LINEAR,
     Selection,
     all_linear_targets,
+    base_of,
     default_targets,
     first_match,
     select,
@@ -39,6 +43,17 @@ class LoraModel(LayerTuner):
         Raises:
             ConfigError: Another adapter trains biases already.
         """
+        inits = {adapter_name: config, **self.peft_config}
+        shifting = [n for n, c in inits.items() if starts_from_weight(getattr(c, "init_lora_weights", True))]
+        if shifting and self.peft_config:
+            init = getattr(inits[shifting[0]], "init_lora_weights", None)
+            warnings.warn(
+                f"Adapter '{shifting[0]}' starts from the base's weights (init_lora_weights={init!r}), and takes a "
+                "part of them over while it is in use. Adapters beside it see the whole weights here, in HF PEFT what "
+                "is left of them.",
+                PeftWarning,
+                stacklevel=5,
+            )
         others = [
             name for name, other in self.peft_config.items() if getattr(other, "bias", "none") != "none"
         ]
@@ -61,7 +76,7 @@ class LoraModel(LayerTuner):
             config.target_modules = all_linear_targets(self.model, config.task_type)
         layers = config.layers_to_transform
         pattern = config.layers_pattern
-        return select(
+        chosen = select(
             self.model,
             Selection(
                 names=config.target_modules,
@@ -70,6 +85,23 @@ class LoraModel(LayerTuner):
                 layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
             ),
         )
+        return self._with_output_projections(chosen)
+
+    def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+        """Attention that is adapted has its output projection adapted too, which alone it never calls."""
+        result = []
+        for path, module in chosen:
+            parent = self.model.get_submodule(path.rpartition(".")[0])
+            if isinstance(parent, nn.MultiheadAttention):
+                raise ConfigError(
+                    f"Target module {path}: torch.nn.MultiheadAttention never calls it, so an adapter there would do "
+                    f"nothing. Target the attention itself, {path.rpartition('.')[0]}; its out_proj comes along."
+                )
+            result.append((path, module))
+            attention = base_of(module)
+            if isinstance(attention, nn.MultiheadAttention):
+                result.append((f"{path}.{OUTPUT}", attention.out_proj))
+        return result
 
     def wrap(self, path: str, module: nn.Module, config: LoraConfig) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
@@ -87,9 +119,15 @@ class LoraModel(LayerTuner):
             elif isinstance(module, Conv1D):
                 config.fan_in_fan_out = True
             return Linear(module)
+        if isinstance(module, nn.MultiheadAttention):
+            return MultiheadAttention(module)
+        convolution = conv_layer(module)
+        if convolution is not None:
+            return convolution
         raise ConfigError(
             f"Target module {path} ({type(module).__name__}) is not supported. LoRA goes beside torch.nn.Linear, "
-            "torch.nn.Embedding and transformers' Conv1D. Name layers of these kinds in target_modules."
+            "Embedding, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D. Name layers of these "
+            "kinds in target_modules."
         )
 
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: LoraConfig) -> None:
@@ -105,7 +143,6 @@ class LoraModel(LayerTuner):
         )
 
     # -- biases of the base
-    # ------------------------------------------------------------------------------------
 
     def _biases(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """The base's biases that an adapter trains, by path."""
