@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from manytune.data.json_files import json_line
 from manytune.data.readers import read
 from manytune.data.records import Record, Rejected
 from manytune.errors import DataError
@@ -236,6 +238,25 @@ def test_a_document_longer_than_the_csv_modules_limit_is_read(write: Write) -> N
     long = "word " * 50_000
     assert read(write("x.csv", f"text\n{long}\n")).kept[0].fields == {"text": long}
     assert csv.field_size_limit() == limit
+
+
+# Writing
+
+
+def test_what_is_written_as_json_is_read_back(write: Write) -> None:
+    fields = {"a": "Größe\n", "n": [1, None], "o": {"k": True}}
+    assert read(write("x.jsonl", json_line(Record(fields, "y", 1)))).kept[0].fields == fields
+
+
+def test_dates_are_written_as_text_and_what_has_no_json_form_is_an_error() -> None:
+    moment = datetime(2024, 2, 29, 12, 30)
+    assert json_line(Record({"at": moment, "on": moment.date()}, "x", 1)) == (
+        '{"at": "2024-02-29T12:30:00", "on": "2024-02-29"}\n'
+    )
+    with pytest.raises(DataError, match="x:1: the row can't be written as JSON: a value of type bytes"):
+        json_line(Record({"a": b"a"}, "x", 1))
+    with pytest.raises(DataError, match="x:1: the row can't be written as JSON"):
+        json_line(Record({"a": float("nan")}, "x", 1))
 
 
 # Parquet and datasets

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manytune.data.splits import Leak, group_key, leaks, split
+from manytune.data.records import Record
+from manytune.data.splits import Leak, group_key, leaks, record_key, split
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
 
@@ -127,6 +128,18 @@ def test_examples_with_one_group_or_else_one_prompt_have_one_key() -> None:
     assert group_key(example("same  prompt")) == group_key(example("same prompt\n"))
     assert group_key(example("p")) != group_key(example("q"))
     assert group_key(example("g")) != group_key(example("q", group="g"))
+
+
+def test_rows_with_one_field_or_else_equal_fields_have_one_key() -> None:
+    one, two = Record({"a": 1, "b": 2}, "x", 1), Record({"b": 2, "a": 1}, "x", 2)
+    assert record_key(one) == record_key(two) != record_key(Record({"a": 1}, "x", 3))
+    assert record_key(one, "a") == record_key(Record({"a": 1}, "x", 3), "a") == "1"
+
+
+@pytest.mark.parametrize("fields", [{"papr": 1}, {"paper": None}])
+def test_a_row_without_its_group_is_an_error(fields: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="x:3: group_by needs the field 'paper'"):
+        record_key(Record(fields, "x", 3), "paper")
 
 
 def test_prompts_in_two_splits_are_leaks_whatever_their_white_space() -> None:

@@ -1,6 +1,7 @@
 """How records become examples, and what is said about a template or a row that doesn't fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from manytune.data.templates import (
     Example,
     PromptTemplate,
     Segment,
+    choose_template,
     load_template,
     named_template,
     render_all,
@@ -251,6 +253,32 @@ def test_a_template_survives_json(template: PromptTemplate) -> None:
 def test_a_dictionary_that_is_no_template_is_an_error(parts: dict[str, object], expected: str) -> None:
     with pytest.raises(TemplateError) as caught:
         PromptTemplate.from_dict(parts)
+    assert str(caught.value) == expected
+
+
+def test_a_description_is_a_name_a_file_or_the_parts(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(json.dumps(PLAIN.to_dict()))
+    assert choose_template() is None
+    assert choose_template("alpaca") == NAMED_TEMPLATES["alpaca"]
+    assert choose_template(str(file), group_by="id") == replace(PLAIN, group_by="id")
+    assert choose_template(prompt="{{ x }}", completion="{{ y }}", system="s") == PromptTemplate(
+        "{{ x }}", "{{ y }}", "s"
+    )
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        ({"name": "alpaca", "prompt": "{{ x }}"}, "give either a template, or prompt and completion"),
+        ({"prompt": "{{ x }}"}, "prompt and completion go together; the completion is missing"),
+        ({"completion": "{{ x }}"}, "prompt and completion go together; the prompt is missing"),
+        ({"system": "s"}, "a system message goes with a template, or with prompt and completion"),
+    ],
+)
+def test_half_a_description_is_an_error(description: dict[str, str], expected: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        choose_template(**description)  # type: ignore[arg-type]
     assert str(caught.value) == expected
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from manytune.data.records import Record, Records
     from manytune.data.templates import PromptTemplate
 
-_KINDS = "A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name like org/name:config[train]."
+_KINDS = "A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name like org/name:config."
 
 Files = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help=_KINDS, show_default=False)]
 File = Annotated[str | None, typer.Argument(metavar="FILE", help=_KINDS, show_default=False)]
@@ -39,7 +39,8 @@ Base = Annotated[
 RecipeFile = Annotated[
     str | None,
     typer.Option(
-        "--recipe", help="Take files, template, base and length limit from a recipe; FILE comes first."
+        "--recipe",
+        help="Take files, template, base and length limit from a recipe; FILE and the other options come first.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -249,6 +249,8 @@ def choose_template(
     if prompt is not None and completion is not None:
         return PromptTemplate(prompt, completion, system, group_by)
     if name is None:
+        if system is not None:
+            raise TemplateError("a system message goes with a template, or with prompt and completion")
         return None
     found = load_template(name) if Path(name).suffix in _FILES else named_template(name)
     return replace(found, system=system or found.system, group_by=group_by or found.group_by)
