@@ -115,6 +115,11 @@ class AdapterLayer(nn.Module):
         return bool(self.merged_adapters)
 
     @property
+    def merged_inexactly(self) -> bool:
+        """Whether adapters are merged in low memory, so that the base's exact weights aren't there."""
+        return bool(self.merged_adapters) and self._low_memory
+
+    @property
     def disable_adapters(self) -> bool:
         """Whether the layer behaves as the base's."""
         return self._disable_adapters

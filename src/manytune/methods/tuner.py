@@ -170,7 +170,17 @@ class LayerTuner(Tuner):
         return list(self._active)
 
     def enable_adapters(self, *, enabled: bool) -> None:
-        """See `Tuner.enable_adapters`."""
+        """See `Tuner.enable_adapters`.
+
+        Raises:
+            AdapterError: An adapter is merged in low memory, so there is no exact base to go back to.
+        """
+        inexact = [layer for layer in self._layers.values() if layer.merged_inexactly]
+        if inexact and not enabled:
+            raise AdapterError(
+                f"Can't disable adapters: {inexact[0].merged_adapters} are merged in low memory, so the base's exact "
+                "weights aren't there to go back to. Unmerge first; the base is then off by what merging stated."
+            )
         for module in self._carriers().values():
             module.enable_adapters(enabled)
 
