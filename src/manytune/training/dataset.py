@@ -73,7 +73,8 @@ def read_splits(data: DataRecipe) -> Splits:
     def examples(specs: Sequence[str], role: str) -> tuple[Example, ...]:
         found: list[Example] = []
         for spec in specs:
-            records = read(spec, split=None if _is_file(spec) else role, on_error=data.on_error)
+            is_file = Path(spec).expanduser().is_file()
+            records = read(spec, split=None if is_file else role, on_error=data.on_error)
             rendered = render_all(data.prompt_template(), records.kept, on_error=data.on_error)
             left_out.extend((*records.rejected, *rendered.rejected))
             found.extend(rendered.kept)
@@ -126,12 +127,3 @@ def content_hash(sequences: Sequence[Encoded]) -> str:
     for sequence in sequences:
         digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}".encode())
     return digest.hexdigest()
-
-
-def _is_file(spec: str) -> bool:
-    """Whether the reader will take it for a file, which has no splits to choose from."""
-    path = Path(spec).expanduser()
-    return path.is_file() or (not path.is_dir() and path.suffix.lower() in _FILE_SUFFIXES)
-
-
-_FILE_SUFFIXES = {".jsonl", ".json", ".csv", ".tsv", ".parquet"}

@@ -21,7 +21,7 @@ class StepReport:
         loss: Mean negative log likelihood per target token of this step's rows, in nats.
         learning_rate: The one that this step used.
         grad_norm: The gradient's norm before clipping.
-        tokens: Tokens read since the run began, pad tokens not counted.
+        tokens: Input tokens read since the run began, pad tokens not counted.
         step_seconds: Time spent in training steps since the run began; validation and checkpoints not
         counted.
         seconds: Time since the run began, interruptions not counted.

@@ -164,6 +164,9 @@ class TrainingRecipe(_Section):
     """Gradients are scaled down to this norm; 0 leaves them."""
     batching: str = "padded"
     """How rows are laid out for the model; every layout gives the same loss and gradients."""
+    group_prefixes: bool = False
+    """Put rows that begin alike, such as several questions on one document, into the same batch; with
+    `shared-prefix` batches the beginning is computed once."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None

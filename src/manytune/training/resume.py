@@ -45,7 +45,7 @@ class Position:
 
     Attributes:
         step: Optimizer steps done.
-        tokens: Tokens read so far.
+        tokens: Input tokens read so far.
         step_seconds: Time spent in training steps so far.
         seconds: Time spent in all so far.
     """

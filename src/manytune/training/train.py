@@ -20,6 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from manytune.data.encode import Encoded
 from manytune.errors import RunError
 from manytune.training.batches import builder, packed_attention
+from manytune.training.batches.support import unsupported_reason
 from manytune.training.loss import mean_loss
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
@@ -33,7 +34,7 @@ class TrainingResult:
 
     Attributes:
         steps: Optimizer steps done in all.
-        tokens: Tokens read in all, pad tokens not counted.
+        tokens: Input tokens read in all, pad tokens not counted.
         step_seconds: Time spent in training steps.
         seconds: Time in all: steps, validation and checkpoints; interruptions not counted.
         peak_memory: The most memory in use at once, in bytes: of the GPU if one was used, else of the
@@ -115,6 +116,10 @@ def train_model(
             "no parameter requires a gradient, so there is nothing to train. Attach a method first."
         )
     build = builder(settings.batching)
+    if settings.batching != "padded" and (reason := unsupported_reason(model)) is not None:
+        raise RunError(
+            f'training.batching {settings.batching!r} wouldn\'t be exact on this model: {reason}. Use "padded".'
+        )
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     steps_reported: list[StepReport] = []
     validations: list[ValidationReport] = []
@@ -143,6 +148,7 @@ def train_model(
             train=train,
             validation=validation,
             build=build,
+            group_prefixes=settings.group_prefixes,
             pad_id=pad_id,
             resume_from=resume_from,
             checkpoint_directory=checkpoint_directory,

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from manytune.data.encode import Encoded
 from manytune.errors import RunError
 from manytune.training.batches import Batch, Builder
+from manytune.training.batches.grouping import plan_batches
 from manytune.training.loss import loss_sum, mean_loss
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.resume import Checkpoint, Position, save_checkpoint
@@ -60,6 +61,31 @@ class SeededOrder(Sampler[int]):
         return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist())
 
 
+class GroupedOrder(SeededOrder):
+    """An order that puts rows with long common prefixes into the same batch; the batches come at random.
+
+    Args:
+        sequences: The rows.
+        batch_size: Rows of a batch. An epoch's smaller batch, if there is one, comes last.
+        seed: Decides the order, with the epoch.
+    """
+
+    def __init__(self, sequences: Sequence[Encoded], *, batch_size: int, seed: int) -> None:
+        super().__init__(len(sequences), seed)
+        self._sequences = sequences
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        batches = plan_batches(
+            self._sequences,
+            seed=self.seed,
+            epoch=self.epoch,
+            batch_size=self._batch_size,
+            group_prefixes=True,
+        )
+        return iter([row for batch in sorted(batches, key=len, reverse=True) for row in batch])
+
+
 @dataclass(frozen=True)
 class RowsBatch:
     """A batch and the rows that it was made of, for error messages."""
@@ -81,6 +107,7 @@ class AdapterTrainer(Trainer):
         train: The sequences to learn from.
         validation: The sequences to measure the loss on; may be empty.
         build: The batch layout.
+        group_prefixes: Whether rows that begin alike go into the same batch.
         pad_id: Any valid token id.
         resume_from: The checkpoint to continue from; None starts at the beginning.
         checkpoint_directory: Where checkpoints go; None if the arguments ask for none.
@@ -99,6 +126,7 @@ class AdapterTrainer(Trainer):
         train: Sequence[Encoded],
         validation: Sequence[Encoded],
         build: Builder,
+        group_prefixes: bool,
         pad_id: int,
         resume_from: Checkpoint | None,
         checkpoint_directory: Path | None,
@@ -108,6 +136,7 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self._module = model
         self._build = build
+        self._group_prefixes = group_prefixes
         self._pad_id = pad_id
         self._validation = validation
         self._resume_from = resume_from
@@ -132,12 +161,16 @@ class AdapterTrainer(Trainer):
         return {"batch": RowsBatch(self._build(sequences, pad_id=self._pad_id), rows)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Rows in the order of `SeededOrder`; the last batch of an epoch may be smaller."""
+        """Rows in the order that the seed decides; the last batch of an epoch may be smaller."""
         assert isinstance(self.train_dataset, Rows)
+        rows, batch_size, seed = self.train_dataset.sequences, self.args.train_batch_size, self.args.seed
+        order = SeededOrder(len(rows), seed)
+        if self._group_prefixes:
+            order = GroupedOrder(rows, batch_size=batch_size, seed=seed)
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            sampler=SeededOrder(len(self.train_dataset), self.args.seed),
+            batch_size=batch_size,
+            sampler=order,
             collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,
         )

@@ -1,0 +1,367 @@
+"""A training run: from a recipe to a directory that holds everything about it.
+
+recipe.yaml        the recipe, defaults and overrides included; `manytune train` runs it again
+environment.json   releases, processor, threads, device
+log.jsonl          one line a step, and one a validation
+adapter/           HF PEFT's files and manifest.json
+scores.json        validation loss, cost, and which rows were left out
+checkpoints/       what `--resume` continues from; removed when the run ends well
+tensorboard/       event files, if the recipe asks for them
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from transformers import set_seed
+
+from manytune import __version__
+from manytune.data.records import Rejected
+from manytune.errors import RunError
+from manytune.methods.attach import get_peft_model
+from manytune.store.adapters import save_adapter
+from manytune.store.base import Base, load_base
+from manytune.store.files import atomic_write, clean_leftovers
+from manytune.training.dataset import TokenSplits, content_hash, encode_splits, read_splits
+from manytune.training.progress import Report, StepReport
+from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.resume import Checkpoint, latest_checkpoint
+from manytune.training.train import TrainingResult, train_model
+
+RECIPE_NAME = "recipe.yaml"
+_LOG_NAME = "log.jsonl"
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that ended well.
+
+    Attributes:
+        directory: The run directory.
+        adapter: The adapter's directory in it.
+        base: The base's name.
+        method: The method's name.
+        train_rows: Rows learned from.
+        validation_rows: Rows that the loss was measured on.
+        left_out: Rows that couldn't be used, with the reasons.
+        truncated: Prompts that were cut to the length limit.
+        leaks: Prompts that occur in more than one split.
+        resumed_from: The step that `--resume` continued from; None if it didn't.
+        training: Cost and course of the training.
+    """
+
+    directory: Path
+    adapter: Path
+    base: str
+    method: str
+    train_rows: int
+    validation_rows: int
+    left_out: tuple[Rejected, ...]
+    truncated: int
+    leaks: int
+    resumed_from: int | None
+    training: TrainingResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `scores.json` holds and `manytune train --json` prints; the course is in `log.jsonl`."""
+        training = self.training
+        return {
+            "directory": str(self.directory),
+            "adapter": str(self.adapter),
+            "base": self.base,
+            "method": self.method,
+            "validation_loss": training.validation_loss,
+            "steps": training.steps,
+            "tokens": training.tokens,
+            "tokens_per_second": training.tokens_per_second,
+            "seconds": training.seconds,
+            "peak_memory": training.peak_memory,
+            "trainable_parameters": training.trainable_parameters,
+            "all_parameters": training.all_parameters,
+            "train_rows": self.train_rows,
+            "validation_rows": self.validation_rows,
+            "truncated": self.truncated,
+            "leaks": self.leaks,
+            "left_out": [asdict(row) for row in self.left_out],
+            "resumed_from": self.resumed_from,
+        }
+
+
+def run(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    keep_checkpoints: bool = False,
+    report: Callable[[Report], None] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> TrainedRun:
+    """Train what a recipe describes.
+
+    Args:
+        recipe: The recipe; the run directory is its `output`.
+        resume: Continue the interrupted run in that directory. With the same recipe, data, releases and
+            number of threads, the adapter has the same bits as without the interruption.
+        overwrite: Remove a run that is in that directory first.
+        keep_checkpoints: Leave the checkpoints in place at the end.
+        report: Called after every step and every validation.
+        notify: Receives a line about each stage and each doubt.
+
+    Raises:
+        RunError: The directory holds something else, there is nothing to resume, the recipe, the data or
+            the base changed since the interruption, or the training failed.
+        DataError: A row or a file can't be used.
+        StoreError: The base can't be loaded.
+    """
+    say = notify or (lambda _: None)
+    directory = Path(recipe.output)
+    _enter(directory, recipe, resume=resume, overwrite=overwrite)
+    splits = read_splits(recipe.data)
+    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
+    data = encode_splits(splits, recipe.data, base.tokenizer)
+    _describe_data(say, data, leaks=len(splits.leaks))
+
+    identity = _identity(base, data)
+    checkpoints = directory / "checkpoints"
+    checkpoint = latest_checkpoint(checkpoints) if resume else None
+    if checkpoint is not None:
+        _check_identity(checkpoint, identity, say)
+        say(f"resuming after step {checkpoint.position.step}")
+    elif resume:
+        say("no checkpoint was written before the interruption; starting at the beginning")
+    if not resume:
+        atomic_write(directory / RECIPE_NAME, recipe.to_yaml())
+        atomic_write(directory / "environment.json", _json(_environment(recipe)))
+
+    # The adapter's first weights come from the seed, as everything random after them does.
+    set_seed(recipe.training.seed)
+    model = get_peft_model(base.model, recipe.method.peft_config())
+    with _Log(directory / _LOG_NAME, after=checkpoint.position.step if checkpoint else None) as log:
+
+        def record(event: Report) -> None:
+            log.write(event)
+            if report is not None:
+                report(event)
+
+        training = train_model(
+            model,
+            data.train,
+            data.validation,
+            recipe.training,
+            pad_id=_pad_id(base),
+            report=record,
+            checkpoint_directory=checkpoints,
+            resume_from=checkpoint,
+            identity=identity,
+            tensorboard_directory=directory / "tensorboard",
+        )
+    loss = training.validation_loss
+    save_adapter(
+        model,
+        directory / "adapter",
+        method=recipe.method.name,
+        base=base.name,
+        fingerprint=base.fingerprint,
+        template=recipe.data.prompt_template().to_dict(),
+        encoding=data.mode,
+        recipe=recipe.model_dump(mode="json"),
+        scores={} if loss is None else {"validation_loss": loss},
+    )
+    finished = TrainedRun(
+        directory=directory,
+        adapter=directory / "adapter",
+        base=base.name,
+        method=recipe.method.name,
+        train_rows=len(data.train),
+        validation_rows=len(data.validation),
+        left_out=data.left_out,
+        truncated=data.truncated,
+        leaks=len(splits.leaks),
+        resumed_from=checkpoint.position.step if checkpoint else None,
+        training=training,
+    )
+    atomic_write(directory / "scores.json", _json(finished.to_dict()))
+    if not keep_checkpoints:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return finished
+
+
+def _enter(directory: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that the run directory is what the options say it is."""
+    if resume and overwrite:
+        raise RunError("--resume continues what --overwrite removes; give one of them.")
+    if directory.exists() and not directory.is_dir():
+        raise RunError(
+            f"{directory}: the run directory's name is taken by a file. Set output to another one."
+        )
+    clean_leftovers(directory)
+    is_run = (directory / RECIPE_NAME).is_file()
+    if resume:
+        if not is_run:
+            raise RunError(f"{directory}: there is no run to resume here. Leave --resume out to start one.")
+        if (directory / "scores.json").is_file():
+            raise RunError(f"{directory}: the run is complete, so there is nothing to resume.")
+        _check_recipe(directory, recipe)
+    elif directory.is_dir() and any(directory.iterdir()):
+        if not is_run:
+            raise RunError(
+                f"{directory}: the directory isn't empty and holds no run. Set output to another one, or empty it."
+            )
+        if not overwrite:
+            raise RunError(
+                f"{directory}: there is a run here already. Continue it with --resume, replace it with --overwrite, "
+                "or set output to another directory."
+            )
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _check_recipe(directory: Path, recipe: Recipe) -> None:
+    """Refuse to continue a run with another recipe: its past steps couldn't be repeated with it."""
+    before = _flat(load_recipe(directory / RECIPE_NAME).model_dump(mode="json"))
+    now = _flat(recipe.model_dump(mode="json"))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
+    if changed:
+        shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+        raise RunError(
+            f"{directory}: the recipe changed since the run began: {shown}. Resume with the former recipe "
+            f"({directory / RECIPE_NAME}), or start anew with --overwrite."
+        )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _identity(base: Base, data: TokenSplits) -> dict[str, object]:
+    """What the remaining steps of an interrupted run depend on besides the recipe."""
+    return {
+        "train": content_hash(data.train),
+        "validation": content_hash(data.validation),
+        "base": base.fingerprint.to_dict(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "manytune": __version__,
+    }
+
+
+def _check_identity(
+    checkpoint: Checkpoint, identity: Mapping[str, object], say: Callable[[str], None]
+) -> None:
+    before = checkpoint.identity
+    for key, what in (("train", "training rows"), ("validation", "validation rows"), ("base", "base")):
+        if before.get(key) != identity[key]:
+            raise RunError(
+                f"{checkpoint.path}: the {what} changed since the run was interrupted. Restore what was there, or "
+                "start anew with --overwrite."
+            )
+    for key in ("threads", "torch", "transformers", "manytune"):
+        if before.get(key) != identity[key]:
+            say(
+                f"warning: {key} was {before.get(key)} before the interruption and is {identity[key]} now, so the "
+                "adapter may differ in its last bits from that of an uninterrupted run"
+            )
+
+
+def _describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) -> None:
+    say(f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate on")
+    for row in data.left_out[:5]:
+        say(f"left out: {row.where}: {row.reason}")
+    if len(data.left_out) > 5:
+        say(f"left out: {len(data.left_out) - 5:,} more rows; scores.json will name them")
+    if data.truncated:
+        say(f"{data.truncated:,} prompts were cut to data.max_length")
+    if leaks:
+        say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
+
+
+def _pad_id(base: Base) -> int:
+    found = base.tokenizer.pad_token_id
+    return found if isinstance(found, int) else 0
+
+
+def _environment(recipe: Recipe) -> dict[str, Any]:
+    cuda = torch.cuda.is_available() and recipe.training.device != "cpu"
+    return {
+        "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "manytune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+class _Log:
+    """`log.jsonl`: a line is on its way to the disk before the next step begins.
+
+    Args:
+        path: The file.
+        after: Keep what it says up to this step, and continue there; None begins a new file.
+    """
+
+    def __init__(self, path: Path, *, after: int | None) -> None:
+        kept = _lines_up_to(path, after) if after is not None else []
+        atomic_write(path, "".join(kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, event: Report) -> None:
+        """Append one report."""
+        entry = dataclasses.asdict(event)
+        if isinstance(event, StepReport):
+            entry["tokens_per_second"] = event.tokens_per_second
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """The log's lines up to a step; later ones will be written again, and the last may be half a line."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except ValueError:
+            continue
+    return kept

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manytune.errors import RecipeError
+from manytune.methods.lora.config import LoraConfig
+from manytune.training.recipe import Recipe, load_recipe
+
+FULL = """
+base: some-org/some-model
+data:
+  train: [a.jsonl, b.csv]
+  validation: dev.jsonl
+  prompt: "Summarize.\\n\\n{{ document }}"
+  completion: "{{ summary }}"
+  group_by: paper
+method: {name: lora, r: 4, lora_alpha: 16, target_modules: all-linear}
+training: {epochs: 2, batch_size: 4, learning_rate: 2e-4, seed: 7}
+output: runs/mine
+"""
+
+
+def recipe(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    (tmp_path / "my-task.yaml").write_text(text)
+    return load_recipe(tmp_path / "my-task.yaml", overrides)
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        recipe(tmp_path, text, *overrides)
+    return str(caught.value)
+
+
+def test_a_full_recipe_is_read(tmp_path: Path) -> None:
+    read = recipe(tmp_path, FULL)
+    assert read.base == "some-org/some-model"
+    assert read.data.train == ("a.jsonl", "b.csv")
+    assert read.data.validation == "dev.jsonl"
+    assert read.data.prompt_template().group_by == "paper"
+    assert read.output == "runs/mine"
+    config = read.method.peft_config()
+    assert isinstance(config, LoraConfig)
+    assert (config.r, config.lora_alpha, config.target_modules) == (4, 16, "all-linear")
+    assert config.task_type == "CAUSAL_LM"
+
+
+def test_only_the_training_rows_have_no_default(tmp_path: Path) -> None:
+    read = recipe(tmp_path, "data: {train: a.jsonl}")
+    assert read.base == "embedded"
+    assert read.output == "runs/my-task"
+    assert read.method.name == "lora"
+    assert read.data.prompt_template().completion == "{{ completion }}"
+    assert "data.train: this key is missing" in refusal(tmp_path, "data: {}")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("2e-4", 0.0002), ("1E-3", 0.001), (".5e-3", 0.0005), ("1", 1.0)]
+)
+def test_numbers_are_read_as_people_write_them(tmp_path: Path, text: str, number: float) -> None:
+    # YAML 1.1, which PyYAML follows, takes 2e-4 for text.
+    read = recipe(tmp_path, f"data: {{train: a}}\ntraining: {{learning_rate: {text}}}")
+    assert read.training.learning_rate == number
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    original = recipe(tmp_path, FULL)
+    assert recipe(tmp_path, original.to_yaml()) == original
+
+
+def test_overrides_are_applied_in_order_and_may_open_a_section(tmp_path: Path) -> None:
+    read = recipe(
+        tmp_path,
+        "data: {train: a}",
+        "training.epochs=5",
+        "training.epochs=6",
+        "method.r=2",
+        "data.validation=null",
+    )
+    assert read.training.epochs == 6
+    assert read.data.validation is None
+    config = read.method.peft_config()
+    assert isinstance(config, LoraConfig)
+    assert config.r == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "--set epochs: expected section.key=value, as in training.learning_rate=1e-4"),
+        ("=3", "--set =3: expected section.key=value"),
+        ("data.train.x=1", "--set data.train.x=1: data.train holds a value"),
+        ("training.epochs=[", "--set training.epochs=[: the value isn't valid YAML"),
+    ],
+)
+def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refusal(tmp_path, "data: {train: a}", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bsae: x\ndata: {train: a}", "bsae: there is no such key; did you mean 'base'?"),
+        ("data: {train: a, promt: x}", "data.promt: there is no such key; did you mean 'prompt'?"),
+        (
+            "data: {train: a}\ntraining: {lerning_rate: 1}",
+            "training.lerning_rate: there is no such key; did you mean 'learning_rate'?",
+        ),
+        ("data: {train: a}\nmethod: {name: lroa}", "method: Unknown method 'lroa'. Did you mean 'lora'?"),
+        ("data: {train: a}\nmethod: {lora_alhpa: 3}", "Did you mean 'lora_alpha'?"),
+        ("data: {train: a}\nmethod: {r: x}", "method: `r` should be a positive integer"),
+        (
+            "data: {train: a}\nmethod: lora",
+            "method: expected a section with the keys name; found 'lora' (text)",
+        ),
+        (
+            "data: {train: a}\ntraining: {epochs: three}",
+            "training.epochs: expected a number; found 'three' (text)",
+        ),
+        ("data: {train: a}\ntraining: {epochs: 0}", "training.epochs: expected greater than 0; found 0"),
+        (
+            "data: {train: a}\ntraining: {batch_size: 2.5}",
+            "training.batch_size: expected a whole number; found 2.5",
+        ),
+        (
+            "data: {train: a}\ntraining: {seed: true}",
+            "training.seed: expected a whole number; found True (true or false)",
+        ),
+        (
+            "data: {train: a}\ntraining: {tensorboard: 1}",
+            "training.tensorboard: expected true or false; found 1",
+        ),
+        (
+            "data: {train: a}\ntraining: {schedule: consine}",
+            "training.schedule: expected 'linear', 'cosine' or 'constant'; "
+            "found 'consine' (text); did you mean 'cosine'?",
+        ),
+        (
+            "data: {train: a}\ntraining: {batching: paded}",
+            "training.batching: expected one of padded, padding-free, shared-prefix; found 'paded'; "
+            "did you mean 'padded'?",
+        ),
+        ("data: {train: 5}", "data.train: expected a file or a datasets name, or a list of them; found 5"),
+        ("data: {train: []}", "data.train: expected a file or a datasets name, or a list of them; found []"),
+        (
+            "data: {train: a, validation: 1.5}",
+            "data.validation: expected a file, a datasets name, or a share",
+        ),
+        ("data: {train: a, validation: 0.6, test: 0.5}", "data: validation and test take 1.1 of the rows"),
+        ("data: {train: a, prompt: x}", "data: prompt and completion go together; completion is missing"),
+        (
+            "data: {train: a, prompt: x, template: alpaca}",
+            "data: give either template, or prompt and completion",
+        ),
+        ("data: {train: a, template: alpca}", "data: no template is named 'alpca'; did you mean 'alpaca'?"),
+        (
+            "data: {train: a, prompt: '{{ x', completion: '{{ y }}'}",
+            "the prompt template, line 1, isn't valid",
+        ),
+        ("data: [", ":1: this isn't valid YAML"),
+        ("base: a\nbase: b", ":2: this isn't valid YAML: the key 'base' is given twice"),
+        ("", "a recipe is a mapping with the keys base, data, method, training, output; found nothing"),
+        (
+            "- a",
+            "a recipe is a mapping with the keys base, data, method, training, output; found ['a'] (a list)",
+        ),
+    ],
+)
+def test_a_mistake_is_answered_with_the_file_the_key_and_what_was_expected(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    answer = refusal(tmp_path, text)
+    assert answer.startswith(str(tmp_path / "my-task.yaml"))
+    assert message in answer
+
+
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    answer = refusal(tmp_path, "bsae: x\ndata: {train: a}\ntraining: {epochs: -1, batch_size: 0}")
+    assert len(answer.splitlines()) == 3
+
+
+def test_a_recipe_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"absent\.yaml: the recipe can't be read"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_every_key_says_what_it_is() -> None:
+    def undescribed(section: type) -> list[str]:
+        fields = section.model_fields  # type: ignore[attr-defined]
+        missing = [name for name, f in fields.items() if not f.description]
+        for f in fields.values():
+            if hasattr(f.annotation, "model_fields"):
+                missing += undescribed(f.annotation)
+        return missing
+
+    assert undescribed(Recipe) == []

@@ -1,0 +1,213 @@
+"""Continuing in this process what was stopped in it; tests/faults kills whole processes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.training.tiny_run import lora, sequences, weights_hash
+from torch import nn
+
+from manytune.errors import RunError
+from manytune.training.progress import Report, StepReport, ValidationReport
+from manytune.training.recipe import TrainingRecipe
+from manytune.training.resume import checkpoints_in, latest_checkpoint
+from manytune.training.train import TrainingResult, train_model
+
+
+class StoppedError(Exception):
+    pass
+
+
+def train(
+    directory: Path,
+    *,
+    stop_after: int | None = None,
+    resume: bool = False,
+    name: str = "lora",
+    **changes: Any,
+) -> tuple[nn.Module, TrainingResult]:
+    """Train on 11 rows, 2 a batch: 6 batches an epoch, the last of one row."""
+    usual: dict[str, Any] = {"epochs": 3.0, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 1}
+    model = lora(dropout=0.2 if name == "lora" else 0.0, name=name)
+
+    def stop(report: Report) -> None:
+        if isinstance(report, StepReport) and report.step == stop_after:
+            raise StoppedError
+
+    result = train_model(
+        model,
+        sequences(11),
+        sequences(3, seed=1),
+        TrainingRecipe(**{**usual, **changes}),
+        pad_id=0,
+        report=stop,
+        checkpoint_directory=directory,
+        resume_from=latest_checkpoint(directory) if resume else None,
+    )
+    return model, result
+
+
+def interrupted(directory: Path, stop_after: int, **changes: Any) -> None:
+    with pytest.raises(StoppedError):
+        train(directory, stop_after=stop_after, **changes)
+
+
+@pytest.mark.parametrize("stop_after", [2, 5, 6, 7, 12, 17])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
+    """At the start, inside an epoch, at its end, at the beginning of the next, before the last step."""
+    whole, result = train(tmp_path / "whole")
+    interrupted(tmp_path / "parts", stop_after)
+    resumed, rest = train(tmp_path / "parts", resume=True)
+    assert weights_hash(resumed) == weights_hash(whole)
+    # The step at which it stopped wasn't saved yet, so it is done again; its numbers are the same.
+    assert [r.loss for r in rest.step_reports] == [r.loss for r in result.step_reports[stop_after - 1 :]]
+    assert [r.learning_rate for r in rest.step_reports] == [
+        r.learning_rate for r in result.step_reports[stop_after - 1 :]
+    ]
+    assert rest.validation_loss == result.validation_loss
+    assert (rest.steps, rest.tokens) == (result.steps, result.tokens)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulation": 4},  # windows of 4 and 2 batches
+        {"accumulation": 2, "schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1, "max_grad_norm": 0.1},
+        {"checkpoint_every": 3, "eval_every": 2},
+        {"max_steps": 8},  # ends inside the second epoch
+        {"epochs": 1.5, "batching": "shared-prefix"},
+        {"gradient_checkpointing": True},
+        {"name": "full"},
+    ],
+    ids=[
+        "accumulation",
+        "schedule",
+        "sparse checkpoints",
+        "max_steps",
+        "shared-prefix",
+        "recomputation",
+        "full",
+    ],
+)
+def test_that_holds_for_every_setting(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole, result = train(tmp_path / "whole", **changes)
+    interrupted(tmp_path / "parts", result.steps - 2, **changes)
+    resumed, _ = train(tmp_path / "parts", resume=True, **changes)
+    assert weights_hash(resumed) == weights_hash(whole)
+
+
+def test_a_run_may_be_interrupted_many_times(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+    interrupted(tmp_path / "parts", 3)
+    for stop_after in (7, 8, 13):
+        interrupted(tmp_path / "parts", stop_after, resume=True)
+    resumed, _ = train(tmp_path / "parts", resume=True)
+    assert weights_hash(resumed) == weights_hash(whole)
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_steps": 8}])
+def test_after_the_last_step_only_the_validation_is_repeated(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole, result = train(tmp_path, **changes)
+    again, rest = train(tmp_path, resume=True, **changes)
+    assert weights_hash(again) == weights_hash(whole)
+    assert rest.step_reports == ()
+    assert rest.validation_reports[-1].step == result.steps
+    assert rest.validation_loss == result.validation_loss
+
+
+def test_the_last_two_checkpoints_are_kept_without_a_pickle(tmp_path: Path) -> None:
+    train(tmp_path)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000017", "step-00000018"]
+    assert sorted(file.name for file in checkpoints_in(tmp_path)[0].iterdir()) == [
+        "optimizer.safetensors",
+        "random.safetensors",
+        "state.json",
+        "trainer_state.json",
+        "weights.safetensors",
+    ]
+
+
+def test_an_unfinished_checkpoint_is_ignored_and_removed(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+    interrupted(tmp_path / "parts", 5)
+    unfinished = tmp_path / "parts" / ".step-00000005.manytune-tmp-00000000"
+    unfinished.mkdir()
+    (unfinished / "weights.safetensors").write_bytes(b"half")
+    resumed, _ = train(tmp_path / "parts", resume=True)
+    assert weights_hash(resumed) == weights_hash(whole)
+    assert not unfinished.exists()
+
+
+def test_every_random_generator_is_put_back(tmp_path: Path) -> None:
+    interrupted(tmp_path, 3)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+
+    def draw() -> tuple[float, float, float, float]:
+        # The second Gaussian of a pair is kept by the generator, and is part of its state.
+        return random.gauss(0, 1), float(np.random.standard_normal()), float(torch.rand(())), random.random()
+
+    checkpoint.restore_random()
+    expected = draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    assert draw() != expected
+    checkpoint.restore_random()
+    assert draw() == expected
+
+
+def test_validation_draws_no_random_number(tmp_path: Path) -> None:
+    with_validation, _ = train(tmp_path / "a", eval_every=1)
+    without, _ = train(tmp_path / "b", eval_every=100)
+    assert weights_hash(with_validation) == weights_hash(without)
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    interrupted(tmp_path, 4)
+    weights = checkpoints_in(tmp_path)[-1] / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(RunError, match=r"step-00000003/weights\.safetensors: the checkpoint is damaged"):
+        train(tmp_path, resume=True)
+    (checkpoints_in(tmp_path)[-1] / "state.json").write_text("{")
+    with pytest.raises(
+        RunError, match=r"step-00000003: the checkpoint is damaged.*Remove it to use the one before"
+    ):
+        latest_checkpoint(tmp_path)
+    shutil.rmtree(checkpoints_in(tmp_path)[-1])
+    train(tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path, 2)
+    state = checkpoints_in(tmp_path)[-1] / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
+    with pytest.raises(RunError, match="has format 99 and this manytune reads 1"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path, 2)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(
+        RunError, match=r"28 trainable .* and the model 28; they differ in a shape.*--overwrite"
+    ):
+        checkpoint.restore_weights(lora(r=3))
+
+
+def test_without_checkpoints_there_is_nothing_to_continue_from(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "absent") is None
+    interrupted(tmp_path / "none", 3, checkpoint_every=None)
+    assert latest_checkpoint(tmp_path / "none") is None
+
+
+def test_the_baseline_is_not_measured_again(tmp_path: Path) -> None:
+    interrupted(tmp_path, 8)
+    _, rest = train(tmp_path, resume=True)
+    assert all(isinstance(report, ValidationReport) and report.step > 0 for report in rest.validation_reports)

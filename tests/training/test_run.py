@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.tiny_run import file_hash, recipe_content, write_rows
+
+from manytune.errors import DataError, RunError
+from manytune.methods.model import PeftModel
+from manytune.store.adapters import open_adapter
+from manytune.store.base import load_base
+from manytune.training.progress import Report, StepReport
+from manytune.training.recipe import Recipe, load_recipe, recipe_from
+from manytune.training.run import TrainedRun, run
+
+
+class StoppedError(Exception):
+    pass
+
+
+def recipe(tmp_path: Path, **training: Any) -> Recipe:
+    return recipe_from(recipe_content(tmp_path, **training))
+
+
+def stop_after(step: int) -> Any:
+    def stop(report: Report) -> None:
+        if isinstance(report, StepReport) and report.step == step:
+            raise StoppedError
+
+    return stop
+
+
+def changed(original: Recipe, **sections: dict[str, Any]) -> Recipe:
+    content = original.model_dump(mode="json")
+    for section, values in sections.items():
+        content[section].update(values)
+    return recipe_from(content)
+
+
+def entries(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_one_directory_with_everything_about_it(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    finished = run(wanted)
+    directory = Path(wanted.output)
+    assert sorted(entry.name for entry in directory.iterdir()) == [
+        "adapter",
+        "environment.json",
+        "log.jsonl",
+        "recipe.yaml",
+        "scores.json",
+    ]
+    assert load_recipe(directory / "recipe.yaml") == wanted
+    environment = json.loads((directory / "environment.json").read_text())
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["packages"]["torch"] == torch.__version__
+    assert json.loads((directory / "scores.json").read_text()) == finished.to_dict()
+    assert (finished.train_rows, finished.validation_rows) == (18, 6)
+    assert finished.resumed_from is None
+
+
+def test_the_log_has_a_line_a_step_and_one_a_validation(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    training = run(wanted).training
+    steps = [entry for entry in entries(Path(wanted.output)) if "loss" in entry]
+    validations = [entry for entry in entries(Path(wanted.output)) if "validation_loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, 13))
+    assert [entry["loss"] for entry in steps] == [report.loss for report in training.step_reports]
+    assert {"learning_rate", "tokens", "seconds", "grad_norm", "tokens_per_second"} <= set(steps[0])
+    assert [entry["step"] for entry in validations] == [0, 6, 12]
+    assert validations[-1]["validation_loss"] == training.validation_loss
+
+
+def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    finished = run(wanted)
+    base = load_base(wanted.base)
+    manifest = open_adapter(finished.adapter, base=base).manifest
+    assert manifest is not None
+    assert manifest.base == wanted.base
+    assert manifest.template == {"prompt": "{{ text }}", "completion": "{{ answer }}"}
+    assert manifest.encoding == "plain"
+    assert manifest.scores == {"validation_loss": finished.training.validation_loss}
+    assert recipe_from(dict(manifest.recipe or {})) == wanted
+
+    ids = torch.tensor([[3, 4, 5]])
+    before = base.model(input_ids=ids).logits
+    loaded = PeftModel.from_pretrained(base.model, finished.adapter)
+    assert not torch.allclose(loaded(input_ids=ids).logits, before)
+
+
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_gives_others(tmp_path: Path) -> None:
+    hashes = []
+    for place, seed in (("a", 0), ("b", 0), ("c", 1)):
+        hashes.append(file_hash(run(recipe(tmp_path / place, seed=seed)).adapter))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_the_seed_does_not_decide_which_rows_are_validated_on(tmp_path: Path) -> None:
+    losses = []
+    for place, seed in (("a", 0), ("b", 1)):
+        # Before training the adapter adds nothing, so that this is the base's loss on the validation rows.
+        training = run(recipe(tmp_path / place, seed=seed)).training
+        losses.append(training.validation_reports[0].validation_loss)
+    assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path) -> None:
+    whole = run(recipe(tmp_path / "whole"))
+    parts = recipe(tmp_path / "parts")
+    with pytest.raises(StoppedError):
+        run(parts, report=stop_after(7))
+    lines: list[str] = []
+    finished = run(parts, resume=True, notify=lines.append)
+    assert finished.resumed_from == 6
+    assert "resuming after step 6" in lines
+    assert file_hash(finished.adapter) == file_hash(whole.adapter)
+
+    timeless = ("seconds", "step_seconds", "tokens_per_second")
+    logs = [
+        [{key: value for key, value in entry.items() if key not in timeless} for entry in entries(directory)]
+        for directory in (whole.directory, finished.directory)
+    ]
+    assert logs[0] == logs[1]  # no step twice, none missing
+
+
+def test_an_interruption_before_the_first_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(StoppedError):
+        run(wanted, report=stop_after(1))
+    lines: list[str] = []
+    finished = run(wanted, resume=True, notify=lines.append)
+    assert finished.resumed_from is None
+    assert "no checkpoint was written before the interruption; starting at the beginning" in lines
+    assert [entry["step"] for entry in entries(finished.directory) if "loss" in entry] == list(range(1, 13))
+
+
+def test_checkpoints_are_kept_when_asked(tmp_path: Path) -> None:
+    finished = run(recipe(tmp_path), keep_checkpoints=True)
+    assert (finished.directory / "checkpoints" / "step-00000012").is_dir()
+
+
+def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    first = file_hash(run(wanted).adapter)
+    other = changed(wanted, training={"seed": 5})
+    with pytest.raises(RunError, match=r"there is a run here already.*--resume.*--overwrite"):
+        run(other)
+    assert file_hash(run(other, overwrite=True).adapter) != first
+
+
+def test_a_directory_that_holds_something_else_is_refused_even_with_overwrite(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    Path(wanted.output).mkdir()
+    (Path(wanted.output) / "thesis.tex").touch()
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="the directory isn't empty and holds no run"):
+            run(wanted, overwrite=overwrite)
+    assert (Path(wanted.output) / "thesis.tex").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    Path(wanted.output).touch()
+    with pytest.raises(RunError, match="the run directory's name is taken by a file"):
+        run(wanted)
+
+
+def test_what_cannot_be_resumed_is_an_error_that_says_why(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(RunError, match="there is no run to resume here"):
+        run(wanted, resume=True)
+    with pytest.raises(RunError, match="give one of them"):
+        run(wanted, resume=True, overwrite=True)
+    run(wanted)
+    with pytest.raises(RunError, match="the run is complete, so there is nothing to resume"):
+        run(wanted, resume=True)
+
+
+def test_resuming_with_another_recipe_is_refused_and_the_keys_are_named(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(StoppedError):
+        run(wanted, report=stop_after(3))
+    other = changed(wanted, training={"learning_rate": 0.02}, method={"r": 3})
+    with pytest.raises(
+        RunError, match=r"method\.r was 2 and is 3; training\.learning_rate was 0\.01 and is 0\.02"
+    ):
+        run(other, resume=True)
+
+
+def test_resuming_with_other_rows_or_another_base_is_refused(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(StoppedError):
+        run(wanted, report=stop_after(3))
+    write_rows(tmp_path / "rows.jsonl", 24, seed=9)
+    with pytest.raises(RunError, match="the training rows changed since the run was interrupted"):
+        run(wanted, resume=True)
+    write_rows(tmp_path / "rows.jsonl", 24)
+    base = load_base(wanted.base)
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight.add_(1.0)
+    base.model.save_pretrained(wanted.base)
+    with pytest.raises(RunError, match="the base changed since the run was interrupted"):
+        run(wanted, resume=True)
+
+
+def test_resuming_with_another_number_of_threads_says_that_bits_may_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(StoppedError):
+        run(wanted, report=stop_after(3))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    lines: list[str] = []
+    run(wanted, resume=True, notify=lines.append)
+    assert any("warning: threads was 1 before the interruption and is 64 now" in line for line in lines)
+
+
+def test_rows_that_were_left_out_are_counted_and_named(tmp_path: Path) -> None:
+    wanted = changed(recipe(tmp_path), data={"on_error": "skip", "max_length": 40, "overflow": "drop"})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        rows.read_text()
+        + '{"text": "no answer"}\nnot json\n'
+        + json.dumps({"text": "x" * 50, "answer": "y"})
+        + "\n"
+    )
+    lines: list[str] = []
+    finished = run(wanted, notify=lines.append)
+    left_out = {
+        row["row"] for row in json.loads((finished.directory / "scores.json").read_text())["left_out"]
+    }
+    assert left_out == {25, 26, 27}
+    assert any(line.startswith(f"left out: {rows}:26: ") for line in lines)
+
+
+def test_a_broken_row_stops_the_run_by_default_before_the_base_is_loaded(tmp_path: Path) -> None:
+    wanted = changed(recipe(tmp_path), data={})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text() + "not json\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl:25: "):
+        run(wanted)
+
+
+def test_prompts_in_both_splits_are_warned_of(tmp_path: Path) -> None:
+    wanted = changed(recipe(tmp_path), data={"validation": str(tmp_path / "rows.jsonl")})
+    lines: list[str] = []
+    finished: TrainedRun = run(wanted, notify=lines.append)
+    assert finished.leaks == 24
+    assert "warning: 24 prompts occur in more than one split, so scores partly measure memory" in lines
