@@ -30,22 +30,55 @@ from manytune.errors import (
 if TYPE_CHECKING:
     from manytune.methods.attach import get_peft_model as get_peft_model
     from manytune.methods.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
+    from manytune.methods.auto import AutoPeftModelForFeatureExtraction as AutoPeftModelForFeatureExtraction
+    from manytune.methods.auto import AutoPeftModelForQuestionAnswering as AutoPeftModelForQuestionAnswering
+    from manytune.methods.auto import AutoPeftModelForSeq2SeqLM as AutoPeftModelForSeq2SeqLM
+    from manytune.methods.auto import (
+        AutoPeftModelForSequenceClassification as AutoPeftModelForSequenceClassification,
+    )
+    from manytune.methods.auto import (
+        AutoPeftModelForTokenClassification as AutoPeftModelForTokenClassification,
+    )
+    from manytune.methods.combine import CombinedConfig as CombinedConfig
     from manytune.methods.config import PeftConfig as PeftConfig
     from manytune.methods.config import PeftType as PeftType
+    from manytune.methods.config import PromptLearningConfig as PromptLearningConfig
     from manytune.methods.config import TaskType as TaskType
     from manytune.methods.full import FullConfig as FullConfig
     from manytune.methods.ia3 import IA3Config as IA3Config
     from manytune.methods.lora.config import LoraConfig as LoraConfig
     from manytune.methods.model import PeftModel as PeftModel
+    from manytune.methods.p_tuning import PromptEncoderConfig as PromptEncoderConfig
+    from manytune.methods.p_tuning import (
+        PromptEncoderReparameterizationType as PromptEncoderReparameterizationType,
+    )
+    from manytune.methods.prefix_tuning import PrefixTuningConfig as PrefixTuningConfig
+    from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
+    from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
     from manytune.methods.task_models import PeftModelForCausalLM as PeftModelForCausalLM
+    from manytune.methods.task_models import PeftModelForFeatureExtraction as PeftModelForFeatureExtraction
+    from manytune.methods.task_models import PeftModelForQuestionAnswering as PeftModelForQuestionAnswering
+    from manytune.methods.task_models import PeftModelForSeq2SeqLM as PeftModelForSeq2SeqLM
+    from manytune.methods.task_models import (
+        PeftModelForSequenceClassification as PeftModelForSequenceClassification,
+    )
+    from manytune.methods.task_models import (
+        PeftModelForTokenClassification as PeftModelForTokenClassification,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
     "AutoPeftModelForCausalLM",
+    "AutoPeftModelForFeatureExtraction",
+    "AutoPeftModelForQuestionAnswering",
+    "AutoPeftModelForSeq2SeqLM",
+    "AutoPeftModelForSequenceClassification",
+    "AutoPeftModelForTokenClassification",
     "BaseMismatchError",
     "CheckpointError",
+    "CombinedConfig",
     "ConfigError",
     "DataError",
     "DataWarning",
@@ -58,8 +91,19 @@ __all__ = [
     "PeftError",
     "PeftModel",
     "PeftModelForCausalLM",
+    "PeftModelForFeatureExtraction",
+    "PeftModelForQuestionAnswering",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptEncoderReparameterizationType",
+    "PromptLearningConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
     "RecipeError",
     "RunError",
     "StoreError",
@@ -71,13 +115,30 @@ __all__ = [
 # Where each name that isn't imported above comes from.
 _LAZY = {
     "AutoPeftModelForCausalLM": "manytune.methods.auto",
+    "AutoPeftModelForFeatureExtraction": "manytune.methods.auto",
+    "AutoPeftModelForQuestionAnswering": "manytune.methods.auto",
+    "AutoPeftModelForSeq2SeqLM": "manytune.methods.auto",
+    "AutoPeftModelForSequenceClassification": "manytune.methods.auto",
+    "AutoPeftModelForTokenClassification": "manytune.methods.auto",
+    "CombinedConfig": "manytune.methods.combine",
     "FullConfig": "manytune.methods.full",
     "IA3Config": "manytune.methods.ia3",
     "LoraConfig": "manytune.methods.lora.config",
     "PeftConfig": "manytune.methods.config",
     "PeftModel": "manytune.methods.model",
     "PeftModelForCausalLM": "manytune.methods.task_models",
+    "PeftModelForFeatureExtraction": "manytune.methods.task_models",
+    "PeftModelForQuestionAnswering": "manytune.methods.task_models",
+    "PeftModelForSeq2SeqLM": "manytune.methods.task_models",
+    "PeftModelForSequenceClassification": "manytune.methods.task_models",
+    "PeftModelForTokenClassification": "manytune.methods.task_models",
     "PeftType": "manytune.methods.config",
+    "PrefixTuningConfig": "manytune.methods.prefix_tuning",
+    "PromptEncoderConfig": "manytune.methods.p_tuning",
+    "PromptEncoderReparameterizationType": "manytune.methods.p_tuning",
+    "PromptLearningConfig": "manytune.methods.config",
+    "PromptTuningConfig": "manytune.methods.prompt_tuning",
+    "PromptTuningInit": "manytune.methods.prompt_tuning",
     "TaskType": "manytune.methods.config",
     "get_peft_model": "manytune.methods.attach",
 }

@@ -14,11 +14,11 @@ from manytune.methods.model import PeftModel
 from manytune.methods.task_models import class_for
 
 
-class AutoPeftModelForCausalLM:
+class _AutoPeftModel:
     """Loads the base that an adapter names, and attaches the adapter."""
 
-    task_type: ClassVar[str] = TaskType.CAUSAL_LM
-    base_class: ClassVar[Any] = transformers.AutoModelForCausalLM
+    task_type: ClassVar[str]
+    base_class: ClassVar[Any]
 
     @classmethod
     def from_pretrained(
@@ -59,3 +59,45 @@ class AutoPeftModelForCausalLM:
         return class_for(cls.task_type).from_pretrained(
             base, source, adapter_name, is_trainable, config, **hub
         )
+
+
+class AutoPeftModelForCausalLM(_AutoPeftModel):
+    """Loads a decoder-only language model and attaches the adapter that names it."""
+
+    task_type = TaskType.CAUSAL_LM
+    base_class = transformers.AutoModelForCausalLM
+
+
+class AutoPeftModelForSeq2SeqLM(_AutoPeftModel):
+    """Loads an encoder-decoder and attaches the adapter that names it."""
+
+    task_type = TaskType.SEQ_2_SEQ_LM
+    base_class = transformers.AutoModelForSeq2SeqLM
+
+
+class AutoPeftModelForSequenceClassification(_AutoPeftModel):
+    """Loads a classifier of sequences and attaches the adapter that names it."""
+
+    task_type = TaskType.SEQ_CLS
+    base_class = transformers.AutoModelForSequenceClassification
+
+
+class AutoPeftModelForTokenClassification(_AutoPeftModel):
+    """Loads a classifier of tokens and attaches the adapter that names it."""
+
+    task_type = TaskType.TOKEN_CLS
+    base_class = transformers.AutoModelForTokenClassification
+
+
+class AutoPeftModelForQuestionAnswering(_AutoPeftModel):
+    """Loads a model that marks answers and attaches the adapter that names it."""
+
+    task_type = TaskType.QUESTION_ANS
+    base_class = transformers.AutoModelForQuestionAnswering
+
+
+class AutoPeftModelForFeatureExtraction(_AutoPeftModel):
+    """Loads a model without a head and attaches the adapter that names it."""
+
+    task_type = TaskType.FEATURE_EXTRACTION
+    base_class = transformers.AutoModel

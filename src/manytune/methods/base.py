@@ -182,8 +182,8 @@ class Tuner(nn.Module):
         """What hangs on the `PeftModel`, by attribute; `base_model` is what it calls."""
         return {"base_model": self}
 
-    def applied(self) -> AbstractContextManager[None]:
-        """Within this context, calls and generation of `base_model` use the adapters in use."""
+    def applied(self, base_model: nn.Module) -> AbstractContextManager[None]:
+        """Within this context, calls and generation of `base_model` (or a replica of it) use the adapters in use."""
         return nullcontext()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -35,6 +35,10 @@ class PeftType(StrEnum):
 
     LORA = "LORA"
     IA3 = "IA3"
+    PROMPT_TUNING = "PROMPT_TUNING"
+    PREFIX_TUNING = "PREFIX_TUNING"
+    P_TUNING = "P_TUNING"
+    COMBINED = "COMBINED"
     FULL = "FULL"
 
 
@@ -204,4 +208,6 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, PeftConfig):
+        return json.loads(value.to_json())
     return value

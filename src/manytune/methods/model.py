@@ -176,13 +176,13 @@ class PeftModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base with the adapters in use."""
-        with self.tuner.applied():
+        with self.tuner.applied(self.base_model):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base's own generation, with the adapters in use."""
         base: Any = self.get_base_model()
-        with self.tuner.applied():
+        with self.tuner.applied(self.base_model):
             return base.generate(*args, **kwargs)
 
     def get_base_model(self) -> nn.Module:

@@ -8,17 +8,25 @@ from typing import Any
 
 from manytune.errors import ConfigError
 from manytune.methods.base import Method
+from manytune.methods.combine import CombinedConfig, CombinedModel
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.full import FullConfig, FullModel
 from manytune.methods.ia3 import IA3Config, IA3Model
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.model import LoraModel
+from manytune.methods.p_tuning import PromptEncoderConfig, PromptEncoderModel
+from manytune.methods.prefix_tuning import PrefixTuningConfig, PrefixTuningModel
+from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningModel
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("lora", PeftType.LORA, LoraConfig, LoraModel),
         Method("ia3", PeftType.IA3, IA3Config, IA3Model),
+        Method("prompt-tuning", PeftType.PROMPT_TUNING, PromptTuningConfig, PromptTuningModel),
+        Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel),
+        Method("prefix-tuning", PeftType.PREFIX_TUNING, PrefixTuningConfig, PrefixTuningModel),
+        Method("combined", PeftType.COMBINED, CombinedConfig, CombinedModel),
         Method("full", PeftType.FULL, FullConfig, FullModel),
     )
 }

@@ -1,0 +1,205 @@
+"""Prefix tuning: trained keys and values in front of every layer's. arXiv 2101.00190."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
+
+from manytune.errors import ConfigError
+from manytune.methods.config import PeftType, PromptLearningConfig
+from manytune.methods.soft_prompts import PromptTuner, SoftPrompt, in_this_thread
+from manytune.methods.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
+
+
+@dataclass
+class PrefixTuningConfig(PromptLearningConfig):
+    """Prefix tuning: in each layer, attention over [P_K; K] and [P_V; V], and only P trains. arXiv 2101.00190.
+
+    P is (virtual tokens, layers * 2 * heads of keys * size of a head); in an encoder-decoder it stands before
+    the decoder's self-attention. `num_attention_heads` and `token_dim` hold the heads of keys and values and
+    their total size, which the model settles.
+
+    Args:
+        prefix_projection: While it trains, compute P = W2 tanh(W1 E) from E (virtual tokens, `token_dim`). A
+            checkpoint holds P.
+        encoder_hidden_size: Hidden size of that network; by default `token_dim`.
+        init_weights: None for random values; `"zero"` for P = 0. That changes the output all the same: a zero
+            key gets some attention.
+
+    Raises:
+        ConfigError: `init_weights` is neither.
+    """
+
+    encoder_hidden_size: int | None = None
+    prefix_projection: bool = False
+    init_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.PREFIX_TUNING
+        if self.init_weights not in (None, "zero"):
+            raise ConfigError(f"init_weights should be None or 'zero', found {self.init_weights!r}.")
+
+
+class ProjectedPrefix(SoftPrompt):
+    """A prefix from a network; see `PrefixTuningConfig`."""
+
+    computed: ClassVar[bool] = True
+
+    def __init__(self, tokens: int, width: int, config: PrefixTuningConfig) -> None:
+        assert config.token_dim and config.encoder_hidden_size
+        super().__init__(tokens, config.token_dim)
+        hidden = config.encoder_hidden_size
+        self.transform = nn.Sequential(
+            nn.Linear(config.token_dim, hidden), nn.Tanh(), nn.Linear(hidden, width)
+        )
+
+    def forward(self) -> Tensor:
+        """See `SoftPrompt.forward`."""
+        values: Tensor = self.transform(self.embedding.weight)
+        return values
+
+
+#: Options of models whose layers differ in their keys and values, or share them.
+_UNEVEN = ("num_kv_shared_layers", "global_head_dim", "per_layer_config")
+
+
+class PrefixTuningModel(PromptTuner):
+    """Prefix tuning attached to a model; see `PrefixTuningConfig`."""
+
+    def settle(self, config: PrefixTuningConfig) -> None:
+        """See `PromptTuner.settle`: heads and sizes are those of the model's keys and values."""
+        _reader(self.model)
+        refuse_checkpointing(self.model)
+        text = self.model.config.get_text_config()
+        uneven = {name: text.to_dict().get(name) for name in _UNEVEN}
+        if any(uneven.values()):
+            raise ConfigError(
+                f"Prefix tuning needs keys and values of one size in each layer; {type(self.model).__name__} has "
+                f"{', '.join(f'{name}={value}' for name, value in uneven.items() if value)}."
+            )
+        queries = text.num_attention_heads
+        heads = getattr(text, "num_key_value_heads", None) or queries
+        size = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // queries
+        # HF PEFT, too, takes the attention's sizes as given by a user and replaces them by the keys'.
+        for option, allowed, found in (
+            ("num_attention_heads", {queries, heads}, config.num_attention_heads),
+            ("token_dim", {None, text.hidden_size, heads * size}, config.token_dim),
+        ):
+            if found not in allowed:
+                raise ConfigError(
+                    f"{option}={found}: {type(self.model).__name__} has {heads} x {size} for keys."
+                )
+        config.num_attention_heads, config.token_dim = heads, heads * size
+        layers = getattr(text, "num_decoder_layers", None) or getattr(text, "decoder_layers", None)
+        needed = layers if layers and text.is_encoder_decoder else text.num_hidden_layers
+        if config.num_layers is None or config.num_layers < needed:
+            raise ConfigError(
+                f"num_layers={config.num_layers}: the model has {needed} layers with a prefix each."
+            )
+        if config.encoder_hidden_size is None:
+            config.encoder_hidden_size = config.token_dim
+
+    def shape(self, config: PrefixTuningConfig) -> tuple[int, int]:
+        """See `PromptTuner.shape`."""
+        assert config.num_virtual_tokens and config.num_layers and config.token_dim
+        return config.num_virtual_tokens, config.num_layers * 2 * config.token_dim
+
+    def build(self, config: PrefixTuningConfig) -> SoftPrompt:
+        """See `PromptTuner.build`."""
+        prompt: SoftPrompt
+        if config.prefix_projection:
+            prompt = ProjectedPrefix(*self.shape(config), config)
+            last: list[Tensor] = [prompt.transform.get_parameter(f"2.{name}") for name in ("weight", "bias")]
+        else:
+            prompt = SoftPrompt(*self.shape(config))
+            last = [prompt.embedding.weight]
+        for parameter in last if config.init_weights == "zero" else ():
+            nn.init.zeros_(parameter)
+        return prompt
+
+    def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
+        """See `PromptTuner.hooks`."""
+        tokens = config.num_virtual_tokens
+        reader = _reader(model)
+        of_decoder = "decoder_" if reader.config.is_encoder_decoder else ""
+
+        def before(module: Any, args: Any, kwargs: Any) -> Any:
+            inputs = {name: value for name, value in bound(module, args, kwargs).items() if value is not None}
+            if module.training:
+                refuse_checkpointing(module)
+            if is_fresh(inputs.get("past_key_values")):
+                inputs["past_key_values"] = _filled(module, inputs, prompt, config)
+            mask, positions = f"{of_decoder}attention_mask", f"{of_decoder}position_ids"
+            if mask in inputs:
+                inputs[mask] = prepend_columns(inputs[mask], tokens)
+            if positions in inputs:
+                inputs[positions] = shifted_positions(inputs[positions], tokens, prepend=False)
+            return (), inputs
+
+        def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            # A caller that wants no cache must not go on with the one that brought the prefix.
+            if kwargs.get("use_cache") is False and getattr(output, "past_key_values", None) is not None:
+                output.past_key_values = None
+
+        return [
+            reader.register_forward_pre_hook(in_this_thread(before), with_kwargs=True),
+            reader.register_forward_hook(in_this_thread(after), with_kwargs=True),
+        ]
+
+
+def refuse_checkpointing(model: nn.Module) -> None:
+    """Checkpointed layers run without a cache, and the prefix is in the cache.
+
+    Raises:
+        ConfigError: Gradient checkpointing is on.
+    """
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ConfigError(
+            f"{PeftType.PREFIX_TUNING} does not work with gradient checkpointing. Turn it off with "
+            "model.gradient_checkpointing_disable()."
+        )
+
+
+def _reader(model: PreTrainedModel) -> Any:
+    """The outermost module that takes keys and values from outside: the model, or what is below its head."""
+    for module in (model, *(child for child in model.children() if isinstance(child, PreTrainedModel))):
+        if "past_key_values" in inspect.signature(module.forward).parameters:
+            return module
+    raise ConfigError(
+        f"{type(model).__name__} does not support past key values, which are required for prefix tuning. Prompt "
+        "tuning and P-tuning need none."
+    )
+
+
+def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: PrefixTuningConfig) -> Any:
+    """A cache with the prefix in each layer: the caller's, or a new one."""
+    cache = inputs.get("past_key_values")
+    if cache is None:
+        own = DynamicCache(config=reader.config)
+        cache = EncoderDecoderCache(own, DynamicCache()) if reader.config.is_encoder_decoder else own
+    own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    odd = [type(layer).__name__ for layer in own.layers if not isinstance(layer, DynamicLayer)]
+    if odd:
+        raise ConfigError(f"Prefix tuning needs keys and values in each layer, found a layer with {odd[0]}.")
+    rows = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "labels")
+    batch = next(inputs[name].shape[0] for name in rows if name in inputs)
+    tokens, heads = config.num_virtual_tokens, config.num_attention_heads
+    assert tokens and heads and config.num_layers and config.num_transformer_submodules and config.token_dim
+    values = prompt().to(reader.device, reader.dtype)
+    halves = values.view(tokens, config.num_layers * 2, heads, -1).permute(
+        1, 2, 0, 3
+    )  # (2 layers, H, tokens, D)
+    for layer in range(config.num_layers):
+        # In HF PEFT's layout an encoder-decoder has four parts a layer: the last two, for cross-attention, are
+        # not used, and the parts repeat after the first half of the layers. A checkpoint means this.
+        first = 2 * config.num_transformer_submodules * layer % len(halves)
+        keys, own_values = halves[first], halves[first + 1]
+        own.update(keys.expand(batch, -1, -1, -1), own_values.expand(batch, -1, -1, -1), layer)
+    return cache
