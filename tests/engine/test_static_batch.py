@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from tests.reference.one_at_a_time import greedy, negative_log_likelihood
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -11,9 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from manytune.engine.static_batch import Generation, completion_nll, generate_batch
 from manytune.errors import DataError
-
-# The installed peft asks transformers for a property that it has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+from manytune.methods.attach import get_peft_model
+from manytune.methods.lora.config import LoraConfig
 
 VOCABULARY = 48
 END = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,6 +97,15 @@ def evaluate(
         inference=inference,
         primary=primary or metrics[0].name,
         provenance=dict(provenance or {}),
+    )
+
+
+def part(evaluation: Evaluation, system: str) -> Evaluation:
+    """The baseline and one other system of an evaluation."""
+    return dataclasses.replace(
+        evaluation,
+        results=(evaluation.results[0], evaluation.result(system)),
+        comparisons=tuple(found for found in evaluation.comparisons if found.system == system),
     )
 
 

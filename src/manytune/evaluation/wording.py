@@ -116,6 +116,18 @@ def basis_sentence(evaluation: Evaluation) -> str:
     return f"{asked}, the same for every system."
 
 
+def cut_sentence(evaluation: Evaluation) -> str | None:
+    """How many of each system's answers hit the length limit; `None` if none did."""
+    cut = {
+        result.name: sum(answer.finished == "length" for answer in result.answers)
+        for result in evaluation.results
+    }
+    if not any(cut.values()):
+        return None
+    listed = ", ".join(f"{name} {number:,}" for name, number in cut.items())
+    return f"Answers cut at the length limit, of {len(evaluation.items):,}: {listed}."
+
+
 def _overlap(one: ScoreWithInterval, other: ScoreWithInterval) -> bool:
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return True

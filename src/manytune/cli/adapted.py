@@ -1,0 +1,163 @@
+"""What `manytune evaluate` and `manytune generate` share: from paths on the command line to models that answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manytune.errors import StoreError
+from manytune.store.adapters import CONFIG_NAME, StoredAdapter, open_adapter
+
+if TYPE_CHECKING:
+    from manytune.data.encode import Encoder
+    from manytune.data.templates import PromptTemplate
+    from manytune.store.base import Base
+
+BASE_NAME = "base"
+"""What tables call the untouched base."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An adapter that was named on the command line.
+
+    Attributes:
+        name: What to call it: the run's or the adapter's directory, or its whole path if that isn't unique.
+        run: The run directory; None for an adapter that stands alone.
+        stored: The adapter, its files checked.
+    """
+
+    name: str
+    run: Path | None
+    stored: StoredAdapter
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the run that trained it; empty if it isn't known."""
+        manifest = self.stored.manifest
+        return dict(manifest.recipe) if manifest is not None and manifest.recipe is not None else {}
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        if self.stored.manifest is not None:
+            return self.stored.manifest.method
+        return str(self._config().peft_type).lower()
+
+    @property
+    def base_spec(self) -> str | None:
+        """Where its base is; None if its files don't say."""
+        if "base" in self.recipe:
+            return str(self.recipe["base"])
+        if self.stored.manifest is not None:
+            return self.stored.manifest.base
+        name: str | None = self._config().base_model_name_or_path
+        return name
+
+    def template(self) -> PromptTemplate:
+        """The template that it was trained with.
+
+        Raises:
+            StoreError: Its files don't say.
+        """
+        from manytune.data.templates import PromptTemplate
+
+        manifest = self.stored.manifest
+        if manifest is None or manifest.template is None:
+            raise StoreError(
+                f"{self.stored.path}: the adapter doesn't say which prompt template it was trained with, so rows can't "
+                "be turned into its prompts. Adapters that manytune trains say so in manifest.json."
+            )
+        return PromptTemplate.from_dict(manifest.template)
+
+    def encoder(self, tokenizer: Any) -> Encoder:
+        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""
+        from manytune.data.encode import Encoder
+
+        manifest = self.stored.manifest
+        chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
+        data = self.recipe.get("data", {})
+        if data.get("overflow") == "truncate_prompt":
+            return Encoder(tokenizer, max_length=data["max_length"], overflow="truncate_prompt", chat=chat)
+        return Encoder(tokenizer, max_length=None, chat=chat)
+
+    def _config(self) -> Any:
+        from manytune.methods.config import PeftConfig
+
+        return PeftConfig.from_pretrained(self.stored.path)
+
+
+def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
+    """Open every adapter that was named; a run stands for the adapter in it.
+
+    Raises:
+        StoreError: A path is neither a run nor an adapter, or a file is damaged.
+    """
+    found = []
+    for path in paths:
+        adapter = path / "adapter" if (path / "adapter" / CONFIG_NAME).is_file() else path
+        stored = open_adapter(adapter)
+        run = (
+            adapter.parent
+            if adapter.name == "adapter" and (adapter.parent / "recipe.yaml").is_file()
+            else None
+        )
+        found.append(Chosen((run or path).resolve().name, run, stored))
+    names = [chosen.name for chosen in found]
+    return tuple(
+        dataclasses.replace(chosen, name=str(path))
+        if names.count(chosen.name) > 1 or chosen.name == BASE_NAME
+        else chosen
+        for chosen, path in zip(found, paths, strict=True)
+    )
+
+
+def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
+    """Load the one base of all adapters and check that each was trained on it.
+
+    Raises:
+        StoreError: The adapters name different bases or none, or it can't be loaded.
+        BaseMismatchError: An adapter was trained on another base.
+    """
+    import torch
+
+    from manytune.store.base import load_base
+
+    specs = {one.name: override or one.base_spec for one in chosen}
+    unknown = [name for name, spec in specs.items() if spec is None]
+    if unknown:
+        raise StoreError(f"{unknown[0]}: the adapter doesn't say what its base is. Name it with --base.")
+    if len(set(specs.values())) > 1:
+        listed = "; ".join(f"{name}: {spec}" for name, spec in specs.items())
+        raise StoreError(f"the adapters have different bases ({listed}). Give those of one base at a time.")
+    dtype = chosen[0].recipe.get("training", {}).get("dtype")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_base(str(next(iter(specs.values()))), dtype=dtype, device=device)
+    for one in chosen:
+        open_adapter(one.stored.path, base=base)
+    return base
+
+
+@contextmanager
+def attached(base: Base, chosen: Chosen | None) -> Iterator[Any]:
+    """The base with an adapter for the block, or the base itself; afterwards the base is as it was."""
+    if chosen is None:
+        yield base.model
+        return
+    from manytune.methods.config import PeftConfig
+    from manytune.methods.full import FullConfig
+    from manytune.methods.model import PeftModel
+
+    config = PeftConfig.from_pretrained(chosen.stored.path)
+    if isinstance(config, FullConfig):
+        config.keep_base = True  # training in place needs no way back, answering in turn does
+    model = PeftModel.from_pretrained(base.model, chosen.stored.path, config=config)
+    try:
+        yield model
+    finally:
+        if model.tuner.in_layers:
+            model.unload()

@@ -1,0 +1,284 @@
+"""`manytune evaluate`: scores with intervals, against the base, on the same examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manytune.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from manytune.cli.adapted import Chosen
+    from manytune.data.encode import Encoder
+    from manytune.data.templates import Example
+    from manytune.evaluation.answers import Question
+    from manytune.evaluation.compare import System
+    from manytune.evaluation.metrics import Metric
+    from manytune.evaluation.results import Answer, Evaluation
+    from manytune.store.base import Base
+
+RESULT_NAME = "evaluation.json"
+
+Adapters = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN...", help="Run or adapter directories.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    adapters: Adapters,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Rows to ask: a file or a datasets name. Without it, the recipe's test rows."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base, if it isn't where it was: a hub id, a directory, a .gguf file, or embedded."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask only this many prompts, the first ones.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers at this many tokens.")] = 128,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Metrics, separated by commas; the first decides the verdict. Without it, all of them: rouge1, "
+            "rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, perplexity."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts to a batch.")] = 8,
+    report: Annotated[Path | None, typer.Option(help="Also write an HTML page to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Score adapters and their untouched base on the same prompts, with confidence intervals and paired tests.
+
+    A run gets evaluation.json with every answer, and an adapter's manifest gets the scores, unless --limit
+    is given.
+    """
+    from manytune import __version__
+    from manytune.cli.adapted import choose, load_common_base
+    from manytune.cli.evaluate_output import print_evaluation, print_json
+    from manytune.evaluation.answers import questions_from
+    from manytune.evaluation.compare import evaluate as compare
+    from manytune.evaluation.report import write_report
+
+    wanted = _metrics(metrics)
+    if report is not None and not report.parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
+    chosen = choose(adapters)
+    examples = _common_examples(chosen, data)
+    loaded = load_common_base(chosen, base)
+    encoder = _common_encoder(chosen, loaded.tokenizer)
+    questions = questions_from(examples, encoder)[:limit]
+    systems = _answers(
+        loaded,
+        chosen,
+        questions,
+        encoder,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        likelihoods=any(metric.name == "perplexity" for metric in wanted),
+    )
+    evaluation = compare(
+        [question.item for question in questions],
+        systems,
+        wanted,
+        provenance={
+            "Base": f"{loaded.name} ({loaded.fingerprint})",
+            "Data": _data_provenance(questions),
+            "Answers": f"greedy, at most {max_new_tokens} tokens, {encoder.mode} prompts",
+            "Release": f"manytune {__version__}",
+        },
+    )
+    written = _save(evaluation, chosen, whole=limit is None)
+    if report is not None:
+        write_report(evaluation, report, title=_title(chosen))
+        written.append(report)
+    if as_json:
+        print_json(evaluation, written)
+    else:
+        print_evaluation(evaluation, written)
+
+
+def _metrics(names: str | None) -> tuple[Metric, ...]:
+    from manytune.evaluation.metrics import METRICS, metrics_named
+
+    if names is None:
+        return tuple(METRICS.values())
+    try:
+        return metrics_named([name.strip() for name in names.split(",") if name.strip()])
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--metrics") from None
+
+
+def _common_examples(chosen: Sequence[Chosen], data: str | None) -> tuple[Example, ...]:
+    """The rows as every adapter's template renders them.
+
+    Raises:
+        DataError: Two adapters would be asked different things, so that a comparison would mean nothing.
+    """
+    first = _examples(chosen[0], data)
+    for other in chosen[1:]:
+        if _examples(other, data) != first:
+            raise DataError(
+                f"{chosen[0].name} and {other.name} would be asked different things: their templates differ"
+                + ("" if data else ", or their test rows (one file for both: --data)")
+                + ". Evaluate them one at a time."
+            )
+    return first
+
+
+def _examples(chosen: Chosen, data: str | None) -> tuple[Example, ...]:
+    from manytune.data.readers import read
+    from manytune.data.templates import render_all
+    from manytune.training.dataset import read_splits
+    from manytune.training.recipe import recipe_from
+
+    if data is not None:
+        split = None if Path(data).expanduser().is_file() else "test"
+        return render_all(chosen.template(), read(data, split=split).kept).kept
+    if not chosen.recipe:
+        raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
+    recipe = recipe_from(chosen.recipe, where=f"{chosen.name}'s recipe")
+    if recipe.data.test is None:
+        raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
+    return read_splits(recipe.data).test
+
+
+def _common_encoder(chosen: Sequence[Chosen], tokenizer: Any) -> Encoder:
+    encoders = [one.encoder(tokenizer) for one in chosen]
+    for one, encoder in zip(chosen, encoders, strict=True):
+        if (encoder.mode, encoder.max_length) != (encoders[0].mode, encoders[0].max_length):
+            raise DataError(
+                f"{chosen[0].name} and {one.name} would be asked different things: their prompts were encoded with "
+                "different limits, or only one with the chat template. Evaluate them one at a time."
+            )
+    return encoders[0]
+
+
+def _answers(
+    base: Base,
+    chosen: Sequence[Chosen],
+    questions: Sequence[Question],
+    encoder: Encoder,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    likelihoods: bool,
+) -> list[System]:
+    """Ask the base and then every adapter, over one copy of the base."""
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from manytune.cli.adapted import BASE_NAME, attached
+    from manytune.engine.static_batch import completion_nll, generate_batch
+    from manytune.evaluation.answers import ask
+    from manytune.evaluation.compare import System
+
+    systems = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        for one in (None, *chosen):
+            name = one.name if one else BASE_NAME
+            with attached(base, one) as model:
+                generate = partial(
+                    generate_batch,
+                    model,
+                    base.tokenizer,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    end_ids=[encoder.end_id],
+                    progress=_bar(shown, f"{name}: answers"),
+                )
+                likelihood = partial(
+                    completion_nll, model, batch_size=batch_size, progress=_bar(shown, f"{name}: likelihoods")
+                )
+                answers = ask(questions, generate, likelihood if likelihoods else None)
+            systems.append(_system(one, answers) if one else System(name, "base", answers))
+    return systems
+
+
+def _bar(shown: Progress, description: str) -> Callable[[int, int], None]:
+    task = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal task
+        if task is None:
+            task = shown.add_task(description)
+        shown.update(task, completed=done, total=total)
+
+    return update
+
+
+def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
+    from manytune.evaluation.compare import System
+    from manytune.evaluation.results import Curves
+    from manytune.evaluation.run_files import read_cost, read_curves
+
+    manifest = one.stored.manifest
+    provenance = {"Adapter": str(one.stored.path), "Method": one.method}
+    if manifest is not None:
+        provenance |= {"Trained": f"{manifest.created}, manytune {manifest.manytune}"}
+        provenance |= {f"SHA-256 of {name}": digest for name, digest in manifest.files.items()}
+    if one.recipe:
+        provenance["Recipe"] = json.dumps(
+            {key: one.recipe[key] for key in ("method", "training") if key in one.recipe}, ensure_ascii=False
+        )
+    return System(
+        one.name,
+        one.method,
+        answers,
+        read_cost(one.run, one.stored.path),
+        read_curves(one.run) if one.run else Curves(),
+        provenance,
+    )
+
+
+def _data_provenance(questions: Sequence[Question]) -> str:
+    """The files that the questions came from, each with its hash if it is a file here."""
+    from manytune.store.files import sha256_file
+
+    named = []
+    for source in dict.fromkeys(question.item.source for question in questions):
+        path = Path(source).expanduser()
+        named.append(f"{source} (SHA-256 {sha256_file(path)})" if path.is_file() else source)
+    return ", ".join(named)
+
+
+def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
+    """Keep each run's part of the evaluation beside it, and the scores in the manifests."""
+    from manytune.evaluation.compare import part
+    from manytune.evaluation.results import write_evaluation
+    from manytune.store.adapters import add_scores
+
+    written = []
+    for one in chosen:
+        if one.run is not None:
+            written.append(one.run / RESULT_NAME)
+            write_evaluation(part(evaluation, one.name), written[-1])
+        if whole and one.stored.manifest is not None:
+            add_scores(
+                one.stored.path, {score.metric: score.value for score in evaluation.result(one.name).scores}
+            )
+    return written
+
+
+def _title(chosen: Sequence[Chosen]) -> str:
+    names = ", ".join(one.name for one in chosen)
+    return f"Did it work? {names} against the base"

@@ -1,0 +1,109 @@
+"""How `manytune evaluate` prints what it found, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.results import Evaluation, RunResult
+from manytune.evaluation.wording import (
+    MARKS,
+    basis_sentence,
+    claim,
+    cut_sentence,
+    evidence,
+    interval,
+    score,
+)
+
+_COLOURS = {"better": "green", "worse": "red", "cannot tell": "yellow"}
+_BESIDE_BASE = 2  # adapters to a table, so that it fits into 60 columns
+
+
+def print_json(evaluation: Evaluation, written: Sequence[Path]) -> None:
+    """Print everything but the prompts, the answers and the curves."""
+    typer.echo(
+        json.dumps(
+            {
+                "items": len(evaluation.items),
+                "primary": evaluation.primary,
+                "inference": asdict(evaluation.inference),
+                "results": [_result(result) for result in evaluation.results],
+                "comparisons": [asdict(found) for found in evaluation.comparisons],
+                "provenance": dict(evaluation.provenance),
+                "written": [str(path) for path in written],
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+    )
+
+
+def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
+    """Print the table, the verdicts in sentences, and where the rest is."""
+    console = Console(highlight=False)
+    baseline, *others = evaluation.results
+    for start in range(0, max(len(others), 1), _BESIDE_BASE):
+        console.print(_table(evaluation, [baseline, *others[start : start + _BESIDE_BASE]]))
+    level = f"{evaluation.inference.level:.0%}"
+    notes = [
+        basis_sentence(evaluation),
+        f"Below each score its {level} confidence interval.",
+        cut_sentence(evaluation),
+    ]
+    if others:
+        signs = ", ".join(f"{mark} {word}" for word, mark in MARKS.items())
+        notes.insert(2, f"A paired test against {baseline.name} says: {signs}.")
+    console.print(Text(" ".join(note for note in notes if note), "dim"))
+    console.print()
+    for result in others:
+        found = evaluation.comparison(result.name, evaluation.primary)
+        sentence = Text.assemble(
+            (f"{MARKS[found.verdict]} {claim(found)}", f"bold {_COLOURS[found.verdict]}"),
+            f": {evidence(evaluation, found)}",
+        )
+        console.print(sentence)
+    if written:
+        console.print()
+        console.print("Written:")
+    for path in written:
+        console.print(Padding(Text(str(path), overflow="fold"), (0, 0, 0, 2)))
+
+
+def _result(result: RunResult) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "method": result.method,
+        "scores": [asdict(found) for found in result.scores],
+        "cost": asdict(result.cost),
+        "provenance": dict(result.provenance),
+    }
+
+
+def _table(evaluation: Evaluation, results: Sequence[RunResult]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for result in results:
+        table.add_column(Text(result.name, overflow="fold"), overflow="fold", ratio=1)
+    for found in evaluation.results[0].scores:
+        metric = METRICS[found.metric]
+        cells = []
+        for result in results:
+            ours = result.score(metric.name)
+            cell = Text(score(ours.value, metric), "bold")
+            if result is not evaluation.results[0]:
+                word = evaluation.comparison(result.name, metric.name).verdict
+                cell.append(f" {MARKS[word]}", f"not bold {_COLOURS[word]}")
+            cells.append(cell.append(f"\n{interval(ours, metric)}", "not bold dim"))
+        table.add_row(Text(metric.label), *cells)
+    return table
