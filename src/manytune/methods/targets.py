@@ -147,6 +147,20 @@ def select(model: nn.Module, selection: Selection) -> list[tuple[str, nn.Module]
     return kept
 
 
+def warn_of_unsaved(model: nn.Module, names: Collection[str], task_type: str | None) -> None:
+    """Name the entries of `modules_to_save` that match nothing; a task's usual heads needn't all be there."""
+    paths = [path for path, _ in candidates(model)] if names else []
+    heads = TASK_HEADS.get(task_type or "", ())
+    unmatched = [name for name in names if name not in heads and not any(matches(p, [name]) for p in paths)]
+    if unmatched:
+        warnings.warn(
+            f"modules_to_save names {unmatched}, which match no module of the model, so nothing is trained or saved "
+            f"for them. {_hint(unmatched, paths)}",
+            PeftWarning,
+            stacklevel=4,
+        )
+
+
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module that may be targeted, by path: not the insides of adapter layers, nor of modules trained in full."""
     stack: list[tuple[str, nn.Module]] = [("", model)]

@@ -15,7 +15,7 @@ from manytune.methods.base import Tuner, fill_state
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import AdapterLayer, MergeError, warn_of_merge_error
 from manytune.methods.saved_modules import ModulesToSaveWrapper
-from manytune.methods.targets import base_of, candidates, matches
+from manytune.methods.targets import base_of, candidates, matches, warn_of_unsaved
 
 
 class LayerTuner(Tuner):
@@ -98,6 +98,7 @@ class LayerTuner(Tuner):
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
         to_save = [(path, m) for path, m in candidates(self.model) if saving and matches(path, saving)]
+        warn_of_unsaved(self.model, saving, config.task_type)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
@@ -252,7 +253,9 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [layer for layer in self._layers.values() if any(layer.has_adapter(name) for name in names)]
+        carrying = [
+            layer for layer in self._layers.values() if any(layer.has_adapter(name) for name in names)
+        ]
         if (
             carrying
             and all(set(names) & set(layer.merged_adapters) for layer in carrying)

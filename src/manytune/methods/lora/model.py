@@ -85,6 +85,7 @@ class LoraModel(LayerTuner):
                 layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
             ),
         )
+        _settle_orientation(config, [base_of(module) for _, module in chosen])
         return self._with_output_projections(chosen)
 
     def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
@@ -108,16 +109,6 @@ class LoraModel(LayerTuner):
         if isinstance(module, nn.Embedding):
             return Embedding(module)
         if isinstance(module, (nn.Linear, Conv1D)):
-            if config.fan_in_fan_out and not isinstance(module, Conv1D):
-                warnings.warn(
-                    "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`. "
-                    "Setting fan_in_fan_out to False.",
-                    PeftWarning,
-                    stacklevel=2,
-                )
-                config.fan_in_fan_out = False
-            elif isinstance(module, Conv1D):
-                config.fan_in_fan_out = True
             return Linear(module)
         if isinstance(module, nn.MultiheadAttention):
             return MultiheadAttention(module)
@@ -216,3 +207,17 @@ class LoraModel(LayerTuner):
             bias.requires_grad_(False)
         self.__dict__["_base_biases"] = []
         return super()._detach()
+
+
+def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:
+    """Which way round a weight is stored is known from the layer; what the user said is corrected."""
+    if any(isinstance(module, Conv1D) for module in modules):
+        config.fan_in_fan_out = True
+    elif config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in modules):
+        warnings.warn(
+            "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`. "
+            "Setting fan_in_fan_out to False.",
+            PeftWarning,
+            stacklevel=2,
+        )
+        config.fan_in_fan_out = False
