@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.int64]
 
 # A call of the attention kernel (forward and backward, with its gathers) costs about as much as this many
 # query-key pairs. Only the choice of rectangles depends on it, never a result.
-_CALL_COST = 20_000
+_CALL_COST = 5_000
 _FAR = torch.iinfo(torch.int64).max  # position of a pad key: after every query, so no query sees it
 
 
