@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.layer import AdapterLayer
-from manytune.methods.targets import Selection, default_targets, matches, select
+from manytune.methods.targets import Selection, base_of, default_targets, matches, select
 from manytune.methods.tuner import LayerTuner
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
@@ -195,6 +195,7 @@ class IA3Model(LayerTuner):
         if config.feedforward_modules is None:
             config.feedforward_modules = set()
         chosen = select(self.model, Selection(config.target_modules, config.exclude_modules))
+        config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)
         feedforward = config.feedforward_modules
         for entry in [feedforward] if isinstance(feedforward, str) else sorted(feedforward):
             names = entry if isinstance(feedforward, str) else [entry]
@@ -207,11 +208,7 @@ class IA3Model(LayerTuner):
 
     def wrap(self, path: str, module: nn.Module, config: IA3Config) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
-        if isinstance(module, Conv1D):
-            config.fan_in_fan_out = True
-        elif isinstance(module, nn.Linear):
-            config.fan_in_fan_out = False
-        elif not isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        if not isinstance(module, (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d)):
             raise ConfigError(
                 f"Target module {path} ({type(module).__name__}) is not supported. IA3 goes beside torch.nn.Linear, "
                 "Conv2d, Conv3d and transformers' Conv1D. Name layers of these kinds in target_modules."

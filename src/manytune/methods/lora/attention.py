@@ -3,6 +3,9 @@
 So the update is added to the weights for each call, and gradients reach A and B through the sum. The projection
 of queries, keys and values together has its adapters here; the output projection, which is a linear layer of its
 own, has them in `base_layer.out_proj`.
+
+Each update is added once. HF PEFT 0.21.2 adds that of the output projection twice; to use a checkpoint trained there,
+double its `out_proj.lora_B`.
 """
 
 from __future__ import annotations
@@ -45,9 +48,6 @@ class MultiheadAttention(LoraLayer):
                 "LoRA beside torch.nn.MultiheadAttention needs kdim and vdim to be the embed_dim "
                 f"{base_layer.embed_dim}, found {base_layer.kdim} and {base_layer.vdim}."
             )
-        self.embed_dim: int = base_layer.embed_dim
-        self.num_heads: int = base_layer.num_heads
-        self.batch_first: bool = base_layer.batch_first
         self.in_features = base_layer.embed_dim
         self.out_features = 3 * base_layer.embed_dim
 
@@ -60,22 +60,6 @@ class MultiheadAttention(LoraLayer):
     def bias(self) -> Tensor | None:
         """Its bias."""
         return self.base_layer.in_proj_bias
-
-    # transformer layers of torch ask their attention for these.
-    @property
-    def in_proj_weight(self) -> Tensor:
-        """The same as `weight`."""
-        return self.weight
-
-    @property
-    def in_proj_bias(self) -> Tensor | None:
-        """The same as `bias`."""
-        return self.bias
-
-    @property
-    def out_proj(self) -> nn.Module:
-        """The output projection."""
-        return self.base_layer.out_proj
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
@@ -126,3 +110,12 @@ class MultiheadAttention(LoraLayer):
         if not weights:
             return self.base_layer(*args, **kwargs)
         return functional_call(self.base_layer, weights, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # torch's transformer layers ask their attention for its sizes, weights and masks.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_modules" not in self.__dict__ or "base_layer" not in self._modules:
+                raise
+            return getattr(self.base_layer, name)

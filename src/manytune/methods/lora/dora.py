@@ -32,10 +32,10 @@ def output_norm(weight: Tensor, delta: Tensor, output_dim: int) -> Tensor:
         output_dim: The dimension that counts the outputs.
 
     Returns:
-        (out,), in ΔW's dtype or a wider one.
+        (out,), in the wider of their dtypes.
     """
     with torch.no_grad():
-        total = weight.to(delta.dtype) + delta
+        total = weight + delta  # in the wider of their dtypes
         others = [dim for dim in range(total.dim()) if dim != output_dim]
         norm: Tensor = torch.linalg.vector_norm(total, dim=others)
     return norm

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.factor import Factor
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
@@ -37,8 +38,8 @@ class Linear(ShiftedLayer):
         r = self.r[adapter_name]
         if config.lora_bias:
             self.warn_without_bias()
-        self.lora_A[adapter_name] = nn.Linear(self.in_features, r, bias=False)
-        self.lora_B[adapter_name] = nn.Linear(r, self.out_features, bias=config.lora_bias)
+        self.lora_A[adapter_name] = Factor(self.in_features, r, bias=False)
+        self.lora_B[adapter_name] = Factor(r, self.out_features, bias=config.lora_bias)
         if starts_from_weight(config.init_lora_weights):
             self._take_over(adapter_name, str(config.init_lora_weights))
         else:
@@ -54,7 +55,7 @@ class Linear(ShiftedLayer):
         for module, value in ((self.lora_A[adapter_name], a), (self.lora_B[adapter_name], b)):
             parameter = module.get_parameter("weight")
             if not parameter.is_meta:
-                parameter.data = value.clone()
+                parameter.data = value.clone(memory_format=torch.contiguous_format)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · BA: (out, in), or (in, out) for `Conv1D`."""
@@ -96,7 +97,7 @@ class Linear(ShiftedLayer):
             if self.use_dora[name]:
                 return False
             a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
-            if type(a) is not nn.Linear or type(b) is not nn.Linear or b.bias is not None:
+            if type(a) is not Factor or type(b) is not Factor or b.bias is not None:
                 return False
             if (
                 _hooked(a)
