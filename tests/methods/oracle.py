@@ -33,11 +33,11 @@ def pair(
         warnings.simplefilter("ignore")
         oracle: Any = peft.get_peft_model(copy.deepcopy(base), theirs)
     mine = manytune.get_peft_model(copy.deepcopy(base), ours)
-    my_state, their_state = get_state(mine.base_model, "default"), peft.get_peft_model_state_dict(oracle)
+    my_state, their_state = get_state(mine.tuner, "default"), peft.get_peft_model_state_dict(oracle)
     assert {k: v.shape for k, v in my_state.items()} == {k: v.shape for k, v in their_state.items()}
     if fill:
         values = random_tensors(my_state)
-        result = set_state(mine.base_model, "default", values)
+        result = set_state(mine.tuner, "default", values)
         assert (result.missing_keys, result.unexpected_keys) == ([], [])
         peft.set_peft_model_state_dict(oracle, {k: v.clone() for k, v in values.items()})
     return mine, oracle
