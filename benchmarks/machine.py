@@ -34,7 +34,7 @@ class Load:
 
 
 class LoadWatch:
-    """Measures, from creation to `stop`, how busy other processes kept the machine. Linux only; elsewhere it reads 0."""
+    """Measures, from creation to `stop`, how busy others kept the machine. Linux only; elsewhere it reads 0."""
 
     def __init__(self) -> None:
         self._wall = time.perf_counter()

@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py [--rounds 20] [--json FILE]
 
-Both libraries train the same adapter on the same base (SmolLM2-135M-Instruct, float32), batches, order and optimizer; each
-round takes one step with either, in turn, so that a change of the machine's speed hits both alike. Shown are medians, the
-ratio ours / peft, and the largest difference between the two losses of one step.
+Both libraries train the same adapter on the same base (SmolLM2-135M-Instruct, float32), batches, order and
+optimizer; each round takes one step with either, in turn, so that a change of the machine's speed hits both
+alike. Shown are medians, the ratio ours / peft, and the largest difference between the two losses of one step.
 
 Peak memory is taken from processes of their own that do nothing but these steps.
 """
@@ -65,7 +65,9 @@ def main() -> None:
     if options.memory_of:
         print(_memory(base, options.memory_of, options.targets, options.batch_size))
         return
-    print(f"{torch.get_num_threads()} threads, {gemm_gflops():.0f} GFLOP/s, torch {torch.__version__}, ", end="")
+    print(
+        f"{torch.get_num_threads()} threads, {gemm_gflops():.0f} GFLOP/s, torch {torch.__version__}, ", end=""
+    )
     print(f"peft {peft.__version__}, batch of {options.batch_size}")
     watch = LoadWatch()
     rows: list[Row] = []
@@ -78,7 +80,11 @@ def main() -> None:
     load = watch.stop()
     _show(rows, differences, load)
     if options.json:
-        result = {"rows": [asdict(row) for row in rows], "loss_differences": differences, "load": asdict(load)}
+        result = {
+            "rows": [asdict(row) for row in rows],
+            "loss_differences": differences,
+            "load": asdict(load),
+        }
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=2)
 
@@ -140,7 +146,9 @@ def _stepper(model: nn.Module, name: str, targets: str) -> Callable[[dict[str, T
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = library.LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS[targets], task_type="CAUSAL_LM")
+        config = library.LoraConfig(
+            r=8, lora_alpha=16, target_modules=TARGETS[targets], task_type="CAUSAL_LM"
+        )
         model = library.get_peft_model(model, config)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -163,8 +171,9 @@ def _batches(base: Base, size: int) -> Iterator[dict[str, Tensor]]:
     end = tokenizer.eos_token_id
     while True:
         for first in range(0, len(papers) - size, size):
-            prompts = [tokenizer(paper.abstract).input_ids for paper in papers[first : first + size]]
-            answers = [[*tokenizer(paper.answers["challenge"]).input_ids, end] for paper in papers[first : first + size]]
+            chosen = papers[first : first + size]
+            prompts = [tokenizer(paper.abstract).input_ids for paper in chosen]
+            answers = [[*tokenizer(paper.answers["challenge"]).input_ids, end] for paper in chosen]
             longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
             ids = torch.full((size, longest), end)
             mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -185,7 +194,9 @@ def _show(rows: list[Row], differences: dict[str, float], load: Load) -> None:
         )
     for targets, difference in differences.items():
         verdict = "met" if difference <= 1e-4 else "MISSED"
-        print(f"{targets:<11} largest difference of the losses of one step: {difference:.1e} <= 1e-4 {verdict}")
+        print(
+            f"{targets:<11} largest difference of the losses of one step: {difference:.1e} <= 1e-4 {verdict}"
+        )
     print(load)
 
 

@@ -362,12 +362,10 @@ def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
     Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a
     half-precision base.
     """
-    for container in (*layer.adapter_layer_names, *layer.other_param_names):
-        parts = getattr(layer, container)
-        if isinstance(parts, nn.ModuleDict) and adapter_name in parts:
-            part = parts[adapter_name]
-            if part.training != layer.training:
-                part.train(layer.training)
+    if not layer.training:
+        for parts in layer.children():
+            if isinstance(parts, nn.ModuleDict) and adapter_name in parts:
+                parts[adapter_name].eval()
     base = next(layer.base_layer.parameters(), None)
     if base is None or not base.is_floating_point():
         return

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import ConfigError
+from manytune.methods.lora.factor import draw_fresh
 
 _PISSA = re.compile(r"pissa(?:_niter_(\d+))?")
 _FROM_W = "takes A and B from a linear layer's weight"
@@ -60,11 +61,13 @@ def initialise(lora_a: nn.Module, lora_b: nn.Module, *, r: int, init: bool | str
     else:
         if kind == "gaussian":
             nn.init.normal_(a, std=1.0 / r)
+        elif isinstance(lora_a, nn.Linear):
+            draw_fresh(lora_a)
         else:
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
-        nn.init.zeros_(b)
-    if "bias" in dict(lora_b.named_parameters()):
-        nn.init.zeros_(lora_b.get_parameter("bias"))
+        b.data.zero_()
+    if lora_b.bias is not None:
+        lora_b.bias.data.zero_()  # type: ignore[operator]
 
 
 def refuse_beyond_linear(init: bool | str, kind: str) -> None:
