@@ -254,7 +254,7 @@ def fill_state(
     for key, tensor in tensors.items():
         if key in mine and key not in misfits:
             _fill(mine[key], tensor)
-    missing = [key for key in mine if key not in tensors and key not in optional]
+    missing = [k for k in mine if (k not in tensors or k in misfits) and k not in optional]
     return missing, sorted(set(tensors) - set(mine))
 
 
