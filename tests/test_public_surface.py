@@ -31,6 +31,7 @@ METHODS = {
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BottleneckConfig",
     "CombinedConfig",
     "FullConfig",
     "IA3Config",
@@ -50,6 +51,7 @@ METHODS = {
     "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
+    "SelectiveConfig",
     "TaskType",
     "get_peft_model",
 }

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from manytune.methods.auto import (
         AutoPeftModelForTokenClassification as AutoPeftModelForTokenClassification,
     )
+    from manytune.methods.bottleneck import BottleneckConfig as BottleneckConfig
     from manytune.methods.combine import CombinedConfig as CombinedConfig
     from manytune.methods.config import PeftConfig as PeftConfig
     from manytune.methods.config import PeftType as PeftType
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from manytune.methods.prefix_tuning import PrefixTuningConfig as PrefixTuningConfig
     from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
     from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
+    from manytune.methods.selective import SelectiveConfig as SelectiveConfig
     from manytune.methods.task_models import PeftModelForCausalLM as PeftModelForCausalLM
     from manytune.methods.task_models import PeftModelForFeatureExtraction as PeftModelForFeatureExtraction
     from manytune.methods.task_models import PeftModelForQuestionAnswering as PeftModelForQuestionAnswering
@@ -77,6 +79,7 @@ __all__ = [
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
     "BaseMismatchError",
+    "BottleneckConfig",
     "CheckpointError",
     "CombinedConfig",
     "ConfigError",
@@ -106,6 +109,7 @@ __all__ = [
     "PromptTuningInit",
     "RecipeError",
     "RunError",
+    "SelectiveConfig",
     "StoreError",
     "TaskType",
     "TemplateError",
@@ -120,6 +124,7 @@ _LAZY = {
     "AutoPeftModelForSeq2SeqLM": "manytune.methods.auto",
     "AutoPeftModelForSequenceClassification": "manytune.methods.auto",
     "AutoPeftModelForTokenClassification": "manytune.methods.auto",
+    "BottleneckConfig": "manytune.methods.bottleneck",
     "CombinedConfig": "manytune.methods.combine",
     "FullConfig": "manytune.methods.full",
     "IA3Config": "manytune.methods.ia3",
@@ -139,6 +144,7 @@ _LAZY = {
     "PromptLearningConfig": "manytune.methods.config",
     "PromptTuningConfig": "manytune.methods.prompt_tuning",
     "PromptTuningInit": "manytune.methods.prompt_tuning",
+    "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
     "get_peft_model": "manytune.methods.attach",
 }

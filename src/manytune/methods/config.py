@@ -40,6 +40,8 @@ class PeftType(StrEnum):
     P_TUNING = "P_TUNING"
     COMBINED = "COMBINED"
     FULL = "FULL"
+    SELECTIVE = "SELECTIVE"
+    BOTTLENECK = "BOTTLENECK"
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 
 from manytune.errors import ConfigError
 from manytune.methods.base import Method
+from manytune.methods.bottleneck import BottleneckConfig, BottleneckModel
 from manytune.methods.combine import CombinedConfig, CombinedModel
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.full import FullConfig, FullModel
@@ -17,6 +18,7 @@ from manytune.methods.lora.model import LoraModel
 from manytune.methods.p_tuning import PromptEncoderConfig, PromptEncoderModel
 from manytune.methods.prefix_tuning import PrefixTuningConfig, PrefixTuningModel
 from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningModel
+from manytune.methods.selective import SelectiveConfig, SelectiveModel
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -27,6 +29,8 @@ METHODS: dict[str, Method] = {
         Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel),
         Method("prefix-tuning", PeftType.PREFIX_TUNING, PrefixTuningConfig, PrefixTuningModel),
         Method("combined", PeftType.COMBINED, CombinedConfig, CombinedModel),
+        Method("bottleneck", PeftType.BOTTLENECK, BottleneckConfig, BottleneckModel),
+        Method("selective", PeftType.SELECTIVE, SelectiveConfig, SelectiveModel),
         Method("full", PeftType.FULL, FullConfig, FullModel),
     )
 }

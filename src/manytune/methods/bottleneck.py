@@ -1,0 +1,290 @@
+"""Bottleneck adapters: a small network beside or behind a transformer's sublayers.
+
+    houlsby    y' = y + s · U φ(D y)    behind attention and MLP   (Houlsby et al., arXiv 1902.00751)
+    pfeiffer   the same                 behind the MLP only        (Pfeiffer et al., arXiv 2005.00247)
+    parallel   y' = y + s · U φ(D x)    beside the MLP             (He et al., arXiv 2110.04366)
+
+x is what the sublayer reads and y what its output projection gives, before both are added. D is (bottleneck × hidden)
+and U (hidden × bottleneck), each with a bias; U starts at zero, so nothing changes at first. Between them is a
+nonlinearity φ, so an adapter can't be merged into a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
+from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.sublayers import SUBLAYERS, Sublayers
+from manytune.methods.targets import Selection, base_of, select
+from manytune.methods.tuner import LayerTuner
+
+STYLES = ("houlsby", "pfeiffer", "parallel")
+NONLINEARITIES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+@dataclass
+class BottleneckConfig(PeftConfig):
+    """Bottleneck adapters; arXiv 1902.00751, 2005.00247, 2110.04366.
+
+    Args:
+        style: `"houlsby"`, `"pfeiffer"` or `"parallel"`.
+        bottleneck_size: The size between D and U.
+        non_linearity: `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
+        scaling: s; the paper on parallel adapters uses 4 for translation and summarisation.
+        dropout: Dropout on the way into D.
+        layers_to_transform: Indices of the layers that get adapters; all by default.
+        attention_modules: A regular expression for the attention's output projections, for architectures
+            that aren't known.
+        mlp_modules: The same for the MLP's output projections.
+        mlp_input_modules: The same for a layer that reads what the MLP reads, which `"parallel"` needs.
+        modules_to_save: Modules trained in full beside the adapters, such as a new head.
+
+    Raises:
+        ConfigError: An option's value can't be used.
+    """
+
+    style: str = "houlsby"
+    bottleneck_size: int = 64
+    non_linearity: str = "relu"
+    scaling: float = 1.0
+    dropout: float = 0.0
+    layers_to_transform: list[int] | int | None = None
+    attention_modules: str | None = None
+    mlp_modules: str | None = None
+    mlp_input_modules: str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.BOTTLENECK
+        for option, known in (("style", STYLES), ("non_linearity", tuple(NONLINEARITIES))):
+            if getattr(self, option) not in known:
+                raise ConfigError(
+                    f"BottleneckConfig({option}={getattr(self, option)!r}): expected one of {', '.join(known)}."
+                )
+        if not isinstance(self.bottleneck_size, int) or self.bottleneck_size <= 0:
+            raise ConfigError(f"`bottleneck_size` is a positive integer, found {self.bottleneck_size!r}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"`dropout` is a probability below 1, found {self.dropout!r}.")
+
+
+class Source(AdapterLayer):
+    """A layer whose input parallel adapters read too. It has no parameters of its own and changes nothing.
+
+    Attributes:
+        readers: The adapters that read it.
+        seen: The input of a forward pass under way.
+    """
+
+    other_param_names: ClassVar[tuple[str, ...]] = ("readers",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.readers: dict[str, bool] = {}
+        self.seen: Tensor | None = None
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """None."""
+        return {}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The base layer; its input is kept until the adapter has read it."""
+        if not self._disable_adapters and any(name in self.readers for name in self._active_adapters):
+            self.seen = x
+        return self.base_layer(x, *args, **kwargs)
+
+
+class Layer(AdapterLayer):
+    """A sublayer's output projection with adapters behind it, or beside its sublayer.
+
+    Attributes:
+        bottleneck_down, bottleneck_up: D and U by adapter.
+        bottleneck_between: Dropout and the nonlinearity by adapter.
+        scaling: s by adapter.
+    """
+
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ("bottleneck_down", "bottleneck_up")
+    other_param_names: ClassVar[tuple[str, ...]] = (
+        *("bottleneck_dropout", "bottleneck_between", "scaling", "sources"),
+    )
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        width = base_layer.get_parameter("weight").shape[1 if isinstance(base_layer, Conv1D) else 0]
+        self.hidden_size = int(width)
+        self.bottleneck_down = nn.ModuleDict()
+        self.bottleneck_up = nn.ModuleDict()
+        self.bottleneck_dropout = nn.ModuleDict()
+        self.bottleneck_between = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        # Not a child: the source has a place of its own in the model.
+        self.__dict__["sources"] = {}
+
+    sources: dict[str, Source]
+
+    def add_adapter(self, adapter_name: str, config: BottleneckConfig, source: Source | None) -> None:
+        """Add one adapter: D Kaiming-uniform, U and the biases zero.
+
+        Args:
+            adapter_name: Its name.
+            config: Its options.
+            source: Where to read x; None reads y.
+        """
+        down = nn.Linear(self.hidden_size, config.bottleneck_size)
+        up = nn.Linear(config.bottleneck_size, self.hidden_size)
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        for zero in (down.bias, up.weight, up.bias):
+            nn.init.zeros_(zero)
+        self.bottleneck_down[adapter_name] = down
+        self.bottleneck_up[adapter_name] = up
+        self.bottleneck_dropout[adapter_name] = (
+            nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        )
+        self.bottleneck_between[adapter_name] = NONLINEARITIES[config.non_linearity]()
+        self.scaling[adapter_name] = config.scaling
+        if source is not None:
+            self.sources[adapter_name] = source
+            source.readers[adapter_name] = True
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """See `AdapterLayer.tensors`."""
+        return {
+            f"{container}.{name}": parameter
+            for container in self.adapter_layer_names
+            if adapter_name in getattr(self, container)
+            for name, parameter in getattr(self, container)[adapter_name].named_parameters()
+        }
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The projection with its active adapters; exactly the base layer if there are none.
+
+        Args:
+            x: (..., in).
+            *args: Passed to the base layer.
+            **kwargs: Passed to the base layer.
+
+        Returns:
+            (..., hidden), in the base layer's dtype.
+        """
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        result = y
+        sources = set()
+        for name in self.live_adapters():
+            read = y
+            if name in self.sources:
+                source = self.sources[name]
+                sources.add(source)
+                assert source.seen is not None, "the layer that a parallel adapter reads beside wasn't run"
+                read = source.seen
+            down = self.bottleneck_down[name]
+            low = self.bottleneck_dropout[name](read.to(down.get_parameter("weight").dtype))
+            small = self.bottleneck_between[name](down(low))
+            result = result + self.bottleneck_up[name](small).view_as(y) * self.scaling[name]
+        for source in sources:
+            source.seen = None
+        return result.to(y.dtype)
+
+    def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+        """There are none.
+
+        Raises:
+            AdapterError: Always.
+        """
+        raise AdapterError(
+            f"Can't merge {list(adapter_names)}: a bottleneck adapter has a nonlinearity in it, so no weight of the "
+            "base does what it does. Use it unmerged."
+        )
+
+
+class BottleneckModel(LayerTuner):
+    """Bottleneck adapters attached to a model; see `BottleneckConfig`."""
+
+    prefix: ClassVar[str] = "bottleneck_"
+    layer_class = Layer
+
+    def __init__(self, model: nn.Module, config: Any, adapter_name: str, **options: Any) -> None:
+        self.__dict__["_sources"] = {}
+        self.__dict__["_beside"] = {}
+        super().__init__(model, config, adapter_name, **options)
+
+    _sources: dict[str, Source]
+    _beside: dict[str, str]
+
+    def select(self, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
+        """See `LayerTuner.select`."""
+        places = self._places(config)
+        wanted = [places.mlp] if config.style != "houlsby" else [places.attention, places.mlp]
+        found = self._find("|".join(f"(?:{pattern})" for pattern in wanted), config)
+        for path, module in found:
+            if not isinstance(base_of(module), (nn.Linear, Conv1D)):
+                raise ConfigError(
+                    f"Target module {path} ({type(base_of(module)).__name__}) is not a linear layer: a bottleneck "
+                    "adapter goes behind an output projection. Name those in attention_modules and mlp_modules."
+                )
+        if config.style != "parallel":
+            return found
+        sources = self._find(places.mlp_input, config)
+        if len(sources) != len(found):
+            raise NoMatchingPeftModuleError(
+                f"A parallel adapter needs one input for each MLP: mlp_modules names {len(found)} modules and "
+                f"mlp_input_modules {len(sources)}."
+            )
+        self.__dict__["_beside"] = {end: start for (start, _), (end, _) in zip(sources, found, strict=True)}
+        # The source of each comes first: its layer must be there when the adapter is made.
+        return [*sources, *found]
+
+    def _places(self, config: BottleneckConfig) -> Sublayers:
+        model_type = getattr(getattr(self.model, "config", None), "model_type", None)
+        known = SUBLAYERS.get(model_type) if isinstance(model_type, str) else None
+        given = (config.attention_modules, config.mlp_modules, config.mlp_input_modules)
+        usual = (known.attention, known.mlp, known.mlp_input) if known else (None, None, None)
+        needed = {
+            "houlsby": ("attention_modules", "mlp_modules"),
+            "pfeiffer": ("mlp_modules",),
+            "parallel": ("mlp_modules", "mlp_input_modules"),
+        }[config.style]
+        config.attention_modules, config.mlp_modules, config.mlp_input_modules = (
+            own or default for own, default in zip(given, usual, strict=True)
+        )
+        missing = [option for option in needed if getattr(config, option) is None]
+        if missing:
+            raise ConfigError(
+                f"It isn't known where the sublayers of model type {model_type!r} are. Give {' and '.join(missing)}: "
+                "regular expressions for whole module paths."
+            )
+        return Sublayers(
+            config.attention_modules or "", config.mlp_modules or "", config.mlp_input_modules or ""
+        )
+
+    def _find(self, pattern: str, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
+        layers = config.layers_to_transform
+        return select(self.model, Selection(pattern, layers=[layers] if isinstance(layers, int) else layers))
+
+    def wrap(self, path: str, module: nn.Module, config: BottleneckConfig) -> AdapterLayer:
+        """See `LayerTuner.wrap`."""
+        if config.style == "parallel" and path in self._beside.values():
+            layer: AdapterLayer = Source(module)
+            self._sources[path] = layer  # type: ignore[assignment]
+            return layer
+        return Layer(module)
+
+    def add_to_layer(
+        self, layer: AdapterLayer, path: str, adapter_name: str, config: BottleneckConfig
+    ) -> None:
+        """See `LayerTuner.add_to_layer`."""
+        if isinstance(layer, Layer):
+            parallel = config.style == "parallel"
+            layer.add_adapter(adapter_name, config, self._sources[self._beside[path]] if parallel else None)

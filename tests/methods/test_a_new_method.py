@@ -1,0 +1,96 @@
+"""Adding a method takes one file and one registry line: this file is the one, `METHODS[...]` the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tests.methods import test_contract as contract
+from tests.methods.tiny_models import LLAMA, Family
+from torch import Tensor, nn
+
+from manytune.methods.base import Method
+from manytune.methods.config import PeftConfig
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.registry import METHODS, peft_config_from
+from manytune.methods.targets import Selection, all_linear_targets, select
+from manytune.methods.tuner import LayerTuner
+
+
+@dataclass
+class ShiftConfig(PeftConfig):
+    """Adds a trained vector to the output of every linear layer."""
+
+    target_modules: list[str] | set[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "SHIFT"
+
+
+class ShiftLayer(AdapterLayer):
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ("shift",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.shift = nn.ParameterDict()
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        return {"shift": self.shift[adapter_name]} if adapter_name in self.shift else {}
+
+    def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base_layer(x)
+        for name in self.live_adapters():
+            result = result + self.shift[name]
+        return result
+
+
+class ShiftModel(LayerTuner):
+    prefix: ClassVar[str] = "shift"
+
+    def select(self, config: Any) -> list[tuple[str, nn.Module]]:
+        config.target_modules = config.target_modules or all_linear_targets(self.model)
+        return select(self.model, Selection(config.target_modules))
+
+    def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
+        return ShiftLayer(module)
+
+    def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
+        assert isinstance(layer, ShiftLayer)
+        size = layer.base_layer.get_parameter("weight").shape[0]
+        layer.shift[adapter_name] = nn.Parameter(torch.zeros(size))
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "shift", Method("shift", "SHIFT", ShiftConfig, ShiftModel))
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_contract_tests_pick_it_up() -> None:
+    assert {case.family for case in contract.cases() if case.method == "shift"} == set(contract.FAMILIES)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_recipe_can_name_it() -> None:
+    assert isinstance(peft_config_from("shift", target_modules=["q_proj"]), ShiftConfig)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("family", [LLAMA], ids=str)
+def test_it_keeps_the_contract(family: Family, tmp_path: Path) -> None:
+    case = contract.Case("shift", family)
+    contract.test_the_output_is_the_bases_at_first(case)
+    contract.test_only_declared_parameters_get_gradients(case)
+    contract.test_thirty_steps_lower_the_loss(case)
+    contract.test_attaching_and_detaching_leaves_no_trace(case)
+    contract.test_a_saved_adapter_gives_equal_logits_when_loaded(case, tmp_path)
+    contract.test_a_disabled_adapter_gives_exactly_the_base(case)
+    contract.test_two_adapters_beside_each_other_keep_their_own_outputs(case)
