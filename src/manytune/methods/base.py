@@ -54,6 +54,8 @@ class Tuner(nn.Module):
 
     #: Start of the names of this method's parameters, as in `lora_A`.
     prefix: ClassVar[str] = ""
+    #: What kind of method it is, for messages.
+    kind: ClassVar[str] = "weight"
     #: What a checkpoint puts in front of the names that `state` gives.
     file_prefix: ClassVar[str] = "base_model.model."
     #: Whether the adapters act in the model's layers; if not, nothing merges, and the model is as it was.
@@ -113,6 +115,17 @@ class Tuner(nn.Module):
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
         """Use these adapters and no others; only they train, or nothing does with `inference_mode`."""
         raise NotImplementedError
+
+    def set_requires_grad(self, adapter_names: Sequence[str], *, requires_grad: bool = True) -> None:
+        """Let adapters train, or freeze them, whether in use or not.
+
+        Raises:
+            TypeError: The method trains what is in use only.
+        """
+        kinds = ", ".join(sorted({str(config.peft_type) for config in self.peft_config.values()}))
+        raise TypeError(
+            f"Setting `requires_grad` is not supported for {self.kind} methods like {kinds}. Use set_adapter."
+        )
 
     @property
     def active_adapters(self) -> list[str]:

@@ -89,6 +89,7 @@ class CombinedModel(Tuner):
     `merge_adapter` merges the part in the layers; the prompt stays, so `merge_and_unload` is refused.
     """
 
+    kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
     weights: Tuner
     prompt: PromptTuner

@@ -137,6 +137,16 @@ class PeftModel(nn.Module):
         """
         self.tuner.set_adapter(adapter_name, inference_mode)
 
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Let adapters train, or freeze them, whether in use or not.
+
+        Raises:
+            AdapterError: There is no adapter of that name.
+            TypeError: The method trains what is in use only, as soft prompts do.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self.tuner.set_requires_grad(names, requires_grad=requires_grad)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. If it was in use, the oldest remaining one takes its place.
 

@@ -163,7 +163,7 @@ def refuse_checkpointing(model: nn.Module) -> None:
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ConfigError(
             f"{PeftType.PREFIX_TUNING} does not work with gradient checkpointing. Turn it off with "
-            "model.gradient_checkpointing_disable()."
+            "model.activation_checkpointing_disable()."
         )
 
 

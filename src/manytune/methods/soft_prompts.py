@@ -18,7 +18,7 @@ from manytune.methods.base import NotInLayersError, Tuner, fill_state
 from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
 from manytune.methods.layer import MergeError
 from manytune.methods.saved_modules import ModulesToSaveWrapper
-from manytune.methods.targets import TASK_HEADS, candidates, matches
+from manytune.methods.targets import candidates, matches, warn_of_unsaved
 
 PROMPT = "prompt_embeddings"
 
@@ -55,6 +55,7 @@ class PromptTuner(Tuner):
     Mutates: replaces each of `modules_to_save` by a `ModulesToSaveWrapper`; `unload` puts the originals back.
     """
 
+    kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
     in_layers: ClassVar[bool] = False
     model: PreTrainedModel
@@ -283,14 +284,7 @@ class PromptTuner(Tuner):
     def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
         names = list(config.modules_to_save or ())
         found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
-        idle = [
-            name
-            for name in names
-            if name not in TASK_HEADS.get(config.task_type or "", ())
-            and not any(matches(path, [name]) for path, _ in found)
-        ]
-        if idle:
-            raise ConfigError(f"modules_to_save: no module of the model is called {idle[0]!r}.")
+        warn_of_unsaved(self.model, names, config.task_type)
         return {
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found

@@ -160,6 +160,13 @@ class LayerTuner(Tuner):
             module.set_adapter(names, inference_mode=inference_mode)
         self._active[:] = names
 
+    def set_requires_grad(self, adapter_names: Sequence[str], *, requires_grad: bool = True) -> None:
+        """See `Tuner.set_requires_grad`."""
+        for name in adapter_names:
+            self._require(name)
+            for module in self._carriers().values():
+                module.set_requires_grad(name, requires_grad=requires_grad)
+
     @property
     def active_adapters(self) -> list[str]:
         """The adapters in use."""

@@ -1,0 +1,151 @@
+"""Prefix tuning: keys and values in front of each layer's. Its parity with HF PEFT is in test_soft_prompts.py."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from tests.methods import prompts
+from tests.methods.tiny_models import GPT2, LLAMA, T5, VOCABULARY
+from torch import nn
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import manytune
+
+IDS = LLAMA.inputs()["input_ids"]
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def attached(base: nn.Module | None = None, task_type: str = "CAUSAL_LM", **options: Any) -> Any:
+    torch.manual_seed(1)
+    config = manytune.PrefixTuningConfig(**{"task_type": task_type, "num_virtual_tokens": 4, **options})
+    return manytune.get_peft_model(base or prompts.livelier(LLAMA.build()), config)
+
+
+def mistral() -> nn.Module:
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5))
+
+
+def gemma2() -> nn.Module:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **{**SIZES, "head_dim": 16}, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
+    )
+    return Gemma2ForCausalLM(config)
+
+
+@pytest.mark.parametrize("build", [mistral, gemma2])
+def test_a_sliding_window_slides_over_the_prefix_as_in_peft(build: Any) -> None:
+    mine, oracle = prompts.both("prefix-tuning", prompts.livelier(build()), "CAUSAL_LM")
+    prompts.assert_same(mine, oracle, {"input_ids": IDS, "labels": IDS})
+    options = {"input_ids": IDS, "max_new_tokens": 8, "do_sample": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = oracle.generate(**options)
+    assert torch.equal(mine.generate(**options), expected)
+
+
+def test_the_output_is_the_bases_with_a_cache_filled_by_hand() -> None:
+    model = attached()
+    flat = model.prompt_encoder["default"].embedding.weight.detach()  # (4, 2 layers * 2 * 2 heads * 8)
+    cache = DynamicCache()
+    for layer in range(2):
+        keys, values = (
+            flat[:, 16 * part : 16 * (part + 1)].reshape(4, 2, 8).transpose(0, 1).expand(3, -1, -1, -1)
+            for part in (2 * layer, 2 * layer + 1)
+        )
+        cache.update(keys, values, layer)
+    expected = prompts.logits(model.get_base_model(), input_ids=IDS, past_key_values=cache)
+    assert torch.equal(prompts.logits(model, input_ids=IDS), expected)
+
+
+def test_grouped_queries_give_the_heads_of_the_keys() -> None:
+    for options in ({}, {"token_dim": 32, "num_attention_heads": 4}):
+        config = attached(**options).peft_config["default"]
+        assert (config.num_attention_heads, config.token_dim, config.encoder_hidden_size) == (2, 16, 16)
+
+
+def test_heads_of_another_size_than_the_models_quotient_are_the_models_own() -> None:
+    config = T5Config(vocab_size=VOCABULARY, d_model=32, d_ff=48, d_kv=16, num_layers=2, num_heads=4)
+    torch.manual_seed(0)
+    base = T5ForConditionalGeneration(config)
+    base.config.decoder_start_token_id = 0
+    model = attached(base, "SEQ_2_SEQ_LM")
+    assert model.peft_config["default"].token_dim == 64
+    assert model(input_ids=IDS, labels=IDS).loss.isfinite()
+
+
+def test_zeros_are_zero_keys_and_values() -> None:
+    for projected in (False, True):
+        model = attached(init_weights="zero", prefix_projection=projected)
+        assert not model.tuner.state("default")["prompt_embeddings"].any()
+
+
+def test_gradient_checkpointing_is_refused_before_and_after() -> None:
+    base: Any = prompts.livelier(GPT2.build())
+    base.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="PREFIX_TUNING does not work with gradient checkpointing"):
+        attached(base)
+    base.activation_checkpointing_disable()
+    model = attached(base).train()
+    base.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="PREFIX_TUNING does not work with gradient checkpointing"):
+        model(input_ids=IDS, labels=IDS)
+
+
+def test_a_decoder_mask_is_widened() -> None:
+    model = attached(prompts.livelier(T5.build()), "SEQ_2_SEQ_LM")
+    inputs = T5.inputs()
+    mask = torch.ones_like(inputs["labels"])
+    found = prompts.logits(model, **inputs, decoder_attention_mask=mask)
+    torch.testing.assert_close(found, prompts.logits(model, **inputs))
+
+
+def test_a_caller_without_a_cache_gets_none() -> None:
+    assert attached()(input_ids=IDS, use_cache=False).past_key_values is None
+    assert attached()(input_ids=IDS).past_key_values.get_seq_length() == 4 + 9
+
+
+def test_a_model_without_past_key_values_is_refused() -> None:
+    base = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_layers=2, n_heads=4)
+    )
+    with pytest.raises(manytune.ConfigError, match="does not support past key values"):
+        attached(base, "SEQ_CLS")
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init_weights": "ones"}, "init_weights should be None or 'zero', found 'ones'"),
+        ({"token_dim": 24}, "token_dim=24: LlamaForCausalLM has 2 x 8 for keys"),
+        ({"num_attention_heads": 3}, "num_attention_heads=3: LlamaForCausalLM has 2 x 8 for keys"),
+        ({"num_layers": 1}, "num_layers=1: the model has 2 layers with a prefix each"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(manytune.ConfigError, match=message):
+        attached(**options)
