@@ -54,6 +54,7 @@ METHODS = {
     "SelectiveConfig",
     "TaskType",
     "get_peft_model",
+    "lora_plus_groups",
 }
 HEAVY = [
     "torch",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from manytune.methods.full import FullConfig as FullConfig
     from manytune.methods.ia3 import IA3Config as IA3Config
     from manytune.methods.lora.config import LoraConfig as LoraConfig
+    from manytune.methods.lora.plus import lora_plus_groups as lora_plus_groups
     from manytune.methods.model import PeftModel as PeftModel
     from manytune.methods.p_tuning import PromptEncoderConfig as PromptEncoderConfig
     from manytune.methods.p_tuning import (
@@ -114,6 +115,7 @@ __all__ = [
     "TaskType",
     "TemplateError",
     "get_peft_model",
+    "lora_plus_groups",
 ]
 
 # Where each name that isn't imported above comes from.
@@ -147,6 +149,7 @@ _LAZY = {
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
     "get_peft_model": "manytune.methods.attach",
+    "lora_plus_groups": "manytune.methods.lora.plus",
 }
 
 

@@ -50,6 +50,9 @@ class LoraConfig(PeftConfig):
         rank_pattern: Other ranks for some modules: path ending or expression to rank.
         alpha_pattern: Other alphas for some modules.
         lora_bias: Train a bias in B, too.
+        freeze_a: Train B alone and leave A as it was drawn (LoRA-FA, arXiv 2308.03303): half the trained
+            parameters, and no layer keeps its input for the backward pass. It concerns training only, so files
+            don't hold it. Not for embeddings, whose A starts at zero.
         use_dora: Train magnitude and direction of the weight apart (DoRA, arXiv 2402.09353).
 
     The remaining fields are options of HF PEFT that aren't implemented; they stand here because its files
@@ -76,6 +79,7 @@ class LoraConfig(PeftConfig):
     lora_bias: bool = False
     use_dora: bool = False
     runtime_config: LoraRuntimeConfig = field(default_factory=LoraRuntimeConfig)
+    freeze_a: bool = False
 
     alora_invocation_tokens: list[int] | None = None
     arrow_config: dict[str, Any] | None = None
@@ -96,7 +100,7 @@ class LoraConfig(PeftConfig):
     use_qalora: bool = False
     velora_config: dict[str, Any] | None = None
 
-    _transient: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
+    _transient: ClassVar[frozenset[str]] = frozenset({"runtime_config", "freeze_a"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,6 +33,11 @@ class Embedding(LoraLayer):
 
     def make_factors(self, adapter_name: str, config: LoraConfig) -> None:
         """A zero and B from N(0, 1), so that BA = 0; both random with `init_lora_weights=False`."""
+        if config.freeze_a:
+            raise ConfigError(
+                "freeze_a=True is not supported for Embedding: its A starts at zero, so nothing could be learned. "
+                "Leave embeddings out of target_modules."
+            )
         if config.lora_bias:
             raise ConfigError("lora_bias=True is not supported for Embedding: a look-up has no bias.")
         r = self.r[adapter_name]

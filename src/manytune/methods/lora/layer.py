@@ -31,7 +31,7 @@ class LoraLayer(AdapterLayer):
         *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
     )
     other_param_names: ClassVar[tuple[str, ...]] = (
-        *("r", "lora_alpha", "scaling", "lora_dropout", "use_dora", "use_rslora", "lora_bias"),
+        *("r", "lora_alpha", "scaling", "lora_dropout", "use_dora", "use_rslora", "lora_bias", "frozen_a"),
     )
 
     #: The base layer's parameter that BA is added to.
@@ -47,6 +47,7 @@ class LoraLayer(AdapterLayer):
         self.use_dora: dict[str, bool] = {}
         self.use_rslora: dict[str, bool] = {}
         self.lora_bias: dict[str, bool] = {}
+        self.frozen_a: dict[str, bool] = {}
         self.lora_dropout = nn.ModuleDict()
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
@@ -83,6 +84,8 @@ class LoraLayer(AdapterLayer):
         self.lora_bias[adapter_name] = config.lora_bias
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         self.lora_dropout[adapter_name] = dropout
+        if config.freeze_a:
+            self.frozen_a[adapter_name] = True
         self.make_factors(adapter_name, config)
         if config.use_dora:
             self._make_magnitude(adapter_name)
@@ -108,6 +111,12 @@ class LoraLayer(AdapterLayer):
         """See `AdapterLayer.memory_name`."""
         name = super().memory_name(adapter_name, key)
         return f"{name}.weight" if key == "lora_magnitude_vector" else name
+
+    def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
+        """See `AdapterLayer.set_requires_grad`; with LoRA-FA A stays frozen."""
+        super().set_requires_grad(adapter_name, requires_grad=requires_grad)
+        if adapter_name in self.frozen_a:
+            self.lora_A[adapter_name].requires_grad_(False)
 
     # -- DoRA
 
