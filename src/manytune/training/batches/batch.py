@@ -109,7 +109,9 @@ class Batch:
             A scalar: float64 for float64 logits and float32 otherwise. Divide by `targets` for the mean.
         """
         if logits.shape[1] != self.logit_positions.numel():
-            logits = logits[:, self.logit_positions]
+            # A soft prompt's virtual tokens come first.
+            virtual = logits.shape[1] - self.input_ids.shape[1]
+            logits = logits[:, self.logit_positions + virtual]
         return weighted_nll(logits.flatten(0, 1), self.target_rows, self.labels, self.weights)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
