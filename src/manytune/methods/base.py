@@ -20,6 +20,9 @@ from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import MergeError
 
+# Adapters are kept in containers of this kind, which refuse the names of their own attributes.
+_CONTAINER = nn.ModuleDict()
+
 
 @dataclass(frozen=True)
 class Method:
@@ -207,6 +210,15 @@ class Tuner(nn.Module):
         if adapter_name not in self.peft_config:
             known = ", ".join(repr(name) for name in self.peft_config) or "none"
             raise AdapterError(f"Adapter {adapter_name} does not exist. Loaded adapters: {known}.")
+
+    def _require_new(self, adapter_name: str) -> None:
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        if not adapter_name or set(adapter_name) & set("./\\") or hasattr(_CONTAINER, adapter_name):
+            raise AdapterError(
+                f"{adapter_name!r} can't name an adapter: it becomes the name of a module and of a directory, so it "
+                "must not be empty, hold a dot or a slash, or be an attribute of torch.nn.ModuleDict, such as 'keys'."
+            )
 
     def _thaw(self) -> None:
         for parameter in self._was_trainable:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from manytune.errors import AdapterError, ConfigError
+from manytune.errors import ConfigError
 from manytune.methods.base import NotInLayersError, Tuner
 from manytune.methods.checkpoint import read_tensors, write_adapter
 from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
@@ -104,8 +104,7 @@ class CombinedModel(Tuner):
 
     def add_adapter(self, adapter_name: str, config: PeftConfig, **options: Any) -> None:
         """See `Tuner.add_adapter`."""
-        if adapter_name in self.peft_config:
-            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        self._require_new(adapter_name)
         assert isinstance(config, CombinedConfig)
         weights, prompt = config.parts
         if self.peft_config:

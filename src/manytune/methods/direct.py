@@ -35,7 +35,6 @@ class DirectTuner(Tuner):
         super().__init__(model, config, adapter_name, **options)
 
     # -- what a subclass says
-    # ----------------------------------------------------------------------------------
 
     def select(self, config: Any) -> dict[str, nn.Parameter]:
         """The parameters that a configuration trains, by name in the model."""
@@ -46,7 +45,6 @@ class DirectTuner(Tuner):
         return True
 
     # -- the contract
-    # ------------------------------------------------------------------------------------------
 
     def add_adapter(
         self,
@@ -57,8 +55,7 @@ class DirectTuner(Tuner):
         autocast_adapter_dtype: bool = True,
     ) -> None:
         """See `Tuner.add_adapter`; the values start as the base's, in the base's dtype."""
-        if adapter_name in self.peft_config:
-            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        self._require_new(adapter_name)
         chosen = self.select(config)
         if not self.keeps_base(config):
             if self.peft_config:
@@ -187,7 +184,6 @@ class DirectTuner(Tuner):
         return self._detach()
 
     # -- swapping
-    # ----------------------------------------------------------------------------------------------
 
     def _put(self, names: Sequence[str]) -> None:
         values = {**self._pristine, **(self._values[names[0]] if names else {})}

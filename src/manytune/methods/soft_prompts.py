@@ -117,8 +117,7 @@ class PromptTuner(Tuner):
         autocast_adapter_dtype: bool = True,
     ) -> None:
         """See `Tuner.add_adapter`; a prompt is small, so `low_cpu_mem_usage` needs no meta device here."""
-        if adapter_name in self.peft_config:
-            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        self._require_new(adapter_name)
         assert isinstance(config, PromptLearningConfig)
         check_model(self.model, config)
         self.settle(config)

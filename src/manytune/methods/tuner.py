@@ -92,8 +92,7 @@ class LayerTuner(Tuner):
         autocast_adapter_dtype: bool = True,
     ) -> None:
         """See `Tuner.add_adapter`."""
-        if adapter_name in self.peft_config:
-            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        self._require_new(adapter_name)
         self.check(adapter_name, config)
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
@@ -364,11 +363,12 @@ class LayerTuner(Tuner):
 
 
 def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
-    """Make a new adapter fit its layer.
+    """Make a new adapter fit its layer, frozen.
 
     Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a
     half-precision base.
     """
+    layer.set_requires_grad(adapter_name, requires_grad=False)
     if not layer.training:
         for parts in layer.children():
             if isinstance(parts, nn.ModuleDict) and adapter_name in parts:

@@ -22,6 +22,7 @@ _PEFTS_OWN = (
     "`is_gradient_checkpointing` is deprecated",
     "`gradient_checkpointing_enable` is deprecated",
     "fan_in_fan_out is set to",
+    "Adapter .* was active which is now deleted",
     "Model has `tie_word_embeddings=True`",
     "Setting `save_embedding_layers` to `True`",
     "Careful, disabling adapter layers with bias",
