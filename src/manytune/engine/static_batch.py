@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig
 
+from manytune.engine.shared_prompts import prefill_shared
 from manytune.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -62,10 +63,10 @@ def generate_batch(
 ) -> list[Generation]:
     """Answer every prompt by greedy decoding.
 
-    Prompts are left padded to the longest of their batch. The most likely token is taken at each step
-    whatever the model's own `generation_config` says: its sampling settings and penalties don't apply, its
-    end tokens do. The model is in evaluation mode meanwhile; its mode and its `generation_config` are as
-    before afterwards.
+    Prompts are left padded to the longest of their batch; what several of them begin with is read once. The
+    most likely token is taken at each step whatever the model's own `generation_config` says: its sampling
+    settings and penalties don't apply, its end tokens do. The model is in evaluation mode meanwhile; its mode
+    and its `generation_config` are as before afterwards.
 
     Args:
         model: A transformers causal language model, plain or with adapters.
@@ -102,11 +103,19 @@ def generate_batch(
     done = 0
     with _evaluating(model), _generation_config(model, config):
         for rows in _longest_first([len(prompt) for prompt in prompts], batch_size):
-            input_ids, attention_mask = _left_padded([prompts[row] for row in rows], pad_id)
+            batch = [prompts[row] for row in rows]
+            begun = prefill_shared(model, batch, pad_id=pad_id)
+            if begun is None:
+                input_ids, attention_mask = _left_padded(batch, pad_id)
+                cached = {}
+            else:
+                input_ids, attention_mask = begun.input_ids, begun.attention_mask
+                cached = {"past_key_values": begun.cache}
             generated = model.generate(
                 input_ids=input_ids.to(device),
                 attention_mask=attention_mask.to(device),
                 generation_config=config,
+                **cached,
             )
             new_tokens = generated[:, input_ids.shape[1] :].tolist()  # (B, new)
             for row, tokens in zip(rows, new_tokens, strict=True):

@@ -1,0 +1,93 @@
+"""Prompts that begin alike: the answers are those of one prompt at a time, and less is read."""
+
+import pytest
+import torch
+from tests.engine.test_static_batch import END, VOCABULARY, gpt2, llama, tokenizer, with_lora
+from tests.reference.one_at_a_time import greedy
+from transformers import MistralConfig, MistralForCausalLM
+
+from manytune.engine.shared_prompts import prefill_shared
+from manytune.engine.static_batch import generate_batch
+from manytune.methods.attach import get_peft_model
+from manytune.methods.prompt_tuning import PromptTuningConfig
+
+__all__ = ["tokenizer"]
+
+DOCUMENTS = (tuple(range(5, 17)), tuple(range(20, 29)), tuple(range(30, 46)))
+QUESTIONS = ((2, 3), (4,), (2, 5, 6, 7))
+ASKED = [(*document, *question) for document in DOCUMENTS for question in QUESTIONS]
+CASES = {
+    "questions on documents": ASKED,
+    "interleaved": [ASKED[place] for place in (0, 3, 6, 1, 4, 7, 2, 5, 8)],
+    "a prompt that is another's beginning": [*ASKED, DOCUMENTS[0]],
+    "the same prompt several times": [ASKED[0]] * 3 + [ASKED[4]] * 2,
+    "one that begins like no other": [*ASKED, (46, 47, 46, 47, 46)],
+}
+MODELS = {
+    "llama": llama,
+    "gpt2": gpt2,
+    "llama with LoRA": lambda: with_lora(llama()),
+}
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request):
+    return MODELS[request.param]()
+
+
+@pytest.mark.parametrize("prompts", CASES.values(), ids=CASES)
+def test_answers_are_those_of_one_prompt_at_a_time(model, tokenizer, prompts):
+    assert prefill_shared(model, prompts, pad_id=0) is not None
+    answers = generate_batch(model, tokenizer, prompts, max_new_tokens=9, batch_size=len(prompts))
+    expected = [greedy(model, prompt, max_new_tokens=9, stop_ids={END}) for prompt in prompts]
+    assert [(answer.token_ids, answer.finished) for answer in answers] == expected
+
+
+def test_each_document_is_read_once():
+    begun = prefill_shared(llama(), ASKED, pad_id=0)
+    assert begun is not None
+    # (2, 3) and (2, 5, 6, 7) aside, the questions begin differently, so what is shared is the document.
+    assert begun.cache.get_seq_length() == max(map(len, DOCUMENTS))
+    assert begun.input_ids.shape == (9, max(map(len, DOCUMENTS)) + max(map(len, QUESTIONS)))
+    assert begun.attention_mask.sum(dim=1).tolist() == [len(prompt) for prompt in ASKED]
+
+
+def test_every_row_gets_its_own_documents_keys_and_values():
+    model = llama()
+    begun = prefill_shared(model, ASKED, pad_id=0)
+    for row, prompt in enumerate(ASKED):
+        document = DOCUMENTS[row // 3]
+        alone = model(torch.tensor([prompt[: len(document)]]), use_cache=True).past_key_values
+        for ours, theirs in zip(begun.cache.layers, alone.layers, strict=True):
+            torch.testing.assert_close(ours.keys[row, :, -len(document) :], theirs.keys[0])
+            torch.testing.assert_close(ours.values[row, :, -len(document) :], theirs.values[0])
+
+
+def test_prompts_that_share_little_are_read_as_they_are():
+    assert prefill_shared(llama(), [(5, 6, 7), (8, 9, 10), (5, 9, 10)], pad_id=0) is None
+    assert prefill_shared(llama(), [(5, 6, 7)], pad_id=0) is None
+
+
+def test_a_sliding_window_is_read_as_it_is(tokenizer):
+    torch.manual_seed(6)
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=6,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=0,
+    )
+    model = MistralForCausalLM(config).eval()
+    assert prefill_shared(model, ASKED, pad_id=0) is None
+
+
+def test_virtual_tokens_are_read_as_they_are():
+    model = get_peft_model(llama(), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    assert prefill_shared(model, ASKED, pad_id=0) is None
