@@ -1,0 +1,244 @@
+"""The demo from beginning to end: measure, plan, train twice, ask three systems, report."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from manytune import __version__
+from manytune.data.encode import Encoder
+from manytune.data.readers import read
+from manytune.data.templates import Example, render_all
+from manytune.demo.aclsum import read_papers, write_rows
+from manytune.demo.answers import Answered, answer_until
+from manytune.demo.machine import Machine, measure
+from manytune.demo.plan import (
+    TEST_PAPERS,
+    VALIDATION_PAPERS,
+    Plan,
+    Speed,
+    Workload,
+    long_plan,
+    make_plan,
+    plan_rest,
+)
+from manytune.demo.probe import time_step, workload_of
+from manytune.demo.recipes import BASE, DATA, MAX_LENGTH, MAX_NEW_TOKENS, make_recipe
+from manytune.demo.systems import NAMES, load_systems
+from manytune.demo.wording import plan_lines, rest_line
+from manytune.evaluation.answers import questions_from
+from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.metrics import metrics_named
+from manytune.evaluation.report import write_report
+from manytune.evaluation.results import Evaluation, write_evaluation
+from manytune.evaluation.run_files import read_cost, read_curves
+from manytune.store.adapters import add_scores
+from manytune.store.base import load_base, load_tokenizer
+from manytune.training.progress import ProgressDisplay, duration
+from manytune.training.run import TrainedRun, run
+
+METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")
+"""The scores of the demo; the first decides."""
+
+UNSEEN = "unseen.jsonl"
+"""Rows of a paper that belongs to no training, for trying the adapter."""
+
+_PROBE_PAPERS = 20  # enough to know the papers' mean length
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the demo leaves behind.
+
+    Attributes:
+        evaluation: Every answer and score.
+        lora: The LoRA training; its run directory holds the adapter.
+        report: The page.
+        results: The evaluation as JSON.
+        unseen: Rows to try the adapter on.
+        seconds: How long it all took.
+    """
+
+    evaluation: Evaluation
+    lora: TrainedRun
+    report: Path
+    results: Path
+    unseen: Path
+    seconds: float
+
+
+def tell(directory: Path, *, minutes: float | None, console: Console, started: float) -> Finished:
+    """Run the demo.
+
+    Args:
+        directory: Where everything goes; an earlier demo there is replaced.
+        minutes: The time budget; None runs the long version.
+        console: Where the story is told.
+        started: When the budget began, by `time.monotonic`.
+
+    Raises:
+        DataError: The demo's data isn't installed.
+        StoreError: The demo's base can't be loaded.
+        RunError: The directory holds something else than a demo.
+    """
+
+    def left() -> float:
+        return float("inf") if minutes is None else started + 60 * minutes - time.monotonic()
+
+    _heading(console, "1. This machine, and what fits")
+    write_data(directory)
+    machine = measure()
+    workload, speed = _look(directory, machine, console)
+    gc.collect()  # the base that was looked at; each training loads its own
+    plan = long_plan(workload, speed) if minutes is None else make_plan(workload, speed, left())
+    for line in plan_lines(machine, plan):
+        console.print(line)
+
+    _heading(console, "2. LoRA")
+    lora = _train("lora", directory, plan.lora.units, console)
+    if minutes is not None:
+        speed = Speed.measured(plan.lora.units * workload.lora / lora.training.step_seconds)
+        after = plan_rest(plan, workload, speed, left())
+        console.print(rest_line(plan, after, left()))
+        plan = after
+
+    _heading(console, "3. Full fine-tuning, for comparison")
+    full = _train("full", directory, plan.full.units, console)
+
+    _heading(console, "4. The same test papers for all three")
+    answered = _ask(directory, (lora, full), plan, machine, left(), console)
+
+    evaluation = _evaluate(directory, answered, (lora, full), machine, minutes)
+    report, results = directory / "report.html", directory / "results.json"
+    write_evaluation(evaluation, results)
+    write_report(evaluation, report, title="What did fine-tuning buy?")
+    for trained, name in ((lora, NAMES[1]), (full, NAMES[2])):
+        scores = {score.metric: score.value for score in evaluation.result(name).scores}
+        add_scores(trained.adapter, scores)
+    return Finished(evaluation, lora, report, results, directory / DATA / UNSEEN, time.monotonic() - started)
+
+
+def write_data(directory: Path) -> None:
+    """Write the demo's rows the way a user's own would look: one JSON object a line.
+
+    Validation gets few papers, since a budget of minutes has no time for more.
+
+    Raises:
+        DataError: The demo's data isn't installed.
+    """
+    data = directory / DATA
+    validation = read_papers("validation")
+    files = {
+        "train.jsonl": read_papers("train"),
+        "validation.jsonl": validation[:VALIDATION_PAPERS],
+        "test.jsonl": read_papers("test"),
+        UNSEEN: validation[-1:],
+    }
+    data.mkdir(parents=True, exist_ok=True)
+    for name, papers in files.items():
+        write_rows(data / name, papers)
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print()
+    console.print(text, style="bold")
+
+
+def _look(directory: Path, machine: Machine, console: Console) -> tuple[Workload, Speed]:
+    """Count what there is to do and time one training step."""
+    recipe = make_recipe("lora", directory, steps=1)
+    base = load_base(
+        BASE, device=machine.device, notify=lambda line: console.print(line, markup=False, highlight=False)
+    )
+    encoder = Encoder(base.tokenizer, max_length=MAX_LENGTH, overflow="drop")
+    rows = encoder.encode_all(_examples(directory, "train.jsonl")[: 3 * _PROBE_PAPERS]).kept
+    papers = [tuple(group) for _, group in groupby(rows, key=lambda row: row.group)]
+    workload = workload_of(base.model, papers)
+    typical = sorted(papers, key=lambda paper: len(paper[0].prompt_ids))[len(papers) // 2]
+    seconds = time_step(base.model, typical, recipe)
+    return workload, Speed.measured(workload_of(base.model, [typical]).lora / seconds)
+
+
+def _examples(directory: Path, name: str) -> tuple[Example, ...]:
+    template = make_recipe("lora", directory, steps=1).data.prompt_template()
+    return render_all(template, read(str(directory / DATA / name)).kept).kept
+
+
+def _train(method: Literal["lora", "full"], directory: Path, steps: int, console: Console) -> TrainedRun:
+    """One run, exactly as `manytune train` would make it of the same recipe."""
+    with ProgressDisplay(console) as progress:
+        trained = run(make_recipe(method, directory, steps=steps), overwrite=True, report=progress)
+    gc.collect()  # the optimizer's state and the gradients go before the next phase begins
+    training = trained.training
+    console.print(
+        f"{training.trainable_parameters:,} parameters trained in {duration(training.seconds)}; "
+        f"{trained.adapter} is {sum(f.stat().st_size for f in trained.adapter.glob('*')) / 2**20:.1f} MiB.",
+    )
+    return trained
+
+
+def _ask(
+    directory: Path,
+    trained: tuple[TrainedRun, TrainedRun],
+    plan: Plan,
+    machine: Machine,
+    seconds_left: float,
+    console: Console,
+) -> Answered:
+    systems = load_systems(*trained, device=machine.device)
+    encoder = Encoder(load_tokenizer(BASE), max_length=None)
+    questions = questions_from(_examples(directory, "test.jsonl"), encoder)
+    papers = [tuple(group) for _, group in groupby(questions, key=lambda question: question.item.group)]
+    started = time.monotonic()
+
+    def progress(name: str, first: int, last: int) -> None:
+        console.print(f"papers {first} to {last}: {name} answers ({duration(time.monotonic() - started)})")
+
+    return answer_until(
+        papers,
+        systems,
+        seconds=seconds_left - plan.reserved / 2,
+        least=TEST_PAPERS.least,
+        progress=progress,
+    )
+
+
+def _evaluate(
+    directory: Path,
+    answered: Answered,
+    trained: Sequence[TrainedRun],
+    machine: Machine,
+    minutes: float | None,
+) -> Evaluation:
+    systems = [System(NAMES[0], "base", answered.answers[NAMES[0]])]
+    for name, one in zip(NAMES[1:], trained, strict=True):
+        systems.append(
+            System(
+                name,
+                one.method,
+                answered.answers[name],
+                read_cost(one.directory, one.adapter),
+                read_curves(one.directory),
+                {"Recipe": str(one.directory / "recipe.yaml"), "Adapter": str(one.adapter)},
+            )
+        )
+    return evaluate(
+        [question.item for question in answered.questions],
+        systems,
+        metrics_named(METRICS),
+        provenance={
+            "Base": trained[0].base,
+            "Data": f"ACLSum, the first {answered.papers} of 100 test papers, three questions on each abstract",
+            "Answers": f"greedy, at most {MAX_NEW_TOKENS} tokens",
+            "Budget": "none" if minutes is None else f"{minutes:g} minutes",
+            "Machine": f"{machine.gflops:.0f} GFLOP/s in float32 matrix products, {machine.threads} threads",
+            "Release": f"manytune {__version__}",
+        },
+    )
