@@ -79,5 +79,7 @@ def _print(finished: TrainedRun) -> None:
     table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
     if finished.left_out:
         table.add_row("rows left out", f"{len(finished.left_out):,} (named in scores.json)")
-    table.add_row("adapter", str(finished.adapter))
     Console(highlight=False).print(table)
+    typer.echo(
+        f"adapter: {finished.adapter}"
+    )  # outside the table, which would break a path that is to be copied
