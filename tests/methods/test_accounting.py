@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -33,21 +32,11 @@ def test_rank_8_beside_512_by_64_saves_86_percent() -> None:
 
 
 def test_gpt2s_configuration_prints_the_line_that_peft_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    with torch.device("meta"):
-        base = GPT2LMHeadModel(GPT2Config())
+    base = GPT2LMHeadModel(GPT2Config())
     assert sum(p.numel() for p in base.parameters()) == 124_439_808
     # 12 layers of c_attn, 768 → 2304, at rank 8.
     assert 12 * 8 * (768 + 2304) == 294_912
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"), low_cpu_mem_usage=True)
-    model.print_trainable_parameters()
-    expected = "trainable params: 294,912 || all params: 124,734,720 || trainable%: 0.2364\n"
-    assert capsys.readouterr().out == expected
-
-
-@pytest.mark.slow
-def test_gpt2s_configuration_prints_the_same_with_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    model = get_peft_model(GPT2LMHeadModel(GPT2Config()), LoraConfig(task_type="CAUSAL_LM"))
-    model.print_trainable_parameters()
+    get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")).print_trainable_parameters()
     expected = "trainable params: 294,912 || all params: 124,734,720 || trainable%: 0.2364\n"
     assert capsys.readouterr().out == expected
 
