@@ -25,6 +25,7 @@ ERRORS = {
     "TemplateError",
 }
 METHODS = {
+    "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
     "AutoPeftModelForQuestionAnswering",
@@ -53,6 +54,7 @@ METHODS = {
     "PromptTuningInit",
     "SelectiveConfig",
     "TaskType",
+    "VeraConfig",
     "get_peft_model",
     "lora_plus_groups",
 }

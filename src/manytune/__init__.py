@@ -29,6 +29,7 @@ from manytune.errors import (
 
 if TYPE_CHECKING:
     from manytune.methods.attach import get_peft_model as get_peft_model
+    from manytune.methods.auto import AutoPeftModel as AutoPeftModel
     from manytune.methods.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
     from manytune.methods.auto import AutoPeftModelForFeatureExtraction as AutoPeftModelForFeatureExtraction
     from manytune.methods.auto import AutoPeftModelForQuestionAnswering as AutoPeftModelForQuestionAnswering
@@ -68,11 +69,13 @@ if TYPE_CHECKING:
     from manytune.methods.task_models import (
         PeftModelForTokenClassification as PeftModelForTokenClassification,
     )
+    from manytune.methods.vera import VeraConfig as VeraConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
+    "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
     "AutoPeftModelForQuestionAnswering",
@@ -114,12 +117,14 @@ __all__ = [
     "StoreError",
     "TaskType",
     "TemplateError",
+    "VeraConfig",
     "get_peft_model",
     "lora_plus_groups",
 ]
 
 # Where each name that isn't imported above comes from.
 _LAZY = {
+    "AutoPeftModel": "manytune.methods.auto",
     "AutoPeftModelForCausalLM": "manytune.methods.auto",
     "AutoPeftModelForFeatureExtraction": "manytune.methods.auto",
     "AutoPeftModelForQuestionAnswering": "manytune.methods.auto",
@@ -148,6 +153,7 @@ _LAZY = {
     "PromptTuningInit": "manytune.methods.prompt_tuning",
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
+    "VeraConfig": "manytune.methods.vera",
     "get_peft_model": "manytune.methods.attach",
     "lora_plus_groups": "manytune.methods.lora.plus",
 }

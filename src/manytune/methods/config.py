@@ -35,6 +35,7 @@ class PeftType(StrEnum):
 
     LORA = "LORA"
     IA3 = "IA3"
+    VERA = "VERA"
     PROMPT_TUNING = "PROMPT_TUNING"
     PREFIX_TUNING = "PREFIX_TUNING"
     P_TUNING = "P_TUNING"

@@ -19,11 +19,13 @@ from manytune.methods.p_tuning import PromptEncoderConfig, PromptEncoderModel
 from manytune.methods.prefix_tuning import PrefixTuningConfig, PrefixTuningModel
 from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningModel
 from manytune.methods.selective import SelectiveConfig, SelectiveModel
+from manytune.methods.vera import VeraConfig, VeraModel
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("lora", PeftType.LORA, LoraConfig, LoraModel),
+        Method("vera", PeftType.VERA, VeraConfig, VeraModel),
         Method("ia3", PeftType.IA3, IA3Config, IA3Model),
         Method("prompt-tuning", PeftType.PROMPT_TUNING, PromptTuningConfig, PromptTuningModel),
         Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel),

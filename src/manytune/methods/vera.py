@@ -1,0 +1,295 @@
+"""VeRA: one pair of frozen random matrices for all layers, and a pair of trained vectors for each.
+
+    y = W x + b ⊙ B (d ⊙ A x)            (Kopiczko et al., arXiv 2310.11454)
+
+A (r × largest input) and B (largest output × r) are drawn once from a seed; a layer uses the first of their columns and
+rows. d (r,) starts at a small constant and b (out,) at zero, so nothing changes at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.errors import ConfigError
+from manytune.methods.base import fill_state
+from manytune.methods.config import PeftConfig, PeftType, as_name_set
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.targets import (
+    ALL_LINEAR,
+    ATTENTION_PROJECTIONS,
+    Selection,
+    all_linear_targets,
+    base_of,
+    default_targets,
+    select,
+)
+from manytune.methods.tuner import LayerTuner
+
+
+@dataclass
+class VeraConfig(PeftConfig):
+    """VeRA; arXiv 2310.11454.
+
+    Args:
+        r: The rank; far larger than LoRA's, since it costs one trained number a layer.
+        target_modules: A regular expression for whole module paths, a list of paths or path endings,
+            `"all-linear"`, or None for the architecture's attention projections.
+        projection_prng_key: The seed of A and B.
+        save_projection: Write A and B into checkpoints; without them a checkpoint is tiny and relies on the
+            seed giving the same numbers on every machine.
+        vera_dropout: Dropout on the way into A.
+        d_initial: What d starts at.
+        fan_in_fan_out: Known for transformers' `Conv1D`, whatever is set here.
+        bias: Must be `"none"`; HF PEFT's other values aren't implemented.
+        modules_to_save: Modules trained in full beside the adapter, such as a new head.
+        init_weights: False starts d and b at random, which changes the model's output at once and is meant for
+            tests.
+        layers_to_transform: Indices of the layers to adapt.
+        layers_pattern: Name of the module list that those indices count, such as `layers`.
+
+    Raises:
+        ConfigError: An option's value can't be used, or isn't implemented.
+    """
+
+    r: int = 256
+    target_modules: list[str] | set[str] | str | None = None
+    projection_prng_key: int = 0
+    save_projection: bool = True
+    vera_dropout: float = 0.0
+    d_initial: float = 0.1
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    modules_to_save: list[str] | None = None
+    init_weights: bool = True
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.VERA
+        self.target_modules = as_name_set(self.target_modules)
+        if not isinstance(self.r, int) or self.r <= 0:
+            raise ConfigError(f"`r` should be a positive integer value but the value passed is {self.r!r}.")
+        if self.bias != "none":
+            raise ConfigError(
+                f"VeraConfig(bias={self.bias!r}): manytune doesn't implement this option of HF PEFT. "
+                "Leave it at its default, 'none'."
+            )
+        if not 0.0 <= self.vera_dropout < 1.0:
+            raise ConfigError(f"`vera_dropout` is a probability below 1, found {self.vera_dropout!r}.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError(
+                "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+            )
+
+
+class Projections(nn.Module):
+    """One adapter's frozen A and B.
+
+    Args:
+        r: The rank.
+        in_features: The largest input of any layer.
+        out_features: The largest output of any layer.
+        seed: Gives the same numbers as in HF PEFT.
+    """
+
+    def __init__(self, r: int, in_features: int, out_features: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        a = torch.empty(r, in_features, device="cpu")
+        b = torch.empty(out_features, r, device="cpu")
+        for matrix in (a, b):
+            nn.init.kaiming_uniform_(matrix, generator=generator)
+        self.vera_A: Tensor
+        self.vera_B: Tensor
+        self.register_buffer("vera_A", a, persistent=False)
+        self.register_buffer("vera_B", b, persistent=False)
+
+
+class Linear(AdapterLayer):
+    """A linear layer with VeRA beside it.
+
+    Attributes:
+        vera_lambda_b, vera_lambda_d: b (out,) and d (r,) by adapter.
+    """
+
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ("vera_lambda_b", "vera_lambda_d")
+    other_param_names: ClassVar[tuple[str, ...]] = ("vera_dropout", "projections")
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self._transposed = isinstance(base_layer, Conv1D)
+        self.in_features, self.out_features = sizes(base_layer)
+        self.vera_lambda_b = nn.ParameterDict()
+        self.vera_lambda_d = nn.ParameterDict()
+        self.vera_dropout = nn.ModuleDict()
+        # Not children: one pair belongs to all layers, and to the tuner.
+        self.__dict__["projections"] = {}
+
+    projections: dict[str, Projections]
+
+    def add_adapter(self, adapter_name: str, config: VeraConfig, projections: Projections) -> None:
+        """Add one adapter: d constant and b zero, or both from N(0, 1)."""
+        start = torch.full((config.r,), config.d_initial) if config.init_weights else torch.randn(config.r)
+        end = torch.zeros(self.out_features) if config.init_weights else torch.randn(self.out_features)
+        self.vera_lambda_d[adapter_name] = nn.Parameter(start)
+        self.vera_lambda_b[adapter_name] = nn.Parameter(end)
+        dropout = nn.Dropout(config.vera_dropout) if config.vera_dropout else nn.Identity()
+        self.vera_dropout[adapter_name] = dropout
+        self.projections[adapter_name] = projections
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """See `AdapterLayer.tensors`."""
+        if adapter_name not in self.vera_lambda_b:
+            return {}
+        return {name: getattr(self, name)[adapter_name] for name in self.adapter_layer_names}
+
+    def _parts(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        d, b = self.vera_lambda_d[adapter_name], self.vera_lambda_b[adapter_name]
+        shared = self.projections[adapter_name]
+        a = shared.vera_A[:, : self.in_features].to(d.device, d.dtype)
+        return a, d, shared.vera_B[: self.out_features].to(d.device, d.dtype), b
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """ΔW = diag(b) B diag(d) A: (out, in), or (in, out) for `Conv1D`."""
+        a, d, b_matrix, b = self._parts(adapter_name)
+        delta: Tensor = (b.unsqueeze(1) * b_matrix) @ (d.unsqueeze(1) * a)
+        return delta.t() if self._transposed else delta
+
+    def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+        """W + Σ ΔW, summed in float32 at least and rounded once."""
+        weight = self.base_layer.get_parameter("weight")
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for name in adapter_names:
+            total += self.get_delta_weight(name)
+        return {"weight": total.to(weight.dtype)}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer with its active adapters; exactly the base layer if there are none.
+
+        Args:
+            x: (..., in).
+            *args: Passed to the base layer.
+            **kwargs: Passed to the base layer.
+
+        Returns:
+            (..., out), in the base layer's dtype.
+        """
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        for name in self.live_adapters():
+            a, d, b_matrix, b = self._parts(name)
+            low = self.vera_dropout[name](x.to(d.dtype)) @ a.t()  # (..., r)
+            result = result + b * ((d * low) @ b_matrix.t())
+        return result.to(dtype)
+
+
+class VeraModel(LayerTuner):
+    """VeRA attached to a model; see `VeraConfig`."""
+
+    prefix: ClassVar[str] = "vera_lambda_"
+    # A and B stand beside the model, not in it.
+    file_prefix: ClassVar[str] = "base_model."
+    layer_class = Linear
+
+    def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:
+        """See `LayerTuner.select`."""
+        if config.target_modules is None:
+            config.target_modules = set(default_targets(self.model, ATTENTION_PROJECTIONS))
+        elif config.target_modules == ALL_LINEAR:
+            config.target_modules = all_linear_targets(self.model, config.task_type)
+        layers, pattern = config.layers_to_transform, config.layers_pattern
+        chosen = select(
+            self.model,
+            Selection(
+                names=config.target_modules,
+                layers=[layers] if isinstance(layers, int) else layers,
+                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
+            ),
+        )
+        for path, module in chosen:
+            if not isinstance(base_of(module), (nn.Linear, Conv1D)):
+                raise ConfigError(
+                    f"Target module {path} ({type(base_of(module)).__name__}) is not supported. VeRA goes beside "
+                    "torch.nn.Linear and transformers' Conv1D. Name layers of these kinds in target_modules."
+                )
+        config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)
+        widths = [sizes(base_of(module)) for _, module in chosen]
+        self.__dict__["_largest"] = (max(w[0] for w in widths), max(w[1] for w in widths))
+        return chosen
+
+    def wrap(self, path: str, module: nn.Module, config: VeraConfig) -> AdapterLayer:
+        """See `LayerTuner.wrap`."""
+        return Linear(module)
+
+    def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: VeraConfig) -> None:
+        """See `LayerTuner.add_to_layer`."""
+        assert isinstance(layer, Linear)
+        if "vera_projections" not in self._modules:
+            self.vera_projections = nn.ModuleDict()
+        if adapter_name not in self.vera_projections:
+            pair = Projections(config.r, *self._largest, config.projection_prng_key)
+            self.vera_projections[adapter_name] = pair.to(layer.weight.device)
+        shared = self.vera_projections[adapter_name]
+        assert isinstance(shared, Projections)
+        layer.add_adapter(adapter_name, config, shared)
+
+    _largest: tuple[int, int]
+
+    def add_adapter(self, adapter_name: str, config: Any, **options: Any) -> None:
+        """See `Tuner.add_adapter`."""
+        try:
+            super().add_adapter(adapter_name, config, **options)
+        except BaseException:
+            if adapter_name not in self.peft_config:
+                self._forget(adapter_name)
+            raise
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See `Tuner.delete_adapter`."""
+        super().delete_adapter(adapter_name)
+        self._forget(adapter_name)
+
+    def _forget(self, adapter_name: str) -> None:
+        if "vera_projections" in self._modules and adapter_name in self.vera_projections:
+            del self.vera_projections[adapter_name]
+
+    def _shared(self, adapter_name: str) -> dict[str, Tensor]:
+        return dict(self.vera_projections[adapter_name].named_buffers())
+
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """See `Tuner.state`; A and B are part of it with `save_projection`."""
+        own = {f"model.{key}": tensor for key, tensor in super().state(adapter_name).items()}
+        saves = getattr(self.peft_config[adapter_name], "save_projection", True)
+        return {**own, **(self._shared(adapter_name) if saves else {})}
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `Tuner.memory_name`."""
+        if key in ("vera_A", "vera_B"):
+            return f"vera_projections.{adapter_name}.{key}"
+        return f"model.{super().memory_name(adapter_name, key.removeprefix('model.'))}"
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`; A and B are read wherever a checkpoint has them."""
+        saves = getattr(self.peft_config[adapter_name], "save_projection", True)
+        return fill_state(
+            adapter_name,
+            {**self.state(adapter_name), **self._shared(adapter_name)},
+            tensors,
+            optional=() if saves else ("vera_A", "vera_B"),
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+
+
+def sizes(layer: nn.Module) -> tuple[int, int]:
+    """Input and output size of a linear layer."""
+    rows, columns = layer.get_parameter("weight").shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
