@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -12,6 +15,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from manytune.data.nearest import did_you_mean
 from manytune.errors import TemplateError
+
+
+class EmptyPartError(TemplateError):
+    """A template made nothing of a row."""
 
 
 class _MissingFieldError(jinja2.UndefinedError):
@@ -57,10 +64,25 @@ def _printable(value: object) -> object:
     return value
 
 
+@jinja2.pass_context
+def _choice(context: jinja2.runtime.Context, options: Sequence[object]) -> object:
+    """One of the options, the same one whenever a row with these fields is rendered."""
+    fields = json.dumps(context["fields"], sort_keys=True, default=repr)
+    digest = hashlib.blake2b(f"{fields} {options!r}".encode(), digest_size=8).digest()
+    return options[int.from_bytes(digest) % len(options)]
+
+
+def _most_frequent(items: Iterable[object]) -> list[object]:
+    """The items that occur most often, in the order of their first occurrence."""
+    counts = Counter(items)
+    return [item for item, count in counts.items() if count == max(counts.values())]
+
+
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=_StrictField, finalize=_printable, keep_trailing_newline=True, autoescape=False
 )
 _ENVIRONMENT.globals.clear()  # a missing field named "dict" or "range" must not be found there
+_ENVIRONMENT.filters |= {"choice": _choice, "most_frequent": _most_frequent}  # promptsource's
 
 
 @functools.lru_cache(maxsize=256)
@@ -87,6 +109,21 @@ def named_fields(text: str) -> frozenset[str]:
     return frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
 
 
+def tokens(text: str) -> Iterator[tuple[str, str]]:
+    """Yield a template's tokens as pairs of kind and text; the texts joined are the template again.
+
+    Raises:
+        jinja2.TemplateSyntaxError: A brace isn't closed, or a character means nothing.
+    """
+    yield from ((kind, value) for _, kind, value in _ENVIRONMENT.lex(text))
+
+
+def called_functions(text: str) -> list[str]:
+    """Return the names that a template calls as functions; the environment has none."""
+    calls = _ENVIRONMENT.parse(text).find_all(jinja2.nodes.Call)
+    return sorted({call.node.name for call in calls if isinstance(call.node, jinja2.nodes.Name)})
+
+
 def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
     """Return a template filled with a row's fields.
 
@@ -96,7 +133,8 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
         values: The row's fields.
 
     Raises:
-        TemplateError: A field is missing, null or not text, the template fails, or the result is empty.
+        TemplateError: A field is missing, null or not text, or the template fails.
+        EmptyPartError: The result is empty.
     """
     template = compile_part(part, text)
     try:
@@ -111,7 +149,7 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
     except Exception as error:  # a template is the user's program: it can raise anything
         raise TemplateError(f"the {part} template failed: {type(error).__name__}: {error}") from error
     if not rendered.strip():
-        raise TemplateError(f"the {part} is empty; its template is {shorten(text)!r}")
+        raise EmptyPartError(f"the {part} is empty; its template is {shorten(text)!r}")
     return rendered
 
 

@@ -111,7 +111,7 @@ class PromptTemplate:
                 group=self._group(record.fields),
             )
         except TemplateError as error:
-            raise TemplateError(str(error), where=record.where) from error
+            raise type(error)(str(error), where=record.where) from error
 
     def render_prompt(self, fields: Mapping[str, object]) -> tuple[Segment, ...]:
         """Return the prompt alone, as serving needs it: the fields of the completion may be absent.
