@@ -1,0 +1,87 @@
+"""How near a training step comes to the machine's own speed, counting only operations that are necessary.
+
+Necessary for LoRA on a frozen base, a step on T computed tokens: 2 P T for the forward products with the P
+weights of the layers and as much for the gradients of their inputs; the adapter's own products, 6 r (in +
+out) T; the head on the rows that predict targets, forward and backward; attention over the pairs that see
+each other. The machine's speed is measured on products of exactly these shapes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from manytune.data.encode import Encoded
+from manytune.store.base import Base
+from manytune.training.batches import packed_attention
+from manytune.training.batches.shared_prefix import build
+from manytune.training.loss import loss_sum
+
+
+def share_of_limit(model: nn.Module, batches: Sequence[Sequence[Encoded]], base: Base) -> float:
+    """Necessary operations of training steps ÷ (their time × speed of the same products alone).
+
+    Args:
+        model: With LoRA attached.
+        batches: A few batches; the first warms up.
+        base: For the head's shape and the padding id.
+    """
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    config = base.model.config
+    modules = base.model.named_modules()
+    linear = Counter((m.in_features, m.out_features) for n, m in modules if _is_layer_linear(n, m))
+    shares = []
+    for index, rows in enumerate(batches):
+        start = time.perf_counter()
+        batch = build(rows, pad_id=base.tokenizer.pad_token_id)
+        with packed_attention(model):
+            (loss_sum(model, batch) / batch.targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - start
+        if not index:
+            continue
+        tokens, heads = batch.tokens_computed, len(batch.logit_positions)
+        shapes = Counter({(tokens, *shape): count for shape, count in linear.items()})
+        shapes[(heads, config.hidden_size, config.vocab_size)] += 1
+        products = sum(4 * n * i * o * count for (n, i, o), count in shapes.items())
+        products_seconds = sum(_seconds(n, i, o) * count for (n, i, o), count in shapes.items())
+        head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+        pairs = _pairs(rows)
+        attention = 12 * pairs * config.num_attention_heads * head_dim * config.num_hidden_layers
+        adapters = 6 * tokens * sum(p.numel() for p in trained)
+        speed = products / products_seconds
+        shares.append((products + attention + adapters) / (seconds * speed))
+    return statistics.median(shares)
+
+
+def _is_layer_linear(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and "lora_" not in name and not name.endswith("lm_head")
+
+
+def _pairs(rows: Sequence[Encoded]) -> int:
+    """Pairs of a computed token and one that it sees: each distinct prefix is one token, and sees its own length."""
+    prefixes = {row.input_ids[: end + 1] for row in rows for end in range(len(row.input_ids) - 1)}
+    return sum(map(len, prefixes))
+
+
+def _seconds(n: int, i: int, o: int) -> float:
+    """Time of the two products that a frozen linear layer needs on n rows: y = x Wᵀ and the gradient of x."""
+    x, w, g = torch.randn(n, i), torch.randn(o, i), torch.randn(n, o)
+    return _median(lambda: torch.nn.functional.linear(x, w)) + _median(lambda: g @ w)
+
+
+def _median(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

@@ -1,0 +1,344 @@
+"""Training throughput and memory beside HF PEFT with transformers' Trainer, in one run.
+
+    python benchmarks/training.py --e2e devset.csv [--rounds 3] [--steps 4] [--json FILE]
+
+Three data sets on SmolLM2-135M-Instruct in float32, LoRA r=8 on q,v and on all linear layers, the model's
+chat template:
+
+    e2e          E2E development set, 16 examples a batch, random order
+    e2e grouped  the same, examples of one meaning representation together
+    aclsum       abstracts with three questions each, 9 examples a batch, a paper's questions together
+
+HF PEFT runs at its best usual settings: dynamic padding and batches of similar length (`group_by_length`),
+whatever the order asked for here. manytune runs shared-prefix batches in the order named. Both take steps in
+turn, several rounds of them, with the same optimizer; what is compared is real tokens (no padding, shared
+ones counted for each sequence) a second.
+
+Further: the losses of both over equal batches; peak memory of processes that do nothing but such steps; and
+the share of the machine's own matrix-product speed that a step reaches, counting necessary operations only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import peft
+import torch
+import transformers
+from limit import share_of_limit
+from machine import LoadWatch, gemm_gflops, peak_memory_bytes
+from torch import nn
+
+import manytune
+from manytune.data.encode import Encoded, Encoder
+from manytune.data.readers import read
+from manytune.data.records import Record
+from manytune.data.templates import PromptTemplate
+from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
+from manytune.store.base import Base, load_base
+from manytune.training.batches import builder, packed_attention
+from manytune.training.batches.grouping import plan_batches
+from manytune.training.loss import loss_sum
+from manytune.training.recipe import TrainingRecipe
+from manytune.training.train import train_model
+
+TARGETS: dict[str, list[str] | str] = {"q,v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
+LEARNING_RATE = 2e-4
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One data set and order, and how much faster than HF PEFT manytune must be there."""
+
+    name: str
+    batch_size: int
+    grouped: bool
+    required: float
+
+
+SCENARIOS = (
+    Scenario("e2e", 16, False, 2.2),
+    Scenario("e2e grouped", 16, True, 3.5),
+    Scenario("aclsum", 9, True, 3.0),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one scenario; speeds in real tokens a second, memory in bytes."""
+
+    scenario: str
+    targets: str
+    manytune: float
+    peft: float
+    ratio: float
+    required_ratio: float
+    manytune_memory: float
+    peft_memory: float
+    memory_ratio: float
+    share_of_limit: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--e2e", required=True, help="the E2E development set: CSV, columns mr and ref")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="steps of either in a round")
+    parser.add_argument("--trajectory", type=int, default=50, help="equal batches to compare losses on")
+    parser.add_argument("--only", choices=[s.name for s in SCENARIOS], help="one data set")
+    parser.add_argument("--json", help="write the figures to this file, too")
+    parser.add_argument("--memory-of", choices=("manytune", "peft"), help=argparse.SUPPRESS)
+    parser.add_argument("--targets", choices=TARGETS, help="one set of target modules")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers.logging.set_verbosity_error()
+    base = load_base("embedded", dtype=torch.float32)
+    chosen = [s for s in SCENARIOS if options.only in (None, s.name)]
+    targets = [options.targets] if options.targets else list(TARGETS)
+    if options.memory_of:
+        examples = _examples(chosen[0], base, options.e2e)
+        model = _attach(options.memory_of, base.model, options.targets)
+        _run(options.memory_of, model, examples, chosen[0], base, 3, 0)
+        print(peak_memory_bytes())
+        return
+    print(
+        f"{torch.get_num_threads()} threads, {gemm_gflops():.0f} GFLOP/s, torch {torch.__version__}, ", end=""
+    )
+    print(f"transformers {transformers.__version__}, peft {peft.__version__}")
+    watch = LoadWatch()
+    rows = []
+    for scenario in chosen:
+        for target in targets:
+            rows.append(_compare(scenario, target, base, options))
+            _show(rows[-1])
+    differences = {t: _trajectory(t, base, options.e2e, options.trajectory) for t in targets}
+    for target, difference in differences.items():
+        verdict = "met" if difference <= 1e-3 else "MISSED"
+        print(f"{target}: losses of {options.trajectory} equal batches differ by ", end="")
+        print(f"at most {difference:.1e} <= 1e-3 {verdict}")
+    load = watch.stop()
+    print(load)
+    if options.json:
+        result = {
+            "rows": [asdict(row) for row in rows],
+            "loss_differences": differences,
+            "load": asdict(load),
+        }
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=2)
+
+
+def _compare(scenario: Scenario, targets: str, base: Base, options: argparse.Namespace) -> Row:
+    examples = _examples(scenario, base, options.e2e)
+    models = {name: _attach(name, copy.deepcopy(base.model), targets) for name in ("manytune", "peft")}
+    spent = {name: [0.0, 0.0] for name in models}
+    ratios = []
+    for round_ in range(options.rounds):
+        speeds = {}
+        for name, model in models.items():
+            tokens, seconds = _run(name, model, examples, scenario, base, options.steps, round_)
+            spent[name][0] += tokens
+            spent[name][1] += seconds
+            speeds[name] = tokens / seconds
+        ratios.append(speeds["manytune"] / speeds["peft"])
+    ours, theirs = (spent[name][0] / spent[name][1] for name in ("manytune", "peft"))
+    plan = plan_batches(examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped)
+    share = share_of_limit(models["manytune"], [[examples[i] for i in batch] for batch in plan[:6]], base)
+    del models
+    memory = {name: _memory_of(name, scenario, targets, options.e2e) for name in ("manytune", "peft")}
+    return Row(
+        scenario.name,
+        targets,
+        ours,
+        theirs,
+        statistics.median(ratios),
+        scenario.required,
+        memory["manytune"],
+        memory["peft"],
+        memory["manytune"] / memory["peft"],
+        share,
+    )
+
+
+def _run(
+    name: str,
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    scenario: Scenario,
+    base: Base,
+    steps: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Take some training steps; gives the real tokens and the seconds of all but the first, which warms up."""
+    if name == "peft":
+        return _run_peft(model, examples, scenario, base, steps, seed)
+    settings = TrainingRecipe(
+        max_steps=steps + 1,
+        batch_size=scenario.batch_size,
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        warmup=0,
+        batching="shared-prefix",
+        group_prefixes=scenario.grouped,
+        seed=seed,
+        device="cpu",
+    )
+    reports: list[Any] = []
+    train_model(model, examples, [], settings, pad_id=base.tokenizer.pad_token_id, report=reports.append)
+    first, last = reports[0], reports[-1]
+    return last.tokens - first.tokens, last.step_seconds - first.step_seconds
+
+
+def _run_peft(
+    model: nn.Module, examples: Sequence[Encoded], scenario: Scenario, base: Base, steps: int, seed: int
+) -> tuple[float, float]:
+    clock = _Clock()
+    pad = transformers.DataCollatorForSeq2Seq(base.tokenizer, label_pad_token_id=-100)
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        batch = pad(rows)
+        clock.tokens_of_batch = int(batch["attention_mask"].sum()) - len(rows)  # the last token is no input
+        return batch
+
+    rows = [
+        {
+            "input_ids": list(e.input_ids),
+            "attention_mask": [1] * len(e.input_ids),
+            "labels": [-100] * len(e.prompt_ids) + list(e.completion_ids),
+        }
+        for e in examples
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        transformers.Trainer(
+            model=model,
+            args=transformers.TrainingArguments(
+                output_dir=scratch,
+                per_device_train_batch_size=scenario.batch_size,
+                max_steps=steps + 1,
+                learning_rate=LEARNING_RATE,
+                lr_scheduler_type="constant",
+                train_sampling_strategy="group_by_length",
+                seed=seed,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                logging_strategy="no",
+            ),
+            train_dataset=rows,  # type: ignore[arg-type]
+            data_collator=collate,
+            callbacks=[clock],
+        ).train()
+    return clock.tokens, clock.seconds
+
+
+class _Clock(transformers.TrainerCallback):
+    """Real tokens and seconds of all steps but the first."""
+
+    def __init__(self) -> None:
+        self.tokens = self.seconds = 0.0
+        self.tokens_of_batch = 0
+        self._started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tokens_of_step = self.tokens_of_batch
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 1:
+            self.tokens += self._tokens_of_step
+            self.seconds += time.perf_counter() - self._started
+
+
+def _trajectory(targets: str, base: Base, e2e: str, steps: int) -> float:
+    """Largest difference of the two losses over equal batches, both libraries training from the same start."""
+    examples = _examples(SCENARIOS[0], base, e2e)
+    models = {name: _attach(name, copy.deepcopy(base.model), targets) for name in ("manytune", "peft")}
+    ours, theirs = models["manytune"].train(), models["peft"].train()
+    optimizers = [
+        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=LEARNING_RATE)
+        for m in (ours, theirs)
+    ]
+    build, padded = builder("shared-prefix"), transformers.DataCollatorForSeq2Seq(base.tokenizer)
+    largest = 0.0
+    for plan in plan_batches(examples, seed=5, batch_size=4)[:steps]:
+        rows = [examples[i] for i in plan]
+        with packed_attention(ours):
+            batch = build(rows, pad_id=base.tokenizer.pad_token_id)
+            loss = loss_sum(ours, batch) / batch.targets
+            loss.backward()
+        inputs = padded(
+            [
+                {
+                    "input_ids": list(e.input_ids),
+                    "attention_mask": [1] * len(e.input_ids),
+                    "labels": [-100] * len(e.prompt_ids) + list(e.completion_ids),
+                }
+                for e in rows
+            ]
+        )
+        other = theirs(**inputs).loss
+        other.backward()
+        largest = max(largest, abs(float(loss.detach()) - float(other.detach())))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return largest
+
+
+def _attach(name: str, model: nn.Module, targets: str) -> Any:
+    library: Any = manytune if name == "manytune" else peft
+    torch.manual_seed(1)
+    config = library.LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS[targets], task_type="CAUSAL_LM")
+    return library.get_peft_model(model, config)
+
+
+def _examples(scenario: Scenario, base: Base, e2e: str) -> tuple[Encoded, ...]:
+    encoder = Encoder(base.tokenizer, max_length=1024)
+    if scenario.name == "aclsum":
+        template = PromptTemplate(PROMPT, COMPLETION)
+        rows = [row for paper in read_papers("train") for row in paper.rows()]
+        records = tuple(Record(row, "aclsum", i) for i, row in enumerate(rows, 1))
+    else:
+        template = PromptTemplate("Describe this restaurant in one sentence: {{ mr }}", "{{ ref }}")
+        records = read(e2e).kept
+    return encoder.encode_all([template.render(record) for record in records]).kept
+
+
+def _memory_of(name: str, scenario: Scenario, targets: str, e2e: str) -> float:
+    command = [sys.executable, __file__, "--e2e", e2e, "--memory-of", name]
+    command += ["--only", scenario.name, "--targets", targets]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def _show(row: Row) -> None:
+    def verdict(met: bool) -> str:
+        return "met" if met else "MISSED"
+
+    print(f"{row.scenario}, {row.targets}: {row.manytune:.0f} against {row.peft:.0f} real tokens/s")
+    fast = verdict(row.ratio >= row.required_ratio)
+    print(f"  faster by        {row.ratio:.2f}x >= {row.required_ratio} {fast}")
+    print(
+        f"  peak memory      {row.manytune_memory / 2**20:.0f} against {row.peft_memory / 2**20:.0f} MiB, "
+        f"{row.memory_ratio:.2f}x <= 0.6 {verdict(row.memory_ratio <= 0.6)}"
+    )
+    print(
+        f"  share of limit   {row.share_of_limit:.0%} >= 75% {verdict(row.share_of_limit >= 0.75)}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
