@@ -61,6 +61,13 @@ def test_the_usual_modules_of_an_architecture_agree_with_peft(family: Family) ->
     assert_same(mine, oracle, lambda model: model(**family.inputs()).logits)
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_all_linear_layers_are_those_of_peft(family: Family) -> None:
+    options = {"target_modules": "all-linear", "feedforward_modules": [], "task_type": family.task_type}
+    # Holds that the files of both have the same names and shapes.
+    pair(family.build, IA3Config(**options), peft.IA3Config(**options))
+
+
 def test_the_usual_modules_are_written_into_the_config() -> None:
     config = IA3Config()
     get_peft_model(LLAMA.build(), config)

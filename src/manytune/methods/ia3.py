@@ -19,7 +19,15 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.layer import AdapterLayer
-from manytune.methods.targets import Selection, base_of, default_targets, matches, select
+from manytune.methods.targets import (
+    ALL_LINEAR,
+    Selection,
+    all_linear_targets,
+    base_of,
+    default_targets,
+    matches,
+    select,
+)
 from manytune.methods.tuner import LayerTuner
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
@@ -54,8 +62,8 @@ class IA3Config(PeftConfig):
     """IA3: one trained factor for each output (or, in feed-forward modules, each input) of a layer. arXiv 2205.05638.
 
     Args:
-        target_modules: A regular expression for whole module paths, a list of paths or path endings, or None
-            for the architecture's usual modules.
+        target_modules: A regular expression for whole module paths, a list of paths or path endings,
+            `"all-linear"`, or None for the architecture's usual modules.
         exclude_modules: Modules to leave out, written in the same way.
         feedforward_modules: Those of the targets whose inputs are scaled rather than their outputs.
         fan_in_fan_out: The weight is stored as (in, out). Known for transformers' `Conv1D`, whatever is set
@@ -192,6 +200,8 @@ class IA3Model(LayerTuner):
             config.target_modules = {*attention, *feedforward}
             if config.feedforward_modules is None:
                 config.feedforward_modules = set(feedforward)
+        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
+            config.target_modules = all_linear_targets(self.model, config.task_type)
         if config.feedforward_modules is None:
             config.feedforward_modules = set()
         chosen = select(self.model, Selection(config.target_modules, config.exclude_modules))

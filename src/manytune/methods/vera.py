@@ -202,7 +202,7 @@ class VeraModel(LayerTuner):
         """See `LayerTuner.select`."""
         if config.target_modules is None:
             config.target_modules = set(default_targets(self.model, ATTENTION_PROJECTIONS))
-        elif config.target_modules == ALL_LINEAR:
+        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
             config.target_modules = all_linear_targets(self.model, config.task_type)
         layers, pattern = config.layers_to_transform, config.layers_pattern
         chosen = select(
