@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         PeftModelForTokenClassification as PeftModelForTokenClassification,
     )
     from manytune.methods.vera import VeraConfig as VeraConfig
+    from manytune.store.base import load_base as load_base
 
 __version__ = "0.1.0"
 
@@ -119,6 +120,7 @@ __all__ = [
     "TemplateError",
     "VeraConfig",
     "get_peft_model",
+    "load_base",
     "lora_plus_groups",
 ]
 
@@ -155,6 +157,7 @@ _LAZY = {
     "TaskType": "manytune.methods.config",
     "VeraConfig": "manytune.methods.vera",
     "get_peft_model": "manytune.methods.attach",
+    "load_base": "manytune.store.base",
     "lora_plus_groups": "manytune.methods.lora.plus",
 }
 

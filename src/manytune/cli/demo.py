@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,8 +62,6 @@ def demo(
 
 
 def _print_next(finished: Finished, console: Console) -> None:
-    from rich.text import Text
-
     from manytune.training.progress import duration
 
     run = finished.lora.directory
@@ -81,7 +80,21 @@ def _print_next(finished: Finished, console: Console) -> None:
         ],
         ["adapters", "show", str(finished.lora.adapter)],
     ):
-        console.print(Text("  " + shlex.join([_program(), *arguments]), overflow="fold", no_wrap=True))
+        for line in _command_lines([_program(), *arguments], width=console.width):
+            typer.echo(line)
+
+
+def _command_lines(words: Sequence[str], *, width: int) -> list[str]:
+    """A command in indented lines of at most `width` columns where that is possible; a shell takes them as one."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        line = f"{lines[-1]} {word}" if lines[-1] else f"{'      ' if len(lines) > 1 else '  '}{word}"
+        if len(line) + 2 > width and lines[-1]:
+            lines[-1] += " \\"
+            line = f"      {word}"
+            lines.append("")
+        lines[-1] = line
+    return lines
 
 
 def _program() -> str:

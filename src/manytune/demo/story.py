@@ -33,7 +33,7 @@ from manytune.demo.probe import time_step, workload_of
 from manytune.demo.recipes import BASE, DATA, MAX_LENGTH, MAX_NEW_TOKENS, make_recipe
 from manytune.demo.systems import NAMES, load_systems
 from manytune.demo.wording import plan_lines, rest_line
-from manytune.evaluation.answers import questions_from
+from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.compare import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.report import write_report
@@ -146,6 +146,12 @@ def write_data(directory: Path) -> None:
         write_rows(data / name, papers)
 
 
+def read_questions(directory: Path) -> tuple[Question, ...]:
+    """The questions on the test papers, encoded as training encoded its own."""
+    encoder = Encoder(load_tokenizer(BASE), max_length=None)
+    return questions_from(_examples(directory, "test.jsonl"), encoder)
+
+
 def _heading(console: Console, text: str) -> None:
     console.print()
     console.print(text, style="bold")
@@ -193,8 +199,7 @@ def _ask(
     console: Console,
 ) -> Answered:
     systems = load_systems(*trained, device=machine.device)
-    encoder = Encoder(load_tokenizer(BASE), max_length=None)
-    questions = questions_from(_examples(directory, "test.jsonl"), encoder)
+    questions = read_questions(directory)
     papers = [tuple(group) for _, group in groupby(questions, key=lambda question: question.item.group)]
     started = time.monotonic()
 
