@@ -1,6 +1,6 @@
 """The table of a recipe's keys in `docs/training.md`, from the recipe itself; a test compares the two."""
 
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -15,14 +15,26 @@ def render() -> str:
 def _rows(section: type[BaseModel], prefix: str) -> list[str]:
     rows = []
     for name, field in section.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        inner, is_list = _section_in(field.annotation)
+        if inner is not None and not is_list:
             rows += _rows(inner, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"`{_yaml(field.default)}`"
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         rows.append(f"| `{prefix}{name}` | {default} | {meaning} |")
+        rows += _rows(inner, f"{prefix}{name}[].") if inner is not None else []
     return rows
+
+
+def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The section that a key holds or may hold, and whether it is a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    for part in get_args(annotation):
+        section, _ = _section_in(part)
+        if section is not None:
+            return section, get_origin(annotation) is tuple or _section_in(part)[1]
+    return None, False
 
 
 def _yaml(value: Any) -> str:

@@ -86,6 +86,23 @@ def divide_rows(rates: Sequence[float], rows: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class TaskShare:
+    """What a task of a mixture comes to.
+
+    Args:
+        name: The task.
+        rows: Its rows.
+        rows_per_epoch: How many of them an epoch holds, again and again if they are more than there are.
+        rate: The share of an epoch that it is meant to have.
+    """
+
+    name: str
+    rows: int
+    rows_per_epoch: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class Mixture:
     """Tasks whose rows stand one after the other, and how many of each an epoch holds.
 
@@ -105,6 +122,13 @@ class Mixture:
     def rows_per_epoch(self) -> int:
         """Rows of one epoch of the mixture."""
         return sum(self.counts)
+
+    @property
+    def shares(self) -> tuple[TaskShare, ...]:
+        """The mixture task by task."""
+        return tuple(
+            TaskShare(*task) for task in zip(self.names, self.sizes, self.counts, self.rates, strict=True)
+        )
 
     def epoch(self, seed: int, epoch: int) -> list[int]:
         """Return the rows of one epoch in their order, as positions in the tasks' joined rows.
@@ -143,22 +167,13 @@ def mix(
         DataError: An option is missing, doesn't go with the strategy or is out of range, or a task would get
             no row at all.
     """
-    for option, value, goes_with in (
-        ("cap", cap, ("proportional", "temperature")),
-        ("temperature", temperature, ("temperature",)),
-        ("weights", weights, ("explicit",)),
-    ):
-        if value is not None and strategy not in goes_with:
-            raise DataError(f"{option} goes with the strategy {' or '.join(goes_with)}, not {strategy}")
+    check_options(tuple(sizes), strategy=strategy, cap=cap, temperature=temperature, weights=weights)
     numbers = tuple(sizes.values())
     if strategy == "temperature":
-        if temperature is None:
-            raise DataError("the strategy temperature needs a temperature, such as 2")
+        assert temperature is not None  # checked above
         rates = temperature_rates(numbers, temperature, cap=cap)
     elif strategy == "explicit":
-        missing = [name for name in sizes if name not in (weights or {})]
-        if weights is None or missing:
-            raise DataError(f"the strategy explicit needs a weight of every task; {missing[0]!r} has none")
+        assert weights is not None  # checked above
         rates = explicit_rates([weights[name] for name in sizes])
     else:
         rates = proportional_rates(numbers, cap=cap)
@@ -171,6 +186,33 @@ def mix(
                 f"{rows:,} rows of an epoch. Raise its weight, or leave the task out"
             )
     return Mixture(tuple(sizes), numbers, rates, counts)
+
+
+def check_options(
+    names: Sequence[str],
+    *,
+    strategy: Strategy,
+    cap: int | None,
+    temperature: float | None,
+    weights: Mapping[str, float] | None,
+) -> None:
+    """Check `mix`'s options before the tasks' sizes are known.
+
+    Raises:
+        DataError: An option is missing or doesn't go with the strategy.
+    """
+    for option, value, goes_with in (
+        ("cap", cap, ("proportional", "temperature")),
+        ("temperature", temperature, ("temperature",)),
+        ("weights", weights, ("explicit",)),
+    ):
+        if value is not None and strategy not in goes_with:
+            raise DataError(f"{option} goes with the strategy {' or '.join(goes_with)}, not {strategy}")
+    if strategy == "temperature" and temperature is None:
+        raise DataError("the strategy temperature needs a temperature, such as 2")
+    missing = [name for name in names if name not in (weights or {})]
+    if strategy == "explicit" and missing:
+        raise DataError(f"the strategy explicit needs a weight of every task; {missing[0]!r} has none")
 
 
 def _stretch(name: str, size: int, seed: int, first: int, count: int) -> list[int]:

@@ -50,6 +50,7 @@ def save_adapter(
     base: str,
     fingerprint: Fingerprint,
     template: Mapping[str, str] | None = None,
+    templates: Mapping[str, Mapping[str, str]] | None = None,
     encoding: Encoding | None = None,
     recipe: Mapping[str, Any] | None = None,
     scores: Mapping[str, float] | None = None,
@@ -63,6 +64,7 @@ def save_adapter(
         base: The base's name, and
         fingerprint: what recognises it, both as `load_base` gave them before anything was attached.
         template: The prompt template's parts.
+        templates: The same of each task, if there are several; instead of `template`.
         encoding: Whether prompts went through the chat template.
         recipe: The recipe of the run.
         scores: Measured numbers by name.
@@ -74,6 +76,7 @@ def save_adapter(
             base=base,
             fingerprint=fingerprint,
             template=template,
+            templates=templates,
             encoding=encoding,
             recipe=recipe,
             scores=dict(scores or {}),

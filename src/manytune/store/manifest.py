@@ -32,6 +32,8 @@ class Manifest:
         files: The SHA-256 of each file that decides what the adapter computes, by name.
         created: When, in UTC, as `2026-01-31T12:00:00Z`.
         manytune: The release that wrote it.
+        templates: For several tasks, the template's parts of each by the task's name; `template` is None
+            then. None for a single task.
         format: The version of this description.
     """
 
@@ -45,12 +47,15 @@ class Manifest:
     files: Mapping[str, str]
     created: str
     manytune: str
+    templates: Mapping[str, Mapping[str, str]] | None = None
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:
         """As it is written to `manifest.json`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["fingerprint"] = self.fingerprint.to_dict()
+        if self.templates is None:
+            del values["templates"]  # only adapters of several tasks have the key
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
@@ -72,6 +77,7 @@ class Manifest:
             raise StoreError(f"{where}: expected JSON: {error}.") from error
         if not isinstance(values, dict):
             raise StoreError(f"{where}: expected a JSON object; found {type(values).__name__}.")
+        values.setdefault("templates", None)
         if values.get("format") != FORMAT:
             raise StoreError(
                 f"{where}: expected manifest format {FORMAT}; found {values.get('format')!r}. "
@@ -100,6 +106,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),
     "base": ((str,), "text"),
     "template": ((dict, _ABSENT), "an object or null"),
+    "templates": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
     "scores": ((dict,), "an object"),
     "files": ((dict,), "an object"),

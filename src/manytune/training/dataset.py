@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from manytune.data.encode import Encoded, Encoder
+from manytune.data.encode import Encoded, EncodedSet, Encoder
+from manytune.data.mixing import Mixture
 from manytune.data.readers import read
-from manytune.data.records import Rejected
+from manytune.data.records import Record, Rejected
+from manytune.data.rendering import EmptyPartError
 from manytune.data.splits import Leak, group_key, leaks, split
-from manytune.data.templates import Example, render_all
-from manytune.errors import DataError
-from manytune.training.recipe import DataRecipe
+from manytune.data.templates import Example, PromptTemplate
+from manytune.errors import DataError, TemplateError
+from manytune.training.data_recipe import DataRecipe, TaskRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +35,7 @@ class Splits:
         test: To score after training; may be empty.
         left_out: Rows that couldn't be read or rendered.
         leaks: Prompts that occur in more than one split, so that a score partly measures memory.
+        task_sizes: Training examples of each task, in the order of `train`; empty for a single task.
     """
 
     train: tuple[Example, ...]
@@ -39,6 +43,7 @@ class Splits:
     test: tuple[Example, ...]
     left_out: tuple[Rejected, ...]
     leaks: tuple[Leak, ...]
+    task_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class TokenSplits:
         left_out: Rows that couldn't be read or rendered, or were too long.
         truncated: How many prompts were cut to `max_length`.
         mode: "chat" if the tokenizer's chat template was used, else "plain".
+        mixture: How often each task comes up; None for a single task, each row of which is in every epoch.
     """
 
     train: tuple[Encoded, ...]
@@ -58,43 +64,125 @@ class TokenSplits:
     left_out: tuple[Rejected, ...]
     truncated: int
     mode: Literal["chat", "plain"]
+    mixture: Mixture | None = None
 
 
 def read_splits(data: DataRecipe) -> Splits:
     """Read the rows, render them, and divide them as the recipe says.
 
-    Shares are taken from the training rows, by group; the same rows go to the same split in every run.
+    Shares are taken from the training rows, by group; the same rows go to the same split in every run. A row
+    that several templates put into words is on one side with all its examples.
 
     Raises:
         DataError: A file or row can't be used, or a split would be empty.
     """
-    left_out: list[Rejected] = []
+    rows = _Rows(data.on_error)
+    if not data.tasks:
+        single: dict[str | None, PromptTemplate] = {None: data.prompt_template()}
+        parts = rows.divided(data.files, data.validation, data.test, single)
+        return _splits(parts, rows.left_out, {})
+    joined: dict[str, tuple[Example, ...]] = {"train": (), "validation": (), "test": ()}
+    sizes = {}
+    for task in data.tasks:
+        parts = rows.of_task(task)
+        sizes[task.name] = len(parts["train"])
+        joined = {role: (*examples, *parts[role]) for role, examples in joined.items()}
+    return _splits(joined, rows.left_out, sizes)
 
-    def examples(specs: Sequence[str], role: str) -> tuple[Example, ...]:
-        found: list[Example] = []
+
+def _splits(
+    parts: Mapping[str, tuple[Example, ...]], left_out: Sequence[Rejected], sizes: Mapping[str, int]
+) -> Splits:
+    return Splits(
+        parts["train"], parts["validation"], parts["test"], tuple(left_out), leaks(parts), task_sizes=sizes
+    )
+
+
+class _Rows:
+    """Reads and renders rows, and keeps account of those that are left out."""
+
+    def __init__(self, on_error: Literal["error", "skip"]) -> None:
+        self.left_out: list[Rejected] = []
+        self._on_error = on_error
+
+    def of_task(self, task: TaskRecipe) -> dict[str, tuple[Example, ...]]:
+        """The examples of one of several tasks by role; each bears the name of its template."""
+        templates: dict[str | None, PromptTemplate] = dict(task.prompt_templates().items())
+        partial = task.promptsource is not None
+        try:
+            return self.divided(task.file, task.validation, task.test, templates, partial=partial)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{error.where}: ")
+            raise type(error)(f"task {task.name!r}: {reason}", where=error.where) from error
+
+    def divided(
+        self,
+        train: Sequence[str],
+        validation: float | str | None,
+        test: float | str | None,
+        templates: Mapping[str | None, PromptTemplate],
+        *,
+        partial: bool = False,
+    ) -> dict[str, tuple[Example, ...]]:
+        """One task's examples by role.
+
+        Args:
+            train: Its files.
+            validation: A file, or a share of the training rows.
+            test: The same.
+            templates: By the name that their examples bear.
+            partial: Whether a template that makes nothing of a row doesn't apply to it; else it is an error.
+        """
+        rows = {"train": self._read(train, "train", templates, partial=partial), "validation": (), "test": ()}
+        shares: dict[str, float] = {}
+        for role, wanted in (("validation", validation), ("test", test)):
+            if isinstance(wanted, str):
+                rows[role] = self._read((wanted,), role, templates, partial=partial)
+            elif wanted is not None:
+                shares[role] = wanted
+        if shares:
+            fractions = {"train": 1 - sum(shares.values()), **shares}
+            rows |= split(rows["train"], fractions, key=lambda row: group_key(row[0]), seed=_SPLIT_SEED)
+        return {role: tuple(example for row in found for example in row) for role, found in rows.items()}
+
+    def _read(
+        self,
+        specs: Sequence[str],
+        role: str,
+        templates: Mapping[str | None, PromptTemplate],
+        *,
+        partial: bool,
+    ) -> tuple[tuple[Example, ...], ...]:
+        """Every row of the files as its examples, at least one a row."""
+        found: list[tuple[Example, ...]] = []
         for spec in specs:
             is_file = Path(spec).expanduser().is_file()
-            records = read(spec, split=None if is_file else role, on_error=data.on_error)
-            rendered = render_all(data.prompt_template(), records.kept, on_error=data.on_error)
-            left_out.extend((*records.rejected, *rendered.rejected))
-            found.extend(rendered.kept)
+            records = read(spec, split=None if is_file else role, on_error=self._on_error)
+            self.left_out.extend(records.rejected)
+            rendered = (self._render(record, templates, partial=partial) for record in records.kept)
+            found.extend(row for row in rendered if row)
         if not found:
             raise DataError(
                 f"no usable row is left to {'train on' if role == 'train' else role}", where=", ".join(specs)
             )
         return tuple(found)
 
-    parts = {"train": examples(data.train, "train"), "validation": (), "test": ()}
-    shares: dict[str, float] = {}
-    for role, wanted in (("validation", data.validation), ("test", data.test)):
-        if isinstance(wanted, str):
-            parts[role] = examples((wanted,), role)
-        elif wanted is not None:
-            shares[role] = wanted
-    if shares:
-        fractions = {"train": 1 - sum(shares.values()), **shares}
-        parts.update(split(parts["train"], fractions, key=group_key, seed=_SPLIT_SEED))
-    return Splits(**parts, left_out=tuple(left_out), leaks=leaks(parts))
+    def _render(
+        self, record: Record, templates: Mapping[str | None, PromptTemplate], *, partial: bool
+    ) -> tuple[Example, ...]:
+        examples = []
+        for name, template in templates.items():
+            try:
+                examples.append(dataclasses.replace(template.render(record), task=name))
+            except TemplateError as error:
+                inapplicable = partial and isinstance(error, EmptyPartError)
+                if self._on_error == "error" and not inapplicable:
+                    raise
+                reason = str(error).removeprefix(f"{record.where}: ")
+                if inapplicable:
+                    reason = f"the template {name!r} doesn't apply to it"
+                self.left_out.append(Rejected(record.source, record.row, reason))
+        return tuple(examples)
 
 
 def encode_splits(splits: Splits, data: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> TokenSplits:
@@ -105,19 +193,28 @@ def encode_splits(splits: Splits, data: DataRecipe, tokenizer: PreTrainedTokeniz
             on.
     """
     encoder = Encoder(tokenizer, max_length=data.max_length, overflow=data.overflow)
-    train = encoder.encode_all(splits.train)
+    trains: dict[str, EncodedSet] = {}
+    start = 0
+    for task, size in (splits.task_sizes or {"": len(splits.train)}).items():
+        trains[task] = encoder.encode_all(splits.train[start : start + size])
+        start += size
+        if not trains[task].kept:
+            of_task = f" of the task {task!r}" if task else ""
+            raise DataError(
+                f"all {size} training rows{of_task} are longer than data.max_length {data.max_length}; raise it, "
+                "or set data.overflow to truncate_prompt"
+            )
     validation = encoder.encode_all(splits.validation)
-    if not train.kept:
-        raise DataError(
-            f"all {len(splits.train)} training rows are longer than data.max_length {data.max_length}; raise it, "
-            "or set data.overflow to truncate_prompt"
-        )
+    parts = (*trains.values(), validation)
     return TokenSplits(
-        train.kept,
+        tuple(sequence for train in trains.values() for sequence in train.kept),
         validation.kept,
-        (*splits.left_out, *train.dropped, *validation.dropped),
-        train.truncated + validation.truncated,
+        (*splits.left_out, *(row for part in parts for row in part.dropped)),
+        sum(part.truncated for part in parts),
         encoder.mode,
+        data.mixture({task: len(train.kept) for task, train in trains.items()})
+        if splits.task_sizes
+        else None,
     )
 
 

@@ -10,113 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from manytune.data.nearest import did_you_mean
-from manytune.data.templates import PromptTemplate, load_template, named_template
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import peft_config_from
 from manytune.training.batches import BUILDERS
-
-_TEMPLATE_FILES = {".yaml", ".yml", ".json"}
-
-
-def _as_tuple(value: object) -> object:
-    names = (value,) if isinstance(value, str) else value
-    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    raise ValueError(f"expected a file or a datasets name, or a list of them; found {_kind(value)}")
-
-
-def _whole_as_float(value: object) -> object:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Number = Annotated[float, BeforeValidator(_whole_as_float)]
-
-
-def _rows_or_share(value: object) -> object:
-    if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
-        return value
-    raise ValueError(f"expected a file, a datasets name, or a share between 0 and 1; found {_kind(value)}")
-
-
-Rows = Annotated[float | str | None, BeforeValidator(_rows_or_share)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class DataRecipe(_Section):
-    """Which rows, and how a row becomes a prompt and a completion."""
-
-    train: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-    """Files (.jsonl, .json, .csv, .tsv, .parquet) or `datasets` names; several are put one after the
-    other."""
-    validation: Rows = 0.1
-    """A file or `datasets` name, or the share of the training rows to set aside; null for none."""
-    test: Rows = None
-    """Rows for `manytune evaluate`, kept away from training; written like `validation`."""
-    prompt: str | None = None
-    """Jinja2 template of the prompt, such as `"Summarize.\\n\\n{{ document }}"`. Goes with `completion`."""
-    completion: str | None = None
-    """Jinja2 template of the completion, the part that bears the loss."""
-    system: str | None = None
-    """Jinja2 template of a system message."""
-    template: str | None = None
-    """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
-    none."""
-    group_by: str | None = None
-    """A field; rows that share its value stay on one side of a split."""
-    max_length: Annotated[int, Field(ge=2)] | None = 2048
-    """The most tokens of a prompt and its completion together; null for no limit."""
-    overflow: Literal["error", "drop", "truncate_prompt"] = "error"
-    """What becomes of longer rows: an error, left out and counted, or the prompt's end cut off and
-    counted."""
-    on_error: Literal["error", "skip"] = "error"
-    """What becomes of rows that can't be read or rendered: an error, or left out and counted."""
-
-    @model_validator(mode="after")
-    def _one_template(self) -> Self:
-        if self.template is not None and (self.prompt is not None or self.completion is not None):
-            raise ValueError("give either template, or prompt and completion")
-        if (self.prompt is None) != (self.completion is None):
-            missing = "prompt" if self.prompt is None else "completion"
-            raise ValueError(f"prompt and completion go together; {missing} is missing")
-        shares = [share for share in (self.validation, self.test) if isinstance(share, float)]
-        if sum(shares) >= 1:
-            raise ValueError(
-                f"validation and test take {sum(shares):g} of the rows; nothing is left to train on"
-            )
-        self.prompt_template()
-        return self
-
-    def prompt_template(self) -> PromptTemplate:
-        """The template that the keys describe.
-
-        Raises:
-            TemplateError: A part isn't valid Jinja2, or there is no such named template or template file.
-        """
-        if self.prompt is not None and self.completion is not None:
-            return PromptTemplate(self.prompt, self.completion, self.system, self.group_by)
-        name = self.template or "prompt-completion"
-        found = load_template(name) if Path(name).suffix in _TEMPLATE_FILES else named_template(name)
-        return PromptTemplate(
-            found.prompt, found.completion, self.system or found.system, self.group_by or found.group_by
-        )
+from manytune.training.data_recipe import DataRecipe, TaskRecipe
+from manytune.training.section import Number, Section, kind_of
 
 
 class MethodRecipe(BaseModel):
@@ -141,7 +46,7 @@ class MethodRecipe(BaseModel):
         return peft_config_from(self.name, **{"task_type": "CAUSAL_LM", **(self.model_extra or {})})
 
 
-class TrainingRecipe(_Section):
+class TrainingRecipe(Section):
     """How it is trained."""
 
     epochs: Annotated[Number, Field(gt=0)] = 3.0
@@ -192,7 +97,7 @@ class TrainingRecipe(_Section):
         return name
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A training run. Paths in it are relative to the directory that the command runs in."""
 
     base: str = "embedded"
@@ -232,7 +137,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{file}{_line_of(error)}: this isn't valid YAML: {_problem_of(error)}") from error
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{file}: a recipe is a mapping with the keys {_keys(Recipe)}; found {_kind(content)}."
+            f"{file}: a recipe is a mapping with the keys {_keys(Recipe)}; found {kind_of(content)}."
         )
     for override in overrides:
         _apply(content, override)
@@ -278,6 +183,7 @@ _Loader.add_implicit_resolver(
 )
 
 
+_ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
 _TYPES = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -323,48 +229,48 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     """One of pydantic's findings, in a recipe's words."""
-    path = [str(key) for key in problem["loc"]]
-    name = ".".join(path)
+    place = problem["loc"]
+    path = [
+        key for before, key in zip(("", *place), place, strict=False) if (before, key) not in _ALTERNATIVES
+    ]
+    name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         known = list(_section_at(path[:-1]).model_fields)
-        nearest = did_you_mean(path[-1], known) or "."
+        nearest = did_you_mean(str(path[-1]), known) or "."
         return f"{name}: there is no such key{nearest} Known: {', '.join(known)}."
     if kind == "missing":
         return f"{name}: this key is missing; it says {_summary_of(path)}"
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
         return f"{name}: {problem['ctx']['error']}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{name}: expected a section with the keys {_keys(_section_at(path))}; found {_kind(value)}."
+        return f"{name}: expected a section with the keys {_keys(_section_at(path))}; found {kind_of(value)}."
     expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
     nearest = ""
     if kind == "literal_error":
         nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
-    return f"{name}: expected {expected}; found {_kind(value)}{nearest or '.'}"
+    return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
 
 
-def _section_at(path: Sequence[str]) -> type[BaseModel]:
+def _section_at(path: Sequence[str | int]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for key in path:
-        annotation = section.model_fields[key].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        if isinstance(key, int):  # the number of a task, in the one list of sections that there is
+            section = TaskRecipe
+        elif (section, key) != (DataRecipe, "train"):
+            annotation = section.model_fields[key].annotation
+            section = next(a for a in (annotation, *get_args(annotation)) if _is_section(a))
     return section
 
 
-def _summary_of(path: Sequence[str]) -> str:
-    description = _section_at(path[:-1]).model_fields[path[-1]].description or ""
+def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _summary_of(path: Sequence[str | int]) -> str:
+    description = _section_at(path[:-1]).model_fields[str(path[-1])].description or ""
     return description[:1].lower() + description[1:]
 
 
 def _keys(section: type[BaseModel]) -> str:
     return ", ".join(section.model_fields)
-
-
-def _kind(value: object) -> str:
-    names = {str: "text", bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a section"
-    return f"{value!r} ({names.get(type(value), type(value).__name__)})"

@@ -28,6 +28,7 @@ import torch
 from transformers import set_seed
 
 from manytune import __version__
+from manytune.data.mixing import Mixture
 from manytune.data.records import Rejected
 from manytune.errors import RunError
 from manytune.methods.attach import get_peft_model
@@ -60,6 +61,7 @@ class TrainedRun:
         truncated: Prompts that were cut to the length limit.
         leaks: Prompts that occur in more than one split.
         resumed_from: The step that `--resume` continued from; None if it didn't.
+        mixture: How often each task came up; None for a single task.
         training: Cost and course of the training.
     """
 
@@ -73,11 +75,12 @@ class TrainedRun:
     truncated: int
     leaks: int
     resumed_from: int | None
+    mixture: Mixture | None
     training: TrainingResult
 
     def to_dict(self) -> dict[str, Any]:
         """What `scores.json` holds and `manytune train --json` prints; the course is in `log.jsonl`."""
-        training = self.training
+        training, mixture = self.training, self.mixture
         return {
             "directory": str(self.directory),
             "adapter": str(self.adapter),
@@ -97,6 +100,7 @@ class TrainedRun:
             "leaks": self.leaks,
             "left_out": [asdict(row) for row in self.left_out],
             "resumed_from": self.resumed_from,
+            **({} if mixture is None else {"tasks": [asdict(share) for share in mixture.shares]}),
         }
 
 
@@ -162,6 +166,7 @@ def run(
             data.validation,
             recipe.training,
             pad_id=_pad_id(base),
+            mixture=data.mixture,
             report=record,
             checkpoint_directory=checkpoints,
             resume_from=checkpoint,
@@ -175,7 +180,8 @@ def run(
         method=recipe.method.name,
         base=base.name,
         fingerprint=base.fingerprint,
-        template=recipe.data.prompt_template().to_dict(),
+        template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
+        templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
         encoding=data.mode,
         recipe=recipe.model_dump(mode="json"),
         scores={} if loss is None else {"validation_loss": loss},
@@ -191,6 +197,7 @@ def run(
         truncated=data.truncated,
         leaks=len(splits.leaks),
         resumed_from=checkpoint.position.step if checkpoint else None,
+        mixture=data.mixture,
         training=training,
     )
     atomic_write(directory / "scores.json", _json(finished.to_dict()))
@@ -282,6 +289,10 @@ def _check_identity(
 
 def _describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) -> None:
     say(f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate on")
+    for share in data.mixture.shares if data.mixture else ():
+        say(
+            f"task {share.name}: {share.rows:,} rows, {share.rows_per_epoch:,} in an epoch ({share.rate:.1%})"
+        )
     for row in data.left_out[:5]:
         say(f"left out: {row.where}: {row.reason}")
     if len(data.left_out) > 5:

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from manytune.data.encode import Encoded
+from manytune.data.mixing import Mixture
 from manytune.errors import RunError
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.support import unsupported_reason
@@ -82,6 +83,7 @@ def train_model(
     settings: TrainingRecipe,
     *,
     pad_id: int,
+    mixture: Mixture | None = None,
     report: Callable[[Report], None] | None = None,
     checkpoint_directory: Path | None = None,
     resume_from: Checkpoint | None = None,
@@ -98,6 +100,7 @@ def train_model(
             may be empty.
         settings: The recipe's training section; `dtype` isn't read, since the model is loaded.
         pad_id: Any valid token id; it only ever stands in masked columns.
+        mixture: Which of `train`'s rows an epoch holds, if they are several tasks'; None for all.
         report: Called after every step and every validation.
         checkpoint_directory: Where checkpoints go, every `settings.checkpoint_every` steps; None keeps
         none.
@@ -120,6 +123,7 @@ def train_model(
         raise RunError(
             f'training.batching {settings.batching!r} wouldn\'t be exact on this model: {reason}. Use "padded".'
         )
+    rows = mixture.rows_per_epoch if mixture else len(train)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     steps_reported: list[StepReport] = []
     validations: list[ValidationReport] = []
@@ -138,7 +142,7 @@ def train_model(
             model,
             _arguments(
                 settings,
-                rows=len(train),
+                rows=rows,
                 validates=bool(validation),
                 resuming=resume_from is not None,
                 checkpoints=checkpoint_directory is not None,
@@ -149,6 +153,7 @@ def train_model(
             validation=validation,
             build=build,
             group_prefixes=settings.group_prefixes,
+            mixture=mixture,
             pad_id=pad_id,
             resume_from=resume_from,
             checkpoint_directory=checkpoint_directory,
@@ -157,7 +162,7 @@ def train_model(
             report=record,
         )
         trainer.remove_callback(PrinterCallback)
-        total_steps = _total_steps(settings, len(train))
+        total_steps = _total_steps(settings, rows)
         if resume_from is not None and resume_from.position.step >= total_steps:
             # The last step was done and saved; only what comes after it is missing. The loop would take one
             # more.

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encode import Encoded
+from manytune.data.mixing import Mixture
 from manytune.errors import RunError
 from manytune.training.batches import Batch, Builder
 from manytune.training.batches.grouping import plan_batches
@@ -61,6 +62,17 @@ class SeededOrder(Sampler[int]):
         return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist())
 
 
+class MixedOrder(SeededOrder):
+    """The rows that an epoch of a mixture of tasks holds, in an order that the seed and the epoch decide."""
+
+    def __init__(self, mixture: Mixture, seed: int) -> None:
+        super().__init__(mixture.rows_per_epoch, seed)
+        self._mixture = mixture
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mixture.epoch(self.seed, self.epoch))
+
+
 class GroupedOrder(SeededOrder):
     """An order that puts rows with long common prefixes into the same batch; the batches come at random.
 
@@ -68,22 +80,27 @@ class GroupedOrder(SeededOrder):
         sequences: The rows.
         batch_size: Rows of a batch. An epoch's smaller batch, if there is one, comes last.
         seed: Decides the order, with the epoch.
+        mixture: Decides which rows an epoch holds; None for all.
     """
 
-    def __init__(self, sequences: Sequence[Encoded], *, batch_size: int, seed: int) -> None:
-        super().__init__(len(sequences), seed)
+    def __init__(
+        self, sequences: Sequence[Encoded], *, batch_size: int, seed: int, mixture: Mixture | None = None
+    ) -> None:
+        super().__init__(mixture.rows_per_epoch if mixture else len(sequences), seed)
         self._sequences = sequences
         self._batch_size = batch_size
+        self._mixture = mixture
 
     def __iter__(self) -> Iterator[int]:
+        rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._sequences))
         batches = plan_batches(
-            self._sequences,
+            [self._sequences[row] for row in rows],
             seed=self.seed,
             epoch=self.epoch,
             batch_size=self._batch_size,
             group_prefixes=True,
         )
-        return iter([row for batch in sorted(batches, key=len, reverse=True) for row in batch])
+        return iter([rows[place] for batch in sorted(batches, key=len, reverse=True) for place in batch])
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,7 @@ class AdapterTrainer(Trainer):
         validation: The sequences to measure the loss on; may be empty.
         build: The batch layout.
         group_prefixes: Whether rows that begin alike go into the same batch.
+        mixture: Which rows an epoch holds; None for all.
         pad_id: Any valid token id.
         resume_from: The checkpoint to continue from; None starts at the beginning.
         checkpoint_directory: Where checkpoints go; None if the arguments ask for none.
@@ -127,6 +145,7 @@ class AdapterTrainer(Trainer):
         validation: Sequence[Encoded],
         build: Builder,
         group_prefixes: bool,
+        mixture: Mixture | None,
         pad_id: int,
         resume_from: Checkpoint | None,
         checkpoint_directory: Path | None,
@@ -137,6 +156,7 @@ class AdapterTrainer(Trainer):
         self._module = model
         self._build = build
         self._group_prefixes = group_prefixes
+        self._mixture = mixture
         self._pad_id = pad_id
         self._validation = validation
         self._resume_from = resume_from
@@ -164,9 +184,10 @@ class AdapterTrainer(Trainer):
         """Rows in the order that the seed decides; the last batch of an epoch may be smaller."""
         assert isinstance(self.train_dataset, Rows)
         rows, batch_size, seed = self.train_dataset.sequences, self.args.train_batch_size, self.args.seed
-        order = SeededOrder(len(rows), seed)
+        mixture = self._mixture
+        order = SeededOrder(len(rows), seed) if mixture is None else MixedOrder(mixture, seed)
         if self._group_prefixes:
-            order = GroupedOrder(rows, batch_size=batch_size, seed=seed)
+            order = GroupedOrder(rows, batch_size=batch_size, seed=seed, mixture=mixture)
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_size=batch_size,
