@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manytune.errors import StoreError
-from manytune.store.files import atomic_directory, atomic_write, clean_leftovers, sha256_file
+from manytune.store.files import atomic_directory, atomic_write, clean_leftovers, held, sha256_file
 
 
 def names(directory: Path) -> list[str]:
@@ -147,3 +147,24 @@ def test_cleaning_touches_nothing_else(tmp_path: Path) -> None:
     assert clean_leftovers(tmp_path) == []
     assert clean_leftovers(tmp_path / "absent") == []
     assert names(tmp_path) == [".hidden", "adapter"]
+
+
+def test_a_directory_is_held_by_one_process_at_a_time_and_let_go_by_its_death(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib, time\n"
+        "from manytune.store.files import held\n"
+        "with held(pathlib.Path(sys.argv[1])):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    target = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with pytest.raises(StoreError, match=r"run: another process is writing here"), held(target):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with held(target):
+        pass
+    assert names(target) == []

@@ -8,10 +8,11 @@ import pytest
 import torch
 from tests.training.tiny_run import file_hash, recipe_content, write_rows
 
-from manytune.errors import DataError, RunError
+from manytune.errors import DataError, RunError, StoreError
 from manytune.methods.model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
+from manytune.store.files import held
 from manytune.training.progress import Report, StepReport
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
 from manytune.training.run import TrainedRun, run
@@ -253,3 +254,9 @@ def test_prompts_in_both_splits_are_warned_of(tmp_path: Path) -> None:
     finished: TrainedRun = run(wanted, notify=lines.append)
     assert finished.leaks == 24
     assert "warning: 24 prompts occur in more than one split, so scores partly measure memory" in lines
+
+
+def test_two_processes_never_train_in_the_same_directory(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with held(Path(wanted.output)), pytest.raises(StoreError, match="another process is writing here"):
+        run(wanted)

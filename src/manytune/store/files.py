@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,5 +164,34 @@ def _fsync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a directory for this process while the block runs; it is created if it isn't there.
+
+    The hold ends with the process, however that ends, so nothing has to be cleaned up after a kill. Windows can't hold
+    a directory; there the block runs without.
+
+    Raises:
+        StoreError: Another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"{directory}: another process is writing here. Wait for it, or stop it."
+            ) from error
+        yield
     finally:
         os.close(descriptor)

@@ -34,7 +34,7 @@ from manytune.errors import RunError
 from manytune.methods.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
-from manytune.store.files import atomic_write, clean_leftovers
+from manytune.store.files import atomic_write, clean_leftovers, held
 from manytune.training.dataset import TokenSplits, content_hash, encode_splits, read_splits
 from manytune.training.progress import Report, StepReport
 from manytune.training.recipe import Recipe, load_recipe
@@ -128,11 +128,23 @@ def run(
         RunError: The directory holds something else, there is nothing to resume, the recipe, the data or
             the base changed since the interruption, or the training failed.
         DataError: A row or a file can't be used.
-        StoreError: The base can't be loaded.
+        StoreError: The base can't be loaded, or another process is training in the directory.
     """
-    say = notify or (lambda _: None)
     directory = Path(recipe.output)
-    _enter(directory, recipe, resume=resume, overwrite=overwrite)
+    _check_place(directory, resume=resume, overwrite=overwrite)
+    with held(directory):
+        _enter(directory, recipe, resume=resume, overwrite=overwrite)
+        return _train(recipe, directory, resume, keep_checkpoints, report, notify or (lambda _: None))
+
+
+def _train(
+    recipe: Recipe,
+    directory: Path,
+    resume: bool,
+    keep_checkpoints: bool,
+    report: Callable[[Report], None] | None,
+    say: Callable[[str], None],
+) -> TrainedRun:
     splits = read_splits(recipe.data)
     base = load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
     data = encode_splits(splits, recipe.data, base.tokenizer)
@@ -206,24 +218,27 @@ def run(
     return finished
 
 
-def _enter(directory: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that the run directory is what the options say it is."""
+def _check_place(directory: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse what can be refused without touching anything."""
     if resume and overwrite:
         raise RunError("--resume continues what --overwrite removes; give one of them.")
     if directory.exists() and not directory.is_dir():
         raise RunError(
             f"{directory}: the run directory's name is taken by a file. Set output to another one."
         )
+    if resume and not (directory / RECIPE_NAME).is_file():
+        raise RunError(f"{directory}: there is no run to resume here. Leave --resume out to start one.")
+
+
+def _enter(directory: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that the run directory, which is there by now, is what the options say it is."""
     clean_leftovers(directory)
-    is_run = (directory / RECIPE_NAME).is_file()
     if resume:
-        if not is_run:
-            raise RunError(f"{directory}: there is no run to resume here. Leave --resume out to start one.")
         if (directory / "scores.json").is_file():
             raise RunError(f"{directory}: the run is complete, so there is nothing to resume.")
         _check_recipe(directory, recipe)
-    elif directory.is_dir() and any(directory.iterdir()):
-        if not is_run:
+    elif any(directory.iterdir()):
+        if not (directory / RECIPE_NAME).is_file():
             raise RunError(
                 f"{directory}: the directory isn't empty and holds no run. Set output to another one, or empty it."
             )
@@ -232,8 +247,12 @@ def _enter(directory: Path, recipe: Recipe, *, resume: bool, overwrite: bool) ->
                 f"{directory}: there is a run here already. Continue it with --resume, replace it with --overwrite, "
                 "or set output to another directory."
             )
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+        # The recipe goes last: while it is there, an interrupted removal still counts as a run.
+        for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == RECIPE_NAME):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 def _check_recipe(directory: Path, recipe: Recipe) -> None:
