@@ -58,21 +58,49 @@ class Chosen:
         name: str | None = self._config().base_model_name_or_path
         return name
 
-    def template(self) -> PromptTemplate:
-        """The template that it was trained with.
+    def templates(self, task: str | None = None) -> dict[str | None, PromptTemplate]:
+        """The templates that it was trained with, by task; a single task's is under None.
+
+        Args:
+            task: The task that is wanted, or one whose promptsource templates are wanted; None for all.
 
         Raises:
-            StoreError: Its files don't say.
+            StoreError: Its files don't say, or there is no such task.
         """
+        from manytune.data.nearest import did_you_mean
         from manytune.data.templates import PromptTemplate
 
         manifest = self.stored.manifest
-        if manifest is None or manifest.template is None:
+        if manifest is None or (manifest.template is None and manifest.templates is None):
             raise StoreError(
                 f"{self.stored.path}: the adapter doesn't say which prompt template it was trained with, so rows can't "
                 "be turned into its prompts. Adapters that manytune trains say so in manifest.json."
             )
-        return PromptTemplate.from_dict(manifest.template)
+        if manifest.template is not None:
+            if task is not None:
+                raise StoreError(
+                    f"{self.name} was trained on a single task without a name; leave --task out."
+                )
+            return {None: PromptTemplate.from_dict(manifest.template)}
+        named = manifest.templates or {}
+        chosen = [name for name in named if task is None or name == task or name.startswith(f"{task}/")]
+        if not chosen:
+            raise StoreError(
+                f"{self.name} has no task {task!r}{did_you_mean(str(task), named)} Its tasks: {', '.join(named)}."
+            )
+        return {name: PromptTemplate.from_dict(named[name]) for name in chosen}
+
+    def template(self, task: str | None = None) -> PromptTemplate:
+        """The one template that it was trained with, or a task's.
+
+        Raises:
+            StoreError: Its files don't say, or there are several to choose from.
+        """
+        found = self.templates(task)
+        if len(found) > 1:
+            listed = ", ".join(map(str, found))
+            raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
+        return next(iter(found.values()))
 
     def encoder(self, tokenizer: Any) -> Encoder:
         """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""

@@ -104,6 +104,9 @@ def _print_table(described: dict[str, Any], stored: StoredAdapter) -> None:
         add("fingerprint", manifest.fingerprint)
         for part, text in (manifest.template or {}).items():
             add(part, text)
+        for task, parts in (manifest.templates or {}).items():
+            for part, text in parts.items():
+                add(f"{task}: {part}", text)
         add("encoding", manifest.encoding or "?")
         for name, score in manifest.scores.items():
             add(name, f"{score:.4g}")

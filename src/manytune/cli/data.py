@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from manytune.data.encode import Encoder, Overflow
     from manytune.data.records import Record, Records
     from manytune.data.templates import PromptTemplate
+    from manytune.training.data_recipe import DataRecipe
 
 _KINDS = "A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name like org/name:config."
 
@@ -43,6 +44,9 @@ RecipeFile = Annotated[
         help="Take files, template, base and length limit from a recipe; FILE and the other options come first.",
     ),
 ]
+Task = Annotated[
+    str | None, typer.Option(help="Which task of a recipe that has several.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -66,6 +70,7 @@ def check(
         int | None, typer.Option(min=2, help="Count the examples that have more tokens. Needs --base.")
     ] = None,
     recipe: RecipeFile = None,
+    task: Task = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine files: broken rows, empty fields, duplicates, lengths, prompts that two files share.
@@ -75,7 +80,7 @@ def check(
     from manytune.cli.data_output import print_check, print_json
     from manytune.data.check import check as examine
 
-    plan = _plan(files, recipe, base, _chosen(template, prompt, completion, system))
+    plan = _plan(files, recipe, task, base, _chosen(template, prompt, completion, system))
     limit = max_length or plan.max_length
     if plan.base is None and limit is not None:
         raise typer.BadParameter("tokens can be counted with a --base only", param_hint="--max-length")
@@ -99,6 +104,7 @@ def preview(
     template: Template = None,
     base: Base = None,
     recipe: RecipeFile = None,
+    task: Task = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show, from the first.")] = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -109,7 +115,7 @@ def preview(
     from manytune.data.records import Rejected
     from manytune.data.templates import render_all
 
-    plan = _plan([file] if file else None, recipe, base, _chosen(template, prompt, completion, system))
+    plan = _plan([file] if file else None, recipe, task, base, _chosen(template, prompt, completion, system))
     records = _read(plan.files[0], on_error="skip")
     template_in_use = plan.template or _ask_for_template(records.kept, plan.files[0])
     rendered = render_all(template_in_use, records.kept[:rows], on_error="skip")
@@ -153,7 +159,7 @@ def split(
     from manytune.data.splits import split as divide
     from manytune.store.files import atomic_directory
 
-    plan = _plan(files, None, None, _chosen(template, prompt, completion, None, group_by))
+    plan = _plan(files, None, None, None, _chosen(template, prompt, completion, None, group_by))
     read = [_read(file, on_error=on_error) for file in plan.files]
     keyed, left_out = _keyed(
         [record for records in read for record in records.kept], plan.template, group_by, on_error
@@ -213,9 +219,15 @@ def _chosen(
 
 
 def _plan(
-    files: Sequence[str] | None, recipe: str | None, base: str | None, template: PromptTemplate | None
+    files: Sequence[str] | None,
+    recipe: str | None,
+    task: str | None,
+    base: str | None,
+    template: PromptTemplate | None,
 ) -> _Plan:
     if recipe is None:
+        if task is not None:
+            raise typer.BadParameter("tasks are those of a --recipe", param_hint="--task")
         if not files:
             raise typer.BadParameter("name at least one file, or a --recipe", param_hint="FILE")
         return _Plan(tuple(files), template, base)
@@ -223,19 +235,41 @@ def _plan(
 
     loaded = load_recipe(recipe)
     data = loaded.data
-    by_role = {"train": data.train, "validation": (data.validation,), "test": (data.test,)}
+    train, validation, test, templates = _rows_of(data, task)
+    by_role = {"train": train, "validation": (validation,), "test": (test,)}
     named = tuple(
         spec if Path(spec).is_file() or spec.endswith("]") else f"{spec}[{role}]"
         for role, specs in by_role.items()
         for spec in specs
         if isinstance(spec, str)
     )
+    if template is None and len(templates) > 1:
+        listed = ", ".join(map(repr, templates))
+        raise typer.BadParameter(f"choose one of the recipe's templates: {listed}", param_hint="--task")
     return _Plan(
         files=tuple(files) if files else named,
-        template=template or data.prompt_template(),
+        template=template or next(iter(templates.values())),
         base=base or loaded.base,
         max_length=data.max_length,
         overflow="drop" if data.overflow == "error" else data.overflow,  # a look at the data stops at no row
+    )
+
+
+def _rows_of(
+    data: DataRecipe, task: str | None
+) -> tuple[Sequence[str], float | str | None, float | str | None, dict[str | None, PromptTemplate]]:
+    """The rows for training, validation and test of a recipe or of one of its tasks, and their templates."""
+    if not data.tasks:
+        if task is not None:
+            raise typer.BadParameter("the recipe has a single task", param_hint="--task")
+        return data.files, data.validation, data.test, {None: data.prompt_template()}
+    for one in data.tasks:
+        templates = one.prompt_templates()
+        if task == one.name or task in templates:
+            chosen = {name: found for name, found in templates.items() if task in (name, one.name)}
+            return one.file, one.validation, one.test, dict(chosen.items())
+    raise typer.BadParameter(
+        f"choose one of the recipe's tasks: {', '.join(data.task_templates())}", param_hint="--task"
     )
 
 

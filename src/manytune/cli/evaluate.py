@@ -42,6 +42,13 @@ def evaluate(
         str | None,
         typer.Option(help="Rows to ask: a file or a datasets name. Without it, the recipe's test rows."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Which one of several tasks that the adapters were trained on; --data's rows are its rows.",
+            show_default=False,
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +73,7 @@ def evaluate(
     """Score adapters and their untouched base on the same prompts, with confidence intervals and paired tests.
 
     A run gets evaluation.json with every answer, and an adapter's manifest gets the scores, unless --limit
-    is given.
+    or --task is given. An adapter trained on several tasks gets the scores of each besides those over all.
     """
     from manytune import __version__
     from manytune.cli.adapted import choose, load_common_base
@@ -79,7 +86,7 @@ def evaluate(
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
     chosen = choose(adapters)
-    examples = _common_examples(chosen, data)
+    examples = _common_examples(chosen, data, task)
     loaded = load_common_base(chosen, base)
     encoder = _common_encoder(chosen, loaded.tokenizer)
     questions = questions_from(examples, encoder)[:limit]
@@ -103,7 +110,7 @@ def evaluate(
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(evaluation, chosen, whole=limit is None)
+    written = _save(evaluation, chosen, whole=limit is None and task is None)
     if report is not None:
         write_report(evaluation, report, title=_title(chosen))
         written.append(report)
@@ -124,15 +131,15 @@ def _metrics(names: str | None) -> tuple[Metric, ...]:
         raise typer.BadParameter(str(error), param_hint="--metrics") from None
 
 
-def _common_examples(chosen: Sequence[Chosen], data: str | None) -> tuple[Example, ...]:
+def _common_examples(chosen: Sequence[Chosen], data: str | None, task: str | None) -> tuple[Example, ...]:
     """The rows as every adapter's template renders them.
 
     Raises:
         DataError: Two adapters would be asked different things, so that a comparison would mean nothing.
     """
-    first = _examples(chosen[0], data)
+    first = _examples(chosen[0], data, task)
     for other in chosen[1:]:
-        if _examples(other, data) != first:
+        if _examples(other, data, task) != first:
             raise DataError(
                 f"{chosen[0].name} and {other.name} would be asked different things: their templates differ"
                 + ("" if data else ", or their test rows (one file for both: --data)")
@@ -141,7 +148,9 @@ def _common_examples(chosen: Sequence[Chosen], data: str | None) -> tuple[Exampl
     return first
 
 
-def _examples(chosen: Chosen, data: str | None) -> tuple[Example, ...]:
+def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Example, ...]:
+    from dataclasses import replace
+
     from manytune.data.readers import read
     from manytune.data.templates import render_all
     from manytune.training.dataset import read_splits
@@ -149,13 +158,17 @@ def _examples(chosen: Chosen, data: str | None) -> tuple[Example, ...]:
 
     if data is not None:
         split = None if Path(data).expanduser().is_file() else "test"
-        return render_all(chosen.template(), read(data, split=split).kept).kept
+        template = chosen.template(task)
+        examples = render_all(template, read(data, split=split).kept).kept
+        return tuple(replace(example, task=task) for example in examples)
+    wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:
         raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
     recipe = recipe_from(chosen.recipe, where=f"{chosen.name}'s recipe")
-    if recipe.data.test is None:
+    if not any(one.test is not None for one in recipe.data.tasks or (recipe.data,)):
         raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
-    return read_splits(recipe.data).test
+    found = read_splits(recipe.data).test
+    return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
 def _common_encoder(chosen: Sequence[Chosen], tokenizer: Any) -> Encoder:

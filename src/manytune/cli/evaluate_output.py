@@ -55,6 +55,9 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
     baseline, *others = evaluation.results
     for start in range(0, max(len(others), 1), _BESIDE_BASE):
         console.print(_table(evaluation, [baseline, *others[start : start + _BESIDE_BASE]]))
+    if baseline.task_scores:
+        console.print()
+        console.print(_by_task(evaluation))
     level = f"{evaluation.inference.level:.0%}"
     notes = [
         basis_sentence(evaluation),
@@ -85,9 +88,29 @@ def _result(result: RunResult) -> dict[str, Any]:
         "name": result.name,
         "method": result.method,
         "scores": [asdict(found) for found in result.scores],
+        "task_scores": {
+            task: [asdict(found) for found in scores] for task, scores in result.task_scores.items()
+        },
         "cost": asdict(result.cost),
         "provenance": dict(result.provenance),
     }
+
+
+def _by_task(evaluation: Evaluation) -> Table:
+    """The metric that decides, task by task."""
+    metric = METRICS[evaluation.primary]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(f"{metric.label} by task", overflow="fold", ratio=1)
+    for result in evaluation.results:
+        table.add_column(Text(result.name, overflow="fold"), overflow="fold", ratio=1)
+    for task in evaluation.results[0].task_scores:
+        cells = []
+        for result in evaluation.results:
+            found = next(one for one in result.task_scores[task] if one.metric == metric.name)
+            cell = Text(score(found.value, metric), "bold")
+            cells.append(cell.append(f"\n{interval(found, metric)}", "not bold dim"))
+        table.add_row(Text(task), *cells)
+    return table
 
 
 def _table(evaluation: Evaluation, results: Sequence[RunResult]) -> Table:

@@ -52,6 +52,10 @@ def generate(
         str | None,
         typer.Option(help="Rows with the fields of the adapter's own prompt template, instead of PROMPT."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Whose template, for an adapter trained on several tasks.", show_default=False),
+    ] = None,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Show the untouched base's answers too.")
     ] = False,
@@ -75,15 +79,17 @@ def generate(
         raise typer.BadParameter("name at least one run or adapter directory", param_hint="--adapter")
     if sum((prompt is not None, bool(field), file is not None)) != 1:
         raise typer.BadParameter("give one of PROMPT, --field and --file")
+    if task is not None and prompt is not None:
+        raise typer.BadParameter("it chooses a template, and PROMPT goes through none", param_hint="--task")
     asked = _asked(prompt, field or [], file)
     chosen = choose(adapter)
     loaded = load_common_base(chosen, base)
     answers: dict[str, list[Generation]] = {}
     if with_base:
         # The base has no template of its own; it is asked as the first adapter is.
-        answers[BASE_NAME] = _answer(loaded, None, chosen[0], asked, max_new_tokens, batch_size)
+        answers[BASE_NAME] = _answer(loaded, None, chosen[0], task, asked, max_new_tokens, batch_size)
     for one in chosen:
-        answers[one.name] = _answer(loaded, one, one, asked, max_new_tokens, batch_size)
+        answers[one.name] = _answer(loaded, one, one, task, asked, max_new_tokens, batch_size)
     if as_json:
         _print_json(asked, answers)
     else:
@@ -111,6 +117,7 @@ def _answer(
     base: Base,
     answering: Chosen | None,
     asking: Chosen,
+    task: str | None,
     asked: Sequence[_Asked],
     max_new_tokens: int,
     batch_size: int,
@@ -120,7 +127,7 @@ def _answer(
     from manytune.engine.static_batch import generate_batch
 
     encoder = asking.encoder(base.tokenizer)
-    prompts = [encoder.prompt_ids(_segments(asking, one)) for one in asked]
+    prompts = [encoder.prompt_ids(_segments(asking, task, one)) for one in asked]
     with attached(base, answering) as model:
         return generate_batch(
             model,
@@ -132,14 +139,14 @@ def _answer(
         )
 
 
-def _segments(asking: Chosen, one: _Asked) -> tuple[Segment, ...]:
+def _segments(asking: Chosen, task: str | None, one: _Asked) -> tuple[Segment, ...]:
     from manytune.data.templates import Segment
     from manytune.errors import TemplateError
 
     if one.text is not None:
         return (Segment("user", one.text),)
     try:
-        return asking.template().render_prompt(one.fields)
+        return asking.template(task).render_prompt(one.fields)
     except TemplateError as error:
         raise TemplateError(f"{asking.name}'s template: {error}", where=one.where) from error
 

@@ -58,7 +58,8 @@ def evaluate(
 
     All intervals and tests resample the same clusters: the items' groups, and items without one. Every
     metric and system has its own test, and no p-value is corrected for their number: the verdict rests on
-    one metric, `primary`, that is named beforehand.
+    one metric, `primary`, that is named beforehand. Items of several tasks are also scored task by task;
+    the tests are on all of them together.
 
     Args:
         items: What was asked.
@@ -80,19 +81,26 @@ def evaluate(
     alone = sum(group is None for group in groups)
     clusters_in_all = alone + len({group for group in groups if group is not None})
     inference = Inference(level, resamples, seed, clusters_in_all)
+    tasks = _tasks(items)
     scores: dict[str, list[ScoreWithInterval]] = {system.name: [] for system in systems}
+    task_scores: dict[str, dict[str, list[ScoreWithInterval]]] = {system.name: {} for system in systems}
     comparisons = []
     for metric in metrics:
         signature = metric.signature(references)
-        clusters = [cluster_sums(metric.statistics(system.answers, references), groups) for system in systems]
-        for system, sums in zip(systems, clusters, strict=True):
+        statistics = [metric.statistics(system.answers, references) for system in systems]
+        clusters = [cluster_sums(of_items, groups) for of_items in statistics]
+        for system, of_items, sums in zip(systems, statistics, clusters, strict=True):
             scores[system.name].append(_score(metric, signature, sums, inference))
+            for task, places in tasks.items():
+                own = cluster_sums(of_items[places], [groups[place] for place in places])
+                found = task_scores[system.name].setdefault(task, [])
+                found.append(_score(metric, signature, own, inference))
         for system, sums in zip(systems[1:], clusters[1:], strict=True):
             names = {"system": system.name, "baseline": systems[0].name}
             comparisons.append(_comparison(metric, clusters[0], sums, inference, **names))
     return Evaluation(
         items=tuple(items),
-        results=tuple(_result(system, scores[system.name]) for system in systems),
+        results=tuple(_result(system, scores[system.name], task_scores[system.name]) for system in systems),
         comparisons=tuple(comparisons),
         inference=inference,
         primary=primary or metrics[0].name,
@@ -159,7 +167,20 @@ def _comparison(
     )
 
 
-def _result(system: System, scores: Sequence[ScoreWithInterval]) -> RunResult:
+def _tasks(items: Sequence[Item]) -> dict[str, list[int]]:
+    """The places of each task's items; empty unless there are several tasks."""
+    places: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.task is not None:
+            places.setdefault(item.task, []).append(place)
+    return places if len(places) > 1 else {}
+
+
+def _result(
+    system: System,
+    scores: Sequence[ScoreWithInterval],
+    task_scores: Mapping[str, Sequence[ScoreWithInterval]],
+) -> RunResult:
     return RunResult(
         name=system.name,
         method=system.method,
@@ -168,6 +189,7 @@ def _result(system: System, scores: Sequence[ScoreWithInterval]) -> RunResult:
         cost=system.cost,
         curves=system.curves,
         provenance=system.provenance,
+        task_scores={task: tuple(found) for task, found in task_scores.items()},
     )
 
 

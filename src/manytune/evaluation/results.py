@@ -179,6 +179,7 @@ class RunResult:
         cost: What it took.
         curves: Training and validation loss.
         provenance: Facts needed to make it again, each under a short title.
+        task_scores: The scores over each task's items alone, by task; empty if there is only one task.
     """
 
     __pydantic_config__ = _STRICT
@@ -190,6 +191,7 @@ class RunResult:
     cost: Cost = field(default_factory=Cost)
     curves: Curves = field(default_factory=Curves)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    task_scores: Mapping[str, tuple[ScoreWithInterval, ...]] = field(default_factory=dict)
 
     def score(self, metric: str) -> ScoreWithInterval:
         """The score by this metric.

@@ -71,7 +71,8 @@ def read_splits(data: DataRecipe) -> Splits:
     """Read the rows, render them, and divide them as the recipe says.
 
     Shares are taken from the training rows, by group; the same rows go to the same split in every run. A row
-    that several templates put into words is on one side with all its examples.
+    that several templates put into words is on one side with all its examples, and so are all rows that share
+    a prompt with one of them.
 
     Raises:
         DataError: A file or row can't be used, or a split would be empty.
@@ -133,7 +134,11 @@ class _Rows:
             templates: By the name that their examples bear.
             partial: Whether a template that makes nothing of a row doesn't apply to it; else it is an error.
         """
-        rows = {"train": self._read(train, "train", templates, partial=partial), "validation": (), "test": ()}
+        rows: dict[str, tuple[_Row, ...]] = {
+            "train": self._read(train, "train", templates, partial=partial),
+            "validation": (),
+            "test": (),
+        }
         shares: dict[str, float] = {}
         for role, wanted in (("validation", validation), ("test", test)):
             if isinstance(wanted, str):
@@ -142,8 +147,10 @@ class _Rows:
                 shares[role] = wanted
         if shares:
             fractions = {"train": 1 - sum(shares.values()), **shares}
-            rows |= split(rows["train"], fractions, key=lambda row: group_key(row[0]), seed=_SPLIT_SEED)
-        return {role: tuple(example for row in found for example in row) for role, found in rows.items()}
+            rows |= split(rows["train"], fractions, key=lambda row: row.key, seed=_SPLIT_SEED)
+        return {
+            role: tuple(example for row in found for example in row.examples) for role, found in rows.items()
+        }
 
     def _read(
         self,
@@ -152,7 +159,7 @@ class _Rows:
         templates: Mapping[str | None, PromptTemplate],
         *,
         partial: bool,
-    ) -> tuple[tuple[Example, ...], ...]:
+    ) -> tuple[_Row, ...]:
         """Every row of the files as its examples, at least one a row."""
         found: list[tuple[Example, ...]] = []
         for spec in specs:
@@ -165,7 +172,7 @@ class _Rows:
             raise DataError(
                 f"no usable row is left to {'train on' if role == 'train' else role}", where=", ".join(specs)
             )
-        return tuple(found)
+        return _keyed(found, in_groups=len(templates) > 1)
 
     def _render(
         self, record: Record, templates: Mapping[str | None, PromptTemplate], *, partial: bool
@@ -183,6 +190,40 @@ class _Rows:
                     reason = f"the template {name!r} doesn't apply to it"
                 self.left_out.append(Rejected(record.source, record.row, reason))
         return tuple(examples)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one row of a file became: an example by each template, and the key of the rows it belongs to."""
+
+    key: str
+    examples: tuple[Example, ...]
+
+
+def _keyed(rows: Sequence[tuple[Example, ...]], *, in_groups: bool) -> tuple[_Row, ...]:
+    """Give rows that share a group, or a prompt by any of the templates, the same key.
+
+    Args:
+        rows: Each row's examples.
+        in_groups: Whether the key becomes the group of examples that have none, since a row's several
+            examples aren't independent of one another.
+    """
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while (parent := parents.setdefault(key, key)) != key:
+            parents[key] = key = parents[parent]
+        return key
+
+    for examples in rows:
+        roots = sorted({root(group_key(example)) for example in examples})
+        parents.update(dict.fromkeys(roots, roots[0]))
+    keyed = []
+    for examples in rows:
+        key = root(group_key(examples[0]))
+        common = hashlib.blake2b(key.encode(), digest_size=8).hexdigest() if in_groups else None
+        keyed.append(_Row(key, tuple(dataclasses.replace(e, group=e.group or common) for e in examples)))
+    return tuple(keyed)
 
 
 def encode_splits(splits: Splits, data: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> TokenSplits:
