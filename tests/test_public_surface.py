@@ -25,6 +25,7 @@ ERRORS = {
     "TemplateError",
 }
 METHODS = {
+    "AdaLoraConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",

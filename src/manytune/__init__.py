@@ -28,6 +28,7 @@ from manytune.errors import (
 )
 
 if TYPE_CHECKING:
+    from manytune.methods.adalora.config import AdaLoraConfig as AdaLoraConfig
     from manytune.methods.attach import get_peft_model as get_peft_model
     from manytune.methods.auto import AutoPeftModel as AutoPeftModel
     from manytune.methods.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaLoraConfig",
     "AdapterError",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
@@ -126,6 +128,7 @@ __all__ = [
 
 # Where each name that isn't imported above comes from.
 _LAZY = {
+    "AdaLoraConfig": "manytune.methods.adalora.config",
     "AutoPeftModel": "manytune.methods.auto",
     "AutoPeftModelForCausalLM": "manytune.methods.auto",
     "AutoPeftModelForFeatureExtraction": "manytune.methods.auto",

@@ -46,6 +46,9 @@ class Example:
 #: A method that isn't here is tried with its defaults on every family, as one that doesn't merge.
 EXAMPLES: dict[str, Example] = {
     "lora": Example({"r": 4, "target_modules": "all-linear"}, merges=True),
+    "adalora": Example(
+        {"target_r": 2, "init_r": 4, "total_step": 30, "target_modules": "all-linear"}, merges=True
+    ),
     "vera": Example({"r": 16, "target_modules": "all-linear"}, merges=True, learning_rate=5e-2),
     "ia3": Example(merges=True, learning_rate=5e-2),
     "full": Example(learning_rate=3e-3),

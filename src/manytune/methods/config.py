@@ -34,6 +34,7 @@ class PeftType(StrEnum):
     """The method that a configuration belongs to. A method of your own may use any other string."""
 
     LORA = "LORA"
+    ADALORA = "ADALORA"
     IA3 = "IA3"
     VERA = "VERA"
     PROMPT_TUNING = "PROMPT_TUNING"

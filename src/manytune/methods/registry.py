@@ -7,6 +7,8 @@ import difflib
 from typing import Any
 
 from manytune.errors import ConfigError
+from manytune.methods.adalora.config import AdaLoraConfig
+from manytune.methods.adalora.model import AdaLoraModel
 from manytune.methods.base import Method
 from manytune.methods.bottleneck import BottleneckConfig, BottleneckModel
 from manytune.methods.combine import CombinedConfig, CombinedModel
@@ -25,6 +27,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("lora", PeftType.LORA, LoraConfig, LoraModel),
+        Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel),
         Method("vera", PeftType.VERA, VeraConfig, VeraModel),
         Method("ia3", PeftType.IA3, IA3Config, IA3Model),
         Method("prompt-tuning", PeftType.PROMPT_TUNING, PromptTuningConfig, PromptTuningModel),

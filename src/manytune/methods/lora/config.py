@@ -170,7 +170,7 @@ def _check_implemented(config: LoraConfig) -> None:
         value = getattr(config, name)
         if value != default and value is not None:
             raise ConfigError(
-                f"LoraConfig({name}={value!r}): manytune doesn't implement this option of HF PEFT. "
+                f"{type(config).__name__}({name}={value!r}): manytune doesn't implement this option of HF PEFT. "
                 f"Leave it at its default, {default!r}."
             )
     if not is_known(config.init_lora_weights):

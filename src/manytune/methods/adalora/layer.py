@@ -1,0 +1,137 @@
+"""AdaLoRA beside a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.methods.adalora.config import AdaLoraConfig
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.vera import sizes
+
+#: Standard deviation of A and B at first.
+_SPREAD = 0.02
+
+
+class SVDLinear(AdapterLayer):
+    """y = W x + s · B diag(E) A D(x), with s = alpha / (init_r + 1e-5).
+
+    s stays what it was at first when ranks are cut, so that cutting a triplet whose E is zero changes nothing.
+
+    Args:
+        base_layer: `torch.nn.Linear`, or transformers' `Conv1D`, whose weight is stored transposed.
+
+    Attributes:
+        lora_A, lora_E, lora_B: A (r, in), E (r, 1) and B (out, r) by adapter.
+        lora_dropout: D by adapter.
+        r, ranknum, lora_alpha, scaling: The rank, the rank at first, and twice alpha, as in HF PEFT; by adapter.
+    """
+
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B", "lora_E")
+    other_param_names: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "scaling", "lora_dropout", "ranknum")
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self._transposed = isinstance(base_layer, Conv1D)
+        self.in_features, self.out_features = sizes(base_layer)
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.ranknum: dict[str, float] = {}
+        self.lora_dropout = nn.ModuleDict()
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
+        self.lora_E = nn.ParameterDict()
+
+    def add_adapter(self, adapter_name: str, config: AdaLoraConfig, *, rank: int) -> None:
+        """Add one adapter: E zero, A and B from N(0, 0.02²), or all three from N(0, 1).
+
+        Args:
+            adapter_name: Its name.
+            config: Its options.
+            rank: Its present rank at this layer: `init_r`, or what is left of it in a file. May be 0.
+        """
+        self.r[adapter_name] = rank
+        self.ranknum[adapter_name] = float(config.init_r)
+        self.lora_alpha[adapter_name] = config.lora_alpha
+        self.scaling[adapter_name] = config.lora_alpha if config.lora_alpha > 0 else float(config.init_r)
+        self.lora_dropout[adapter_name] = (
+            nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        )
+        # HF PEFT draws every number twice, and one for ranknum: with the same draws, a seed gives the same start.
+        a, e, b, _ = (
+            torch.randn(*shape)
+            for shape in ((rank, self.in_features), (rank, 1), (self.out_features, rank), (1,))
+        )
+        if config.init_lora_weights:
+            e.zero_()
+            a.normal_(0.0, _SPREAD)
+            b.normal_(0.0, _SPREAD)
+        self.lora_A[adapter_name], self.lora_E[adapter_name] = nn.Parameter(a), nn.Parameter(e)
+        self.lora_B[adapter_name] = nn.Parameter(b)
+
+    def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
+        """See `AdapterLayer.tensors`."""
+        if adapter_name not in self.lora_A:
+            return {}
+        return {name: getattr(self, name)[adapter_name] for name in self.adapter_layer_names}
+
+    @torch.no_grad()
+    def keep(self, adapter_name: str, kept: Sequence[bool]) -> None:
+        """Forget the triplets that aren't kept; their parameters shrink."""
+        for name, parameter in self.tensors(adapter_name).items():
+            getattr(self, name)[adapter_name] = nn.Parameter(
+                cut(name, parameter, kept), requires_grad=parameter.requires_grad
+            )
+        self.r[adapter_name] = sum(kept)
+
+    def _factor(self, adapter_name: str) -> float:
+        return self.scaling[adapter_name] / (self.ranknum[adapter_name] + 1e-5)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """ΔW = s · B diag(E) A: (out, in), or (in, out) for `Conv1D`."""
+        parts = self.tensors(adapter_name)
+        wide = torch.promote_types(parts["lora_A"].dtype, torch.float32)
+        a, e, b = (parts[name].to(wide) for name in ("lora_A", "lora_E", "lora_B"))
+        delta: Tensor = b @ (a * e) * self._factor(adapter_name)
+        return delta.t() if self._transposed else delta
+
+    def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+        """W + Σ ΔW, summed in float32 at least and rounded once."""
+        weight = self.base_layer.get_parameter("weight")
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for name in adapter_names:
+            total += self.get_delta_weight(name)
+        return {"weight": total.to(weight.dtype)}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer with its active adapters; exactly the base layer if there are none.
+
+        Args:
+            x: (..., in).
+            *args: Passed to the base layer.
+            **kwargs: Passed to the base layer.
+
+        Returns:
+            (..., out), in the base layer's dtype.
+        """
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        dtype = result.dtype
+        for name in self.live_adapters():
+            a, e, b = self.lora_A[name], self.lora_E[name], self.lora_B[name]
+            low = self.lora_dropout[name](x.to(a.dtype)) @ (a * e).t()  # (..., r)
+            result = result + low @ b.t() * self._factor(name)
+        return result.to(dtype)
+
+
+def cut(container: str, tensor: Tensor, kept: Sequence[bool]) -> Tensor:
+    """The part of `lora_A`, `lora_E` or `lora_B` that belongs to the triplets kept; the tensor itself if it is cut."""
+    dimension = 1 if container == "lora_B" else 0
+    if tensor.shape[dimension] != len(kept):
+        return tensor
+    index = torch.tensor(kept, device=tensor.device).nonzero().flatten()
+    return tensor.index_select(dimension, index)

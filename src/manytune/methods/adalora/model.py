@@ -1,0 +1,189 @@
+"""Attaching AdaLoRA to a model, and sharing out the ranks while it trains."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.errors import AdapterError, ConfigError
+from manytune.methods.adalora.allocator import RankAllocator, Triplets, budget_at
+from manytune.methods.adalora.config import AdaLoraConfig
+from manytune.methods.adalora.layer import SVDLinear, cut
+from manytune.methods.config import PeftConfig
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.lora.model import LoraModel
+from manytune.methods.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
+
+_ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+#: What HF PEFT adapts by default, where it isn't LoRA's choice: the ranks are shared out, so it begins with more.
+TARGETS: dict[str, tuple[str, ...]] = {
+    **ATTENTION_PROJECTIONS,
+    **dict.fromkeys(("bart", "opt"), _ATTENTION_AND_MLP),
+    "t5": ("q", "k", "v", "o", "wi", "wo"),
+    "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+    "roberta": ("query", "key", "value", "dense"),
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "dense"),
+}
+
+
+class AdaLoraModel(LoraModel):
+    """AdaLoRA attached to a model; see `AdaLoraConfig`.
+
+    Call `update_and_allocate` at every step of a training. manytune's trainer does.
+    """
+
+    layer_class = SVDLinear  # type: ignore[assignment]
+    #: The end of a layer's key in `rank_pattern`.
+    _KEY: ClassVar[str] = "lora_E"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Averages are no parameters; they last for one training.
+        self.__dict__["_allocators"] = {}
+        super().__init__(*args, **kwargs)
+
+    _allocators: dict[str, RankAllocator]
+
+    def select(self, config: Any) -> list[tuple[str, nn.Module]]:
+        """See `LayerTuner.select`."""
+        if config.target_modules is None:
+            paths = [path for path, _ in candidates(self.model)]
+            usual = default_targets(self.model, TARGETS)
+            # Variants of an architecture lack some: T5 v1.1 has no `wi`.
+            config.target_modules = {name for name in usual if any(matches(path, [name]) for path in paths)}
+        return super().select(config)
+
+    def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
+        """See `LayerTuner.wrap`."""
+        if isinstance(module, (nn.Linear, Conv1D)):
+            return SVDLinear(module)
+        raise ConfigError(
+            f"Target module {path} ({type(module).__name__}) is not supported. AdaLoRA goes beside torch.nn.Linear and "
+            "transformers' Conv1D. Name layers of these kinds in target_modules."
+        )
+
+    def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
+        """See `LayerTuner.add_to_layer`; a layer that a file's `rank_pattern` names has the rank that is left."""
+        assert isinstance(layer, SVDLinear)
+        kept = (config.rank_pattern or {}).get(f"{path}.{self._KEY}")
+        layer.add_adapter(adapter_name, config, rank=config.init_r if kept is None else sum(kept))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See `Tuner.delete_adapter`."""
+        super().delete_adapter(adapter_name)
+        self._allocators.pop(adapter_name, None)
+
+    # -- training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; a loss in its output has `orthogonality_penalty` added while an adapter trains."""
+        output = super().forward(*args, **kwargs)
+        loss = getattr(output, "loss", None)
+        if isinstance(loss, Tensor) and (penalty := self.orthogonality_penalty()) is not None:
+            output.loss = loss + penalty.to(loss)
+        return output
+
+    def orthogonality_penalty(self) -> Tensor | None:
+        """`orth_reg_weight` times the mean of ‖AAᵀ - I‖ and ‖BᵀB - I‖ over all layers; None if nothing trains."""
+        total: Tensor | None = None
+        for name in self._training():
+            norms = []
+            for triplets in self._triplets(name).values():
+                a, b = triplets["lora_A"], triplets["lora_B"]
+                for gram in (a @ a.t(), b.t() @ b):
+                    norms.append((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm())
+            own = self._config(name).orth_reg_weight * torch.stack(norms).mean()
+            total = own if total is None else total + own
+        return total
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Take in a step's gradients and share out the ranks anew, as the schedule says.
+
+        Call it after `loss.backward()` (and `optimizer.step()`) and before `zero_grad()`.
+
+        Args:
+            global_step: The number of the step.
+
+        Mutates: E, which becomes 0 where a triplet is cut, and the configuration's `rank_pattern`.
+
+        Raises:
+            AdapterError: No adapter trains, or there are no gradients.
+        """
+        training = self._training()
+        if not training:
+            raise AdapterError("update_and_allocate: no adapter trains. Choose one with set_adapter.")
+        for name in training:
+            self._allocate(name, global_step)
+
+    def _allocate(self, adapter_name: str, step: int) -> None:
+        config, layers = self._config(adapter_name), self._triplets(adapter_name)
+        if step <= config.final_step:
+            allocator = self._allocators.setdefault(adapter_name, RankAllocator(config))
+            if step < config.final_step:
+                allocator.observe(layers)
+            if step != config.final_step and (step <= config.tinit or step % config.deltaT):
+                return
+            chosen = allocator.choose(list(layers), budget_at(config, step, layers=len(layers)))
+            config.rank_pattern = {f"{path}.{self._KEY}": kept for path, kept in chosen.items()}
+            if step == config.final_step:
+                del self._allocators[adapter_name]
+        # The optimizer has moved all of E, also what was cut before.
+        for path, triplets in layers.items():
+            kept = (config.rank_pattern or {}).get(f"{path}.{self._KEY}")
+            e = triplets["lora_E"].data
+            if kept is not None and len(kept) == len(e):
+                e.masked_fill_(~torch.tensor(kept, device=e.device).unsqueeze(1), 0.0)
+
+    def _training(self) -> list[str]:
+        """The adapters that train."""
+        return [
+            name
+            for name in self._active
+            if any(p.requires_grad for triplets in self._triplets(name).values() for p in triplets.values())
+        ]
+
+    def _triplets(self, adapter_name: str) -> dict[str, Triplets]:
+        found = {path: layer.tensors(adapter_name) for path, layer in self._layers.items()}
+        return {path: triplets for path, triplets in found.items() if triplets}
+
+    def _config(self, adapter_name: str) -> AdaLoraConfig:
+        config: PeftConfig = self.peft_config[adapter_name]
+        assert isinstance(config, AdaLoraConfig)
+        return config
+
+    # -- files
+
+    def _kept(self, adapter_name: str, key: str) -> list[bool] | None:
+        """What the rank pattern says about a tensor of `state`."""
+        path, _, container = key.rpartition(".")
+        pattern = getattr(self.peft_config[adapter_name], "rank_pattern", None) or {}
+        return pattern.get(f"{path}.{self._KEY}") if container in SVDLinear.adapter_layer_names else None
+
+    @torch.no_grad()
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """See `Tuner.state`; only the triplets that are kept."""
+        result = {}
+        for key, tensor in super().state(adapter_name).items():
+            kept = self._kept(adapter_name, key)
+            result[key] = tensor if kept is None else cut(key.rpartition(".")[2], tensor, kept)
+        return result
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`; layers shrink to the triplets that the rank pattern keeps."""
+        for path, layer in self._layers.items():
+            kept = self._kept(adapter_name, f"{path}.{self._KEY}")
+            e = tensors.get(f"{path}.{self._KEY}")
+            assert isinstance(layer, SVDLinear)
+            if (
+                kept is not None
+                and e is not None
+                and len(e) == sum(kept)
+                and layer.r[adapter_name] == len(kept)
+            ):
+                layer.keep(adapter_name, kept)
+        return super().load_state(adapter_name, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
