@@ -20,8 +20,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.errors import RunError
+from manytune.training.allocation import rank_allocation
 from manytune.training.batches import builder, packed_attention
-from manytune.training.batches.support import unsupported_reason
+from manytune.training.layout_choice import EVERY_MODEL, LayoutChoice, choose_layout
 from manytune.training.loss import mean_loss
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
@@ -42,6 +43,7 @@ class TrainingResult:
             process since it started.
         trainable_parameters: Numbers that were trained.
         all_parameters: Numbers of the model with what was attached to it.
+        layout: How the batches were laid out, and why not as asked if so.
         step_reports: One for each step of this process; those before a `--resume` aren't in it.
         validation_reports: The same for validations; the first is the model before training.
     """
@@ -53,6 +55,7 @@ class TrainingResult:
     peak_memory: int
     trainable_parameters: int
     all_parameters: int
+    layout: LayoutChoice
     step_reports: tuple[StepReport, ...]
     validation_reports: tuple[ValidationReport, ...]
 
@@ -85,6 +88,7 @@ def train_model(
     pad_id: int,
     mixture: Mixture | None = None,
     report: Callable[[Report], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     checkpoint_directory: Path | None = None,
     resume_from: Checkpoint | None = None,
     identity: Mapping[str, object] | None = None,
@@ -102,6 +106,7 @@ def train_model(
         pad_id: Any valid token id; it only ever stands in masked columns.
         mixture: Which of `train`'s rows an epoch holds, if they are several tasks'; None for all.
         report: Called after every step and every validation.
+        notify: Receives a line if the model can't train with the batches that the settings ask for.
         checkpoint_directory: Where checkpoints go, every `settings.checkpoint_every` steps; None keeps
         none.
         resume_from: The checkpoint to continue from, as `latest_checkpoint` returns it.
@@ -118,11 +123,11 @@ def train_model(
         raise RunError(
             "no parameter requires a gradient, so there is nothing to train. Attach a method first."
         )
-    build = builder(settings.batching)
-    if settings.batching != "padded" and (reason := unsupported_reason(model)) is not None:
-        raise RunError(
-            f'training.batching {settings.batching!r} wouldn\'t be exact on this model: {reason}. Use "padded".'
-        )
+    builder(settings.batching)  # a name that is wrong is an error on any model
+    layout = choose_layout(model, settings.batching)
+    if layout.note is not None and notify is not None:
+        notify(layout.note)
+    build = builder(layout.used)
     rows = mixture.rows_per_epoch if mixture else len(train)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     steps_reported: list[StepReport] = []
@@ -136,7 +141,7 @@ def train_model(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     config: Any = model.config
-    packed = contextlib.nullcontext() if settings.batching == "padded" else packed_attention(model)
+    packed = contextlib.nullcontext() if layout.used == EVERY_MODEL else packed_attention(model)
     with tempfile.TemporaryDirectory() as scratch, packed:
         trainer = AdapterTrainer(
             model,
@@ -158,7 +163,10 @@ def train_model(
             resume_from=resume_from,
             checkpoint_directory=checkpoint_directory,
             identity=identity or {},
-            callbacks=_tensorboard(tensorboard_directory) if settings.tensorboard else [],
+            callbacks=[
+                *rank_allocation(model),
+                *(_tensorboard(tensorboard_directory) if settings.tensorboard else []),
+            ],
             report=record,
         )
         trainer.remove_callback(PrinterCallback)
@@ -183,6 +191,7 @@ def train_model(
         peak_memory=peak_memory(),
         trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
         all_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layout=layout,
         step_reports=tuple(steps_reported),
         validation_reports=tuple(validations),
     )

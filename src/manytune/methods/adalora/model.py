@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "roberta": ("query", "key", "value", "dense"),
     "deberta-v2": ("query_proj", "key_proj", "value_proj", "dense"),
 }
+
+#: What an optimizer's state calls a parameter's averages, and whether a triplet is kept.
+_AVERAGES = ("sensitivity", "deviation")
+_KEPT = "kept"
 
 
 class AdaLoraModel(LoraModel):
@@ -136,6 +141,42 @@ class AdaLoraModel(LoraModel):
             e = triplets["lora_E"].data
             if kept is not None and len(kept) == len(e):
                 e.masked_fill_(~torch.tensor(kept, device=e.device).unsqueeze(1), 0.0)
+
+    @property
+    def last_cut(self) -> int:
+        """The step at which the last of the adapters that train has its final ranks."""
+        return max((self._config(name).final_step for name in self._training()), default=0)
+
+    def allocation_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """What allocation knows at this step, for a checkpoint: by parameter, in its shape."""
+        found: dict[nn.Parameter, dict[str, Tensor]] = {}
+        for name in self._training():
+            averages = self._allocators[name].averages if name in self._allocators else {}
+            pattern = self._config(name).rank_pattern or {}
+            for path, triplets in self._triplets(name).items():
+                for container, parameter in triplets.items():
+                    own = dict(zip(_AVERAGES, averages.get((path, container), ()), strict=False))
+                    kept = pattern.get(f"{path}.{self._KEY}")
+                    if container == self._KEY and kept is not None:
+                        own[_KEPT] = torch.tensor(kept, dtype=parameter.dtype).view(-1, 1)
+                    found[parameter] = own
+        return found
+
+    def load_allocation_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Go on from what `allocation_state` gave; other entries are passed over."""
+        for name in self._training():
+            config, allocator = self._config(name), RankAllocator(self._config(name))
+            pattern = {}
+            for path, triplets in self._triplets(name).items():
+                for container, parameter in triplets.items():
+                    own = state.get(parameter, {})
+                    if _AVERAGES[0] in own:
+                        average, deviation = (own[key] for key in _AVERAGES)
+                        allocator.averages[path, container] = average, deviation
+                    if _KEPT in own:
+                        pattern[f"{path}.{self._KEY}"] = [bool(kept) for kept in own[_KEPT].flatten()]
+            self._allocators[name] = allocator
+            config.rank_pattern = pattern or None
 
     def _training(self) -> list[str]:
         """The adapters that train."""
