@@ -39,6 +39,7 @@ METHODS = {
     "IA3Config",
     "LoraConfig",
     "PeftConfig",
+    "PeftMixedModel",
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftModelForFeatureExtraction",
@@ -56,8 +57,14 @@ METHODS = {
     "SelectiveConfig",
     "TaskType",
     "VeraConfig",
+    "get_layer_status",
+    "get_model_status",
     "get_peft_model",
+    "get_peft_model_state_dict",
+    "inject_adapter_in_model",
     "lora_plus_groups",
+    "prepare_model_for_kbit_training",
+    "set_peft_model_state_dict",
 }
 OTHERS = {"load_base"}
 HEAVY = [

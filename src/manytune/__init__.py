@@ -49,8 +49,11 @@ if TYPE_CHECKING:
     from manytune.methods.config import TaskType as TaskType
     from manytune.methods.full import FullConfig as FullConfig
     from manytune.methods.ia3 import IA3Config as IA3Config
+    from manytune.methods.inject import inject_adapter_in_model as inject_adapter_in_model
+    from manytune.methods.kbit import prepare_model_for_kbit_training as prepare_model_for_kbit_training
     from manytune.methods.lora.config import LoraConfig as LoraConfig
     from manytune.methods.lora.plus import lora_plus_groups as lora_plus_groups
+    from manytune.methods.mixed import PeftMixedModel as PeftMixedModel
     from manytune.methods.model import PeftModel as PeftModel
     from manytune.methods.p_tuning import PromptEncoderConfig as PromptEncoderConfig
     from manytune.methods.p_tuning import (
@@ -60,6 +63,10 @@ if TYPE_CHECKING:
     from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
     from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
+    from manytune.methods.state_dicts import get_peft_model_state_dict as get_peft_model_state_dict
+    from manytune.methods.state_dicts import set_peft_model_state_dict as set_peft_model_state_dict
+    from manytune.methods.status import get_layer_status as get_layer_status
+    from manytune.methods.status import get_model_status as get_model_status
     from manytune.methods.task_models import PeftModelForCausalLM as PeftModelForCausalLM
     from manytune.methods.task_models import PeftModelForFeatureExtraction as PeftModelForFeatureExtraction
     from manytune.methods.task_models import PeftModelForQuestionAnswering as PeftModelForQuestionAnswering
@@ -99,6 +106,7 @@ __all__ = [
     "NoMatchingPeftModuleError",
     "PeftConfig",
     "PeftError",
+    "PeftMixedModel",
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftModelForFeatureExtraction",
@@ -121,9 +129,15 @@ __all__ = [
     "TaskType",
     "TemplateError",
     "VeraConfig",
+    "get_layer_status",
+    "get_model_status",
     "get_peft_model",
+    "get_peft_model_state_dict",
+    "inject_adapter_in_model",
     "load_base",
     "lora_plus_groups",
+    "prepare_model_for_kbit_training",
+    "set_peft_model_state_dict",
 ]
 
 # Where each name that isn't imported above comes from.
@@ -142,6 +156,7 @@ _LAZY = {
     "IA3Config": "manytune.methods.ia3",
     "LoraConfig": "manytune.methods.lora.config",
     "PeftConfig": "manytune.methods.config",
+    "PeftMixedModel": "manytune.methods.mixed",
     "PeftModel": "manytune.methods.model",
     "PeftModelForCausalLM": "manytune.methods.task_models",
     "PeftModelForFeatureExtraction": "manytune.methods.task_models",
@@ -159,9 +174,15 @@ _LAZY = {
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
     "VeraConfig": "manytune.methods.vera",
+    "get_layer_status": "manytune.methods.status",
+    "get_model_status": "manytune.methods.status",
     "get_peft_model": "manytune.methods.attach",
+    "get_peft_model_state_dict": "manytune.methods.state_dicts",
+    "inject_adapter_in_model": "manytune.methods.inject",
     "load_base": "manytune.store.base",
     "lora_plus_groups": "manytune.methods.lora.plus",
+    "prepare_model_for_kbit_training": "manytune.methods.kbit",
+    "set_peft_model_state_dict": "manytune.methods.state_dicts",
 }
 
 

@@ -12,6 +12,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from tests.methods.lora.beside_peft import BY_NAME, CASES, Case, Net, quiet, run, scatter
 from tests.methods.tiny_models import LLAMA
 from torch import nn
@@ -29,9 +30,6 @@ from manytune import (
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-#: HF PEFT adds the whole embedding table to these; see the docs for how the two differ.
-TABLE_TOO = {"llama-embedding", "gpt2-embedding"}
-same_files = pytest.mark.parametrize("case", [c for c in CASES if c.name not in TABLE_TOO], ids=str)
 
 
 def as_sets(path: Path) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def as_sets(path: Path) -> dict[str, Any]:
     return {key: frozenset(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-@same_files
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_files_are_pefts_to_the_byte(case: Case, tmp_path: Path) -> None:
     for directory, model in zip(("mine", "theirs"), case.both(torch.float32), strict=True):
         scatter(model)
@@ -69,8 +67,8 @@ def test_what_peft_saved_loads_here_with_equal_outputs(case: Case, tmp_path: Pat
 def test_what_is_saved_here_loads_in_peft_and_here_with_equal_outputs(case: Case, tmp_path: Path) -> None:
     mine = case.attach(manytune, case.base())
     scatter(mine)
-    mine.save_pretrained(tmp_path)
     with quiet():
+        mine.save_pretrained(tmp_path)
         theirs = peft.PeftModel.from_pretrained(case.base(), tmp_path)
     torch.testing.assert_close(run(theirs), run(mine.eval()), rtol=1e-12, atol=1e-12)
     assert torch.equal(run(PeftModel.from_pretrained(case.base(), tmp_path)), run(mine))
@@ -423,16 +421,41 @@ def test_a_base_modules_own_lora_names_are_not_saved(tmp_path: Path) -> None:
     assert not [key for key in safetensors.torch.load_file(tmp_path / TENSORS) if "my_lora" in key]
 
 
-def test_the_card_keeps_what_is_there_and_names_the_base(tmp_path: Path) -> None:
-    base = LLAMA.build()
-    base.name_or_path = "someone/base"
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM"))
+def card_of(directory: Path) -> tuple[dict[str, Any], str]:
+    _, head, text = (directory / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def test_a_new_card_says_what_pefts_says_and_more_than_a_thousand_characters(tmp_path: Path) -> None:
+    for library in (manytune, peft):
+        base = LLAMA.build()
+        base.name_or_path = base.config._name_or_path = "someone/base"
+        with quiet():
+            model = library.get_peft_model(base, library.LoraConfig(task_type="CAUSAL_LM"))
+            model.save_pretrained(tmp_path / library.__name__)
+    mine, text = card_of(tmp_path / "manytune")
+    theirs, _ = card_of(tmp_path / "peft")
+    assert mine == theirs
+    assert len(text) > 1000
+
+
+def test_a_card_that_is_there_keeps_its_text_and_metadata(tmp_path: Path) -> None:
+    model = get_peft_model(LLAMA.build(), LoraConfig(task_type="CAUSAL_LM"))
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags:\n- mine\n---\nMy words.\n")
     model.save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nbase_model: someone/base\nlibrary_name: peft\ntags:\n")
-    assert "- base_model:adapter:someone/base\n- lora\n- transformers\n" in card
-    assert "pipeline_tag: text-generation" in card
-    assert len(card) > 1000
-    (tmp_path / "README.md").write_text("mine")
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    data, text = card_of(tmp_path)
+    assert text == "My words.\n"
+    assert data == {
+        "license": "mit",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "mine", "transformers"],
+    }
+
+
+def test_a_card_whose_metadata_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
+    model = get_peft_model(LLAMA.build(), LoraConfig())
+    (tmp_path / "README.md").write_text("---\n- a list\n---\nMy words.\n")
+    with pytest.raises(CheckpointError, match=r"README.md: expected metadata as YAML keys and values"):
+        model.save_pretrained(tmp_path)
+    assert "My words" in (tmp_path / "README.md").read_text()

@@ -9,6 +9,7 @@ from torch import nn
 from manytune.errors import PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import adapter_layers
+from manytune.methods.mixed import PeftMixedModel
 from manytune.methods.model import PeftModel
 from manytune.methods.registry import method_of
 from manytune.methods.task_models import class_for
@@ -18,6 +19,7 @@ def get_peft_model(
     model: nn.Module,
     peft_config: PeftConfig,
     adapter_name: str = "default",
+    mixed: bool = False,
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
     low_cpu_mem_usage: bool = False,
@@ -28,6 +30,7 @@ def get_peft_model(
         model: The base.
         peft_config: The method and its options, such as `LoraConfig(r=8)`.
         adapter_name: The adapter's name.
+        mixed: Give a `PeftMixedModel`, whatever the task.
         autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
         revision: The base's revision on a hub, to be stored with the adapter.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.
@@ -73,6 +76,5 @@ def get_peft_model(
             PeftWarning,
             stacklevel=2,
         )
-    return class_for(peft_config.task_type)(
-        model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage
-    )
+    kind = PeftMixedModel if mixed else class_for(peft_config.task_type)
+    return kind(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)

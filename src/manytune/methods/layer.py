@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -164,6 +165,15 @@ class AdapterLayer(nn.Module):
         for name in names:
             self.set_requires_grad(name, requires_grad=name in training)
         self._active_adapters = names
+
+    @contextmanager
+    def temporarily(self, adapter_names: list[str]) -> Iterator[None]:
+        """Use these adapters within the context; what trains stays as it is."""
+        former, self._active_adapters = self._active_adapters, adapter_names
+        try:
+            yield
+        finally:
+            self._active_adapters = former
 
     def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
         """Let one adapter's parameters train, or freeze them. Those that can't have gradients are left alone."""

@@ -15,7 +15,7 @@ from manytune.methods.base import Tuner
 from manytune.methods.checkpoint import LoadResult, read_tensors, set_state
 from manytune.methods.files import HUB_OPTIONS
 
-_LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cpu_mem_usage"}
+_LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cpu_mem_usage", "strict"}
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def load_into(tuner: Tuner, model_id: str | Path, adapter_name: str, **kwargs: A
         PeftWarning: The file lacks tensors that the adapter has.
 
     Raises:
-        CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
+        CheckpointError: A file is missing or damaged; a tensor in it fits nothing in the model; or, with `strict`,
+            it lacks tensors that the adapter has.
     """
     unknown = set(kwargs) - _LOAD_OPTIONS - set(HUB_OPTIONS)
     if unknown:
@@ -53,6 +54,11 @@ def load_into(tuner: Tuner, model_id: str | Path, adapter_name: str, **kwargs: A
         raise CheckpointError(
             f"{model_id}: {len(result.missing_keys)} tensors of the adapter are missing: "
             f"{_some(result.missing_keys)}. With low_cpu_mem_usage=True nothing else gives them values."
+        )
+    if result.missing_keys and kwargs.get("strict", False):
+        raise CheckpointError(
+            f"{model_id}: {len(result.missing_keys)} tensors of the adapter are missing: "
+            f"{_some(result.missing_keys)}. Used as it is, the adapter would be partly untrained. Save it again."
         )
     if result.missing_keys:
         warnings.warn(

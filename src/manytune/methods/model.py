@@ -1,27 +1,25 @@
-"""A model with adapters: the object that users hold."""
+"""A model with adapters and files: the object that users hold."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from torch import nn
 
-from manytune.errors import AdapterError, CheckpointError, ConfigError, PeftWarning
-from manytune.methods.accounting import accounting_line, count_parameters
-from manytune.methods.base import NotInLayersError, Tuner
-from manytune.methods.card import write_card
-from manytune.methods.checkpoint import LoadResult, get_state, write_adapter
+from manytune.errors import AdapterError
+from manytune.methods.adapted import AdaptedModel
+from manytune.methods.checkpoint import LoadResult
 from manytune.methods.config import PeftConfig
+from manytune.methods.kbit import let_inputs_require_grad
 from manytune.methods.loading import hub_options, load_into
-from manytune.methods.registry import method_of
-from manytune.methods.targets import TASK_HEADS
+from manytune.methods.saving import push_adapters, save_adapters
+from manytune.methods.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
 
 
-class PeftModel(nn.Module):
+class PeftModel(AdaptedModel):
     """A base model with one or more named adapters. Calls, generation and unknown attributes go to the base.
 
     Args:
@@ -45,167 +43,9 @@ class PeftModel(nn.Module):
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
     ) -> None:
-        super().__init__()
-        self.add_task_head(peft_config)
-        method = method_of(peft_config)
-        _name_base(peft_config, model)
-        tuner = method.tuner(
-            model,
-            peft_config,
-            adapter_name,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-        )
-        # The tuner isn't a child: it says itself which of its modules hang here, and so what parameters are called.
-        self.__dict__["tuner"] = tuner
-        for name, module in tuner.mounted().items():
-            self.add_module(name, module)
-
-    tuner: Tuner
-    base_model: nn.Module
-
-    # -- adapters
-
-    @property
-    def peft_config(self) -> dict[str, PeftConfig]:
-        """Each adapter's options, by its name."""
-        return self.tuner.peft_config
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The adapters in use; empty after the last was deleted."""
-        return self.tuner.active_adapters
-
-    @property
-    def active_adapter(self) -> str:
-        """The adapter in use; the first of several."""
-        names = self.tuner.active_adapters
-        if not names:
-            raise AdapterError("No adapter is in use. Add one, or choose one with set_adapter.")
-        return names[0]
-
-    @property
-    def active_peft_config(self) -> PeftConfig:
-        """Options of the adapter in use."""
-        return self.peft_config[self.active_adapter]
-
-    @property
-    def modules_to_save(self) -> set[str] | None:
-        """Names of the modules that any adapter trains in full."""
-        names = {n for c in self.peft_config.values() for n in getattr(c, "modules_to_save", None) or ()}
-        return names or None
-
-    def add_task_head(self, config: PeftConfig) -> None:
-        """A classifier's head is new for each task, so it trains in full."""
-        heads = TASK_HEADS.get(config.task_type or "")
-        if heads and hasattr(config, "modules_to_save"):
-            present = config.modules_to_save or []
-            config.modules_to_save = [*present, *(head for head in heads if head not in present)]
-
-    def add_adapter(
-        self,
-        adapter_name: str,
-        peft_config: PeftConfig,
-        low_cpu_mem_usage: bool = False,
-        autocast_adapter_dtype: bool = True,
-    ) -> None:
-        """Add an adapter of the same method. It isn't used and doesn't train until `set_adapter`.
-
-        Raises:
-            AdapterError: The name is taken.
-            ConfigError: The method differs from the first adapter's, or an option doesn't fit.
-        """
-        own = next(iter(self.peft_config.values()), None)
-        if own is not None and own.peft_type != peft_config.peft_type:
-            raise ConfigError(
-                f"Cannot combine adapters with different peft types. Found {own.peft_type} and {peft_config.peft_type}."
-            )
-        self.add_task_head(peft_config)
-        _name_base(peft_config, self.get_base_model())
-        self.tuner.add_adapter(
-            adapter_name,
-            peft_config,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-        )
-
-    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
-        """Use one adapter (or the sum of several), and train only it.
-
-        Raises:
-            AdapterError: There is no adapter of that name.
-        """
-        self.tuner.set_adapter(adapter_name, inference_mode)
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Let adapters train, or freeze them, whether in use or not.
-
-        Raises:
-            AdapterError: There is no adapter of that name.
-            TypeError: The method trains what is in use only, as soft prompts do.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        self.tuner.set_requires_grad(names, requires_grad=requires_grad)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter. If it was in use, the oldest remaining one takes its place.
-
-        Raises:
-            AdapterError: There is no adapter of that name, or it is merged.
-        """
-        self.tuner.delete_adapter(adapter_name)
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Within this context the model is exactly its base, merged or not."""
-        was_enabled = self.tuner.enabled
-        if was_enabled is None:
-            warnings.warn(
-                "The model contains some adapter layers that are enabled and others that are disabled. "
-                "All of them will be enabled after this context.",
-                PeftWarning,
-                stacklevel=3,
-            )
-        self.tuner.enable_adapters(enabled=False)
-        try:
-            yield
-        finally:
-            self.tuner.enable_adapters(enabled=was_enabled is not False)
-
-    # -- accounting
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """The number of parameters that train, and of all, the adapters' included."""
-        return count_parameters(self)
-
-    def print_trainable_parameters(self) -> None:
-        """Print the two counts and their ratio, on one line, as HF PEFT does."""
-        print(accounting_line(*self.get_nb_trainable_parameters()))
-
-    # -- running
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the base with the adapters in use."""
-        with self.tuner.applied(self.base_model):
-            return self.base_model(*args, **kwargs)
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's own generation, with the adapters in use."""
-        base: Any = self.get_base_model()
-        with self.tuner.applied(self.base_model):
-            return base.generate(*args, **kwargs)
-
-    def get_base_model(self) -> nn.Module:
-        """The user's model; its layers carry the adapters."""
-        return self.tuner.model
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "_modules" not in self.__dict__ or "base_model" not in self._modules:
-                raise
-            return getattr(self.base_model, name)
+        super().__init__(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        if getattr(model, "is_activation_checkpointing", False):
+            self.prepare_model_for_gradient_checkpointing(model)
 
     # -- files
 
@@ -214,6 +54,8 @@ class PeftModel(nn.Module):
         save_directory: str | Path,
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
+        save_embedding_layers: bool | Literal["auto"] = "auto",
+        path_initial_model_for_weight_conversion: str | Path | None = None,
     ) -> None:
         """Write adapters in HF PEFT's format.
 
@@ -223,29 +65,60 @@ class PeftModel(nn.Module):
             save_directory: Created if need be.
             safe_serialization: Must be True; pickle isn't written.
             selected_adapters: Which ones; all by default.
+            save_embedding_layers: Whether to save the base's input and output embeddings too; `"auto"` if the
+                adapter targets one of them.
+            path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
+                training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
 
         Raises:
             AdapterError: An adapter isn't loaded.
             CheckpointError: `safe_serialization` is False.
+            ConfigError: The adapter can't be converted.
         """
-        directory = Path(save_directory)
-        if directory.is_file():
-            raise CheckpointError(f"Provided path ({directory}) should be a directory, not a file.")
-        if not safe_serialization:
-            raise CheckpointError(
-                "safe_serialization=False would write a pickle; manytune writes safetensors only."
-            )
-        names = list(self.peft_config if selected_adapters is None else selected_adapters)
-        unknown = [name for name in names if name not in self.peft_config]
-        if unknown:
-            raise AdapterError(
-                f"Can't save {unknown}: not loaded. Loaded adapters: {list(self.peft_config)}."
-            )
-        for name in names:
-            config = self.peft_config[name]
-            target = directory if name == "default" else directory / name
-            write_adapter(target, config, get_state(self.tuner, name))
-        write_card(directory, self.get_base_model(), self.peft_config[names[0]])
+        save_adapters(
+            self,
+            save_directory,
+            safe_serialization=safe_serialization,
+            selected_adapters=selected_adapters,
+            save_embedding_layers=save_embedding_layers,
+            initial=path_initial_model_for_weight_conversion,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the adapters to a hub.
+
+        Args:
+            repo_id: Where to, such as `user/adapter`; created if need be.
+            commit_message: What the hub's history says.
+            private: Whether a new repository is private.
+            token: The hub's token; by default the one that was logged in with.
+            revision: The branch.
+            create_pr: Propose the upload rather than make it.
+            **kwargs: See `save_pretrained`.
+
+        Returns:
+            What the hub says about the commit.
+        """
+        return push_adapters(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            **kwargs,
+        )
 
     @classmethod
     def from_pretrained(
@@ -307,79 +180,50 @@ class PeftModel(nn.Module):
 
         Args:
             model_id: The adapter's directory, or its id on a hub.
-            adapter_name: A new name for it.
+            adapter_name: A name for it. An adapter of that name gets the saved weights, and keeps its options.
             is_trainable: Whether it will be trained further.
             autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
-            **kwargs: `ignore_mismatched_sizes`, `subfolder`, `torch_device`, `low_cpu_mem_usage`, and options
-                for a hub such as `revision`.
+            **kwargs: `ignore_mismatched_sizes`, `subfolder`, `torch_device`, `low_cpu_mem_usage`, options for a hub
+                such as `revision`, and `strict=True` to refuse a file that lacks tensors of the adapter.
 
         Raises:
-            AdapterError: The name is taken.
             CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
         """
-        config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
-        config.inference_mode = not is_trainable
-        lazily = kwargs.get("low_cpu_mem_usage", False)
-        self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
+        fresh = adapter_name not in self.peft_config
+        if fresh:
+            config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
+            config.inference_mode = not is_trainable
+            lazily = kwargs.get("low_cpu_mem_usage", False)
+            self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
         try:
             result = load_into(self.tuner, model_id, adapter_name, **kwargs)
         except BaseException:
-            self.tuner.delete_adapter(adapter_name)
+            if fresh:
+                self.tuner.delete_adapter(adapter_name)
             raise
         if self.training and not is_trainable:
             self.eval()
         return result
 
-    # -- merging
+    # -- state
 
-    def merge_adapter(
-        self,
-        adapter_names: Sequence[str] | None = None,
-        safe_merge: bool = False,
-        *,
-        low_memory: bool = False,
-    ) -> None:
-        """Write adapters into the base's weights, so that inference costs nothing extra.
+    def get_layer_status(self) -> list[LayerStatus]:
+        """The state of each layer with adapters; see `status.py`."""
+        return get_layer_status(self)
 
-        `unmerge_adapter` restores the base bit for bit. `low_memory=True` keeps no copy for that; a warning
-        then states how far the base will be off after unmerging.
+    def get_model_status(self) -> ModelStatus:
+        """The state of all layers with adapters, in one."""
+        return get_model_status(self)
 
-        Raises:
-            AdapterError: An adapter isn't loaded; or, with `safe_merge`, the weights would not be finite.
-        """
-        self.tuner.merge_adapter(adapter_names, safe_merge, low_memory=low_memory)
+    # -- training
 
-    def unmerge_adapter(self) -> None:
-        """Take every merged adapter out of the base's weights again."""
-        self.tuner.unmerge_adapter()
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass rather than keep them; arguments as the base takes them."""
+        base: Any = self.get_base_model()
+        base.gradient_checkpointing_enable(*args, **kwargs)
+        self.prepare_model_for_gradient_checkpointing(base)
 
-    def _need_layers(self, what: str) -> None:
-        if not self.tuner.in_layers:
-            raise NotInLayersError(
-                f"{what}: a soft prompt ({self.active_peft_config.peft_type}) isn't in the base's layers, so there is "
-                "nothing to merge or take out. get_base_model() is the base."
-            )
-
-    def unload(self) -> nn.Module:
-        """Detach without a trace, and give back the base."""
-        self._need_layers("unload")
-        return self.tuner.unload()
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: Sequence[str] | None = None,
-    ) -> nn.Module:
-        """Write adapters into the weights for good, and give back the plain model."""
-        self._need_layers("merge_and_unload")
-        return self.tuner.merge_and_unload(progressbar, safe_merge, adapter_names)
-
-
-def _name_base(config: PeftConfig, base: nn.Module) -> None:
-    """Note which base a configuration belongs to."""
-    if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = base.__dict__.get("name_or_path") or None
-    if config.task_type is None:
-        kind = type(base)
-        config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> nn.Module:
+        """Let gradients reach a model's layers, which reentrant checkpointing needs; gives back the model."""
+        let_inputs_require_grad(model)
+        return model

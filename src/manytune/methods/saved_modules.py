@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -93,6 +94,16 @@ class ModulesToSaveWrapper(nn.Module):
         self._trains = bool(mine) and not inference_mode
         if self._trains and not self._disable_adapters:
             self.set_requires_grad(mine[0])
+
+    @contextmanager
+    def temporarily(self, adapter_names: list[str]) -> Iterator[None]:
+        """Use the copy of the one of these adapters that has one; what trains stays as it is."""
+        former = self._active_adapter
+        self._active_adapter = next((name for name in adapter_names if name in self.modules_to_save), None)
+        try:
+            yield
+        finally:
+            self._active_adapter = former
 
     def set_requires_grad(self, adapter_name: str, *, requires_grad: bool = True) -> None:
         """Let one adapter's copy train, or freeze it."""

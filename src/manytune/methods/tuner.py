@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.base import Tuner, fill_state
 from manytune.methods.config import PeftConfig
+from manytune.methods.embeddings import base_tables
 from manytune.methods.layer import AdapterLayer, MergeError, warn_of_merge_error
 from manytune.methods.saved_modules import ModulesToSaveWrapper
 from manytune.methods.targets import base_of, candidates, matches, warn_of_unsaved
@@ -230,21 +231,16 @@ class LayerTuner(Tuner):
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:
         """See `Tuner.load_state`."""
+        mine = self.state(adapter_name)
+        # HF PEFT saves embedding tables of the base along with the adapter.
+        tables = base_tables(self.model) if tensors.keys() - mine.keys() else {}
         return fill_state(
             adapter_name,
-            {**self._base_embeddings(), **self.state(adapter_name)},
+            {**tables, **mine},
             tensors,
-            optional=self._base_embeddings().keys(),
+            optional=tables.keys(),
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
-
-    def _base_embeddings(self) -> dict[str, Tensor]:
-        # HF PEFT saves a targeted embedding's own table along with the adapter.
-        return {
-            f"{path}.base_layer.weight": layer.weight
-            for path, layer in self._layers.items()
-            if isinstance(layer.base_layer, nn.Embedding)
-        }
 
     # -- merging
 

@@ -7,7 +7,8 @@ detaching. W is kept aside, so going back is bit-exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ class ShiftedLayer(LoraLayer):
         """See `AdapterLayer.set_adapter`."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         self._place()
+
+    @contextmanager
+    def temporarily(self, adapter_names: list[str]) -> Iterator[None]:
+        """See `AdapterLayer.temporarily`."""
+        try:
+            with super().temporarily(adapter_names):
+                self._place()
+                yield
+        finally:
+            self._place()
 
     def enable_adapters(self, enabled: bool) -> None:
         """See `AdapterLayer.enable_adapters`."""
