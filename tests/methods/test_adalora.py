@@ -34,6 +34,21 @@ class Net(nn.Module):
         return result
 
 
+class Images(nn.Module):
+    """Convolutions that differ in what a convolution can be, on the same input as `Net`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(2, 5, 3, padding=1)
+        self.second = nn.Conv2d(5, 6, 2, stride=2, dilation=2, padding=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = 0.1 * x.view(-1, 2, 2, 2).repeat(1, 1, 3, 3)
+        result: Tensor = self.second(torch.tanh(self.first(image)))
+        return result
+
+
 LAYERS = ["lin", "c1", "last"]
 SCHEDULE: dict[str, Any] = {
     "init_r": 4,
@@ -106,13 +121,14 @@ def test_the_usual_modules_are_pefts(family: Family) -> None:
     assert trained(mine).keys() == trained(oracle).keys()
 
 
-def test_a_seed_gives_the_same_start_as_in_peft() -> None:
+@pytest.mark.parametrize(("build", "names"), [(Net, LAYERS), (Images, ["first", "second"])])
+def test_a_seed_gives_the_same_start_as_in_peft(build: type[nn.Module], names: list[str]) -> None:
     for init in (True, False):
-        config = {"init_lora_weights": init, **NET}
-        base = Net()
+        config = {**NET, "init_lora_weights": init, "target_modules": names}
+        base = build()
         torch.manual_seed(4)
         mine = trained(get_peft_model(base, AdaLoraConfig(**config)))
-        other = Net()
+        other = build()
         torch.manual_seed(4)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,6 +148,30 @@ def test_ranks_are_shared_out_as_in_peft_at_every_step(schedule: dict[str, Any])
         torch.testing.assert_close(own[0], theirs[0], rtol=1e-9, atol=1e-10)
     final = mine.peft_config["default"]
     assert sum(map(sum, final.rank_pattern.values())) == final.target_r * len(LAYERS)
+
+
+def test_convolutions_agree_with_peft_at_every_step_and_merge() -> None:
+    mine, oracle = both(Images, {**NET, "target_modules": ["first", "second"]})
+    for own, theirs in zip(train(mine, 14), train(oracle, 14), strict=True):
+        assert own[1] == theirs[1]
+        torch.testing.assert_close(own[0], theirs[0], rtol=1e-9, atol=1e-10)
+    expected = mine(batch(99)).detach()
+    torch.testing.assert_close(mine.merge_and_unload()(batch(99)), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_convolution_that_keeps_nothing_is_the_bases() -> None:
+    pattern = {"first.lora_E": [False] * 4}
+    options = {**NET, "target_modules": ["first", "second"], "rank_pattern": pattern}
+    model = get_peft_model(Images().double(), AdaLoraConfig(**options))
+    assert model.base_model.model.first.r["default"] == 0
+    torch.testing.assert_close(model(batch(1)), Images().double()(batch(1)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_convolution_with_groups_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reaches across the groups"):
+        get_peft_model(
+            nn.Sequential(nn.Conv2d(4, 4, 1, groups=2)), AdaLoraConfig(target_modules=["0"], total_step=3)
+        )
 
 
 def test_nothing_is_cut_when_the_target_is_the_initial_rank() -> None:

@@ -1,4 +1,4 @@
-"""AdaLoRA beside a linear layer."""
+"""AdaLoRA beside a linear layer, and beside a convolution."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SVDLinear(AdapterLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self._transposed = isinstance(base_layer, Conv1D)
-        self.in_features, self.out_features = sizes(base_layer)
+        self.in_features, self.out_features = widths(base_layer)
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -93,11 +93,15 @@ class SVDLinear(AdapterLayer):
         return self.scaling[adapter_name] / (self.ranknum[adapter_name] + 1e-5)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """ΔW = s · B diag(E) A: (out, in), or (in, out) for `Conv1D`."""
+        """ΔW = s · B diag(E) A, in the shape of the base layer's weight."""
         parts = self.tensors(adapter_name)
         wide = torch.promote_types(parts["lora_A"].dtype, torch.float32)
         a, e, b = (parts[name].to(wide) for name in ("lora_A", "lora_E", "lora_B"))
         delta: Tensor = b @ (a * e) * self._factor(adapter_name)
+        return self.as_weight(delta)
+
+    def as_weight(self, delta: Tensor) -> Tensor:
+        """ΔW (out, in) in the shape of the base layer's weight."""
         return delta.t() if self._transposed else delta
 
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
@@ -108,24 +112,66 @@ class SVDLinear(AdapterLayer):
             total += self.get_delta_weight(name)
         return {"weight": total.to(weight.dtype)}
 
+    def low(self, x: Tensor, a: Tensor) -> Tensor:
+        """diag(E) A x: (..., r)."""
+        return x @ a.t()
+
+    def high(self, low: Tensor, b: Tensor) -> Tensor:
+        """B on what `low` gives: (..., out)."""
+        return low @ b.t()
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer with its active adapters; exactly the base layer if there are none.
 
         Args:
-            x: (..., in).
+            x: The base layer's input.
             *args: Passed to the base layer.
             **kwargs: Passed to the base layer.
 
         Returns:
-            (..., out), in the base layer's dtype.
+            What the base layer returns, in its dtype.
         """
         result: Tensor = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         for name in self.live_adapters():
             a, e, b = self.lora_A[name], self.lora_E[name], self.lora_B[name]
-            low = self.lora_dropout[name](x.to(a.dtype)) @ (a * e).t()  # (..., r)
-            result = result + low @ b.t() * self._factor(name)
+            low = self.low(self.lora_dropout[name](x.to(a.dtype)), a * e)
+            result = result + self.high(low, b) * self._factor(name)
         return result.to(dtype)
+
+
+class SVDConv2d(SVDLinear):
+    """The same beside `torch.nn.Conv2d`: A (r, in · k · k) is a convolution to r channels, B (out, r) adds them up.
+
+    Args:
+        base_layer: A convolution without groups.
+    """
+
+    base_layer: nn.Conv2d
+
+    def as_weight(self, delta: Tensor) -> Tensor:
+        """ΔW, (out, in, k, k)."""
+        return delta.view(self.base_layer.weight.shape)
+
+    def low(self, x: Tensor, a: Tensor) -> Tensor:
+        """diag(E) A * x: (batch, r, height, width)."""
+        base = self.base_layer
+        # A layer may have lost all of its rank, and a convolution to no channels is an error.
+        if not len(a):
+            return x.new_zeros(())
+        result: Tensor = base._conv_forward(x, a.view(len(a), *base.weight.shape[1:]), None)
+        return result
+
+    def high(self, low: Tensor, b: Tensor) -> Tensor:
+        """B on what `low` gives: (batch, out, height, width)."""
+        return nn.functional.conv2d(low, b[:, :, None, None]) if b.shape[1] else low
+
+
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """Columns of A and rows of B beside a layer."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight[0].numel(), layer.out_channels
+    return sizes(layer)
 
 
 def cut(container: str, tensor: Tensor, kept: Sequence[bool]) -> Tensor:

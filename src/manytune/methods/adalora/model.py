@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.adalora.allocator import RankAllocator, Triplets, budget_at
 from manytune.methods.adalora.config import AdaLoraConfig
-from manytune.methods.adalora.layer import SVDLinear, cut
+from manytune.methods.adalora.layer import SVDConv2d, SVDLinear, cut
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.model import LoraModel
@@ -65,9 +65,16 @@ class AdaLoraModel(LoraModel):
         """See `LayerTuner.wrap`."""
         if isinstance(module, (nn.Linear, Conv1D)):
             return SVDLinear(module)
+        if isinstance(module, nn.Conv2d):
+            if module.groups > 1:
+                raise ConfigError(
+                    f"Target module {path}: AdaLoRA's update reaches across the groups of a Conv2d with "
+                    f"groups={module.groups}. Leave the layer out of target_modules."
+                )
+            return SVDConv2d(module)
         raise ConfigError(
             f"Target module {path} ({type(module).__name__}) is not supported. AdaLoRA goes beside torch.nn.Linear and "
-            "transformers' Conv1D. Name layers of these kinds in target_modules."
+            "Conv2d, and transformers' Conv1D. Name layers of these kinds in target_modules."
         )
 
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
