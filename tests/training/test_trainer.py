@@ -13,7 +13,6 @@ from tests.training.tiny_run import lora, sequences, weights_hash
 from transformers import Trainer
 
 from manytune.data.encode import Encoded
-from manytune.data.encode import Encoded
 from manytune.errors import RunError
 from manytune.training import train as train_module
 from manytune.training.batches.grouping import plan_batches
@@ -148,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rows() -> No
 
     def break_it(report: StepReport | ValidationReport) -> None:
         if report.step == 2:
-            next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+            [p for p in model.parameters() if p.requires_grad][-1].data.fill_(math.nan)
 
     order = np.random.default_rng([0, 1]).permutation(6)[:3]
     expected = ", ".join(f"rows.jsonl:{rows[i].row}" for i in order)
@@ -204,15 +203,28 @@ def test_tensorboard_without_its_package_is_an_error(tmp_path: Path, monkeypatch
         )
 
 
-def test_a_layout_that_would_not_be_exact_on_the_model_is_refused() -> None:
-    model = lora()
-    for module in model.modules():
+@pytest.mark.parametrize("asked", ["padding-free", "shared-prefix"])
+def test_a_model_that_a_layout_does_not_suit_trains_padded_and_the_run_says_why(asked: str) -> None:
+    models = [lora(), lora()]
+    for module in models[0].modules():
         if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.1
-    with pytest.raises(
-        RunError, match=r'training\.batching \'padding-free\' wouldn\'t be exact.*Use "padded"'
-    ):
-        train_model(model, sequences(3), [], settings(batching="padding-free"), pad_id=0)
+            module.attention_dropout = 1e-12  # dropout that drops nothing, so that the losses can be compared
+    lines: list[str] = []
+    rows = sequences(6)
+    fallen_back = train_model(models[0], rows, [], settings(batching=asked), pad_id=0, notify=lines.append)
+    padded = train_model(models[1], rows, [], settings(batching="padded"), pad_id=0, notify=lines.append)
+    assert (fallen_back.layout.asked, fallen_back.layout.used) == (asked, "padded")
+    assert lines == [
+        f"batches are padded, since {asked} wouldn't be exact on this model: {fallen_back.layout.reason}"
+    ]
+    assert "attention_dropout = 1e-12" in (fallen_back.layout.reason or "")
+    assert padded.layout.reason is None
+    assert fallen_back.step_reports[0].loss == pytest.approx(padded.step_reports[0].loss, rel=1e-5)
+
+
+def test_prompts_are_shared_unless_the_recipe_says_otherwise() -> None:
+    result = train_model(lora(), sequences(3), [], settings(max_steps=2), pad_id=0)
+    assert (result.layout.used, result.layout.reason) == ("shared-prefix", None)
 
 
 @pytest.mark.parametrize(

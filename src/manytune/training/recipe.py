@@ -67,8 +67,9 @@ class TrainingRecipe(Section):
     """AdamW's weight decay; not applied to biases and norms."""
     max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
-    batching: str = "padded"
-    """How rows are laid out for the model; every layout gives the same loss and gradients."""
+    batching: str = "shared-prefix"
+    """How rows are laid out for the model: `shared-prefix`, `padding-free` or `padded`, all with the same loss and
+    gradients. A model that a layout doesn't suit trains with `padded`, and the run says so."""
     group_prefixes: bool = False
     """Put rows that begin alike, such as several questions on one document, into the same batch; with
     `shared-prefix` batches the beginning is computed once."""

@@ -11,7 +11,6 @@ tensorboard/       event files, if the recipe asks for them
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -21,8 +20,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -36,13 +34,13 @@ from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, held
 from manytune.training.dataset import TokenSplits, content_hash, encode_splits, read_splits
-from manytune.training.progress import Report, StepReport
+from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, latest_checkpoint
+from manytune.training.run_log import LOG_NAME, RunLog
 from manytune.training.train import TrainingResult, train_model
 
 RECIPE_NAME = "recipe.yaml"
-_LOG_NAME = "log.jsonl"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
 
 
@@ -94,6 +92,7 @@ class TrainedRun:
             "peak_memory": training.peak_memory,
             "trainable_parameters": training.trainable_parameters,
             "all_parameters": training.all_parameters,
+            "batching": asdict(training.layout),
             "train_rows": self.train_rows,
             "validation_rows": self.validation_rows,
             "truncated": self.truncated,
@@ -165,7 +164,7 @@ def _train(
     # The adapter's first weights come from the seed, as everything random after them does.
     set_seed(recipe.training.seed)
     model = get_peft_model(base.model, recipe.method.peft_config())
-    with _Log(directory / _LOG_NAME, after=checkpoint.position.step if checkpoint else None) as log:
+    with RunLog(directory / LOG_NAME, after=checkpoint.position.step if checkpoint else None) as log:
 
         def record(event: Report) -> None:
             log.write(event)
@@ -180,6 +179,7 @@ def _train(
             pad_id=_pad_id(base),
             mixture=data.mixture,
             report=record,
+            notify=say,
             checkpoint_directory=checkpoints,
             resume_from=checkpoint,
             identity=identity,
@@ -353,45 +353,3 @@ def _processor() -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-class _Log:
-    """`log.jsonl`: a line is on its way to the disk before the next step begins.
-
-    Args:
-        path: The file.
-        after: Keep what it says up to this step, and continue there; None begins a new file.
-    """
-
-    def __init__(self, path: Path, *, after: int | None) -> None:
-        kept = _lines_up_to(path, after) if after is not None else []
-        atomic_write(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def write(self, event: Report) -> None:
-        """Append one report."""
-        entry = dataclasses.asdict(event)
-        if isinstance(event, StepReport):
-            entry["tokens_per_second"] = event.tokens_per_second
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    """The log's lines up to a step; later ones will be written again, and the last may be half a line."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
-        except ValueError:
-            continue
-    return kept
