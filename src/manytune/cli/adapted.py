@@ -183,7 +183,7 @@ def attached(base: Base, chosen: Chosen | None) -> Iterator[Any]:
     config = PeftConfig.from_pretrained(chosen.stored.path)
     if isinstance(config, FullConfig):
         config.keep_base = True  # training in place needs no way back, answering in turn does
-    model = PeftModel.from_pretrained(base.model, chosen.stored.path, config=config)
+    model = PeftModel.from_pretrained(base.model, chosen.stored.path, config=config, strict=True)
     try:
         yield model
     finally:

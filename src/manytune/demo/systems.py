@@ -48,7 +48,7 @@ def load_systems(lora: TrainedRun, full: TrainedRun, *, device: str) -> dict[str
 def _load(trained: TrainedRun, device: str) -> tuple[PeftModel, Any]:
     base = load_base(BASE, device=device)
     open_adapter(trained.adapter, base=base)
-    return PeftModel.from_pretrained(base.model, trained.adapter), base.tokenizer
+    return PeftModel.from_pretrained(base.model, trained.adapter, strict=True), base.tokenizer
 
 
 def _respond(entered: Callable[[], Any], tokenizer: Any) -> Respond:
