@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path, 2)
     state = checkpoints_in(tmp_path)[-1] / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
-    with pytest.raises(RunError, match="has format 99 and this manytune reads 1"):
+    with pytest.raises(RunError, match="has format 99 and this manytune reads 2"):
         latest_checkpoint(tmp_path)
 
 

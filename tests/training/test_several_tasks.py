@@ -15,10 +15,10 @@ from manytune.errors import DataError, TemplateError
 from manytune.store.adapters import open_adapter
 from manytune.training.data_recipe import DataRecipe
 from manytune.training.dataset import read_splits
+from manytune.training.orders import GroupedOrder, MixedOrder
 from manytune.training.progress import Report, StepReport
 from manytune.training.recipe import Recipe, recipe_from
 from manytune.training.run import run
-from manytune.training.trainer import GroupedOrder, MixedOrder
 
 TEMPLATES = """
 templates:

@@ -16,10 +16,10 @@ from manytune.data.encode import Encoded
 from manytune.errors import RunError
 from manytune.training import train as train_module
 from manytune.training.batches.grouping import plan_batches
+from manytune.training.orders import GroupedOrder, SeededOrder
 from manytune.training.progress import StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.train import train_model
-from manytune.training.trainer import GroupedOrder, SeededOrder
 
 
 def settings(**changes: Any) -> TrainingRecipe:

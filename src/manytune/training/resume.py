@@ -32,10 +32,11 @@ from transformers import TrainerState
 
 from manytune.errors import RunError
 from manytune.store.files import atomic_directory, clean_leftovers
+from manytune.training.tally import Tally
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")
-_FORMAT = 1
+_FORMAT = 2
 _SEPARATOR = "/"  # never part of a parameter's name
 
 
@@ -45,13 +46,13 @@ class Position:
 
     Attributes:
         step: Optimizer steps done.
-        tokens: Input tokens read so far.
+        tally: What was computed so far.
         step_seconds: Time spent in training steps so far.
         seconds: Time spent in all so far.
     """
 
     step: int
-    tokens: int
+    tally: Tally
     step_seconds: float
     seconds: float
 
@@ -208,7 +209,9 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
             f"{path}: the checkpoint has format {state.get('format')!r} and this manytune reads {_FORMAT}. "
             "Continue with the release that wrote it, or train anew with --overwrite."
         )
-    return Checkpoint(path, Position(**state["position"]), state["identity"], state)
+    position = state["position"]
+    position = Position(**{**position, "tally": Tally.from_dict(position["tally"])})
+    return Checkpoint(path, position, state["identity"], state)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

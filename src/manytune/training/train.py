@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.errors import RunError
 from manytune.training.allocation import rank_allocation
-from manytune.training.batches import builder, packed_attention
+from manytune.training.background import BackgroundBuilder
+from manytune.training.batches import builder, packed_attention, seq2seq
+from manytune.training.batches.batch import base_model
 from manytune.training.layout_choice import EVERY_MODEL, LayoutChoice, choose_layout
 from manytune.training.loss import mean_loss
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import Checkpoint
+from manytune.training.tally import Tally
 from manytune.training.trainer import AdapterTrainer
 
 
@@ -36,7 +40,7 @@ class TrainingResult:
 
     Attributes:
         steps: Optimizer steps done in all.
-        tokens: Input tokens read in all, pad tokens not counted.
+        tally: What was computed in all.
         step_seconds: Time spent in training steps.
         seconds: Time in all: steps, validation and checkpoints; interruptions not counted.
         peak_memory: The most memory in use at once, in bytes: of the GPU if one was used, else of the
@@ -49,7 +53,7 @@ class TrainingResult:
     """
 
     steps: int
-    tokens: int
+    tally: Tally
     step_seconds: float
     seconds: float
     peak_memory: int
@@ -58,6 +62,11 @@ class TrainingResult:
     layout: LayoutChoice
     step_reports: tuple[StepReport, ...]
     validation_reports: tuple[ValidationReport, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens read in all, pad tokens not counted."""
+        return self.tally.counts.tokens_in
 
     @property
     def tokens_per_second(self) -> float:
@@ -97,8 +106,8 @@ def train_model(
     """Train the parameters that require a gradient, in place.
 
     Args:
-        model: A causal language model with a method attached, on any device; it ends in evaluation mode on
-            the device that `settings.device` names.
+        model: A causal language model or an encoder-decoder with a method attached, on any device; it ends in
+            evaluation mode on the device that `settings.device` names.
         train: The sequences to learn from.
         validation: The sequences to measure the loss on, before training, while it goes on and at its end;
             may be empty.
@@ -127,7 +136,8 @@ def train_model(
     layout = choose_layout(model, settings.batching)
     if layout.note is not None and notify is not None:
         notify(layout.note)
-    build = builder(layout.used)
+    is_encoder_decoder = base_model(model).config.is_encoder_decoder
+    build = seq2seq.builder_for(model) if is_encoder_decoder else builder(layout.used)
     rows = mixture.rows_per_epoch if mixture else len(train)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     steps_reported: list[StepReport] = []
@@ -142,7 +152,8 @@ def train_model(
         torch.cuda.reset_peak_memory_stats()
     config: Any = model.config
     packed = contextlib.nullcontext() if layout.used == EVERY_MODEL else packed_attention(model)
-    with tempfile.TemporaryDirectory() as scratch, packed:
+    background = BackgroundBuilder(partial(build, pad_id=pad_id))
+    with tempfile.TemporaryDirectory() as scratch, packed, background:
         trainer = AdapterTrainer(
             model,
             _arguments(
@@ -157,6 +168,7 @@ def train_model(
             train=train,
             validation=validation,
             build=build,
+            background=background,
             group_prefixes=settings.group_prefixes,
             mixture=mixture,
             pad_id=pad_id,
@@ -185,7 +197,7 @@ def train_model(
     _check_changed(trainable, before, settings)
     return TrainingResult(
         steps=total_steps,
-        tokens=trainer.clock.tokens,
+        tally=trainer.clock.tally,
         step_seconds=trainer.clock.step_seconds,
         seconds=trainer.clock.seconds,
         peak_memory=peak_memory(),

@@ -10,24 +10,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.errors import RunError
-from manytune.training.batches import Batch, Builder
-from manytune.training.batches.grouping import plan_batches
+from manytune.training.background import BackgroundBuilder, PendingBatch
+from manytune.training.batches import Builder
 from manytune.training.loss import loss_sum, mean_loss
+from manytune.training.orders import order_of
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.resume import Checkpoint, Position, save_checkpoint
+from manytune.training.tally import Tally
 
 
 class Rows(Dataset[Encoded]):
@@ -43,78 +43,6 @@ class Rows(Dataset[Encoded]):
         return self.sequences[index]
 
 
-class SeededOrder(Sampler[int]):
-    """A permutation of the rows that the seed and the epoch alone decide, so any epoch can be re-entered."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; the training loop calls it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist())
-
-
-class MixedOrder(SeededOrder):
-    """The rows that an epoch of a mixture of tasks holds, in an order that the seed and the epoch decide."""
-
-    def __init__(self, mixture: Mixture, seed: int) -> None:
-        super().__init__(mixture.rows_per_epoch, seed)
-        self._mixture = mixture
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._mixture.epoch(self.seed, self.epoch))
-
-
-class GroupedOrder(SeededOrder):
-    """An order that puts rows with long common prefixes into the same batch; the batches come at random.
-
-    Args:
-        sequences: The rows.
-        batch_size: Rows of a batch. An epoch's smaller batch, if there is one, comes last.
-        seed: Decides the order, with the epoch.
-        mixture: Decides which rows an epoch holds; None for all.
-    """
-
-    def __init__(
-        self, sequences: Sequence[Encoded], *, batch_size: int, seed: int, mixture: Mixture | None = None
-    ) -> None:
-        super().__init__(mixture.rows_per_epoch if mixture else len(sequences), seed)
-        self._sequences = sequences
-        self._batch_size = batch_size
-        self._mixture = mixture
-
-    def __iter__(self) -> Iterator[int]:
-        rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._sequences))
-        batches = plan_batches(
-            [self._sequences[row] for row in rows],
-            seed=self.seed,
-            epoch=self.epoch,
-            batch_size=self._batch_size,
-            group_prefixes=True,
-        )
-        return iter([rows[place] for batch in sorted(batches, key=len, reverse=True) for place in batch])
-
-
-@dataclass(frozen=True)
-class RowsBatch:
-    """A batch and the rows that it was made of, for error messages."""
-
-    batch: Batch
-    rows: tuple[str, ...]
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RowsBatch:
-        """The same batch on another device."""
-        return RowsBatch(self.batch.to(device, non_blocking=non_blocking), self.rows)
-
-
 class AdapterTrainer(Trainer):
     """Trains the parameters that require a gradient.
 
@@ -124,6 +52,7 @@ class AdapterTrainer(Trainer):
         train: The sequences to learn from.
         validation: The sequences to measure the loss on; may be empty.
         build: The batch layout.
+        background: Builds the batches that are trained on.
         group_prefixes: Whether rows that begin alike go into the same batch.
         mixture: Which rows an epoch holds; None for all.
         pad_id: Any valid token id.
@@ -144,6 +73,7 @@ class AdapterTrainer(Trainer):
         train: Sequence[Encoded],
         validation: Sequence[Encoded],
         build: Builder,
+        background: BackgroundBuilder,
         group_prefixes: bool,
         mixture: Mixture | None,
         pad_id: int,
@@ -155,6 +85,7 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self._module = model
         self._build = build
+        self._background = background
         self._group_prefixes = group_prefixes
         self._mixture = mixture
         self._pad_id = pad_id
@@ -176,18 +107,21 @@ class AdapterTrainer(Trainer):
     # Data
     # ------------------------------------------------------------------------------------------------------
 
-    def _collate(self, sequences: Sequence[Encoded]) -> dict[str, RowsBatch]:
-        rows = tuple(f"{sequence.source}:{sequence.row}" for sequence in sequences)
-        return {"batch": RowsBatch(self._build(sequences, pad_id=self._pad_id), rows)}
+    def _collate(self, sequences: Sequence[Encoded]) -> dict[str, PendingBatch]:
+        # The loader asks for one batch more than the loop has got, so that it is built while the model computes.
+        return {"batch": self._background(sequences)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows in the order that the seed decides; the last batch of an epoch may be smaller."""
         assert isinstance(self.train_dataset, Rows)
-        rows, batch_size, seed = self.train_dataset.sequences, self.args.train_batch_size, self.args.seed
-        mixture = self._mixture
-        order = SeededOrder(len(rows), seed) if mixture is None else MixedOrder(mixture, seed)
-        if self._group_prefixes:
-            order = GroupedOrder(rows, batch_size=batch_size, seed=seed, mixture=mixture)
+        batch_size = self.args.train_batch_size
+        order = order_of(
+            self.train_dataset.sequences,
+            batch_size=batch_size,
+            seed=self.args.seed,
+            group_prefixes=self._group_prefixes,
+            mixture=self._mixture,
+        )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_size=batch_size,
@@ -204,7 +138,7 @@ class AdapterTrainer(Trainer):
         """One accumulation window's batches, and the number of target tokens in them."""
         window, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window_rows = [row for inputs in window for row in inputs["batch"].rows]
-        return window, sum(inputs["batch"].batch.targets for inputs in window)
+        return window, sum(inputs["batch"].targets for inputs in window)
 
     # Loss
     # ------------------------------------------------------------------------------------------------------
@@ -222,12 +156,13 @@ class AdapterTrainer(Trainer):
             RunError: The loss isn't finite; names the step and the rows.
         """
         assert not return_outputs, "evaluation doesn't go through here"
-        packed: RowsBatch = inputs["batch"]
-        loss: Tensor = loss_sum(model, packed.batch) / num_items_in_batch
+        pending: PendingBatch = inputs["batch"]
+        batch = pending.get()
+        loss: Tensor = loss_sum(model, batch) / num_items_in_batch
         if not math.isfinite(value := loss.item()):
             step = self.state.global_step + 1
-            raise RunError(self._not_finite(step, f"the loss is {value}", packed.rows))
-        self.clock.tokens += packed.batch.tokens_in
+            raise RunError(self._not_finite(step, f"the loss is {value}", pending.rows))
+        self.clock.tally += Tally.of(batch)
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -299,7 +234,7 @@ class _Clock:
     """Tokens and seconds since the run began, added up over interruptions."""
 
     def __init__(self, position: Position | None) -> None:
-        self.tokens = position.tokens if position else 0
+        self.tally = position.tally if position else Tally()
         self.step_seconds = position.step_seconds if position else 0.0
         self._earlier = position.seconds if position else 0.0
         self._started = time.perf_counter()
@@ -316,7 +251,7 @@ class _Clock:
         self.step_seconds += time.perf_counter() - self._step_started
 
     def position(self, step: int) -> Position:
-        return Position(step, self.tokens, self.step_seconds, self.seconds)
+        return Position(step, self.tally, self.step_seconds, self.seconds)
 
 
 class _Reporter(TrainerCallback):
@@ -358,7 +293,7 @@ class _Reporter(TrainerCallback):
                     loss=logs["loss"],
                     learning_rate=logs["learning_rate"],
                     grad_norm=logs["grad_norm"],
-                    tokens=clock.tokens,
+                    tokens=clock.tally.counts.tokens_in,
                     step_seconds=clock.step_seconds,
                     seconds=clock.seconds,
                 )

@@ -1,0 +1,96 @@
+"""The arithmetic that a training step can't do without. Nothing is measured here.
+
+With W weights in the layers' matrices, H in the head, A the width of attention summed over the layers, T tokens
+computed (pad tokens not counted), R tokens that predict a target and P pairs of a token and one that it sees:
+
+    forward     2 W T + 2 H R + 4 A P       matrices; head; scores and weighted values
+    backward    as much for gradients of inputs, twice for attention's, and
+                2 W' T + 2 H' R             for the weights W' and H' that are trained
+
+An adapter's matrices count among W and W'. Not counted are norms, activations, the optimizer, and what is computed
+twice with gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from manytune.training.batches.batch import base_model
+from manytune.training.tally import Tally
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the arithmetic of a model depends on.
+
+    Attributes:
+        layer_weights: W.
+        head_weights: H.
+        attention_width: A: heads times the size of a head, summed over the layers.
+        trained_layer_weights: W'.
+        trained_head_weights: H'.
+    """
+
+    layer_weights: int
+    head_weights: int
+    attention_width: int
+    trained_layer_weights: int
+    trained_head_weights: int
+
+    @staticmethod
+    def of(model: nn.Module) -> ModelSize | None:
+        """Look at a causal language model with its method attached.
+
+        Returns:
+            None if the formula doesn't hold: the model has an encoder, or weights that aren't matrices, such as a
+            mixture of experts'.
+        """
+        base: Any = base_model(model)
+        config = base.config
+        if config.is_encoder_decoder or any(parameter.ndim > 2 for parameter in model.parameters()):
+            return None
+        sizes = {True: [0, 0], False: [0, 0]}  # of the head or not: all, trained
+        head = base.get_output_embeddings()
+        inside_head = set() if head is None else set(head.modules())
+        for module in matrices(model):
+            weight = module.weight
+            sizes[module in inside_head][0] += weight.numel()
+            sizes[module in inside_head][1] += weight.numel() if weight.requires_grad else 0
+        heads = config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return ModelSize(
+            sizes[False][0],
+            sizes[True][0],
+            heads * head_size * config.num_hidden_layers,
+            sizes[False][1],
+            sizes[True][1],
+        )
+
+    def forward(self, tally: Tally) -> int:
+        """Operations of the forward pass."""
+        layers = 2 * self.layer_weights * _tokens(tally)
+        return layers + 2 * self.head_weights * tally.logit_rows + 4 * self.attention_width * tally.pairs
+
+    def backward(self, tally: Tally) -> int:
+        """Operations of the backward pass."""
+        layers = 2 * (self.layer_weights + self.trained_layer_weights) * _tokens(tally)
+        head = 2 * (self.head_weights + self.trained_head_weights) * tally.logit_rows
+        return layers + head + 8 * self.attention_width * tally.pairs
+
+    def training(self, tally: Tally) -> int:
+        """Operations of both."""
+        return self.forward(tally) + self.backward(tally)
+
+
+def matrices(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
+    """Every module that multiplies its input with a matrix, an adapter's included."""
+    return (module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
+
+
+def _tokens(tally: Tally) -> int:
+    return tally.counts.tokens_computed - tally.counts.pad_tokens

@@ -1,0 +1,81 @@
+"""In which order an epoch's rows come: a function of the seed and the epoch, so any epoch can be re-entered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from manytune.data.encode import Encoded
+from manytune.data.mixing import Mixture
+from manytune.training.batches.grouping import plan_batches
+
+
+class SeededOrder(Sampler[int]):
+    """A permutation of the rows that the seed and the epoch alone decide, so any epoch can be re-entered."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; the training loop calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist())
+
+
+class MixedOrder(SeededOrder):
+    """The rows that an epoch of a mixture of tasks holds, in an order that the seed and the epoch decide."""
+
+    def __init__(self, mixture: Mixture, seed: int) -> None:
+        super().__init__(mixture.rows_per_epoch, seed)
+        self._mixture = mixture
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mixture.epoch(self.seed, self.epoch))
+
+
+class GroupedOrder(SeededOrder):
+    """An order that puts rows with long common prefixes into the same batch; the batches come at random.
+
+    Args:
+        sequences: The rows.
+        batch_size: Rows of a batch. An epoch's smaller batch, if there is one, comes last.
+        seed: Decides the order, with the epoch.
+        mixture: Decides which rows an epoch holds; None for all.
+    """
+
+    def __init__(
+        self, sequences: Sequence[Encoded], *, batch_size: int, seed: int, mixture: Mixture | None = None
+    ) -> None:
+        super().__init__(mixture.rows_per_epoch if mixture else len(sequences), seed)
+        self._sequences = sequences
+        self._batch_size = batch_size
+        self._mixture = mixture
+
+    def __iter__(self) -> Iterator[int]:
+        rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._sequences))
+        batches = plan_batches(
+            [self._sequences[row] for row in rows],
+            seed=self.seed,
+            epoch=self.epoch,
+            batch_size=self._batch_size,
+            group_prefixes=True,
+        )
+        return iter([rows[place] for batch in sorted(batches, key=len, reverse=True) for place in batch])
+
+
+def order_of(
+    sequences: Sequence[Encoded], *, batch_size: int, seed: int, group_prefixes: bool, mixture: Mixture | None
+) -> SeededOrder:
+    """The order that a recipe asks for; the arguments are `GroupedOrder`'s and the recipe's."""
+    if group_prefixes:
+        return GroupedOrder(sequences, batch_size=batch_size, seed=seed, mixture=mixture)
+    return SeededOrder(len(sequences), seed) if mixture is None else MixedOrder(mixture, seed)
