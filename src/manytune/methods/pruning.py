@@ -41,12 +41,11 @@ def agreeing_mean(tensors: Sequence[Tensor], weights: Sequence[float], sign: str
 
     Args:
         tensors: The task vectors, pruned.
-        weights: Multiplied in before the election.
+        weights: Multiplied in after the election, as HF PEFT does it.
         sign: How to elect: `"total"` takes the sign of the sum, `"frequency"` the sign that more tasks have. Zero
             counts as positive.
     """
-    stack = torch.stack([weight * tensor for weight, tensor in zip(weights, tensors, strict=True)])
+    stack = torch.stack(list(tensors))
     votes = (stack if sign == "total" else stack.sign()).sum(0)
-    elected = torch.where(votes >= 0, 1, -1)
-    agrees = stack.sign() == elected
-    return (stack * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+    agrees = stack.sign() == torch.where(votes >= 0, 1, -1)
+    return weighted_sum(list(stack * agrees), weights) / agrees.sum(0).clamp(min=1)
