@@ -141,3 +141,17 @@ def test_the_method_that_the_page_adds_works_when_it_is_pasted(monkeypatch: pyte
     model = manytune.get_peft_model(tiny_model(), config)
     # Two layers of two projections, 16 numbers each.
     assert model.get_nb_trainable_parameters()[0] == 2 * 2 * 16
+
+
+def test_the_readmes_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.store.tiny import save_tiny_base
+
+    load_base, tiny = manytune.load_base, str(save_tiny_base(tmp_path / "tiny"))
+    monkeypatch.setattr(manytune, "load_base", lambda spec: load_base(tiny))
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks(ROOT / "README.md", "python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert "trainable params: " in capsys.readouterr().out
+    assert (tmp_path / "capitals" / "adapter_model.safetensors").is_file()

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from manytune import DataError, __version__
-from manytune.cli.main import build_app
+from manytune.cli.main import build_app, main
 
 # What `--help` may not have to wait for.
 HEAVY = ["torch", "transformers", "datasets", "pandas", "scipy", "matplotlib"]
@@ -100,3 +100,18 @@ def test_help_answers_without_loading_a_model_library() -> None:
     assert "Usage:" in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 60
     assert time.monotonic() - started < 5  # half a second when nothing else runs; CI shares its cores
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    monkeypatch.setattr(os, "environ", {**others, **given})
+    monkeypatch.setattr("sys.argv", ["manytune", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -69,7 +69,9 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `manytune` command."""
-    # Threads that wait by spinning take the cores from those that compute, wherever the machine is shared: with one
-    # more process at work, a forward pass took 4 to 20 times as long. Read by OpenMP when PyTorch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # GNU OpenMP's threads spin for long before they sleep, and where other processes want the cores, too, a training
+    # step then took 3 to 10 times as long as with this, which costs nothing measurable on an idle machine. It is
+    # read when PyTorch is first imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     build_app()()

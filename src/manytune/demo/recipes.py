@@ -9,6 +9,7 @@ from manytune.demo.aclsum import COMPLETION, GROUP_BY, PROMPT, QUESTIONS
 from manytune.training.recipe import Recipe, recipe_from
 
 BASE = "embedded"
+BASE_TITLE = "HuggingFaceTB/SmolLM2-135M-Instruct, weights dequantised from 4 bits (Q4_1)"
 DATA = "data"
 """The directory of the rows, in the demo's output."""
 MAX_NEW_TOKENS = 64  # the longest reference of ACLSum has 47

@@ -29,7 +29,7 @@ from manytune.demo.plan import (
     plan_rest,
 )
 from manytune.demo.probe import time_step, workload_of
-from manytune.demo.recipes import BASE, DATA, MAX_LENGTH, MAX_NEW_TOKENS, make_recipe
+from manytune.demo.recipes import BASE, BASE_TITLE, DATA, MAX_LENGTH, MAX_NEW_TOKENS, make_recipe
 from manytune.demo.systems import NAMES, load_systems
 from manytune.demo.wording import plan_lines, rest_line
 from manytune.evaluation.answers import Question, questions_from
@@ -210,7 +210,8 @@ def _ask(
     started = time.monotonic()
 
     def progress(name: str, first: int, last: int) -> None:
-        console.print(f"papers {first} to {last}: {name} answers ({duration(time.monotonic() - started)})")
+        elapsed = duration(time.monotonic() - started)
+        console.print(f"{elapsed:>12}  papers {first} to {last}: {name} answers")
 
     return answer_until(
         papers,
@@ -245,7 +246,7 @@ def _evaluate(
         systems,
         metrics_named(METRICS),
         provenance={
-            "Base": trained[0].base,
+            "Base": BASE_TITLE,
             "Data": f"ACLSum, the first {answered.papers} of 100 test papers, three questions on each abstract",
             "Answers": f"greedy, at most {MAX_NEW_TOKENS} tokens",
             "Budget": "none" if minutes is None else f"{minutes:g} minutes",
