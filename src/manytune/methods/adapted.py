@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -254,6 +255,16 @@ class AdaptedModel(nn.Module):
             self.tuner.applied(self.base_model),
         ):
             return base.generate(*args, **kwargs)
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the base takes further arguments about its loss, which trainers ask before they pass any."""
+        base = self.get_base_model()
+        declared = getattr(base, "accepts_loss_kwargs", None)
+        if declared is not None:
+            return bool(declared)
+        parameters = inspect.signature(base.forward).parameters.values()
+        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
     def get_base_model(self) -> nn.Module:
         """The user's model; its layers carry the adapters."""
