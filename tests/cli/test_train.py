@@ -33,7 +33,16 @@ def adapter(recipe: Path) -> Path:
 def test_train_prints_what_came_out_and_where_it_is(recipe: Path) -> None:
     result = manytune("train", recipe)
     assert result.exit_code == 0, result.stderr
-    for expected in ("validation loss", "before training", "trained", "tokens/s", "GiB", "run/adapter"):
+    for expected in (
+        "validation loss",
+        "before training",
+        "trained",
+        "tokens/s",
+        "GiB",
+        "run/adapter",
+        " computed",
+        "by sharing",
+    ):
         assert expected in result.stdout.replace("\n", "")
     assert "18 rows to train on, 6 to validate on" in result.stderr
     assert "step 3/3  loss " in result.stderr
@@ -44,6 +53,40 @@ def test_train_prints_json_and_nothing_else_on_stdout(recipe: Path) -> None:
     found = json.loads(result.stdout)
     assert found["steps"] == 2
     assert found == json.loads((recipe.parent / "run" / "scores.json").read_text())
+
+
+def test_train_says_what_share_of_the_machine_it_reached_when_asked(recipe: Path) -> None:
+    result = manytune("train", recipe, "--measure")
+    assert "of the matrix speed (" in result.stdout.replace("\n", " ")
+    scores = json.loads((recipe.parent / "run" / "scores.json").read_text())
+    assert scores["share_of_matrix_speed"] > 0
+    assert scores["batching"] == {"asked": "shared-prefix", "used": "shared-prefix", "reason": None}
+
+
+def test_a_dry_run_estimates_and_writes_nothing(recipe: Path) -> None:
+    result = manytune("train", recipe, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    for expected in (
+        "parameters",
+        "18, 18 in an epoch",
+        "padding",
+        "shared",
+        "about ",
+        "GiB",
+        "Based on 3 batches",
+    ):
+        assert expected in result.stdout.replace("\n", " ")
+    assert not (recipe.parent / "run").exists()
+    found = json.loads(manytune("train", recipe, "--dry-run", "--json").stdout)
+    assert (found["steps"], found["train_rows"]) == (3, 18)
+    assert found["epoch"]["tokens_in"] > 0
+    assert {"padding_share", "shared_share", "seconds", "peak_memory", "basis"} <= set(found)
+
+
+def test_a_dry_run_refuses_options_of_a_real_one(recipe: Path) -> None:
+    result = manytune("train", recipe, "--dry-run", "--resume")
+    assert result.exit_code == 2
+    assert "--dry-run" in result.stderr
 
 
 def test_train_refuses_to_overwrite_and_does_so_when_told(recipe: Path) -> None:
@@ -65,7 +108,15 @@ def test_a_mistake_in_the_recipe_is_a_message_without_a_traceback(recipe: Path) 
 
 def test_show_describes_the_adapter(adapter: Path) -> None:
     shown = manytune("adapters", "show", adapter).stdout
-    for expected in ("lora, ", "r=2", "{{ text }}", "{{ answer }}", "plain", "validation_loss", "by manytune"):
+    for expected in (
+        "lora, ",
+        "r=2",
+        "{{ text }}",
+        "{{ answer }}",
+        "plain",
+        "validation_loss",
+        "by manytune",
+    ):
         assert expected in shown
     described = json.loads(manytune("adapters", "show", adapter, "--json").stdout)
     assert described["method"] == "lora"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from manytune.training.batches import TokenCounts
+    from manytune.training.dry_run import Estimate
     from manytune.training.run import TrainedRun
 
 
@@ -29,6 +31,13 @@ def train(
     keep_checkpoints: Annotated[
         bool, typer.Option("--keep-checkpoints", help="Leave the checkpoints in place at the end.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Estimate tokens, time and memory; train nothing.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Compare with the machine's matrix speed after a short run too."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train what RECIPE describes: one directory a run, resumable."""
@@ -40,15 +49,30 @@ def train(
     from manytune.training.recipe import load_recipe
     from manytune.training.run import run
 
+    if dry_run and (resume or overwrite or keep_checkpoints or measure):
+        raise typer.BadParameter(
+            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure mean nothing beside it",
+            param_hint="--dry-run",
+        )
     loaded = load_recipe(recipe, overrides or [])
     # Progress goes to stderr, so that stdout holds the result alone.
     console = Console(stderr=True, highlight=False)
+    if dry_run:
+        from manytune.training.dry_run import estimate
+
+        estimated = estimate(loaded, notify=lambda line: console.print(line, markup=False))
+        if as_json:
+            typer.echo(json.dumps(estimated.to_dict(), indent=2, ensure_ascii=False))
+        else:
+            _print_estimate(estimated)
+        return
     with ProgressDisplay(console) as progress:
         finished = run(
             loaded,
             resume=resume,
             overwrite=overwrite,
             keep_checkpoints=keep_checkpoints,
+            measure_speed=measure or None,
             report=progress,
             notify=lambda line: console.print(line, markup=False),
         )
@@ -75,7 +99,13 @@ def _print(finished: TrainedRun) -> None:
     share = training.trainable_parameters / training.all_parameters
     table.add_row("trained", f"{training.trainable_parameters:,} parameters ({share:.2%})")
     table.add_row("steps", f"{training.steps:,} in {duration(training.seconds)}")
+    counts = training.tally.counts
+    table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
+    table.add_row("saved", _saved(counts))
     table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
+    if training.achieved is not None and training.matrix_speed is not None:
+        speed = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
+        table.add_row("achieved", f"{training.achieved:.0%} of the matrix speed ({speed})")
     table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
     if finished.left_out:
         table.add_row("rows left out", f"{len(finished.left_out):,} (named in scores.json)")
@@ -83,3 +113,31 @@ def _print(finished: TrainedRun) -> None:
     typer.echo(
         f"adapter: {finished.adapter}"
     )  # outside the table, which would break a path that is to be copied
+
+
+def _print_estimate(estimated: Estimate) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from manytune.training.progress import duration
+
+    table = Table.grid(padding=(0, 2))
+    share = estimated.trainable_parameters / estimated.all_parameters
+    table.add_row("trained", f"{estimated.trainable_parameters:,} parameters ({share:.2%})")
+    table.add_row("in all", f"{estimated.all_parameters:,} parameters")
+    table.add_row("rows", f"{estimated.train_rows:,}, {estimated.rows_per_epoch:,} in an epoch")
+    counts = estimated.epoch
+    table.add_row("an epoch", f"{counts.tokens_in:,} tokens, {counts.tokens_computed:,} computed")
+    table.add_row("batches", estimated.layout.note or estimated.layout.used)
+    table.add_row("padding", f"{estimated.padding_share:.0%} of a padded epoch")
+    table.add_row("shared", f"{counts.saved_by_sharing:.0%} of the tokens left")
+    table.add_row("steps", f"{estimated.steps:,}")
+    table.add_row("time", f"about {duration(estimated.seconds)}, and loading")
+    table.add_row("peak memory", f"about {estimated.peak_memory / 2**30:.2f} GiB")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Based on {estimated.basis}.", markup=False)
+
+
+def _saved(counts: TokenCounts) -> str:
+    return f"{counts.saved_by_padding:.0%} by padding, {counts.saved_by_sharing:.0%} of the rest by sharing"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from torch import nn
 
+from manytune.training.batches import Builder, builder, packed_attention, seq2seq
+from manytune.training.batches.batch import base_model
 from manytune.training.batches.support import unsupported_reason
 
 EVERY_MODEL = "padded"
@@ -43,3 +46,14 @@ def choose_layout(model: nn.Module, asked: str) -> LayoutChoice:
     """
     reason = None if asked == EVERY_MODEL else unsupported_reason(model)
     return LayoutChoice(asked, asked if reason is None else EVERY_MODEL, reason)
+
+
+def batch_builder(model: nn.Module, layout: LayoutChoice) -> Builder:
+    """What builds the model's batches; an encoder-decoder has padded ones of its own."""
+    is_encoder_decoder = base_model(model).config.is_encoder_decoder
+    return seq2seq.builder_for(model) if is_encoder_decoder else builder(layout.used)
+
+
+def prepared_attention(model: nn.Module, layout: LayoutChoice) -> contextlib.AbstractContextManager[None]:
+    """The block in which the model runs on batches of this layout."""
+    return contextlib.nullcontext() if layout.used == EVERY_MODEL else packed_attention(model)

@@ -79,6 +79,7 @@ class TrainedRun:
     def to_dict(self) -> dict[str, Any]:
         """What `scores.json` holds and `manytune train --json` prints; the course is in `log.jsonl`."""
         training, mixture = self.training, self.mixture
+        counts = training.tally.counts
         return {
             "directory": str(self.directory),
             "adapter": str(self.adapter),
@@ -87,11 +88,17 @@ class TrainedRun:
             "validation_loss": training.validation_loss,
             "steps": training.steps,
             "tokens": training.tokens,
+            "tokens_computed": counts.tokens_computed,
+            "saved_by_padding": counts.saved_by_padding,
+            "saved_by_sharing": counts.saved_by_sharing,
             "tokens_per_second": training.tokens_per_second,
             "seconds": training.seconds,
             "peak_memory": training.peak_memory,
             "trainable_parameters": training.trainable_parameters,
             "all_parameters": training.all_parameters,
+            "operations": training.operations,
+            "matrix_speed": training.matrix_speed,
+            "share_of_matrix_speed": training.achieved,
             "batching": asdict(training.layout),
             "train_rows": self.train_rows,
             "validation_rows": self.validation_rows,
@@ -109,6 +116,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     keep_checkpoints: bool = False,
+    measure_speed: bool | None = None,
     report: Callable[[Report], None] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> TrainedRun:
@@ -120,6 +128,7 @@ def run(
             number of threads, the adapter has the same bits as without the interruption.
         overwrite: Remove a run that is in that directory first.
         keep_checkpoints: Leave the checkpoints in place at the end.
+        measure_speed: As for `train_model`.
         report: Called after every step and every validation.
         notify: Receives a line about each stage and each doubt.
 
@@ -133,7 +142,9 @@ def run(
     _check_place(directory, resume=resume, overwrite=overwrite)
     with held(directory):
         _enter(directory, recipe, resume=resume, overwrite=overwrite)
-        return _train(recipe, directory, resume, keep_checkpoints, report, notify or (lambda _: None))
+        return _train(
+            recipe, directory, resume, keep_checkpoints, measure_speed, report, notify or (lambda _: None)
+        )
 
 
 def _train(
@@ -141,12 +152,13 @@ def _train(
     directory: Path,
     resume: bool,
     keep_checkpoints: bool,
+    measure_speed: bool | None,
     report: Callable[[Report], None] | None,
     say: Callable[[str], None],
 ) -> TrainedRun:
     splits = read_splits(recipe.data)
     base = load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
-    data = encode_splits(splits, recipe.data, base.tokenizer)
+    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     _describe_data(say, data, leaks=len(splits.leaks))
 
     identity = _identity(base, data)
@@ -163,7 +175,8 @@ def _train(
 
     # The adapter's first weights come from the seed, as everything random after them does.
     set_seed(recipe.training.seed)
-    model = get_peft_model(base.model, recipe.method.peft_config())
+    task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
+    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
     with RunLog(directory / LOG_NAME, after=checkpoint.position.step if checkpoint else None) as log:
 
         def record(event: Report) -> None:
@@ -184,6 +197,7 @@ def _train(
             resume_from=checkpoint,
             identity=identity,
             tensorboard_directory=directory / "tensorboard",
+            measure_speed=measure_speed,
         )
     loss = training.validation_loss
     save_adapter(

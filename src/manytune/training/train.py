@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import math
 import resource
@@ -23,15 +22,18 @@ from manytune.data.mixing import Mixture
 from manytune.errors import RunError
 from manytune.training.allocation import rank_allocation
 from manytune.training.background import BackgroundBuilder
-from manytune.training.batches import builder, packed_attention, seq2seq
-from manytune.training.batches.batch import base_model
-from manytune.training.layout_choice import EVERY_MODEL, LayoutChoice, choose_layout
+from manytune.training.batches import builder
+from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared_attention
 from manytune.training.loss import mean_loss
+from manytune.training.matrix_speed import matrix_speed
+from manytune.training.operations import ModelSize
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import Checkpoint
 from manytune.training.tally import Tally
 from manytune.training.trainer import AdapterTrainer
+
+_LONG_RUN = 60.0  # seconds of steps, beside which a second of measuring doesn't matter
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class TrainingResult:
             process since it started.
         trainable_parameters: Numbers that were trained.
         all_parameters: Numbers of the model with what was attached to it.
+        operations: What the steps couldn't do without, in floating-point operations; None if the model's can't be
+            counted.
+        matrix_speed: The machine's matrix products at the model's shapes, in operations a second; None if it wasn't
+            measured.
         layout: How the batches were laid out, and why not as asked if so.
         step_reports: One for each step of this process; those before a `--resume` aren't in it.
         validation_reports: The same for validations; the first is the model before training.
@@ -59,6 +65,8 @@ class TrainingResult:
     peak_memory: int
     trainable_parameters: int
     all_parameters: int
+    operations: int | None
+    matrix_speed: float | None
     layout: LayoutChoice
     step_reports: tuple[StepReport, ...]
     validation_reports: tuple[ValidationReport, ...]
@@ -72,6 +80,13 @@ class TrainingResult:
     def tokens_per_second(self) -> float:
         """Training throughput."""
         return self.tokens / self.step_seconds if self.step_seconds else 0.0
+
+    @property
+    def achieved(self) -> float | None:
+        """Share of the machine's matrix speed that the steps reached, counting only what they couldn't do without."""
+        if self.operations is None or self.matrix_speed is None or not self.step_seconds:
+            return None
+        return self.operations / (self.step_seconds * self.matrix_speed)
 
     @property
     def validation_loss(self) -> float | None:
@@ -102,6 +117,7 @@ def train_model(
     resume_from: Checkpoint | None = None,
     identity: Mapping[str, object] | None = None,
     tensorboard_directory: Path | None = None,
+    measure_speed: bool | None = None,
 ) -> TrainingResult:
     """Train the parameters that require a gradient, in place.
 
@@ -121,6 +137,8 @@ def train_model(
         resume_from: The checkpoint to continue from, as `latest_checkpoint` returns it.
         identity: What a resumed run must agree with; kept in the checkpoints.
         tensorboard_directory: Where `settings.tensorboard` puts the event files.
+        measure_speed: Whether to measure the machine's matrix products for a second afterwards; None does it if the
+            steps took so long that a second doesn't matter.
 
     Raises:
         RunError: Nothing is trainable, the loss or the gradient isn't finite, the device or TensorBoard
@@ -136,8 +154,7 @@ def train_model(
     layout = choose_layout(model, settings.batching)
     if layout.note is not None and notify is not None:
         notify(layout.note)
-    is_encoder_decoder = base_model(model).config.is_encoder_decoder
-    build = seq2seq.builder_for(model) if is_encoder_decoder else builder(layout.used)
+    build = batch_builder(model, layout)
     rows = mixture.rows_per_epoch if mixture else len(train)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     steps_reported: list[StepReport] = []
@@ -151,7 +168,7 @@ def train_model(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     config: Any = model.config
-    packed = contextlib.nullcontext() if layout.used == EVERY_MODEL else packed_attention(model)
+    packed = prepared_attention(model, layout)
     background = BackgroundBuilder(partial(build, pad_id=pad_id))
     with tempfile.TemporaryDirectory() as scratch, packed, background:
         trainer = AdapterTrainer(
@@ -182,27 +199,36 @@ def train_model(
             report=record,
         )
         trainer.remove_callback(PrinterCallback)
-        total_steps = _total_steps(settings, rows)
-        if resume_from is not None and resume_from.position.step >= total_steps:
+        last_step = total_steps(settings, rows)
+        if resume_from is not None and resume_from.position.step >= last_step:
             # The last step was done and saved; only what comes after it is missing. The loop would take one
             # more.
             resume_from.restore_weights(model)
             if validation:
                 batch_size = settings.batch_size
                 loss = mean_loss(model, validation, build, batch_size=batch_size, pad_id=pad_id)
-                record(ValidationReport(total_steps, total_steps, loss, trainer.clock.seconds))
+                record(ValidationReport(last_step, last_step, loss, trainer.clock.seconds))
         else:
             trainer.train(resume_from_checkpoint=str(resume_from.path) if resume_from is not None else None)
     model.eval()
     _check_changed(trainable, before, settings)
+    tally, size = trainer.clock.tally, ModelSize.of(model)
+    if measure_speed is None:
+        measure_speed = size is not None and trainer.clock.step_seconds >= _LONG_RUN
+    memory = peak_memory()  # of the training, without what measuring takes
+    batches = last_step * settings.accumulation
     return TrainingResult(
-        steps=total_steps,
-        tally=trainer.clock.tally,
+        steps=last_step,
+        tally=tally,
         step_seconds=trainer.clock.step_seconds,
         seconds=trainer.clock.seconds,
-        peak_memory=peak_memory(),
+        peak_memory=memory,
         trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
         all_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        operations=None if size is None else size.training(tally),
+        matrix_speed=matrix_speed(model, rows=tally.counts.tokens_computed // batches)
+        if measure_speed
+        else None,
         layout=layout,
         step_reports=tuple(steps_reported),
         validation_reports=tuple(validations),
@@ -217,14 +243,26 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def _steps_per_epoch(settings: TrainingRecipe, rows: int) -> int:
+def steps_per_epoch(settings: TrainingRecipe, rows: int) -> int:
+    """Optimizer steps of one pass over so many rows."""
     return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
 
 
-def _total_steps(settings: TrainingRecipe, rows: int) -> int:
+def total_steps(settings: TrainingRecipe, rows: int) -> int:
+    """Optimizer steps of the whole training."""
     if settings.max_steps is not None:
         return settings.max_steps
-    return math.ceil(settings.epochs * _steps_per_epoch(settings, rows))
+    return math.ceil(settings.epochs * steps_per_epoch(settings, rows))
+
+
+def check_device(settings: TrainingRecipe) -> None:
+    """Refuse a device that isn't there.
+
+    Raises:
+        RunError: The settings name one that torch doesn't find.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise RunError('training.device is "cuda", and torch finds no CUDA device. Use "auto" or "cpu".')
 
 
 def _arguments(
@@ -237,9 +275,8 @@ def _arguments(
     scratch: str,
     use_cache: bool,
 ) -> TrainingArguments:
+    check_device(settings)
     cuda = torch.cuda.is_available()
-    if settings.device == "cuda" and not cuda:
-        raise RunError('training.device is "cuda", and torch finds no CUDA device. Use "auto" or "cpu".')
     schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     return _OneDevice(
         output_dir=scratch,  # transformers must create one; nothing of ours goes there
@@ -262,7 +299,7 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validates else "no",
-        eval_steps=settings.eval_every or _steps_per_epoch(settings, rows),
+        eval_steps=settings.eval_every or steps_per_epoch(settings, rows),
         eval_on_start=validates and not resuming,
         save_strategy="steps" if checkpoints and settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 1,

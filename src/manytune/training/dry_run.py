@@ -1,0 +1,253 @@
+"""What a training would take, without training: counted where it can be, timed on a few batches where it can't.
+
+Each batch's arithmetic is counted; three batches, at the quantiles 1/6, 3/6 and 5/6, are run forward and backward, and
+the others take time in proportion to their arithmetic. The largest batch is run once for the peak of the memory. No
+weight changes: the optimizer is timed on copies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from manytune.data.encode import Encoded
+from manytune.data.mixing import Mixture
+from manytune.methods.accounting import count_parameters
+from manytune.methods.attach import get_peft_model
+from manytune.store.base import load_base
+from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
+from manytune.training.batches.batch import base_model
+from manytune.training.dataset import encode_splits, read_splits
+from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared_attention
+from manytune.training.loss import loss_sum
+from manytune.training.operations import ModelSize
+from manytune.training.orders import order_of
+from manytune.training.recipe import Recipe, TrainingRecipe
+from manytune.training.tally import Tally
+from manytune.training.train import check_device, peak_memory, steps_per_epoch, total_steps
+
+_COUNTED_BATCHES = 400  # of an epoch; a larger one is counted by that many, evenly spaced
+_TIMED = (1 / 6, 3 / 6, 5 / 6)
+_OPTIMIZER_SAMPLE = 1 << 23  # numbers that the optimizer is timed on, if more are trained
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training would take.
+
+    Attributes:
+        trainable_parameters: Numbers that would be trained.
+        all_parameters: Numbers of the model with what is attached to it.
+        train_rows: Rows to learn from.
+        rows_per_epoch: How many of them an epoch holds; with several tasks it may be another number.
+        layout: The batches' layout, and why not as asked if so.
+        epoch: Tokens of an epoch.
+        counted_batches: How many of its batches were counted for that.
+        steps: Optimizer steps.
+        seconds: Expected time of steps and validations, without loading and checkpoints.
+        peak_memory: Expected, in bytes: as in a training's result.
+        basis: What time and memory rest on, as a clause.
+    """
+
+    trainable_parameters: int
+    all_parameters: int
+    train_rows: int
+    rows_per_epoch: int
+    layout: LayoutChoice
+    epoch: TokenCounts
+    counted_batches: int
+    steps: int
+    seconds: float
+    peak_memory: int
+    basis: str
+
+    @property
+    def padding_share(self) -> float:
+        """Share of a padded epoch's tokens that are pad tokens."""
+        return 1 - self.epoch.tokens_in / self.epoch.tokens_padded
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `manytune train --dry-run --json` prints."""
+        shares = {"padding_share": self.padding_share, "shared_share": self.epoch.saved_by_sharing}
+        return {**asdict(self), **shares}
+
+
+def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> Estimate:
+    """Estimate a recipe's training. Writes nothing and trains nothing.
+
+    Args:
+        recipe: The recipe; its run directory isn't looked at.
+        notify: Receives a line about each stage.
+
+    Raises:
+        RunError: The device isn't there.
+        DataError: A row or a file can't be used.
+        StoreError: The base can't be loaded.
+    """
+    say = notify or (lambda _: None)
+    settings = recipe.training
+    check_device(settings)
+    splits = read_splits(recipe.data)
+    base = load_base(recipe.base, dtype=settings.dtype, notify=say)
+    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    set_seed(settings.seed)
+    task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
+    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+    pad_id = base.tokenizer.pad_token_id
+    return estimate_training(
+        model,
+        data.train,
+        data.validation,
+        settings,
+        pad_id=pad_id if isinstance(pad_id, int) else 0,
+        mixture=data.mixture,
+    )
+
+
+def estimate_training(
+    model: nn.Module,
+    train: Sequence[Encoded],
+    validation: Sequence[Encoded],
+    settings: TrainingRecipe,
+    *,
+    pad_id: int,
+    mixture: Mixture | None = None,
+) -> Estimate:
+    """Estimate what `train_model` would take with the same arguments. No weight changes."""
+    layout = choose_layout(model, settings.batching)
+    build = partial(batch_builder(model, layout), pad_id=pad_id)
+    rows = mixture.rows_per_epoch if mixture else len(train)
+    size = settings.batch_size
+    order = list(
+        order_of(
+            train,
+            batch_size=size,
+            seed=settings.seed,
+            group_prefixes=settings.group_prefixes,
+            mixture=mixture,
+        )
+    )
+    batches = [[train[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
+    stride = -(-len(batches) // _COUNTED_BATCHES)
+    counted = batches[::stride]
+    tallies = [Tally.of(build(rows_of)) for rows_of in counted]
+    summed = sum(tallies, Tally())
+
+    work = _Work(model, settings)
+    by_cost = sorted(range(len(counted)), key=lambda index: work.cost(tallies[index]))
+    timed = [by_cost[int(share * len(by_cost))] for share in _TIMED]
+    with prepared_attention(model, layout):
+        work.step(build(counted[timed[1]]))  # not timed: the first one also allocates
+        spent = [work.step(build(counted[index])) for index in timed]
+        validating = work.validation_seconds(validation, build) if validation else 0.0
+        largest = max(by_cost, key=lambda index: tallies[index].counts.tokens_computed)
+        work.step(build(counted[largest]))
+    peak = peak_memory() + work.optimizer_bytes
+    cost_seconds = sum(spent) / sum(work.cost(tallies[index]) for index in timed)
+    batch_seconds = cost_seconds * sum(map(work.cost, tallies)) / len(tallies)
+
+    steps = total_steps(settings, rows)
+    passes = (
+        steps * settings.accumulation if settings.max_steps is not None else settings.epochs * len(batches)
+    )
+    every = settings.eval_every or steps_per_epoch(settings, rows)
+    validations = 1 + -(-steps // every)
+    trainable, total = count_parameters(model)
+    return Estimate(
+        trainable,
+        total,
+        len(train),
+        rows,
+        layout,
+        _scaled(summed.counts, len(batches) / len(counted)),
+        len(counted),
+        steps,
+        passes * batch_seconds + steps * work.optimizer_seconds() + validations * validating,
+        peak,
+        f"{len(timed)} batches that were run on this machine without a step of the optimizer, and the largest of "
+        f"{len(counted):,} for memory",
+    )
+
+
+class _Work:
+    """Runs batches and says how long they took."""
+
+    def __init__(self, model: nn.Module, settings: TrainingRecipe) -> None:
+        cuda = torch.cuda.is_available() and settings.device != "cpu"
+        self._device = torch.device("cuda" if cuda else "cpu")
+        self._model = model.to(self._device)
+        self._size = ModelSize.of(model)
+        self._batch_size = settings.batch_size
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        model.train()
+        if settings.gradient_checkpointing:
+            base_model(model).gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """AdamW's two moments."""
+        return sum(2 * parameter.numel() * parameter.element_size() for parameter in self._trained)
+
+    def cost(self, tally: Tally) -> int:
+        """What a batch's time is in proportion to: its operations, or its tokens if these can't be counted."""
+        return tally.counts.tokens_computed if self._size is None else self._size.training(tally)
+
+    def step(self, batch: Batch | Seq2SeqBatch) -> float:
+        """Seconds of a forward and a backward pass; the gradients are gone afterwards."""
+        started = time.perf_counter()
+        loss = loss_sum(self._model, batch.to(self._device)) / batch.targets
+        loss.backward()
+        self._wait()
+        seconds = time.perf_counter() - started
+        for parameter in self._trained:
+            parameter.grad = None
+        return seconds
+
+    @torch.no_grad()
+    def validation_seconds(
+        self, sequences: Sequence[Encoded], build: Callable[[Sequence[Encoded]], Batch | Seq2SeqBatch]
+    ) -> float:
+        """Seconds of one validation, from its middle batch."""
+        size = self._batch_size
+        ordered = sorted(sequences, key=lambda sequence: len(sequence.input_ids))
+        batches = [build(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+        middle = batches[len(batches) // 2]
+        started = time.perf_counter()
+        loss_sum(self._model, middle.to(self._device)).item()
+        seconds = time.perf_counter() - started
+        costs = [self.cost(Tally.of(batch)) for batch in batches]
+        return seconds * sum(costs) / costs[len(batches) // 2]
+
+    def optimizer_seconds(self) -> float:
+        """Seconds of one step of AdamW, timed on copies of what is trained."""
+        copies: list[nn.Parameter] = []
+        copied = 0
+        for parameter in self._trained:
+            if copies and copied + parameter.numel() > _OPTIMIZER_SAMPLE:
+                continue
+            copies.append(nn.Parameter(parameter.detach().clone()))
+            copies[-1].grad = torch.ones_like(parameter)
+            copied += parameter.numel()
+        optimizer = torch.optim.AdamW(copies, lr=1e-4, fused=True)
+        optimizer.step()
+        started = time.perf_counter()
+        nn.utils.clip_grad_norm_(copies, 1.0)
+        optimizer.step()
+        self._wait()
+        seconds = time.perf_counter() - started
+        return seconds * sum(parameter.numel() for parameter in self._trained) / copied
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _scaled(counts: TokenCounts, factor: float) -> TokenCounts:
+    return TokenCounts(**{name: round(count * factor) for name, count in asdict(counts).items()})
