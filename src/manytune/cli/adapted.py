@@ -102,7 +102,7 @@ class Chosen:
             raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
         return next(iter(found.values()))
 
-    def encoder(self, tokenizer: Any) -> Encoder:
+    def encoder(self, base: Base) -> Encoder:
         """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""
         from manytune.data.encode import Encoder
 
@@ -110,8 +110,14 @@ class Chosen:
         chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
         data = self.recipe.get("data", {})
         if data.get("overflow") == "truncate_prompt":
-            return Encoder(tokenizer, max_length=data["max_length"], overflow="truncate_prompt", chat=chat)
-        return Encoder(tokenizer, max_length=None, chat=chat)
+            return Encoder(
+                base.tokenizer,
+                max_length=data["max_length"],
+                overflow="truncate_prompt",
+                chat=chat,
+                encoder_decoder=base.is_encoder_decoder,
+            )
+        return Encoder(base.tokenizer, max_length=None, chat=chat, encoder_decoder=base.is_encoder_decoder)
 
     def _config(self) -> Any:
         from manytune.methods.config import PeftConfig

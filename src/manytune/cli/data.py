@@ -200,10 +200,15 @@ class _Plan:
         if self.base is None:
             return None
         from manytune.data.encode import Encoder
-        from manytune.store.base import load_tokenizer
+        from manytune.store.base import is_encoder_decoder, load_tokenizer
 
         tokenizer = load_tokenizer(self.base)
-        return Encoder(tokenizer, max_length=self.max_length if limited else None, overflow=self.overflow)
+        return Encoder(
+            tokenizer,
+            max_length=self.max_length if limited else None,
+            overflow=self.overflow,
+            encoder_decoder=is_encoder_decoder(self.base),
+        )
 
 
 def _chosen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -88,7 +88,7 @@ def evaluate(
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
     loaded = load_common_base(chosen, base)
-    encoder = _common_encoder(chosen, loaded.tokenizer)
+    encoder = _common_encoder(chosen, loaded)
     questions = questions_from(examples, encoder)[:limit]
     systems = _answers(
         loaded,
@@ -171,8 +171,8 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
-def _common_encoder(chosen: Sequence[Chosen], tokenizer: Any) -> Encoder:
-    encoders = [one.encoder(tokenizer) for one in chosen]
+def _common_encoder(chosen: Sequence[Chosen], base: Base) -> Encoder:
+    encoders = [one.encoder(base) for one in chosen]
     for one, encoder in zip(chosen, encoders, strict=True):
         if (encoder.mode, encoder.max_length) != (encoders[0].mode, encoders[0].max_length):
             raise DataError(

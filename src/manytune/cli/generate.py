@@ -126,7 +126,7 @@ def _answer(
     from manytune.cli.adapted import attached
     from manytune.engine.static_batch import generate_batch
 
-    encoder = asking.encoder(base.tokenizer)
+    encoder = asking.encoder(base)
     prompts = [encoder.prompt_ids(_segments(asking, task, one)) for one in asked]
     with attached(base, answering) as model:
         return generate_batch(

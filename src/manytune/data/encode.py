@@ -74,6 +74,8 @@ class Encoder:
         max_length: The most tokens a sequence may have; `None` for no limit.
         overflow: What becomes of a longer one. `"error"` raises; `"drop"` leaves it out; `"truncate_prompt"`
             cuts the last user message at its end until the sequence fits. No completion is ever cut.
+        encoder_decoder: Whether the prompt goes to an encoder and the completion to a decoder. In plain mode the
+            prompt then ends, and the completion begins, as the tokenizer ends and begins a text.
         chat: `None` uses the tokenizer's chat template if it has one, `True` requires it, `False` ignores it.
 
     Attributes:
@@ -92,6 +94,7 @@ class Encoder:
         max_length: int | None,
         overflow: Overflow = "error",
         chat: bool | None = None,
+        encoder_decoder: bool = False,
     ) -> None:
         if overflow not in get_args(Overflow):
             raise DataError(
@@ -113,6 +116,8 @@ class Encoder:
         self.overflow = overflow
         self.mode: Literal["chat", "plain"] = "chat" if has_chat_template and chat is not False else "plain"
         self._bos = _leading_bos(tokenizer)
+        self._prompt_end = _trailing_eos(tokenizer) if encoder_decoder else ()
+        self._completion_start = self._bos if encoder_decoder else ()
         self._suffix, self._end = self._chat_ending() if self.mode == "chat" else ("", _eos(tokenizer))
         self.end_id = self._tokenize(self._end)[-1]
 
@@ -157,7 +162,8 @@ class Encoder:
         """
         if self.mode == "chat":
             return self._tokenize(self._apply(_messages(segments), generation_prompt=True))
-        return self._bos + self._tokenize("\n\n".join(segment.text for segment in segments))
+        text = "\n\n".join(segment.text for segment in segments)
+        return self._bos + self._tokenize(text) + self._prompt_end
 
     def completion_ids(self, example: Example) -> tuple[int, ...]:
         """Return a completion's token ids with the end token; never shortened.
@@ -166,7 +172,7 @@ class Encoder:
             TemplateError: The chat template refuses or changes the completion.
         """
         if self.mode == "plain":
-            return (*self._tokenize(example.completion), self.end_id)
+            return (*self._completion_start, *self._tokenize(example.completion), self.end_id)
         answer = self._answer(_messages(example.segments), example.completion)
         body = answer.removesuffix(self._suffix)
         if not answer.endswith(self._suffix) or example.completion.strip() not in body:
@@ -284,6 +290,11 @@ def _messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     bos = tokenizer.bos_token_id
     return (bos,) if bos is not None and tokenizer(_PROBE)["input_ids"][:1] == [bos] else ()
+
+
+def _trailing_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    eos = tokenizer.eos_token_id
+    return (eos,) if eos is not None and tokenizer(_PROBE)["input_ids"][-1:] == [eos] else ()
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -69,7 +69,7 @@ def generate_batch(
     and its `generation_config` are as before afterwards.
 
     Args:
-        model: A transformers causal language model, plain or with adapters.
+        model: A transformers causal language model or encoder-decoder, plain or with adapters.
         tokenizer: Its tokenizer; decodes, and names the end and pad tokens.
         prompts: Token ids, one sequence a prompt.
         max_new_tokens: Limit on the length of an answer, in tokens.
@@ -97,16 +97,18 @@ def generate_batch(
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stop_ids) or None,
         pad_token_id=pad_id,
+        decoder_start_token_id=_start_id(model),
     )
     answers: list[Generation | None] = [None] * len(prompts)
     device = _device(model)
+    has_encoder = _has_encoder(model)
     done = 0
     with _evaluating(model), _generation_config(model, config):
         for rows in _longest_first([len(prompt) for prompt in prompts], batch_size):
             batch = [prompts[row] for row in rows]
-            begun = prefill_shared(model, batch, pad_id=pad_id)
+            begun = None if has_encoder else prefill_shared(model, batch, pad_id=pad_id)
             if begun is None:
-                input_ids, attention_mask = _left_padded(batch, pad_id)
+                input_ids, attention_mask = (_right_padded if has_encoder else _left_padded)(batch, pad_id)
                 cached = {}
             else:
                 input_ids, attention_mask = begun.input_ids, begun.attention_mask
@@ -117,7 +119,9 @@ def generate_batch(
                 generation_config=config,
                 **cached,
             )
-            new_tokens = generated[:, input_ids.shape[1] :].tolist()  # (B, new)
+            # A decoder of its own begins with the start token, any other one with the prompt.
+            given = 1 if has_encoder else input_ids.shape[1]
+            new_tokens = generated[:, given:].tolist()  # (B, new)
             for row, tokens in zip(rows, new_tokens, strict=True):
                 answers[row] = _generation(tokens, stop_ids, tokenizer)
             done += len(rows)
@@ -141,7 +145,7 @@ def completion_nll(
     `logits_to_keep`.
 
     Args:
-        model: A transformers causal language model, plain or with adapters.
+        model: A transformers causal language model or encoder-decoder, plain or with adapters.
         sequences: Prompts and completions as token ids.
         batch_size: Sequences to a batch.
         progress: Told of each finished batch.
@@ -157,14 +161,17 @@ def completion_nll(
         if not sequence.completion_ids:
             raise DataError(f"sequence {index} has no completion tokens, so there is nothing to score")
     _check_lengths(model, [len(sequence.prompt_ids) for sequence in sequences], new_tokens=0)
-    lengths = [len(sequence.prompt_ids) + len(sequence.completion_ids) for sequence in sequences]
+    encoder = _has_encoder(model)
+    both = max if encoder else sum  # an encoder's positions are its own
+    lengths = [both((len(one.prompt_ids), len(one.completion_ids))) for one in sequences]
     _check_lengths(model, lengths, new_tokens=0)
     results: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
     done = 0
     with torch.no_grad(), _evaluating(model):
         for rows in _longest_first(lengths, batch_size):
             batch = [sequences[row] for row in rows]
-            for row, nll, sequence in zip(rows, _batch_nll(model, batch), batch, strict=True):
+            found = _seq2seq_nll(model, batch) if encoder else _batch_nll(model, batch)
+            for row, nll, sequence in zip(rows, found, batch, strict=True):
                 results[row] = (nll, len(sequence.completion_ids))
             done += len(rows)
             if progress is not None:
@@ -190,8 +197,30 @@ def _batch_nll(model: Any, batch: Sequence[PromptAndCompletion]) -> list[float]:
     if "logits_to_keep" in accepted:
         inputs["logits_to_keep"] = longest + 1
     logits = model(**inputs, use_cache=False).logits[:, -(longest + 1) : -1]  # (B, longest, V)
+    return _row_sums(logits, targets)
+
+
+def _seq2seq_nll(model: Any, batch: Sequence[PromptAndCompletion]) -> list[float]:
+    """The same for an encoder-decoder: the encoder reads the prompts, the decoder is scored."""
+    device = _device(model)
+    input_ids, attention_mask = _right_padded([item.prompt_ids for item in batch], 0)
+    start = _start_id(model)
+    assert start is not None  # every encoder-decoder that transformers generates with has one
+    targets, _ = _right_padded([item.completion_ids for item in batch], -100)  # (B, longest)
+    decoder_input_ids, _ = _right_padded([(start, *item.completion_ids[:-1]) for item in batch], 0)
+    logits = model(
+        input_ids=input_ids.to(device),
+        attention_mask=attention_mask.to(device),
+        decoder_input_ids=decoder_input_ids.to(device),
+        use_cache=False,
+    ).logits[:, -targets.shape[1] :]  # (B, longest, V)
+    return _row_sums(logits, targets)
+
+
+def _row_sums(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    """Each row's negative log likelihood of its targets; -100 is none."""
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.to(device).flatten(), reduction="none", ignore_index=-100
+        logits.float().flatten(0, 1), targets.to(logits.device).flatten(), reduction="none", ignore_index=-100
     )
     sums = losses.view(targets.shape).cpu().double().sum(dim=1)
     return [float(value) for value in sums]
@@ -215,6 +244,12 @@ def _left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch
         input_ids[row, width - len(sequence) :] = torch.tensor(sequence)
         attention_mask[row, width - len(sequence) :] = 1
     return input_ids, attention_mask
+
+
+def _right_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with the sequences at the left, as encoders with learned positions (BART) need them."""
+    input_ids, attention_mask = _left_padded([sequence[::-1] for sequence in sequences], pad_id)
+    return input_ids.flip(1), attention_mask.flip(1)
 
 
 def _generation(tokens: list[int], stop_ids: frozenset[int], tokenizer: Any) -> Generation:
@@ -247,16 +282,28 @@ def _pad_id(tokenizer: Any, stop_ids: frozenset[int]) -> int:
 def _check_lengths(model: Any, lengths: Sequence[int], *, new_tokens: int) -> None:
     """Refuse empty prompts and sequences that run past the model's last position."""
     limit = getattr(_innermost(model).config, "max_position_embeddings", None)
+    both = max if _has_encoder(model) else sum  # an encoder's positions are its own
     for index, length in enumerate(lengths):
         if length == 0:
             raise DataError(f"prompt {index} has no tokens; a model needs at least one to continue from")
-        if limit is not None and length + new_tokens > limit:
+        if limit is not None and both((length, new_tokens)) > limit:
             wanted = f"{length} tokens" + (f" and {new_tokens} to generate" if new_tokens else "")
             raise DataError(
                 f"sequence {index} has {wanted}, but the model has {limit} positions; "
                 "shorten the prompt (max_length with overflow truncate_prompt)"
                 + (" or lower max_new_tokens" if new_tokens else "")
             )
+
+
+def _has_encoder(model: Any) -> bool:
+    """Whether the model is an encoder-decoder."""
+    return bool(_innermost(model).config.is_encoder_decoder)
+
+
+def _start_id(model: Any) -> int | None:
+    """The token that an encoder-decoder's answers begin with; None for other models."""
+    start: int | None = _innermost(model).config.decoder_start_token_id if _has_encoder(model) else None
+    return start
 
 
 def _innermost(model: Any) -> Any:

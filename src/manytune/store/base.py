@@ -52,6 +52,11 @@ class Base:
     name: str
     fingerprint: Fingerprint
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts go to an encoder and answers come from a decoder, as in T5 and BART."""
+        return bool(self.model.config.is_encoder_decoder)
+
 
 def load_base(
     spec: str,
@@ -60,7 +65,7 @@ def load_base(
     device: torch.device | str | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Base:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model or an encoder-decoder, and its tokenizer.
 
     A GGUF file is converted to float32 safetensors once, into the cache directory (`MANYTUNE_CACHE`, or
     `~/.cache/manytune`); later loads read the conversion.
@@ -75,10 +80,11 @@ def load_base(
     Raises:
         StoreError: The spec names nothing that can be loaded; says what was tried and what to install.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     source = _resolve(spec, notify or _to_stderr)
-    model = _from_pretrained(AutoModelForCausalLM, source, dtype=_torch_dtype(dtype))
+    auto_class = AutoModelForSeq2SeqLM if _is_encoder_decoder(source) else AutoModelForCausalLM
+    model = _from_pretrained(auto_class, source, dtype=_torch_dtype(dtype))
     tokenizer = _load_tokenizer(source)
     if device is not None:
         model.to(device)
@@ -89,6 +95,11 @@ def load_base(
 def load_tokenizer(spec: str, *, notify: Callable[[str], None] | None = None) -> PreTrainedTokenizerBase:
     """Load only the tokenizer of a base; the arguments and errors are those of `load_base`."""
     return _load_tokenizer(_resolve(spec, notify or _to_stderr))
+
+
+def is_encoder_decoder(spec: str, *, notify: Callable[[str], None] | None = None) -> bool:
+    """Whether a base is an encoder-decoder, from its configuration; arguments and errors as in `load_base`."""
+    return _is_encoder_decoder(_resolve(spec, notify or _to_stderr))
 
 
 def cache_directory() -> Path:
@@ -186,6 +197,12 @@ def _convert(file: Path, directory: Path) -> None:
     with _quiet():
         plain.save_pretrained(directory)
     _from_pretrained(AutoTokenizer, source, gguf_file=file.name).save_pretrained(directory)
+
+
+def _is_encoder_decoder(source: _Source) -> bool:
+    from transformers import AutoConfig
+
+    return bool(getattr(_from_pretrained(AutoConfig, source), "is_encoder_decoder", False))
 
 
 def _load_tokenizer(source: _Source) -> PreTrainedTokenizerBase:

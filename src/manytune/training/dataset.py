@@ -226,14 +226,22 @@ def _keyed(rows: Sequence[tuple[Example, ...]], *, in_groups: bool) -> tuple[_Ro
     return tuple(keyed)
 
 
-def encode_splits(splits: Splits, data: DataRecipe, tokenizer: PreTrainedTokenizerBase) -> TokenSplits:
+def encode_splits(
+    splits: Splits,
+    data: DataRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder_decoder: bool = False,
+) -> TokenSplits:
     """Turn the training and validation examples into token ids.
 
     Raises:
         DataError: A row is too long and the recipe says that this is an error, or no row is left to train
             on.
     """
-    encoder = Encoder(tokenizer, max_length=data.max_length, overflow=data.overflow)
+    encoder = Encoder(
+        tokenizer, max_length=data.max_length, overflow=data.overflow, encoder_decoder=encoder_decoder
+    )
     trains: dict[str, EncodedSet] = {}
     start = 0
     for task, size in (splits.task_sizes or {"": len(splits.train)}).items():

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from manytune.data.encode import Encoded
-from manytune.training.batches import Batch, Builder
+from manytune.training.batches import Batch, Builder, Seq2SeqBatch
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch) -> Tensor:
     """Run the model on a batch and sum the negative log likelihoods of its target tokens.
 
     Args:
-        model: A causal language model, inside `packed_attention` if the batch has a layout.
+        model: A language model, inside `packed_attention` if the batch has a layout.
         batch: On the model's device.
 
     Returns:

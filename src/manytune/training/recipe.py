@@ -37,13 +37,17 @@ class MethodRecipe(BaseModel):
         self.peft_config()
         return self
 
-    def peft_config(self) -> PeftConfig:
-        """A new configuration object for a causal language model.
+    def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:
+        """A new configuration object.
+
+        Args:
+            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
+                encoder-decoder.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
         """
-        return peft_config_from(self.name, **{"task_type": "CAUSAL_LM", **(self.model_extra or {})})
+        return peft_config_from(self.name, **{"task_type": task_type, **(self.model_extra or {})})
 
 
 class TrainingRecipe(Section):

@@ -11,6 +11,7 @@ from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
 from manytune.training.batches.grouping import plan_batches
+from manytune.training.batches.seq2seq import Seq2SeqBatch
 from manytune.training.batches.support import unsupported_reason
 from manytune.training.batches.token_counts import TokenCounts
 
@@ -18,6 +19,7 @@ __all__ = [
     "BUILDERS",
     "Batch",
     "Builder",
+    "Seq2SeqBatch",
     "TokenCounts",
     "TokenSequence",
     "builder",
@@ -30,7 +32,7 @@ __all__ = [
 class Builder(Protocol):
     """Lays sequences out as one batch."""
 
-    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch:
+    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch | Seq2SeqBatch:
         """Build a batch; `pad_id` is any valid token id."""
 
 

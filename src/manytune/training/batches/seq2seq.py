@@ -1,0 +1,128 @@
+"""Batches for encoder-decoders: the prompt is the encoder's input, the completion the decoder's target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import RunError
+from manytune.training.batches.batch import TokenSequence, base_model, check_sequences
+from manytune.training.batches.target_loss import weighted_nll
+
+if TYPE_CHECKING:
+    from manytune.training.batches import Builder
+
+
+@dataclass(frozen=True, slots=True)
+class Seq2SeqBatch:
+    """Sequences laid out for one forward pass of an encoder-decoder, one a row, padded on the right.
+
+    Attributes:
+        input_ids: The prompts. Shape `(rows, longest prompt)`.
+        attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, longest prompt)`.
+        decoder_input_ids: The start token and the completions without their last tokens. Shape
+            `(rows, longest completion)`.
+        target_rows: For each target, the row of its logits in `logits.flatten(0, 1)`. Shape `(n,)`.
+        labels: For each target, its token id. Shape `(n,)`.
+        weights: Ones. Shape `(n,)`, float32.
+        tokens_in: Tokens that the encoder and the decoder read, pad tokens not counted.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    decoder_input_ids: Tensor
+    target_rows: Tensor
+    labels: Tensor
+    weights: Tensor
+    tokens_in: int
+
+    @property
+    def targets(self) -> float:
+        """Number of targets."""
+        return float(self.labels.numel())
+
+    def model_inputs(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """Keyword arguments for the forward of a transformers encoder-decoder."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "decoder_input_ids": self.decoder_input_ids,
+            "use_cache": False,
+        }
+
+    def loss_sum(self, logits: Tensor) -> Tensor:
+        """Sum of the targets' negative log likelihoods, in nats.
+
+        Args:
+            logits: Shape `(rows, longest completion, vocabulary)`; a soft prompt's virtual tokens may come
+                first in the second dimension.
+        """
+        logits = logits[:, -self.decoder_input_ids.shape[1] :]
+        return weighted_nll(logits.flatten(0, 1), self.target_rows, self.labels, self.weights)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Seq2SeqBatch:
+        """The same batch on another device."""
+        tensors: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+def builder_for(model: nn.Module) -> Builder:
+    """The builder of batches for an encoder-decoder, with its decoder's start token.
+
+    Raises:
+        RunError: Its configuration names no start token.
+    """
+    start_id = base_model(model).config.decoder_start_token_id
+    if start_id is None:
+        raise RunError(
+            "the encoder-decoder's configuration has no decoder_start_token_id, so its decoder couldn't begin. Set it "
+            "in the base's config.json."
+        )
+    return partial(build, start_id=start_id)
+
+
+def build(sequences: Sequence[TokenSequence], *, pad_id: int, start_id: int) -> Seq2SeqBatch:
+    """Lay sequences out for an encoder-decoder.
+
+    Args:
+        sequences: Tokenised examples; at least one, none with an empty prompt or completion.
+        pad_id: Any valid token id; it stands where nothing attends to it and nothing is learned.
+        start_id: What the decoder begins with.
+
+    Raises:
+        DataError: If there is no sequence, or a prompt or a completion is empty.
+    """
+    check_sequences(sequences)
+    input_ids, is_input = _right_padded([sequence.prompt_ids for sequence in sequences], pad_id)
+    decoder_input_ids, is_target = _right_padded(
+        [(start_id, *sequence.completion_ids[:-1]) for sequence in sequences], pad_id
+    )
+    labels = torch.tensor([token for sequence in sequences for token in sequence.completion_ids])
+    return Seq2SeqBatch(
+        input_ids=input_ids,
+        attention_mask=is_input.long(),
+        decoder_input_ids=decoder_input_ids,
+        target_rows=is_target.flatten().nonzero().squeeze(1),
+        labels=labels,
+        weights=torch.ones(labels.numel()),
+        tokens_in=int(is_input.sum() + is_target.sum()),
+    )
+
+
+def _right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and where they are tokens, both `(rows, longest)`."""
+    lengths = torch.tensor([len(row) for row in rows])
+    is_token = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.full(is_token.shape, pad_id)
+    ids[is_token] = torch.tensor([token for row in rows for token in row])
+    return ids, is_token
