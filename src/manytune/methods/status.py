@@ -23,7 +23,7 @@ class LayerStatus:
     """One layer's adapters.
 
     Attributes:
-        name: Its path within the base.
+        name: Its path within `base_model`, which for a `PeftModel` begins with `model`.
         module_type: Its kind, such as `lora.Linear`, or `ModulesToSaveWrapper`.
         enabled: Whether adapters are applied.
         active_adapters: Those in use.
@@ -112,7 +112,7 @@ def get_model_status(model: nn.Module) -> ModelStatus:
     trainable, total = count_parameters(model)
     adapters = [layer for layer in layers if layer.module_type != "ModulesToSaveWrapper"]
     merged: dict[str, set[bool]] = {name: set() for name in names}
-    for layer in adapters:
+    for layer in layers:
         for name in layer.available_adapters:
             merged[name].add(name in layer.merged_adapters)
     once = next((layer.merged_adapters for layer in adapters if layer.merged_adapters), [])
@@ -148,7 +148,7 @@ def _base_of(model: nn.Module) -> nn.Module:
         raise NotInLayersTypeError(
             f"get_layer_status() and get_model_status() need adapters in layers; {kind} has none."
         )
-    return model.get_base_model()
+    return model.tuner
 
 
 def _layer_status(name: str, module: _Carrier) -> LayerStatus:
