@@ -75,14 +75,23 @@ def test_a_name_that_can_not_be_a_modules_or_a_directorys_is_refused(name: str) 
     assert list(model.peft_config) == ["one"]
 
 
-def test_only_one_adapter_may_train_biases() -> None:
-    model = with_adapters("one")
+@pytest.mark.parametrize("library", [manytune, peft], ids=["manytune", "peft"])
+def test_only_one_adapter_may_train_biases_and_others_may_stand_beside_it(library: Any) -> None:
+    with quiet():
+        model = library.get_peft_model(Net(), library.LoraConfig(target_modules=["q"], bias="all"), "one")
+    model.add_adapter("plain", library.LoraConfig(target_modules=["q"]))
     before = repr(model)
-    with pytest.raises(
-        ValueError, match=r"supports only 1 adapter with bias.*'two' has bias='all' beside \['one'\]"
-    ):
-        model.add_adapter("two", config(bias="all"))
-    assert (repr(model), list(model.peft_config)) == (before, ["one"])
+    with pytest.raises(ValueError, match="supports only 1 adapter with bias"):
+        model.add_adapter("two", library.LoraConfig(target_modules=["q"], bias="lora_only"))
+    assert (repr(model), list(model.peft_config)) == (before, ["one", "plain"])
+
+
+def test_rank_stabilised_patterns_with_pissa_warn_that_there_is_no_conversion() -> None:
+    with pytest.warns(
+        PeftWarning, match="Using Rank-Stabilized LoRA with rank_pattern/alpha_pattern"
+    ) as seen:
+        LoraConfig(init_lora_weights="pissa", use_rslora=True, rank_pattern={"q": 2})
+    assert len(seen) == 1
 
 
 def test_adapters_of_different_methods_do_not_combine() -> None:

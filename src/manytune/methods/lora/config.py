@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from manytune.errors import ConfigError
+from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
-from manytune.methods.lora.init import is_known
+from manytune.methods.lora.init import is_known, starts_from_weight
 
 
 @dataclass
@@ -118,8 +119,19 @@ class LoraConfig(PeftConfig):
             raise ConfigError(
                 f"lora_bias=True goes with init_lora_weights=True or False, found {self.init_lora_weights!r}."
             )
+        if self.use_rslora and self._has_patterns() and starts_from_weight(self.init_lora_weights):
+            warnings.warn(
+                "Using Rank-Stabilized LoRA with rank_pattern/alpha_pattern and post-training conversion of modified "
+                "base weights: save_pretrained can't convert such an adapter into a plain one "
+                "(path_initial_model_for_weight_conversion).",
+                PeftWarning,
+                stacklevel=3,
+            )
         if self.lora_bias and self.use_dora:
             raise ConfigError("lora_bias=True doesn't go with use_dora=True. Choose one of them.")
+
+    def _has_patterns(self) -> bool:
+        return bool(self.rank_pattern or self.alpha_pattern)
 
     def _check_layers(self) -> None:
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":

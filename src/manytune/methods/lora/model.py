@@ -57,15 +57,10 @@ class LoraModel(LayerTuner):
         others = [
             name for name, other in self.peft_config.items() if getattr(other, "bias", "none") != "none"
         ]
-        if config.bias != "none" and self.peft_config:
+        if config.bias != "none" and others:
             raise ConfigError(
                 f"LoraModel supports only 1 adapter with bias, and adapter '{adapter_name}' has bias={config.bias!r} "
-                f"beside {list(self.peft_config)}. When using multiple adapters, set bias to 'none' for all adapters."
-            )
-        if others:
-            raise ConfigError(
-                f"LoraModel supports only 1 adapter with bias, and adapter '{others[0]}' trains the base's biases. "
-                "When using multiple adapters, set bias to 'none' for all adapters."
+                f"beside {others}. When using multiple adapters, set bias to 'none' for all others."
             )
 
     def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
