@@ -76,6 +76,7 @@ def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> Non
     assert evaluation == finished.evaluation
     assert [result.name for result in evaluation.results] == ["base", "LoRA", "full"]
     assert len(evaluation.items) == 7 * 3  # every test paper: there was time
+    assert [item.task for item in evaluation.items[:3]] == ["challenge", "approach", "outcome"]
     assert [result.cost.trainable_params for result in evaluation.results[1:]] != [None, None]
     assert all(
         result.curves.training and len(result.curves.validation) == 3 for result in evaluation.results[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from rich.console import Console
 from manytune import __version__
 from manytune.data.encode import Encoder
 from manytune.data.readers import read
-from manytune.data.templates import Example, render_all
+from manytune.data.templates import Example
 from manytune.demo.aclsum import read_papers, write_rows
 from manytune.demo.answers import Answered, answer_until
 from manytune.demo.machine import Machine, measure
@@ -153,7 +153,7 @@ def write_data(directory: Path) -> None:
 
 
 def read_questions(directory: Path) -> tuple[Question, ...]:
-    """The questions on the test papers, encoded as training encoded its own."""
+    """The questions on the test papers, encoded as training encoded its own; the aspect is each one's task."""
     encoder = Encoder(load_tokenizer(BASE), max_length=None)
     return questions_from(_examples(directory, "test.jsonl"), encoder)
 
@@ -180,7 +180,8 @@ def _look(directory: Path, machine: Machine, console: Console) -> tuple[Workload
 
 def _examples(directory: Path, name: str) -> tuple[Example, ...]:
     template = make_recipe("lora", directory, steps=1).data.prompt_template()
-    return render_all(template, read(str(directory / DATA / name)).kept).kept
+    records = read(str(directory / DATA / name)).kept
+    return tuple(replace(template.render(record), task=str(record.fields["aspect"])) for record in records)
 
 
 def _train(method: Literal["lora", "full"], directory: Path, steps: int, console: Console) -> TrainedRun:
