@@ -1,6 +1,6 @@
 """One training step and one attachment, beside HF PEFT's, in one run.
 
-    python benchmarks/train_step.py [--rounds 20] [--json FILE]
+    python benchmarks/train_step.py [--rounds 12] [--json FILE]
 
 Both libraries train the same adapter on the same base (SmolLM2-135M-Instruct, float32), batches, order and
 optimizer; each round takes one step with either, in turn, so that a change of the machine's speed hits both
@@ -52,9 +52,9 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each library that count")
+    parser.add_argument("--rounds", type=int, default=12, help="steps of each library that count")
     parser.add_argument("--attachments", type=int, default=7)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--json", help="write the figures to this file, too")
     parser.add_argument("--memory-of", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--targets", choices=TARGETS, help=argparse.SUPPRESS)
