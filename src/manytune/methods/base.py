@@ -8,6 +8,7 @@ Writing one: `docs/add-a-method.md`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Method:
     tuner: type[Tuner]
 
 
-class Tuner(nn.Module):
+class Tuner(nn.Module, ABC):
     """One method attached to one model, with any number of named adapters.
 
     The model becomes the child `model` and stays usable through it; unknown attributes are looked up there.
@@ -93,6 +94,7 @@ class Tuner(nn.Module):
 
     # -- the contract
 
+    @abstractmethod
     def add_adapter(
         self,
         adapter_name: str,
@@ -109,15 +111,14 @@ class Tuner(nn.Module):
             low_cpu_mem_usage: Make the parameters on the meta device; a checkpoint will bring them.
             autocast_adapter_dtype: Keep the parameters in float32 on a half-precision base.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. If it was in use, the oldest remaining one takes its place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
         """Use these adapters and no others; only they train, or nothing does with `inference_mode`."""
-        raise NotImplementedError
 
     def set_requires_grad(self, adapter_names: Sequence[str], *, requires_grad: bool = True) -> None:
         """Let adapters train, or freeze them, whether in use or not.
@@ -131,27 +132,28 @@ class Tuner(nn.Module):
         )
 
     @property
+    @abstractmethod
     def active_adapters(self) -> list[str]:
         """The adapters in use."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enable_adapters(self, *, enabled: bool) -> None:
         """Apply the adapters, or behave exactly as the base, merged or not."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def enabled(self) -> bool | None:
         """Whether the adapters are applied; None if they are at some layers and not at others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """An adapter's tensors by their name in a checkpoint, less `file_prefix`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def memory_name(self, adapter_name: str, key: str) -> str:
         """The name in the model, as `named_parameters` gives it, of what `state` calls `key`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state(
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:
@@ -163,8 +165,8 @@ class Tuner(nn.Module):
         Raises:
             ShapeMismatchError: A tensor has another shape than the adapter's.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def merge_adapter(
         self,
         adapter_names: Sequence[str] | None = None,
@@ -173,16 +175,16 @@ class Tuner(nn.Module):
         low_memory: bool = False,
     ) -> MergeError | None:
         """Write adapters into the base's weights; see `AdapterLayer.merge`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unmerge_adapter(self) -> None:
         """Take every merged adapter out again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unload(self) -> nn.Module:
         """Detach without a trace, and give back the model that was attached to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merge_and_unload(
         self,
         progressbar: bool = False,
@@ -190,7 +192,6 @@ class Tuner(nn.Module):
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
         """Write adapters into the weights for good, detach, and give back the model."""
-        raise NotImplementedError
 
     # -- shared
 

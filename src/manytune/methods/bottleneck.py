@@ -100,6 +100,10 @@ class Source(AdapterLayer):
         """None."""
         return {}
 
+    def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+        """None: nothing is trained here."""
+        return {}
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The base layer; its input is kept until the adapter has read it."""
         if not self._disable_adapters and any(name in self.readers for name in self._active_adapters):

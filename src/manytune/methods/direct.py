@@ -7,6 +7,7 @@ nothing, and going back to the base is bit-exact.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +37,9 @@ class DirectTuner(Tuner):
 
     # -- what a subclass says
 
+    @abstractmethod
     def select(self, config: Any) -> dict[str, nn.Parameter]:
         """The parameters that a configuration trains, by name in the model."""
-        raise NotImplementedError
 
     def keeps_base(self, config: Any) -> bool:
         """Whether the base's values are kept aside; without them there is one adapter and no way back."""

@@ -10,6 +10,7 @@ measured when the adapter is merged, and stated in a warning.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class MergeError:
         )
 
 
-class AdapterLayer(nn.Module):
+class AdapterLayer(nn.Module, ABC):
     """A layer of the base with adapters beside it.
 
     A subclass names its per-adapter containers in `adapter_layer_names` (those with parameters) and
@@ -73,17 +74,17 @@ class AdapterLayer(nn.Module):
 
     # -- what a subclass says
 
+    @abstractmethod
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """One adapter's parameters by their name in a checkpoint, such as `lora_A.weight`; empty if it has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
         """The present parameters of `base_layer` with these adapters written in.
 
         Returns:
             New tensors by parameter name (`weight`, `bias`), of the parameter's own dtype.
         """
-        raise NotImplementedError
 
     def is_additive(self, adapter_name: str) -> bool:
         """Whether merging this adapter adds a ΔW that doesn't depend on the weight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
@@ -71,21 +72,21 @@ class PromptTuner(Tuner):
 
     # -- what a subclass says
 
+    @abstractmethod
     def settle(self, config: Any) -> None:
         """Fill in what the model decides, and refuse what doesn't fit it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, config: Any) -> SoftPrompt:
         """The trainable virtual tokens, initialised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shape(self, config: Any) -> tuple[int, int]:
         """Tokens and width of the computed virtual tokens, as a checkpoint holds them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
         """Make calls of a model use a prompt, until the hooks are removed."""
-        raise NotImplementedError
 
     # -- the contract
 

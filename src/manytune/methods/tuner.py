@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -59,21 +60,21 @@ class LayerTuner(Tuner):
 
     # -- what a subclass says
 
+    @abstractmethod
     def select(self, config: Any) -> list[tuple[str, nn.Module]]:
         """The modules that a configuration targets, as (path, module); fills in what the model settles."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
         """A layer without adapters around a module of the base.
 
         Raises:
             ConfigError: The module is of a kind that can't carry this method.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
         """Give one layer one adapter's parameters, initialised."""
-        raise NotImplementedError
 
     def check(self, adapter_name: str, config: Any) -> None:
         """Refuse an adapter that can't live beside those already there."""

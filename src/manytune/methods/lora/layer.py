@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -57,13 +58,13 @@ class LoraLayer(AdapterLayer):
 
     # -- what a subclass says
 
+    @abstractmethod
     def make_factors(self, adapter_name: str, config: LoraConfig) -> None:
         """Create and initialise one adapter's factors; rank and scaling are known by then."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · BA, in the shape of the base layer's weight and the adapter's dtype."""
-        raise NotImplementedError
 
     # -- adapters
 
