@@ -92,9 +92,9 @@ class Limits:
 
 
 # One step is one paper with its three questions: on a small budget, more steps teach more than larger ones do.
-LORA_STEPS = Limits(least=10, most=100, share=0.3)
-FULL_STEPS = Limits(least=5, most=60, share=0.2)
-TEST_PAPERS = Limits(least=6, most=100, share=0.5)
+LORA_STEPS = Limits(least=10, most=100, share=0.38)
+FULL_STEPS = Limits(least=5, most=60, share=0.22)
+TEST_PAPERS = Limits(least=6, most=100, share=0.4)
 
 # The long version: three times and twice through the 100 papers, and every test paper.
 LONG_LORA_STEPS, LONG_FULL_STEPS, LONG_TEST_PAPERS = 300, 200, 100
