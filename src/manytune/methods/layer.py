@@ -136,15 +136,19 @@ class AdapterLayer(nn.Module, ABC):
         """The same as `active_adapters`."""
         return self._active_adapters
 
+    def made(self, containers: Sequence[str]) -> Sequence[str]:
+        """Those of some containers that exist; a subclass may make some of its own only when they are asked for."""
+        return containers
+
     def _all_available_adapter_names(self) -> list[str]:
         names: dict[str, None] = {}
-        for container in self.adapter_layer_names:
+        for container in self.made(self.adapter_layer_names):
             names.update(dict.fromkeys(getattr(self, container).keys()))
         return sorted(names)
 
     def has_adapter(self, adapter_name: str) -> bool:
         """Whether this layer carries the adapter."""
-        return any(adapter_name in getattr(self, container) for container in self.adapter_layer_names)
+        return any(adapter_name in getattr(self, name) for name in self.made(self.adapter_layer_names))
 
     def live_adapters(self) -> list[str]:
         """The adapters that `forward` has to apply beside the base layer: none while disabled or merged."""
@@ -211,7 +215,7 @@ class AdapterLayer(nn.Module, ABC):
             raise AdapterError(
                 f"Cannot delete adapter(s) ['{adapter_name}'] while they are merged. Please unmerge them first."
             )
-        for container in (*self.adapter_layer_names, *self.other_param_names):
+        for container in self.made((*self.adapter_layer_names, *self.other_param_names)):
             mapping = getattr(self, container)
             if adapter_name in mapping:
                 del mapping[adapter_name]

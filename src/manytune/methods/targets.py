@@ -103,13 +103,15 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
     get_output = getattr(model, "get_output_embeddings", None)
     head = get_output() if callable(get_output) else None
     heads = TASK_HEADS.get(task_type or "", ())
+    everything = list(candidates(model))
+    attentions = {path for path, module in everything if isinstance(base_of(module), nn.MultiheadAttention)}
     wanted = [
         path
-        for path, module in candidates(model)
+        for path, module in everything
         if is_linear(module)
         and base_of(module) is not head
         and not any(matches(path, [h]) for h in heads)
-        and not isinstance(model.get_submodule(path.rpartition(".")[0]), nn.MultiheadAttention)
+        and path.rpartition(".")[0] not in attentions
     ]
     if not wanted:
         raise NoMatchingPeftModuleError(

@@ -98,7 +98,7 @@ class LayerTuner(Tuner):
         self.check(adapter_name, config)
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
-        to_save = [(path, m) for path, m in candidates(self.model) if saving and matches(path, saving)]
+        to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
         warn_of_unsaved(self.model, saving, config.task_type)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
@@ -125,9 +125,16 @@ class LayerTuner(Tuner):
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
             raise
-        for path, module in {**wrapped, **keepers}.items():
-            if path not in self._layers and path not in self._saved:
-                _replace(self.model, path, module)
+        new = {
+            p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
+        }
+        parents: dict[str, nn.Module] = {}
+        for path, module in new.items():
+            # A parent may be a wrapper that has just been put in place, so it is looked up now.
+            parent, _, name = path.rpartition(".")
+            if parent not in parents:
+                parents[parent] = self.model.get_submodule(parent)
+            setattr(parents[parent], name, module)
         self._layers.update(wrapped)
         self._saved.update(keepers)
         self.peft_config[adapter_name] = config
@@ -365,18 +372,20 @@ def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
     Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a
     half-precision base.
     """
-    layer.set_requires_grad(adapter_name, requires_grad=False)
+    parameters = [p for p in layer.tensors(adapter_name).values() if p.is_floating_point()]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     if not layer.training:
         for parts in layer.children():
-            if isinstance(parts, nn.ModuleDict) and adapter_name in parts:
+            if isinstance(parts, nn.ModuleDict) and adapter_name in parts and parts[adapter_name].training:
                 parts[adapter_name].eval()
     base = next(layer.base_layer.parameters(), None)
     if base is None or not base.is_floating_point():
         return
     dtype = torch.float32 if autocast and base.dtype in (torch.float16, torch.bfloat16) else base.dtype
-    for parameter in layer.tensors(adapter_name).values():
-        device = parameter.device if parameter.device.type == "meta" else base.device
-        if parameter.is_floating_point() and (parameter.device, parameter.dtype) != (device, dtype):
+    for parameter in parameters:
+        device = parameter.device if parameter.is_meta else base.device
+        if parameter.dtype != dtype or parameter.device != device:
             parameter.data = parameter.data.to(device, dtype)
 
 

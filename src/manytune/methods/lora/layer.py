@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,12 @@ from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.dora import Magnitude, along, output_norm
+
+_ON_DEMAND: dict[str, type[nn.ModuleDict] | type[nn.ParameterDict]] = {
+    "lora_embedding_A": nn.ParameterDict,
+    "lora_embedding_B": nn.ParameterDict,
+    "lora_magnitude_vector": nn.ModuleDict,
+}
 
 
 class LoraLayer(AdapterLayer):
@@ -42,19 +48,35 @@ class LoraLayer(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.r: dict[str, int] = {}
-        self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
-        self.use_dora: dict[str, bool] = {}
-        self.use_rslora: dict[str, bool] = {}
-        self.lora_bias: dict[str, bool] = {}
-        self.frozen_a: dict[str, bool] = {}
+        names = ("r", "lora_alpha", "scaling", "use_dora", "use_rslora", "lora_bias", "frozen_a")
+        # At once: torch asks of each attribute of a module, as it is set, whether it is a module or a parameter.
+        self.__dict__.update({name: {} for name in names})
         self.lora_dropout = nn.ModuleDict()
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
-        self.lora_embedding_A = nn.ParameterDict()
-        self.lora_embedding_B = nn.ParameterDict()
-        self.lora_magnitude_vector = nn.ModuleDict()
+
+    def __getattr__(self, name: str) -> Any:
+        # Few layers need these containers. Making them when they are first asked for saves a tenth of an attachment.
+        if name in _ON_DEMAND and "_modules" in self.__dict__ and name not in self._modules:
+            # add_module would ask whether the name is taken, and so come back here.
+            self._modules[name] = _ON_DEMAND[name]()
+        return super().__getattr__(name)
+
+    def made(self, containers: Sequence[str]) -> Sequence[str]:
+        """See `AdapterLayer.made`."""
+        return [name for name in containers if name not in _ON_DEMAND or name in self._modules]
+
+    lora_embedding_A: nn.ParameterDict  # noqa: N815  (peft's name)
+    lora_embedding_B: nn.ParameterDict  # noqa: N815  (peft's name)
+    lora_magnitude_vector: nn.ModuleDict
+
+    r: dict[str, int]
+    lora_alpha: dict[str, float]
+    scaling: dict[str, float]
+    use_dora: dict[str, bool]
+    use_rslora: dict[str, bool]
+    lora_bias: dict[str, bool]
+    frozen_a: dict[str, bool]
 
     # -- what a subclass says
 
@@ -84,6 +106,7 @@ class LoraLayer(AdapterLayer):
         self.use_dora[adapter_name] = config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
+        dropout.__dict__["training"] = self.training
         self.lora_dropout[adapter_name] = dropout
         if config.freeze_a:
             self.frozen_a[adapter_name] = True
@@ -101,10 +124,9 @@ class LoraLayer(AdapterLayer):
             if b.bias is not None:
                 found["lora_B.bias"] = b.bias  # type: ignore[assignment]
         for container in ("lora_embedding_A", "lora_embedding_B"):
-            parameters = getattr(self, container)
-            if adapter_name in parameters:
-                found[container] = parameters[adapter_name]
-        if adapter_name in self.lora_magnitude_vector:
+            if container in self._modules and adapter_name in getattr(self, container):
+                found[container] = getattr(self, container)[adapter_name]
+        if "lora_magnitude_vector" in self._modules and adapter_name in self.lora_magnitude_vector:
             found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter_name].get_parameter("weight")
         return found
 

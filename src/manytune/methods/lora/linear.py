@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.lora.factor import Factor
+from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
@@ -38,14 +38,20 @@ class Linear(ShiftedLayer):
         r = self.r[adapter_name]
         if config.lora_bias:
             self.warn_without_bias()
-        self.lora_A[adapter_name] = Factor(self.in_features, r, bias=False)
-        self.lora_B[adapter_name] = Factor(r, self.out_features, bias=config.lora_bias)
+        self.lora_A[adapter_name] = Factor(self.in_features, r, bias=False, training=self.training)
+        self.lora_B[adapter_name] = Factor(
+            r, self.out_features, bias=config.lora_bias, training=self.training
+        )
+        factors = (self.lora_A[adapter_name], self.lora_B[adapter_name])
+        if config.init_lora_weights is False:
+            for factor in factors:
+                draw_fresh(factor)
+        else:
+            skip_draws(*factors)
         if starts_from_weight(config.init_lora_weights):
             self._take_over(adapter_name, str(config.init_lora_weights))
         else:
-            initialise(
-                self.lora_A[adapter_name], self.lora_B[adapter_name], r=r, init=config.init_lora_weights
-            )
+            initialise(*factors, r=r, init=config.init_lora_weights)
 
     def _take_over(self, adapter_name: str, init: str) -> None:
         weight = self.origin([])

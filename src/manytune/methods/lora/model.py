@@ -24,6 +24,7 @@ from manytune.methods.targets import (
     Selection,
     all_linear_targets,
     base_of,
+    candidates,
     default_targets,
     first_match,
     select,
@@ -85,6 +86,10 @@ class LoraModel(LayerTuner):
 
     def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
         """Attention that is adapted has its output projection adapted too, which alone it never calls."""
+        if not any(
+            isinstance(base_of(module), nn.MultiheadAttention) for _, module in candidates(self.model)
+        ):
+            return chosen
         result = []
         for path, module in chosen:
             parent = self.model.get_submodule(path.rpartition(".")[0])
