@@ -49,7 +49,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync_directory(path.parent)
+    flush_directory(path.parent)
 
 
 @contextmanager
@@ -79,11 +79,11 @@ def atomic_directory(
     temporary.mkdir()
     try:
         yield temporary
-        _fsync_tree(temporary)
+        flush_tree(temporary)
         _move_into_place(temporary, path, existing)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _fsync_directory(path.parent)
+    flush_directory(path.parent)
 
 
 def clean_leftovers(directory: Path, *, older_than: float = 0.0) -> list[Path]:
@@ -150,15 +150,17 @@ def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}{kind}{secrets.token_hex(4)}")
 
 
-def _fsync_tree(directory: Path) -> None:
+def flush_tree(directory: Path) -> None:
+    """See that a directory and everything in it is on the disk."""
     for folder, _, files in os.walk(directory):
         for name in files:
             with (Path(folder) / name).open("rb+") as file:
                 os.fsync(file.fileno())
-        _fsync_directory(Path(folder))
+        flush_directory(Path(folder))
 
 
-def _fsync_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """See that a directory's entries are on the disk: what was created, renamed or removed in it."""
     if os.name == "nt":  # Windows can't open a directory; its renames are journalled
         return
     descriptor = os.open(directory, os.O_RDONLY)

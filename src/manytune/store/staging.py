@@ -1,0 +1,89 @@
+"""Where a store's files are written before they appear, and go before they are removed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from manytune.store.files import flush_directory
+from manytune.store.locking import locked, try_lock
+
+
+class Staging:
+    """A directory beside what it serves, on the same file system, and the lock that goes with it.
+
+    A directory that is being filled is held by its writer, and everything else in here belongs to somebody who has the
+    lock. So with the lock in hand whatever nobody holds was left by a process that was killed.
+
+    Args:
+        directory: Made when it is first used.
+        lock: The lock's file.
+    """
+
+    def __init__(self, directory: Path, lock: Path) -> None:
+        self._directory = directory
+        self._lock_file = lock
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the lock; see `locked`."""
+        return locked(self._lock_file)
+
+    @contextmanager
+    def filling(self) -> Iterator[Path]:
+        """A new directory to fill. It is removed at the end unless it was renamed."""
+        self._directory.mkdir(exist_ok=True)
+        directory = self._path()
+        descriptor = None
+        with self.lock():
+            self._clean()
+            directory.mkdir()
+            if sys.platform != "win32":
+                descriptor = os.open(directory, os.O_RDONLY)
+                try_lock(descriptor)  # the sign that it is being filled
+        try:
+            yield directory
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def put(self, path: Path, text: str) -> None:
+        """Write a file that appears whole, or replaces another at once. With the lock in hand."""
+        temporary = self._path()
+        with temporary.open("xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        flush_directory(path.parent)
+
+    def take(self, directory: Path) -> Path:
+        """Make a directory disappear at once. With the lock in hand; the caller removes what is given back."""
+        self._directory.mkdir(exist_ok=True)
+        going = self._path()
+        directory.rename(going)
+        flush_directory(directory.parent)
+        return going
+
+    def _path(self) -> Path:
+        return self._directory / secrets.token_hex(8)
+
+    def _clean(self) -> None:
+        for path in () if sys.platform == "win32" else self._directory.iterdir():
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:  # its writer is removing it
+                continue
+            try:
+                if try_lock(descriptor):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)

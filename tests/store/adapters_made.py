@@ -1,0 +1,43 @@
+"""Adapters on disk, without a training run: random tensors of the shapes that the tiny base has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.store.tiny import tiny_model
+
+from manytune.methods.attach import get_peft_model
+from manytune.methods.registry import peft_config_from
+from manytune.store.adapters import save_adapter
+from manytune.store.base import Base
+
+
+def make_adapter(directory: Path, base: Base, *, seed: int = 0, method: str = "lora", **options: Any) -> Path:
+    """Write an adapter of the tiny base with random values, as a run does."""
+    if method in ("lora", "ia3") and "target_modules" not in options:
+        options["target_modules"] = (
+            ["q_proj", "v_proj"] if method == "lora" else ["k_proj", "v_proj", "down_proj"]
+        )
+        if method == "ia3":
+            options["feedforward_modules"] = ["down_proj"]
+    if method == "lora":
+        options.setdefault("r", 2)
+    model = get_peft_model(tiny_model(), peft_config_from(method, task_type="CAUSAL_LM", **options))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape))
+    save_adapter(
+        model,
+        directory,
+        method=method,
+        base=base.name,
+        fingerprint=base.fingerprint,
+        template={"prompt": "{{ text }}", "completion": "{{ answer }}"},
+        encoding="plain",
+        scores={"validation_loss": 1.0 + seed},
+    )
+    return directory
