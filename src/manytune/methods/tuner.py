@@ -16,6 +16,7 @@ from manytune.methods.base import Tuner, fill_state
 from manytune.methods.config import PeftConfig
 from manytune.methods.embeddings import base_tables
 from manytune.methods.layer import AdapterLayer, MergeError, warn_of_merge_error
+from manytune.methods.quantized import quantization_backend
 from manytune.methods.saved_modules import ModulesToSaveWrapper
 from manytune.methods.targets import base_of, candidates, matches, warn_of_unsaved
 
@@ -282,6 +283,15 @@ class LayerTuner(Tuner):
             # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
             for layer in carrying:
                 layer.check_merge(names, safe_merge=safe_merge)
+        packed = [layer.base_layer for layer in carrying if quantization_backend(layer.base_layer)]
+        if packed:
+            warnings.warn(
+                f"Merging dequantizes: a weight packed by {quantization_backend(packed[0])} can't take up an adapter, "
+                f"so {len(packed)} layers are kept in full precision while adapters are merged. Unmerging puts the "
+                "packed ones back.",
+                PeftWarning,
+                stacklevel=3,
+            )
         before = [(layer, list(layer.merged_adapters)) for layer in carrying]
         total: MergeError | None = None
         try:
@@ -379,10 +389,13 @@ def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
         for parts in layer.children():
             if isinstance(parts, nn.ModuleDict) and adapter_name in parts and parts[adapter_name].training:
                 parts[adapter_name].eval()
-    base = next(layer.base_layer.parameters(), None)
-    if base is None or not base.is_floating_point():
+    own = layer.base_layer._parameters.get("weight")
+    base = next(layer.base_layer.parameters(), None) if own is None else own
+    if base is None:
         return
-    dtype = torch.float32 if autocast and base.dtype in (torch.float16, torch.bfloat16) else base.dtype
+    # A weight packed into integers has no dtype to go by.
+    half = base.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if (autocast and half) or not base.is_floating_point() else base.dtype
     for parameter in parameters:
         device = parameter.device if parameter.is_meta else base.device
         if parameter.dtype != dtype or parameter.device != device:

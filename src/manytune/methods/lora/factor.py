@@ -27,25 +27,32 @@ class Factor(nn.Linear):
     def __init__(self, in_features: int, out_features: int, *, bias: bool, training: bool) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(in_features=in_features, out_features=out_features, training=training)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        # As register_parameter does it, less its questions about names and kinds.
+        self._parameters["weight"] = _frozen(torch.empty(out_features, in_features))
+        self._parameters["bias"] = _frozen(torch.empty(out_features)) if bias else None
 
 
-def draw_fresh(module: nn.Module) -> None:
+def _frozen(value: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=False)
+
+
+def draw_fresh(module: nn.Linear) -> None:
     """Draw what a fresh linear layer has: U(±1/√in), which is Kaiming-uniform with a = √5, bit for bit."""
-    weight = module.get_parameter("weight")
+    weight = module.weight
     fan_in = weight.shape[1]
     # The order of these operations is that of torch.nn.init.kaiming_uniform_, so that the last bit agrees, too.
     bound = math.sqrt(3.0) * (math.sqrt(2.0 / 6.0) / math.sqrt(fan_in))
     weight.data.uniform_(-bound, bound)
     if module.bias is not None:
         bound = 1 / math.sqrt(fan_in)
-        module.bias.data.uniform_(-bound, bound)  # type: ignore[operator]
+        module.bias.data.uniform_(-bound, bound)
 
 
-def skip_draws(*modules: nn.Module) -> None:
+def skip_draws(*modules: nn.Linear) -> None:
     """Leave torch's random state as `draw_fresh` of these modules would, in half the time."""
-    weights = [parameter for module in modules for parameter in module.parameters() if not parameter.is_meta]
+    weights = [
+        p for module in modules for p in module._parameters.values() if p is not None and not p.is_meta
+    ]
     words = {_WORDS_A_NUMBER.get(parameter.dtype) for parameter in weights}
     if words not in ({1}, {2}):
         for module in modules:

@@ -55,7 +55,8 @@ def initialise(lora_a: nn.Module, lora_b: nn.Module, *, r: int, init: bool | str
     if init is False:
         return
     kind = init.lower() if isinstance(init, str) else init
-    a, b = lora_a.get_parameter("weight"), lora_b.get_parameter("weight")
+    a: Tensor = lora_a.weight  # type: ignore[assignment]
+    b: Tensor = lora_b.weight  # type: ignore[assignment]
     if kind == "orthogonal":
         _orthogonal(a, b, r)
     else:

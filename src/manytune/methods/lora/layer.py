@@ -16,11 +16,27 @@ from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.dora import Magnitude, along, output_norm
 
-_ON_DEMAND: dict[str, type[nn.ModuleDict] | type[nn.ParameterDict]] = {
-    "lora_embedding_A": nn.ParameterDict,
-    "lora_embedding_B": nn.ParameterDict,
-    "lora_magnitude_vector": nn.ModuleDict,
-}
+
+class _OnDemand:
+    """A container that few layers need, made when it is first asked for: that saves a tenth of an attachment.
+
+    Args:
+        kind: `torch.nn.ModuleDict` or `ParameterDict`.
+    """
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind = kind
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: nn.Module, owner: type) -> Any:
+        if self.name not in layer._modules:
+            layer._modules[self.name] = self.kind()
+        return layer._modules[self.name]
+
+
+_ON_DEMAND = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 
 class LoraLayer(AdapterLayer):
@@ -48,27 +64,26 @@ class LoraLayer(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        names = ("r", "lora_alpha", "scaling", "use_dora", "use_rslora", "lora_bias", "frozen_a")
-        # At once: torch asks of each attribute of a module, as it is set, whether it is a module or a parameter.
-        self.__dict__.update({name: {} for name in names})
-        self.lora_dropout = nn.ModuleDict()
-        self.lora_A = nn.ModuleDict()
-        self.lora_B = nn.ModuleDict()
-
-    def __getattr__(self, name: str) -> Any:
-        # Few layers need these containers. Making them when they are first asked for saves a tenth of an attachment.
-        if name in _ON_DEMAND and "_modules" in self.__dict__ and name not in self._modules:
-            # add_module would ask whether the name is taken, and so come back here.
-            self._modules[name] = _ON_DEMAND[name]()
-        return super().__getattr__(name)
+        self.r = {}
+        self.lora_alpha = {}
+        self.scaling = {}
+        self.use_dora = {}
+        self.use_rslora = {}
+        self.lora_bias = {}
+        self.frozen_a = {}
+        for name in ("lora_dropout", "lora_A", "lora_B"):
+            self._modules[name] = nn.ModuleDict()
 
     def made(self, containers: Sequence[str]) -> Sequence[str]:
         """See `AdapterLayer.made`."""
         return [name for name in containers if name not in _ON_DEMAND or name in self._modules]
 
-    lora_embedding_A: nn.ParameterDict  # noqa: N815  (peft's name)
-    lora_embedding_B: nn.ParameterDict  # noqa: N815  (peft's name)
-    lora_magnitude_vector: nn.ModuleDict
+    lora_A: nn.ModuleDict  # noqa: N815  (peft's name)
+    lora_B: nn.ModuleDict  # noqa: N815  (peft's name)
+    lora_dropout: nn.ModuleDict
+    lora_embedding_A = _OnDemand(nn.ParameterDict)  # noqa: N815  (peft's name)
+    lora_embedding_B = _OnDemand(nn.ParameterDict)  # noqa: N815  (peft's name)
+    lora_magnitude_vector = _OnDemand(nn.ModuleDict)
 
     r: dict[str, int]
     lora_alpha: dict[str, float]
@@ -117,12 +132,13 @@ class LoraLayer(AdapterLayer):
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """See `AdapterLayer.tensors`."""
         found: dict[str, nn.Parameter] = {}
-        if adapter_name in self.lora_A:
+        a = self.lora_A._modules.get(adapter_name)
+        if a is not None:
             # Spelled out, since walking the modules for their parameters is a third of the time of an attachment.
-            a, b = self.lora_A[adapter_name], self.lora_B[adapter_name]
+            b: Any = self.lora_B[adapter_name]
             found = {"lora_A.weight": a.weight, "lora_B.weight": b.weight}  # type: ignore[dict-item]
             if b.bias is not None:
-                found["lora_B.bias"] = b.bias  # type: ignore[assignment]
+                found["lora_B.bias"] = b.bias
         for container in ("lora_embedding_A", "lora_embedding_B"):
             if container in self._modules and adapter_name in getattr(self, container):
                 found[container] = getattr(self, container)[adapter_name]
@@ -157,7 +173,7 @@ class LoraLayer(AdapterLayer):
 
     def gains(self, adapter_name: str, weight: Tensor) -> Tensor:
         """DoRA's m / ‖W + ΔW‖: (out,); the norm counts as a constant."""
-        magnitude = self.lora_magnitude_vector[adapter_name].get_parameter("weight").flatten()
+        magnitude: Tensor = self.lora_magnitude_vector[adapter_name].get_parameter("weight").flatten()
         norm = output_norm(weight, self.get_delta_weight(adapter_name).detach(), self.output_dim)
         return magnitude / norm.to(magnitude.dtype)
 

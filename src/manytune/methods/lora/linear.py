@@ -38,20 +38,18 @@ class Linear(ShiftedLayer):
         r = self.r[adapter_name]
         if config.lora_bias:
             self.warn_without_bias()
-        self.lora_A[adapter_name] = Factor(self.in_features, r, bias=False, training=self.training)
-        self.lora_B[adapter_name] = Factor(
-            r, self.out_features, bias=config.lora_bias, training=self.training
-        )
-        factors = (self.lora_A[adapter_name], self.lora_B[adapter_name])
+        a = Factor(self.in_features, r, bias=False, training=self.training)
+        b = Factor(r, self.out_features, bias=config.lora_bias, training=self.training)
+        self.lora_A[adapter_name], self.lora_B[adapter_name] = a, b
         if config.init_lora_weights is False:
-            for factor in factors:
+            for factor in (a, b):
                 draw_fresh(factor)
         else:
-            skip_draws(*factors)
+            skip_draws(a, b)
         if starts_from_weight(config.init_lora_weights):
             self._take_over(adapter_name, str(config.init_lora_weights))
         else:
-            initialise(*factors, r=r, init=config.init_lora_weights)
+            initialise(a, b, r=r, init=config.init_lora_weights)
 
     def _take_over(self, adapter_name: str, init: str) -> None:
         weight = self.origin([])

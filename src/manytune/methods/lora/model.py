@@ -19,6 +19,7 @@ from manytune.methods.lora.embedding import Embedding
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
+from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.targets import (
     ALL_LINEAR,
     Selection,
@@ -108,6 +109,8 @@ class LoraModel(LayerTuner):
         """See `LayerTuner.wrap`."""
         if isinstance(module, nn.Embedding):
             return Embedding(module)
+        if is_quantized_linear(module):
+            return QuantizedLinear(module)
         if isinstance(module, (nn.Linear, Conv1D)):
             return Linear(module)
         if isinstance(module, nn.MultiheadAttention):

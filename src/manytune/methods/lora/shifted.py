@@ -49,9 +49,8 @@ class ShiftedLayer(LoraLayer):
         """See `AdapterLayer.is_additive`."""
         return not self._shifts and super().is_additive(adapter_name)
 
-    @torch.no_grad()
     def _place(self) -> None:
-        if self.merged_adapters and not self._disable_adapters:
+        if not (self._shifts or self._in_place) or (self.merged_adapters and not self._disable_adapters):
             return
         wanted = [n for n in self._active_adapters if n in self._shifts and not self._disable_adapters]
         if wanted == self._in_place:
@@ -59,7 +58,8 @@ class ShiftedLayer(LoraLayer):
         weight = self.base_layer.get_parameter("weight")
         if self._original is None:
             self._original = weight.data
-        weight.data = self.origin(wanted).to(weight.dtype)
+        with torch.no_grad():
+            weight.data = self.origin(wanted).to(weight.dtype)
         self._in_place = wanted
         if not wanted:
             self._original = None
