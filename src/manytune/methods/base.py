@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.config import PeftConfig
 from manytune.methods.layer import MergeError
+from manytune.methods.quantized import keep_differentiable
+from manytune.methods.walk import every_parameter
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
@@ -77,7 +79,9 @@ class Tuner(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.peft_config: dict[str, PeftConfig] = {}
-        self._was_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._was_trainable = [parameter for parameter in every_parameter(model) if parameter.requires_grad]
+        if getattr(model, "hf_quantizer", None) is not None:
+            keep_differentiable(model)
         try:
             for parameter in self._was_trainable:
                 parameter.requires_grad_(False)

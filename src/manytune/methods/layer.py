@@ -4,7 +4,8 @@ Switching is exact. Merging computes the new weight from the pristine one, W = W
 itself is kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after
 any number of switches. The price is one copy of each targeted weight while an adapter is merged.
 `low_memory=True` avoids the copy: it adds ΔW in place and later subtracts it, which rounds; the error is
-measured when the adapter is merged, and stated in a warning.
+measured when the adapter is merged, and stated in a warning. A quantized layer is replaced by a copy in full
+precision while an adapter is merged.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, PeftWarning
+from manytune.methods.quantized import DequantizedLinear, quantization_backend
+
+_PLAIN = frozenset({bool, int, str, list, dict, set})
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,27 @@ class AdapterLayer(nn.Module, ABC):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.training = base_layer.training
-        self.base_layer = base_layer
+        self._modules["base_layer"] = base_layer
         self.merged_adapters: list[str] = []
         self._active_adapters: list[str] = []
         self._trainable: set[str] = set()
         self._paused: set[str] = set()
         self._disable_adapters = False
         self._pristine: dict[str, Tensor] = {}
+        # The quantized layer, while a copy in full precision stands in its place; not a child.
+        self.__dict__["_packed"] = None
         self._low_memory = False
+
+    _packed: nn.Module | None
+
+    base_layer: nn.Module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch asks of each value whether it is a parameter, a module or a buffer. These can't be.
+        if type(value) in _PLAIN:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     # -- what a subclass says
 
@@ -268,6 +285,11 @@ class AdapterLayer(nn.Module, ABC):
             raise AdapterError(
                 f"{type(self).__name__} doesn't merge by adding, so it has no low-memory form."
             )
+        if low_memory and quantization_backend(self.base_layer):
+            raise AdapterError(
+                f"{new} can't be merged in low memory: the base's weights are quantized by "
+                f"{quantization_backend(self.base_layer)}, so merging makes a copy of them in full precision."
+            )
         self._low_memory = low_memory
         names = [*self.merged_adapters, *new]
         error = self._write(new if low_memory else names, safe=safe_merge)
@@ -300,6 +322,7 @@ class AdapterLayer(nn.Module, ABC):
             return self._add(names, safe=safe)
         present = {key: self.base_layer.get_parameter(key).data for key in self._pristine}
         self._restore(names)
+        self._unpack()
         try:
             merged = self.merged_tensors(names)
             if safe:
@@ -307,6 +330,8 @@ class AdapterLayer(nn.Module, ABC):
         except AdapterError:
             # Refused: what was merged before stays merged.
             self._swap_in(present)
+            if not present:
+                self._repack()
             raise
         self._swap_in(merged)
         return None
@@ -325,6 +350,15 @@ class AdapterLayer(nn.Module, ABC):
         for key, value in self._pristine.items():
             self.base_layer.get_parameter(key).data = value
         self._pristine = {}
+        self._repack()
+
+    def _unpack(self) -> None:
+        if quantization_backend(self.base_layer):
+            self.__dict__["_packed"], self.base_layer = self.base_layer, DequantizedLinear(self.base_layer)
+
+    def _repack(self) -> None:
+        if self._packed is not None:
+            self.base_layer, self.__dict__["_packed"] = self._packed, None
 
     def _add(self, names: Sequence[str], *, safe: bool) -> MergeError:
         if safe:
@@ -368,6 +402,8 @@ class AdapterLayer(nn.Module, ABC):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # `model.to(...)` must move the pristine weights along with the merged ones.
         self._pristine = {key: fn(value) for key, value in self._pristine.items()}
+        if self._packed is not None:
+            self._packed._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:

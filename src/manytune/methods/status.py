@@ -12,6 +12,7 @@ from manytune.errors import AdapterError
 from manytune.methods.accounting import count_parameters
 from manytune.methods.adapted import AdaptedModel
 from manytune.methods.layer import AdapterLayer
+from manytune.methods.quantized import quantization_backend
 from manytune.methods.saved_modules import ModulesToSaveWrapper
 
 Irregular = Literal["irregular"]
@@ -155,10 +156,10 @@ def _layer_status(name: str, module: _Carrier) -> LayerStatus:
     if isinstance(module, AdapterLayer):
         available = module._all_available_adapter_names()
         kind, merged = f"{module.kind.lower()}.{type(module).__name__}", list(module.merged_adapters)
-        backend = _backend(module.base_layer)
+        backend = quantization_backend(module.base_layer)
     else:
         available = sorted(module.modules_to_save)
-        kind, merged, backend = "ModulesToSaveWrapper", [], _backend(module.original_module)
+        kind, merged, backend = "ModulesToSaveWrapper", [], quantization_backend(module.original_module)
     parameters = {adapter: list(module.tensors(adapter).values()) for adapter in available}
     return LayerStatus(
         name=name,
@@ -173,15 +174,6 @@ def _layer_status(name: str, module: _Carrier) -> LayerStatus:
         devices={adapter: sorted({str(p.device) for p in mine}) for adapter, mine in parameters.items()},
         quantization_backend=backend,
     )
-
-
-def _backend(module: nn.Module) -> str | None:
-    weight = getattr(module, "weight", None)
-    for part in (module, weight):
-        library = type(part).__module__.partition(".")[0]
-        if library in ("bitsandbytes", "torchao"):
-            return library
-    return None
 
 
 def _agreed(values: Iterable[Any]) -> Any:

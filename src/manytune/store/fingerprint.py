@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manytune.errors import StoreError
+from manytune.methods.quantized import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,7 +99,7 @@ def _config_hash(model: torch.nn.Module) -> str:
 def _weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(model, "")):
-        flat = weight.detach().reshape(-1)
+        flat = readable(weight.detach()).reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         sample = flat[::step][:_SAMPLES].to(device="cpu", dtype=torch.bfloat16)
         digest.update(f"{name}{tuple(weight.shape)}".encode())
