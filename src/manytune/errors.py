@@ -11,6 +11,7 @@
     │   └── TemplateError                a prompt template
     ├── RecipeError                      a recipe's keys and values
     ├── RunError                         a training run
+    ├── RequestError                     a request to generate
     └── StoreError                       adapters on disk
 
     PeftWarning, DataWarning             warnings of the same origin
@@ -75,6 +76,10 @@ class RecipeError(ManytuneError, ValueError):
 
 class RunError(ManytuneError, RuntimeError):
     """A training run can't start, continue or finish."""
+
+
+class RequestError(ManytuneError, ValueError):
+    """A request to the engine has an unusable value, or can never be run."""
 
 
 class StoreError(ManytuneError, OSError):

@@ -88,7 +88,7 @@ def generate_batch(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     _check_lengths(model, [len(prompt) for prompt in prompts], new_tokens=max_new_tokens)
-    stop_ids = _stop_ids(model, tokenizer) | set(end_ids)
+    stop_ids = end_token_ids(model, tokenizer) | set(end_ids)
     pad_id = _pad_id(tokenizer, stop_ids)
     config = GenerationConfig(
         do_sample=False,
@@ -260,7 +260,7 @@ def _generation(tokens: list[int], stop_ids: frozenset[int], tokenizer: Any) -> 
     return Generation(token_ids=kept, text=text, finished="length" if end is None else "stop")
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer: the model's own (perhaps several) and the tokenizer's."""
     inner = _innermost(model)
     configs = (getattr(inner, "generation_config", None), inner.config)

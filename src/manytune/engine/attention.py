@@ -1,0 +1,188 @@
+"""The attention function of the engine, registered with transformers under `manytune-engine`.
+
+A forward holds tokens of many sequences in one row: first one token of each sequence that decodes, in the order of
+their rows in the cache, then stretches of prompts. Each token's key and value go into the cache, and its query reads
+the cache of its own sequence. What belongs to whom arrives as the keyword argument `manytune_step`, which transformers
+passes on to the attention function in every model that declares `_supports_attention_backend`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from manytune.engine.kv_cache import KVCache
+
+NAME = "manytune-engine"
+
+# Arguments that change what attention computes and that this function doesn't know how to honour.
+_UNKNOWN_TERMS = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of one prompt in a forward.
+
+    Attributes:
+        row: The sequence's row in the cache.
+        first: Place of the first token in the forward.
+        start: Its position in the sequence.
+        count: How many tokens there are.
+    """
+
+    row: int
+    first: int
+    start: int
+    count: int
+
+
+@dataclass
+class AttentionStep:
+    """Who reads what in one forward.
+
+    Attributes:
+        cache: Keys and values.
+        rows: The cache's row of each token, `(T,)`.
+        positions: Each token's position in its sequence, `(T,)`.
+        decoding: How many tokens decode; token i of them belongs to row i.
+        longest: Positions in the longest of their sequences, the present token's included.
+        stretches: The rest of the tokens.
+    """
+
+    cache: KVCache
+    rows: Tensor
+    positions: Tensor
+    decoding: int
+    longest: int
+    stretches: tuple[Stretch, ...]
+    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
+
+    def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What the queries that decode may see: 0 or -inf, `(decoding, 1, 1, longest)`."""
+        key = (window, -1)
+        if key not in self._masks:
+            own = self.positions[: self.decoding, None]
+            places = torch.arange(self.longest, device=own.device)
+            hidden = places > own
+            if window is not None:
+                hidden |= places <= own - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=own.device).masked_fill_(
+                hidden, float("-inf")
+            )
+            self._masks[key] = mask[:, None, None]
+        return self._masks[key]
+
+    def stretch_mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The same for a stretch, `(count, start + count)`; None if it is the plain causal triangle."""
+        stretch = self.stretches[index]
+        end = stretch.start + stretch.count
+        if stretch.start == 0 and (window is None or window >= end):
+            return None
+        key = (window, index)
+        if key not in self._masks:
+            own = torch.arange(stretch.start, end, device=self.rows.device)[:, None]
+            places = torch.arange(end, device=self.rows.device)
+            hidden = places > own
+            if window is not None:
+                hidden |= places <= own - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=own.device)
+            self._masks[key] = mask.masked_fill_(hidden, float("-inf"))
+        return self._masks[key]
+
+
+def engine_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    manytune_step: AttentionStep | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of the engine's tokens, each over its own sequence in the cache.
+
+    Semantics, with seen(t) the positions of t's sequence up to t's own, the last `sliding_window` of them if given,
+    and cap(x) = softcap * tanh(x / softcap) or x:
+
+        out[t] = sum_s softmax_{s in seen(t)}(cap(scaling * query[t] . K[s])) V[s]
+
+    Args:
+        module: The calling attention module; its `layer_idx` says which layer it is.
+        query: Shape `(1, heads, T, head_dim)`.
+        key: Shape `(1, key_heads, T, head_dim)`, where `key_heads` divides `heads`.
+        value: Shape `(1, key_heads, T, head_dim)`.
+        attention_mask: None; the step takes its place.
+        scaling: Factor of the scores; `head_dim ** -0.5` if None.
+        dropout: Must be 0.
+        sliding_window: How many last positions a query sees, itself included; None for all.
+        softcap: Bound of the scores, as in Gemma 2; None for none.
+        manytune_step: Who reads what.
+        kwargs: Arguments that other attention functions use.
+
+    Returns:
+        The result of shape `(1, T, heads, head_dim)`, and None in place of the attention weights.
+
+    Raises:
+        RuntimeError: The step is missing, or the model asks for a term that isn't part of the formula above.
+    """
+    unknown = [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]
+    if manytune_step is None or attention_mask is not None or unknown or dropout:
+        raise RuntimeError(
+            f"attention function {NAME!r} runs the engine's own forwards; {type(module).__name__} was called with "
+            f"{' and '.join(unknown) or 'something else'}. Call the model outside the engine's step."
+        )
+    step = manytune_step
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    keys, values = step.cache.layer(module.layer_idx)  # type: ignore[arg-type]
+    keys[step.rows, :, step.positions] = key[0].transpose(0, 1)
+    values[step.rows, :, step.positions] = value[0].transpose(0, 1)
+    heads, tokens, size = query.shape[1:]
+    groups = heads // keys.shape[1]
+    out = query.new_empty((tokens, heads, size))
+    n = step.decoding
+    if n:
+        # The queries that share a head of keys stand where several positions of one head would.
+        q = query[0, :, :n].transpose(0, 1).reshape(n, -1, groups, size)
+        mask = step.decode_mask(sliding_window, query.dtype)
+        found = _attend(q, keys[:n, :, : step.longest], values[:n, :, : step.longest], mask, scaling, softcap)
+        out[:n] = found.reshape(n, heads, size)
+    for index, stretch in enumerate(step.stretches):
+        end = stretch.start + stretch.count
+        span = slice(stretch.first, stretch.first + stretch.count)
+        q = query[0, :, span].unflatten(0, (-1, groups))  # (key_heads, groups, count, size)
+        k, v = (part[stretch.row, :, None, :end].expand(-1, groups, -1, -1) for part in (keys, values))
+        mask = step.stretch_mask(index, sliding_window, query.dtype)
+        out[span] = _attend(q, k, v, mask, scaling, softcap).flatten(0, 1).transpose(0, 1)
+    return out.unsqueeze(0), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Plain attention of (batch, heads, queries, size); without a mask each query sees the keys up to its own place."""
+    if softcap is None:
+        if mask is not None and mask.dim() == 4:
+            mask = mask.expand(-1, -1, query.shape[2], -1)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling
+        )
+    if mask is None:
+        size = query.shape[2]
+        mask = torch.full((size, size), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+    scores = softcap * torch.tanh(query @ key.transpose(-1, -2) * scaling / softcap) + mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    return weights @ value
+
+
+AttentionInterface.register(NAME, engine_attention_forward)

@@ -1,0 +1,184 @@
+"""Keys and values of the running sequences, in contiguous slots that are kept compact.
+
+The cache is one block of `budget` tokens, divided into rows of equal width. Sequences that decode have the first
+rows, those whose prompts are still being read have the next, and no row between them is free, so that a step reads
+views. When a sequence ends, the last one takes its row.
+
+Shapes: keys and values of a layer are (rows, heads of keys, width, size of a head).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Widths are multiples of this, so that few sequences ask for a new division of the block.
+GRANULE = 64
+
+
+def rounded(tokens: int) -> int:
+    """The width of a row that has room for so many tokens."""
+    return -(-tokens // GRANULE) * GRANULE
+
+
+class KVCache:
+    """Keys and values, and the book of whose they are.
+
+    Args:
+        layers: Number of layers.
+        heads: Heads of keys and values.
+        head_dim: Size of a key.
+        budget: Tokens that there is room for, all rows together.
+        max_rows: Largest number of rows.
+        dtype: Of keys and values.
+        device: Where they are.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        budget: int,
+        max_rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._shape = (layers, 2, heads, head_dim)
+        self._budget = budget
+        self._max_rows = max_rows
+        self._options = {"dtype": dtype, "device": device}
+        self._order: list[str] = []  # the sequence in each row
+        self._row: dict[str, int] = {}
+        self._room: dict[str, int] = {}
+        self._length: dict[str, int] = {}
+        self._width = 0
+        self.decoding = 0
+        self._data = self._block(0, 0)
+
+    # -- the book
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, sequence: str) -> bool:
+        return sequence in self._row
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The sequence in each row; the first `decoding` of them decode."""
+        return tuple(self._order)
+
+    def row(self, sequence: str) -> int:
+        """The row of a sequence."""
+        return self._row[sequence]
+
+    def length(self, sequence: str) -> int:
+        """How many tokens of a sequence are there."""
+        return self._length[sequence]
+
+    def extend(self, sequence: str, tokens: int) -> None:
+        """Note that a forward wrote so many more tokens.
+
+        Raises:
+            AssertionError: They don't fit into what was reserved.
+        """
+        self._length[sequence] += tokens
+        assert self._length[sequence] <= self._room[sequence], f"{sequence} outgrew its row"
+
+    def add(self, sequence: str, room: int) -> None:
+        """Give a new sequence the row behind the others, with room for so many tokens.
+
+        Mutates: divides the block anew if there are too few rows or they are too narrow; views taken before are void.
+        """
+        assert sequence not in self._row, f"{sequence} has a row already"
+        needed = rounded(max(room, *self._room.values(), 0) if self._room else room)
+        if needed > self._width or len(self._order) == self._data.shape[2]:
+            self._divide(needed)
+        assert len(self._order) < self._data.shape[2], "no row left; the scheduler admitted too many"
+        self._row[sequence] = len(self._order)
+        self._order.append(sequence)
+        self._room[sequence] = room
+        self._length[sequence] = 0
+
+    def start_decoding(self, sequence: str) -> None:
+        """Count a sequence whose prompt has been read among those that decode."""
+        row, first = self._row[sequence], self.decoding
+        assert row >= first, f"{sequence} decodes already"
+        if row != first:
+            other = self._order[first]
+            kept = self._data[:, :, first, :, : self._length[other]].clone()
+            self._move(row, first)
+            self._data[:, :, row, :, : kept.shape[3]] = kept
+            self._place(other, row)
+            self._place(sequence, first)
+        self.decoding += 1
+
+    def remove(self, sequence: str) -> None:
+        """Give a sequence's row up; the last of its kind takes it, so that no row between is free."""
+        row = self._row.pop(sequence)
+        hole = row
+        if row < self.decoding:
+            self.decoding -= 1
+            hole = self._fill(row, self.decoding)
+        hole = self._fill(hole, len(self._order) - 1)
+        assert hole == len(self._order) - 1
+        del self._order[hole], self._room[sequence], self._length[sequence]
+
+    def check_integrity(self) -> None:
+        """Assert that the book is consistent."""
+        assert {name: row for row, name in enumerate(self._order)} == self._row
+        assert self._row.keys() == self._room.keys() == self._length.keys()
+        assert 0 <= self.decoding <= len(self._order) <= self._data.shape[2] or not self._order
+        assert all(self._length[name] <= self._room[name] <= self._width for name in self._order)
+        assert self._data.shape[2] * self._width <= self._budget
+
+    # -- the tensors
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values, `(rows, heads, width, head_dim)` each."""
+        return self._data[index, 0], self._data[index, 1]
+
+    def read(self, sequence: str, tokens: int) -> Tensor:
+        """A copy of the first tokens' keys and values, `(layers, 2, heads, tokens, head_dim)`."""
+        return self._data[:, :, self._row[sequence], :, :tokens].clone()
+
+    def write(self, sequence: str, values: Tensor) -> None:
+        """Append keys and values that were computed elsewhere, `(layers, 2, heads, tokens, head_dim)`."""
+        start = self._length[sequence]
+        self.extend(sequence, values.shape[3])
+        self._data[:, :, self._row[sequence], :, start : start + values.shape[3]] = values
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the block. The system gives memory to those parts only that were written to."""
+        return self._data.numel() * self._data.element_size()
+
+    # -- parts
+
+    def _block(self, rows: int, width: int) -> Tensor:
+        layers, two, heads, size = self._shape
+        return torch.empty((layers, two, rows, heads, width, size), **self._options)  # type: ignore[call-overload,no-any-return]
+
+    def _divide(self, width: int) -> None:
+        rows = min(self._max_rows, self._budget // width)
+        assert len(self._order) < rows, "the scheduler admitted more than the budget holds"
+        old, self._data, self._width = self._data, self._block(rows, width), width
+        for name, row in self._row.items():
+            self._data[:, :, row, :, : self._length[name]] = old[:, :, row, :, : self._length[name]]
+
+    def _fill(self, hole: int, last: int) -> int:
+        """Move the sequence in row `last` into a hole; gives back where the hole is now."""
+        if hole != last:
+            self._move(last, hole)
+            self._place(self._order[last], hole)
+        return last
+
+    def _move(self, source: int, target: int) -> None:
+        tokens = self._length[self._order[source]]
+        self._data[:, :, target, :, :tokens] = self._data[:, :, source, :, :tokens]
+
+    def _place(self, sequence: str, row: int) -> None:
+        self._order[row] = sequence
+        self._row[sequence] = row

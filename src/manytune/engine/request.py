@@ -1,0 +1,176 @@
+"""What the engine is asked and what it answers: frozen values, without a tensor in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from manytune.errors import RequestError
+
+#: Why a request ended: an end token or a stop string, its limit, or its caller.
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: Limit on the answer, in tokens.
+        temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
+        top_k: Draw among this many likeliest tokens.
+        top_p: Draw among the likeliest tokens that together have this probability.
+        min_p: Draw among tokens at least this probable in proportion to the likeliest one.
+        repetition_penalty: Divide positive logits of tokens in the prompt or the answer by it, and multiply negative
+            ones (Keskar et al., arXiv 1909.05858).
+        presence_penalty: Take this off the logit of each token in the answer so far.
+        frequency_penalty: Take this off the logit of a token for each time it stands in the answer so far.
+        stop: Strings that end the answer; they aren't part of it.
+        logit_bias: Added to the logits of these tokens.
+        logprobs: Report log probabilities of the chosen token and of this many likeliest ones; None for none.
+        seed: Of the draws. The same request with the same seed gives the same answer, whatever runs beside it.
+        ignore_eos: Go on after an end token, up to the limit.
+
+    Raises:
+        RequestError: A value is out of range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0.0 <= self.temperature < math.inf, "0 or a positive number"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "from 0 to 1"),
+            ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "a positive number"),
+            ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
+            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
+            (
+                "stop",
+                not isinstance(self.stop, str) and all(self.stop),
+                "a tuple of strings that aren't empty",
+            ),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more, or None"),
+        )
+        for name, fits, expected in ranges:
+            if not fits:
+                raise RequestError(f"{name}={getattr(self, name)!r}: expected {expected}.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to answer.
+
+    Attributes:
+        id: A name that no other request in the engine has.
+        prompt_ids: The prompt's tokens.
+        params: How to answer.
+        adapter: Which adapter answers; None for the plain base.
+        tenant: Whom it is for. Tenants get equal shares of the engine, and never each other's cached prefixes.
+        priority: Higher goes first; waiting raises it.
+
+    Raises:
+        RequestError: The prompt is empty.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    adapter: str | None = None
+    tenant: str = "default"
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise RequestError(
+                f"request {self.id!r} has no prompt tokens; a model needs one to continue from."
+            )
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log probabilities at one place of an answer, of the model's own distribution, before any sampling option.
+
+    Attributes:
+        token_id: The chosen token.
+        logprob: Its log probability.
+        top: The likeliest tokens with theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request has taken so far.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: How many of them came from a cached prefix.
+        completion_tokens: Tokens chosen, with the end token.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """An event of one request: a token, its end, or both.
+
+    Attributes:
+        request_id: Whose.
+        token_id: The token that was chosen, an end token too; None if the request was cancelled.
+        text: What the answer's text grew by: whole characters only, and nothing that may still turn out to be the
+            beginning of a stop string. The last event brings whatever was held back.
+        finish_reason: Why it ended; None while it goes on.
+        logprobs: If they were asked for.
+        usage: So far.
+    """
+
+    request_id: str
+    token_id: int | None
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: TokenLogprobs | None
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A request's whole answer.
+
+    Attributes:
+        request_id: Whose.
+        token_ids: The tokens, without the end token.
+        text: Their text, without special tokens, cut before a stop string.
+        finish_reason: Why it ended.
+        logprobs: One for each token, the end token's too, if they were asked for.
+        usage: What it took.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...]
+    usage: Usage

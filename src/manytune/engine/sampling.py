@@ -1,0 +1,106 @@
+"""Choosing the next token from logits.
+
+The order of the options is that of transformers' generation: bias and penalties on the logits, temperature, then
+top-k, top-p and min-p on what is left. Semantics: `tests/reference/sampling.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from manytune.engine.request import SamplingParams, TokenLogprobs
+
+
+class Chooser:
+    """One request's choices, token by token.
+
+    Args:
+        params: How to choose.
+        prompt_ids: The prompt, which the repetition penalty counts in.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
+        self.params = params
+        self._prompt = torch.tensor(sorted(set(prompt_ids)))
+        self._answer: Counter[int] = Counter()
+        self._generator = torch.Generator()
+        if params.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(params.seed)
+        penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+        self._adjusts = bool(penalised or params.logit_bias)
+        #: Whether the likeliest token is the choice, and nothing else is asked for.
+        self.is_plain = not self._adjusts and params.temperature == 0.0 and params.logprobs is None
+
+    def choose(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
+        """The next token.
+
+        Args:
+            logits: The model's, (vocabulary,).
+        """
+        logits = logits.float()
+        adjusted = self._adjusted(logits) if self._adjusts else logits
+        token = int(adjusted.argmax()) if self.params.temperature == 0.0 else self._draw(adjusted)
+        if self._adjusts:
+            self._answer[token] += 1
+        return token, self._logprobs(logits, token)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        params, logits = self.params, logits.clone()
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=logits.device)
+            logits[ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
+        answer = torch.tensor(list(self._answer), dtype=torch.long)
+        if params.repetition_penalty != 1.0:
+            seen = torch.cat((self._prompt, answer)).unique().to(logits.device)
+            found = logits[seen]
+            logits[seen] = torch.where(
+                found > 0, found / params.repetition_penalty, found * params.repetition_penalty
+            )
+        if self._answer and (params.presence_penalty or params.frequency_penalty):
+            counts = torch.tensor(list(self._answer.values()), dtype=logits.dtype, device=logits.device)
+            logits[answer.to(logits.device)] -= params.presence_penalty + params.frequency_penalty * counts
+        return logits
+
+    def _draw(self, logits: Tensor) -> int:
+        params = self.params
+        scaled = logits / params.temperature
+        if params.top_k is not None and params.top_k < len(scaled):
+            least = scaled.topk(params.top_k).values[-1]
+            scaled = scaled.masked_fill(scaled < least, float("-inf"))
+        if params.top_p < 1.0:
+            ordered, order = scaled.sort(descending=True)
+            before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
+            scaled = scaled.clone()
+            scaled[order[before >= params.top_p]] = float("-inf")
+        probabilities = scaled.softmax(0)
+        if params.min_p > 0.0:
+            probabilities[probabilities < params.min_p * probabilities.max()] = 0.0
+        # On the CPU, so that a seed means the same everywhere.
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=self._generator))
+
+    def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
+        if self.params.logprobs is None:
+            return None
+        log = logits.log_softmax(0)
+        values, ids = log.topk(min(self.params.logprobs, len(log)))
+        return TokenLogprobs(token, float(log[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def choose_tokens(logits: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, TokenLogprobs | None]]:
+    """The next token of each request; the plain ones at once.
+
+    Args:
+        logits: (requests, vocabulary).
+        choosers: One for each.
+    """
+    likeliest = logits.argmax(1).tolist()
+    return [
+        (token, None) if chooser.is_plain else chooser.choose(row)
+        for token, chooser, row in zip(likeliest, choosers, logits, strict=True)
+    ]
