@@ -172,9 +172,9 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(store: AdapterStore,
     with pytest.raises(StoreError, match="Its adapters have no names, or there are none"):
         store.resolve("summaries")
     store.add(made[0], name="summaries")
-    with pytest.raises(StoreError, match="there is no adapter 'sumaries'. Did you mean 'summaries'?"):
+    with pytest.raises(StoreError, match=r"there is no adapter 'sumaries'\. Did you mean 'summaries'\?"):
         store.entry("sumaries")
-    with pytest.raises(StoreError, match="'xyzzy'. Its adapters: summaries"):
+    with pytest.raises(StoreError, match=r"'xyzzy'\. Its adapters: summaries"):
         store.remove("xyzzy")
 
 
@@ -192,7 +192,7 @@ def test_another_directory_is_not_taken_for_a_store(tmp_path: Path, made: list[P
     with pytest.raises(StoreError, match="isn't a store of adapters, and isn't empty"):
         AdapterStore(made[0])
     (tmp_path / "store.json").write_text('{"format": 2}')
-    with pytest.raises(StoreError, match="expected format 1, found .*'format': 2"):
+    with pytest.raises(StoreError, match=r"expected format 1, found .*'format': 2"):
         AdapterStore(tmp_path)
     with pytest.raises(StoreError, match="there is no store of adapters here"):
         AdapterStore(tmp_path / "absent").tag("a", "b")

@@ -158,7 +158,7 @@ def test_an_adapter_of_another_base_is_refused(store: AdapterStore, size: int, t
         tiny_base.fingerprint.config, "0" * 64, tiny_base.fingerprint.tokenizer
     )
     assert AdapterCache(store, budget=10 * size, fingerprint=tiny_base.fingerprint).get("a")
-    with pytest.raises(BaseMismatchError, match="trained on another base .*the weights differ"):
+    with pytest.raises(BaseMismatchError, match=r"trained on another base .*the weights differ"):
         AdapterCache(store, budget=10 * size, fingerprint=other).get("a")
 
 

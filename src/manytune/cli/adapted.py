@@ -182,16 +182,7 @@ def attached(base: Base, chosen: Chosen | None) -> Iterator[Any]:
     if chosen is None:
         yield base.model
         return
-    from manytune.methods.config import PeftConfig
-    from manytune.methods.full import FullConfig
-    from manytune.methods.model import PeftModel
+    from manytune.store import attaching
 
-    config = PeftConfig.from_pretrained(chosen.stored.path)
-    if isinstance(config, FullConfig):
-        config.keep_base = True  # training in place needs no way back, answering in turn does
-    model = PeftModel.from_pretrained(base.model, chosen.stored.path, config=config, strict=True)
-    try:
+    with attaching.attached(base, chosen.stored.path) as model:
         yield model
-    finally:
-        if model.tuner.in_layers:
-            model.unload()

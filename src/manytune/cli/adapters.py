@@ -1,114 +1,219 @@
-"""`manytune adapters`: what an adapter's directory says about itself, and whether it is intact."""
+"""`manytune adapters`: adapters on disk and the store that keeps them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from manytune.store.adapters import StoredAdapter
+from manytune.cli import adapters_make, adapters_output
+from manytune.errors import ManytuneError
 
-Directory = Annotated[Path, typer.Argument(help="An adapter's directory.", show_default=False)]
+if TYPE_CHECKING:
+    from manytune.store.library import AdapterStore
+
+Store = Annotated[
+    Path,
+    typer.Option("--store", envvar="MANYTUNE_STORE", help="The store's directory; or set MANYTUNE_STORE."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Adapter = Annotated[
+    str,
+    typer.Argument(
+        help="A name in the store, a content hash or its beginning; or a run's or an adapter's directory.",
+        show_default=False,
+    ),
+]
+Kept = Annotated[
+    str, typer.Argument(help="A name in the store, a content hash or its beginning.", show_default=False)
+]
+DEFAULT_STORE = Path("adapters")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    adapters = typer.Typer(no_args_is_help=True, help="Look at adapters on disk.")
-    adapters.command()(show)
-    adapters.command()(verify)
+    adapters = typer.Typer(
+        no_args_is_help=True, help="Keep adapters, look at them, combine them and hand them on."
+    )
+    for command in (add, list_, show, verify, alias, unalias, tag, untag, remove):
+        adapters.command(name=command.__name__.rstrip("_"))(command)
+    adapters_make.register(adapters)
     app.add_typer(adapters, name="adapters")
 
 
-def show(directory: Directory, as_json: AsJson = False) -> None:
+def add(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A run, an adapter's directory or a checkpoint of HF PEFT.", show_default=False),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; the directory's name if not given.")
+    ] = None,
+    move: Annotated[
+        bool, typer.Option("--move", help="Take the name from another adapter that has it.")
+    ] = False,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag to give it; may be given several times.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Its base, which is then checked; a checkpoint of HF PEFT needs it."),
+    ] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Put a copy of an adapter into the store, which is made if there is none; equal content is kept once."""
+    from manytune.store.base import load_base
+
+    called = name if name is not None else _name_of(source)
+    loaded = None if base is None else load_base(base)
+    entry = _store(store).add(source, name=called, move=move, tags=tag or (), base=loaded)
+    if as_json:
+        adapters_output.print_json(adapters_output.summary(entry))
+    else:
+        typer.echo(f"{called}  {entry.id[:12]}  {entry.nbytes / 1e6:,.2f} MB")
+
+
+def list_(
+    tag: Annotated[str | None, typer.Option(help="Only those that have this tag.")] = None,
+    store: Store = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """List the adapters of the store with their sizes and scores."""
+    entries = _store(store).entries(tag=tag)
+    if as_json:
+        adapters_output.print_json([adapters_output.summary(entry) for entry in entries])
+    elif entries:
+        adapters_output.print_entries(entries)
+    else:
+        typer.echo(f"{store}: no adapters" + (f" with the tag {tag}" if tag else ""))
+
+
+def show(adapter: Adapter, store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Show an adapter's method, base, template and scores."""
     from manytune.store.adapters import open_adapter
 
-    stored = open_adapter(directory)
-    described = _described(stored)
+    stored = open_adapter(directory_of(adapter, store))
+    described = adapters_output.described(stored)
     if as_json:
-        _print_json(described)
+        adapters_output.print_json(described)
     else:
-        _print_table(described, stored)
+        adapters_output.print_described(described, stored)
 
 
 def verify(
-    directory: Directory,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(help="As for show; all of the store's if none is given.", show_default=False),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
-            help="Also check that it was trained on this base: a hub id, a directory or a .gguf file."
+            help="Also check that they were trained on this base, fit it and change its output: a hub id, a directory, "
+            "a .gguf file or embedded."
         ),
     ] = None,
+    store: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Check an adapter's files against their hashes, and its base; exit status 1 if anything is wrong."""
-    from manytune.store.adapters import open_adapter
+    """Check adapters: their files' hashes, values that aren't finite, and with --base whether they fit and do anything.
+
+    Exit status 1 if anything is wrong.
+    """
     from manytune.store.base import load_base
+    from manytune.store.verification import verify_adapter
 
-    stored = open_adapter(directory, base=None if base is None else load_base(base))
-    files = 0 if stored.manifest is None else len(stored.manifest.files)
-    base_checked = base is not None and stored.manifest is not None
+    paths = [directory_of(adapter, store) for adapter in adapters or ()]
+    if not paths:
+        paths = [entry.path for entry in _store(store).entries()]
+    loaded = None if base is None else load_base(base)
+    results: list[dict[str, object]] = []
+    for path in paths:
+        try:
+            found = verify_adapter(path, base=loaded)
+        except ManytuneError as error:
+            results.append({"path": str(path), "error": str(error)})
+            typer.echo(f"error: {error}", err=True)
+        else:
+            results.append(adapters_output.verified(found))
+            if not as_json:
+                typer.echo(adapters_output.verified_line(found))
     if as_json:
-        _print_json(
-            {"path": str(stored.path), "files": files, "base_checked": base_checked, "note": stored.note}
-        )
-    elif stored.note is not None:
-        typer.echo(f"{stored.path}: no pickle found, but {stored.note}")
-    else:
-        typer.echo(
-            f"{stored.path}: {files} files are intact" + (", and the base fits" if base_checked else "")
-        )
+        adapters_output.print_json(results)
+    if any("error" in result for result in results):
+        raise typer.Exit(1)
 
 
-def _described(stored: StoredAdapter) -> dict[str, Any]:
-    import json
-
-    size = sum(file.stat().st_size for file in stored.path.rglob("*") if file.is_file())
-    if stored.manifest is not None:
-        content: dict[str, Any] = json.loads(stored.manifest.to_json())
-    else:
-        content = {"peft": json.loads((stored.path / "adapter_config.json").read_text(encoding="utf-8"))}
-    return {"path": str(stored.path), "bytes": size, "note": stored.note, **content}
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+def alias(
+    adapter: Kept,
+    name: Annotated[str, typer.Argument(help="The further name.", show_default=False)],
+    move: Annotated[
+        bool, typer.Option("--move", help="Take the name from another adapter that has it.")
+    ] = False,
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Call an adapter by one more name."""
+    _store(store).alias(adapter, name, move=move)
 
 
-def _print_table(described: dict[str, Any], stored: StoredAdapter) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def unalias(
+    name: Annotated[str, typer.Argument(help="The name to forget.", show_default=False)],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Forget a name; the adapter stays."""
+    _store(store).unalias(name)
 
-    table = Table.grid(padding=(0, 2))
 
-    def add(name: str, value: object) -> None:
-        table.add_row(name, Text(str(value), overflow="fold"))
+def tag(
+    adapter: Kept,
+    tags: Annotated[list[str], typer.Argument(help="The tags.", show_default=False)],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Give an adapter tags."""
+    _store(store).tag(adapter, *tags)
 
-    add("adapter", described["path"])
-    add("size", f"{described['bytes'] / 1e6:,.2f} MB")
-    if stored.manifest is None:
-        add("method", described["peft"].get("peft_type", "?"))
-        add("base", described["peft"].get("base_model_name_or_path") or "?")
-        add("note", stored.note)
-    else:
-        manifest = stored.manifest
-        options = (manifest.recipe or {}).get("method", {})
-        add("method", ", ".join([manifest.method, *(f"{k}={v}" for k, v in options.items() if k != "name")]))
-        add("base", manifest.base)
-        add("fingerprint", manifest.fingerprint)
-        for part, text in (manifest.template or {}).items():
-            add(part, text)
-        for task, parts in (manifest.templates or {}).items():
-            for part, text in parts.items():
-                add(f"{task}: {part}", text)
-        add("encoding", manifest.encoding or "?")
-        for name, score in manifest.scores.items():
-            add(name, f"{score:.4g}")
-        add("created", f"{manifest.created} by manytune {manifest.manytune}")
-    Console(highlight=False).print(table)
+
+def untag(
+    adapter: Kept,
+    tags: Annotated[list[str], typer.Argument(help="The tags.", show_default=False)],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Take tags from an adapter."""
+    _store(store).untag(adapter, *tags)
+
+
+def remove(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(help="Names in the store, content hashes or their beginnings.", show_default=False),
+    ],
+    store: Store = DEFAULT_STORE,
+) -> None:
+    """Remove adapters from the store, with all their names and tags."""
+    kept = _store(store)
+    for own in dict.fromkeys([kept.resolve(adapter) for adapter in adapters]):
+        kept.remove(own)
+
+
+def directory_of(adapter: str, store: Path) -> Path:
+    """The directory that an argument means: a run's or an adapter's own, or one in the store."""
+    from manytune.store.intake import adapter_in
+
+    path = Path(adapter).expanduser()
+    # A path that isn't there is reported as a path, a word as a name.
+    if path.is_dir() or len(path.parts) > 1:
+        return adapter_in(path)
+    return _store(store).path(adapter)
+
+
+def _store(directory: Path) -> AdapterStore:
+    from manytune.store.library import AdapterStore
+
+    return AdapterStore(directory)
+
+
+def _name_of(source: Path) -> str:
+    """A run's name, for a run's adapter too."""
+    path = source.expanduser().resolve()
+    return path.parent.name if path.name == "adapter" else path.name

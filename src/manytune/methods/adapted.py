@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.layer import adapter_layers
 from manytune.methods.per_sample import each_with_its_own
 from manytune.methods.registry import method_of
+from manytune.methods.switching import using
 from manytune.methods.targets import TASK_HEADS
 
 
@@ -218,6 +219,26 @@ class AdaptedModel(nn.Module):
             yield
         finally:
             self.tuner.enable_adapters(enabled=was_enabled is not False)
+
+    def using(
+        self, adapter_names: str | Sequence[str], *, merged: bool = False
+    ) -> AbstractContextManager[None]:
+        """Within this context the model uses other adapters; afterwards everything is as before.
+
+        Switching takes microseconds. With `merged=True` it takes one pass over the targeted weights, and calls then
+        cost what the base alone costs; the base is bit-identical afterwards. Room for the merged weights is kept for
+        the next time. Like `set_adapter` it concerns the model, so all threads that use it.
+
+        Args:
+            adapter_names: One, or several whose updates add up; `"__base__"` for the base alone.
+            merged: Write them into the base's weights meanwhile; what isn't in the weights, such as a soft prompt, is
+                used as ever.
+
+        Raises:
+            AdapterError: There is no adapter of that name; adapters are merged already; several are named, and the
+                method has no sum; or an adapter in the layers has no merged form.
+        """
+        return using(self.tuner, adapter_names, merged=merged)
 
     # -- accounting
 

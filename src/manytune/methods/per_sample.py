@@ -17,6 +17,7 @@ from manytune.errors import AdapterError
 from manytune.methods.base import Tuner
 from manytune.methods.layer import AdapterLayer
 from manytune.methods.saved_modules import ModulesToSaveWrapper, ModuleTypeError
+from manytune.methods.tuner import LayerTuner
 
 #: What a sample without an adapter is called.
 BASE = "__base__"
@@ -45,7 +46,8 @@ def each_with_its_own(
         yield
         return
     names = list(adapter_names)
-    layers = [m for m in tuner.model.modules() if isinstance(m, (AdapterLayer, ModulesToSaveWrapper))]
+    # The tuner's own index: looking through the model's modules would take longer with every adapter.
+    layers = [*tuner._layers.values(), *tuner._saved.values()] if isinstance(tuner, LayerTuner) else []
     _check(tuner, layers, names)
     size = _batch_size([*args, *kwargs.values()])
     if size is not None and size != len(names):
@@ -61,7 +63,7 @@ def each_with_its_own(
 
 def _check(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
     adapters = [layer for layer in layers if isinstance(layer, AdapterLayer)]
-    if not tuner.in_layers or not adapters:
+    if not adapters:
         kinds = ", ".join(sorted({str(config.peft_type) for config in tuner.peft_config.values()}))
         raise AdapterError(f"Cannot pass `adapter_names` with {kinds}: its adapters act on whole batches.")
     if tuner.model.training:

@@ -54,6 +54,7 @@ def save_adapter(
     encoding: Encoding | None = None,
     recipe: Mapping[str, Any] | None = None,
     scores: Mapping[str, float] | None = None,
+    combination: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write an adapter and its manifest; an adapter that is there already is replaced.
 
@@ -68,6 +69,7 @@ def save_adapter(
         encoding: Whether prompts went through the chat template.
         recipe: The recipe of the run.
         scores: Measured numbers by name.
+        combination: What it was combined from; see `Manifest`.
     """
     with atomic_directory(directory, existing="replace") as temporary:
         model.save_pretrained(str(temporary))
@@ -77,6 +79,7 @@ def save_adapter(
             fingerprint=fingerprint,
             template=template,
             templates=templates,
+            combination=combination,
             encoding=encoding,
             recipe=recipe,
             scores=dict(scores or {}),

@@ -34,6 +34,8 @@ class Manifest:
         manytune: The release that wrote it.
         templates: For several tasks, the template's parts of each by the task's name; `template` is None
             then. None for a single task.
+        combination: For an adapter that was combined from others: the kind, and of each its content hash and weight.
+            None for one that was trained.
         format: The version of this description.
     """
 
@@ -48,14 +50,16 @@ class Manifest:
     created: str
     manytune: str
     templates: Mapping[str, Mapping[str, str]] | None = None
+    combination: Mapping[str, Any] | None = None
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:
         """As it is written to `manifest.json`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["fingerprint"] = self.fingerprint.to_dict()
-        if self.templates is None:
-            del values["templates"]  # only adapters of several tasks have the key
+        for key in ("templates", "combination"):
+            if values[key] is None:
+                del values[key]  # only adapters of several tasks, or out of several adapters, have the key
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
@@ -78,6 +82,7 @@ class Manifest:
         if not isinstance(values, dict):
             raise StoreError(f"{where}: expected a JSON object; found {type(values).__name__}.")
         values.setdefault("templates", None)
+        values.setdefault("combination", None)
         if values.get("format") != FORMAT:
             raise StoreError(
                 f"{where}: expected manifest format {FORMAT}; found {values.get('format')!r}. "
@@ -107,6 +112,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "base": ((str,), "text"),
     "template": ((dict, _ABSENT), "an object or null"),
     "templates": ((dict, _ABSENT), "an object or null"),
+    "combination": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
     "scores": ((dict,), "an object"),
     "files": ((dict,), "an object"),

@@ -1,0 +1,192 @@
+"""Another adapter for the length of a block: `with model.using("summaries"):`.
+
+Two forms give the same output. Beside the weights, which is the default: the layers are told another name, which costs
+microseconds, and each call then pays for the adapter's own products. Merged: W = W0 + s·BA is written into room that
+is kept for it, in one pass over the targeted weights, and swapped in; each call then costs what the base alone costs.
+W0 is never written to, so afterwards the base is bit-identical, however often this is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError
+from manytune.methods.base import Tuner
+from manytune.methods.combine import CombinedModel
+from manytune.methods.direct import DirectTuner
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.lora.init import starts_from_weight
+from manytune.methods.lora.linear import Linear
+from manytune.methods.per_sample import BASE
+from manytune.methods.soft_prompts import PromptTuner
+from manytune.methods.tuner import LayerTuner
+
+
+@contextmanager
+def using(tuner: Tuner, adapter_names: str | Sequence[str], *, merged: bool) -> Iterator[None]:
+    """Within this context the model uses other adapters; what trains, and which are in use, is afterwards as before.
+
+    Args:
+        tuner: What attaches the adapters.
+        adapter_names: One, or several whose updates add up; `"__base__"` for the base alone.
+        merged: Whether to write them into the weights meanwhile.
+
+    Raises:
+        AdapterError: A name is unknown; adapters are merged already; several are named, and the method has no sum; or,
+            for the merged form, a weight is shared with another module or can't take the adapter.
+    """
+    given = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+    names = [] if given == [BASE] else given
+    for name in names:
+        tuner._require(name)
+    if isinstance(tuner, LayerTuner):
+        with _named_in_layers(tuner, names):
+            if not merged or tuner.enabled is False:
+                yield
+                return
+            with _written(tuner, names):
+                yield
+    elif isinstance(tuner, PromptTuner):
+        with _prompt(tuner, names):
+            yield
+    elif isinstance(tuner, CombinedModel):
+        with (
+            using(tuner.weights, names or BASE, merged=merged),
+            using(tuner.prompt, names or BASE, merged=False),
+        ):
+            yield
+    else:
+        with _values(tuner, names):
+            yield
+
+
+@contextmanager
+def _named_in_layers(tuner: LayerTuner, names: list[str]) -> Iterator[None]:
+    layers = tuner._layers.values()
+    for layer in layers:
+        if layer.merged_adapters:
+            raise AdapterError(
+                f"{layer.merged_adapters} are merged into the weights, so nothing else can be used. Unmerge first, or "
+                "leave the block that merged them."
+            )
+    former = list(tuner._active)
+    with ExitStack() as stack:
+        for keeper in tuner._saved.values():
+            stack.enter_context(keeper.temporarily(names))
+        if any(_takes_weight_over(tuner, name) for name in {*names, *former}):
+            for layer in layers:
+                stack.enter_context(layer.temporarily(names))
+            spaces: list[dict[str, Any]] = []
+        else:
+            # What `temporarily` does otherwise, without a context for each of a few hundred layers, and without
+            # torch.nn.Module's look at each attribute that is set: switching is to cost less than 50 µs.
+            spaces = [layer.__dict__ for layer in layers]
+        before = [space["_active_adapters"] for space in spaces]
+        for space in spaces:
+            space["_active_adapters"] = names
+        tuner._active[:] = names
+        try:
+            yield
+        finally:
+            for space, active in zip(spaces, before, strict=True):
+                space["_active_adapters"] = active
+            tuner._active[:] = former
+
+
+def _takes_weight_over(tuner: Tuner, name: str) -> bool:
+    """Whether the adapter changes the base's weight while it is in use, as PiSSA's do."""
+    config = tuner.peft_config.get(name)
+    return config is not None and starts_from_weight(getattr(config, "init_lora_weights", True))
+
+
+@contextmanager
+def _prompt(tuner: PromptTuner, names: list[str]) -> Iterator[None]:
+    if len(names) > 1:
+        raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
+    former = list(tuner._active)
+    with ExitStack() as stack:
+        for keeper in tuner._saved.values():
+            stack.enter_context(keeper.temporarily(names))
+        tuner._active[:] = names
+        try:
+            yield
+        finally:
+            tuner._active[:] = former
+
+
+@contextmanager
+def _values(tuner: Tuner, names: list[str]) -> Iterator[None]:
+    """For methods whose adapters are values of the base's own parameters: these are swapped either way."""
+    assert isinstance(tuner, DirectTuner)
+    former, training = tuner.active_adapters, [p for p in tuner.model.parameters() if p.requires_grad]
+    tuner.set_adapter(names, inference_mode=True)
+    try:
+        yield
+    finally:
+        tuner.set_adapter(former, inference_mode=True)
+        for parameter in training:
+            parameter.requires_grad_(True)
+
+
+# -- the merged form
+
+
+@contextmanager
+def _written(tuner: LayerTuner, names: list[str]) -> Iterator[None]:
+    carrying = {p: layer for p, layer in tuner._layers.items() if any(map(layer.has_adapter, names))}
+    room: dict[str, Tensor | None] = tuner.__dict__.setdefault("_merging_room", {})
+    if any(path not in room for path in carrying):
+        tuner._refuse_tied(list(carrying.values()))
+        room.update({path: None for path in carrying if path not in room})
+    try:
+        for path, layer in carrying.items():
+            room[path] = _write(layer, [name for name in names if layer.has_adapter(name)], room[path])
+        yield
+    finally:
+        for layer in carrying.values():
+            layer.unmerge()
+
+
+@torch.no_grad()
+def _write(layer: AdapterLayer, names: list[str], room: Tensor | None) -> Tensor | None:
+    """Merge adapters into one layer, by way of room from an earlier switch; give back the room for the next."""
+    weight: Any = layer.base_layer.weight if isinstance(layer, Linear) else None
+    if weight is None or not all(_is_plain(layer, name, weight) for name in names):
+        layer.merge(adapter_names=names)
+        return None
+    assert isinstance(layer, Linear)
+    pristine: Tensor = weight.data
+    if (
+        room is None
+        or room.shape != pristine.shape
+        or room.device != pristine.device
+        or room.dtype != pristine.dtype
+    ):
+        room = torch.empty_like(pristine)
+    start = pristine
+    for name in names:
+        a, b = layer.lora_A[name].get_parameter("weight"), layer.lora_B[name].get_parameter("weight")
+        left, right = (a.t(), b.t()) if layer.fan_in_fan_out else (b, a)
+        torch.addmm(start, left, right, alpha=layer.scaling[name], out=room)
+        start = room
+    layer._swap_in({"weight": room})
+    layer.merged_adapters, layer._low_memory = names, False
+    return room
+
+
+def _is_plain(layer: Linear, name: str, weight: nn.Parameter) -> bool:
+    """Whether merging is adding s·BA in the weight's own dtype, which one product into the room does."""
+    dtype = layer.lora_A[name].get_parameter("weight").dtype
+    return (
+        dtype == weight.dtype
+        and dtype in (torch.float32, torch.float64)
+        and not layer.use_dora[name]
+        and not layer.lora_bias[name]
+        and layer.is_additive(name)
+        and layer.weight_name == "weight"
+    )

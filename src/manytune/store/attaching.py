@@ -1,0 +1,30 @@
+"""A base with an adapter from disk, for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from manytune.methods.config import PeftConfig
+from manytune.methods.full import FullConfig
+from manytune.methods.model import PeftModel
+from manytune.store.base import Base
+
+
+@contextmanager
+def attached(base: Base, directory: Path) -> Iterator[PeftModel]:
+    """The base with an adapter, which must fit tensor by tensor; afterwards the base is as it was.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over or of another shape.
+    """
+    config = PeftConfig.from_pretrained(directory)
+    if isinstance(config, FullConfig):
+        config.keep_base = True  # training in place needs no way back, answering in turn does
+    model = PeftModel.from_pretrained(base.model, directory, config=config, strict=True)
+    try:
+        yield model
+    finally:
+        if model.tuner.in_layers:
+            model.unload()

@@ -1,0 +1,100 @@
+"""Whether an adapter on disk is what it says it is, and whether it does anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manytune.errors import StoreError
+from manytune.methods.checkpoint import TENSORS_NAME
+from manytune.store.adapters import open_adapter
+from manytune.store.attaching import attached
+from manytune.store.base import Base
+from manytune.store.resident import MappedTensors
+
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked of an adapter and found right.
+
+    Attributes:
+        path: Its directory.
+        files: Files whose hashes are those in the manifest.
+        tensors: Tensors that are finite.
+        effect: With a base, the largest difference that the adapter makes to a logit of the probe tokens; None without.
+        note: What couldn't be checked, in a sentence; None if everything that was asked for was.
+    """
+
+    path: Path
+    files: int
+    tensors: int
+    effect: float | None
+    note: str | None
+
+    @property
+    def base_checked(self) -> bool:
+        """Whether the adapter was compared with the base that it names, and tried on it."""
+        return self.effect is not None and self.files > 0
+
+
+def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verification:
+    """Check an adapter's hashes and values; with a base also that it belongs to it, fits it, and changes its output.
+
+    Args:
+        directory: The adapter's directory.
+        base: The base that it is to run on; left as it was.
+
+    Raises:
+        StoreError: A file is missing, damaged or a pickle; a value isn't finite; or the adapter changes nothing.
+        BaseMismatchError: It was trained on another base.
+        CheckpointError: A tensor is missing, left over or of another shape than the base needs.
+    """
+    stored = open_adapter(directory, base=base)
+    tensors = MappedTensors(stored.path / TENSORS_NAME)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise StoreError(
+                f"{stored.path / TENSORS_NAME}: {name} has values that aren't finite. Its training has diverged; train "
+                "it again, with a lower learning rate."
+            )
+    effect = None if base is None else _effect(stored.path, base)
+    return Verification(
+        stored.path,
+        0 if stored.manifest is None else len(stored.manifest.files),
+        len(tensors),
+        effect,
+        stored.note,
+    )
+
+
+def _effect(path: Path, base: Base) -> float:
+    plain = _last_logits(base.model, base)
+    with attached(base, path) as model:
+        changed = _last_logits(model, base)
+    difference = float((changed - plain).abs().max())
+    if difference == 0.0:
+        raise StoreError(
+            f"{path}: the adapter changes nothing: the base gives the very same logits with and without it. It "
+            "may never have been trained."
+        )
+    if not difference < float("inf"):
+        raise StoreError(f"{path}: with the adapter the base gives logits that aren't finite.")
+    return difference
+
+
+@torch.no_grad()
+def _last_logits(model: Any, base: Base) -> Tensor:
+    """The logits after tokens from all over the vocabulary; a soft prompt before them doesn't shift the last one."""
+    vocabulary = base.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    ids = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=base.model.device).long()[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if base.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :4]
+    logits: Tensor = model(**inputs).logits[:, -1].float()
+    return logits
