@@ -20,11 +20,23 @@ ALLOWED = {
     "engine": {"store", "methods"},
     "server": {"engine", "store", "methods"},
     "cluster": {"training", "data", "methods", "store"},
-    "demo": {"training", "evaluation", "engine", "data", "store", "methods"},
-    "cli": {"demo", "server", "cluster", "training", "evaluation", "engine", "data", "store", "methods"},
+    "experiments": {"training", "evaluation", "engine", "data", "store", "methods"},
+    "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "methods"},
+    "cli": {
+        "demo",
+        "experiments",
+        "server",
+        "cluster",
+        "training",
+        "evaluation",
+        "engine",
+        "data",
+        "store",
+        "methods",
+    },
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "server", "cluster"}
+NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "cluster"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

@@ -6,7 +6,7 @@ import math
 import random
 
 from manytune.evaluation.compare import System, evaluate
-from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.metrics import METRICS, TEXT_METRICS
 from manytune.evaluation.results import Answer, Cost, Curves, Item, LossPoint
 
 WORDS = [
@@ -100,7 +100,7 @@ def systems(asked):
     ]
 
 
-def evaluation(papers=8, *, metrics=tuple(METRICS), among=None, resamples=500, **options):
+def evaluation(papers=8, *, metrics=TEXT_METRICS, among=None, resamples=500, **options):
     asked = items(papers)
     return evaluate(
         asked,

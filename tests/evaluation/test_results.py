@@ -45,8 +45,8 @@ def changed(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda record: record.update(format=2), "expected an evaluation of format 1, found format 2; run"),
-        (lambda record: record.pop("format"), "expected an evaluation of format 1, found format None"),
+        (lambda record: record.update(format=1), "expected an evaluation of format 2, found format 1; run"),
+        (lambda record: record.pop("format"), "expected an evaluation of format 2, found format None"),
         (lambda record: record.pop("items"), "not a whole evaluation: items: Field required"),
         (lambda record: record.update(mood="good"), "not a whole evaluation: mood: "),
         (

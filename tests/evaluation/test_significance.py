@@ -184,9 +184,8 @@ def test_unpaired_or_empty_statistics_are_refused():
         bootstrap_interval(mean, rows([]), bounds=UNIT)
 
 
-SIMULATIONS = 400
-# A right method fails these bounds (five standard errors of a share of 95% or 5%) less than once in a million runs.
-MARGIN = 5 * (0.95 * 0.05 / SIMULATIONS) ** 0.5
+SIMULATIONS = 2_000
+RESAMPLES = 500
 
 
 @pytest.mark.slow
@@ -201,12 +200,12 @@ def test_intervals_hold_the_true_score_and_the_true_difference_as_often_as_they_
         baseline = hard + rng.normal(0, 0.02, size=len(hard))
         system = hard + 0.03 + rng.normal(0, 0.05, size=40).repeat(group_size)
         a, b = (cluster_sums(rows(scores), groups) for scores in (baseline, system))
-        one = bootstrap_interval(mean, a, bounds=UNIT, resamples=1000, seed=simulation)
-        two = paired_interval(mean, a, b, bounds=UNIT, resamples=1000, seed=simulation)
+        one = bootstrap_interval(mean, a, bounds=UNIT, resamples=RESAMPLES, seed=simulation)
+        two = paired_interval(mean, a, b, bounds=UNIT, resamples=RESAMPLES, seed=simulation)
         held += one.low <= 0.25 <= one.high
         held_difference += two.low <= 0.03 <= two.high
-    assert held / SIMULATIONS == pytest.approx(0.95, abs=MARGIN)
-    assert held_difference / SIMULATIONS == pytest.approx(0.95, abs=MARGIN)
+    assert 0.93 <= held / SIMULATIONS <= 0.97
+    assert 0.93 <= held_difference / SIMULATIONS <= 0.97
 
 
 @pytest.mark.slow
@@ -219,18 +218,18 @@ def test_the_test_rejects_a_true_null_as_often_as_it_says(group_size):
         hard = np.repeat(rng.beta(2, 6, size=30), group_size)
         systems = [hard + rng.normal(0, 0.05, size=30).repeat(group_size) for _ in "ab"]
         a, b = (cluster_sums(rows(scores), groups) for scores in systems)
-        rejected += paired_test(mean, a, b, resamples=1000, seed=simulation) < 0.05
-    assert rejected / SIMULATIONS == pytest.approx(0.05, abs=MARGIN)
+        rejected += paired_test(mean, a, b, resamples=RESAMPLES, seed=simulation) < 0.05
+    assert 0.04 <= rejected / SIMULATIONS <= 0.06
 
 
 @pytest.mark.slow
 def test_ignoring_the_groups_would_reject_a_true_null_far_too_often():
     rng = np.random.default_rng(22)
     rejected = 0
-    for simulation in range(SIMULATIONS):
+    for simulation in range(200):
         effect = rng.normal(0, 0.05, size=30).repeat(3)
         baseline = rng.beta(2, 6, size=90)
         rejected += (
             paired_test(mean, rows(baseline), rows(baseline + effect), seed=simulation, resamples=500) < 0.05
         )
-    assert rejected / SIMULATIONS > 0.05 + 2 * MARGIN
+    assert rejected / 200 > 0.15

@@ -18,7 +18,7 @@ def compared(verdict, *, ours=(0.41, 0.38, 0.44), theirs=(0.30, 0.28, 0.33), p_v
         results.append(dataclasses.replace(result, scores=(score,)))
     difference = ours[0] - theirs[0]
     found = Comparison(
-        "lora", "base", "rouge1", difference, difference - 0.02, difference + 0.02, p_value, verdict
+        "lora", "base", "rouge1", difference, difference - 0.02, difference + 0.02, p_value, p_value, verdict
     )
     return dataclasses.replace(evaluation, results=tuple(results), comparisons=(found,)), found
 

@@ -62,8 +62,9 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Metrics, separated by commas; the first decides the verdict. Without it, all of them: rouge1, "
-            "rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, perplexity."
+            help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
+            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity. For classes: accuracy, f1. For short facts: "
+            "contains."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts to a batch.")] = 8,
@@ -121,10 +122,10 @@ def evaluate(
 
 
 def _metrics(names: str | None) -> tuple[Metric, ...]:
-    from manytune.evaluation.metrics import METRICS, metrics_named
+    from manytune.evaluation.metrics import METRICS, TEXT_METRICS, metrics_named
 
     if names is None:
-        return tuple(METRICS.values())
+        return tuple(METRICS[name] for name in TEXT_METRICS)
     try:
         return metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:

@@ -14,16 +14,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from manytune.cli.experiment_output import print_gains
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.results import Evaluation, RunResult
+from manytune.evaluation.results import Evaluation, Probe, RunResult
 from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
     claim,
+    correction_sentence,
     cut_sentence,
     evidence,
     interval,
     score,
+    seeds_sentence,
 )
 
 _COLOURS = {"better": "green", "worse": "red", "cannot tell": "yellow"}
@@ -40,6 +43,9 @@ def print_json(evaluation: Evaluation, written: Sequence[Path]) -> None:
                 "inference": asdict(evaluation.inference),
                 "results": [_result(result) for result in evaluation.results],
                 "comparisons": [asdict(found) for found in evaluation.comparisons],
+                "shares": [asdict(found) for found in evaluation.shares],
+                "forgetting": [_probe(probe) for probe in evaluation.forgetting],
+                "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
                 "provenance": dict(evaluation.provenance),
                 "written": [str(path) for path in written],
             },
@@ -63,10 +69,12 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
         basis_sentence(evaluation),
         f"Below each score its {level} confidence interval.",
         cut_sentence(evaluation),
+        seeds_sentence(evaluation),
     ]
     if others:
         signs = ", ".join(f"{mark} {word}" for word, mark in MARKS.items())
         notes.insert(2, f"A paired test against {baseline.name} says: {signs}.")
+        notes.insert(3, correction_sentence(evaluation))
     console.print(Text(" ".join(note for note in notes if note), "dim"))
     console.print()
     for result in others:
@@ -76,11 +84,26 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
             f": {evidence(evaluation, found)}",
         )
         console.print(sentence)
+    if evaluation.shares or evaluation.forgetting:
+        console.print()
+        print_gains(evaluation, console)
     if written:
         console.print()
         console.print("Written:")
     for path in written:
         console.print(Padding(Text(str(path), overflow="fold"), (0, 0, 0, 2)))
+
+
+def _probe(probe: Probe) -> dict[str, Any]:
+    return {
+        "name": probe.name,
+        "description": probe.description,
+        "items": len(probe.evaluation.items),
+        "scores": {
+            result.name: [asdict(found) for found in result.scores] for result in probe.evaluation.results
+        },
+        "comparisons": [asdict(found) for found in probe.evaluation.comparisons],
+    }
 
 
 def _result(result: RunResult) -> dict[str, Any]:

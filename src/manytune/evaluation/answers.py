@@ -100,6 +100,15 @@ def ask(
     return tuple(answers)
 
 
+def chosen(labels: Sequence[str]) -> tuple[Answer, ...]:
+    """A classification head's choices as answers, for `accuracy` and `f1`.
+
+    Args:
+        labels: The name of the class that was chosen for each item.
+    """
+    return tuple(Answer(label, tokens=1, finished="stop") for label in labels)
+
+
 def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
     first = rows[0]
     for row in rows:

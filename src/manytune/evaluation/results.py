@@ -3,7 +3,10 @@
     Evaluation
     ├── items        what was asked, and the references
     ├── results      one RunResult a system: answers, scores, cost, loss curves
-    ├── comparisons  each system against the baseline, one metric at a time
+    ├── comparisons  pairs of systems, one metric at a time
+    ├── shares       how much of full fine-tuning's gain each method has
+    ├── forgetting   the same systems on what the training wasn't about
+    ├── sweep        ranks, and the smallest that is enough
     └── inference    how the intervals and the tests were made
 
 An `Evaluation` holds everything the report shows and every later comparison needs, the answers included, so
@@ -21,9 +24,10 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from manytune.errors import DataError
+from manytune.evaluation.ranks import Sweep
 from manytune.store.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 """Version of the JSON form. A reader refuses every other one."""
 
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -82,10 +86,11 @@ class ScoreWithInterval:
 
     Attributes:
         metric: The metric's name, such as `rouge1`.
-        value: The score over all items.
+        value: The score over all items; with several training seeds, the mean of their scores.
         low: Lower end of the interval; `None` where no interval can be given.
         high: Upper end.
         signature: How the value was computed, in the manner of sacrebleu.
+        seeds: The score of each training seed; empty if there is only one.
     """
 
     __pydantic_config__ = _STRICT
@@ -95,11 +100,12 @@ class ScoreWithInterval:
     low: float | None
     high: float | None
     signature: str
+    seeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One system against the baseline on the same items, by one metric.
+    """One system against another on the same items, by one metric.
 
     Attributes:
         system: Name of the system.
@@ -109,7 +115,8 @@ class Comparison:
         low: Lower end of the difference's confidence interval; `None` where none can be given.
         high: Upper end.
         p_value: Two-sided, from the paired randomization test.
-        verdict: The test's result in words, with the metric's direction taken into account.
+        p_adjusted: The same by Holm's correction for all comparisons that were made by this metric.
+        verdict: What the corrected test says in words, with the metric's direction taken into account.
     """
 
     __pydantic_config__ = _STRICT
@@ -121,7 +128,32 @@ class Comparison:
     low: float | None
     high: float | None
     p_value: float
+    p_adjusted: float
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class GainShare:
+    """How much of a reference system's gain over the baseline another one has.
+
+    Attributes:
+        system: Whose gain.
+        reference: The system whose gain is 1; as a rule full fine-tuning.
+        metric: The metric's name.
+        share: `(system - baseline) / (reference - baseline)`; `None` if the reference isn't better than the
+            baseline, so that there is no gain to have a share of.
+        low: Lower end of its confidence interval.
+        high: Upper end.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    system: str
+    reference: str
+    metric: str
+    share: float | None
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +206,13 @@ class RunResult:
     Attributes:
         name: What tables call it; unique within an evaluation.
         method: `"base"`, or the name of the method that trained it.
-        answers: One an item, in the items' order.
+        answers: One an item, in the items' order; with several training seeds, those of the first.
         scores: One a metric.
         cost: What it took.
         curves: Training and validation loss.
         provenance: Facts needed to make it again, each under a short title.
         task_scores: The scores over each task's items alone, by task; empty if there is only one task.
+        seeds: The training seeds; empty if they weren't recorded.
     """
 
     __pydantic_config__ = _STRICT
@@ -192,6 +225,7 @@ class RunResult:
     curves: Curves = field(default_factory=Curves)
     provenance: Mapping[str, str] = field(default_factory=dict)
     task_scores: Mapping[str, tuple[ScoreWithInterval, ...]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
     def score(self, metric: str) -> ScoreWithInterval:
         """The score by this metric.
@@ -225,16 +259,36 @@ class Inference:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """The same systems on something that the training wasn't about.
+
+    Attributes:
+        name: What tables call it, such as `general questions`.
+        description: What it is made of, in a sentence.
+        evaluation: Its items, scores, and comparisons with the untouched base.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    description: str
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Several systems on the same items.
 
     Attributes:
         items: What was asked.
         results: The systems, the baseline first.
-        comparisons: Every other system against the baseline, by every metric.
+        comparisons: Every other system against the baseline, by every metric; perhaps other pairs, too.
         inference: How intervals and tests were made.
         primary: The metric that the verdict rests on, chosen before the answers were seen.
         provenance: Facts needed to make all this again.
+        shares: How much of the reference's gain the others have, by every metric.
+        forgetting: What the systems lost elsewhere.
+        sweep: The ranks that were tried.
         format: Version of this record.
     """
 
@@ -246,6 +300,9 @@ class Evaluation:
     inference: Inference
     primary: str
     provenance: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[GainShare, ...] = ()
+    forgetting: tuple[Probe, ...] = ()
+    sweep: Sweep | None = None
     format: int = FORMAT
 
     def result(self, name: str) -> RunResult:
@@ -259,16 +316,22 @@ class Evaluation:
                 return result
         raise KeyError(name)
 
-    def comparison(self, system: str, metric: str) -> Comparison:
-        """One system's comparison with the baseline by one metric.
+    def comparison(self, system: str, metric: str, baseline: str | None = None) -> Comparison:
+        """One system's comparison with another, by default the first one, by one metric.
 
         Raises:
             KeyError: It wasn't made.
         """
+        wanted = (system, metric, baseline or self.results[0].name)
         for comparison in self.comparisons:
-            if comparison.system == system and comparison.metric == metric:
+            if (comparison.system, comparison.metric, comparison.baseline) == wanted:
                 return comparison
-        raise KeyError((system, metric))
+        raise KeyError(wanted)
+
+    def share(self, system: str, metric: str) -> GainShare | None:
+        """One system's share of the reference's gain by one metric; `None` if it wasn't computed."""
+        found = (one for one in self.shares if (one.system, one.metric) == (system, metric))
+        return next(found, None)
 
 
 _EVALUATION = TypeAdapter(Evaluation)

@@ -202,6 +202,65 @@ def paired_test(
     return hits / 2.0**n if exact else (1 + hits) / (1 + resamples)
 
 
+def gain_share(
+    aggregate: Aggregate,
+    baseline: Floats,
+    reference: Floats,
+    system: Floats,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, Interval | None]:
+    """`(score(system) - score(baseline)) / (score(reference) - score(baseline))`, and its bootstrap interval.
+
+    All three are resampled with the same clusters. It means something only if the reference is clearly better
+    or worse than the baseline: a gain that may be zero has no shares.
+
+    Args:
+        aggregate: The score of a sum.
+        baseline: Statistics of the untouched base, one row a cluster, `[n, k]`.
+        reference: Of the system whose gain counts as 1.
+        system: Of the system whose share is wanted.
+        level: Confidence level.
+        resamples: Number of bootstrap samples.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: The clusters don't correspond, or there are none.
+    """
+    _check_paired(baseline, system)
+    _check_paired(baseline, reference)
+    k = baseline.shape[1]
+
+    def share(sums: Floats) -> Floats:
+        zero, one, ours = (aggregate(sums[..., part * k : (part + 1) * k]) for part in range(3))
+        return np.asarray((ours - zero) / (one - zero))
+
+    clusters = np.hstack([baseline, reference, system])
+    unbounded = (-np.inf, np.inf)
+    interval = bootstrap_interval(
+        share, clusters, bounds=unbounded, level=level, resamples=resamples, seed=seed
+    )
+    return float(share(clusters.sum(axis=0))), interval
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """P-values corrected for their number (Holm 1979), in their order.
+
+    With `p(1) ≤ ... ≤ p(m)` the i-th becomes the largest of `(m - j + 1) · p(j)` over `j ≤ i`, at most 1.
+    Rejecting those below alpha makes one or more false rejections with a chance of at most alpha, however the
+    tests depend on each other.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted = [1.0] * len(p_values)
+    highest = 0.0
+    for passed, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - passed) * p_values[place]))
+        adjusted[place] = highest
+    return tuple(adjusted)
+
+
 def verdict(difference: float, p_value: float, *, higher_is_better: bool, level: float = LEVEL) -> Verdict:
     """The test's result in words: `"cannot tell"` unless `p_value` is below `1 - level`."""
     alpha = round(1 - level, 10)  # 1 - 0.95 is not 0.05 in binary

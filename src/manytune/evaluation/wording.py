@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from manytune.evaluation.metrics import METRICS, Metric
-from manytune.evaluation.results import Comparison, Evaluation, ScoreWithInterval
+from manytune.evaluation.results import Comparison, Evaluation, GainShare, ScoreWithInterval
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -100,7 +100,7 @@ def evidence(evaluation: Evaluation, found: Comparison) -> str:
     sentence = (
         f"{metric.label} {score(ours.value, metric)} against {score(theirs.value, metric)}, "
         f"a difference of {signed(found.difference, metric)} ({level} interval {difference_interval(found, metric)}; "
-        f"{p_value(found.p_value)})."
+        f"{p_value(found.p_adjusted)})."
     )
     if found.verdict == "cannot tell":
         return f"{sentence} More test prompts would narrow the interval."
@@ -114,6 +114,62 @@ def basis_sentence(evaluation: Evaluation) -> str:
     if clusters != items:
         asked += f" in {clusters:,} independent group{'' if clusters == 1 else 's'}"
     return f"{asked}, the same for every system."
+
+
+def share_text(found: GainShare) -> str:
+    """A share of the gain with its interval, such as `97% (88–106%)`; a dash where there is no gain to share."""
+    if found.share is None:
+        return DASH
+    text = f"{100 * found.share:.0f}%".replace("-", MINUS)
+    if found.low is None or found.high is None:
+        return text
+    ends = f"{100 * found.low:.0f}{DASH}{100 * found.high:.0f}%".replace("-", MINUS)
+    return f"{text} ({ends})"
+
+
+def share_sentence(evaluation: Evaluation) -> str | None:
+    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed."""
+    known = [found for found in evaluation.shares if found.metric == evaluation.primary]
+    others = [found for found in known if found.system != found.reference]
+    if not others:
+        return None
+    label = METRICS[evaluation.primary].label
+    reference = others[0].reference
+    if others[0].share is None:
+        return (
+            f"{reference} is not shown to be better than {evaluation.results[0].name} by {label}, so there is no gain "
+            "to have a share of."
+        )
+    best = max(others, key=lambda found: found.share or 0.0)
+    trained = evaluation.result(best.system).cost
+    spent = share(trained.trainable_params, trained.total_params)
+    with_parameters = f" with {spent} of the parameters" if spent else ""
+    return f"{best.system} has {share_text(best)} of {reference}'s {label} gain{with_parameters}."
+
+
+def correction_sentence(evaluation: Evaluation) -> str | None:
+    """For how many tests p-values are corrected; `None` if there is only one."""
+    tests = sum(found.metric == evaluation.primary for found in evaluation.comparisons)
+    if tests < 2:
+        return None
+    return f"P-values are corrected for the {tests} comparisons by each metric (Holm)."
+
+
+def seeds_sentence(evaluation: Evaluation) -> str | None:
+    """How far training seeds are apart, apart from what other prompts would change; `None` for a single seed."""
+    metric = METRICS[evaluation.primary]
+    spreads = [
+        f"{result.name} {score(min(found.seeds), metric)} to {score(max(found.seeds), metric)}"
+        for result in evaluation.results
+        if (found := result.score(metric.name)).seeds
+    ]
+    if not spreads:
+        return None
+    seeds = max(len(result.seeds) for result in evaluation.results)
+    return (
+        f"Scores are means over {seeds} training seeds; intervals are about prompts. The seeds' own {metric.label}: "
+        f"{', '.join(spreads)}."
+    )
 
 
 def cut_sentence(evaluation: Evaluation) -> str | None:

@@ -134,6 +134,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             can't be used. All mistakes of a file are reported together.
     """
     file = Path(path)
+    return recipe_from(read_mapping(file, overrides), where=str(file))
+
+
+def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe's file as it stands, with the overrides put on top and `output` filled in.
+
+    Raises:
+        RecipeError: The file can't be read, isn't YAML, or holds something else than a mapping.
+    """
     try:
         content = _parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -147,7 +156,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _apply(content, override)
     content.setdefault("output", f"runs/{file.stem}")
-    return recipe_from(content, where=str(file))
+    return content
 
 
 def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:

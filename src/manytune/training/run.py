@@ -11,6 +11,7 @@ tensorboard/       event files, if the recipe asks for them
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -119,6 +120,7 @@ def run(
     measure_speed: bool | None = None,
     report: Callable[[Report], None] | None = None,
     notify: Callable[[str], None] | None = None,
+    base: Base | None = None,
 ) -> TrainedRun:
     """Train what a recipe describes.
 
@@ -131,6 +133,8 @@ def run(
         measure_speed: As for `train_model`.
         report: Called after every step and every validation.
         notify: Receives a line about each stage and each doubt.
+        base: The recipe's base, already loaded and with nothing attached, for several runs over one copy; it is
+            given back as it was. None loads it.
 
     Raises:
         RunError: The directory holds something else, there is nothing to resume, the recipe, the data or
@@ -143,7 +147,14 @@ def run(
     with held(directory):
         _enter(directory, recipe, resume=resume, overwrite=overwrite)
         return _train(
-            recipe, directory, resume, keep_checkpoints, measure_speed, report, notify or (lambda _: None)
+            recipe,
+            directory,
+            resume,
+            keep_checkpoints,
+            measure_speed,
+            report,
+            notify or (lambda _: None),
+            base,
         )
 
 
@@ -155,9 +166,10 @@ def _train(
     measure_speed: bool | None,
     report: Callable[[Report], None] | None,
     say: Callable[[str], None],
+    shared: Base | None,
 ) -> TrainedRun:
     splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
+    base = shared or load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     _describe_data(say, data, leaks=len(splits.leaks))
 
@@ -177,7 +189,13 @@ def _train(
     set_seed(recipe.training.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
     model = get_peft_model(base.model, recipe.method.peft_config(task_type))
-    with RunLog(directory / LOG_NAME, after=checkpoint.position.step if checkpoint else None) as log:
+    giving_back = contextlib.ExitStack()
+    if shared is not None and model.tuner.in_layers:
+        giving_back.callback(model.unload)
+    with (
+        giving_back,
+        RunLog(directory / LOG_NAME, after=checkpoint.position.step if checkpoint else None) as log,
+    ):
 
         def record(event: Report) -> None:
             log.write(event)
@@ -199,19 +217,19 @@ def _train(
             tensorboard_directory=directory / "tensorboard",
             measure_speed=measure_speed,
         )
-    loss = training.validation_loss
-    save_adapter(
-        model,
-        directory / "adapter",
-        method=recipe.method.name,
-        base=base.name,
-        fingerprint=base.fingerprint,
-        template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
-        templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
-        encoding=data.mode,
-        recipe=recipe.model_dump(mode="json"),
-        scores={} if loss is None else {"validation_loss": loss},
-    )
+        loss = training.validation_loss
+        save_adapter(
+            model,
+            directory / "adapter",
+            method=recipe.method.name,
+            base=base.name,
+            fingerprint=base.fingerprint,
+            template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
+            templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
+            encoding=data.mode,
+            recipe=recipe.model_dump(mode="json"),
+            scores={} if loss is None else {"validation_loss": loss},
+        )
     finished = TrainedRun(
         directory=directory,
         adapter=directory / "adapter",

@@ -6,13 +6,14 @@ import difflib
 from collections.abc import Sequence
 
 from manytune.errors import DataError
-from manytune.evaluation.metrics.accuracy import ExactMatch
+from manytune.evaluation.metrics.accuracy import Contains, ExactMatch
 from manytune.evaluation.metrics.base import Metric
 from manytune.evaluation.metrics.bleu import Bleu, Chrf
+from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
 from manytune.evaluation.metrics.rouge import Rouge
 
-__all__ = ["METRICS", "Metric", "metrics_named"]
+__all__ = ["METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -24,10 +25,16 @@ METRICS: dict[str, Metric] = {
         Bleu(),
         Chrf(),
         ExactMatch(),
+        Contains(),
+        Accuracy(),
+        MacroF1(),
         Perplexity(),
     )
 }
 """Every metric, in the order in which tables show them."""
+
+TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "perplexity")
+"""Those that mean something for any text; the others are for classes and for short facts."""
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:

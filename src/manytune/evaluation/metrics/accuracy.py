@@ -1,7 +1,8 @@
-"""Exact match: the share of answers that equal a reference, between 0 and 1."""
+"""Exact match and containment: the share of answers that equal a reference, or have one in them; 0 to 1."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,38 @@ class ExactMatch:
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """For example `nrefs:1|norm:nfkc+casefold+whitespace|mrefs:any`."""
         return f"nrefs:{number_of_references(references)}|norm:nfkc+casefold+whitespace|mrefs:any"
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """Share of items whose answer has one of the references in it as whole words, after `normalise`.
+
+    For short facts (`Paris`) in answers of free form (`The capital is Paris.`).
+    """
+
+    name: str = "contains"
+    label: str = "Answer found"
+    bounds: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool = True
+    digits: int = 3
+
+    def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
+        """Rows `(1 or 0, 1)`."""
+        found = []
+        for answer, texts in zip(answers, references, strict=True):
+            said = normalise(answer.text)
+            wanted = (rf"(?<!\w){re.escape(normalise(text))}(?!\w)" for text in texts)
+            found.append(float(any(re.search(pattern, said) for pattern in wanted)))
+        return with_count(found)
+
+    def aggregate(self, sums: Floats) -> Floats:
+        """Share of answers that have it."""
+        return mean(sums)
+
+    def signature(self, references: Sequence[Sequence[str]]) -> str:
+        """For example `nrefs:1|match:whole words|norm:nfkc+casefold+whitespace|mrefs:any`."""
+        nrefs = number_of_references(references)
+        return f"nrefs:{nrefs}|match:whole words|norm:nfkc+casefold+whitespace|mrefs:any"
 
 
 def normalise(text: str) -> str:

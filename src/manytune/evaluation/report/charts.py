@@ -11,18 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.report.axes import Tick, padded, percent, round_values
 from manytune.evaluation.results import Evaluation, LossPoint
 from manytune.evaluation.wording import interval, score
 
 _MOST_POINTS = 160  # more than a screen shows; longer curves are averaged over neighbouring steps
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A labelled place on an axis, in per cent from its origin."""
-
-    at: float
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +66,18 @@ def whisker_chart(evaluation: Evaluation) -> WhiskerChart:
     metric = METRICS[evaluation.primary]
     found = [result.score(metric.name) for result in evaluation.results]
     ends = [end for one in found for end in (one.value, one.low, one.high) if end is not None]
-    low, high = _padded(min(ends), max(ends))
+    low, high = padded(min(ends), max(ends))
     low, high = max(low, metric.bounds[0]), min(high, metric.bounds[1])
     if high <= low:  # everything sits on a bound
         low, high = low - 0.5, high + 0.5
     whiskers = []
     for index, (result, one) in enumerate(zip(evaluation.results, found, strict=True)):
         left, right = (one.value if end is None else end for end in (one.low, one.high))
-        at, start, end = (_percent(value, low, high) for value in (one.value, left, right))
+        at, start, end = (percent(value, low, high) for value in (one.value, left, right))
         whiskers.append(
             Whisker(index, result.name, at, start, end, score(one.value, metric), interval(one, metric))
         )
-    ticks = tuple(Tick(_percent(value, low, high), text) for value, text in _ticks(low, high, 4))
+    ticks = tuple(Tick(percent(value, low, high), text) for value, text in round_values(low, high, 4))
     return WhiskerChart(metric.label, ticks, tuple(whiskers))
 
 
@@ -101,20 +94,20 @@ def loss_chart(evaluation: Evaluation) -> LineChart | None:
     steps = [point.step for _, _, _, points in curves for point in points]
     losses = [point.loss for _, _, _, points in curves for point in points if math.isfinite(point.loss)]
     last = max(*steps, 1)
-    low, high = _padded(min(losses, default=0.0), max(losses, default=1.0))
+    low, high = padded(min(losses, default=0.0), max(losses, default=1.0))
     low = max(low, 0.0)
     lines = []
     for index, name, kind, points in curves:
         places = tuple(
-            (_percent(point.step, 0, last), 100 - _percent(point.loss, low, high))
+            (percent(point.step, 0, last), 100 - percent(point.loss, low, high))
             for point in points
             if math.isfinite(point.loss)
         )
         path = " ".join(f"{'L' if place else 'M'}{x:.2f} {y:.2f}" for place, (x, y) in enumerate(places))
         lines.append(Line(index, name, kind, path, places if kind == "validation" else ()))
     return LineChart(
-        x_ticks=tuple(Tick(_percent(value, 0, last), text) for value, text in _ticks(0, last, 5)),
-        y_ticks=tuple(Tick(_percent(value, low, high), text) for value, text in _ticks(low, high, 5)),
+        x_ticks=tuple(Tick(percent(value, 0, last), text) for value, text in round_values(0, last, 5)),
+        y_ticks=tuple(Tick(percent(value, low, high), text) for value, text in round_values(low, high, 5)),
         lines=tuple(lines),
         summary="; ".join(_in_words(name, kind, points) for _, name, kind, points in curves),
     )
@@ -133,24 +126,3 @@ def _averaged(points: Sequence[LossPoint]) -> Sequence[LossPoint]:
         return points
     parts = [points[start : start + width] for start in range(0, len(points), width)]
     return [LossPoint(part[-1].step, sum(point.loss for point in part) / len(part)) for part in parts]
-
-
-def _padded(low: float, high: float) -> tuple[float, float]:
-    """A range with air at both ends, and never an empty one."""
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
-    return low - room, high + room
-
-
-def _percent(value: float, low: float, high: float) -> float:
-    return round(100 * (value - low) / (high - low), 2)
-
-
-def _ticks(low: float, high: float, about: int) -> list[tuple[float, str]]:
-    """Round values between two ends, with as many decimals as they need."""
-    raw = (high - low) / about
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = min((1.0, 2.0, 5.0, 10.0), key=lambda factor: abs(factor * magnitude - raw)) * magnitude
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    values = [place * step for place in range(first, math.floor(high / step + 1e-9) + 1)]
-    return [(value, f"{value:.{decimals}f}") for value in values]

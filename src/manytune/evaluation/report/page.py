@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, no network, no scripts, no fonts."""
+"""The report: one HTML page that needs nothing else: no network, no fonts; its few lines of script only filter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
 from manytune.evaluation.metrics import METRICS, Metric
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
-from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.evaluation.report.documents import documents
+from manytune.evaluation.report.gains import change_charts, gain_charts, rank_chart
+from manytune.evaluation.results import Cost, Evaluation
 from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
     claim,
+    correction_sentence,
     count,
     cut_sentence,
     difference_interval,
@@ -25,14 +27,14 @@ from manytune.evaluation.wording import (
     p_value,
     score,
     seconds,
+    seeds_sentence,
     share,
+    share_sentence,
+    share_text,
     signed,
     size,
 )
 from manytune.store.files import atomic_write
-
-DOCUMENTS = 12
-"""How many documents the page shows."""
 
 
 def write_report(evaluation: Evaluation, path: Path, *, title: str) -> None:
@@ -58,11 +60,20 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         cut=cut_sentence(evaluation),
         whiskers=whisker_chart(evaluation),
         losses=loss_chart(evaluation),
+        gains=gain_charts(evaluation),
+        ranks=rank_chart(evaluation),
+        rank_rows=_rank_rows(evaluation),
+        changes=change_charts(evaluation),
+        share_rows=_share_rows(evaluation),
+        task_rows=_task_rows(evaluation),
+        shared_gain=share_sentence(evaluation),
+        notes=[one for one in (seeds_sentence(evaluation), correction_sentence(evaluation)) if one],
+        tasks=sorted({item.task for item in evaluation.items if item.task is not None}),
         names=[result.name for result in evaluation.results],
         score_rows=[_score_row(evaluation, metric) for metric in metrics],
         comparison_rows=[_comparison_row(evaluation, metric) for metric in metrics],
         cost_rows=_cost_rows([result.cost for result in evaluation.results]),
-        documents=_documents(evaluation),
+        documents=documents(evaluation),
         signatures=[(METRICS[found.metric].label, found.signature) for found in evaluation.results[0].scores],
         marks=MARKS,
     )
@@ -99,25 +110,6 @@ class _Row:
     cells: Sequence[object]
 
 
-@dataclass(frozen=True, slots=True)
-class _DocumentAnswer:
-    system: int
-    name: str
-    text: str
-    score: str
-    cut: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Document:
-    where: str
-    task: str | None
-    prompt: str
-    references: tuple[str, ...]
-    answers: tuple[_DocumentAnswer, ...]
-    change: str
-
-
 def _verdicts(evaluation: Evaluation) -> list[_Verdict]:
     found = []
     for result in evaluation.results[1:]:
@@ -145,11 +137,61 @@ def _comparison_row(evaluation: Evaluation, metric: Metric) -> _Row:
                 result.name,
                 signed(found.difference, metric),
                 difference_interval(found, metric),
-                p_value(found.p_value),
+                p_value(found.p_adjusted),
                 found.verdict,
             )
         )
     return _Row(metric.label, "", cells)
+
+
+def _share_rows(evaluation: Evaluation) -> list[_Row]:
+    """Every system's share of the reference's gain, by every metric; empty if shares weren't computed."""
+    if not evaluation.shares:
+        return []
+    rows = []
+    for found in evaluation.results[0].scores:
+        shares = [evaluation.share(result.name, found.metric) for result in evaluation.results[1:]]
+        cells = [share_text(one) if one is not None else count(None) for one in shares]
+        rows.append(_Row(METRICS[found.metric].label, "", cells))
+    return rows
+
+
+def _task_rows(evaluation: Evaluation) -> list[_Row]:
+    """The deciding metric task by task; empty for a single task."""
+    metric = METRICS[evaluation.primary]
+    rows = []
+    for task in evaluation.results[0].task_scores:
+        cells = []
+        for result in evaluation.results:
+            found = next(one for one in result.task_scores[task] if one.metric == metric.name)
+            cells.append((score(found.value, metric), interval(found, metric)))
+        rows.append(_Row(task, "", cells))
+    return rows
+
+
+def _rank_rows(evaluation: Evaluation) -> list[_Row]:
+    """One row a rank; empty without a sweep."""
+    if evaluation.sweep is None:
+        return []
+    metric = METRICS[evaluation.primary]
+    return [
+        _Row(
+            point.system,
+            "recommended" if point.system == evaluation.sweep.recommended else "",
+            [
+                (count(point.trainable_params), ""),
+                (f"{point.validation_loss:.3f}", "best" if point.p_value is None else p_value(point.p_value)),
+                (score(evaluation.result(point.system).score(metric.name).value, metric), ""),
+                (
+                    (f"{point.spectrum.effective_rank:.1f}", f"90% in {point.spectrum.directions:.1f}")
+                    if point.spectrum
+                    else (count(None), "")
+                ),
+                (seconds(point.seconds), ""),
+            ],
+        )
+        for point in evaluation.sweep.points
+    ]
 
 
 def _cost_rows(costs: Sequence[Cost]) -> list[_Row]:
@@ -170,46 +212,6 @@ def _cost_rows(costs: Sequence[Cost]) -> list[_Row]:
     ]
     nothing = count(None)
     return [_Row(label, "", cells) for label, cells in rows if any(text != nothing for text, _ in cells)]
-
-
-def _documents(evaluation: Evaluation) -> list[_Document]:
-    """Documents from the largest gain to the largest loss of the last system, evenly spaced in that ranking.
-
-    Picked by rule and not by taste: the page shows where the system failed as surely as where it shone.
-    """
-    metric = METRICS[evaluation.primary]
-    references = [item.references for item in evaluation.items]
-    by_system = [
-        metric.aggregate(metric.statistics(result.answers, references)) for result in evaluation.results
-    ]
-    change = by_system[-1] - by_system[0]
-    if not metric.higher_is_better:
-        change = -change
-    ranking = np.argsort(-change, kind="stable")
-    chosen = np.unique(np.linspace(0, len(ranking) - 1, min(DOCUMENTS, len(ranking))).round().astype(int))
-    documents = []
-    for place in ranking[chosen]:
-        item = evaluation.items[place]
-        answers = tuple(
-            _document_answer(number, result.name, result.answers[place], score(float(scores[place]), metric))
-            for number, (result, scores) in enumerate(zip(evaluation.results, by_system, strict=True))
-        )
-        difference = float(by_system[-1][place] - by_system[0][place])
-        documents.append(
-            _Document(
-                f"{item.source}:{item.row}",
-                item.task,
-                item.prompt,
-                item.references,
-                answers,
-                signed(difference, metric) if len(evaluation.results) > 1 else "",
-            )
-        )
-    return documents
-
-
-def _document_answer(system: int, name: str, answer: Answer, found: str) -> _DocumentAnswer:
-    return _DocumentAnswer(system, name, answer.text.strip(), found, cut=answer.finished == "length")
 
 
 @cache

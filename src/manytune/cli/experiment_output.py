@@ -1,0 +1,65 @@
+"""How `manytune compare` and `manytune sweep` print what only they find out."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.results import Evaluation
+from manytune.evaluation.wording import DASH, MARKS, count, p_value, score, share_sentence, signed
+
+
+def print_sweep(evaluation: Evaluation) -> None:
+    """Print the rank table and the recommendation."""
+    sweep = evaluation.sweep
+    assert sweep is not None
+    console = Console(highlight=False)
+    table = _table("", "parameters", "val. loss", "p", "effective rank")
+    for point in sweep.points:
+        table.add_row(
+            Text(point.system, "bold" if point.system == sweep.recommended else ""),
+            count(point.trainable_params),
+            f"{point.validation_loss:.3f}",
+            "best" if point.p_value is None else p_value(point.p_value).removeprefix("p ").removeprefix("= "),
+            DASH if point.spectrum is None else f"{point.spectrum.effective_rank:.1f}",
+        )
+    console.print(table)
+    console.print()
+    console.print(Text.assemble((f"{sweep.recommended} is enough. ", "bold"), sweep.reason))
+    console.print()
+
+
+def print_gains(evaluation: Evaluation, console: Console) -> None:
+    """Print the share of the gain, and what was forgotten."""
+    sentence = share_sentence(evaluation)
+    if sentence:
+        console.print(sentence)
+    if not evaluation.forgetting:
+        return
+    console.print()
+    names = [result.name for result in evaluation.results]
+    table = _table("Forgotten", *names)
+    for probe in evaluation.forgetting:
+        inner, known = probe.evaluation, {result.name: result for result in probe.evaluation.results}
+        metric = METRICS[inner.primary]
+        cells = []
+        for name in names:
+            if name not in known:
+                cells.append(Text(DASH))
+                continue
+            cell = Text(score(known[name].score(metric.name).value, metric))
+            if name != names[0]:
+                found = inner.comparison(name, metric.name)
+                cell.append(f" {MARKS[found.verdict]}\n{signed(found.difference, metric)}", "dim")
+            cells.append(cell)
+        table.add_row(Text(f"{probe.name}, {metric.label}"), *cells)
+    console.print(table)
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in heads:
+        table.add_column(Text(head, overflow="fold"), overflow="fold")
+    return table

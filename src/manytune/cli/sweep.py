@@ -1,0 +1,81 @@
+"""`manytune sweep`: LoRA at several ranks, and the smallest that is enough."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from manytune.cli.compare import AsJson, On, Overrides, Place, Recipe, Workers, runner_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(sweep)
+
+
+def sweep(
+    recipe: Recipe,
+    ranks: Annotated[str, typer.Option(help="Ranks, separated by commas.")] = "1,2,4,8,16,32,64",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Module names separated by commas, or all-linear; repeatable, for every rank with each. Without "
+            "it, the recipe's.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    workers: Workers = 1,
+    on: On = Place.HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Train RECIPE's LoRA at several ranks over one base in memory, and recommend the smallest that is enough.
+
+    The rule: the smallest that a paired test on validation rows can't tell from the best. Started again, it goes on
+    where it was.
+    """
+    from rich.console import Console
+
+    from manytune.cli.evaluate_output import print_evaluation, print_json
+    from manytune.cli.experiment_output import print_sweep
+    from manytune.cli.experiment_progress import ExperimentProgress
+    from manytune.experiments.bench import open_bench
+    from manytune.experiments.outputs import write_outputs
+    from manytune.experiments.recipe import load_experiment
+    from manytune.experiments.sweep import sweep as run_sweep
+    from manytune.experiments.sweep import sweep_experiment
+    from manytune.store.files import held
+
+    named = load_experiment(recipe, overrides or [])
+    experiment = sweep_experiment(named, _ranks(ranks), targets or [])
+    with ExperimentProgress(Console(stderr=True, highlight=False)) as show:
+        bench = open_bench(experiment, show, ranks=True)
+        with held(experiment.directory):
+            evaluation = run_sweep(bench, runner_of(workers, on))
+            written = write_outputs(
+                evaluation,
+                named,
+                title="Which rank is enough?",
+                command=shlex.join(
+                    ["manytune", "sweep", "{recipe}", "--ranks", ranks, *_repeated(targets or [])]
+                ),
+            )
+    if as_json:
+        print_json(evaluation, written)
+        return
+    print_sweep(evaluation)
+    print_evaluation(evaluation, written)
+
+
+def _repeated(targets: list[str]) -> list[str]:
+    return [word for target in targets for word in ("--targets", target)]
+
+
+def _ranks(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(
+            f"expected whole numbers from 1, separated by commas; found {text!r}", param_hint="--ranks"
+        )
+    return [int(part) for part in parts]

@@ -1,0 +1,114 @@
+"""One result record a run: what a later evaluation needs of it, so that no finished run is ever run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from manytune.errors import RunError
+from manytune.evaluation.ranks import Spectrum
+from manytune.evaluation.results import Answer, Cost, Curves
+from manytune.store.files import atomic_write
+
+FORMAT = 1
+"""Version of the JSON form. A reader refuses every other one."""
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLoss:
+    """How likely a system finds the right answers of one independent group of rows.
+
+    Attributes:
+        nll: Negative log likelihood of their completions, summed, in nats.
+        tokens: How many tokens that sum runs over.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    nll: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One training run and its answers, or the untouched base's.
+
+    Attributes:
+        name: The run's name within its experiment.
+        system: The system that it is a run of.
+        method: `"base"`, or the name of the method that was trained.
+        question: A hash of everything that was asked; a record answers this and nothing else.
+        answers: One a test item.
+        probes: Answers to each probe's items, by the probe's name.
+        seed: The training seed; `None` for the base.
+        learning_rate: The peak learning rate; `None` for the base.
+        steps: Optimizer steps; `None` for the base.
+        validation: The loss on each group of the validation rows; empty if it wasn't asked for.
+        cost: What it took.
+        curves: Training and validation loss.
+        spectrum: How much of its rank was used; `None` if that wasn't looked at.
+        recipe: The whole recipe, as `manytune train` would run it again; for a system of several adapters, by task.
+        format: Version of this record.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    system: str
+    method: str
+    question: str
+    answers: tuple[Answer, ...]
+    probes: Mapping[str, tuple[Answer, ...]]
+    seed: int | None = None
+    learning_rate: float | None = None
+    steps: int | None = None
+    validation: tuple[GroupLoss, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    curves: Curves = field(default_factory=Curves)
+    spectrum: Spectrum | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def validation_loss(self) -> float:
+        """Nats per target token over all validation groups; NaN without any."""
+        tokens = sum(group.tokens for group in self.validation)
+        return sum(group.nll for group in self.validation) / tokens if tokens else float("nan")
+
+
+_RECORD = TypeAdapter(RunRecord)
+
+
+def write_record(record: RunRecord, path: Path) -> None:
+    """Write the JSON form, whole or not at all; its directory is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, _RECORD.dump_json(record, indent=1) + b"\n")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read the JSON form.
+
+    Raises:
+        RunError: It isn't a record, or one of another format version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise RunError(
+                f"{path}: expected a run's record of format {FORMAT}, found format {found}; remove the file to have "
+                "the run asked again"
+            )
+        return _RECORD.validate_python(content)
+    except (ValueError, ValidationError) as error:
+        first = str(error).partition("\n")[0]
+        raise RunError(
+            f"{path}: not a run's record ({first}); remove the file to have the run asked again"
+        ) from error

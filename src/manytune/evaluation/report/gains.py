@@ -1,0 +1,244 @@
+"""What a gain cost, how rank matters, and what was forgotten: the geometry of these charts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.plateau import ALPHA
+from manytune.evaluation.report.axes import Axis, Tick, linear, logarithmic, short
+from manytune.evaluation.results import Evaluation
+from manytune.evaluation.wording import count, difference_interval, score, seconds, signed
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """One system in a chart; places in per cent from the left and from the top.
+
+    Attributes:
+        system: Its number, which decides its colour.
+        name: What it is called.
+        x: Its place from the left.
+        y: Its place from the top.
+        low: The lower end of its interval, from the top.
+        high: The upper end.
+        label: What it stands for, in words.
+        hollow: Whether it is drawn as a ring.
+    """
+
+    system: int
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+    label: str
+    hollow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Points over two axes.
+
+    Attributes:
+        title: What it shows.
+        x_label: What the horizontal axis shows.
+        x_ticks: Its ticks.
+        y_ticks: The vertical axis's.
+        dots: The points.
+        zero: The place of no gain, from the top; None if it isn't within the axis.
+        path: A line through the points; empty for none.
+        plateau: Where the plateau begins, from the left; None without one.
+        summary: What it shows, for those who can't see it.
+    """
+
+    title: str
+    x_label: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    dots: tuple[Dot, ...]
+    zero: float | None
+    summary: str
+    path: str = ""
+    plateau: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeBar:
+    """How one system changed on a probe; places in per cent from the left."""
+
+    system: int
+    name: str
+    start: float
+    width: float
+    low: float
+    high: float
+    value: str
+    change: str
+    interval: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeChart:
+    """How every system changed on a probe; the base is the zero line."""
+
+    name: str
+    description: str
+    label: str
+    base: str
+    zero: float
+    ticks: tuple[Tick, ...]
+    bars: tuple[ChangeBar, ...]
+
+
+def gain_charts(evaluation: Evaluation) -> list[Scatter]:
+    """Gain over the baseline by trained parameters and by seconds, where these are known."""
+    costs = [result.cost for result in evaluation.results]
+    parameters = {n: float(cost.trainable_params) for n, cost in enumerate(costs) if cost.trainable_params}
+    times = {n: cost.seconds for n, cost in enumerate(costs) if cost.seconds}
+    charts = []
+    for title, label, places in (
+        ("Gain and parameters", "trained parameters", parameters),
+        ("Gain and time", "seconds of training", times),
+    ):
+        places.pop(0, None)  # the baseline isn't trained
+        if places:
+            charts.append(_gain_chart(evaluation, title, label, places))
+    return charts
+
+
+def rank_chart(evaluation: Evaluation) -> Scatter | None:
+    """Validation loss by trained parameters, with the plateau; None without a sweep."""
+    sweep = evaluation.sweep
+    if sweep is None:
+        return None
+    numbers = {result.name: number for number, result in enumerate(evaluation.results)}
+    losses = [loss for point in sweep.points for loss in (*point.seed_losses, point.validation_loss)]
+    y = linear(min(losses), max(losses), about=4)
+    sizes = [float(point.trainable_params) for point in sweep.points]
+    several = len({point.targets for point in sweep.points}) > 1
+    ticks = None if several else {float(p.trainable_params): f"r={p.rank}" for p in sweep.points}
+    x = logarithmic(min(sizes), max(sizes), ticks)
+    dots = []
+    for point in sweep.points:
+        at, ends = x.at(point.trainable_params), (min(point.seed_losses), max(point.seed_losses))
+        within = point.p_value is None or point.p_value >= ALPHA
+        dots.append(
+            Dot(
+                numbers[point.system],
+                point.system,
+                at,
+                100 - y.at(point.validation_loss),
+                100 - y.at(ends[0]),
+                100 - y.at(ends[1]),
+                f"validation loss {point.validation_loss:.3f}, "
+                + ("not told from the best" if within else "worse than the best"),
+                hollow=not within,
+            )
+        )
+    path = "" if several else " ".join(f"{'L' if n else 'M'}{dot.x} {dot.y}" for n, dot in enumerate(dots))
+    chosen = next(dot for dot in dots if dot.name == sweep.recommended)
+    return Scatter(
+        "Validation loss by rank",
+        "trained parameters" if several else "rank",
+        x.ticks,
+        y.ticks,
+        tuple(dots),
+        None,
+        "; ".join(f"{dot.name}: {dot.label}" for dot in dots),
+        path,
+        chosen.x,
+    )
+
+
+def change_charts(evaluation: Evaluation) -> list[ChangeChart]:
+    """How every system changed on each probe, in the order of the tables."""
+    numbers = {result.name: number for number, result in enumerate(evaluation.results)}
+    charts = []
+    for probe in evaluation.forgetting:
+        inner = probe.evaluation
+        metric = METRICS[inner.primary]
+        base, *others = inner.results
+        found = [inner.comparison(result.name, metric.name) for result in others]
+        if not found:
+            continue
+        ends = [
+            0.0,
+            *(end for one in found for end in (one.low, one.high, one.difference) if end is not None),
+        ]
+        finite = [end for end in ends if math.isfinite(end)]
+        axis = linear(min(finite), max(finite), about=4)
+        charts.append(
+            ChangeChart(
+                probe.name,
+                probe.description,
+                metric.label + ("" if metric.higher_is_better else ", lower is better"),
+                score(base.score(metric.name).value, metric),
+                axis.at(0.0),
+                axis.ticks,
+                tuple(
+                    ChangeBar(
+                        numbers[one.system],
+                        one.system,
+                        min(axis.at(0.0), axis.at(one.difference)),
+                        round(abs(axis.at(one.difference) - axis.at(0.0)), 2),
+                        axis.at(one.difference if one.low is None else one.low),
+                        axis.at(one.difference if one.high is None else one.high),
+                        score(result.score(metric.name).value, metric),
+                        signed(one.difference, metric),
+                        difference_interval(one, metric),
+                        one.verdict,
+                    )
+                    for one, result in zip(found, others, strict=True)
+                ),
+            )
+        )
+    return charts
+
+
+def _gain_chart(evaluation: Evaluation, title: str, label: str, places: dict[int, float]) -> Scatter:
+    metric = METRICS[evaluation.primary]
+    sign = 1 if metric.higher_is_better else -1
+    found = {n: evaluation.comparison(evaluation.results[n].name, metric.name) for n in places}
+    ends = [0.0] + [
+        sign * end
+        for one in found.values()
+        for end in (one.difference, one.low, one.high)
+        if end is not None and math.isfinite(end)
+    ]
+    y = linear(min(ends), max(ends), about=4)
+    x = _scale(list(places.values()))
+    dots = []
+    for number, place in places.items():
+        one = found[number]
+        low = sign * (one.difference if one.low is None else one.low)
+        high = sign * (one.difference if one.high is None else one.high)
+        spent = count(round(place)) if "parameters" in label else seconds(place)
+        dots.append(
+            Dot(
+                number,
+                evaluation.results[number].name,
+                x.at(place),
+                100 - y.at(sign * one.difference),
+                100 - y.at(low),
+                100 - y.at(high),
+                f"{signed(one.difference, metric)} {metric.label} with {spent}",
+            )
+        )
+    summary = "; ".join(f"{dot.name}: {dot.label}" for dot in dots)
+    return Scatter(title, label, x.ticks, y.ticks, tuple(dots), 100 - y.at(0.0), summary)
+
+
+def _scale(values: list[float]) -> Axis:
+    """Ratios where values are far apart, differences where they are near each other."""
+    if max(values) / min(values) > 5:
+        return logarithmic(min(values), max(values))
+    axis = linear(min(values), max(values), about=4)
+    whole = {round(value): short(value) for value in _between(axis)}
+    return Axis(axis.low, axis.high, False, tuple(Tick(axis.at(v), text) for v, text in whole.items()))
+
+
+def _between(axis: Axis) -> list[float]:
+    return [axis.low + (axis.high - axis.low) * tick.at / 100 for tick in axis.ticks]

@@ -1,0 +1,225 @@
+"""`manytune compare`: the untouched base and several trained systems, on the same rows with the same budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from manytune import __version__
+from manytune.errors import RunError
+from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.records import RunRecord
+from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.experiments.bench import Bench, data_hashes
+from manytune.experiments.probes import probe_results
+from manytune.experiments.recipe import BASE, REFERENCE
+from manytune.experiments.runner import Runner
+from manytune.experiments.trials import Trial, drop_adapters
+from manytune.experiments.variants import steps_by_system
+
+_TIMED_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a system's learning rate was chosen.
+
+    Attributes:
+        rate: The one that was chosen.
+        losses: The validation loss of each that was tried; empty if there was no choice.
+    """
+
+    rate: float
+    losses: Mapping[float, float]
+
+    def __str__(self) -> str:
+        if not self.losses:
+            return f"{self.rate:g}, as the recipe says"
+        tried = ", ".join(
+            f"{rate:g} ({loss:.3f})" if math.isfinite(loss) else f"{rate:g} (diverged)"
+            for rate, loss in self.losses.items()
+        )
+        edge = self.rate in (min(self.losses), max(self.losses)) and len(self.losses) > 1
+        at_the_edge = "; at the edge of what was tried, so another rate may be better" if edge else ""
+        return f"{self.rate:g}, by validation loss among {tried}{at_the_edge}"
+
+
+def compare(bench: Bench, runner: Runner) -> Evaluation:
+    """Choose every system's learning rate on validation rows, train it with every seed, and score the answers.
+
+    Args:
+        bench: The experiment's bench.
+        runner: Where trials are run.
+
+    Raises:
+        RunError: A training failed, or every learning rate of a system diverged.
+    """
+    experiment = bench.experiment
+    systems = list(experiment.systems())
+    seeds = experiment.compare.seeds
+    steps = _budget(bench, systems)
+    base = bench.ask_base()
+    choices = _choose(bench, runner, steps)
+    finals = [
+        bench.variants.trial(name, rate=choices[name].rate, seed=seed, steps=steps[name])
+        for name in systems
+        for seed in seeds
+    ]
+    runner.run(bench, "finish", finals)
+    records = {trial.name: bench.finish(trial) for trial in finals}
+    by_system = {name: [records[trial.name] for trial in finals if trial.system == name] for name in systems}
+    notes = {name: {"Learning rate": str(choices[name])} for name in systems}
+    return score(bench, base, by_system, notes, all_pairs=True)
+
+
+def score(
+    bench: Bench,
+    base: RunRecord,
+    records: Mapping[str, Sequence[RunRecord]],
+    notes: Mapping[str, Mapping[str, str]],
+    *,
+    all_pairs: bool,
+) -> Evaluation:
+    """Score the records of all systems, on the test rows and on the probes.
+
+    Args:
+        bench: The experiment's bench.
+        base: The untouched base's record.
+        records: Each system's, one a seed.
+        notes: More facts about each system.
+        all_pairs: Whether every pair of systems is compared, and not only each with the base.
+    """
+    experiment = bench.experiment
+    compare_recipe = experiment.compare
+    baseline = System(BASE, BASE, base.answers, base.cost)
+    systems = [baseline, *(_system(name, found, notes.get(name, {})) for name, found in records.items())]
+    evaluation = evaluate(
+        [question.item for question in bench.questions],
+        systems,
+        bench.metrics,
+        reference=REFERENCE if REFERENCE in records else None,
+        all_pairs=all_pairs,
+        provenance={
+            "Base": f"{bench.base.name} ({bench.base.fingerprint})",
+            "Data": data_hashes(bench.questions, experiment.recipe),
+            "Rows": f"{len(bench.data.train):,} to train on, {len(bench.data.validation):,} to validate on",
+            "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {bench.encoder.mode} prompts",
+            "Training seeds": ", ".join(map(str, compare_recipe.seeds)),
+            "Release": f"manytune {__version__}",
+        },
+    )
+    probed = {
+        probe.name: [
+            System(BASE, BASE, base.probes[probe.name]),
+            *(
+                _of_probe(name, found, probe.name)
+                for name, found in records.items()
+                if probe.name in found[0].probes
+            ),
+        ]
+        for probe in bench.probes
+    }
+    forgetting = probe_results(bench.probes, probed)
+    return dataclasses.replace(evaluation, forgetting=forgetting)
+
+
+def _budget(bench: Bench, systems: Sequence[str]) -> dict[str, int]:
+    """Every system's optimizer steps: as many as the recipe says, or as many as fit into its seconds."""
+    seconds = bench.experiment.compare.seconds
+    if seconds is None:
+        return dict.fromkeys(systems, bench.steps)
+    seed = bench.experiment.compare.seeds[0]
+    timed: dict[str, Trial] = {}
+    for name in systems:
+        rate = bench.experiment.rates_of(bench.experiment.systems()[name])[0]
+        timed[name] = bench.variants.trial(name, rate=rate, seed=seed, steps=_TIMED_STEPS, timing=True)
+        bench.train(timed[name])
+        drop_adapters(timed[name])
+    return steps_by_system(timed, seconds=seconds)
+
+
+def _choose(bench: Bench, runner: Runner, steps: Mapping[str, int]) -> dict[str, Choice]:
+    """Each system's learning rate, by the validation loss of one training each; the losers' adapters go."""
+    experiment = bench.experiment
+    seed, shorter = experiment.compare.seeds[0], experiment.compare.search_steps
+    searches: dict[str, dict[float, Trial]] = {}
+    for name, system in experiment.systems().items():
+        rates = experiment.rates_of(system)
+        if len(rates) > 1:
+            fewer = shorter is not None and shorter < steps[name]
+            searches[name] = {
+                rate: bench.variants.trial(
+                    name,
+                    rate=rate,
+                    seed=seed,
+                    steps=shorter if fewer and shorter else steps[name],
+                    search=fewer,
+                )
+                for rate in rates
+            }
+    runner.run(bench, "search", [trial for trials in searches.values() for trial in trials.values()])
+    choices = {}
+    for name, system in experiment.systems().items():
+        if name not in searches:
+            choices[name] = Choice(experiment.rates_of(system)[0], {})
+            continue
+        losses = {rate: bench.search(trial) for rate, trial in searches[name].items()}
+        best = min(losses, key=lambda rate: losses[rate])
+        if not math.isfinite(losses[best]):
+            raise RunError(
+                f"{name}: the training diverged at every learning rate ({', '.join(f'{rate:g}' for rate in losses)}). "
+                f"Give lower ones in compare.systems.{name}.learning_rates."
+            )
+        choices[name] = Choice(best, losses)
+        for rate, trial in searches[name].items():
+            if rate != best or trial.name.endswith("search"):
+                drop_adapters(trial)
+    return choices
+
+
+def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str]) -> System:
+    """One system over its seeds: the first one's answers and curves, the mean of the costs."""
+    first = records[0]
+    return System(
+        name,
+        first.method,
+        first.answers,
+        _mean_cost([record.cost for record in records]),
+        first.curves,
+        {
+            "Method": first.method,
+            "Steps": f"{first.steps:,}",
+            **notes,
+            "Recipes": ", ".join(_outputs(record) for record in records),
+        },
+        other_seeds=tuple(record.answers for record in records[1:]),
+        seeds=tuple(record.seed for record in records if record.seed is not None),
+    )
+
+
+def _outputs(record: RunRecord) -> str:
+    return ", ".join(f"{recipe['output']}/recipe.yaml" for recipe in record.recipe.values())
+
+
+def _of_probe(name: str, records: Sequence[RunRecord], probe: str) -> System:
+    answers: list[tuple[Answer, ...]] = [record.probes[probe] for record in records]
+    return System(name, records[0].method, answers[0], other_seeds=tuple(answers[1:]))
+
+
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    def average(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return mean(known) if known else None
+
+    memory = [cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes is not None]
+    return Cost(
+        trainable_params=costs[0].trainable_params,
+        total_params=costs[0].total_params,
+        seconds=average([cost.seconds for cost in costs]),
+        peak_memory_bytes=max(memory, default=None),
+        adapter_bytes=costs[0].adapter_bytes,
+        tokens_per_second=average([cost.tokens_per_second for cost in costs]),
+    )

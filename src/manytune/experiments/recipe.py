@@ -1,0 +1,313 @@
+"""An experiment's recipe: that of a training run, and beside it what to compare and what not to forget.
+
+`data`, `base`, `method`, `training` and `output` are `manytune train`'s. `compare` and `forgetting` are read by
+`manytune compare` and `manytune sweep` alone, and each key of theirs has a default: a training recipe with test
+rows is an experiment's recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from manytune.data.nearest import did_you_mean
+from manytune.data.templates import PromptTemplate
+from manytune.errors import RecipeError
+from manytune.evaluation.metrics import METRICS
+from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
+from manytune.training.section import Number, Section, kind_of
+
+REFERENCE = "full"
+"""The system whose gain counts as the whole gain."""
+BASE = "base"
+"""What the untouched base is called."""
+
+_CENTRES = {
+    "full": 1e-4,
+    "selective": 1e-3,
+    "vera": 1e-2,
+    "ia3": 1e-2,
+    "prompt-tuning": 3e-2,
+    "p-tuning": 1e-3,
+    "prefix-tuning": 1e-2,
+}
+_CENTRE = 1e-3  # of LoRA and all others: ten times full fine-tuning's ("LoRA Without Regret", 2025)
+_AROUND = (0.3, 1.0, 3.0)
+
+
+def default_learning_rates(method: str) -> tuple[float, ...]:
+    """The rates that are tried if a recipe names none: the method's usual one, and a third and three times it."""
+    centre = _CENTRES.get(method, _CENTRE)
+    return tuple(float(f"{centre * factor:.1g}") for factor in _AROUND)
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_rates(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int | float) else value
+
+
+class SystemRecipe(Section):
+    """One trained system of a comparison."""
+
+    method: MethodRecipe | None = None
+    """What is trained; null for the recipe's own method."""
+    learning_rates: Annotated[
+        Annotated[tuple[Number, ...], Field(min_length=1)] | None, BeforeValidator(_as_rates)
+    ] = None
+    """The peak learning rates to choose from by validation loss; one leaves no choice. Null for three around the
+    method's usual one."""
+    per_task: bool = False
+    """Train one adapter for each of the recipe's tasks instead of one for all, in as many steps in all."""
+    rehearse: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    """This share of the examples comes from `forgetting.rehearsal` instead of the training rows."""
+
+    @model_validator(mode="after")
+    def _one_remedy(self) -> Self:
+        if self.per_task and self.rehearse is not None:
+            raise ValueError("give either per_task or rehearse")
+        return self
+
+
+class CompareRecipe(Section):
+    """What is compared, with which budget, and how it is scored."""
+
+    systems: Annotated[dict[str, SystemRecipe], Field(min_length=1)] | None = None
+    """The trained systems by name. The untouched base is always there, and the gain of `full` counts as the whole
+    gain. Null for `full` and the recipe's own method."""
+    seeds: Annotated[
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], BeforeValidator(_as_tuple)
+    ] = (0,)
+    """Every system is trained once with each; the learning rate is chosen with the first."""
+    seconds: Annotated[Number, Field(gt=0)] | None = None
+    """Give every training about this much time; null gives all as many steps as `training` says."""
+    search_steps: Annotated[int, Field(ge=2)] | None = None
+    """Steps of the trainings that only choose the learning rate; null for the whole budget, and then the one that is
+    chosen isn't trained again."""
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = (
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "bleu",
+        "chrf",
+    )
+    """Scores on the test rows; the first one decides."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Ask only this many test prompts, the first ones; null for all."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """The longest answer, in tokens."""
+    batch_size: Annotated[int, Field(ge=1)] = 24
+    """Prompts to a batch of answers; changes the time they take."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError(f"expected one or more of {', '.join(METRICS)}")
+        for name in names:
+            if name not in METRICS:
+                raise ValueError(
+                    f"expected metrics among {', '.join(METRICS)}; found {name!r}{did_you_mean(name, METRICS)}"
+                )
+        return names
+
+    @field_validator("systems")
+    @classmethod
+    def _not_the_base(cls, systems: dict[str, SystemRecipe] | None) -> dict[str, SystemRecipe] | None:
+        if systems is not None and BASE in systems:
+            raise ValueError(f"the name {BASE!r} is the untouched base's; call the system otherwise")
+        return systems
+
+
+class ProbeRecipe(Section):
+    """Something that the training isn't about, asked before and after it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What tables call it."""
+    file: str
+    """A file of rows, or a `datasets` name."""
+    text: str | None = None
+    """A field with running text, whose perplexity is measured."""
+    prompt: str | None = None
+    """Jinja2 template of a question, instead of `text`."""
+    completion: str | None = None
+    """Jinja2 template of its right answer."""
+    metric: str = "contains"
+    """How answers to `prompt` are scored."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if (self.text is None) == (self.prompt is None):
+            raise ValueError("give either text, or prompt and completion")
+        if self.metric not in METRICS:
+            raise ValueError(
+                f"expected a metric among {', '.join(METRICS)}; found {self.metric!r}"
+                f"{did_you_mean(self.metric, METRICS)}"
+            )
+        self.template()
+        return self
+
+    def template(self) -> PromptTemplate | None:
+        """The template of its questions; None for running text.
+
+        Raises:
+            TemplateError: A part isn't valid Jinja2.
+        """
+        if self.prompt is None or self.completion is None:
+            return None
+        return PromptTemplate(self.prompt, self.completion)
+
+
+class RehearsalRecipe(Section):
+    """What is rehearsed, so that it isn't forgotten."""
+
+    file: str
+    """A file of rows, or a `datasets` name."""
+    prompt: str
+    """Jinja2 template of the prompt."""
+    completion: str
+    """Jinja2 template of the completion."""
+
+
+class ForgettingRecipe(Section):
+    """What the systems may have forgotten, and how it is found out."""
+
+    defaults: bool = True
+    """Ask the two probes that manytune brings along: general questions, and passages of Python's manual."""
+    passages: Annotated[int, Field(ge=1)] = 16
+    """How many passages of running text; of each at most 192 tokens."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 24
+    """The longest answer to a probe's question, in tokens."""
+    probes: Annotated[tuple[ProbeRecipe, ...], BeforeValidator(_as_tuple)] = ()
+    """More of them, of your own."""
+    rehearsal: RehearsalRecipe | None = None
+    """What systems with `rehearse` rehearse; null for passages of Python's manual that no probe asks about."""
+
+
+class _Sections(Section):
+    """The sections that a training recipe doesn't have."""
+
+    compare: CompareRecipe = CompareRecipe()
+    forgetting: ForgettingRecipe = ForgettingRecipe()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked recipe of an experiment.
+
+    Attributes:
+        recipe: The training recipe that all systems vary.
+        compare: What is compared.
+        forgetting: What may have been forgotten.
+        content: The file's content with the overrides on top, as `experiment_from` takes it.
+    """
+
+    recipe: Recipe
+    compare: CompareRecipe
+    forgetting: ForgettingRecipe
+    content: dict[str, Any]
+
+    @property
+    def directory(self) -> Path:
+        """Where everything goes."""
+        return Path(self.recipe.output)
+
+    def systems(self) -> dict[str, SystemRecipe]:
+        """The trained systems by name, in the order of the tables."""
+        if self.compare.systems is not None:
+            return self.compare.systems
+        own = self.recipe.method
+        found = {REFERENCE: SystemRecipe(method=MethodRecipe(name="full"))}
+        return found if own.name == "full" else {**found, own.name: SystemRecipe(method=own)}
+
+    def method_of(self, system: SystemRecipe) -> MethodRecipe:
+        """What a system trains."""
+        return system.method or self.recipe.method
+
+    def rates_of(self, system: SystemRecipe) -> tuple[float, ...]:
+        """The learning rates that a system's is chosen from."""
+        return system.learning_rates or default_learning_rates(self.method_of(system).name)
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment's recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.key=value` texts, applied in order.
+
+    Raises:
+        RecipeError: The file can't be read, a key is unknown, a value can't be used, or there are no test rows.
+    """
+    return experiment_from(read_mapping(path, overrides), where=str(path))
+
+
+def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experiment:
+    """Check an experiment's recipe that is already a mapping.
+
+    Raises:
+        RecipeError: As for `load_experiment`.
+    """
+    own = {key: content[key] for key in _Sections.model_fields if key in content}
+    try:
+        sections = _Sections.model_validate(own)
+    except ValidationError as error:
+        found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(found))) from error
+    recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
+    tasks = recipe.data.tasks
+    if not any(rows.test is not None for rows in tasks or (recipe.data,)):
+        raise RecipeError(
+            f"{where}: data.test: a comparison needs test rows; give a file, or a share such as 0.2"
+        )
+    if not any(rows.validation is not None for rows in tasks or (recipe.data,)):
+        raise RecipeError(
+            f"{where}: data.validation: the learning rate is chosen on validation rows; give a file or a share"
+        )
+    for name, system in experiment.systems().items():
+        if system.per_task and len(tasks) < 2:
+            raise RecipeError(
+                f"{where}: compare.systems.{name}.per_task: data.train is one task; give a list of "
+                "tasks, or leave it out"
+            )
+    return experiment
+
+
+def _explain(problem: Any) -> str:
+    """One of pydantic's findings in a recipe's words."""
+    path = problem["loc"]
+    name, kind = ".".join(map(str, path)), problem["type"]
+    if kind == "extra_forbidden":
+        known = list(_section_at(path[:-1]).model_fields)
+        nearest = did_you_mean(str(path[-1]), known) or "."
+        return f"{name}: there is no such key{nearest} Known: {', '.join(known)}."
+    if kind == "missing":
+        return f"{name}: this key is missing."
+    if kind == "value_error":
+        return f"{name}: {problem['ctx']['error']}"
+    return f"{name}: {problem['msg']}; found {kind_of(problem['input'])}"
+
+
+def _section_at(path: Sequence[str | int]) -> type[BaseModel]:
+    """The section at a place; names of systems and numbers of probes lead into the section that they hold."""
+    section: type[BaseModel] = _Sections
+    for key in path:
+        field = section.model_fields.get(str(key))
+        if field is not None:
+            section = _section_in(field.annotation) or section
+    return section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,167 @@
+"""One training of one system: its recipes, and what is on disk of it.
+
+A trial is named after what decides it, such as `lora/lr-0.001-seed-0`. Its directory holds one run
+(`training/run.py`), or one a task for a system with an adapter for each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from manytune.errors import RunError
+from manytune.evaluation.results import Cost, Curves
+from manytune.evaluation.run_files import read_cost, read_curves
+from manytune.store.base import Base
+from manytune.training.progress import Report
+from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.run import RECIPE_NAME, run
+
+Number = TypeVar("Number", int, float)
+
+_SCORES = "scores.json"  # `run` writes it last
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of one system.
+
+    Attributes:
+        name: Its name within the experiment, and its directory in `trials/`.
+        system: The system.
+        recipes: The recipe of each of its runs, by task; a single run's is under None.
+    """
+
+    name: str
+    system: str
+    recipes: Mapping[str | None, Recipe]
+
+    @property
+    def any_recipe(self) -> Recipe:
+        """One of the recipes; they have method, learning rate and seed in common."""
+        return next(iter(self.recipes.values()))
+
+    @property
+    def adapters(self) -> dict[str | None, Path]:
+        """Where its adapters are, by task."""
+        return {task: Path(recipe.output) / "adapter" for task, recipe in self.recipes.items()}
+
+    @property
+    def trained(self) -> bool:
+        """Whether all of its runs have ended well."""
+        return all((Path(recipe.output) / _SCORES).is_file() for recipe in self.recipes.values())
+
+    def scores(self) -> list[dict[str, Any]]:
+        """What each run's `scores.json` says."""
+        paths = [Path(recipe.output) / _SCORES for recipe in self.recipes.values()]
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    @property
+    def validation_loss(self) -> float:
+        """The last validation loss; of several runs, the mean."""
+        losses = [float(scores["validation_loss"]) for scores in self.scores()]
+        return sum(losses) / len(losses)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all runs."""
+        return sum(int(scores["steps"]) for scores in self.scores())
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of one optimizer step, validation not counted."""
+        seconds = [scores["tokens"] / scores["tokens_per_second"] for scores in self.scores()]
+        return sum(seconds) / self.steps
+
+    def cost(self) -> Cost:
+        """What all runs took together; memory is the most of any."""
+        runs = [Path(recipe.output) for recipe in self.recipes.values()]
+        costs = [read_cost(directory, directory / "adapter") for directory in runs]
+        if len(costs) == 1:
+            return costs[0]
+        seconds = _total([cost.seconds for cost in costs])
+        tokens = sum(scores["tokens"] for scores in self.scores())
+        return Cost(
+            trainable_params=_total([cost.trainable_params for cost in costs]),
+            total_params=costs[0].total_params,
+            seconds=seconds,
+            peak_memory_bytes=max((cost.peak_memory_bytes or 0 for cost in costs), default=None),
+            adapter_bytes=_total([cost.adapter_bytes for cost in costs]),
+            tokens_per_second=tokens / (self.step_seconds * self.steps),
+        )
+
+    def curves(self) -> Curves:
+        """The losses of its run; empty for several, whose steps aren't the same."""
+        return read_curves(Path(self.any_recipe.output)) if len(self.recipes) == 1 else Curves()
+
+
+def trial_name(system: str, *details: str) -> str:
+    """A directory's name for a trial: the system's name without what file systems dislike, and the details."""
+    return f"{slug(system)}/{'-'.join(details)}"
+
+
+def slug(text: str) -> str:
+    """A text as part of a path."""
+    return re.sub(r"[^\w.+=,-]+", "-", text).strip("-.") or "system"
+
+
+def train(
+    trial: Trial,
+    base: Base,
+    *,
+    report: Callable[[Report], None] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> None:
+    """Do what is still missing of a trial: finished runs stay, an interrupted one is resumed.
+
+    Args:
+        trial: The trial.
+        base: The base, with nothing attached; it is given back as it was.
+        report: Called after every step and every validation.
+        notify: Receives a line about each stage and each doubt.
+
+    Raises:
+        RunError: What is on disk was made with another recipe, or the training failed.
+    """
+    for recipe in trial.recipes.values():
+        directory = Path(recipe.output)
+        begun = (directory / RECIPE_NAME).is_file()
+        if begun:
+            _check_same(directory, recipe)
+        if not (directory / _SCORES).is_file():
+            _forget_peak_memory()
+            run(recipe, resume=begun, base=base, report=report, notify=notify)
+
+
+def drop_adapters(trial: Trial) -> None:
+    """Remove a trial's adapters; what is known about it stays."""
+    for adapter in trial.adapters.values():
+        shutil.rmtree(adapter, ignore_errors=True)
+
+
+def _check_same(directory: Path, recipe: Recipe) -> None:
+    before = load_recipe(directory / RECIPE_NAME).model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        raise RunError(
+            f"{directory}: this trial was made with another recipe ({', '.join(changed)} differ). Restore it, set "
+            "output to another directory, or remove this one to train anew."
+        )
+
+
+def _forget_peak_memory() -> None:
+    """Let the kernel count the most memory in use from now on, so that a trial's peak is its own."""
+    if _CLEAR_PEAK.exists():
+        _CLEAR_PEAK.write_text("5")
+
+
+def _total(values: Sequence[Number | None]) -> Number | None:
+    known = [value for value in values if value is not None]
+    return sum(known[1:], known[0]) if known and len(known) == len(values) else None

@@ -1,0 +1,249 @@
+"""Comparisons over a tiny base: what is trained, what is kept, and what is never done twice."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from tests.experiments.tiny_experiment import Told, content, experiment
+from tests.training.tiny_run import write_rows
+
+from manytune.errors import RunError
+from manytune.evaluation.records import read_record
+from manytune.evaluation.results import Evaluation, read_evaluation
+from manytune.experiments import bench as benches
+from manytune.experiments.bench import open_bench
+from manytune.experiments.compare import compare
+from manytune.experiments.outputs import write_outputs
+from manytune.experiments.recipe import Experiment, experiment_from, load_experiment
+from manytune.experiments.runner import InTurn
+
+
+def run(wanted: Experiment) -> tuple[Evaluation, Told]:
+    told = Told()
+    return compare(open_bench(wanted, told), InTurn()), told
+
+
+def test_a_comparison_has_the_base_and_every_system_with_scores_costs_shares_and_forgetting(tmp_path):
+    wanted = experiment(tmp_path, seeds=[0, 1])
+    evaluation, told = run(wanted)
+    assert [result.name for result in evaluation.results] == ["base", "full", "LoRA"]
+    assert [(found.system, found.baseline) for found in evaluation.comparisons[:3]] == [
+        ("full", "base"),
+        ("LoRA", "base"),
+        ("LoRA", "full"),
+    ]
+    full = evaluation.result("full")
+    assert full.seeds == (0, 1) and len(full.score("chrf").seeds) == 2
+    assert full.cost.trainable_params == full.cost.total_params
+    assert all(
+        getattr(full.cost, field)
+        for field in ("seconds", "peak_memory_bytes", "adapter_bytes", "tokens_per_second")
+    )
+    assert full.curves.training and full.curves.validation
+    assert {found.reference for found in evaluation.shares} == {"full"}
+    (probe,) = evaluation.forgetting
+    assert [result.name for result in probe.evaluation.results] == ["base", "full", "LoRA"]
+    # Two rates are tried for full, one of which goes on as the first seed; LoRA's is given.
+    assert sorted(told.trained()) == sorted(
+        [
+            "full/lr-0.003-seed-0",
+            "full/lr-0.03-seed-0",
+            next(name for name in told.trained() if name.startswith("full") and name.endswith("seed-1")),
+            "LoRA/lr-0.03-seed-0",
+            "LoRA/lr-0.03-seed-1",
+        ]
+    )
+    assert "by validation loss among 0.003 (" in full.provenance["Learning rate"]
+
+
+def test_the_learning_rate_is_the_one_with_the_lowest_validation_loss(tmp_path):
+    wanted = experiment(tmp_path, systems={"LoRA": {"learning_rates": [1e-5, 0.03]}})
+    evaluation, _ = run(wanted)
+    losses = {
+        rate: json.loads(
+            (wanted.directory / "trials/LoRA" / f"lr-{rate:g}-seed-0" / "scores.json").read_text()
+        )["validation_loss"]
+        for rate in (1e-5, 0.03)
+    }
+    assert losses[0.03] < losses[1e-5]
+    assert evaluation.result("LoRA").provenance["Learning rate"].startswith("0.03, by validation loss")
+    assert "at the edge" in evaluation.result("LoRA").provenance["Learning rate"]
+    # The loser's adapter is gone, what is known about it stays.
+    assert not (wanted.directory / "trials/LoRA/lr-1e-05-seed-0/adapter").exists()
+    assert (wanted.directory / "trials/LoRA/lr-0.03-seed-0/adapter").is_dir()
+
+
+def test_started_again_nothing_is_trained_or_asked_and_the_result_is_the_same(tmp_path):
+    wanted = experiment(tmp_path)
+    first, _ = run(wanted)
+    again, told = run(wanted)
+    assert again == first
+    assert told.trained() == [] and told.steps == 0
+    assert not any(line.startswith("asking") for line in told.lines)
+
+
+def test_a_killed_comparison_goes_on_where_it_was_and_finds_the_same(tmp_path, monkeypatch):
+    whole, _ = run(experiment(tmp_path / "whole"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    wanted = experiment(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(benches, "write_record", killed)  # the base has answered, and nobody wrote it down
+        with pytest.raises(KeyboardInterrupt):
+            run(wanted)
+    for after in (1, 5, 9, 4):  # in the middle of a training, whichever comes
+        told = Told()
+        stops = after
+
+        def stopping(report, told=told, stops=stops):
+            told.steps += 1
+            if told.steps == stops:
+                raise KeyboardInterrupt
+
+        told.training = stopping
+        with pytest.raises(KeyboardInterrupt):
+            compare(open_bench(wanted, told), InTurn())
+    again, _ = run(wanted)
+    for one, other in zip(whole.results, again.results, strict=True):
+        assert one.answers == other.answers
+        assert one.scores == other.scores
+        assert one.curves == other.curves
+
+
+def test_a_system_added_later_is_all_that_is_trained(tmp_path):
+    run(experiment(tmp_path))
+    systems = content(tmp_path)["compare"]["systems"] | {
+        "IA3": {"method": {"name": "ia3"}, "learning_rates": [0.03]}
+    }
+    evaluation, told = run(experiment(tmp_path, systems=systems))
+    assert told.trained() == ["IA3/lr-0.03-seed-0"]
+    assert [result.name for result in evaluation.results] == ["base", "full", "LoRA", "IA3"]
+
+
+def test_other_questions_are_asked_without_training_again(tmp_path):
+    run(experiment(tmp_path))
+    evaluation, told = run(experiment(tmp_path, limit=3))
+    assert told.trained() == []
+    assert len(evaluation.items) == 3
+
+
+def test_changed_rows_are_refused(tmp_path):
+    wanted = experiment(tmp_path)
+    run(wanted)
+    write_rows(tmp_path / "rows.jsonl", 24, seed=5)
+    with pytest.raises(RunError, match="train and validation changed since this experiment began"):
+        run(wanted)
+
+
+def test_a_changed_method_under_the_same_name_is_refused(tmp_path):
+    run(experiment(tmp_path))
+    systems = {"LoRA": {"method": {"name": "lora", "r": 4}, "learning_rates": [0.03]}}
+    changed = experiment(tmp_path, systems=systems, limit=2)  # the records answer other questions
+    with pytest.raises(
+        RunError, match=r"LoRA/lr-0.03-seed-0: this trial was made with another recipe \(method"
+    ):
+        run(changed)
+
+
+def test_a_directory_with_something_else_in_it_is_refused(tmp_path):
+    wanted = experiment(tmp_path)
+    wanted.directory.mkdir()
+    (wanted.directory / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="isn't empty and holds no experiment"):
+        run(wanted)
+
+
+def test_a_rate_that_diverges_loses_and_is_not_tried_again(tmp_path):
+    wanted = experiment(
+        tmp_path, systems={"full": {"method": {"name": "full"}, "learning_rates": [0.01, 1e30]}}
+    )
+    evaluation, told = run(wanted)
+    assert "1e+30 (diverged)" in evaluation.result("full").provenance["Learning rate"]
+    _, told = run(dataclasses.replace(wanted))
+    assert told.trained() == []
+    hopeless = experiment(
+        tmp_path, systems={"full": {"method": {"name": "full"}, "learning_rates": [1e30, 1e31]}}
+    )
+    with pytest.raises(RunError, match="full: the training diverged at every learning rate"):
+        run(hopeless)
+
+
+def test_with_a_budget_in_seconds_steps_follow_from_a_timed_training(tmp_path):
+    wanted = experiment(tmp_path, seconds=0.4, systems={"LoRA": {"learning_rates": [0.03]}})
+    evaluation, told = run(wanted)
+    assert told.trained()[0] == "LoRA/lr-0.03-seed-0-timing"
+    record = read_record(wanted.directory / "records/LoRA/lr-0.03-seed-0.json")
+    assert record.steps >= 1 and record.steps != 6
+    again, told = run(wanted)
+    assert told.trained() == [] and again.results == evaluation.results
+
+
+def test_a_shorter_search_is_not_the_final_training(tmp_path):
+    systems = {"LoRA": {"learning_rates": [0.003, 0.03]}}
+    _, told = run(experiment(tmp_path, search_steps=2, systems=systems))
+    assert len(told.trained()) == 3
+    assert told.trained()[0] == "LoRA/lr-0.003-seed-0-search"
+
+
+def test_the_outputs_are_a_page_markdown_a_table_and_json(tmp_path):
+    wanted = experiment(tmp_path)
+    evaluation, _ = run(wanted)
+    page, text, table, record = write_outputs(
+        evaluation, wanted, title="Worth it?", command="manytune compare {recipe}"
+    )
+    assert "<h1>Worth it?</h1>" in page.read_text()
+    assert text.read_text().startswith("# Worth it?\n") and "## What was forgotten" in text.read_text()
+    assert r"\begin{tabular}{lrrr}" in table.read_text() and "LoRA &" in table.read_text()
+    kept = read_evaluation(record)
+    assert kept.provenance["Command"] == f"manytune compare {wanted.directory}/recipe.yaml"
+    assert kept.results == evaluation.results and kept.forgetting == evaluation.forgetting
+    assert load_experiment(wanted.directory / "recipe.yaml").compare == wanted.compare
+
+
+def tasks_content(directory: Path) -> dict:
+    """Two tasks of the same letters."""
+    found = content(directory)
+    files = [str(write_rows(directory / f"{name}.jsonl", 16, seed=seed)) for seed, name in enumerate("ab")]
+    found["data"] = {
+        "train": [
+            {"name": name, "file": file, "prompt": f"{name} {{{{ text }}}}", "completion": "{{ answer }}"}
+            for name, file in zip("ab", files, strict=True)
+        ],
+        "validation": 0.2,
+        "test": 0.2,
+    }
+    found["compare"]["systems"] = {
+        "one for all": {"learning_rates": [0.03]},
+        "one each": {"learning_rates": [0.03], "per_task": True},
+        "rehearsing": {"learning_rates": [0.03], "rehearse": 0.25},
+    }
+    found["forgetting"]["rehearsal"] = {
+        "file": files[0],
+        "prompt": "{{ answer }}",
+        "completion": "{{ text }}",
+    }
+    return found
+
+
+def test_one_adapter_for_all_tasks_beside_one_for_each_and_beside_rehearsal(tmp_path):
+    wanted = experiment_from(tasks_content(tmp_path))
+    evaluation, _ = run(wanted)
+    assert set(evaluation.result("one each").task_scores) == {"a", "b"}
+    trials = wanted.directory / "trials"
+    each = trials / "one-each/lr-0.03-seed-0"
+    assert (each / "a/adapter").is_dir() and (each / "b/adapter").is_dir()
+    steps = [json.loads((each / name / "scores.json").read_text())["steps"] for name in "ab"]
+    alone = json.loads((trials / "one-for-all/lr-0.03-seed-0/scores.json").read_text())
+    assert sum(steps) == alone["steps"]  # the same budget in all
+    one, every = (evaluation.result(name).cost for name in ("one for all", "one each"))
+    assert every.trainable_params == 2 * one.trainable_params
+    rehearsed = json.loads((trials / "rehearsing/lr-0.03-seed-0/scores.json").read_text())
+    assert {task["name"]: task["rate"] for task in rehearsed["tasks"]}["rehearsal"] == pytest.approx(0.25)
+    assert rehearsed["steps"] == alone["steps"]
+    assert rehearsed["validation_rows"] == alone["validation_rows"]  # nothing rehearsed is validated on
+    # An item of a task is answered by that task's adapter alone; a probe has no task, so it asks no set of adapters.
+    (probe,) = evaluation.forgetting
+    assert "one each" not in [result.name for result in probe.evaluation.results]

@@ -1,0 +1,80 @@
+import dataclasses
+
+import pytest
+from tests.experiments.tiny_experiment import Told, content, experiment
+
+from manytune.errors import RecipeError
+from manytune.evaluation.records import read_record
+from manytune.evaluation.results import read_evaluation, write_evaluation
+from manytune.experiments import bench as benches
+from manytune.experiments.bench import open_bench
+from manytune.experiments.recipe import experiment_from
+from manytune.experiments.runner import InTurn
+from manytune.experiments.sweep import sweep, sweep_experiment
+
+
+def test_a_sweep_has_a_point_a_rank_with_loss_test_and_spectrum(tmp_path):
+    wanted = sweep_experiment(experiment(tmp_path, seeds=[0, 1]), [4, 1], [])
+    evaluation = sweep(open_bench(wanted, Told(), ranks=True), InTurn())
+    found = evaluation.sweep
+    assert [(point.system, point.rank) for point in found.points] == [("r=1", 1), ("r=4", 4)]
+    assert [point.trainable_params for point in found.points] == [
+        evaluation.result(name).cost.trainable_params for name in ("r=1", "r=4")
+    ]
+    assert all(len(point.seed_losses) == 2 for point in found.points)
+    assert found.points[0].spectrum.effective_rank == pytest.approx(1.0)
+    assert 1.0 < found.points[1].spectrum.effective_rank <= 4.0
+    assert found.recommended in ("r=1", "r=4") and found.reason
+    write_evaluation(evaluation, tmp_path / "results.json")
+    assert read_evaluation(tmp_path / "results.json") == evaluation
+
+
+def test_the_loss_over_groups_is_the_validation_loss_of_the_training(tmp_path):
+    wanted = sweep_experiment(experiment(tmp_path), [2], [])
+    sweep(open_bench(wanted, Told(), ranks=True), InTurn())
+    record = read_record(wanted.directory / "records/r=2/lr-0.01-seed-0.json")
+    assert record.validation_loss == pytest.approx(record.curves.validation[-1].loss, rel=1e-5)
+
+
+def test_one_base_is_loaded_for_all_ranks_and_finished_ones_are_not_trained_again(tmp_path, monkeypatch):
+    loads = []
+    monkeypatch.setattr(
+        benches, "load_base", lambda *a, real=benches.load_base, **k: loads.append(a) or real(*a, **k)
+    )
+    told = Told()
+    small = sweep_experiment(experiment(tmp_path), [1, 2], [])
+    sweep(open_bench(small, told, ranks=True), InTurn())
+    assert len(told.trained()) == 2 and len(loads) == 1
+    told = Told()
+    larger = sweep_experiment(experiment(tmp_path), [1, 2, 4], [])
+    sweep(open_bench(larger, told, ranks=True), InTurn())
+    assert told.trained() == ["r=4/lr-0.01-seed-0"]
+
+
+def test_alpha_and_learning_rate_stay_and_targets_make_more_systems(tmp_path):
+    found = content(tmp_path)
+    found["method"]["lora_alpha"] = 16
+    wanted = sweep_experiment(experiment_from(found), [1, 8], ["all-linear", "q_proj,v_proj"])
+    systems = wanted.systems()
+    assert list(systems) == ["r=1 all-linear", "r=8 all-linear", "r=1 q_proj,v_proj", "r=8 q_proj,v_proj"]
+    configs = [wanted.method_of(system).peft_config() for system in systems.values()]
+    assert [config.lora_alpha for config in configs] == [16] * 4
+    assert configs[3].r == 8 and set(configs[3].target_modules) == {"q_proj", "v_proj"}
+    assert {wanted.rates_of(system) for system in systems.values()} == {(0.01,)}
+
+
+def test_a_sweep_is_for_lora_and_each_rank_once(tmp_path):
+    found = content(tmp_path)
+    with pytest.raises(RecipeError, match="a rank is given twice in 4, 4"):
+        sweep_experiment(experiment_from(found), [4, 4], [])
+    found["method"] = {"name": "ia3"}
+    with pytest.raises(RecipeError, match="a rank sweep is for lora, and the recipe's method is ia3"):
+        sweep_experiment(experiment_from(found), [4], [])
+
+
+def test_a_sweep_and_its_seeds_share_records_with_nothing_else(tmp_path):
+    wanted = sweep_experiment(experiment(tmp_path), [1], [])
+    bench = open_bench(wanted, Told(), ranks=True)
+    sweep(bench, InTurn())
+    other = dataclasses.replace(bench, ranks=False)
+    assert other.record("r=1/lr-0.01-seed-0") is None  # without losses by group it isn't the same question
