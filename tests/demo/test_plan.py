@@ -16,6 +16,7 @@ from manytune.demo.plan import (
     Plan,
     Speed,
     Workload,
+    affords_passages,
     long_plan,
     make_plan,
     plan_rest,
@@ -116,3 +117,10 @@ def test_a_measured_training_speed_scales_what_is_expected_of_answering() -> Non
 def test_something_is_always_reserved() -> None:
     assert make_plan(DEMO, Speed.expected(100), 60).reserved == RESERVED_SECONDS
     assert make_plan(DEMO, Speed.expected(100), 6000).reserved > RESERVED_SECONDS
+
+
+def test_passages_are_read_only_where_papers_enough_remain() -> None:
+    fast, slow = Speed.expected(140), Speed.expected(30)
+    assert affords_passages(make_plan(DEMO, fast, 465), DEMO, fast)
+    assert not affords_passages(make_plan(DEMO, slow, 465), DEMO, slow)
+    assert affords_passages(long_plan(DEMO, slow), DEMO, slow)

@@ -84,6 +84,9 @@ def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> Non
     for heading in ("1. This machine", "2. LoRA", "3. Full fine-tuning", "4. The same test papers"):
         assert heading in told
     assert max(map(len, told.splitlines())) <= 60
+    (probe,) = evaluation.forgetting  # there was time for that, too
+    assert [result.name for result in probe.evaluation.results] == ["base", "LoRA", "full"]
+    assert {found.system for found in evaluation.shares} == {"LoRA", "full"}
 
 
 @pytest.mark.usefixtures("tiny")

@@ -22,6 +22,8 @@ RESERVED_SECONDS = 15.0
 
 SYSTEMS = 3
 """Systems that answer: the base, LoRA and full fine-tuning."""
+PASSAGES, PASSAGE_TOKENS = 6, 192
+"""Running text that every system reads where there is time, to see what it forgot."""
 VALIDATION_PAPERS = 2
 VALIDATIONS = 3
 """Validation losses of a training: before it, half-way and at its end."""
@@ -52,6 +54,11 @@ class Workload:
         """Operations to read one paper with its questions and read or write its answers, the document once."""
         tokens = self.document_tokens + self.questions * (self.question_tokens + self.answer_tokens)
         return 2 * self.layer_weights * tokens + 2 * self.head_weights * self.questions * self.answer_tokens
+
+    @property
+    def probing(self) -> float:
+        """Operations of one system to read the passages."""
+        return 2 * (self.layer_weights + self.head_weights) * PASSAGES * PASSAGE_TOKENS
 
     @property
     def lora(self) -> float:
@@ -178,6 +185,12 @@ def long_plan(workload: Workload, speed: Speed) -> Plan:
         for count, need in zip(units, _needs(workload, speed), strict=True)
     )
     return Plan(lora, full, answers, RESERVED_SECONDS, None)
+
+
+def affords_passages(plan: Plan, workload: Workload, speed: Speed) -> bool:
+    """Whether the systems can read the passages and still be asked about a fair number of papers."""
+    papers_lost = SYSTEMS * workload.probing / speed.training / plan.answers.unit_seconds
+    return plan.budget is None or plan.answers.units - papers_lost >= 2 * TEST_PAPERS.least
 
 
 @dataclass(frozen=True)

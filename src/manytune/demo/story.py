@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,24 +20,27 @@ from manytune.demo.aclsum import read_papers, write_rows
 from manytune.demo.answers import Answered, answer_until
 from manytune.demo.machine import Machine, measure
 from manytune.demo.plan import (
+    PASSAGES,
     VALIDATION_PAPERS,
     Plan,
     Speed,
     Workload,
+    affords_passages,
     long_plan,
     make_plan,
     plan_rest,
 )
 from manytune.demo.probe import time_step, workload_of
 from manytune.demo.recipes import BASE, BASE_TITLE, DATA, MAX_LENGTH, MAX_NEW_TOKENS, make_recipe
-from manytune.demo.systems import NAMES, load_systems
+from manytune.demo.systems import NAMES, Respondent, load_systems
 from manytune.demo.wording import plan_lines, rest_line
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.compare import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.report import write_report
-from manytune.evaluation.results import Evaluation, write_evaluation
+from manytune.evaluation.results import Answer, Evaluation, write_evaluation
 from manytune.evaluation.run_files import read_cost, read_curves
+from manytune.experiments.probes import LoadedProbe, manual_probe, probe_results
 from manytune.store.adapters import add_scores
 from manytune.store.base import load_base, load_tokenizer
 from manytune.training.progress import ProgressDisplay, duration
@@ -119,9 +122,11 @@ def tell(directory: Path, *, minutes: float | None, console: Console, started: f
     full = _train("full", directory, plan.full.units, console)
 
     _heading(console, "4. The same test papers for all three")
-    answered = _ask(directory, (lora, full), plan, machine, left(), console)
+    systems = load_systems(lora, full, device=machine.device)
+    probed = _probe(systems, console) if affords_passages(plan, workload, speed) else None
+    answered = _ask(directory, systems, plan, left(), console)
 
-    evaluation = _evaluate(directory, answered, (lora, full), machine, minutes)
+    evaluation = _evaluate(answered, probed, (lora, full), machine, minutes)
     report, results = directory / "report.html", directory / "results.json"
     write_evaluation(evaluation, results)
     write_report(evaluation, report, title="What did fine-tuning buy?")
@@ -197,15 +202,25 @@ def _train(method: Literal["lora", "full"], directory: Path, steps: int, console
     return trained
 
 
+@dataclass(frozen=True)
+class _Probed:
+    """What every system made of running text that has nothing to do with the papers."""
+
+    probe: LoadedProbe
+    answers: dict[str, tuple[Answer, ...]]
+
+
+def _probe(systems: Mapping[str, Respondent], console: Console) -> _Probed:
+    """Let every system read a few passages, before the papers take the rest of the time."""
+    console.print("Each reads a few passages of something else, to see what it forgot.")
+    base = systems[NAMES[0]]
+    probe = manual_probe(base.tokenizer, most=PASSAGES, positions=base.positions)
+    return _Probed(probe, {name: system.read(probe.passages) for name, system in systems.items()})
+
+
 def _ask(
-    directory: Path,
-    trained: tuple[TrainedRun, TrainedRun],
-    plan: Plan,
-    machine: Machine,
-    seconds_left: float,
-    console: Console,
+    directory: Path, systems: Mapping[str, Respondent], plan: Plan, seconds_left: float, console: Console
 ) -> Answered:
-    systems = load_systems(*trained, device=machine.device)
     questions = read_questions(directory)
     papers = [tuple(group) for _, group in groupby(questions, key=lambda question: question.item.group)]
     started = time.monotonic()
@@ -224,8 +239,8 @@ def _ask(
 
 
 def _evaluate(
-    directory: Path,
     answered: Answered,
+    probed: _Probed | None,
     trained: Sequence[TrainedRun],
     machine: Machine,
     minutes: float | None,
@@ -242,10 +257,12 @@ def _evaluate(
                 {"Recipe": str(one.directory / "recipe.yaml"), "Adapter": str(one.adapter)},
             )
         )
-    return evaluate(
+    evaluation = evaluate(
         [question.item for question in answered.questions],
         systems,
         metrics_named(METRICS),
+        reference=NAMES[2],
+        all_pairs=True,
         provenance={
             "Base": BASE_TITLE,
             "Data": f"ACLSum, the first {answered.papers} of 100 test papers, three questions on each abstract",
@@ -255,3 +272,7 @@ def _evaluate(
             "Release": f"manytune {__version__}",
         },
     )
+    if probed is None:
+        return evaluation
+    read = [replace(system, answers=probed.answers[system.name]) for system in systems]
+    return replace(evaluation, forgetting=probe_results([probed.probe], {probed.probe.name: read}))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from manytune.data.encode import Encoder
-from manytune.demo.answers import Respond
+from manytune.data.encode import Encoded, Encoder
 from manytune.demo.recipes import BASE, MAX_NEW_TOKENS
 from manytune.engine.static_batch import Generation, generate_batch
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.results import Answer
+from manytune.experiments.answering import read_texts
 from manytune.methods.model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
@@ -21,7 +22,48 @@ NAMES = ("base", "LoRA", "full")
 """What the report calls them, the baseline first."""
 
 
-def load_systems(lora: TrainedRun, full: TrainedRun, *, device: str) -> dict[str, Respond]:
+@dataclass(frozen=True)
+class Respondent:
+    """One system: call it with questions for its answers.
+
+    Attributes:
+        entered: The block in which the model is this system.
+        tokenizer: The base's.
+    """
+
+    entered: Callable[[], AbstractContextManager[PeftModel]]
+    tokenizer: Any
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model reads at once; None if its configuration doesn't say."""
+        with self.entered() as model:
+            found = getattr(model.get_base_model().config, "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    def __call__(self, questions: Sequence[Question]) -> Sequence[Answer]:
+        """Answer questions, greedily."""
+        with self.entered() as model:
+
+            def generate(prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
+                return generate_batch(
+                    model,
+                    self.tokenizer,
+                    prompts,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    batch_size=len(prompts),
+                    end_ids=[Encoder(self.tokenizer, max_length=None).end_id],
+                )
+
+            return ask(questions, generate)
+
+    def read(self, passages: Sequence[Encoded]) -> tuple[Answer, ...]:
+        """Measure how likely the system finds running text."""
+        with self.entered() as model:
+            return read_texts(model, passages)
+
+
+def load_systems(lora: TrainedRun, full: TrainedRun, *, device: str) -> dict[str, Respondent]:
     """Load both adapters from disk, as any other command would, and return who answers by name.
 
     The base and LoRA share one copy of the weights: LoRA's are written into them for its answers and taken out
@@ -39,9 +81,9 @@ def load_systems(lora: TrainedRun, full: TrainedRun, *, device: str) -> dict[str
     shared, tokenizer = _load(lora, device)
     tuned, _ = _load(full, device)
     return {
-        "base": _respond(lambda: _without(shared), tokenizer),
-        "LoRA": _respond(lambda: _merged(shared), tokenizer),
-        "full": _respond(lambda: _as_it_is(tuned), tokenizer),
+        "base": Respondent(lambda: _without(shared), tokenizer),
+        "LoRA": Respondent(lambda: _merged(shared), tokenizer),
+        "full": Respondent(lambda: _as_it_is(tuned), tokenizer),
     }
 
 
@@ -49,27 +91,6 @@ def _load(trained: TrainedRun, device: str) -> tuple[PeftModel, Any]:
     base = load_base(BASE, device=device)
     open_adapter(trained.adapter, base=base)
     return PeftModel.from_pretrained(base.model, trained.adapter, strict=True), base.tokenizer
-
-
-def _respond(entered: Callable[[], Any], tokenizer: Any) -> Respond:
-    encoder = Encoder(tokenizer, max_length=None)
-
-    def respond(questions: Sequence[Question]) -> Sequence[Answer]:
-        with entered() as model:
-
-            def generate(prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
-                return generate_batch(
-                    model,
-                    tokenizer,
-                    prompts,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    batch_size=len(prompts),
-                    end_ids=[encoder.end_id],
-                )
-
-            return ask(questions, generate)
-
-    return respond
 
 
 @contextmanager

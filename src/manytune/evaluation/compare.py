@@ -157,7 +157,8 @@ class _Scored:
 
     def aggregate(self, sums: Floats) -> Floats:
         """The mean of the seeds' scores."""
-        return self.of_seeds(sums).mean(axis=-1)
+        result: Floats = self.of_seeds(sums).mean(axis=-1)
+        return result
 
     def of_seeds(self, sums: Floats) -> Floats:
         """Each seed's score, `[..., seeds]`."""

@@ -57,7 +57,8 @@ def find_plateau(
 
 def _over_seeds(losses: Sequence[Sequence[GroupLoss]]) -> Floats:
     """Rows `(nll, tokens)` a group, the mean over the seeds."""
-    return np.mean([[(group.nll, group.tokens) for group in one] for one in losses], axis=0)
+    rows: Floats = np.mean([[(group.nll, group.tokens) for group in one] for one in losses], axis=0)
+    return rows
 
 
 def _loss(sums: Floats) -> Floats:
