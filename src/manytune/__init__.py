@@ -186,8 +186,14 @@ _LAZY = {
 }
 
 
+# HF PEFT's module paths, such as `peft.tuners.lora.LoraLayer`.
+_PEFTS_PACKAGES = {"tuners", "utils"}
+
+
 def __getattr__(name: str) -> object:
     """Import a public name from its module when it is first used (PEP 562)."""
+    if name in _PEFTS_PACKAGES:
+        return import_module(f"manytune.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(_LAZY[name]), name)

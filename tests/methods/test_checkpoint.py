@@ -343,6 +343,20 @@ def test_saving_changes_nothing_in_memory(tmp_path: Path) -> None:
     assert json.loads((tmp_path / CONFIG).read_text())["inference_mode"] is True
 
 
+def test_tables_that_a_checkpoint_brought_along_are_the_bases_again_after_detaching(tmp_path: Path) -> None:
+    model = get_peft_model(LLAMA.build(), LoraConfig(target_modules=["q_proj"]))
+    model.get_input_embeddings().weight.data.add_(1.0)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    base: Any = LLAMA.build()
+    table = base.get_input_embeddings().weight
+    before = table.detach().clone()
+    loaded = PeftModel.from_pretrained(base, tmp_path)
+    assert torch.equal(table, before + 1.0)
+    loaded.load_adapter(tmp_path, "again")
+    assert loaded.unload() is base
+    assert torch.equal(table, before)
+
+
 def test_names_that_contain_each_other_do_not_mix(tmp_path: Path) -> None:
     model = get_peft_model(Net(), LoraConfig(target_modules=["q"], init_lora_weights=False), "b")
     for name in ("bb", "weight", "base_layer", "q"):

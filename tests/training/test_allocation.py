@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from tests.store.tiny import tiny_model
 from tests.training.test_trainer import settings
-from tests.training.tiny_run import lora, sequences, weights_hash
+from tests.training.tiny_run import lora, recipe_content, sequences, weights_hash
 from torch import nn
 
 from manytune.errors import RunError
@@ -18,7 +19,9 @@ from manytune.methods.registry import peft_config_from
 from manytune.training.allocation import rank_allocation
 from manytune.training.batches import builder
 from manytune.training.loss import loss_sum
+from manytune.training.recipe import MethodRecipe, recipe_from
 from manytune.training.resume import latest_checkpoint
+from manytune.training.run import run
 from manytune.training.train import train_model
 
 SCHEDULE = {"init_r": 4, "target_r": 1, "tinit": 1, "tfinal": 2, "total_step": 8}
@@ -111,3 +114,17 @@ def test_a_schedule_longer_than_the_training_is_refused() -> None:
 
 def test_other_methods_train_without_it() -> None:
     assert rank_allocation(lora()) == []
+
+
+def test_a_recipe_plans_for_its_own_number_of_steps(tmp_path: Path) -> None:
+    content = recipe_content(tmp_path)
+    method = {"name": "adalora", "target_modules": "all-linear", "init_r": 3, "target_r": 1, "tfinal": 1}
+    finished = run(recipe_from(content | {"method": method}))
+    config = json.loads((finished.adapter / "adapter_config.json").read_text())
+    assert config["total_step"] == finished.training.steps
+
+
+def test_a_recipe_may_plan_for_another_number() -> None:
+    method = MethodRecipe(name="adalora", total_step=7)
+    assert method.peft_config(steps=20).to_dict()["total_step"] == 7
+    assert MethodRecipe(name="lora").peft_config(steps=20) == MethodRecipe(name="lora").peft_config()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.config import PeftConfig
-from manytune.methods.layer import MergeError
+from manytune.methods.merging import MergeError
 from manytune.methods.quantized import keep_differentiable
 from manytune.methods.walk import every_parameter
 

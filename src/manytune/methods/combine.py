@@ -19,7 +19,7 @@ from manytune.errors import ConfigError
 from manytune.methods.base import NotInLayersError, Tuner
 from manytune.methods.checkpoint import read_tensors, write_adapter
 from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
-from manytune.methods.layer import MergeError
+from manytune.methods.merging import MergeError
 from manytune.methods.soft_prompts import PROMPT, PromptTuner
 
 

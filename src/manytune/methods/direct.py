@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.base import Tuner, fill_state
 from manytune.methods.config import PeftConfig
-from manytune.methods.layer import MergeError
+from manytune.methods.merging import MergeError
 
 
 class DirectTuner(Tuner):

@@ -187,6 +187,27 @@ class Layer(AdapterLayer):
         return result
 
 
+class Linear(Layer):
+    """IA3 on `torch.nn.Linear` or transformers' `Conv1D`."""
+
+
+class Conv2d(Layer):
+    """IA3 on `torch.nn.Conv2d`."""
+
+
+class Conv3d(Layer):
+    """IA3 on `torch.nn.Conv3d`."""
+
+
+#: The layers that IA3 goes beside.
+_KINDS: dict[type[nn.Module], type[Layer]] = {
+    nn.Linear: Linear,
+    Conv1D: Linear,
+    nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
+}
+
+
 class IA3Model(LayerTuner):
     """IA3 attached to a model; see `IA3Config`."""
 
@@ -218,12 +239,13 @@ class IA3Model(LayerTuner):
 
     def wrap(self, path: str, module: nn.Module, config: IA3Config) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
-        if not isinstance(module, (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d)):
+        kind = next((kind for base, kind in _KINDS.items() if isinstance(module, base)), None)
+        if kind is None:
             raise ConfigError(
                 f"Target module {path} ({type(module).__name__}) is not supported. IA3 goes beside torch.nn.Linear, "
                 "Conv2d, Conv3d and transformers' Conv1D. Name layers of these kinds in target_modules."
             )
-        return Layer(module, is_feedforward=self._is_feedforward(path, config))
+        return kind(module, is_feedforward=self._is_feedforward(path, config))
 
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: IA3Config) -> None:
         """See `LayerTuner.add_to_layer`."""

@@ -10,40 +10,19 @@ precision while an adapter is merged.
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from manytune.errors import AdapterError, PeftWarning
+from manytune.errors import AdapterError
+from manytune.methods.merging import MergeError
 from manytune.methods.quantized import DequantizedLinear, quantization_backend
 
 _PLAIN = frozenset({bool, int, str, list, dict, set})
-
-
-@dataclass(frozen=True)
-class MergeError:
-    """What a low-memory merge will leave behind once it is unmerged.
-
-    Attributes:
-        changed: Number of base weights that will differ.
-        total: Number of base weights in the merged tensors.
-        largest: Largest absolute difference.
-    """
-
-    changed: int
-    total: int
-    largest: float
-
-    def __add__(self, other: MergeError) -> MergeError:
-        return MergeError(
-            self.changed + other.changed, self.total + other.total, max(self.largest, other.largest)
-        )
 
 
 class AdapterLayer(nn.Module, ABC):
@@ -74,8 +53,7 @@ class AdapterLayer(nn.Module, ABC):
         self._paused: set[str] = set()
         self._disable_adapters = False
         self._pristine: dict[str, Tensor] = {}
-        # The quantized layer, while a copy in full precision stands in its place; not a child.
-        self.__dict__["_packed"] = None
+        self.__dict__["_packed"] = None  # a quantized layer, while a plain copy stands in its place
         self._low_memory = False
 
     _packed: nn.Module | None
@@ -420,14 +398,3 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
     for path, module in model.named_modules():
         if isinstance(module, AdapterLayer):
             yield path, module
-
-
-def warn_of_merge_error(error: MergeError) -> None:
-    """State what a low-memory merge costs."""
-    warnings.warn(
-        f"Merged in low memory: no copy of the base weights is kept, so unmerging rounds. Of {error.total:,} weights "
-        f"{error.changed:,} ({error.changed / error.total:.2%}) will differ from the base afterwards, by at most "
-        f"{error.largest:.3g}. Merge without low_memory for an exact base.",
-        PeftWarning,
-        stacklevel=3,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,34 @@ from manytune.methods.kbit import let_inputs_require_grad
 from manytune.methods.loading import hub_options, load_into
 from manytune.methods.saving import push_adapters, save_adapters
 from manytune.methods.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
+from manytune.methods.walk import every_module
+
+
+class _BoundForward:
+    """A model's `forward`, with the signature of its base's: trainers read from it which columns a model takes."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return AdaptedModel.forward(self._model, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._model.get_base_model().forward)
+
+
+class _Forward:
+    """`forward` of a class that doesn't know its base's signature, and of its objects, which do."""
+
+    def __get__(self, model: AdaptedModel | None, kind: type | None = None) -> Any:
+        return _with_labels if model is None else _BoundForward(model)
+
+
+def _with_labels(self: AdaptedModel, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+    # Trainers read the names of the labels from the class.
+    given = {} if labels is None else {"labels": labels}
+    return AdaptedModel.forward(self, *args, **given, **kwargs)
 
 
 class PeftModel(AdaptedModel):
@@ -44,10 +73,12 @@ class PeftModel(AdaptedModel):
         low_cpu_mem_usage: bool = False,
     ) -> None:
         # What transformers' `is_activation_checkpointing` says, at a tenth of the time.
-        recomputes = any(vars(module).get("gradient_checkpointing", False) for module in model.modules())
+        recomputes = any(vars(module).get("gradient_checkpointing", False) for module in every_module(model))
         super().__init__(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         if recomputes:
             self.prepare_model_for_gradient_checkpointing(model)
+
+    forward = _Forward()
 
     # -- files
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.base import NotInLayersError, Tuner, fill_state
 from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
-from manytune.methods.layer import MergeError
+from manytune.methods.merging import MergeError
 from manytune.methods.saved_modules import ModulesToSaveWrapper
 from manytune.methods.targets import candidates, matches, warn_of_unsaved
 

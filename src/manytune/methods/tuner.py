@@ -15,8 +15,9 @@ from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.base import Tuner, fill_state
 from manytune.methods.config import PeftConfig
 from manytune.methods.embeddings import base_tables
-from manytune.methods.layer import AdapterLayer, MergeError, warn_of_merge_error
-from manytune.methods.quantized import quantization_backend
+from manytune.methods.fitting import settle
+from manytune.methods.layer import AdapterLayer
+from manytune.methods.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
 from manytune.methods.saved_modules import ModulesToSaveWrapper
 from manytune.methods.targets import base_of, candidates, matches, warn_of_unsaved
 
@@ -47,6 +48,8 @@ class LayerTuner(Tuner):
         self.__dict__["_layers"] = {}
         self.__dict__["_saved"] = {}
         self.__dict__["_active"] = []
+        # Tables of the base that a checkpoint has replaced, and what they were.
+        self.__dict__["_tables"] = {}
         super().__init__(
             model,
             config,
@@ -58,6 +61,7 @@ class LayerTuner(Tuner):
     _layers: dict[str, AdapterLayer]
     _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
+    _tables: dict[str, tuple[Tensor, Tensor]]
 
     # -- what a subclass says
 
@@ -116,7 +120,7 @@ class LayerTuner(Tuner):
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
                 for path, layer in wrapped.items():
                     self.add_to_layer(layer, path, adapter_name, config)
-                    _settle(layer, adapter_name, autocast=autocast_adapter_dtype)
+                    settle(layer, adapter_name, autocast=autocast_adapter_dtype)
             keepers = {
                 p: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for p, m in to_save
             }
@@ -243,6 +247,8 @@ class LayerTuner(Tuner):
         mine = self.state(adapter_name)
         # HF PEFT saves embedding tables of the base along with the adapter.
         tables = base_tables(self.model) if tensors.keys() - mine.keys() else {}
+        for key in tables.keys() & tensors.keys():
+            self.__dict__["_tables"].setdefault(key, (tables[key], tables[key].detach().clone()))
         return fill_state(
             adapter_name,
             {**tables, **mine},
@@ -283,15 +289,7 @@ class LayerTuner(Tuner):
             # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
             for layer in carrying:
                 layer.check_merge(names, safe_merge=safe_merge)
-        packed = [layer.base_layer for layer in carrying if quantization_backend(layer.base_layer)]
-        if packed:
-            warnings.warn(
-                f"Merging dequantizes: a weight packed by {quantization_backend(packed[0])} can't take up an adapter, "
-                f"so {len(packed)} layers are kept in full precision while adapters are merged. Unmerging puts the "
-                "packed ones back.",
-                PeftWarning,
-                stacklevel=3,
-            )
+        warn_of_dequantizing([layer.base_layer for layer in carrying])
         before = [(layer, list(layer.merged_adapters)) for layer in carrying]
         total: MergeError | None = None
         try:
@@ -340,6 +338,8 @@ class LayerTuner(Tuner):
             _replace(self.model, path, layer.detach())
         for path, keeper in self._saved.items():
             _replace(self.model, path, keeper.original_module)
+        for table, original in self._tables.values():
+            table.data.copy_(original)
         return self._detach()
 
     def merge_and_unload(
@@ -371,35 +371,10 @@ class LayerTuner(Tuner):
         self._layers.clear()
         self._saved.clear()
         self._active.clear()
+        self._tables.clear()
         self.peft_config.clear()
         self._thaw()
         return self.model
-
-
-def _settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
-    """Make a new adapter fit its layer, frozen.
-
-    Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a
-    half-precision base.
-    """
-    parameters = [p for p in layer.tensors(adapter_name).values() if p.is_floating_point()]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    if not layer.training:
-        for parts in layer.children():
-            if isinstance(parts, nn.ModuleDict) and adapter_name in parts and parts[adapter_name].training:
-                parts[adapter_name].eval()
-    own = layer.base_layer._parameters.get("weight")
-    base = next(layer.base_layer.parameters(), None) if own is None else own
-    if base is None:
-        return
-    # A weight packed into integers has no dtype to go by.
-    half = base.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if (autocast and half) or not base.is_floating_point() else base.dtype
-    for parameter in parameters:
-        device = parameter.device if parameter.is_meta else base.device
-        if parameter.dtype != dtype or parameter.device != device:
-            parameter.data = parameter.data.to(device, dtype)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -99,7 +99,9 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     set_seed(settings.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+    rows = data.mixture.rows_per_epoch if data.mixture else len(data.train)
+    config = recipe.method.peft_config(task_type, steps=total_steps(settings, rows))
+    model = get_peft_model(base.model, config)
     pad_id = base.tokenizer.pad_token_id
     return estimate_training(
         model,

@@ -8,6 +8,7 @@ was expected.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
@@ -37,17 +38,22 @@ class MethodRecipe(BaseModel):
         self.peft_config()
         return self
 
-    def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:
+    def peft_config(self, task_type: str = "CAUSAL_LM", *, steps: int | None = None) -> PeftConfig:
         """A new configuration object.
 
         Args:
             task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
                 encoder-decoder.
+            steps: How many the training has, for a method that plans ahead (`total_step`), unless the recipe says;
+                None while it isn't known.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
         """
-        return peft_config_from(self.name, **{"task_type": task_type, **(self.model_extra or {})})
+        options = {"task_type": task_type, **(self.model_extra or {})}
+        if self.name == "adalora" and options.get("total_step") is None:
+            options["total_step"] = sys.maxsize if steps is None else steps
+        return peft_config_from(self.name, **options)
 
 
 class TrainingRecipe(Section):

@@ -39,7 +39,7 @@ from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, latest_checkpoint
 from manytune.training.run_log import LOG_NAME, RunLog
-from manytune.training.train import TrainingResult, train_model
+from manytune.training.train import TrainingResult, total_steps, train_model
 
 RECIPE_NAME = "recipe.yaml"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
@@ -188,7 +188,9 @@ def _train(
     # The adapter's first weights come from the seed, as everything random after them does.
     set_seed(recipe.training.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+    rows = data.mixture.rows_per_epoch if data.mixture else len(data.train)
+    config = recipe.method.peft_config(task_type, steps=total_steps(recipe.training, rows))
+    model = get_peft_model(base.model, config)
     giving_back = contextlib.ExitStack()
     if shared is not None and model.tuner.in_layers:
         giving_back.callback(model.unload)

@@ -148,10 +148,19 @@ def test_prompt_and_completion_begin_and_end_as_the_tokenizer_has_it() -> None:
     assert (like_bart.prompt_ids, like_bart.completion_ids) == ((2, 4, 1), (2, 5, 1))
 
 
-@pytest.mark.slow
-def test_the_example_trains_evaluates_and_answers_with_a_t5(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def manytune(*arguments: str) -> Any:
+    result = CliRunner().invoke(build_app(), [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def with_settings(settings: list[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples beside a tiny T5 that knows their words, in `base`."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", "examples")
     rows = [json.loads(line) for line in Path("examples/dialogues.jsonl").read_text().splitlines()]
@@ -160,20 +169,17 @@ def test_the_example_trains_evaluates_and_answers_with_a_t5(
     t5(len(words)).save_pretrained("base")
     tokenizer(words).save_pretrained("base")
 
-    def manytune(*arguments: str) -> Any:
-        result = CliRunner().invoke(build_app(), [*arguments, "--json"])
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("example")
+def test_the_example_trains_evaluates_and_answers_with_a_t5() -> None:
     settings = [
         "base=base",
         "training.learning_rate=0.02",
         "training.epochs=12",
         "method.target_modules=all-linear",
     ]
-    trained = manytune(
-        "train", *(part for setting in settings for part in ("--set", setting)), "examples/dialogue-t5.yaml"
-    )
+    trained = manytune("train", *with_settings(settings), "examples/dialogue-t5.yaml")
     log = [json.loads(line) for line in Path("runs/dialogue-t5/log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert sum(losses[-5:]) < 0.65 * sum(losses[:5])  # the base is random, and frozen
@@ -191,3 +197,24 @@ def test_the_example_trains_evaluates_and_answers_with_a_t5(
         "generate", "--adapter", "runs/dialogue-t5", "--field", "dialogue=Mia: Hi.", "--max-new-tokens", "20"
     )
     assert answers[0]["answers"][0]["text"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("example")
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning"])
+def test_a_soft_prompt_trains_evaluates_and_answers_with_a_t5(method: str) -> None:
+    settings = [
+        "base=base",
+        f"method={{name: {method}, num_virtual_tokens: 4}}",
+        "training.learning_rate=0.1",
+        "training.epochs=6",
+    ]
+    trained = manytune("train", *with_settings(settings), "examples/dialogue-t5.yaml")
+    assert trained["train_rows"] == 24
+    scored = manytune("evaluate", "runs/dialogue-t5", "--max-new-tokens", "8")
+    base, adapter = ({s["metric"]: s["value"] for s in found["scores"]} for found in scored["results"])
+    assert adapter["perplexity"] < base["perplexity"]
+    answers = manytune(
+        "generate", "--adapter", "runs/dialogue-t5", "--field", "dialogue=Mia: Hi.", "--max-new-tokens", "8"
+    )
+    assert answers[0]["answers"]

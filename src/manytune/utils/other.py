@@ -1,0 +1,7 @@
+"""HF PEFT's module path to the wrappers of modules that are trained in full."""
+
+from manytune.methods.saved_modules import ModulesToSaveWrapper
+
+AuxiliaryTrainingWrapper = ModulesToSaveWrapper
+
+__all__ = ["AuxiliaryTrainingWrapper", "ModulesToSaveWrapper"]
