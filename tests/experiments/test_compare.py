@@ -1,7 +1,9 @@
 """Comparisons over a tiny base: what is trained, what is kept, and what is never done twice."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,26 @@ from manytune.experiments.runner import InTurn
 def run(wanted: Experiment) -> tuple[Evaluation, Told]:
     told = Told()
     return compare(open_bench(wanted, told), InTurn()), told
+
+
+HERE = Path(".")
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the experiment has been run; its paths are relative to it."""
+    directory = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(directory):
+        run(experiment(HERE))
+    return directory
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to work in."""
+    shutil.copytree(finished_once, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
 
 
 def test_a_comparison_has_the_base_and_every_system_with_scores_costs_shares_and_forgetting(tmp_path):
@@ -74,10 +96,9 @@ def test_the_learning_rate_is_the_one_with_the_lowest_validation_loss(tmp_path):
     assert (wanted.directory / "trials/LoRA/lr-0.03-seed-0/adapter").is_dir()
 
 
-def test_started_again_nothing_is_trained_or_asked_and_the_result_is_the_same(tmp_path):
-    wanted = experiment(tmp_path)
-    first, _ = run(wanted)
-    again, told = run(wanted)
+def test_started_again_nothing_is_trained_or_asked_and_the_result_is_the_same(finished):
+    first, told = run(experiment(HERE))
+    again, _ = run(experiment(HERE))
     assert again == first
     assert told.trained() == [] and told.steps == 0
     assert not any(line.startswith("asking") for line in told.lines)
@@ -113,35 +134,31 @@ def test_a_killed_comparison_goes_on_where_it_was_and_finds_the_same(tmp_path, m
         assert one.curves == other.curves
 
 
-def test_a_system_added_later_is_all_that_is_trained(tmp_path):
-    run(experiment(tmp_path))
-    systems = content(tmp_path)["compare"]["systems"] | {
+def test_a_system_added_later_is_all_that_is_trained(finished):
+    systems = content(HERE)["compare"]["systems"] | {
         "IA3": {"method": {"name": "ia3"}, "learning_rates": [0.03]}
     }
-    evaluation, told = run(experiment(tmp_path, systems=systems))
+    evaluation, told = run(experiment(HERE, systems=systems))
     assert told.trained() == ["IA3/lr-0.03-seed-0"]
     assert [result.name for result in evaluation.results] == ["base", "full", "LoRA", "IA3"]
 
 
-def test_other_questions_are_asked_without_training_again(tmp_path):
-    run(experiment(tmp_path))
-    evaluation, told = run(experiment(tmp_path, limit=3))
+def test_other_questions_are_asked_without_training_again(finished):
+    evaluation, told = run(experiment(HERE, limit=3))
     assert told.trained() == []
     assert len(evaluation.items) == 3
 
 
-def test_changed_rows_are_refused(tmp_path):
-    wanted = experiment(tmp_path)
-    run(wanted)
-    write_rows(tmp_path / "rows.jsonl", 24, seed=5)
+def test_changed_rows_are_refused(finished):
+    wanted = experiment(HERE)
+    write_rows(finished / "rows.jsonl", 24, seed=5)
     with pytest.raises(RunError, match="train and validation changed since this experiment began"):
         run(wanted)
 
 
-def test_a_changed_method_under_the_same_name_is_refused(tmp_path):
-    run(experiment(tmp_path))
+def test_a_changed_method_under_the_same_name_is_refused(finished):
     systems = {"LoRA": {"method": {"name": "lora", "r": 4}, "learning_rates": [0.03]}}
-    changed = experiment(tmp_path, systems=systems, limit=2)  # the records answer other questions
+    changed = experiment(HERE, systems=systems, limit=2)  # the records answer other questions
     with pytest.raises(
         RunError, match=r"LoRA/lr-0.03-seed-0: this trial was made with another recipe \(method"
     ):
@@ -188,8 +205,8 @@ def test_a_shorter_search_is_not_the_final_training(tmp_path):
     assert told.trained()[0] == "LoRA/lr-0.003-seed-0-search"
 
 
-def test_the_outputs_are_a_page_markdown_a_table_and_json(tmp_path):
-    wanted = experiment(tmp_path)
+def test_the_outputs_are_a_page_markdown_a_table_and_json(finished):
+    wanted = experiment(HERE)
     evaluation, _ = run(wanted)
     page, text, table, record = write_outputs(
         evaluation, wanted, title="Worth it?", command="manytune compare {recipe}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from statistics import mean
+
+import torch
 
 from manytune import __version__
 from manytune.errors import RunError
@@ -108,7 +112,8 @@ def score(
             "Rows": f"{len(bench.data.train):,} to train on, {len(bench.data.validation):,} to validate on",
             "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {bench.encoder.mode} prompts",
             "Training seeds": ", ".join(map(str, compare_recipe.seeds)),
-            "Release": f"manytune {__version__}",
+            "Release": f"manytune {__version__}, {_packages()}",
+            "Machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {bench.base.model.device.type}",
         },
     )
     probed = {
@@ -198,6 +203,10 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str]) -
         other_seeds=tuple(record.answers for record in records[1:]),
         seeds=tuple(record.seed for record in records if record.seed is not None),
     )
+
+
+def _packages() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "numpy"))
 
 
 def _outputs(record: RunRecord) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from manytune.evaluation.wording import MINUS
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:
@@ -87,4 +89,4 @@ def round_values(low: float, high: float, about: int) -> list[tuple[float, str]]
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     first = math.ceil(low / step - 1e-9)
     values = [place * step for place in range(first, math.floor(high / step + 1e-9) + 1)]
-    return [(value, f"{value:.{decimals}f}") for value in values]
+    return [(value, f"{value:.{decimals}f}".replace("-", MINUS)) for value in values]
