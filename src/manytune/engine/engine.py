@@ -19,9 +19,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from manytune.engine.batched.parts import Adapter
+from manytune.engine.counters import Counters
 from manytune.engine.detokenize import TextStream
 from manytune.engine.kv_cache import KVCache
-from manytune.engine.prefix_cache import PrefixCache
+from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
 from manytune.engine.runner import NextToken, PromptPiece, Runner
 from manytune.engine.sampling import Chooser, choose_tokens
@@ -29,42 +30,8 @@ from manytune.engine.scheduler import Job, Piece, Scheduler
 from manytune.engine.slots import AdapterSlots, Snapshot
 from manytune.engine.static_batch import end_token_ids
 from manytune.engine.support import unsupported_reason
+from manytune.engine.weights import Unchanged, Weights, linear_layers
 from manytune.errors import ConfigError, RequestError
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What an engine has done, and how it stands.
-
-    Attributes:
-        steps: Forwards.
-        prompt_tokens: Tokens of prompts that were read.
-        cached_tokens: Tokens of prompts that came from cached prefixes.
-        completion_tokens: Tokens chosen.
-        finished: Requests that ended by themselves.
-        cancelled: Requests that were cancelled.
-        waiting: Requests that wait.
-        running: Requests that run.
-        kv_tokens: Tokens in the cache of the running ones.
-        kv_budget_tokens: What it has room for.
-        adapters: Known adapters.
-        adapters_in_slots: Those whose weights are in slots.
-        prefix_tokens: Tokens kept for prompts to come.
-    """
-
-    steps: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    finished: int
-    cancelled: int
-    waiting: int
-    running: int
-    kv_tokens: int
-    kv_budget_tokens: int
-    adapters: int
-    adapters_in_slots: int
-    prefix_tokens: int
 
 
 @dataclass
@@ -76,6 +43,7 @@ class _Entry:
     chooser: Chooser
     text: TextStream | None
     tokens: list[int] = field(default_factory=list)
+    beginning: tuple[bytes, ...] = ()
     cached: int = 0
     running: bool = False
 
@@ -100,8 +68,9 @@ class Engine:
         max_adapters: Different adapters that may run at once; by default as many as requests.
         prefix_cache_tokens: Tokens of prompts whose keys and values are kept for prompts that begin alike; 0 for none.
         end_ids: Tokens that end an answer besides the model's and the tokenizer's own.
-        pack_weights: On a CPU, keep a second copy of the linear layers' weights in the order that is multiplied
-            fastest; see `packed.py`.
+        weights: `"packed"` keeps, on a CPU, a second copy of the linear layers' weights in the order that is multiplied
+            fastest; `"int8"` and `"int4"` keep one in fewer bits, which answers a few requests sooner and rounds;
+            `"plain"` keeps none.
 
     Raises:
         ConfigError: The engine can't run the model; says why.
@@ -118,7 +87,7 @@ class Engine:
         max_adapters: int | None = None,
         prefix_cache_tokens: int = 0,
         end_ids: Collection[int] = (),
-        pack_weights: bool = True,
+        weights: Weights = "packed",
     ) -> None:
         reason = unsupported_reason(model)
         if reason is not None:
@@ -139,7 +108,9 @@ class Engine:
             device=model.device,
         )
         self._slots = AdapterSlots(model, model.device)
-        self._runner = Runner(model, self._cache, self._slots, pack_weights=pack_weights)
+        layers = linear_layers(model, weights)
+        self._unchanged = Unchanged(model, layers)
+        self._runner = Runner(model, self._cache, self._slots, layers)
         self._scheduler = Scheduler(
             kv_budget_tokens=kv_budget_tokens,
             max_batch=max_batch,
@@ -147,6 +118,7 @@ class Engine:
             max_adapters=max_batch if max_adapters is None else max_adapters,
         )
         self._prefixes = PrefixCache(prefix_cache_tokens)
+        self._keeps_prefixes = prefix_cache_tokens > 0
         self._entries: dict[str, _Entry] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
@@ -205,6 +177,7 @@ class Engine:
         params = request.params
         text = TextStream(self._tokenizer, params.stop) if stream or params.stop else None
         self._entries[request.id] = _Entry(request, snapshot, Chooser(params, request.prompt_ids), text)
+        self._entries[request.id].beginning = job.beginning
         self._scheduler.add(job)
 
     def cancel(self, request_id: str) -> Output | None:
@@ -227,7 +200,12 @@ class Engine:
         return bool(self._entries)
 
     def step(self) -> list[Output]:
-        """One forward: each request that decodes gets a token, and prompts are read on; nothing if there is none."""
+        """One forward: each request that decodes gets a token, and prompts are read on; nothing if there is none.
+
+        Raises:
+            RequestError: The base's weights have changed, and the engine has a copy of them.
+        """
+        self._unchanged.check()
         for name in self._scheduler.admit():
             self._begin(self._entries[name])
         plan = self._scheduler.plan()
@@ -332,6 +310,7 @@ class Engine:
             request.tenant,
             None if snapshot is None else snapshot.id,
             request.priority,
+            self._beginning(request, snapshot),
         )
         if not self._scheduler.holds(job):
             raise RequestError(
@@ -340,6 +319,11 @@ class Engine:
             )
         return job
 
+    def _beginning(self, request: Request, snapshot: Snapshot | None) -> tuple[bytes, ...]:
+        if not self._keeps_prefixes:
+            return ()
+        return block_keys(request.tenant, snapshot and snapshot.id, request.prompt_ids)
+
     def _begin(self, entry: _Entry) -> None:
         request, snapshot = entry.request, entry.snapshot
         virtual = 0 if snapshot is None else snapshot.parts.virtual_tokens
@@ -347,13 +331,15 @@ class Engine:
         if snapshot is not None:
             self._slots.acquire(snapshot)
         self._cache.add(request.id, virtual + len(request.prompt_ids) + request.params.max_new_tokens)
-        known = self._prefixes.find(request.tenant, snapshot and snapshot.id, request.prompt_ids)
+        # The last token is always read: its logits choose the first token of the answer.
+        known = self._prefixes.find(entry.beginning[: (len(request.prompt_ids) - 1) // BLOCK])
         if known is not None:
             entry.cached, values = known
             self._cached += entry.cached
             self._cache.write(request.id, values)
             embedded = snapshot.parts.embeddings if snapshot is not None else None
-            self._scheduler.skip(request.id, entry.cached + (0 if embedded is None else embedded.shape[0]))
+            ahead = 0 if embedded is None else embedded.shape[0]
+            self._scheduler.skip(request.id, entry.cached + ahead, entry.cached // BLOCK)
         elif snapshot is not None and snapshot.parts.prefix is not None:
             self._cache.write(request.id, snapshot.parts.prefix)
 
@@ -373,9 +359,7 @@ class Engine:
     def _keep_prefix(self, entry: _Entry) -> None:
         request, snapshot = entry.request, entry.snapshot
         self._prefixes.store(
-            request.tenant,
-            snapshot and snapshot.id,
-            request.prompt_ids,
+            entry.beginning,
             ahead=0 if snapshot is None else snapshot.parts.virtual_tokens,
             read=lambda tokens: self._cache.read(request.id, tokens),
         )

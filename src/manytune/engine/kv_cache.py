@@ -54,6 +54,7 @@ class KVCache:
         self._room: dict[str, int] = {}
         self._length: dict[str, int] = {}
         self._width = 0
+        self._used = 0  # rows that have been used since the block was divided
         self.decoding = 0
         self._data = self._block(0, 0)
 
@@ -97,7 +98,12 @@ class KVCache:
         if needed > self._width or len(self._order) == self._data.shape[2]:
             self._divide(needed)
         assert len(self._order) < self._data.shape[2], "no row left; the scheduler admitted too many"
-        self._row[sequence] = len(self._order)
+        row = len(self._order)
+        if row == self._used:
+            # What a row is masked for may be anything but NaN, which new memory may hold.
+            self._data[:, :, row] = 0
+            self._used = row + 1
+        self._row[sequence] = row
         self._order.append(sequence)
         self._room[sequence] = room
         self._length[sequence] = 0
@@ -165,6 +171,8 @@ class KVCache:
         rows = min(self._max_rows, self._budget // width)
         assert len(self._order) < rows, "the scheduler admitted more than the budget holds"
         old, self._data, self._width = self._data, self._block(rows, width), width
+        self._used = len(self._order)
+        self._data[:, :, : self._used] = 0
         for name, row in self._row.items():
             self._data[:, :, row, :, : self._length[name]] = old[:, :, row, :, : self._length[name]]
 

@@ -45,14 +45,16 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, tenant: str, adapter: str | None, prompt: Sequence[int]) -> tuple[int, Tensor] | None:
-        """The longest known beginning of a prompt that leaves one token to read.
+    def find(self, keys: Sequence[bytes]) -> tuple[int, Tensor] | None:
+        """The longest known beginning.
+
+        Args:
+            keys: Of the blocks that may be taken from the cache; see `block_keys`.
 
         Returns:
             Its length, and keys and values of what stands before the prompt and of it, `(layers, 2, heads, tokens,
             size)`; or None.
         """
-        keys = _keys(tenant, adapter, prompt[: len(prompt) - 1]) if self._entries else []
         for number in range(len(keys), 0, -1):
             last = self._holding.get(keys[number - 1])
             if last is not None:
@@ -61,25 +63,14 @@ class PrefixCache:
                 return number * BLOCK, entry.values[:, :, :, : entry.ahead + number * BLOCK]
         return None
 
-    def store(
-        self,
-        tenant: str,
-        adapter: str | None,
-        prompt: Sequence[int],
-        *,
-        ahead: int,
-        read: Callable[[int], Tensor],
-    ) -> None:
+    def store(self, keys: Sequence[bytes], *, ahead: int, read: Callable[[int], Tensor]) -> None:
         """Keep a prompt's beginning.
 
         Args:
-            tenant: Whose it is.
-            adapter: Hash of the adapter's content.
-            prompt: Its tokens.
+            keys: Of its blocks.
             ahead: Positions before the prompt: an adapter's prefix and virtual tokens.
             read: Gives a copy of the keys and values of so many positions.
         """
-        keys = _keys(tenant, adapter, prompt)
         if not keys or keys[-1] in self._holding:
             return
         tokens = ahead + len(keys) * BLOCK
@@ -110,10 +101,11 @@ class PrefixCache:
                 del self._holding[key]
 
 
-def _keys(tenant: str, adapter: str | None, prompt: Sequence[int]) -> list[bytes]:
+def block_keys(tenant: str, adapter: str | None, prompt: Sequence[int]) -> tuple[bytes, ...]:
+    """For each whole block of a prompt, a hash of the tenant, the adapter's content and all tokens up to its end."""
     state = hashlib.sha256(repr((tenant, adapter)).encode())
     keys = []
     for end in range(BLOCK, len(prompt) + 1, BLOCK):
         state.update(array("q", prompt[end - BLOCK : end]).tobytes())
         keys.append(state.copy().digest())
-    return keys
+    return tuple(keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from manytune.engine import attention
 from manytune.engine.attention import AttentionStep, Stretch
 from manytune.engine.kv_cache import KVCache
-from manytune.engine.layers import AdaptedLayers
-from manytune.engine.packed import can_pack, packed_layers
+from manytune.engine.layers import AdaptedLayers, Forward
 from manytune.engine.slots import AdapterSlots, Snapshot
 
 
@@ -53,16 +52,16 @@ class Runner:
         model: The base, in evaluation mode.
         cache: Keys and values.
         slots: The adapters.
-        pack_weights: Keep a copy of the weights in the order that is multiplied fastest, where there is one.
+        weights: Forwards of the linear layers to use in place of their own, by path.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: KVCache, slots: AdapterSlots, *, pack_weights: bool
+        self, model: PreTrainedModel, cache: KVCache, slots: AdapterSlots, weights: Mapping[str, Forward]
     ) -> None:
         self._model = model
         self._cache = cache
         self._slots = slots
-        self._layers = AdaptedLayers(model, packed_layers(model) if pack_weights and can_pack(model) else {})
+        self._layers = AdaptedLayers(model, weights)
         self._device = model.device
 
     @torch.inference_mode()
@@ -114,7 +113,9 @@ class Runner:
             for first, values in virtual:
                 embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
             inputs = {"inputs_embeds": embeddings}
-        kept = slice(None) if len(keep) == len(tokens) else torch.tensor(keep, device=self._device)
+        wanted = len(keep)
+        # The head always reads a token, if only to drop what it says.
+        kept = 0 if wanted == len(tokens) else torch.tensor(keep or [0], device=self._device)
         config = self._model.config
         before = config._attn_implementation
         self._model.set_attn_implementation(attention.NAME)
@@ -123,7 +124,7 @@ class Runner:
                 logits: Tensor = self._model(
                     **inputs,
                     position_ids=index[2:],
-                    logits_to_keep=0 if isinstance(kept, slice) else kept,
+                    logits_to_keep=kept,
                     use_cache=False,
                     manytune_step=step,
                 ).logits[0]
@@ -134,4 +135,4 @@ class Runner:
             cache.extend(one.sequence, 1)
         for piece, stretch in zip(pieces, stretches, strict=True):
             cache.extend(piece.sequence, stretch.count)
-        return logits
+        return logits[:wanted]

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from manytune.engine.request import SamplingParams, TokenLogprobs
 
+# How many of the likeliest tokens are looked at first for top-p.
+_HEAD = 256
+
 
 class Chooser:
     """One request's choices, token by token.
@@ -69,20 +72,19 @@ class Chooser:
 
     def _draw(self, logits: Tensor) -> int:
         params = self.params
-        scaled = logits / params.temperature
-        if params.top_k is not None and params.top_k < len(scaled):
-            least = scaled.topk(params.top_k).values[-1]
-            scaled = scaled.masked_fill(scaled < least, float("-inf"))
+        scores = logits / params.temperature
+        ids: Tensor | None = None
+        if params.top_k is not None:
+            scores, ids = scores.topk(min(params.top_k, len(scores)))
+        probabilities = scores.softmax(0)
         if params.top_p < 1.0:
-            ordered, order = scaled.sort(descending=True)
-            before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
-            scaled = scaled.clone()
-            scaled[order[before >= params.top_p]] = float("-inf")
-        probabilities = scaled.softmax(0)
+            probabilities, order = _likeliest(probabilities, params.top_p)
+            ids = order if ids is None else ids[order]
         if params.min_p > 0.0:
-            probabilities[probabilities < params.min_p * probabilities.max()] = 0.0
+            probabilities = probabilities * (probabilities >= params.min_p * probabilities.max())
         # On the CPU, so that a seed means the same everywhere.
-        return int(torch.multinomial(probabilities.cpu(), 1, generator=self._generator))
+        place = int(torch.multinomial(probabilities.cpu(), 1, generator=self._generator))
+        return place if ids is None else int(ids[place])
 
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
         if self.params.logprobs is None:
@@ -104,3 +106,16 @@ def choose_tokens(logits: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int
         (token, None) if chooser.is_plain else chooser.choose(row)
         for token, chooser, row in zip(likeliest, choosers, logits, strict=True)
     ]
+
+
+def _likeliest(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens that together have a share of the probability, likeliest first, and which they are."""
+    size = min(_HEAD, len(probabilities))
+    while True:
+        found, ids = probabilities.topk(size)
+        total = found.cumsum(0)
+        # Sorting the whole vocabulary takes many times as long, and is seldom needed.
+        if size == len(probabilities) or float(total[-1]) >= share:
+            count = int((total - found < share).sum())
+            return found[:count], ids[:count]
+        size = min(8 * size, len(probabilities))

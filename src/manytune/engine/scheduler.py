@@ -5,6 +5,7 @@ sequence is admitted when a row for all that it may grow to fits into the budget
 that was begun has to be given up. The next to be admitted is the one with the highest priority, which rises by one for
 each `AGING` steps of waiting; then one of the tenant that has had the fewest tokens; of this tenant's, one of the
 adapter that has had the fewest; then the oldest. If it doesn't fit, nobody overtakes it. So each request's turn comes.
+One thing goes before: a request whose prompt begins with what another is reading just now waits until it can share it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Job:
         tenant: Whom it is for.
         adapter: A name for the weights that it needs; None for the base's.
         priority: Higher goes first.
+        beginning: Keys of the blocks that the prompt begins with, if what was read of them can be shared: equal keys
+            mean an equal beginning up to there.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Job:
     tenant: str = "default"
     adapter: str | None = None
     priority: int = 0
+    beginning: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class _Waiting:
 @dataclass
 class _Running:
     job: Job
-    read: int
+    read: int = 0
+    shared: int = 0  # blocks of its beginning that came from elsewhere
 
 
 class Scheduler:
@@ -147,26 +152,34 @@ class Scheduler:
         rooms = [entry.job.room for entry in self._running.values()]
         adapters = {entry.job.adapter for entry in self._running.values()} - {None}
         claimed: dict[str, int] = {}  # tokens that those just admitted will have: the next turn is another's
-        while self._waiting and len(self._running) < self.max_batch:
-            entry = min(self._waiting.values(), key=lambda entry: self._turn(entry, claimed))
-            job = entry.job
+        while len(self._running) < self.max_batch:
+            candidates = self._candidates()
+            if not candidates:
+                break
+            job = min(candidates, key=lambda entry: self._turn(entry, claimed)).job
             needed = adapters | ({job.adapter} - {None})
             width = rounded(max([*rooms, job.room]))
             if (len(rooms) + 1) * width > self.kv_budget_tokens or len(needed) > self.max_adapters:
                 break
             del self._waiting[job.id]
-            self._running[job.id] = _Running(job, 0)
+            self._running[job.id] = _Running(job)
             rooms.append(job.room)
             adapters = needed
             claimed[job.tenant] = claimed.get(job.tenant, 0) + job.room
             admitted.append(job.id)
         return admitted
 
-    def skip(self, request_id: str, tokens: int) -> None:
-        """Note that the first tokens of a prompt needn't be read; its last one always is."""
+    def skip(self, request_id: str, tokens: int, blocks: int) -> None:
+        """Note that the first tokens of a prompt needn't be read; its last one always is.
+
+        Args:
+            request_id: One that was just admitted.
+            tokens: How many.
+            blocks: How many blocks of its beginning they cover.
+        """
         entry = self._running[request_id]
         assert entry.read == 0 and 0 <= tokens < entry.job.prompt
-        entry.read = tokens
+        entry.read, entry.shared = tokens, blocks
 
     def plan(self) -> Plan:
         """The next step. It is taken as done: what it reads counts as read."""
@@ -209,6 +222,23 @@ class Scheduler:
         yield from (entry.job for entry in self._waiting.values())
         yield from (entry.job for entry in self._running.values())
 
+    def _candidates(self) -> list[_Waiting]:
+        """Those that may begin: not those whose beginning another is reading just now, and will have to share soon."""
+        reading: dict[bytes, list[_Running]] = {}
+        for entry in self._running.values():
+            if entry.job.beginning and entry.read < entry.job.prompt:
+                reading.setdefault(entry.job.beginning[0], []).append(entry)
+        if not reading:
+            return list(self._waiting.values())
+        return [
+            entry
+            for entry in self._waiting.values()
+            if not any(
+                _common(entry.job.beginning, other.job.beginning) > other.shared
+                for other in reading.get(entry.job.beginning[0] if entry.job.beginning else b"", ())
+            )
+        ]
+
     def _turn(self, entry: _Waiting, claimed: dict[str, int]) -> tuple[int, int, int, int]:
         job = entry.job
         priority = job.priority + (self._steps - entry.since) // AGING
@@ -223,3 +253,12 @@ class Scheduler:
     def _join(counts: dict[_Name, int], name: _Name, present: set[_Name]) -> None:
         least = min((counts[other] for other in present), default=0)
         counts[name] = counts[name] if name in present else max(counts.get(name, 0), least)
+
+
+def _common(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> int:
+    """How many keys two beginnings have in common. An equal key means that those before it are equal too."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[middle - 1] == other[middle - 1] else (low, middle - 1)
+    return low

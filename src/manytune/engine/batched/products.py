@@ -138,7 +138,9 @@ class Product:
             bias = None if self.up_bias is None else self.up_bias[: grid.slots, None]
             rows = out[: selection.decoding]
             if grid.scatter is None:
-                rows.unsqueeze(1).baddbmm_(small, up)
+                # Added in a second step: torch adds in the first only if the rows are contiguous, and else makes one
+                # product after another.
+                rows.add_(torch.bmm(small, up)[:, 0])
                 if bias is not None:
                     rows.add_(bias[:, 0])
             else:

@@ -1,0 +1,95 @@
+"""The base's linear layers with weights in 8 or 4 bits, for decoding: fewer bytes to read for each token.
+
+    int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
+    int4: W[o, g] = s[o, g] · (Q[o, g] - 8) + z[o, g]        Q from 0 to 15, two numbers for each 32 inputs of an output
+
+Weights alone are rounded; products are made in the base's own type by torch's kernels, and adapters stay on top in
+theirs. What rounding costs in quality is measured in `benchmarks/serving.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from manytune.errors import ConfigError
+
+Forward = Callable[[Tensor], Tensor]
+Bits = Literal[8, 4]
+
+#: Inputs that share two numbers in 4 bits.
+GROUP = 32
+
+
+def quantized_layers(model: PreTrainedModel, bits: Bits) -> Mapping[str, Forward]:
+    """Forwards that compute with rounded weights what the model's linear layers do, by path.
+
+    The head, which chooses among all tokens, keeps 8 bits in either case.
+
+    Args:
+        model: On a CPU. It isn't changed.
+        bits: Of a weight.
+
+    Raises:
+        ConfigError: The model isn't on a CPU, or a layer's inputs don't divide into groups.
+    """
+    if model.device.type != "cpu":
+        raise ConfigError(
+            f"weights in {bits} bits run on CPUs, and the model is on {model.device}. Load the base quantized, with "
+            "bitsandbytes or torchao, and leave weights='plain'."
+        )
+    head = model.get_output_embeddings()
+    forwards: dict[str, Forward] = {}
+    for path, module in model.named_modules():
+        if type(module) is nn.Linear:
+            four = bits == 4 and module is not head
+            if four and module.in_features % GROUP:
+                raise ConfigError(
+                    f"weights='int4': {path} has {module.in_features} inputs, which don't divide into groups of "
+                    f"{GROUP}. Use weights='int8'."
+                )
+            forwards[path] = _int4(module) if four else _int8(module)
+    return forwards
+
+
+def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Q, (out, in), and s, (out,)."""
+    scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def int4_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Q, (out, in), and (s, z), (in / group, out, 2)."""
+    groups = weight.unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
+    low, high = groups.amin(2), groups.amax(2)
+    scale = (high - low).clamp(min=1e-12) / 15
+    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15)
+    pairs = torch.stack((scale, low + 8 * scale), dim=2)  # (out, groups, 2)
+    return codes.flatten(1).to(torch.int32), pairs.transpose(0, 1).contiguous()
+
+
+def _int8(module: nn.Linear) -> Forward:
+    weight, scale = int8_weight(module.weight.detach())
+    bias = None if module.bias is None else module.bias.detach()
+
+    def forward(x: Tensor) -> Tensor:
+        y = torch._weight_int8pack_mm(x.flatten(0, -2), weight, scale)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _int4(module: nn.Linear) -> Forward:
+    codes, pairs = int4_weight(module.weight.detach())
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+    bias = None if module.bias is None else module.bias.detach()
+
+    def forward(x: Tensor) -> Tensor:
+        y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2), packed, GROUP, pairs)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+    return forward

@@ -1,0 +1,63 @@
+"""The forms in which the engine can keep the base's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from manytune.engine.packed import Forward, can_pack, packed_layers
+from manytune.engine.quantized import quantized_layers
+from manytune.errors import ConfigError, RequestError
+
+Weights = Literal["packed", "plain", "int8", "int4"]
+
+
+def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forward]:
+    """Forwards to use in place of the linear layers' own, by path.
+
+    Args:
+        model: The base; it isn't changed.
+        weights: The form; `"packed"` is `"plain"` where the machine has no better order.
+
+    Raises:
+        ConfigError: There is no such form, or the model can't have it.
+    """
+    match weights:
+        case "plain":
+            return {}
+        case "packed":
+            return packed_layers(model) if can_pack(model) else {}
+        case "int8":
+            return quantized_layers(model, 8)
+        case "int4":
+            return quantized_layers(model, 4)
+    raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
+
+
+class Unchanged:
+    """Notices that weights changed after a copy of them was made.
+
+    Args:
+        model: The model.
+        paths: Its layers of which there are copies.
+    """
+
+    def __init__(self, model: nn.Module, paths: Mapping[str, object]) -> None:
+        self._weights = [(path, model.get_submodule(path).get_parameter("weight")) for path in paths]
+        self._states = [(weight.data_ptr(), weight._version) for _, weight in self._weights]
+
+    def check(self) -> None:
+        """Refuse to go on with copies of other weights.
+
+        Raises:
+            RequestError: A weight was replaced or changed in place.
+        """
+        for (path, weight), state in zip(self._weights, self._states, strict=True):
+            if (weight.data_ptr(), weight._version) != state:
+                raise RequestError(
+                    f"the base's weights changed while the engine has a copy of them ({path}): an adapter was merged, "
+                    "or training went on. Restore them, make a new Engine, or use weights='plain'."
+                )

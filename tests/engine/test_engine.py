@@ -1,0 +1,184 @@
+"""A row of any mixed batch is what transformers generates with its one adapter attached."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.engine.adapters import attached, configs_for, gpt2, in_memory, llama
+from tests.engine.test_static_batch import END, VOCABULARY, tokenizer
+from tests.reference.single_adapter import answer
+
+from manytune.engine.engine import Engine
+from manytune.engine.request import Request, SamplingParams
+
+__all__ = ["tokenizer"]
+
+LIMIT = 10
+GENERATOR = torch.Generator().manual_seed(11)
+PROMPTS = [
+    tuple(torch.randint(2, VOCABULARY, (length,), generator=GENERATOR).tolist())
+    for length in (3, 1, 17, 8, 21)
+]
+BUILDERS = {"llama": llama, "gpt2": gpt2}
+
+
+class World:
+    """A base, its adapters in memory, and what transformers answers with each of them alone."""
+
+    def __init__(self, family):
+        build = BUILDERS[family]
+        self.model = build()
+        self.adapters = {}
+        self.expected = {}
+        systems = {None: build()}
+        for seed, (name, config) in enumerate(configs_for(self.model).items()):
+            systems[name] = attached(build(), config, seed=seed)
+            self.adapters[name] = in_memory(systems[name])
+        for name, system in systems.items():
+            for number, prompt in enumerate(PROMPTS):
+                self.expected[name, number] = answer(system, prompt, max_new_tokens=LIMIT, end_id=END)
+
+    def engine(self, tokenizer, **options):
+        engine = Engine(self.model, tokenizer, **options)
+        for name, adapter in self.adapters.items():
+            engine.add_adapter(name, adapter)
+        return engine
+
+
+@cache
+def world_of(family):
+    return World(family)
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def world(request):
+    return world_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama_world():
+    return world_of("llama")
+
+
+def params(limit=LIMIT):
+    return SamplingParams(max_new_tokens=limit, logprobs=VOCABULARY)
+
+
+def check(world, name, number, outputs, limit=LIMIT):
+    tokens, logprobs = world.expected[name, number]
+    tokens = tokens[:limit]
+    assert [output.token_id for output in outputs] == tokens, (name, number)
+    for place, output in enumerate(outputs):
+        found = torch.empty(VOCABULARY)
+        for token, value in output.logprobs.top:
+            found[token] = value
+        torch.testing.assert_close(found, logprobs[place], atol=1e-5, rtol=0)
+    ended = tokens[-1] == END
+    assert outputs[-1].finish_reason == ("stop" if ended else "length")
+
+
+def run(engine, requests):
+    outputs = {request.id: [] for request in requests}
+    for request in requests:
+        engine.submit(request)
+    while engine.busy:
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.check_integrity()
+    return outputs
+
+
+def test_adapters_change_the_answers(world):
+    answers = {tuple(world.expected[name, 2][0]) for name in (None, *world.adapters)}
+    assert len(answers) > len(world.adapters) / 2
+
+
+def test_each_adapter_alone_answers_as_transformers_does(world, tokenizer):
+    engine = world.engine(tokenizer)
+    for name in (None, *world.adapters):
+        outputs = run(engine, [Request("one", PROMPTS[2], params(), name)])
+        check(world, name, 2, outputs["one"])
+
+
+@pytest.mark.parametrize("options", [{}, {"prefill_chunk": 4}, {"max_batch": 3}, {"kv_budget_tokens": 300}])
+def test_every_adapter_in_one_batch_answers_as_alone(world, tokenizer, options):
+    engine = world.engine(tokenizer, **options)
+    asked = [(name, number) for number in range(len(PROMPTS)) for name in (None, *world.adapters)]
+    requests = [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in asked]
+    outputs = run(engine, requests)
+    for name, number in asked:
+        check(world, name, number, outputs[f"{name}/{number}"])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_arrivals_lengths_and_cancellations_change_no_answer(llama_world, tokenizer, data):
+    world = llama_world
+    engine = world.engine(
+        tokenizer,
+        max_batch=data.draw(st.integers(1, 8)),
+        prefill_chunk=data.draw(st.sampled_from([1, 3, 16, 512])),
+        prefix_cache_tokens=data.draw(st.sampled_from([0, 64, 4096])),
+        max_adapters=data.draw(st.integers(1, 8)),
+    )
+    systems = st.sampled_from([None, *world.adapters])
+    arrivals = data.draw(
+        st.lists(
+            st.tuples(systems, st.integers(0, len(PROMPTS) - 1), st.integers(1, LIMIT), st.integers(0, 12)),
+            min_size=1,
+            max_size=14,
+        )
+    )
+    cancelled = data.draw(st.dictionaries(st.integers(0, len(arrivals) - 1), st.integers(0, 20), max_size=4))
+    outputs = {str(place): [] for place in range(len(arrivals))}
+    step = 0
+    while engine.busy or step <= 20:
+        for place, (name, number, limit, at) in enumerate(arrivals):
+            if at == step:
+                engine.submit(Request(str(place), PROMPTS[number], params(limit), name, priority=place % 3))
+        for place, at in cancelled.items():
+            if at == step and (last := engine.cancel(str(place))) is not None:
+                outputs[str(place)].append(last)
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.check_integrity()
+        step += 1
+    for place, (name, number, limit, _) in enumerate(arrivals):
+        got = outputs[str(place)]
+        if got and got[-1].finish_reason == "cancelled":
+            tokens = [output.token_id for output in got[:-1]]
+            assert tokens == world.expected[name, number][0][: len(tokens)]
+        elif place not in cancelled or got:
+            check(world, name, number, got, limit)
+
+
+def test_the_model_is_untouched_between_steps(llama_world, tokenizer):
+    model = llama_world.model
+    ids = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    engine = llama_world.engine(tokenizer)
+    for name in llama_world.adapters:
+        engine.submit(Request(name, PROMPTS[3], params(), name))
+    while engine.busy:
+        engine.step()
+        with torch.no_grad():
+            assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_generate_gives_whole_answers_in_order(llama_world, tokenizer):
+    engine = llama_world.engine(tokenizer)
+    requests = [
+        Request(name, PROMPTS[1], replace(params(), logprobs=None), name) for name in llama_world.adapters
+    ]
+    answers = engine.generate(requests)
+    assert [one.request_id for one in answers] == list(llama_world.adapters)
+    for one in answers:
+        tokens = llama_world.expected[one.request_id, 1][0]
+        assert one.finish_reason == ("stop" if tokens[-1] == END else "length")
+        tokens = tokens[:-1] if tokens[-1] == END else tokens
+        assert one.token_ids == tuple(tokens)
+        assert one.text == tokenizer.decode(tokens, skip_special_tokens=True)

@@ -1,0 +1,131 @@
+"""Draws come from the distribution that transformers' own processors give, and depend on the seed alone."""
+
+from collections import Counter
+
+import pytest
+import torch
+from tests.reference.sampling import probabilities
+
+from manytune.engine.request import SamplingParams
+from manytune.engine.sampling import Chooser, choose_tokens
+from manytune.errors import RequestError
+
+VOCABULARY = 20
+PROMPT = (1, 2, 3, 3)
+ANSWER = [4, 5, 4, 2]
+
+CASES = {
+    "temperature": {"temperature": 0.7},
+    "top-k": {"temperature": 1.0, "top_k": 4},
+    "top-k above the vocabulary": {"temperature": 1.0, "top_k": 99},
+    "top-p": {"temperature": 1.3, "top_p": 0.6},
+    "min-p": {"temperature": 1.0, "min_p": 0.2},
+    "all of these": {"temperature": 2.0, "top_k": 9, "top_p": 0.9, "min_p": 0.1},
+    "repetition penalty": {"temperature": 1.0, "repetition_penalty": 1.7},
+    "presence and frequency": {"temperature": 1.0, "presence_penalty": 0.8, "frequency_penalty": -0.5},
+    "bias": {"temperature": 1.0, "logit_bias": {3: 2.0, 7: -50.0}},
+}
+
+
+def logits(seed=0):
+    return 2 * torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+def after(params, answer):
+    """A chooser that has chosen these tokens."""
+    chooser = Chooser(params, PROMPT)
+    for token in answer:
+        forced = torch.full((VOCABULARY,), -1e9)
+        forced[token] = 1e9
+        assert chooser.choose(forced)[0] == token
+    return chooser
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_draws_follow_transformers_processors(options):
+    params = SamplingParams(seed=5, **options)
+    expected = probabilities(params, logits(), PROMPT, [])
+    draws = 4000
+    counts = Counter(
+        Chooser(SamplingParams(seed=seed, **options), PROMPT).choose(logits())[0] for seed in range(draws)
+    )
+    for token in range(VOCABULARY):
+        share = float(expected[token])
+        assert abs(counts[token] / draws - share) <= 5 * (share * (1 - share) / draws) ** 0.5 + 5 / draws
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.7},
+        {"presence_penalty": 3.0},
+        {"frequency_penalty": 2.0},
+        {"logit_bias": {9: 30.0}},
+        {
+            "repetition_penalty": 0.5,
+            "presence_penalty": -1.0,
+            "frequency_penalty": 0.3,
+            "logit_bias": {2: 1.0},
+        },
+    ],
+)
+@pytest.mark.parametrize("seed", range(6))
+def test_greedy_takes_the_likeliest_after_penalties(options, seed):
+    chooser = after(SamplingParams(**options), ANSWER)
+    warm = SamplingParams(temperature=1.0, **options)
+    expected = probabilities(warm, logits(seed), PROMPT, ANSWER).argmax()
+    assert chooser.choose(logits(seed))[0] == expected
+
+
+def test_a_seed_settles_the_draws():
+    params = SamplingParams(temperature=1.5, seed=3)
+    rows = [logits(seed) for seed in range(12)]
+    one, other = Chooser(params, PROMPT), Chooser(params, PROMPT)
+    assert [one.choose(row) for row in rows] == [other.choose(row) for row in rows]
+    third = Chooser(SamplingParams(temperature=1.5, seed=4), PROMPT)
+    assert [one.choose(row) for row in rows] != [third.choose(row) for row in rows]
+
+
+def test_logprobs_are_the_models_own():
+    params = SamplingParams(logprobs=3, logit_bias={0: 100.0})
+    token, found = Chooser(params, PROMPT).choose(logits())
+    expected = logits().log_softmax(0)
+    assert token == 0 and found.token_id == 0
+    assert found.logprob == pytest.approx(float(expected[0]))
+    assert [one for one, _ in found.top] == expected.topk(3).indices.tolist()
+    assert [value for _, value in found.top] == pytest.approx(expected.topk(3).values.tolist())
+
+
+def test_top_p_looks_as_far_as_it_must():
+    flat = torch.zeros(5000)
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
+    chooser = Chooser(params, PROMPT)
+    assert len({chooser.choose(flat)[0] for _ in range(600)}) > 500
+
+
+def test_a_batch_chooses_as_its_rows_do():
+    settings = [SamplingParams(), SamplingParams(temperature=1.0, seed=1), SamplingParams(logprobs=2)]
+    rows = torch.stack([logits(seed) for seed in range(3)])
+    together = choose_tokens(rows, [Chooser(one, PROMPT) for one in settings])
+    assert together == [Chooser(one, PROMPT).choose(row) for one, row in zip(settings, rows, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("max_new_tokens", 0, "at least 1"),
+        ("temperature", -0.1, "0 or a positive number"),
+        ("temperature", float("nan"), "0 or a positive number"),
+        ("top_k", 0, "at least 1, or None"),
+        ("top_p", 0.0, "above 0 and at most 1"),
+        ("min_p", 1.5, "from 0 to 1"),
+        ("repetition_penalty", 0.0, "a positive number"),
+        ("presence_penalty", float("inf"), "a finite number"),
+        ("stop", "word", "a tuple of strings"),
+        ("stop", ("",), "a tuple of strings that aren't empty"),
+        ("logprobs", -1, "0 or more, or None"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(option, value, expected):
+    with pytest.raises(RequestError, match=rf"^{option}=.*expected {expected}"):
+        SamplingParams(**{option: value})
