@@ -94,6 +94,9 @@ def test_the_learning_rate_is_the_one_with_the_lowest_validation_loss(tmp_path):
     # The loser's adapter is gone, what is known about it stays.
     assert not (wanted.directory / "trials/LoRA/lr-1e-05-seed-0/adapter").exists()
     assert (wanted.directory / "trials/LoRA/lr-0.03-seed-0/adapter").is_dir()
+    # If it is wanted after all, it is trained again, and only it.
+    _, told = run(experiment(tmp_path, systems={"LoRA": {"learning_rates": [1e-5]}}))
+    assert told.trained() == ["LoRA/lr-1e-05-seed-0"]
 
 
 def test_started_again_nothing_is_trained_or_asked_and_the_result_is_the_same(finished):

@@ -136,7 +136,7 @@ class Bench:
         if diverged.is_file():
             return float("inf")
         try:
-            self.train(trial)
+            self.train(trial, adapters=False)
         except RunError as error:
             if not str(error).startswith("step "):  # the trainer names the step where it went wrong
                 raise
@@ -145,11 +145,12 @@ class Bench:
             return float("inf")
         return trial.validation_loss
 
-    def train(self, trial: Trial) -> None:
-        """Train a trial, or what is missing of it."""
-        if not trial.trained:
+    def train(self, trial: Trial, *, adapters: bool = True) -> None:
+        """Train a trial, or what is missing of it; its adapters may not be wanted any more."""
+        there = trial.trained and not (adapters and trial.dropped)
+        if not there:
             self.show.line(f"training {trial.name}")
-        train(trial, self.base, report=self.show.training, notify=None)
+        train(trial, self.base, adapters=adapters, report=self.show.training)
 
     def finish(self, trial: Trial) -> RunRecord:
         """Train a trial if need be, ask it everything, and keep the record; a finished one is only read."""

@@ -141,7 +141,7 @@ def _budget(bench: Bench, systems: Sequence[str]) -> dict[str, int]:
     for name in systems:
         rate = bench.experiment.rates_of(bench.experiment.systems()[name])[0]
         timed[name] = bench.variants.trial(name, rate=rate, seed=seed, steps=_TIMED_STEPS, timing=True)
-        bench.train(timed[name])
+        bench.train(timed[name], adapters=False)
         drop_adapters(timed[name])
     return steps_by_system(timed, seconds=seconds)
 

@@ -57,6 +57,11 @@ class Trial:
         """Whether all of its runs have ended well."""
         return all((Path(recipe.output) / _SCORES).is_file() for recipe in self.recipes.values())
 
+    @property
+    def dropped(self) -> bool:
+        """Whether an adapter of a finished run isn't there any more."""
+        return self.trained and not all(adapter.is_dir() for adapter in self.adapters.values())
+
     def scores(self) -> list[dict[str, Any]]:
         """What each run's `scores.json` says."""
         paths = [Path(recipe.output) / _SCORES for recipe in self.recipes.values()]
@@ -115,16 +120,16 @@ def train(
     trial: Trial,
     base: Base,
     *,
+    adapters: bool,
     report: Callable[[Report], None] | None = None,
-    notify: Callable[[str], None] | None = None,
 ) -> None:
     """Do what is still missing of a trial: finished runs stay, an interrupted one is resumed.
 
     Args:
         trial: The trial.
         base: The base, with nothing attached; it is given back as it was.
+        adapters: Whether its adapters are wanted, too; a run whose adapter was dropped is then made again.
         report: Called after every step and every validation.
-        notify: Receives a line about each stage and each doubt.
 
     Raises:
         RunError: What is on disk was made with another recipe, or the training failed.
@@ -134,9 +139,12 @@ def train(
         begun = (directory / RECIPE_NAME).is_file()
         if begun:
             _check_same(directory, recipe)
-        if not (directory / _SCORES).is_file():
+        finished = (directory / _SCORES).is_file()
+        dropped = finished and not (directory / "adapter").is_dir()
+        if not finished or (dropped and adapters):
             _forget_peak_memory()
-            run(recipe, resume=begun, base=base, report=report, notify=notify)
+            resume = begun and not finished
+            run(recipe, resume=resume, overwrite=finished, base=base, report=report)
 
 
 def drop_adapters(trial: Trial) -> None:
