@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -43,8 +44,10 @@ def write_adapters(
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
     target = folder / "adapter"
     model.save_pretrained(target)
-    tensors = {name: tensor.to(dtype) for name, tensor in model.tuner.state("default").items()}
-    tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = {
+        f"base_model.model.{name}": tensor.detach().to(dtype, copy=True)
+        for name, tensor in model.tuner.state("default").items()
+    }
     model.unload()
     first = next(iter(tensors))
     for number in range(count):
@@ -55,11 +58,12 @@ def write_adapters(
 
 
 def fill(store: AdapterStore, base: Base, count: int, *, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Fill a store up to a number of r=8 q,v adapters, called a0, a1 and so on; half a millisecond to some each."""
+    """Fill a store up to a number of r=8 q,v adapters, called a0, a1 and so on."""
     present = sum(1 for _ in (store.root / "names").glob("a*")) if store.root.exists() else 0
     if present >= count:
         return
-    with tempfile.TemporaryDirectory() as folder:
+    # Thousands of flushes to the disk take minutes, and these adapters can be made again.
+    with tempfile.TemporaryDirectory() as folder, mock.patch("os.fsync"):
         for number, path in enumerate(write_adapters(Path(folder), base, count, "q,v", dtype=dtype)):
             if number >= present:
                 store.add(path, name=f"a{number}")

@@ -101,8 +101,8 @@ def switch(base: Base, folder: Path, store: Path) -> None:
         slotted = slotted_us(adapted)
         print(
             f"  {targets:<10} copy of the targeted weights {found['copy']:.1f} ms; merged switch "
-            f"{found['merged']:.1f} ms ({found['merged'] / found['copy']:.2f}x the copy, required 2x); peft's merge and "
-            f"unmerge {found['peft']:.1f} ms ({found['peft'] / found['merged']:.1f}x ours)"
+            f"{found['merged']:.1f} ms ({found['merged'] / found['copy']:.2f}x the copy, required 2x); peft's merge and"
+            f" unmerge {found['peft']:.1f} ms ({found['peft'] / found['merged']:.1f}x ours)"
         )
         del theirs
         small = copies(folder, base, 1, targets, r=1)[0]
@@ -192,9 +192,10 @@ def forget(path: Path) -> None:
 def load(base: Base, folder: Path, store: Path) -> None:
     """A cold load into memory, hashes checked and every page touched, among 10 and among 10,000 registered."""
     few, many = AdapterStore(folder / "few"), AdapterStore(store)
-    fill(few, base, 10)
+    fill(few, base, 10, dtype=torch.float32)
     fill(many, base, REGISTERED)
-    for name, kept, count in (("10", few, 10), (f"{REGISTERED:,}", many, REGISTERED)):
+    stores = (("10 in float32", few, 10), (f"{REGISTERED:,} in bfloat16", many, REGISTERED))
+    for name, kept, count in stores:
         chosen = [f"a{n}" for n in range(0, count, max(1, count // 200))]
         for where, cold in (("disk", True), ("page cache", False)):
             cache = AdapterCache(kept, budget=1 << 40, fingerprint=base.fingerprint)
@@ -209,7 +210,7 @@ def load(base: Base, folder: Path, store: Path) -> None:
                 times.append(1e3 * (time.perf_counter() - start))
             times.sort()
             print(
-                f"  among {name:>6}, from the {where:<10}: median {statistics.median(times):.2f} ms, "
+                f"  among {name:<18} from the {where:<10}: median {statistics.median(times):.2f} ms, "
                 f"p99 {times[int(0.99 * len(times))]:.2f} ms (required 10 ms)"
             )
 

@@ -90,7 +90,7 @@ class AdapterStore:
             except FileNotFoundError:
                 pass
             else:
-                if self._object(named).is_dir():
+                if self.directory(named).is_dir():
                     return named
         if _ID_START.fullmatch(reference):
             shard = self.root / "objects" / reference[:2]
@@ -101,9 +101,13 @@ class AdapterStore:
                 raise StoreError(f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}.")
         raise StoreError(self._unknown(reference))
 
+    def directory(self, own: str) -> Path:
+        """The directory of the adapter with a content hash, whether it is there or not."""
+        return self.root / "objects" / own[:2] / own
+
     def path(self, reference: str) -> Path:
         """The directory of an adapter; see `resolve`."""
-        return self._object(self.resolve(reference))
+        return self.directory(self.resolve(reference))
 
     def __contains__(self, reference: str) -> bool:
         try:
@@ -163,8 +167,9 @@ class AdapterStore:
             with self._lock():
                 if name is not None and not move:
                     self._check_free(name, own)
-                target = self._object(own)
-                if target.is_dir():
+                target = self.directory(own)
+                is_new = not target.is_dir()
+                if not is_new:
                     self._put_scores(own, manifest.scores)
                 else:
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +179,12 @@ class AdapterStore:
                     self._put_name(name, own)
                 for tag in tags:
                     self._put_tag(tag, own)
-        return self.entry(own)
+        if not is_new:
+            return self.entry(own)
+        # The same, without looking through all names and tags for those of an adapter that has just come.
+        names = {own: [name]} if name is not None else {}
+        entry = self._entry(own, names, {own: sorted(set(tags))})
+        return entry if entry is not None else self.entry(own)
 
     def alias(self, reference: str, name: str, *, move: bool = False) -> None:
         """Call an adapter by one more name.
@@ -245,7 +255,7 @@ class AdapterStore:
             for tag in self._labels("tags").get(own, ()):
                 self._take_tag(tag, own)
             flush_directory(self.root / "names")
-            going = self._staging.take(self._object(own))
+            going = self._staging.take(self.directory(own))
         shutil.rmtree(going, ignore_errors=True)
 
     # -- parts
@@ -283,9 +293,6 @@ class AdapterStore:
             )
         return self._staging.lock()
 
-    def _object(self, own: str) -> Path:
-        return self.root / "objects" / own[:2] / own
-
     def _ids(self) -> Iterator[str]:
         objects = self.root / "objects"
         for shard in sorted(objects.iterdir()) if objects.is_dir() else ():
@@ -311,7 +318,7 @@ class AdapterStore:
     def _entry(
         self, own: str, names: Mapping[str, list[str]], tags: Mapping[str, list[str]]
     ) -> StoreEntry | None:
-        path = self._object(own)
+        path = self.directory(own)
         try:
             manifest = Manifest.from_json(
                 (path / MANIFEST_NAME).read_text(encoding="utf-8"), where=str(path / MANIFEST_NAME)
@@ -344,7 +351,7 @@ class AdapterStore:
             folder.rmdir()
 
     def _put_scores(self, own: str, scores: Mapping[str, float]) -> None:
-        file = self._object(own) / MANIFEST_NAME
+        file = self.directory(own) / MANIFEST_NAME
         manifest = Manifest.from_json(file.read_text(encoding="utf-8"), where=str(file))
         together = {**manifest.scores, **scores}
         if together != manifest.scores:

@@ -178,7 +178,7 @@ class AdapterCache:
     def _load(self, own: str, promise: Future[ResidentAdapter]) -> ResidentAdapter:
         start = time.perf_counter()
         try:
-            adapter = read_resident(self.store.path(own), fingerprint=self._fingerprint)
+            adapter = read_resident(self.store.directory(own), fingerprint=self._fingerprint)
             with self._lock:
                 self._make_room(adapter)
                 self._resident[own] = adapter

@@ -102,13 +102,12 @@ class MappedTensors(Mapping[str, Tensor]):
             length = int.from_bytes(file.read(8), "little")
             header = file.read(length) if length < size else b""
         try:
-            self._places = _layout(header)
+            self._places, self.nbytes = _layout(header)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{path}: this isn't a safetensors file; it may have been cut off ({error})."
             ) from None
         self._data_start = 8 + length
-        self.nbytes = max((place.start + place.size for place in self._places.values()), default=0)
         if self._data_start + self.nbytes != size:
             raise StoreError(
                 f"{path}: expected {self._data_start + self.nbytes:,} bytes, found {size:,}; it may have been cut off."
@@ -165,8 +164,8 @@ def read_resident(directory: str | Path, *, fingerprint: Fingerprint | None = No
 
 
 @lru_cache(maxsize=64)
-def _layout(header: bytes) -> Mapping[str, _Place]:
-    """What a header says, as places; many adapters have the very same header."""
+def _layout(header: bytes) -> tuple[Mapping[str, _Place], int]:
+    """What a header says, as places and the bytes that they take; many adapters have the very same header."""
     described: Any = json.loads(header)
     places = {}
     for name, entry in described.items():
@@ -177,4 +176,4 @@ def _layout(header: bytes) -> Mapping[str, _Place]:
             raise ValueError(f"{name}: {end - start} bytes for {entry['dtype']} of shape {shape}")
         stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         places[name] = _Place(dtype, shape, stride, start, end - start)
-    return places
+    return places, max((place.start + place.size for place in places.values()), default=0)
