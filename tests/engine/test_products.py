@@ -50,8 +50,8 @@ def test_every_token_gets_its_own_adapters_product(data):
     adapters = {
         str(n): Parts(pairs=pairs(n, rank, biases=biases), between=between) for n, rank in enumerate(ranks)
     }
-    shape = shape_of(adapters["0"])
-    assert all(shape_of(parts) == shape for parts in adapters.values())
+    shape = shape_of(adapters["0"], torch.float64)
+    assert all(shape_of(parts, torch.float64) == shape for parts in adapters.values())
     stack = PairStack(shape, CPU)
     for name, parts in adapters.items():
         stack.add(name, parts.pairs)
@@ -92,7 +92,7 @@ def test_no_token_of_a_stack_means_no_selection():
 
 
 def test_layers_that_read_one_tensor_share_its_product():
-    stack = PairStack(shape_of(Parts(pairs=pairs(0, 4))), CPU)
+    stack = PairStack(shape_of(Parts(pairs=pairs(0, 4)), torch.float64), CPU)
     stack.add("a", pairs(0, 4))
     groups = [id(stack.products[path].group) for path in PATHS]
     assert groups == [groups[0]] * 3 + [groups[3]] * 3 and groups[0] != groups[3]
@@ -100,7 +100,7 @@ def test_layers_that_read_one_tensor_share_its_product():
 
 def test_a_layer_that_reads_something_else_gets_its_own_product():
     own = pairs(3, 4)
-    stack = PairStack(shape_of(Parts(pairs=own)), CPU)
+    stack = PairStack(shape_of(Parts(pairs=own), torch.float64), CPU)
     stack.add("a", own)
     stack.selection = select_tokens([0], [], dtype=torch.float64, device=CPU)
     for path in PATHS[:2]:
@@ -112,7 +112,7 @@ def test_a_layer_that_reads_something_else_gets_its_own_product():
 
 def test_float32_adapters_on_a_half_precision_base_are_rounded_once():
     own = {path: Pair(pair.down.float(), pair.up.float(), 0.5) for path, pair in pairs(1, 4).items()}
-    stack = PairStack(shape_of(Parts(pairs=own)), CPU)
+    stack = PairStack(shape_of(Parts(pairs=own), torch.float32), CPU)
     stack.add("a", own)
     stack.selection = select_tokens([0, -1], [], dtype=torch.float32, device=CPU)
     x, y = torch.randn(1, 2, IN).bfloat16(), torch.randn(1, 2, OUT).bfloat16()

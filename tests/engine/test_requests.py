@@ -124,6 +124,23 @@ def test_a_removed_adapter_goes_on_serving_and_takes_no_new_requests(engine):
     assert engine.holds("x") is False and engine.counters().adapters_in_slots == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_adapters_kept_in_half_precision_compute_in_the_bases(engine, options):
+    whole = lora(1, **options)
+    half = dataclasses.replace(
+        whole, id="half", tensors={name: tensor.bfloat16() for name, tensor in whole.tensors.items()}
+    )
+    again = dataclasses.replace(
+        half, id="again", tensors={name: tensor.float() for name, tensor in half.tensors.items()}
+    )
+    params = free(3, logprobs=VOCABULARY)
+    engine.add_adapter("half", half)
+    engine.add_adapter("again", again)
+    one, other = (engine.generate([Request("a", PROMPT, params, name)])[0] for name in ("half", "again"))
+    for mine, its in zip(one.logprobs, other.logprobs, strict=True):
+        assert dict(mine.top) == pytest.approx(dict(its.top), abs=1e-5)
+
+
 def test_equal_content_shares_a_slot(engine):
     for name in ("x", "y"):
         engine.add_adapter(name, lora(1))
@@ -219,6 +236,10 @@ def test_requests_that_could_never_run_are_refused(tokenizer):
         small.submit(Request("a", PROMPT, free()))
     with pytest.raises(RequestError, match="'a' has no prompt tokens"):
         Request("a", ())
+    with pytest.raises(RequestError, match="'a': prompt_ids names token 48, and the model has 48 tokens"):
+        engine.submit(Request("a", (1, 48), free()))
+    with pytest.raises(RequestError, match="'a': logit_bias names token -1"):
+        engine.submit(Request("a", PROMPT, free(logit_bias={-1: 1.0})))
     engine.submit(Request("a", PROMPT, free()))
     with pytest.raises(RequestError, match="a request 'a' already"):
         engine.submit(Request("a", PROMPT, free()))

@@ -33,7 +33,7 @@ def test_packed_layers_compute_what_the_plain_ones_do(rows):
 
 def test_layers_without_a_packed_form_stay_plain():
     assert "transformer.h.0.attn.c_attn" not in packed_layers(gpt2())
-    assert not can_pack(llama().bfloat16())
+    assert not can_pack(llama().double())
 
 
 def test_int8_rounds_each_weight_to_half_a_step_at_most():

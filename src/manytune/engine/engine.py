@@ -13,7 +13,6 @@ A row's tokens are those that it would have alone. The engine belongs to one thr
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -21,9 +20,10 @@ from transformers import PreTrainedModel
 from manytune.engine.batched.parts import Adapter
 from manytune.engine.counters import Counters
 from manytune.engine.detokenize import TextStream
+from manytune.engine.entry import Entry
 from manytune.engine.kv_cache import KVCache
 from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
-from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
+from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs
 from manytune.engine.runner import NextToken, PromptPiece, Runner
 from manytune.engine.sampling import Chooser, choose_tokens
 from manytune.engine.scheduler import Job, Piece, Scheduler
@@ -32,24 +32,6 @@ from manytune.engine.static_batch import end_token_ids
 from manytune.engine.support import unsupported_reason
 from manytune.engine.weights import Unchanged, Weights, linear_layers
 from manytune.errors import ConfigError, RequestError
-
-
-@dataclass
-class _Entry:
-    """One request in the engine."""
-
-    request: Request
-    snapshot: Snapshot | None
-    chooser: Chooser
-    text: TextStream | None
-    tokens: list[int] = field(default_factory=list)
-    beginning: tuple[bytes, ...] = ()
-    cached: int = 0
-    running: bool = False
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(len(self.request.prompt_ids), self.cached, len(self.tokens))
 
 
 class Engine:
@@ -97,6 +79,7 @@ class Engine:
         self._end_ids = frozenset(end_token_ids(model, tokenizer)) | frozenset(end_ids)
         config = model.config.get_text_config()
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._vocabulary: int = config.vocab_size
         heads = config.num_attention_heads
         self._cache = KVCache(
             layers=config.num_hidden_layers,
@@ -107,7 +90,7 @@ class Engine:
             dtype=model.dtype,
             device=model.device,
         )
-        self._slots = AdapterSlots(model, model.device)
+        self._slots = AdapterSlots(model)
         layers = linear_layers(model, weights)
         self._unchanged = Unchanged(model, layers)
         self._runner = Runner(model, self._cache, self._slots, layers)
@@ -119,7 +102,7 @@ class Engine:
         )
         self._prefixes = PrefixCache(prefix_cache_tokens)
         self._keeps_prefixes = prefix_cache_tokens > 0
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
     # -- adapters
@@ -176,8 +159,8 @@ class Engine:
         job = self._job(request, snapshot)
         params = request.params
         text = TextStream(self._tokenizer, params.stop) if stream or params.stop else None
-        self._entries[request.id] = _Entry(request, snapshot, Chooser(params, request.prompt_ids), text)
-        self._entries[request.id].beginning = job.beginning
+        chooser = Chooser(params, request.prompt_ids)
+        self._entries[request.id] = Entry(request, snapshot, chooser, text, job.beginning)
         self._scheduler.add(job)
 
     def cancel(self, request_id: str) -> Output | None:
@@ -241,7 +224,7 @@ class Engine:
                 "generate() needs the engine for itself; it has requests. Submit yours instead."
             )
         asked = list(requests)
-        entries: dict[str, _Entry] = {}
+        entries: dict[str, Entry] = {}
         try:
             for request in asked:
                 self.submit(request, stream=False)
@@ -260,7 +243,12 @@ class Engine:
             for name in entries:
                 self.cancel(name)
             raise
-        return [self._completion(entries[r.id], texts[r.id], reasons[r.id], logprobs[r.id]) for r in asked]
+        return [
+            entry.completion(
+                self._tokenizer, texts[name], reasons[name], logprobs[name], ended=self._ends(entry)
+            )
+            for name, entry in entries.items()
+        ]
 
     def counters(self) -> Counters:
         """What the engine has done so far, and how it stands."""
@@ -294,6 +282,13 @@ class Engine:
     # -- parts
 
     def _job(self, request: Request, snapshot: Snapshot | None) -> Job:
+        for what, ids in (("prompt_ids", request.prompt_ids), ("logit_bias", request.params.logit_bias)):
+            outside = [token for token in ids if not 0 <= token < self._vocabulary]
+            if outside:
+                raise RequestError(
+                    f"request {request.id!r}: {what} names token {outside[0]}, and the model has "
+                    f"{self._vocabulary} tokens."
+                )
         virtual = 0 if snapshot is None else snapshot.parts.virtual_tokens
         prefix = 0 if snapshot is None or snapshot.parts.prefix is None else snapshot.parts.prefix.shape[3]
         room = virtual + len(request.prompt_ids) + request.params.max_new_tokens
@@ -324,7 +319,7 @@ class Engine:
             return ()
         return block_keys(request.tenant, snapshot and snapshot.id, request.prompt_ids)
 
-    def _begin(self, entry: _Entry) -> None:
+    def _begin(self, entry: Entry) -> None:
         request, snapshot = entry.request, entry.snapshot
         virtual = 0 if snapshot is None else snapshot.parts.virtual_tokens
         entry.running = True
@@ -356,7 +351,7 @@ class Engine:
         self._read += len(tokens)
         return PromptPiece(piece.id, tokens, entry.snapshot, embeddings, wanted)
 
-    def _keep_prefix(self, entry: _Entry) -> None:
+    def _keep_prefix(self, entry: Entry) -> None:
         request, snapshot = entry.request, entry.snapshot
         self._prefixes.store(
             entry.beginning,
@@ -364,12 +359,12 @@ class Engine:
             read=lambda tokens: self._cache.read(request.id, tokens),
         )
 
-    def _take(self, entry: _Entry, token: int, logprobs: TokenLogprobs | None) -> Output:
+    def _take(self, entry: Entry, token: int, logprobs: TokenLogprobs | None) -> Output:
         params = entry.request.params
         entry.tokens.append(token)
         reason: FinishReason | None = None
         text = ""
-        if token in self._end_ids and not params.ignore_eos:
+        if self._ends(entry):
             reason = "stop"
         elif entry.text is not None:
             text, stopped = entry.text.push(token)
@@ -384,7 +379,11 @@ class Engine:
             self._leave(entry)
         return Output(entry.request.id, token, text, reason, logprobs, entry.usage)
 
-    def _leave(self, entry: _Entry) -> None:
+    def _ends(self, entry: Entry) -> bool:
+        """Whether the last token ends the answer."""
+        return entry.tokens[-1] in self._end_ids and not entry.request.params.ignore_eos
+
+    def _leave(self, entry: Entry) -> None:
         name = entry.request.id
         del self._entries[name]
         self._scheduler.remove(name)
@@ -392,13 +391,3 @@ class Engine:
             self._cache.remove(name)
             if entry.snapshot is not None:
                 self._slots.release(entry.snapshot)
-
-    def _completion(
-        self, entry: _Entry, text: str, reason: FinishReason, logprobs: list[TokenLogprobs]
-    ) -> Completion:
-        tokens = entry.tokens
-        if tokens[-1] in self._end_ids and not entry.request.params.ignore_eos:
-            tokens = tokens[:-1]
-        if entry.text is None:
-            text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(entry.request.id, tuple(tokens), text, reason, tuple(logprobs), entry.usage)

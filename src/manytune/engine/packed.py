@@ -23,10 +23,10 @@ _ROWS = 32
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether the model's weights can be packed: float32 on a CPU, and a torch with oneDNN."""
+    """Whether the model's weights can be packed: float32 or bfloat16 on a CPU, and a torch with oneDNN."""
     return (
         model.device.type == "cpu"
-        and model.dtype == torch.float32
+        and model.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

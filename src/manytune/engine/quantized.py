@@ -4,7 +4,7 @@
     int4: W[o, g] = s[o, g] · (Q[o, g] - 8) + z[o, g]        Q from 0 to 15, two numbers for each 32 inputs of an output
 
 Weights alone are rounded; products are made in the base's own type by torch's kernels, and adapters stay on top in
-theirs. What rounding costs in quality is measured in `benchmarks/serving.py`.
+theirs. What rounding costs in quality is measured in `benchmarks/weights.py`.
 """
 
 from __future__ import annotations

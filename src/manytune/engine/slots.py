@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from manytune.engine.batched import parts_of
 from manytune.engine.batched.factors import FactorStack, Outline, Rescaling, outline_of
@@ -51,12 +52,14 @@ class AdapterSlots:
 
     Args:
         model: The base.
-        device: Where weights go.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._device = device
+        self._device = model.device
+        half = model.dtype in (torch.float16, torch.bfloat16)
+        # As in training, adapters compute in float32 on a half-precision base, whatever their files hold.
+        self._dtype = torch.float32 if half else model.dtype
         self._names: dict[str, Snapshot] = {}
         self._holders: dict[str, int] = {}  # running requests of each content
         self._pairs: dict[Shape, PairStack] = {}
@@ -75,7 +78,9 @@ class AdapterSlots:
         """
         parts = parts_of(adapter, self._model)
         where = {path: sizes(linear_at(self._model, path)) for path in parts.factors}
-        self._names[name] = Snapshot(adapter.id, parts, shape_of(parts), outline_of(parts.factors, where))
+        self._names[name] = Snapshot(
+            adapter.id, parts, shape_of(parts, self._dtype), outline_of(parts.factors, where)
+        )
 
     def unregister(self, name: str) -> None:
         """Forget a name.
@@ -121,13 +126,9 @@ class AdapterSlots:
         if snapshot.outline is not None:
             factors = self._factors.get(snapshot.outline)
             if factors is None:
-                dtype = next(
-                    tensor.dtype
-                    for one in snapshot.parts.factors.values()
-                    for tensor in (one.inputs, one.outputs)
-                    if tensor is not None
+                factors = self._factors[snapshot.outline] = FactorStack(
+                    snapshot.outline, self._dtype, self._device
                 )
-                factors = self._factors[snapshot.outline] = FactorStack(snapshot.outline, dtype, self._device)
             factors.add(snapshot.id, snapshot.parts.factors)
 
     def release(self, snapshot: Snapshot) -> None:

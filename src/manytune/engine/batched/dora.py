@@ -24,7 +24,7 @@ def dora_factors(
     weight = weight_of(module)
     wide = torch.promote_types(a.dtype, torch.float32)
     delta = (b.to(wide) @ a.to(wide)) * scaling
-    gains = magnitude / output_norm(weight, delta, 0).to(magnitude.dtype)
+    gains = magnitude.to(wide) / output_norm(weight, delta, 0).to(wide)
     bias = getattr(module, "bias", None)
     shift = None if bias is None else (1 - gains) * bias.detach()
     return gains, Factors(outputs=gains, shift=shift)

@@ -22,6 +22,7 @@ from manytune.engine.batched.selection import Selection
 from manytune.methods.bottleneck import NONLINEARITIES
 
 _SMALLEST_RANK = 4
+_FIRST_SLOTS = 8
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,13 @@ class Shape:
     dtype: torch.dtype
 
 
-def shape_of(parts: Parts) -> Shape | None:
-    """The shape of an adapter's pairs; None if it has none."""
+def shape_of(parts: Parts, dtype: torch.dtype) -> Shape | None:
+    """The shape of an adapter's pairs; None if it has none.
+
+    Args:
+        parts: The adapter.
+        dtype: In which its products are made.
+    """
     if not parts.pairs:
         return None
     blocks: dict[Kind, list[int]] = {}
@@ -60,8 +66,7 @@ def shape_of(parts: Parts) -> Shape | None:
         blocks.setdefault(kind, []).append(block)
         source = pair.source
         sources[kind] = None if source is None else kind_of(source, 0, 0)[0].path
-    rank = max(pair.down.shape[0] for pair in parts.pairs.values())
-    first = next(iter(parts.pairs.values()))
+    rank = max(map(_rank, parts.pairs.values()))
     return Shape(
         kinds=tuple((kind, tuple(sorted(blocks[kind]))) for kind in sorted(blocks)),
         rank=max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()),
@@ -70,8 +75,12 @@ def shape_of(parts: Parts) -> Shape | None:
         between=parts.between,
         reads_output=parts.reads_output,
         sources=tuple(sources[kind] for kind in sorted(blocks)),
-        dtype=first.down.dtype,
+        dtype=dtype,
     )
+
+
+def _rank(pair: Pair) -> int:
+    return int(pair.down.shape[0])
 
 
 def _kind(path: str, pair: Pair) -> tuple[Kind, int]:
@@ -192,7 +201,7 @@ class PairStack:
         self._groups = [(kind,) for kind in kinds] if apart else _same_blocks(together(kinds), self._blocks)
         self._tensors: dict[tuple[str, Kind], Tensor] = {}
         self.products: dict[str, Product] = {}
-        self._grow(1)
+        self._grow(_FIRST_SLOTS)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -209,8 +218,13 @@ class PairStack:
         if len(self._members) == self._capacity:
             self._grow(2 * self._capacity)
         slot = len(self._members)
-        for tensor in self._tensors.values():
-            tensor[slot].zero_()
+        if (
+            self.shape.down_bias
+            or self.shape.up_bias
+            or any(_rank(p) < self.shape.rank for p in pairs.values())
+        ):
+            for tensor in self._tensors.values():
+                tensor[slot] = 0
         for group in self._groups:
             for number, kind in enumerate(group):
                 self._fill(slot, group[0], number, kind, pairs)
@@ -259,17 +273,21 @@ class PairStack:
     def _fill(self, slot: int, first: Kind, number: int, kind: Kind, pairs: Mapping[str, Pair]) -> None:
         mine = [pairs[path_of(kind, block)] for block in self._blocks[kind]]
         start = number * self.shape.rank
-        for rank in {pair.down.shape[0] for pair in mine}:
-            chosen = [place for place, pair in enumerate(mine) if pair.down.shape[0] == rank]
+        for rank in {_rank(pair) for pair in mine}:
+            chosen = [place for place, pair in enumerate(mine) if _rank(pair) == rank]
             where: slice | list[int] = slice(None) if len(chosen) == len(mine) else chosen
             some = [mine[place] for place in chosen]
             columns = slice(start, start + rank)
-            down = torch.stack([pair.down for pair in some]).to(self._device)  # (blocks, rank, in)
+            down = torch.stack([pair.down for pair in some]).to(
+                self._device, self.shape.dtype
+            )  # (blocks, rank, in)
             self._tensors["down", first][slot][where, :, columns] = down.transpose(1, 2)
             scaling = torch.tensor(
                 [pair.scaling for pair in some], dtype=self.shape.dtype, device=self._device
             )
-            up = torch.stack([pair.up for pair in some]).to(self._device)  # (blocks, out, rank)
+            up = torch.stack([pair.up for pair in some]).to(
+                self._device, self.shape.dtype
+            )  # (blocks, out, rank)
             self._tensors["up", kind][slot][where, :rank] = up.transpose(1, 2) * scaling[:, None, None]
             for place, pair in zip(chosen, some, strict=True):
                 if pair.down_bias is not None:
@@ -283,19 +301,20 @@ class PairStack:
         self._tensors = {}
         for group in self._groups:
             first, blocks = group[0], len(self._blocks[group[0]])
-            self._tensors["down", first] = self._zeros(blocks, first.inputs, rank * len(group))
+            self._tensors["down", first] = self._empty(blocks, first.inputs, rank * len(group))
             if self.shape.down_bias:
-                self._tensors["down_bias", first] = self._zeros(blocks, rank * len(group))
+                self._tensors["down_bias", first] = self._empty(blocks, rank * len(group))
             for kind in group:
-                self._tensors["up", kind] = self._zeros(blocks, rank, kind.outputs)
+                self._tensors["up", kind] = self._empty(blocks, rank, kind.outputs)
                 if self.shape.up_bias:
-                    self._tensors["up_bias", kind] = self._zeros(blocks, kind.outputs)
+                    self._tensors["up_bias", kind] = self._empty(blocks, kind.outputs)
         for key, tensor in old.items():
-            self._tensors[key][: tensor.shape[0]] = tensor
+            self._tensors[key][: len(self._members)] = tensor[: len(self._members)]
         self._make_products()
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros((self._capacity, *shape), dtype=self.shape.dtype, device=self._device)
+    def _empty(self, *shape: int) -> Tensor:
+        # A slot is written whole before it is read, and the system gives memory to those that are written.
+        return torch.empty((self._capacity, *shape), dtype=self.shape.dtype, device=self._device)
 
     def _make_products(self) -> None:
         rank = self.shape.rank
