@@ -1,12 +1,19 @@
 """The examples run as they are, and learn."""
 
+import importlib
 import os
+import random
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED_WITH = ["accelerate_loop.py", "bare_loop.py", "hf_trainer.py", "seq2seq_trainer.py"]
@@ -26,3 +33,102 @@ def test_a_manytune_model_trains_with(name: str) -> None:
     assert found is not None, ran.stdout
     assert float(found[2]) < 0.8 * float(found[1])
     assert "different" not in ran.stdout
+
+
+def reviews() -> str:
+    """Lines of the snippets' file: number, mean rating, text."""
+    draw = random.Random(0)
+    lines = []
+    for number in range(1, 401):
+        kind = draw.choice(["good", "bad"])
+        text = " ".join([kind, *draw.sample("abcdefgh", 6)])
+        lines.append(f"{number}\t{1.5 if kind == 'good' else -1.5}\t{text} {number}")
+    return "\n".join([*lines, "401\t0.0\tneither", f"402\t2.0\t{lines[0].split(chr(9))[2]}"])
+
+
+@pytest.fixture
+def sentiment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("sentiment")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """An archive within an archive, as on PyPI."""
+    inner = tmp_path / "hutto_ICWSM_2014.tar.gz"
+    outer = tmp_path / "vaderSentiment-3.3.2.tar.gz"
+    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text(reviews())
+    for path, member in ((inner, tmp_path / "movieReviewSnippets_GroundTruth.txt"), (outer, inner)):
+        with tarfile.open(path, "w:gz") as packed:
+            packed.add(member, arcname=f"folder/{member.name}")
+    return outer
+
+
+@pytest.fixture
+def small_bert(tmp_path: Path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *"abcdefgh"]
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    target = tmp_path / "bert"
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        target
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(target)
+    return target
+
+
+def test_reviews_are_split_without_parting_neighbours_or_repeating_a_text(
+    sentiment: Any, archive: Path
+) -> None:
+    parts = sentiment.splits(sentiment.ground_truth(archive))
+    assert (
+        sum(len(part) for part in parts) == 400
+    )  # neither the one without a sign nor the one that is there twice
+    assert [len(part) // 10 for part in parts] == [8, 4, 27]
+    blocks = [{int(snippet.text.split()[-1]) // 10 for snippet in part} for part in parts]
+    assert not blocks[0] & blocks[1] and not blocks[0] & blocks[2] and not blocks[1] & blocks[2]
+    assert all(snippet.positive == ("good" in snippet.text) for part in parts for snippet in part)
+
+
+def test_reviews_are_told_apart_by_both_ways_of_training(archive: Path, small_bert: Path) -> None:
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "sentiment.py",
+            "--data",
+            archive,
+            "--base",
+            small_bert,
+            "--seeds",
+            "2",
+            "--epochs",
+            "6",
+        ],
+        cwd=EXAMPLES,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = re.findall(r"^(full|LoRA) +([\d.]+)% \(([\d.]+)%-([\d.]+)%\)", ran.stdout, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["full", "LoRA"]
+    assert all(float(low) <= float(mean) <= float(high) for _, mean, low, high in rows)
+    assert all(float(mean) > 65 for _, mean, *_ in rows)
+    assert re.search(r"LoRA reaches [\d.]+% of full fine-tuning's accuracy", ran.stdout)
+
+
+def test_reviews_that_are_not_there_are_an_error_that_says_where_from(
+    sentiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentiment.subprocess, "run", lambda *_, **__: None)  # as without a network
+    with pytest.raises(SystemExit, match=r"Expected vaderSentiment-3.3.2.tar.gz.*from PyPI.*--data FILE"):
+        sentiment.ground_truth(tmp_path / "vaderSentiment-3.3.2.tar.gz")
