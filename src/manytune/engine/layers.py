@@ -7,15 +7,14 @@ touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from manytune.engine.batched.products import Product
+from manytune.engine.packed import Forward
 from manytune.engine.slots import Terms
-
-Forward = Callable[[Tensor], Tensor]
 
 
 class AdaptedLayers:

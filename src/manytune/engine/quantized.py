@@ -9,16 +9,16 @@ theirs. What rounding costs in quality is measured in `benchmarks/weights.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from manytune.engine.packed import Forward
 from manytune.errors import ConfigError
 
-Forward = Callable[[Tensor], Tensor]
 Bits = Literal[8, 4]
 
 #: Inputs that share two numbers in 4 bits.

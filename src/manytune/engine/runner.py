@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from manytune.engine import attention
 from manytune.engine.attention import AttentionStep, Stretch
 from manytune.engine.kv_cache import KVCache
-from manytune.engine.layers import AdaptedLayers, Forward
+from manytune.engine.layers import AdaptedLayers
+from manytune.engine.packed import Forward
 from manytune.engine.slots import AdapterSlots, Snapshot
 
 
