@@ -1,6 +1,6 @@
 """Training throughput and memory beside HF PEFT with transformers' Trainer, in one run.
 
-    python benchmarks/training.py --e2e devset.csv [--rounds 3] [--steps 4] [--json FILE]
+    python benchmarks/training.py --e2e devset.csv [--rounds 3] [--steps 3] [--json FILE]
 
 Three data sets on SmolLM2-135M-Instruct in float32, LoRA r=8 on q,v and on all linear layers, the model's
 chat template:
@@ -10,12 +10,12 @@ chat template:
     aclsum       abstracts with three questions each, 9 examples a batch, a paper's questions together
 
 HF PEFT runs at its best usual settings: dynamic padding and batches of similar length (`group_by_length`),
-whatever the order asked for here. manytune runs shared-prefix batches in the order named. Both take steps in
-turn, several rounds of them, with the same optimizer; what is compared is real tokens (no padding, shared
-ones counted for each sequence) a second.
+whatever the order asked for here. manytune runs shared-prefix batches in the order named. Each works in a
+process of its own, since a process has one allocator; they take turns, several rounds of steps each, with the
+same optimizer. What is compared is real tokens (no padding, shared ones counted for each sequence) a second.
 
-Further: the losses of both over equal batches; peak memory of processes that do nothing but such steps; and
-the share of the machine's own matrix-product speed that a step reaches, counting necessary operations only.
+Further: the losses of both over equal batches; both processes' peak memory; and the share of the machine's own
+matrix-product speed that a step reaches, counting necessary operations only.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from manytune.data.readers import read
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate
 from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
+from manytune.heap import freed_memory_kept
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.grouping import plan_batches
@@ -53,6 +54,7 @@ from manytune.training.loss import loss_sum
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.train import train_model
 
+LIBRARIES = ("manytune", "peft")
 TARGETS: dict[str, list[str] | str] = {"q,v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
 LEARNING_RATE = 2e-4
 
@@ -94,11 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--e2e", required=True, help="the E2E development set: CSV, columns mr and ref")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4, help="steps of either in a round")
+    parser.add_argument("--steps", type=int, default=3, help="steps of either in a round")
     parser.add_argument("--trajectory", type=int, default=50, help="equal batches to compare losses on")
     parser.add_argument("--only", choices=[s.name for s in SCENARIOS], help="one data set")
     parser.add_argument("--json", help="write the figures to this file, too")
-    parser.add_argument("--memory-of", choices=("manytune", "peft"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--targets", choices=TARGETS, help="one set of target modules")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -106,11 +108,8 @@ def main() -> None:
     base = load_base("embedded", dtype=torch.float32)
     chosen = [s for s in SCENARIOS if options.only in (None, s.name)]
     targets = [options.targets] if options.targets else list(TARGETS)
-    if options.memory_of:
-        examples = _examples(chosen[0], base, options.e2e)
-        model = _attach(options.memory_of, base.model, options.targets)
-        _run(options.memory_of, model, examples, chosen[0], base, 3, 0)
-        print(peak_memory_bytes())
+    if options.worker:
+        _work(options.worker, chosen[0], options.targets, base, options)
         return
     print(
         f"{torch.get_num_threads()} threads, {gemm_gflops():.0f} GFLOP/s, torch {torch.__version__}, ", end=""
@@ -120,7 +119,7 @@ def main() -> None:
     rows = []
     for scenario in chosen:
         for target in targets:
-            rows.append(_compare(scenario, target, base, options))
+            rows.append(_compare(scenario, target, options))
             _show(rows[-1])
     differences = {t: _trajectory(t, base, options.e2e, options.trajectory) for t in targets}
     for target, difference in differences.items():
@@ -139,24 +138,23 @@ def main() -> None:
             json.dump(result, file, indent=2)
 
 
-def _compare(scenario: Scenario, targets: str, base: Base, options: argparse.Namespace) -> Row:
-    examples = _examples(scenario, base, options.e2e)
-    models = {name: _attach(name, copy.deepcopy(base.model), targets) for name in ("manytune", "peft")}
-    spent = {name: [0.0, 0.0] for name in models}
+def _compare(scenario: Scenario, targets: str, options: argparse.Namespace) -> Row:
+    workers = {name: _Worker(name, scenario, targets, options) for name in LIBRARIES}
+    spent = {name: [0.0, 0.0] for name in LIBRARIES}
     ratios = []
     for round_ in range(options.rounds):
         speeds = {}
-        for name, model in models.items():
-            tokens, seconds = _run(name, model, examples, scenario, base, options.steps, round_)
+        for name, worker in workers.items():
+            tokens, seconds = worker.ask(round_)
             spent[name][0] += tokens
             spent[name][1] += seconds
             speeds[name] = tokens / seconds
         ratios.append(speeds["manytune"] / speeds["peft"])
-    ours, theirs = (spent[name][0] / spent[name][1] for name in ("manytune", "peft"))
-    plan = plan_batches(examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped)
-    share = share_of_limit(models["manytune"], [[examples[i] for i in batch] for batch in plan[:6]], base)
-    del models
-    memory = {name: _memory_of(name, scenario, targets, options.e2e) for name in ("manytune", "peft")}
+    ours, theirs = (spent[name][0] / spent[name][1] for name in LIBRARIES)
+    memory = {name: worker.ask("memory")[0] for name, worker in workers.items()}
+    workers["peft"].stop()
+    (share,) = workers["manytune"].ask("share")
+    workers["manytune"].stop()
     return Row(
         scenario.name,
         targets,
@@ -169,6 +167,47 @@ def _compare(scenario: Scenario, targets: str, base: Base, options: argparse.Nam
         memory["manytune"] / memory["peft"],
         share,
     )
+
+
+class _Worker:
+    """A process that does one library's steps and nothing else; the other's allocator settings don't reach it."""
+
+    def __init__(self, name: str, scenario: Scenario, targets: str, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--e2e", options.e2e, "--worker", name]
+        command += ["--only", scenario.name, "--targets", targets, "--steps", str(options.steps)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def ask(self, what: int | str) -> list[float]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        answer = next((line for line in self._process.stdout if line.startswith("[")), None)
+        if answer is None:
+            raise RuntimeError(f"the worker ended with status {self._process.wait()}: {self._process.args}")
+        return list(json.loads(answer))
+
+    def stop(self) -> None:
+        self._process.communicate()
+
+
+def _work(name: str, scenario: Scenario, targets: str, base: Base, options: argparse.Namespace) -> None:
+    """Answer the questions that come in, a line each: a round's number, `memory` or `share`."""
+    examples = _examples(scenario, base, options.e2e)
+    model = _attach(name, base.model, targets)
+    for question in map(str.strip, sys.stdin):
+        if question == "memory":
+            answer = [float(peak_memory_bytes())]
+        elif question == "share":
+            plan = plan_batches(
+                examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped
+            )
+            with freed_memory_kept():
+                answer = [share_of_limit(model, [[examples[i] for i in batch] for batch in plan[:5]], base)]
+        else:
+            answer = list(_run(name, model, examples, scenario, base, options.steps, int(question)))
+        print(json.dumps(answer), flush=True)
 
 
 def _run(
@@ -264,7 +303,7 @@ class _Clock(transformers.TrainerCallback):
 def _trajectory(targets: str, base: Base, e2e: str, steps: int) -> float:
     """Largest difference of the two losses over equal batches, both libraries training from the same start."""
     examples = _examples(SCENARIOS[0], base, e2e)
-    models = {name: _attach(name, copy.deepcopy(base.model), targets) for name in ("manytune", "peft")}
+    models = {name: _attach(name, copy.deepcopy(base.model), targets) for name in LIBRARIES}
     ours, theirs = models["manytune"].train(), models["peft"].train()
     optimizers = [
         torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=LEARNING_RATE)
@@ -272,7 +311,7 @@ def _trajectory(targets: str, base: Base, e2e: str, steps: int) -> float:
     ]
     build, padded = builder("shared-prefix"), transformers.DataCollatorForSeq2Seq(base.tokenizer)
     largest = 0.0
-    for plan in plan_batches(examples, seed=5, batch_size=4)[:steps]:
+    for plan in plan_batches(examples, seed=5, batch_size=2)[:steps]:
         rows = [examples[i] for i in plan]
         with packed_attention(ours):
             batch = build(rows, pad_id=base.tokenizer.pad_token_id)
@@ -314,13 +353,6 @@ def _examples(scenario: Scenario, base: Base, e2e: str) -> tuple[Encoded, ...]:
         template = PromptTemplate("Describe this restaurant in one sentence: {{ mr }}", "{{ ref }}")
         records = read(e2e).kept
     return encoder.encode_all([template.render(record) for record in records]).kept
-
-
-def _memory_of(name: str, scenario: Scenario, targets: str, e2e: str) -> float:
-    command = [sys.executable, __file__, "--e2e", e2e, "--memory-of", name]
-    command += ["--only", scenario.name, "--targets", targets]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
 
 
 def _show(row: Row) -> None:
