@@ -8,11 +8,12 @@ from torch import nn
 
 from manytune.errors import PeftWarning
 from manytune.methods.config import PeftConfig
-from manytune.methods.layer import adapter_layers
+from manytune.methods.layer import AdapterLayer
 from manytune.methods.mixed import PeftMixedModel
 from manytune.methods.model import PeftModel
 from manytune.methods.registry import method_of
 from manytune.methods.task_models import class_for
+from manytune.methods.walk import every_module
 
 
 def get_peft_model(
@@ -61,7 +62,7 @@ def get_peft_model(
                 stacklevel=2,
             )
         peft_config.revision = revision
-    if any(True for _ in adapter_layers(model)):
+    if any(isinstance(module, AdapterLayer) for module in every_module(model)):
         warnings.warn(
             "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
             "different config, make sure to call `.unload()` before.",

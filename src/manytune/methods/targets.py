@@ -172,7 +172,8 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
         if isinstance(module, (AdapterLayer, ModulesToSaveWrapper)):
             continue
-        children = [(f"{path}.{name}" if path else name, child) for name, child in module.named_children()]
+        dot = f"{path}." if path else ""
+        children = [(dot + name, child) for name, child in module._modules.items() if child is not None]
         stack.extend(reversed(children))
 
 

@@ -55,10 +55,11 @@ def lora_linear(
         bias = None if bias is None else _autocast(bias, dtype)
     keep = None
     if dropout > 0.0:
-        # The mask is drawn as torch's own dropout draws it, so that a run agrees with the unfused form.
-        keep = functional.dropout(torch.ones_like(x, dtype=lora_a.dtype), dropout)
+        # The mask is drawn as torch's own dropout draws it, so that a run agrees with the unfused form. It is held
+        # as one byte an element; x after dropout is made again in the backward pass.
+        keep = functional.dropout(torch.ones_like(x, dtype=lora_a.dtype), dropout) != 0
     result: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, lora_a, lora_b, scaling, keep
+        x, weight, bias, lora_a, lora_b, scaling, keep, dropout
     )
     return result
 
@@ -79,30 +80,26 @@ class _LoraLinear(torch.autograd.Function):
         lora_b: Tensor,
         scaling: float,
         keep: Tensor | None,
+        dropout: float,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        low_in = flat.to(lora_a.dtype)
-        if keep is not None:
-            keep = keep.reshape(low_in.shape)
-            low_in = low_in * keep
-        low = low_in @ lora_a.t()  # (N, r)
+        keep = None if keep is None else keep.reshape(flat.shape)
+        low = _dropped(flat.to(lora_a.dtype), keep, dropout) @ lora_a.t()  # (N, r)
         out = functional.linear(flat, weight, bias)  # (N, out)
         if out.dtype == low.dtype:
             out.addmm_(low, lora_b.t(), alpha=scaling)
         else:
             wide = torch.promote_types(out.dtype, low.dtype)
             out = torch.addmm(out.to(wide), low.to(wide), lora_b.t().to(wide), alpha=scaling).to(out.dtype)
-        # W's gradient needs x itself; A's needs x after dropout. Each is kept only for those who ask.
-        needs_weight, needs_a = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         ctx.save_for_backward(
-            flat if needs_weight or (needs_a and keep is None) else None,
+            flat if ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None,
             low if ctx.needs_input_grad[4] else None,
             weight,
             lora_a,
             lora_b,
             keep,
-            low_in if needs_a and keep is not None else None,
         )
+        ctx.dropout = dropout
         ctx.scaling = scaling
         ctx.x_shape = x.shape
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -110,7 +107,7 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, low, weight, lora_a, lora_b, keep, dropped = ctx.saved_tensors
+        flat, low, weight, lora_a, lora_b, keep = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_a, needs_b = ctx.needs_input_grad[:5]
         grad = grad.reshape(-1, grad.shape[-1])  # (N, out)
         low_grad_in = grad.to(lora_a.dtype)
@@ -123,11 +120,10 @@ class _LoraLinear(torch.autograd.Function):
             if keep is None and grad_x.dtype == grad_low.dtype:
                 grad_x.addmm_(grad_low, lora_a)
             else:
-                update = grad_low @ lora_a
-                grad_x = (grad_x + (update if keep is None else update * keep)).to(grad.dtype)
+                grad_x = (grad_x + _dropped(grad_low @ lora_a, keep, ctx.dropout)).to(grad.dtype)
             grad_x = grad_x.view(ctx.x_shape)
         if needs_a:
-            grad_a = grad_low.t() @ (flat.to(lora_a.dtype) if keep is None else dropped)
+            grad_a = grad_low.t() @ _dropped(flat.to(lora_a.dtype), keep, ctx.dropout)
         if needs_b:
             # uᵀ g, then transposed: a quarter of the time of gᵀ u.
             grad_b = (low.t() @ low_grad_in).mul_(ctx.scaling).t().contiguous()
@@ -135,4 +131,11 @@ class _LoraLinear(torch.autograd.Function):
             grad_weight = grad.t() @ flat
         if needs_bias:
             grad_bias = grad.sum(0)
-        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None
+        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None, None
+
+
+def _dropped(values: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
+    """What dropout leaves of some values, as torch scales it."""
+    if keep is None:
+        return values
+    return (values * torch.ones((), dtype=values.dtype).div_(1.0 - dropout)).mul_(keep)

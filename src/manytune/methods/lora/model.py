@@ -25,7 +25,6 @@ from manytune.methods.targets import (
     Selection,
     all_linear_targets,
     base_of,
-    candidates,
     default_targets,
     first_match,
     select,
@@ -87,9 +86,9 @@ class LoraModel(LayerTuner):
 
     def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
         """Attention that is adapted has its output projection adapted too, which alone it never calls."""
-        if not any(
-            isinstance(base_of(module), nn.MultiheadAttention) for _, module in candidates(self.model)
-        ):
+        parents = {path.rpartition(".")[0] for path, _ in chosen}
+        concerned = [*(base_of(module) for _, module in chosen), *map(self.model.get_submodule, parents)]
+        if not any(isinstance(module, nn.MultiheadAttention) for module in concerned):
             return chosen
         result = []
         for path, module in chosen:
