@@ -292,7 +292,7 @@ def main() -> None:
             print(paths[name].read_text(), flush=True)
     records = [Record(**json.loads(path.read_text())) for path in paths.values() if path.exists()]
     missing = [name for name in names if not paths[name].exists()]
-    text = table(records) + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
+    text = table(records) + (f"\n\nNot run yet: {'; '.join(missing)}." if missing else "")
     write_page(text)
     print(text)
 

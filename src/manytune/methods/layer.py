@@ -381,7 +381,7 @@ class AdapterLayer(nn.Module, ABC):
         # `model.to(...)` must move the pristine weights along with the merged ones.
         self._pristine = {key: fn(value) for key, value in self._pristine.items()}
         if self._packed is not None:
-            self._packed._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._packed._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:

@@ -45,7 +45,7 @@ def keep_differentiable(model: nn.Module) -> None:
                 "with AVX512-BF16), and gradients don't pass through it any more. Load the base again, and attach the "
                 "adapter before calling it."
             )
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        module.support_avx512bf16_for_cpu = False
 
 
 def readable(weight: Tensor) -> Tensor:
