@@ -69,7 +69,7 @@ class ResidentAdapter:
             return {}
         if self.manifest.template is not None:
             return {None: self.manifest.template}
-        return dict(self.manifest.templates or {})
+        return {**(self.manifest.templates or {})}
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ class MappedTensors(Mapping[str, Tensor]):
                 f"{path}: expected {self._data_start + self.nbytes:,} bytes, found {size:,}; it may have been cut off."
             )
         # Private: what is written to a view by mistake never reaches the file.
-        self._storage = torch.UntypedStorage.from_file(str(path), False, size)
+        self._storage: Any = torch.UntypedStorage.from_file(str(path), False, size)
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
         start = self._data_start + place.start
         if start % place.dtype.itemsize:
             # Written by something that doesn't align its header; tensors must begin at multiples of their items.
-            raw = torch.empty(0, dtype=torch.uint8).set_(self._storage, start, (place.size,))
+            raw: Tensor = torch.empty(0, dtype=torch.uint8).set_(self._storage, start, (place.size,), (1,))
             return raw.clone().view(place.dtype).view(place.shape)
-        return torch.empty(0, dtype=place.dtype).set_(  # type: ignore[no-any-return]
+        return torch.empty(0, dtype=place.dtype).set_(
             self._storage, start // place.dtype.itemsize, place.shape, place.stride
         )
 

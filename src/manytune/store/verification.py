@@ -91,7 +91,8 @@ def _effect(path: Path, base: Base) -> float:
 @torch.no_grad()
 def _last_logits(model: Any, base: Base) -> Tensor:
     """The logits after tokens from all over the vocabulary; a soft prompt before them doesn't shift the last one."""
-    vocabulary = base.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    embeddings: Any = base.model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
     ids = torch.linspace(0, vocabulary - 1, _PROBE_TOKENS, device=base.model.device).long()[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.is_encoder_decoder:
