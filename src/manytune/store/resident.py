@@ -69,7 +69,7 @@ class ResidentAdapter:
             return {}
         if self.manifest.template is not None:
             return {None: self.manifest.template}
-        return {**(self.manifest.templates or {})}
+        return {task: parts for task, parts in (self.manifest.templates or {}).items()}
 
 
 @dataclass(frozen=True)
