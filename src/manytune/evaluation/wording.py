@@ -116,6 +116,17 @@ def basis_sentence(evaluation: Evaluation) -> str:
     return f"{asked}, the same for every system."
 
 
+def between_systems(evaluation: Evaluation) -> list[str]:
+    """What the tests of the deciding metric say of pairs without the baseline, a sentence each."""
+    metric, baseline = METRICS[evaluation.primary], evaluation.results[0].name
+    return [
+        f"{claim(found)}: {signed(found.difference, metric)} {metric.label} "
+        f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)})."
+        for found in evaluation.comparisons
+        if found.metric == metric.name and found.baseline != baseline
+    ]
+
+
 def share_text(found: GainShare) -> str:
     """A share of the gain with its interval, such as `97% (88–106%)`; a dash where there is no gain to share."""
     if found.share is None:

@@ -5,6 +5,7 @@ import re
 import pytest
 from tests.evaluation.report.whole import whole
 
+from manytune.evaluation.report import render_report
 from manytune.evaluation.report.axes import linear, logarithmic, short
 from manytune.evaluation.report.gains import change_charts, gain_charts, rank_chart
 from manytune.evaluation.report.latex import escape, render_latex
@@ -31,6 +32,13 @@ def test_markdown_has_every_part_and_tables_of_equal_rows(evaluation):
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "**lora** is enough." in text
+
+
+def test_pairs_without_the_base_are_said_in_words(evaluation):
+    text = render_markdown(evaluation, title="x")
+    assert re.search(r"^- lora is .*full.*: [+−]0\.\d+ ROUGE-1 \(.*; p [=<] .*\)\.$", text, re.MULTILINE)
+    page = render_report(evaluation, title="x")
+    assert "Between the systems" in page
 
 
 def test_a_latex_table_has_a_row_a_system_and_marks_what_the_test_found(evaluation):

@@ -10,6 +10,7 @@ from manytune.evaluation.wording import (
     DASH,
     MARKS,
     basis_sentence,
+    between_systems,
     claim,
     correction_sentence,
     count,
@@ -77,8 +78,10 @@ def _scores(evaluation: Evaluation) -> list[str]:
     signs = ", ".join(f"{mark} {word}" for word, mark in MARKS.items())
     level = f"{evaluation.inference.level:.0%}"
     note = f"In brackets {level} intervals over prompts. Against {evaluation.results[0].name}: {signs}."
+    pairs = [f"- {sentence}" for sentence in between_systems(evaluation)]
     sentences = [note, correction_sentence(evaluation), seeds_sentence(evaluation)]
-    return ["## Scores", "", *table(heads, rows), " ".join(found for found in sentences if found), ""]
+    text = " ".join(found for found in sentences if found)
+    return ["## Scores", "", *table(heads, rows), text, "", *pairs, *([""] if pairs else [])]
 
 
 def _shares(evaluation: Evaluation) -> list[str]:

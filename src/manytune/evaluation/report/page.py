@@ -17,6 +17,7 @@ from manytune.evaluation.results import Cost, Evaluation
 from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
+    between_systems,
     claim,
     correction_sentence,
     count,
@@ -67,6 +68,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         share_rows=_share_rows(evaluation),
         task_rows=_task_rows(evaluation),
         shared_gain=share_sentence(evaluation),
+        pairs=between_systems(evaluation),
         notes=[one for one in (seeds_sentence(evaluation), correction_sentence(evaluation)) if one],
         tasks=sorted({item.task for item in evaluation.items if item.task is not None}),
         names=[result.name for result in evaluation.results],
