@@ -169,7 +169,7 @@ def change_charts(evaluation: Evaluation) -> list[ChangeChart]:
             *(end for one in found for end in (one.low, one.high, one.difference) if end is not None),
         ]
         finite = [end for end in ends if math.isfinite(end)]
-        axis = linear(min(finite), max(finite), about=4)
+        axis = linear(min(finite), max(finite), about=3)
         charts.append(
             ChangeChart(
                 probe.name,
