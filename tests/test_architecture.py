@@ -21,7 +21,8 @@ ALLOWED = {
     "training": {"data", "methods", "store"},
     "evaluation": {"data", "store"},
     "engine": {"store", "methods"},
-    "server": {"engine", "store", "methods"},
+    # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
+    "server": {"engine", "data", "store", "methods"},
     "cluster": {"training", "data", "methods", "store"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "methods"},

@@ -12,6 +12,7 @@
     ├── RecipeError                      a recipe's keys and values
     ├── RunError                         a training run
     ├── RequestError                     a request to generate
+    ├── ServeError                       a server can't start as asked
     └── StoreError                       adapters on disk
 
     PeftWarning, DataWarning             warnings of the same origin
@@ -80,6 +81,10 @@ class RunError(ManytuneError, RuntimeError):
 
 class RequestError(ManytuneError, ValueError):
     """A request to the engine has an unusable value, or can never be run."""
+
+
+class ServeError(ManytuneError, RuntimeError):
+    """A server can't start as it was asked to, or its file of keys can't be used."""
 
 
 class StoreError(ManytuneError, OSError):

@@ -131,6 +131,10 @@ class AdapterStore:
         # An adapter that another process removes meanwhile isn't listed.
         return tuple(sorted((e for e in found if e is not None), key=lambda e: (not e.names, e.names, e.id)))
 
+    def names(self) -> dict[str, str]:
+        """All names, sorted, with the content hashes that they stand for."""
+        return dict(sorted((name, own) for own, called in self._labels("names").items() for name in called))
+
     # -- writing
 
     def add(

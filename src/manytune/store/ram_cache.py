@@ -128,6 +128,12 @@ class AdapterCache:
         with self._lock:
             return own not in self._pins and self._drop(own)
 
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """The content hashes of the adapters in memory."""
+        with self._lock:
+            return tuple(self._resident)
+
     def counters(self) -> CacheCounters:
         """What the cache has done so far, and how it stands."""
         with self._lock:

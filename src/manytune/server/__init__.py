@@ -1,0 +1,1 @@
+"""Many adapters of one base behind one OpenAI-compatible address."""

@@ -1,0 +1,194 @@
+"""Who asks: API keys with a tenant each, the adapters that they may use, and their limits."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from manytune.errors import ServeError
+from manytune.server.refusals import Refusal
+
+
+class Key(BaseModel):
+    """One entry of a file of keys.
+
+    Attributes:
+        name: For the log.
+        sha256: Of the key, in hexadecimal digits; the key itself is nowhere in the file.
+        tenant: Who shares the engine fairly with the other tenants; the name if it isn't given.
+        models: Patterns of the models that it may ask, such as `support-*`; the base is one of them.
+        requests_per_minute: None for no limit.
+        concurrent: Requests at once; None for no limit.
+        admin: Whether it may load and unload adapters, and read the metrics.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tenant: str = ""
+    models: tuple[str, ...] = ("*",)
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    admin: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_tenant(cls, values: object) -> object:
+        if isinstance(values, dict) and not values.get("tenant"):
+            return {**values, "tenant": values.get("name", "")}
+        return values
+
+
+class _KeyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    keys: Annotated[list[Key], Field(min_length=1)]
+
+
+class Principal:
+    """Who has been recognised, with the state of the limits.
+
+    Args:
+        key: Whose; None on a server without keys.
+    """
+
+    def __init__(self, key: Key | None) -> None:
+        self.key = key
+        self.name = "anonymous" if key is None else key.name
+        self.tenant = "default" if key is None else key.tenant
+        self.is_admin = key is not None and key.admin
+        self._running = 0
+        self._tokens = float(key.requests_per_minute or 0) if key is not None else 0.0
+        self._filled = time.monotonic()
+
+    def may_ask(self, model: str) -> bool:
+        """Whether a model is among those of the key."""
+        return self.key is None or any(fnmatch.fnmatchcase(model, pattern) for pattern in self.key.models)
+
+    def check_model(self, model: str) -> None:
+        """Refuse a model that isn't the key's.
+
+        Raises:
+            Refusal: 404, as for a model that doesn't exist: which there are is nobody's business.
+        """
+        if not self.may_ask(model):
+            raise Refusal(
+                404,
+                f"there is no model {model[:100]!r}; GET /v1/models lists them.",
+                code="model_not_found",
+                param="model",
+            )
+
+    def enter(self) -> None:
+        """Count a request in.
+
+        Raises:
+            Refusal: 429 if there are too many at once, or too many in a minute.
+        """
+        if self.key is None:
+            return
+        if self.key.concurrent is not None and self._running >= self.key.concurrent:
+            raise Refusal(
+                429,
+                f"this key may have {self.key.concurrent} requests at once.",
+                code="concurrency_limit_exceeded",
+                retry_after=1,
+            )
+        if self.key.requests_per_minute is not None:
+            self._take(self.key.requests_per_minute)
+        self._running += 1
+
+    def leave(self) -> None:
+        """Count a request out."""
+        if self.key is not None:
+            self._running -= 1
+
+    def _take(self, per_minute: int) -> None:
+        now = time.monotonic()
+        self._tokens = min(per_minute, self._tokens + (now - self._filled) * per_minute / 60)
+        self._filled = now
+        if self._tokens < 1:
+            raise Refusal(
+                429,
+                f"this key may make {per_minute} requests a minute.",
+                code="rate_limit_exceeded",
+                retry_after=math.ceil((1 - self._tokens) * 60 / per_minute),
+            )
+        self._tokens -= 1
+
+
+class Keys:
+    """All keys of a server; none means that everybody who reaches it may ask, and nobody administer."""
+
+    def __init__(self, keys: Sequence[Key] = ()) -> None:
+        self._principals = [Principal(key) for key in keys]
+        self._digests = [bytes.fromhex(key.sha256) for key in keys]
+        self._anonymous = Principal(None)
+
+    def __len__(self) -> int:
+        return len(self._principals)
+
+    def recognise(self, authorization: str | None) -> Principal:
+        """Whose key a request brings.
+
+        Args:
+            authorization: The header of this name, `Bearer KEY`.
+
+        Raises:
+            Refusal: 401 if there are keys, and it brings none of them.
+        """
+        if not self._principals:
+            return self._anonymous
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        found = None
+        # All are compared, so that the time says nothing about which one is close.
+        for principal, own in zip(self._principals, self._digests, strict=True):
+            if hmac.compare_digest(digest, own):
+                found = principal
+        if found is None or scheme.lower() != "bearer":
+            raise Refusal(
+                401,
+                "this server needs an API key, as in `Authorization: Bearer KEY`.",
+                code="invalid_api_key",
+            )
+        return found
+
+
+def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
+    """Keys from a file of JSON, from `MANYTUNE_API_KEY` and from `MANYTUNE_ADMIN_KEY`.
+
+    Raises:
+        ServeError: The file can't be used, or a key stands for two.
+    """
+    keys = [] if file is None else list(_read(file))
+    for variable, admin in (("MANYTUNE_API_KEY", False), ("MANYTUNE_ADMIN_KEY", True)):
+        if secret := environment.get(variable, ""):
+            digest = hashlib.sha256(secret.encode()).hexdigest()
+            keys.append(Key(name=variable, sha256=digest, tenant=variable, admin=admin))
+    if len({key.sha256 for key in keys}) < len(keys):
+        raise ServeError("two API keys are the same; each needs its own.")
+    return Keys(keys)
+
+
+def _read(file: Path) -> list[Key]:
+    try:
+        return _KeyFile.model_validate(json.loads(file.read_text(encoding="utf-8"))).keys
+    except OSError as error:
+        raise ServeError(f"{file}: the keys can't be read: {error.strerror}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ServeError(f"{file}: {where}: {first['msg']}.") from None
+    except ValueError as error:
+        raise ServeError(f"{file}: expected JSON: {error}.") from None

@@ -1,0 +1,132 @@
+"""The engine's outputs in the shapes of OpenAI's answers."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from manytune.engine.request import FinishReason, Output, TokenLogprobs, Usage
+
+Decode = Callable[[int], str]
+
+
+@dataclass
+class Collected:
+    """One answer as far as it has come.
+
+    Attributes:
+        text: Its text.
+        logprobs: Of its tokens without the end token, if they were asked for.
+        reason: Why it ended; None while it goes on.
+        usage: What it took.
+    """
+
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    reason: FinishReason | None = None
+    usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
+
+    def add(self, output: Output, end_ids: frozenset[int]) -> list[TokenLogprobs]:
+        """Take an event; returns the log probabilities that it brought to the answer."""
+        self.text += output.text
+        self.reason = output.finish_reason
+        self.usage = output.usage
+        if output.logprobs is None or output.token_id in end_ids:
+            return []
+        self.logprobs.append(output.logprobs)
+        return [output.logprobs]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What all parts of one answer have in common.
+
+    Attributes:
+        kind: `"chatcmpl"` or `"cmpl"`.
+        model: The name that was asked.
+        fingerprint: Which version of it answers.
+        id: The answer's.
+        created: When, in seconds since 1970.
+    """
+
+    kind: str
+    model: str
+    fingerprint: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def around(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """An object with these choices."""
+        return {
+            "id": f"{self.kind}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+            **more,
+        }
+
+
+def usage_of(answers: Iterable[Collected], prompts: Iterable[Collected]) -> dict[str, Any]:
+    """Counts of tokens.
+
+    Args:
+        answers: All of them.
+        prompts: One answer to each prompt: a prompt counts once, however many answers it has.
+    """
+    asked = list(prompts)
+    prompt = sum(one.usage.prompt_tokens for one in asked)
+    completion = sum(one.usage.completion_tokens for one in answers)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(one.usage.cached_tokens for one in asked)},
+    }
+
+
+def chat_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode) -> dict[str, Any]:
+    """Log probabilities as chat has them."""
+    return {
+        "content": [
+            {
+                **_token(one.token_id, one.logprob, decode),
+                "top_logprobs": [_token(token, logprob, decode) for token, logprob in one.top],
+            }
+            for one in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def text_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode, *, offset: int = 0) -> dict[str, Any]:
+    """Log probabilities as completions have them; `offset` is where the first token's text begins."""
+    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for one in tokens:
+        text = decode(one.token_id)
+        found["tokens"].append(text)
+        found["token_logprobs"].append(one.logprob)
+        found["top_logprobs"].append({decode(token): logprob for token, logprob in one.top})
+        found["text_offset"].append(offset)
+        offset += len(text)
+    return found
+
+
+def event(content: object) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+
+
+def _token(token: int, logprob: float, decode: Decode) -> dict[str, Any]:
+    text = decode(token)
+    # A token that is a part of a character has no text of its own.
+    whole = "\ufffd" not in text
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

@@ -1,0 +1,126 @@
+"""What a server counts, for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from manytune.engine.request import Output
+from manytune.server.loop import EngineLoop
+from manytune.store.ram_cache import AdapterCache
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """Counts per model, and the engine's and the cache's own counters, read when they are asked for.
+
+    Args:
+        loop: Runs the engine.
+        cache: Holds the adapters in memory.
+    """
+
+    def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
+        self._registry = CollectorRegistry()
+        own = self._registry
+        self.requests = Counter(
+            "manytune_requests",
+            "Requests to the engine that ended, by how.",
+            ["model", "outcome"],
+            registry=own,
+        )
+        self.refusals = Counter(
+            "manytune_refusals", "Requests refused, by HTTP status.", ["status"], registry=own
+        )
+        self.prompt_tokens = Counter("manytune_prompt_tokens", "Tokens of prompts.", ["model"], registry=own)
+        self.answer_tokens = Counter(
+            "manytune_completion_tokens", "Tokens of answers.", ["model"], registry=own
+        )
+        self.first_token = Histogram(
+            "manytune_time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.next_token = Histogram(
+            "manytune_inter_token_seconds",
+            "Between tokens of an answer.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        own.register(_States(loop, cache))
+
+    def text(self) -> bytes:
+        """In Prometheus' format."""
+        return generate_latest(self._registry)
+
+
+class Timing:
+    """Notes one request's tokens as they come.
+
+    Args:
+        metrics: Where they are counted.
+        model: The name of the model.
+    """
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._last = time.perf_counter()
+        self._begun = False
+
+    def note(self, output: Output) -> None:
+        """Count one event."""
+        now = time.perf_counter()
+        if output.token_id is not None:
+            histogram = self._metrics.next_token if self._begun else self._metrics.first_token
+            histogram.labels(self._model).observe(now - self._last)
+            self._begun, self._last = True, now
+        if output.finish_reason is not None:
+            self.end(output.finish_reason)
+            self._metrics.prompt_tokens.labels(self._model).inc(output.usage.prompt_tokens)
+            self._metrics.answer_tokens.labels(self._model).inc(output.usage.completion_tokens)
+
+    def end(self, outcome: str) -> None:
+        """Count how the request ended."""
+        self._metrics.requests.labels(self._model, outcome).inc()
+
+
+class _States(Collector):
+    def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
+        self._loop = loop
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        engine, cache = self._loop.counters, self._cache.counters()
+        for name, text, value in (
+            ("running_requests", "Requests in the batch.", engine.running),
+            ("waiting_requests", "Requests that wait for a place in the batch.", engine.waiting),
+            ("kv_tokens", "Tokens in the cache of keys and values.", engine.kv_tokens),
+            ("kv_budget_tokens", "Tokens that it has room for.", engine.kv_budget_tokens),
+            ("adapters_in_batch", "Adapters with weights in the batch's slots.", engine.adapters_in_slots),
+            ("adapters_resident", "Adapters in memory.", cache.resident),
+            ("adapters_pinned", "Adapters in memory that can't make room now.", cache.pinned),
+            ("adapter_bytes", "Size of the adapters in memory.", cache.nbytes),
+            ("adapter_budget_bytes", "What that may come to.", cache.budget),
+        ):
+            yield GaugeMetricFamily(f"manytune_{name}", text, value)
+        for name, text, count in (
+            ("steps", "Forwards of the model.", engine.steps),
+            (
+                "prefix_cached_tokens",
+                "Tokens of prompts that came from cached beginnings.",
+                engine.cached_tokens,
+            ),
+            ("adapter_hits", "Requests that found their adapter in memory.", cache.hits),
+            ("adapter_loads", "Loads of adapters into memory.", cache.misses + cache.prefetched),
+            ("adapter_evictions", "Adapters that made room for others.", cache.evictions),
+            ("adapter_load_seconds", "Time spent loading adapters.", cache.load_seconds),
+        ):
+            yield CounterMetricFamily(f"manytune_{name}", text, count)

@@ -1,0 +1,112 @@
+"""From what a client sends to the tokens that an adapter was trained on."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+
+from manytune.data.encode import Encoder
+from manytune.data.templates import PromptTemplate, Segment
+from manytune.server.refusals import Refusal
+from manytune.store.base import Base
+from manytune.store.manifest import Manifest
+
+
+class Prompts:
+    """Makes prompts as training did: the encoding is the adapter's, and so is the template for fields.
+
+    Args:
+        base: Whose tokenizer it is. A copy of it is used, as the engine decodes with the original in another thread.
+        max_chars: The longest text to tokenize.
+    """
+
+    def __init__(self, base: Base, *, max_chars: int) -> None:
+        self._tokenizer = copy.deepcopy(base.tokenizer)
+        self._max_chars = max_chars
+        self._lock = threading.Lock()
+        self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
+        self._chat = Encoder(self._tokenizer, max_length=None)  # plain again without a chat template
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion in one of the encodings."""
+        return tuple(sorted({self._plain.end_id, self._chat.end_id}))
+
+    def token_text(self, token: int) -> str:
+        """The text of one token, a special one's name included."""
+        with self._lock:
+            return str(self._tokenizer.decode([token]))
+
+    def conversation(self, segments: Sequence[Segment], manifest: Manifest | None) -> tuple[int, ...]:
+        """The tokens of messages, in an adapter's own encoding; in the tokenizer's for the base.
+
+        Raises:
+            Refusal: It is too long.
+            TemplateError: The chat template refuses the messages.
+        """
+        self._check_length(segment.text for segment in segments)
+        encoder = self._plain if manifest is not None and manifest.encoding == "plain" else self._chat
+        with self._lock:
+            return encoder.prompt_ids(segments)
+
+    def text(self, text: str) -> tuple[int, ...]:
+        """The tokens of bare text, after a BOS token if the tokenizer adds one."""
+        self._check_length([text])
+        with self._lock:
+            return self._plain.prompt_ids([Segment("user", text)])
+
+    def fields(
+        self, fields: Mapping[str, object], task: str | None, manifest: Manifest | None
+    ) -> tuple[int, ...]:
+        """The tokens of an adapter's own template with fields in it.
+
+        Raises:
+            Refusal: The adapter has no template, or several and none was chosen.
+            TemplateError: A field is missing, or isn't text.
+        """
+        template = template_of(manifest, task)
+        return self.conversation(template.render_prompt(fields), manifest)
+
+    def _check_length(self, texts: object) -> None:
+        length = sum(map(len, texts))  # type: ignore[call-overload]
+        if length > self._max_chars:
+            raise Refusal(
+                400,
+                f"the prompt has {length:,} characters; this server takes {self._max_chars:,}.",
+                code="context_length_exceeded",
+            )
+
+
+def template_of(manifest: Manifest | None, task: str | None) -> PromptTemplate:
+    """The template that an adapter was trained with.
+
+    Raises:
+        Refusal: There is none, or there are several and `task` names none of them.
+    """
+    if manifest is None or (manifest.template is None and manifest.templates is None):
+        raise Refusal(
+            400,
+            "fields go through the prompt template of an adapter, and this model has none; send messages or a prompt.",
+            code="no_template",
+            param="fields",
+        )
+    if manifest.template is not None:
+        if task is not None:
+            raise Refusal(
+                400,
+                "this adapter was trained on a single task without a name; leave task out.",
+                code="unknown_task",
+                param="task",
+            )
+        return PromptTemplate.from_dict(manifest.template)
+    templates = manifest.templates or {}
+    if task not in templates:
+        raise Refusal(
+            400,
+            f"this adapter was trained on several tasks; set task to one of {', '.join(templates)}"
+            + (f", not {task!r}." if task is not None else "."),
+            code="unknown_task",
+            param="task",
+        )
+    return PromptTemplate.from_dict(templates[task])

@@ -1,0 +1,81 @@
+"""`/v1/models`: the base and the adapters that a key may ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from fastapi import APIRouter, Request
+
+from manytune.data.rendering import named_fields
+from manytune.server.asking import Service
+from manytune.server.auth import Principal
+from manytune.store.library import StoreEntry
+
+router = APIRouter(prefix="/v1/models")
+
+
+@router.get("")
+async def list_models(http: Request) -> dict[str, Any]:
+    """All models that the key may ask, the base first."""
+    service: Service = http.app.state.service
+    principal: Principal = http.state.principal
+    adapters = await asyncio.to_thread(lambda: list(service.adapters.entries()))
+    every = [_base(service), *(_model(name, entry, service) for name, entry in adapters)]
+    return {"object": "list", "data": [model for model in every if principal.may_ask(model["id"])]}
+
+
+@router.get("/{name}")
+async def show_model(name: str, http: Request) -> dict[str, Any]:
+    """One model."""
+    service: Service = http.app.state.service
+    http.state.principal.check_model(name)
+    if name == service.settings.base_name:
+        return _base(service)
+    own = await asyncio.to_thread(service.adapters.resolve, name)
+    return _model(name, await asyncio.to_thread(service.adapters.store.entry, own), service)
+
+
+def _base(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.settings.base_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "manytune",
+        "parent": None,
+    }
+
+
+def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
+    """A model with what can be asked of it: beyond OpenAI's keys, its version and the fields of its template."""
+    manifest = entry.manifest
+    named = {None: manifest.template} if manifest.template is not None else dict(manifest.templates or {})
+    return {
+        "id": name,
+        "object": "model",
+        "created": _seconds(manifest.created),
+        "owned_by": "manytune",
+        "parent": service.settings.base_name,
+        "root": entry.id,
+        "method": manifest.method,
+        "fields": sorted({one for parts in named.values() for one in _fields(parts)}),
+        "tasks": [task for task in named if task is not None],
+    }
+
+
+def _fields(parts: Mapping[str, str]) -> frozenset[str]:
+    texts = [parts[part] for part in ("prompt", "system") if part in parts]
+    try:
+        return frozenset().union(*map(named_fields, texts)) - {"fields"}
+    except jinja2.TemplateError:  # somebody else's adapter; whoever sends it fields is told
+        return frozenset()
+
+
+def _seconds(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:
+        return 0

@@ -1,0 +1,272 @@
+"""What requests may say. Every field of OpenAI's is honoured or refused by name; none is ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from manytune.data.templates import Segment
+from manytune.engine.request import SamplingParams
+from manytune.server.refusals import Refusal
+
+_Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+_Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class _Body(BaseModel):
+    """A request body without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    #: OpenAI's fields that this server doesn't implement, each with the values that ask for nothing.
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_by_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name, neutral in cls.refused.items():
+            if name in values and values[name] is not None and values[name] not in neutral:
+                raise Refusal(
+                    400,
+                    f"{name} isn't implemented by this server; leave it out.",
+                    code="unsupported_parameter",
+                    param=name,
+                )
+        # Clients send null for what they leave out.
+        return {
+            name: value for name, value in values.items() if value is not None and name not in cls.refused
+        }
+
+
+class StreamOptions(_Body):
+    """What a stream brings beside text."""
+
+    refused = {"include_obfuscation": (False,)}
+    include_usage: bool = False
+
+
+class Sampling(_Body):
+    """How tokens are chosen; the same in all routes."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1)
+    stop: str | _Stops | None = None
+    seed: _Seed | None = None
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=1024)
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, max_length=200, description="Goes into the log.")
+    # Not OpenAI's.
+    top_k: int | None = Field(None, ge=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise Refusal(
+                400, "stream_options goes with stream=true.", code="invalid_value", param="stream_options"
+            )
+        return self
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """The limit that was asked for."""
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many likeliest tokens to report at each place; None for no log probabilities."""
+        return None
+
+    def params(self, max_new_tokens: int, choice: int) -> SamplingParams:
+        """For the engine.
+
+        Args:
+            max_new_tokens: The limit.
+            choice: Which of the answers to one prompt; a seed is counted on by it.
+        """
+        return SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            stop=()
+            if self.stop is None
+            else (self.stop,)
+            if isinstance(self.stop, str)
+            else tuple(self.stop),
+            logit_bias=_biases(self.logit_bias),
+            logprobs=self.wanted_logprobs,
+            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+        )
+
+
+class TextPart(_Body):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Body):
+    """One turn of a conversation."""
+
+    refused = {
+        "name": (),
+        "tool_calls": ([],),
+        "tool_call_id": (),
+        "function_call": (),
+        "refusal": (),
+        "audio": (),
+        "annotations": ([],),
+    }
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def segment(self) -> Segment:
+        """As training has it."""
+        role: Literal["system", "user", "assistant"] = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Segment(role, text)
+
+
+_REFUSED_IN_CHAT: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (),
+    "prediction": (),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "safety_identifier": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+
+class Conversation(Sampling):
+    """Messages, or fields for an adapter's own template."""
+
+    messages: list[Message] = Field(default_factory=list, max_length=1000)
+    fields: dict[str, Any] | None = Field(
+        None, description="For the adapter's own prompt template, in place of messages."
+    )
+    task: str | None = Field(None, description="Whose template, for an adapter trained on several tasks.")
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if bool(self.messages) == (self.fields is not None):
+            raise Refusal(400, "give either messages or fields.", code="invalid_value", param="messages")
+        if self.task is not None and self.fields is None:
+            raise Refusal(
+                400, "task chooses a template for fields; there are none.", code="invalid_value", param="task"
+            )
+        if (
+            None not in (self.max_tokens, self.max_completion_tokens)
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise Refusal(
+                400,
+                "max_tokens and max_completion_tokens differ; give one.",
+                code="invalid_value",
+                param="max_tokens",
+            )
+        return self
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """The limit that was asked for."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class ChatRequest(Conversation):
+    """`POST /v1/chat/completions`."""
+
+    refused = _REFUSED_IN_CHAT
+    model: str
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _logprobs_together(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Refusal(
+                400, "top_logprobs goes with logprobs=true.", code="invalid_value", param="top_logprobs"
+            )
+        return self
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many likeliest tokens to report at each place; None for no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompareRequest(Conversation):
+    """`POST /v1/compare`: one prompt for many models at once."""
+
+    refused = {**_REFUSED_IN_CHAT, "n": (1,)}
+    models: list[str] = Field(min_length=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    stream: bool = True
+
+
+class CompletionRequest(Sampling):
+    """`POST /v1/completions`."""
+
+    refused = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+    model: str
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        """How many likeliest tokens to report at each place; None for no log probabilities."""
+        return self.logprobs
+
+    def prompts(self) -> list[str | list[int]]:
+        """One or more, each text or tokens."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [[token for token in self.prompt if isinstance(token, int)]]
+        prompts: list[str | list[int]] = [one for one in self.prompt if not isinstance(one, int)]
+        if not prompts:
+            raise Refusal(400, "prompt is empty.", code="invalid_value", param="prompt")
+        return prompts
+
+
+def _biases(given: dict[str, float]) -> dict[int, float]:
+    found = {}
+    for token, bias in given.items():
+        if not token.isascii() or not token.isdigit() or len(token) > 9 or not -100 <= bias <= 100:
+            raise Refusal(
+                400,
+                f"logit_bias: expected token ids with numbers from -100 to 100, found {token[:20]!r}: {bias}.",
+                code="invalid_value",
+                param="logit_bias",
+            )
+        found[int(token)] = bias
+    return found
