@@ -154,8 +154,10 @@ def engine_attention_forward(
     if n:
         # The queries that share a head of keys stand where several positions of one head would.
         q = query[0, :, :n].transpose(0, 1).reshape(n, -1, groups, size)
-        mask = step.decode_mask(sliding_window, query.dtype)
-        found = _attend(q, keys[:n, :, : step.longest], values[:n, :, : step.longest], mask, scaling, softcap)
+        visible = step.decode_mask(sliding_window, query.dtype)
+        found = _attend(
+            q, keys[:n, :, : step.longest], values[:n, :, : step.longest], visible, scaling, softcap
+        )
         out[:n] = found.reshape(n, heads, size)
     for index, stretch in enumerate(step.stretches):
         end = stretch.start + stretch.count

@@ -317,7 +317,7 @@ class Engine:
     def _beginning(self, request: Request, snapshot: Snapshot | None) -> tuple[bytes, ...]:
         if not self._keeps_prefixes:
             return ()
-        return block_keys(request.tenant, snapshot and snapshot.id, request.prompt_ids)
+        return block_keys(request.tenant, None if snapshot is None else snapshot.id, request.prompt_ids)
 
     def _begin(self, entry: Entry) -> None:
         request, snapshot = entry.request, entry.snapshot

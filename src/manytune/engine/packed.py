@@ -7,8 +7,9 @@ much memory again as the layers; results differ from the plain ones by rounding 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class _Pack:
         return result
 
 
-def _packed(modules: list[nn.Module], paths: list[str]) -> dict[str, Forward]:
+def _packed(modules: Sequence[Any], paths: list[str]) -> dict[str, Forward]:
     weights = [module.get_parameter("weight").detach() for module in modules]
     biases = [None if module.bias is None else module.bias.detach() for module in modules]
     bias = None
