@@ -81,7 +81,7 @@ class Trial:
     @property
     def step_seconds(self) -> float:
         """Seconds of one optimizer step, validation not counted."""
-        seconds = [scores["tokens"] / scores["tokens_per_second"] for scores in self.scores()]
+        seconds = [float(scores["tokens"]) / float(scores["tokens_per_second"]) for scores in self.scores()]
         return sum(seconds) / self.steps
 
     def cost(self) -> Cost:
