@@ -47,7 +47,9 @@ def each_with_its_own(
         return
     names = list(adapter_names)
     # The tuner's own index: looking through the model's modules would take longer with every adapter.
-    layers = [*tuner._layers.values(), *tuner._saved.values()] if isinstance(tuner, LayerTuner) else []
+    layers: list[AdapterLayer | ModulesToSaveWrapper] = []
+    if isinstance(tuner, LayerTuner):
+        layers = [*tuner._layers.values(), *tuner._saved.values()]
     _check(tuner, layers, names)
     size = _batch_size([*args, *kwargs.values()])
     if size is not None and size != len(names):
