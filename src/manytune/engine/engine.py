@@ -51,7 +51,7 @@ class Engine:
         prefix_cache_tokens: Tokens of prompts whose keys and values are kept for prompts that begin alike; 0 for none.
         end_ids: Tokens that end an answer besides the model's and the tokenizer's own.
         weights: `"packed"` keeps, on a CPU, a second copy of the linear layers' weights in the order that is multiplied
-            fastest; `"int8"` and `"int4"` keep one in fewer bits, which answers a few requests sooner and rounds;
+            fastest; `"int8"` and `"int4"` keep one in fewer bits, which rounds;
             `"plain"` keeps none.
 
     Raises:
