@@ -30,6 +30,7 @@ class Watcher:
         self._loop = loop
         self._seconds = seconds
         self._seen = adapters.names()
+        self._former: set[str] = set()  # versions that may still be in memory, as requests were using them
         self._looking = asyncio.Lock()
 
     async def run(self) -> None:
@@ -53,7 +54,10 @@ class Watcher:
             }
             if any(changed.values()):
                 _log.info("the store has changed", extra={"noted": changed})
-                await asyncio.to_thread(self._follow, changed, before, now)
+                await asyncio.to_thread(self._follow, changed, before)
+            self._former = (self._former & set(self._adapters.cache.resident)) - set(now.values())
+            for own in self._former:
+                self._adapters.drop(own)
             await self.forget_absent()
             return changed
 
@@ -69,7 +73,7 @@ class Watcher:
         if self._loop.is_ready:
             await self._loop.call(forget)
 
-    def _follow(self, changed: dict[str, list[str]], before: dict[str, str], now: dict[str, str]) -> None:
+    def _follow(self, changed: dict[str, list[str]], before: dict[str, str]) -> None:
         resident = set(self._adapters.cache.resident)
         for name in changed["updated"]:
             try:
@@ -81,6 +85,4 @@ class Watcher:
                 _log.error("the new version of %s can't be used: %s", name, error)
         for name in changed["removed"]:
             self._adapters.unpin(name)
-        for name in (*changed["updated"], *changed["removed"]):
-            if before[name] not in now.values():
-                self._adapters.drop(before[name])
+        self._former.update(before[name] for name in (*changed["updated"], *changed["removed"]))
