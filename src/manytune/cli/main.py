@@ -19,7 +19,18 @@ from manytune.errors import ManytuneError
 
 # In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
 # needs inside the command, so that `manytune --help` answers at once.
-COMMAND_MODULES = ("demo", "data", "train", "evaluate", "compare", "sweep", "generate", "adapters")
+COMMAND_MODULES = (
+    "demo",
+    "data",
+    "train",
+    "evaluate",
+    "compare",
+    "sweep",
+    "generate",
+    "chat",
+    "adapters",
+    "serve",
+)
 
 
 class _ErrorBoundary(TyperGroup):

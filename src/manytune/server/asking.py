@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from manytune.server.refusals import Refusal, refusal_of
 from manytune.server.schema import Sampling
 from manytune.server.settings import Settings
 from manytune.store.manifest import Manifest
+
+_log = logging.getLogger("manytune.server.prompts")
 
 #: Makes a prompt's tokens for the adapter with a manifest, or for the base.
 PromptMaker = Callable[[Manifest | None], tuple[int, ...]]
@@ -153,6 +156,9 @@ async def ask(service: Service, http: HttpRequest, body: Sampling, wanted: Seque
     for name in dict.fromkeys(one.model for one in wanted):
         principal.check_model(name)
     service.loop.check_room(len(wanted))
+    if service.settings.log_prompts:
+        asked = body.model_dump(include={"messages", "fields", "prompt"}, exclude_none=True)
+        _log.info("prompt", extra={"noted": {"request_id": http.state.noted["request_id"], **asked}})
     answers = Answers(service)
     try:
         await answers._submit(wanted, body, principal)

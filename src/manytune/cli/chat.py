@@ -1,0 +1,99 @@
+"""`manytune chat`: a conversation in the terminal, with an adapter or the plain base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from manytune.engine.engine import Engine
+    from manytune.engine.request import Request
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("chat")(chat)
+
+
+def chat(
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="A run or adapter directory; none for the plain base.", show_default=False),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base, if it isn't where it was: a hub id, a directory, a .gguf file, or embedded.",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0 for the likeliest answer; more for variety.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers at this many tokens.")] = 256,
+) -> None:
+    """Talk to an adapter, each line a message. An empty line begins anew, Ctrl-D ends.
+
+    Messages are encoded as the adapter was trained, but go through no template of its own; `manytune generate --field`
+    does that.
+    """
+    from manytune.cli.adapted import choose, load_common_base
+    from manytune.data.encode import Encoder
+    from manytune.data.templates import Segment
+    from manytune.engine.engine import Engine
+    from manytune.engine.request import Request, SamplingParams
+    from manytune.store.base import load_base
+    from manytune.store.resident import read_resident
+
+    if adapter is not None:
+        chosen = choose([adapter])
+        loaded = load_common_base(chosen, base)
+        encoder = chosen[0].encoder(loaded)
+    elif base is not None:
+        loaded = load_base(base)
+        encoder = Encoder(loaded.tokenizer, max_length=None)
+    else:
+        raise typer.BadParameter("name an adapter, or a base alone", param_hint="--adapter or --base")
+    engine = Engine(loaded.model, loaded.tokenizer, end_ids=[encoder.end_id])
+    if adapter is not None:
+        engine.add_adapter("adapter", read_resident(chosen[0].stored.path))
+    beginning = [] if system is None else [Segment("system", system)]
+    turns = list(beginning)
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    interactive = typer.get_text_stream("stdin").isatty()
+    while (message := _read(interactive)) is not None:
+        if not message:
+            turns = list(beginning)
+            continue
+        turns.append(Segment("user", message))
+        request = Request(
+            "turn", encoder.prompt_ids(turns), params, adapter=None if adapter is None else "adapter"
+        )
+        turns.append(Segment("assistant", _answer(engine, request)))
+
+
+def _read(interactive: bool) -> str | None:
+    """A line without its end; None at the end of input."""
+    if interactive:
+        typer.echo("> ", nl=False)
+    line = typer.get_text_stream("stdin").readline()
+    return line.strip() if line else None
+
+
+def _answer(engine: Engine, request: Request) -> str:
+    """The answer, printed as it comes."""
+    engine.submit(request)
+    text = ""
+    try:
+        while engine.busy:
+            for output in engine.step():
+                typer.echo(output.text, nl=False)
+                text += output.text
+    except KeyboardInterrupt:  # this answer is enough; the conversation goes on
+        engine.cancel(request.id)
+    typer.echo()
+    return text

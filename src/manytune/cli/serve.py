@@ -1,0 +1,170 @@
+"""`manytune serve`: all adapters of a store behind one address."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
+    from manytune.store.library import AdapterStore
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class _Weights(StrEnum):
+    packed = "packed"
+    plain = "plain"
+    int8 = "int8"
+    int4 = "int4"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("serve")(serve)
+
+
+def serve(
+    base: Annotated[
+        str, typer.Option(help="A hub id, a directory, a .gguf file, or embedded.", show_default=False)
+    ],
+    adapters: Annotated[
+        Path,
+        typer.Option(
+            envvar="MANYTUNE_STORE",
+            help="The store of adapters, as `manytune adapters add` fills it; or set MANYTUNE_STORE.",
+        ),
+    ] = Path("adapters"),
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; others than loopback need keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any free one.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file of API keys. MANYTUNE_API_KEY and MANYTUNE_ADMIN_KEY in the environment give one each.",
+            show_default=False,
+        ),
+    ] = None,
+    base_name: Annotated[
+        str | None, typer.Option(help="What requests call the plain base; its own name if not given.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="The base's type, such as bfloat16; as stored if not given.")
+    ] = None,
+    weights: Annotated[
+        _Weights, typer.Option(help="How the engine keeps the base's weights on a CPU; int8 and int4 round.")
+    ] = _Weights.packed,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait beside them; more are refused with 429.")
+    ] = 64,
+    kv_tokens: Annotated[
+        int, typer.Option(min=16, help="Tokens of all running requests that there is memory for.")
+    ] = 32768,
+    prefix_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens of prompts kept for prompts that begin alike; 0 for none.")
+    ] = 0,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
+    adapter_memory: Annotated[int, typer.Option(min=1, help="MiB that adapters in memory may take.")] = 1024,
+    watch_seconds: Annotated[
+        float, typer.Option(min=0.1, help="How often the store is looked at for new versions.")
+    ] = 2.0,
+    drain_seconds: Annotated[
+        int, typer.Option(min=0, help="How long running answers may go on after SIGTERM.")
+    ] = 30,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Put prompts and answers into the log, too.")
+    ] = False,
+) -> None:
+    """Serve a base and every adapter of a store behind an OpenAI-compatible address.
+
+    The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
+
+    An adapter is loaded when it is first asked for; a new version under its name serves from the next request on.
+
+    Without keys it answers this machine alone, and routes for admins are off. The log is JSON, on stderr.
+    """
+    from manytune.errors import ServeError
+
+    try:
+        import uvicorn
+
+        from manytune.server.app import create_app
+        from manytune.server.auth import read_keys
+        from manytune.server.logs import log_to_stderr
+    except ImportError as error:
+        raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
+
+    from manytune.heap import freed_memory_kept
+    from manytune.server.settings import Settings
+
+    recognised = read_keys(keys, os.environ)
+    if host not in _LOOPBACK and not recognised:
+        raise ServeError(
+            f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
+            "or listen at 127.0.0.1."
+        )
+    loaded, store, name = _load(base, adapters, base_name, dtype)
+    settings = Settings(
+        base_name=name,
+        max_queue=max_queue,
+        max_answer_tokens=max_answer_tokens,
+        adapter_memory=adapter_memory << 20,
+        watch_seconds=watch_seconds,
+        log_prompts=log_prompts,
+    )
+    with freed_memory_kept(loaded.model.device.type):
+        app = create_app(
+            loaded,
+            store,
+            settings,
+            recognised,
+            max_batch=max_batch,
+            kv_budget_tokens=kv_tokens,
+            prefix_cache_tokens=prefix_tokens,
+            weights=weights.value,
+            drain_seconds=drain_seconds,
+        )
+        log_to_stderr()
+        typer.echo(
+            f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True
+        )
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=drain_seconds + 1,
+        )
+
+
+def _load(
+    base: str, adapters: Path, base_name: str | None, dtype: str | None
+) -> tuple[Base, AdapterStore, str]:
+    """The base, the store, and what the base is called."""
+    import torch
+
+    from manytune.errors import ServeError
+    from manytune.server.adapters import MODEL_NAME
+    from manytune.store.base import load_base
+    from manytune.store.library import AdapterStore
+
+    name = base_name if base_name is not None else Path(base).expanduser().resolve().name
+    if not MODEL_NAME.fullmatch(name):
+        raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
+    store = AdapterStore(adapters)
+    if not store.root.is_dir():
+        raise ServeError(f"{adapters}: there is no store of adapters. `manytune adapters add RUN` makes one.")
+    if name in store.names():
+        raise ServeError(
+            f"an adapter is called {name!r} like the base; give the base another name with --base-name."
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_base(base, dtype=dtype, device=device), store, name

@@ -1,0 +1,126 @@
+"""`manytune serve` from start to SIGTERM, and `manytune chat`."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from tests.server.world import fill_store, plain_ids, save_base
+from typer.testing import CliRunner
+
+from manytune.cli.main import build_app
+from manytune.engine.engine import Engine
+from manytune.engine.request import Request, SamplingParams
+from manytune.store.resident import read_resident
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    base = save_base(folder / "tiny")
+    return folder / "tiny", base, fill_store(folder, base)
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(build_app(), list(arguments), **options)
+
+
+def test_others_can_reach_a_server_only_with_keys(world):
+    directory, _, store = world
+    result = run(
+        "serve", "--base", str(directory), "--adapters", str(store.root), "--host", "0.0.0.0", env={}
+    )
+    assert result.exit_code == 1
+    assert "there are no API keys" in " ".join(result.stderr.split())
+
+
+def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
+    directory, _, store = world
+    for options, message in (
+        (["--adapters", str(tmp_path / "none")], "there is no store of adapters"),
+        (["--adapters", str(tmp_path)], "there is no store|isn't a store"),
+        (["--adapters", str(store.root), "--base-name", "one"], "an adapter is called 'one' like the base"),
+        (["--adapters", str(store.root), "--base-name", "a/b"], "can't be the name of a model"),
+        (["--adapters", str(store.root), "--keys", str(tmp_path / "keys.json")], "the keys can't be read"),
+    ):
+        (tmp_path / "something").touch()
+        result = run("serve", "--base", str(directory), *options)
+        assert result.exit_code == 1 and re.search(message, " ".join(result.stderr.split())), result.stderr
+
+
+@pytest.mark.slow
+def test_it_serves_until_sigterm_and_lets_the_running_answer_end(world):
+    directory, _, store = world
+    command = [sys.executable, "-c", "from manytune.cli.main import main; main()"]
+    options = [
+        "--base",
+        str(directory),
+        "--adapters",
+        str(store.root),
+        "--port",
+        "0",
+        "--max-answer-tokens",
+        "60",
+    ]
+    environment = {**os.environ, "MANYTUNE_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "serve", *options], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        port = None
+        for line in process.stderr:
+            if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
+                port = int(found[1])
+                break
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        body = {"model": "one", "messages": [{"role": "user", "content": "a"}], "stream": True}
+        body |= {"max_tokens": 60, "logit_bias": {"0": -100}, "temperature": 0}
+        headers = {"content-type": "application/json", "authorization": "Bearer secret"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        response = connection.getresponse()
+        assert response.status == 200
+        response.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = response.read().decode()
+        connection.close()
+        assert '"finish_reason":"length"' in rest and rest.endswith("data: [DONE]\n\n")
+        log = process.stderr.read()
+        assert process.wait(20) == -signal.SIGTERM  # uvicorn ends as the signal wants it, when all is done
+    finally:
+        process.kill()
+        process.stderr.close()
+    lines = [json.loads(line) for line in log.splitlines()]
+    (asked,) = [line for line in lines if line.get("path") == "/v1/chat/completions"]
+    assert asked["status"] == 200 and asked["key"] == "MANYTUNE_API_KEY" and asked["model"] == "one"
+    assert asked["completion_tokens"] == 60 and "request_id" in asked
+    assert "secret" not in log and '"a"' not in log
+
+
+def test_chat_keeps_the_conversation_and_begins_anew_at_an_empty_line(world):
+    directory, base, store = world
+    engine = Engine(base.model, base.tokenizer)
+    engine.add_adapter("one", read_resident(store.path("one")))
+
+    def answer(text):
+        request = Request("1", plain_ids(base, text), SamplingParams(max_new_tokens=5), "one")
+        return engine.generate([request])[0].text
+
+    first = answer("ab")
+    second = answer(f"ab\n\n{first}\n\ncd")
+    arguments = [
+        "chat",
+        "--adapter",
+        str(store.path("one")),
+        "--base",
+        str(directory),
+        "--max-new-tokens",
+        "5",
+    ]
+    result = run(*arguments, input="ab\ncd\n\nab\n")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [first, second, first]
+    assert run("chat").exit_code == 2
