@@ -69,7 +69,7 @@ def refusal_of(error: ManytuneError) -> Refusal:
         too_long = "positions" in message or "may come to" in message
         return Refusal(400, message, code="context_length_exceeded" if too_long else "invalid_value")
     if isinstance(error, DataError):
-        return Refusal(400, message, code="invalid_prompt", param="fields")
+        return Refusal(400, message, code="invalid_prompt")
     if isinstance(error, (StoreError, ConfigError, CheckpointError, AdapterError)):
         return Refusal(409, message, code="adapter_unusable", param="model")
     return Refusal(500, message, code="internal_error")
