@@ -156,7 +156,7 @@ def _add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def elsewhere(_: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        code = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
         return answer(Refusal(error.status_code, str(error.detail), code=code))
 
     @app.exception_handler(Exception)

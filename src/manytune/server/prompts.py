@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import PromptTemplate, Segment
@@ -68,8 +68,8 @@ class Prompts:
         template = template_of(manifest, task)
         return self.conversation(template.render_prompt(fields), manifest)
 
-    def _check_length(self, texts: object) -> None:
-        length = sum(map(len, texts))  # type: ignore[call-overload]
+    def _check_length(self, texts: Iterable[str]) -> None:
+        length = sum(map(len, texts))
         if length > self._max_chars:
             raise Refusal(
                 400,

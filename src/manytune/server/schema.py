@@ -11,6 +11,7 @@ from manytune.engine.request import SamplingParams
 from manytune.server.refusals import Refusal
 
 _Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+_Refused = dict[str, tuple[Any, ...]]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -20,7 +21,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     #: OpenAI's fields that this server doesn't implement, each with the values that ask for nothing.
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    refused: ClassVar[_Refused] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -44,7 +45,7 @@ class _Body(BaseModel):
 class StreamOptions(_Body):
     """What a stream brings beside text."""
 
-    refused = {"include_obfuscation": (False,)}
+    refused: ClassVar[_Refused] = {"include_obfuscation": (False,)}
     include_usage: bool = False
 
 
@@ -123,7 +124,7 @@ class TextPart(_Body):
 class Message(_Body):
     """One turn of a conversation."""
 
-    refused = {
+    refused: ClassVar[_Refused] = {
         "name": (),
         "tool_calls": ([],),
         "tool_call_id": (),
@@ -142,7 +143,7 @@ class Message(_Body):
         return Segment(role, text)
 
 
-_REFUSED_IN_CHAT: dict[str, tuple[Any, ...]] = {
+_REFUSED_IN_CHAT: _Refused = {
     "audio": (),
     "function_call": ("none",),
     "functions": ([],),
@@ -205,7 +206,7 @@ class Conversation(Sampling):
 class ChatRequest(Conversation):
     """`POST /v1/chat/completions`."""
 
-    refused = _REFUSED_IN_CHAT
+    refused: ClassVar[_Refused] = _REFUSED_IN_CHAT
     model: str
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -227,7 +228,7 @@ class ChatRequest(Conversation):
 class CompareRequest(Conversation):
     """`POST /v1/compare`: one prompt for many models at once."""
 
-    refused = {**_REFUSED_IN_CHAT, "n": (1,)}
+    refused: ClassVar[_Refused] = {**_REFUSED_IN_CHAT, "n": (1,)}
     models: list[str] = Field(min_length=1)
     temperature: float = Field(0.0, ge=0, le=2)
     stream: bool = True
@@ -236,7 +237,7 @@ class CompareRequest(Conversation):
 class CompletionRequest(Sampling):
     """`POST /v1/completions`."""
 
-    refused = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+    refused: ClassVar[_Refused] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
     model: str
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=5)

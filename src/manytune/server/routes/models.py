@@ -52,7 +52,9 @@ def _base(service: Service) -> dict[str, Any]:
 def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
     """A model with what can be asked of it: beyond OpenAI's keys, its version and the fields of its template."""
     manifest = entry.manifest
-    named = {None: manifest.template} if manifest.template is not None else dict(manifest.templates or {})
+    templates: list[Mapping[str, str]] = [*(manifest.templates or {}).values()]
+    if manifest.template is not None:
+        templates.append(manifest.template)
     return {
         "id": name,
         "object": "model",
@@ -61,15 +63,15 @@ def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
         "parent": service.settings.base_name,
         "root": entry.id,
         "method": manifest.method,
-        "fields": sorted({one for parts in named.values() for one in _fields(parts)}),
-        "tasks": [task for task in named if task is not None],
+        "fields": sorted({one for parts in templates for one in _fields(parts)}),
+        "tasks": list(manifest.templates or {}),
     }
 
 
 def _fields(parts: Mapping[str, str]) -> frozenset[str]:
     texts = [parts[part] for part in ("prompt", "system") if part in parts]
     try:
-        return frozenset().union(*map(named_fields, texts)) - {"fields"}
+        return frozenset(one for text in texts for one in named_fields(text)) - {"fields"}
     except jinja2.TemplateError:  # somebody else's adapter; whoever sends it fields is told
         return frozenset()
 
