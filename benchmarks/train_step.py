@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="steps of each library that count")
     parser.add_argument("--attachments", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=8, help="a recipe's default is 8")
+    parser.add_argument("--only", choices=("attach", "step", "memory"), help="one of the three questions")
     parser.add_argument("--json", help="write the figures to this file, too")
     parser.add_argument("--memory-of", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--targets", choices=TARGETS, help=argparse.SUPPRESS)
@@ -73,10 +74,14 @@ def main() -> None:
     rows: list[Row] = []
     differences = {}
     # Attachments first: a process that has taken steps already is slower at everything.
-    rows += [_attachments(base, targets, options.attachments) for targets in TARGETS]
+    if options.only in (None, "attach"):
+        rows += [_attachments(base, targets, options.attachments) for targets in TARGETS]
     for targets in TARGETS:
-        step, differences[targets] = _steps(base, targets, options.rounds, options.batch_size)
-        rows += [step, _memories(targets, options.batch_size)]
+        if options.only in (None, "step"):
+            step, differences[targets] = _steps(base, targets, options.rounds, options.batch_size)
+            rows.append(step)
+        if options.only in (None, "memory"):
+            rows.append(_memories(targets, options.batch_size))
     load = watch.stop()
     _show(rows, differences, load)
     if options.json:
