@@ -1,5 +1,6 @@
-"""The playground: whole in itself, and in a real browser it asks and shows answers side by side."""
+"""The pages: whole in themselves; a real browser asks, compares, loads and pins with them."""
 
+import hashlib
 import html
 import json
 import re
@@ -12,6 +13,7 @@ from tests.server.live import live
 from tests.server.world import alone, app_of, plain_ids
 
 from manytune.server import gate
+from manytune.server.auth import Key, Keys
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -49,26 +51,52 @@ addEventListener("load", async () => {
 </script></body>"""
 
 
-def test_the_page_asks_nobody_but_its_server(client):
-    response = client.get("/")
+@pytest.mark.parametrize("path", ["/", "/operator"])
+def test_a_page_asks_nobody_but_its_server(client, path):
+    response = client.get(path)
     assert "connect-src 'self'" in response.headers["content-security-policy"]
     assert not re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?(?:https?:)?//", response.text)
     assert "prefers-color-scheme: dark" in response.text
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no browser here")
-def test_base_and_adapters_answer_side_by_side_in_a_browser(base, store, monkeypatch, tmp_path):
+# As an operator would; the width is that of a phone.
+OPERATOR = """<script>
+const wait = async (holds) => { while (!holds()) await new Promise((done) => setTimeout(done, 20)); };
+addEventListener("load", async () => {
+  const found = {}, state = () => document.querySelector("tbody tr td:nth-child(4)").textContent;
+  $("form").requestSubmit();
+  await wait(() => $("state").classList.contains("wrong"));
+  found.denied = $("state").textContent;
+  $("key").value = "root";
+  $("form").requestSubmit();
+  await wait(() => document.querySelector("tbody tr"));
+  found.rows = [...document.querySelectorAll("tbody th")].map((head) => head.textContent);
+  found.states = [state()];
+  for (const verb of ["load", "pin", "unload", "unpin", "unload", "verify"]) {
+    say("");
+    document.querySelector(`[aria-label="${verb} one"]`).click();
+    await wait(() => $("state").textContent);
+    found.states.push(state());
+  }
+  found.said = $("state").textContent;
+  document.body.style.width = "360px";
+  found.width = document.querySelector("main").scrollWidth;
+  document.body.dataset.found = JSON.stringify(found);
+});
+</script></body>"""
+
+
+def driven(app, path, script, folder, monkeypatch):
+    """What a browser sees that opens a page with a script added to it."""
     monkeypatch.setattr(gate, "OPEN", gate.OPEN | {"/driven"})
-    app = app_of(base, store)
-    page = next(route for route in app.routes if getattr(route, "path", None) == "/").endpoint
+    page = next(route for route in app.routes if getattr(route, "path", None) == path).endpoint
 
     @app.get("/driven")
-    async def driven():
-        return HTMLResponse((await page()).body.decode().replace("</body>", SCRIPT))
+    async def with_script():
+        return HTMLResponse((await page()).body.decode().replace("</body>", script))
 
     with live(app) as server:
-        command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+        command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
         address = f"http://localhost:{server.port}/driven"
         seen = subprocess.run(
             [*command, "--virtual-time-budget=20000", "--dump-dom", address],
@@ -77,14 +105,31 @@ def test_base_and_adapters_answer_side_by_side_in_a_browser(base, store, monkeyp
             timeout=120,
         )
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', seen.stdout)[1]))
+    return found, f"http://localhost:{server.port}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_base_and_adapters_answer_side_by_side_in_a_browser(base, store, monkeypatch, tmp_path):
+    found, address = driven(app_of(base, store), "/", SCRIPT, tmp_path, monkeypatch)
     ids = plain_ids(base, "abc")
-    expected = {
-        name: alone(base, store, None if name == "base" else name, ids).text
-        for name in ("base", "one", "two")
-    }
-    assert found["answers"] == expected
+    models = {"base": None, "one": "one", "two": "two"}
+    assert found["answers"] == {name: alone(base, store, own, ids).text for name, own in models.items()}
     assert all(re.match(r"\d+ tokens · .*(complete|cut at the limit)$", facts) for facts in found["facts"])
-    assert found["models"] == ["base", "one", "two"] and found["names"]
+    assert found["models"] == list(models) and found["names"]
     assert found["width"] <= 360
-    assert f"curl -N http://localhost:{server.port}/v1/compare" in found["curl"]
+    assert f"curl -N {address}/v1/compare" in found["curl"]
     compile(found["python"], "copied", "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_an_operator_loads_pins_and_verifies_in_a_browser(base, store, monkeypatch, tmp_path):
+    keys = Keys([Key(name="root", sha256=hashlib.sha256(b"root").hexdigest(), admin=True)])
+    found, _ = driven(app_of(base, store, keys), "/operator", OPERATOR, tmp_path, monkeypatch)
+    assert "needs an API key" in found["denied"]
+    assert found["rows"] == ["one", "two"]
+    pinned_stays = ["on disk", "in memory", "pinned", "pinned", "in memory", "on disk", "on disk"]
+    assert found["states"] == pinned_stays
+    assert found["said"] == "one is sound: 2 files, 8 tensors."
+    assert found["width"] <= 360

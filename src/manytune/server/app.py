@@ -115,7 +115,7 @@ def create_app(
     app.state.service = service
     for module in (health, models, chat, completions, compare, adapter_routes):
         app.include_router(module.router)
-    _add_page(app)
+    _add_pages(app)
     _add_error_answers(app)
     app.add_middleware(Gate, keys=keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes)
     if not keys:
@@ -124,18 +124,25 @@ def create_app(
     return app
 
 
-def _add_page(app: FastAPI) -> None:
-    page = files("manytune.server").joinpath("page", "playground.html").read_text(encoding="utf-8")
+def _add_pages(app: FastAPI) -> None:
+    """The playground and the operator's page; all that they show comes through routes that ask for a key."""
     headers = {
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
     }
+    folder = files("manytune.server").joinpath("page")
+    playground_page = folder.joinpath("playground.html").read_text(encoding="utf-8")
+    operator_page = folder.joinpath("operator.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
-        return HTMLResponse(page, headers=headers)
+        return HTMLResponse(playground_page, headers=headers)
+
+    @app.get("/operator", include_in_schema=False)
+    async def operator() -> HTMLResponse:
+        return HTMLResponse(operator_page, headers=headers)
 
 
 def _add_error_answers(app: FastAPI) -> None:

