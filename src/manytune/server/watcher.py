@@ -9,6 +9,7 @@ from manytune.engine.engine import Engine
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Adapters
 from manytune.server.loop import EngineLoop
+from manytune.server.refusals import Refusal
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class Watcher:
             await asyncio.sleep(self._seconds)
             try:
                 await self.look()
-            except (ManytuneError, OSError) as error:
-                _log.warning("the store couldn't be read: %s", error)
+            except (ManytuneError, OSError, Refusal) as error:
+                _log.warning("the store couldn't be followed: %s", error)
 
     async def look(self) -> dict[str, list[str]]:
         """What has come, changed and gone since the last time, by name."""
