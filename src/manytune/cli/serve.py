@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from manytune.engine.weights import Weights
     from manytune.store.base import Base
     from manytune.store.library import AdapterStore
 
@@ -128,7 +127,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
-            weights=cast("Weights", weights.value),
+            weights=weights.value,
             drain_seconds=drain_seconds,
         )
         log_to_stderr()

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from manytune.engine.batched.parts import Adapter
 from manytune.engine.counters import Counters
@@ -82,7 +82,7 @@ class _Cancel:
 @dataclass(frozen=True)
 class _Call:
     run: Callable[[Engine], object]
-    result: Future[object]
+    result: Future[Any]
 
 
 class EngineLoop:
@@ -163,9 +163,10 @@ class EngineLoop:
 
     async def call(self, run: Callable[[Engine], _Answer]) -> _Answer:
         """Do something with the engine between two of its steps."""
-        result: Future[object] = Future()
+        result: Future[Any] = Future()
         self._commands.put(_Call(run, result))
-        return await asyncio.wrap_future(result)  # type: ignore[return-value]
+        answer: _Answer = await asyncio.wrap_future(result)
+        return answer
 
     async def stop(self, *, patience: float) -> None:
         """Take no more requests, let the open ones end for so many seconds, then cancel the rest."""

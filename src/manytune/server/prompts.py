@@ -101,7 +101,7 @@ def template_of(manifest: Manifest | None, task: str | None) -> PromptTemplate:
             )
         return PromptTemplate.from_dict(manifest.template)
     templates = manifest.templates or {}
-    if task not in templates:
+    if task is None or task not in templates:
         raise Refusal(
             400,
             f"this adapter was trained on several tasks; set task to one of {', '.join(templates)}"
