@@ -38,6 +38,13 @@ def test_others_can_reach_a_server_only_with_keys(world):
     assert "there are no API keys" in " ".join(result.stderr.split())
 
 
+def test_without_its_extra_it_says_what_to_install(world, monkeypatch):
+    directory, _, store = world
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = run("serve", "--base", str(directory), "--adapters", str(store.root))
+    assert result.exit_code == 1 and "pip install 'manytune[serve]'" in " ".join(result.stderr.split())
+
+
 def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
     directory, _, store = world
     for options, message in (
