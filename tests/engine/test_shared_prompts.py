@@ -9,6 +9,9 @@ from transformers import MistralConfig, MistralForCausalLM
 from manytune.engine.shared_prompts import prefill_shared
 from manytune.engine.static_batch import generate_batch
 from manytune.methods.attach import get_peft_model
+from manytune.methods.combine import CombinedConfig
+from manytune.methods.lora.config import LoraConfig
+from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
 
 __all__ = ["tokenizer"]
@@ -88,6 +91,26 @@ def test_a_sliding_window_is_read_as_it_is(tokenizer):
     assert prefill_shared(model, ASKED, pad_id=0) is None
 
 
-def test_virtual_tokens_are_read_as_they_are():
-    model = get_peft_model(llama(), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+def soft(kind):
+    prefix = PrefixTuningConfig(num_virtual_tokens=3)
+    config = {
+        "prompt tuning": PromptTuningConfig(num_virtual_tokens=3),
+        "prefix tuning": prefix,
+        "LoRA and prefix tuning": CombinedConfig(weights=LoraConfig(r=2), prompt=prefix),
+    }[kind]
+    config.task_type = "CAUSAL_LM"
+    torch.manual_seed(3)
+    model = get_peft_model(llama(), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.5 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["prompt tuning", "prefix tuning", "LoRA and prefix tuning"])
+def test_virtual_tokens_are_read_as_they_are(kind, tokenizer):
+    model = soft(kind)
     assert prefill_shared(model, ASKED, pad_id=0) is None
+    answers = generate_batch(model, tokenizer, ASKED, max_new_tokens=9, batch_size=len(ASKED))
+    expected = [greedy(model, prompt, max_new_tokens=9, stop_ids={END}) for prompt in ASKED]
+    assert [(answer.token_ids, answer.finished) for answer in answers] == expected

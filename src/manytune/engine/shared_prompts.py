@@ -124,7 +124,8 @@ def _keeps_every_position(model: Any) -> bool:
     In a window the pad tokens between a beginning and its rest would count as positions.
     """
     if isinstance(model, PeftModel):
-        if not model.tuner.in_layers:  # virtual tokens come before the beginning
+        # Virtual tokens come before the beginning, alone or together with a method in the layers.
+        if any(model.peft_config[name].is_prompt_learning for name in model.tuner.active_adapters):
             return False
     elif not isinstance(model, PreTrainedModel):
         return False

@@ -19,6 +19,7 @@ from manytune.errors import ConfigError
 from manytune.methods.lora.factor import draw_fresh
 
 _PISSA = re.compile(r"pissa(?:_niter_(\d+))?")
+_SKETCH_SEED = 0
 _FROM_W = "takes A and B from a linear layer's weight"
 _PLAIN = "is for linear layers only"
 
@@ -127,7 +128,20 @@ def factors_of(weight: Tensor, r: int, scaling: float, init: str) -> tuple[Tenso
         u, values, vt = torch.linalg.svd(wide, full_matrices=False)
         u, values, vt = u[:, :r], values[:r], vt[:r]
     else:
-        u, values, v = torch.svd_lowrank(wide, r, niter=int(found.group(1)))
+        u, values, v = _sketched(wide, r, int(found.group(1)))
         vt = v.t()
     root = (values / scaling).sqrt()
     return root.unsqueeze(1) * vt, u * root
+
+
+def _sketched(weight: Tensor, r: int, niter: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The r largest singular values and vectors, by a random sketch that is the same for each call.
+
+    A checkpoint holds A and B as they are trained, not as they started. Whoever loads it takes the start out of
+    the base once more, so the start must follow from the base's weight alone, in any process and on any device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SKETCH_SEED)
+        factors = torch.svd_lowrank(weight.cpu(), r, niter=niter)
+    u, values, v = (tensor.to(weight.device) for tensor in factors)
+    return u, values, v
