@@ -1,9 +1,9 @@
 """Keeping freed memory in the process while a CPU computes, rather than handing it back after every operation.
 
-glibc gives free memory at the end of its heap back to the system. The next operation gets new pages, which the system
-has to clear and map one by one. On a step of training that was measured to take a fifth of the time
-(`benchmarks/training.py`). While this is on, freed blocks are used again. Blocks of 64 MiB and more come from the system
-one by one and return to it, as ever: in a heap with holes, such blocks would seldom fit where the last one was.
+glibc gives free memory at the end of its heap back to the system, and the next operation gets new pages, which the
+system has to clear and map one by one, many thousands in a step of training. While this is on, freed blocks are used
+again. Blocks of 64 MiB and more come from the system one by one and return to it, as ever: in a heap with holes, such
+blocks would seldom fit where the last one was.
 """
 
 from __future__ import annotations
