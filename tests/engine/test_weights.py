@@ -4,6 +4,7 @@ import pytest
 import torch
 from tests.engine.adapters import gpt2, llama
 from tests.engine.test_static_batch import tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from manytune.engine.engine import Engine
 from manytune.engine.packed import can_pack, packed_layers
@@ -54,16 +55,23 @@ def test_int4_rounds_each_weight_to_half_a_step_of_its_group():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_layers_multiply_with_the_rounded_weights(bits):
     torch.manual_seed(0)
-    model = llama()
-    layers = quantized_layers(model, 8)
-    for path in ("model.layers.0.self_attn.q_proj", "lm_head"):
-        module = model.get_submodule(path)
-        codes, scale = int8_weight(module.weight.detach())
-        x = torch.randn(1, 3, 32)
+    config = LlamaConfig(
+        vocab_size=48, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config).eval()
+    layers = quantized_layers(model, bits)
+    for path in ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "lm_head"):
+        weight = model.get_submodule(path).weight.detach()
+        if bits == 8 or path == "lm_head":
+            codes, scale = int8_weight(weight)
+            rounded = codes * scale[:, None]
+        else:
+            codes, pairs = int4_weight(weight)
+            scale, zero = (pairs[..., place].t().repeat_interleave(GROUP, 1) for place in (0, 1))
+            rounded = (codes - 8) * scale + zero
+        x = torch.randn(1, 3, weight.shape[1])
         with torch.inference_mode():
-            torch.testing.assert_close(
-                layers[path](x), x @ (codes * scale[:, None]).t(), atol=1e-4, rtol=1e-4
-            )
+            torch.testing.assert_close(layers[path](x), x @ rounded.t(), atol=1e-4, rtol=1e-4)
 
 
 def test_four_bits_need_whole_groups():
