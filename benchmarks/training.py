@@ -11,7 +11,7 @@ chat template:
 
 HF PEFT runs at its best usual settings: dynamic padding and batches of similar length (`group_by_length`),
 whatever the order asked for here. manytune runs shared-prefix batches in the order named. Each works in a
-process of its own, since a process has one allocator; they take turns, several rounds of steps each, with the
+process of its own, which gives its peak memory, too; they take turns, several rounds of steps each, with the
 same optimizer. What is compared is real tokens (no padding, shared ones counted for each sequence) a second.
 
 Further: the losses of both over equal batches; both processes' peak memory; and the share of the machine's own
@@ -46,7 +46,6 @@ from manytune.data.readers import read
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate
 from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
-from manytune.heap import freed_memory_kept
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.grouping import plan_batches
@@ -170,7 +169,7 @@ def _compare(scenario: Scenario, targets: str, options: argparse.Namespace) -> R
 
 
 class _Worker:
-    """A process that does one library's steps and nothing else; the other's allocator settings don't reach it."""
+    """A process that does one library's steps and nothing else, so that its peak memory is that library's."""
 
     def __init__(self, name: str, scenario: Scenario, targets: str, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--e2e", options.e2e, "--worker", name]
@@ -203,8 +202,7 @@ def _work(name: str, scenario: Scenario, targets: str, base: Base, options: argp
             plan = plan_batches(
                 examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped
             )
-            with freed_memory_kept():
-                answer = [share_of_limit(model, [[examples[i] for i in batch] for batch in plan[:5]], base)]
+            answer = [share_of_limit(model, [[examples[i] for i in batch] for batch in plan[:5]], base)]
         else:
             answer = list(_run(name, model, examples, scenario, base, options.steps, int(question)))
         print(json.dumps(answer), flush=True)

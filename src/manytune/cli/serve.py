@@ -100,7 +100,6 @@ def serve(
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
-    from manytune.heap import freed_memory_kept
     from manytune.server.settings import Settings
 
     recognised = read_keys(keys, os.environ)
@@ -118,31 +117,30 @@ def serve(
         watch_seconds=watch_seconds,
         log_prompts=log_prompts,
     )
-    with freed_memory_kept(loaded.model.device.type):
-        app = create_app(
-            loaded,
-            store,
-            settings,
-            recognised,
-            max_batch=max_batch,
-            kv_budget_tokens=kv_tokens,
-            prefix_cache_tokens=prefix_tokens,
-            weights=weights.value,
-            drain_seconds=drain_seconds,
-        )
-        log_to_stderr()
-        typer.echo(
-            f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True
-        )
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            log_config=None,
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=drain_seconds + 1,
-        )
+    app = create_app(
+        loaded,
+        store,
+        settings,
+        recognised,
+        max_batch=max_batch,
+        kv_budget_tokens=kv_tokens,
+        prefix_cache_tokens=prefix_tokens,
+        weights=weights.value,
+        drain_seconds=drain_seconds,
+    )
+    log_to_stderr()
+    typer.echo(
+        f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True
+    )
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=drain_seconds + 1,
+    )
 
 
 def _load(

@@ -19,7 +19,6 @@ from transformers import GenerationConfig
 
 from manytune.engine.shared_prompts import prefill_shared
 from manytune.errors import DataError
-from manytune.heap import freed_memory_kept
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of sequences done and the number of all."""
@@ -325,8 +324,7 @@ def _evaluating(model: Any) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with freed_memory_kept(_device(model).type):
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -14,6 +14,7 @@ from manytune.errors import CheckpointError, PeftWarning
 from manytune.methods.base import Tuner
 from manytune.methods.checkpoint import LoadResult, read_tensors, set_state
 from manytune.methods.files import HUB_OPTIONS
+from manytune.methods.lora.init import starts_from_sketch
 
 _LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cpu_mem_usage", "strict"}
 
@@ -64,6 +65,15 @@ def load_into(tuner: Tuner, model_id: str | Path, adapter_name: str, **kwargs: A
         warnings.warn(
             f"Found missing adapter keys while loading the checkpoint: {result.missing_keys}. "
             "They keep their initial values.",
+            PeftWarning,
+            stacklevel=4,
+        )
+    init = getattr(tuner.peft_config[adapter_name], "init_lora_weights", True)
+    if starts_from_sketch(init):
+        warnings.warn(
+            f"{model_id}: init_lora_weights={init!r} is a randomised start, which the file doesn't hold. manytune "
+            "draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT saved this way "
+            "would compute something else. There, save it with path_initial_model_for_weight_conversion.",
             PeftWarning,
             stacklevel=4,
         )

@@ -20,7 +20,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.errors import RunError
-from manytune.heap import freed_memory_kept
 from manytune.training.allocation import rank_allocation
 from manytune.training.background import BackgroundBuilder
 from manytune.training.batches import builder
@@ -171,8 +170,7 @@ def train_model(
     config: Any = model.config
     packed = prepared_attention(model, layout)
     background = BackgroundBuilder(partial(build, pad_id=pad_id))
-    heap = freed_memory_kept("cpu" if settings.device == "cpu" or not torch.cuda.is_available() else "cuda")
-    with tempfile.TemporaryDirectory() as scratch, packed, background, heap:
+    with tempfile.TemporaryDirectory() as scratch, packed, background:
         trainer = AdapterTrainer(
             model,
             _arguments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,13 @@ def test_a_saved_adapter_loads_the_same_whatever_was_drawn_before(init: str, tmp
     ids = torch.arange(6)[None]
     expected = model.eval()(ids).logits
     torch.manual_seed(2)
-    again = PeftModel.from_pretrained(LLAMA.build(), tmp_path).eval()
+    told = (
+        pytest.warns(PeftWarning, match="HF PEFT another one in each process")
+        if "niter" in init
+        else nullcontext()
+    )
+    with told:
+        again = PeftModel.from_pretrained(LLAMA.build(), tmp_path).eval()
     torch.testing.assert_close(again(ids).logits, expected, rtol=1e-6, atol=1e-6)
 
 

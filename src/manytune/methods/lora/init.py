@@ -38,6 +38,12 @@ def starts_from_weight(init: bool | str) -> bool:
     return isinstance(init, str) and (init.lower() == "olora" or bool(_PISSA.fullmatch(init)))
 
 
+def starts_from_sketch(init: bool | str) -> bool:
+    """Whether that start is a randomised one, which another library may have drawn otherwise."""
+    found = _PISSA.fullmatch(init) if isinstance(init, str) else None
+    return found is not None and found.group(1) is not None
+
+
 def initialise(lora_a: nn.Module, lora_b: nn.Module, *, r: int, init: bool | str) -> None:
     """Set the factors of a layer so that, unless `init` is False, BA = 0.
 
