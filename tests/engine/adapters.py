@@ -28,8 +28,8 @@ VOCABULARY = 48
 END = 1
 
 
-def llama():
-    """Two layers; weights of a size that gives varied answers without blowing up rounding errors."""
+def llama(*, spread=0.2):
+    """Two layers; weights of a size (`spread`) that gives varied answers without blowing up rounding errors."""
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -39,7 +39,7 @@ def llama():
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        initializer_range=0.2,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=END,
         pad_token_id=0,
@@ -47,7 +47,7 @@ def llama():
     return LlamaForCausalLM(config).eval()
 
 
-def gpt2():
+def gpt2(*, spread=0.2):
     """The same, with biases, learned positions and weights stored transposed."""
     torch.manual_seed(4)
     config = GPT2Config(
@@ -56,7 +56,7 @@ def gpt2():
         n_layer=2,
         n_head=4,
         n_positions=64,
-        initializer_range=0.2,
+        initializer_range=spread,
         bos_token_id=None,
         eos_token_id=END,
     )

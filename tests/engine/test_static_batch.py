@@ -2,19 +2,19 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from tests.engine import adapters
 from tests.reference.one_at_a_time import greedy, negative_log_likelihood
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from manytune.engine.static_batch import Generation, completion_nll, generate_batch
 from manytune.errors import DataError
 from manytune.methods.attach import get_peft_model
 from manytune.methods.lora.config import LoraConfig
 
-VOCABULARY = 48
-END = 1
+VOCABULARY, END = adapters.VOCABULARY, adapters.END
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13, 14, 15), (16, 17), (5, 6, 7, 8), (20, 21, 22, 23, 24)]
 
 
@@ -42,36 +42,11 @@ def tokenizer():
 
 
 def llama():
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return adapters.llama(spread=0.5)
 
 
 def gpt2():
-    torch.manual_seed(4)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=64,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=END,
-    )
-    return GPT2LMHeadModel(config).eval()
+    return adapters.gpt2(spread=0.5)
 
 
 def with_lora(model):

@@ -72,7 +72,7 @@ def load_into(tuner: Tuner, model_id: str | Path, adapter_name: str, **kwargs: A
     if starts_from_sketch(init):
         warnings.warn(
             f"{model_id}: init_lora_weights={init!r} is a randomised start, which the file doesn't hold. manytune "
-            "draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT saved this way "
+            "draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT saved so "
             "would compute something else. There, save it with path_initial_model_for_weight_conversion.",
             PeftWarning,
             stacklevel=4,
