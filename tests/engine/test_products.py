@@ -73,7 +73,6 @@ def test_every_token_gets_its_own_adapters_product(data):
     stack.selection = select_tokens(
         [-1 if name is None else stack.slot(name) for name in decoding],
         spans,
-        dtype=torch.float64,
         device=CPU,
     )
     base, phi = layer(), torch.nn.GELU() if between else torch.nn.Identity()
@@ -88,7 +87,7 @@ def test_every_token_gets_its_own_adapters_product(data):
 
 
 def test_no_token_of_a_stack_means_no_selection():
-    assert select_tokens([-1, -1], [], dtype=torch.float32, device=CPU) is None
+    assert select_tokens([-1, -1], [], device=CPU) is None
 
 
 def test_layers_that_read_one_tensor_share_its_product():
@@ -102,7 +101,7 @@ def test_a_layer_that_reads_something_else_gets_its_own_product():
     own = pairs(3, 4)
     stack = PairStack(shape_of(Parts(pairs=own), torch.float64), CPU)
     stack.add("a", own)
-    stack.selection = select_tokens([0], [], dtype=torch.float64, device=CPU)
+    stack.selection = select_tokens([0], [], device=CPU)
     for path in PATHS[:2]:
         x = torch.randn(1, 1, IN, dtype=torch.float64)
         y = torch.zeros(1, 1, OUT, dtype=torch.float64)
@@ -114,7 +113,7 @@ def test_float32_adapters_on_a_half_precision_base_are_rounded_once():
     own = {path: Pair(pair.down.float(), pair.up.float(), 0.5) for path, pair in pairs(1, 4).items()}
     stack = PairStack(shape_of(Parts(pairs=own), torch.float32), CPU)
     stack.add("a", own)
-    stack.selection = select_tokens([0, -1], [], dtype=torch.float32, device=CPU)
+    stack.selection = select_tokens([0, -1], [], device=CPU)
     x, y = torch.randn(1, 2, IN).bfloat16(), torch.randn(1, 2, OUT).bfloat16()
     expected = (y[0, 0].float() + 0.5 * own[PATHS[0]].up @ (own[PATHS[0]].down @ x[0, 0].float())).bfloat16()
     untouched = y[0, 1].clone()

@@ -254,18 +254,21 @@ def test_requests_that_could_never_run_are_refused(tokenizer):
             lambda: attached(llama(), LoraConfig(target_modules=["q_proj"], task_type=TASK), seed=0),
             "PeftModel",
         ),
-        (
-            lambda: attached(
-                llama(), LoraConfig(target_modules=["q_proj"], task_type=TASK), seed=0
-            ).get_base_model(),
-            r"adapters in its layers \(model.layers.0.self_attn.q_proj\)",
-        ),
     ],
-    ids=["t5", "bert", "peft model", "carrying adapters"],
+    ids=["t5", "bert", "peft model"],
 )
 def test_models_that_the_engine_cannot_run_are_refused_with_the_reason(tokenizer, build, reason):
     with pytest.raises(ConfigError, match=rf"the engine can't run this model: .*({reason})"):
         Engine(build(), tokenizer)
+
+
+def test_no_adapter_runs_beside_attached_ones(tokenizer):
+    carrying = attached(llama(), LoraConfig(target_modules=["q_proj"], task_type=TASK), seed=0)
+    engine = Engine(carrying.get_base_model(), tokenizer)
+    with pytest.raises(
+        ConfigError, match=r"'x' can't run .*: model.layers.0.self_attn.q_proj has adapters attached"
+    ):
+        engine.add_adapter("x", lora(1))
 
 
 def with_tensor(adapter, name, tensor):
@@ -318,3 +321,26 @@ def test_adapters_that_do_not_fit_are_refused_by_name(engine, adapter, message):
     with pytest.raises(ConfigError, match=message):
         engine.add_adapter("x", adapter())
     assert engine.adapters == ()
+
+
+@pytest.mark.parametrize("size", [1e15, 1e30])
+def test_an_adapter_out_of_all_bounds_loses_its_own_answers_and_nobody_elses(tokenizer, size):
+    engine = Engine(llama(), tokenizer, prefill_chunk=8, max_batch=5, kv_budget_tokens=5 * 64)
+    wild = lora(9)
+    engine.add_adapter(
+        "wild", dataclasses.replace(wild, tensors={k: v * size for k, v in wild.tensors.items()})
+    )
+    names = [None, "0", "1", "2"]
+    for name in names[1:]:
+        engine.add_adapter(name, lora(int(name)))
+    for turn in range(3):
+        for number, name in enumerate(["wild", *names, "wild", *names]):
+            prompt = PROMPT if number % 2 or name != "wild" else LONG
+            engine.submit(Request(f"{turn} {number} {name}", prompt, free(), name))
+    outputs = drain(engine)
+    for request, own in outputs.items():
+        name = request.split()[-1]
+        if name == "wild":  # the smaller ones are large and finite to the end
+            assert (own[-1].finish_reason == "failed") == (size == 1e30) == (own[-1].token_id is None)
+        else:
+            assert [one.token_id for one in own] == expected(None if name == "None" else int(name)), request

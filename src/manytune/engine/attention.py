@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from manytune.engine.kv_cache import KVCache
+from manytune.engine.kv_cache import KVCache, bounded
 
 NAME = "manytune-engine"
 
@@ -52,6 +52,7 @@ class AttentionStep:
         decoding: How many tokens decode; token i of them belongs to row i.
         longest: Positions in the longest of their sequences, the present token's included.
         stretches: The rest of the tokens.
+        guarded: Whether an adapter takes part, which may make of a key whatever it likes.
     """
 
     cache: KVCache
@@ -60,6 +61,7 @@ class AttentionStep:
     decoding: int
     longest: int
     stretches: tuple[Stretch, ...]
+    guarded: bool = False
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -145,6 +147,8 @@ def engine_attention_forward(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     keys, values = step.cache.layer(module.layer_idx)  # type: ignore[arg-type]
+    if step.guarded:
+        key, value = bounded(key), bounded(value)
     keys[step.rows, :, step.positions] = key[0].transpose(0, 1)
     values[step.rows, :, step.positions] = value[0].transpose(0, 1)
     heads, tokens, size = query.shape[1:]

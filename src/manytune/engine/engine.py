@@ -40,7 +40,8 @@ class Engine:
     The model stays as it is: between steps it can be used by others, as long as its weights don't change.
 
     Args:
-        model: A causal language model without adapters attached.
+        model: A causal language model. Adapters attached to its layers act on every request, and must stay as they are;
+            none can be added then.
         tokenizer: Its tokenizer.
         kv_budget_tokens: Tokens that the cache of keys and values has room for: running requests times the largest
             number of tokens that one of them may come to.
@@ -208,8 +209,8 @@ class Engine:
         chosen = choose_tokens(logits, [entry.chooser for entry in choosing])
         self._chosen += len(chosen)
         return [
-            self._take(entry, token, logprobs)
-            for entry, (token, logprobs) in zip(choosing, chosen, strict=True)
+            self._fail(entry) if found is None else self._take(entry, *found)
+            for entry, found in zip(choosing, chosen, strict=True)
         ]
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
@@ -379,9 +380,18 @@ class Engine:
             self._leave(entry)
         return Output(entry.request.id, token, text, reason, logprobs, entry.usage)
 
+    def _fail(self, entry: Entry) -> Output:
+        """End a request whose logits aren't finite; its adapter has driven the base out of all bounds."""
+        rest = entry.text.finish()[0] if entry.text is not None else ""
+        self._finished += 1
+        self._leave(entry)
+        return Output(entry.request.id, None, rest, "failed", None, entry.usage)
+
     def _ends(self, entry: Entry) -> bool:
         """Whether the last token ends the answer."""
-        return entry.tokens[-1] in self._end_ids and not entry.request.params.ignore_eos
+        return (
+            bool(entry.tokens) and entry.tokens[-1] in self._end_ids and not entry.request.params.ignore_eos
+        )
 
     def _leave(self, entry: Entry) -> None:
         name = entry.request.id

@@ -21,6 +21,19 @@ def rounded(tokens: int) -> int:
     return -(-tokens // GRANULE) * GRANULE
 
 
+# Models have keys and values of up to a few hundred.
+_BOUND = 32768.0
+
+
+def bounded(computed: Tensor) -> Tensor:
+    """Keys or values that an adapter had a part in, as the cache takes them.
+
+    What a sequence leaves in the cache is masked for the next one in its row, and a mask doesn't hide NaN or infinite
+    scores. So what an adapter has driven out of all bounds comes back within them: its own answer is lost, no other is.
+    """
+    return computed.clamp(-_BOUND, _BOUND).nan_to_num_(0.0)
+
+
 class KVCache:
     """Keys and values, and the book of whose they are.
 
@@ -154,7 +167,7 @@ class KVCache:
         """Append keys and values that were computed elsewhere, `(layers, 2, heads, tokens, head_dim)`."""
         start = self._length[sequence]
         self.extend(sequence, values.shape[3])
-        self._data[:, :, self._row[sequence], :, start : start + values.shape[3]] = values
+        self._data[:, :, self._row[sequence], :, start : start + values.shape[3]] = bounded(values)
 
     @property
     def nbytes(self) -> int:

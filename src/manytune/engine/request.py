@@ -9,8 +9,8 @@ from typing import Literal
 
 from manytune.errors import RequestError
 
-#: Why a request ended: an end token or a stop string, its limit, or its caller.
-FinishReason = Literal["stop", "length", "cancelled"]
+#: Why a request ended: an end token or a stop string, its limit, its caller, or logits that aren't finite.
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Output:
 
     Attributes:
         request_id: Whose.
-        token_id: The token that was chosen, an end token too; None if the request was cancelled.
+        token_id: The token that was chosen, an end token too; None if the request was cancelled
+            or has failed.
         text: What the answer's text grew by: whole characters only, and nothing that may still turn out to be the
             beginning of a stop string. The last event brings whatever was held back.
         finish_reason: Why it ended; None while it goes on.

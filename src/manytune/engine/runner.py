@@ -105,7 +105,13 @@ class Runner:
         # One transfer for what every layer needs.
         index = torch.tensor([tokens, rows, positions], device=self._device)  # (3, T)
         step = AttentionStep(
-            cache, index[1], index[2], len(decode), max(lengths, default=0) + 1, tuple(stretches)
+            cache,
+            index[1],
+            index[2],
+            len(decode),
+            max(lengths, default=0) + 1,
+            tuple(stretches),
+            guarded=any(one.adapter is not None for one in (*decode, *pieces)),
         )
         terms = self._slots.choose([one.adapter for one in decode], spans)
         inputs: dict[str, Tensor] = {"input_ids": index[:1]}

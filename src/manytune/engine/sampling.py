@@ -94,17 +94,25 @@ class Chooser:
         return TokenLogprobs(token, float(log[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def choose_tokens(logits: Tensor, choosers: Sequence[Chooser]) -> list[tuple[int, TokenLogprobs | None]]:
+def choose_tokens(
+    logits: Tensor, choosers: Sequence[Chooser]
+) -> list[tuple[int, TokenLogprobs | None] | None]:
     """The next token of each request; the plain ones at once.
 
     Args:
         logits: (requests, vocabulary).
         choosers: One for each.
+
+    Returns:
+        None for a request whose logits say nothing: NaN or infinity is among them.
     """
-    likeliest = logits.argmax(1).tolist()
+    likeliest = logits.argmax(1, keepdim=True)  # NaN counts as the largest
+    finite = logits.gather(1, likeliest).isfinite().flatten().tolist()
     return [
-        (token, None) if chooser.is_plain else chooser.choose(row)
-        for token, chooser, row in zip(likeliest, choosers, logits, strict=True)
+        None if not sound else (token, None) if chooser.is_plain else chooser.choose(row)
+        for token, sound, chooser, row in zip(
+            likeliest.flatten().tolist(), finite, choosers, logits, strict=True
+        )
     ]
 
 

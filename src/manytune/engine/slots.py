@@ -19,7 +19,8 @@ from manytune.engine.batched.factors import FactorStack, Outline, Rescaling, out
 from manytune.engine.batched.parts import Adapter, Parts, linear_at, sizes
 from manytune.engine.batched.products import PairStack, Product, Shape, shape_of
 from manytune.engine.batched.selection import select_tokens
-from manytune.errors import AdapterError
+from manytune.errors import AdapterError, ConfigError
+from manytune.methods.layer import adapter_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,7 @@ class AdapterSlots:
         self._factors: dict[Outline, FactorStack] = {}
         self._terms: dict[str, Terms] = {}
         self._chosen: Any = None
+        self._carrying = next((path for path, _ in adapter_layers(model)), None)
 
     # -- names
 
@@ -76,6 +78,11 @@ class AdapterSlots:
         Raises:
             ConfigError: It can't run in a mixed batch, or doesn't fit the base.
         """
+        if self._carrying is not None:
+            raise ConfigError(
+                f"adapter {name!r} can't run beside the base: {self._carrying} has adapters attached to it already, "
+                "which act on every request. unload() them first, and make a new Engine."
+            )
         parts = parts_of(adapter, self._model)
         where = {path: sizes(linear_at(self._model, path)) for path in parts.factors}
         self._names[name] = Snapshot(
@@ -186,7 +193,6 @@ class AdapterSlots:
             stack.selection = select_tokens(
                 [slots.get(s.id, -1) if s is not None else -1 for s in decoding],
                 [(slots[s.id], rows) for s, rows in stretches if s is not None and s.id in slots],
-                dtype=shape.dtype,
                 device=self._device,
             )
             if stack.selection is not None:

@@ -22,7 +22,8 @@ from manytune.engine.batched.selection import Selection
 from manytune.methods.bottleneck import NONLINEARITIES
 
 _SMALLEST_RANK = 4
-_FIRST_SLOTS = 8
+# With a CPU the system gives memory to those slots only that are written to, so that many cost no more than few.
+_FIRST_SLOTS, _FIRST_SLOTS_ON_CPU = 8, 32
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,10 @@ class Product:
                 if bias is not None:
                     found += bias
                 found = found.flatten(0, 1).index_select(0, grid.scatter)
-                if grid.covered is None:
-                    rows.add_(found)
-                else:
-                    rows.addcmul_(found, grid.covered)
+                if grid.bare is not None:
+                    # Not a product with 0: another adapter's result may be infinite.
+                    found.masked_fill_(grid.bare, 0)
+                rows.add_(found)
             place = 1
         for span, found in zip(selection.spans, low[place:], strict=True):
             small = found[:, self.columns]
@@ -201,7 +202,7 @@ class PairStack:
         self._groups = [(kind,) for kind in kinds] if apart else _same_blocks(together(kinds), self._blocks)
         self._tensors: dict[tuple[str, Kind], Tensor] = {}
         self.products: dict[str, Product] = {}
-        self._grow(_FIRST_SLOTS)
+        self._grow(_FIRST_SLOTS_ON_CPU if device.type == "cpu" else _FIRST_SLOTS)
 
     def __len__(self) -> int:
         return len(self._members)

@@ -39,14 +39,14 @@ class Grid:
         width: Tokens for each.
         gather: Which token stands in each place, `(slots * width,)`; None if they stand so already.
         scatter: Which place each decoding token finds its result in; None as above.
-        covered: 1 for decoding tokens that have a place, `(tokens, 1)`; None if all have.
+        bare: True for decoding tokens that have no place, `(tokens, 1)`; None if all have one.
     """
 
     slots: int
     width: int
     gather: Tensor | None
     scatter: Tensor | None
-    covered: Tensor | None
+    bare: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ def select_tokens(
     decoding: Sequence[int],
     stretches: Sequence[tuple[int, slice]],
     *,
-    dtype: torch.dtype,
     device: torch.device,
 ) -> Selection | None:
     """Divide a forward's tokens.
@@ -76,7 +75,6 @@ def select_tokens(
     Args:
         decoding: The slot of each decoding token; -1 for tokens of other stacks or none.
         stretches: Slot and tokens of each stretch of a prompt that belongs to this stack.
-        dtype: Of the masks.
         device: Where the tensors go.
 
     Returns:
@@ -102,13 +100,13 @@ def select_tokens(
         else:
             gather = [0] * (used * width)
             scatter = [0] * len(decoding)
-            covered = [0.0] * len(decoding)
+            bare = [True] * len(decoding)
             for slot, tokens in of_slot.items():
                 for place, token in enumerate(tokens):
                     gather[slot * width + place] = token
                     scatter[token] = slot * width + place
-                    covered[token] = 1.0
-            mask = None if all(covered) else torch.tensor(covered, dtype=dtype, device=device)[:, None]
+                    bare[token] = False
+            mask = torch.tensor(bare, device=device)[:, None] if any(bare) else None
             grid = Grid(
                 used, width, torch.tensor(gather, device=device), torch.tensor(scatter, device=device), mask
             )
