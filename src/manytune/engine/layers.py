@@ -26,7 +26,7 @@ class AdaptedLayers:
     """
 
     def __init__(self, model: nn.Module, packed: Mapping[str, Forward]) -> None:
-        self._model = model
+        self._modules = dict(model.named_modules())
         self._packed = packed
         self._terms: Mapping[str, Terms] | None = None
         self._installed: list[tuple[dict[str, object], Forward]] = []
@@ -55,10 +55,10 @@ class AdaptedLayers:
         forwards = dict(self._packed)
         for path, own in paths.items():
             forwards[path] = self._forward(path, own, keeps=path in sources)
-        return [(self._model.get_submodule(path).__dict__, forward) for path, forward in forwards.items()]
+        return [(self._modules[path].__dict__, forward) for path, forward in forwards.items()]
 
     def _forward(self, path: str, terms: Terms, *, keeps: bool) -> Forward:
-        module = self._model.get_submodule(path)
+        module = self._modules[path]
         base: Forward = self._packed.get(path) or type(module).forward.__get__(module)
         products, inputs = terms.products, self._inputs
         if not terms.rescalings and not keeps and all(_reads_input(product) for product in products):

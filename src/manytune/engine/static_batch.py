@@ -87,7 +87,7 @@ def generate_batch(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    _check_lengths(model, [len(prompt) for prompt in prompts], new_tokens=max_new_tokens)
+    check_lengths(model, [len(prompt) for prompt in prompts], new_tokens=max_new_tokens)
     stop_ids = end_token_ids(model, tokenizer) | set(end_ids)
     pad_id = _pad_id(tokenizer, stop_ids)
     config = GenerationConfig(
@@ -103,7 +103,7 @@ def generate_batch(
     device = _device(model)
     has_encoder = _has_encoder(model)
     done = 0
-    with _evaluating(model), _generation_config(model, config):
+    with evaluating(model), _generation_config(model, config):
         for rows in _longest_first([len(prompt) for prompt in prompts], batch_size):
             batch = [prompts[row] for row in rows]
             begun = None if has_encoder else prefill_shared(model, batch, pad_id=pad_id)
@@ -160,14 +160,14 @@ def completion_nll(
     for index, sequence in enumerate(sequences):
         if not sequence.completion_ids:
             raise DataError(f"sequence {index} has no completion tokens, so there is nothing to score")
-    _check_lengths(model, [len(sequence.prompt_ids) for sequence in sequences], new_tokens=0)
+    check_lengths(model, [len(sequence.prompt_ids) for sequence in sequences], new_tokens=0)
     encoder = _has_encoder(model)
     both = max if encoder else sum  # an encoder's positions are its own
     lengths = [both((len(one.prompt_ids), len(one.completion_ids))) for one in sequences]
-    _check_lengths(model, lengths, new_tokens=0)
+    check_lengths(model, lengths, new_tokens=0)
     results: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
     done = 0
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for rows in _longest_first(lengths, batch_size):
             batch = [sequences[row] for row in rows]
             found = _seq2seq_nll(model, batch) if encoder else _batch_nll(model, batch)
@@ -279,7 +279,7 @@ def _pad_id(tokenizer: Any, stop_ids: frozenset[int]) -> int:
     return min(stop_ids, default=0)
 
 
-def _check_lengths(model: Any, lengths: Sequence[int], *, new_tokens: int) -> None:
+def check_lengths(model: Any, lengths: Sequence[int], *, new_tokens: int) -> None:
     """Refuse empty prompts and sequences that run past the model's last position."""
     limit = getattr(_innermost(model).config, "max_position_embeddings", None)
     both = max if _has_encoder(model) else sum  # an encoder's positions are its own
@@ -319,7 +319,7 @@ def _device(model: Any) -> torch.device:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode for the block; each module gets its own mode back, as some may stay in `eval`."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -11,8 +11,6 @@ import inspect
 from torch import nn
 from transformers import PreTrainedModel
 
-from manytune.methods.layer import adapter_layers
-
 _EXACT_LAYERS = {"full_attention", "sliding_attention"}
 _UNEVEN = ("num_kv_shared_layers", "global_head_dim", "per_layer_config")
 
@@ -21,9 +19,6 @@ def unsupported_reason(model: nn.Module) -> str | None:
     """Why the engine can't run a model, as a clause such as "it has an encoder"; None if it can."""
     if not isinstance(model, PreTrainedModel):
         return f"{type(model).__name__} isn't a transformers model"
-    carrying = next((path for path, _ in adapter_layers(model)), None)
-    if carrying is not None:
-        return f"it has adapters in its layers ({carrying}), which the engine keeps beside the model; unload() it first"
     config = model.config
     if config.is_encoder_decoder:
         return "it has an encoder"
