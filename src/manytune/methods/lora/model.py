@@ -38,13 +38,22 @@ class LoraModel(LayerTuner):
     prefix: ClassVar[str] = "lora_"
     layer_class = LoraLayer
 
+    @property
+    def _particular(self) -> dict[str, PeftConfig]:
+        """The adapters that others beside them have to reckon with: they train biases, or take weights over.
+
+        Kept apart, so that adding or choosing one adapter among thousands asks nothing of the rest.
+        """
+        found: dict[str, PeftConfig] = self.__dict__.setdefault("_particular_configs", {})
+        return found
+
     def check(self, adapter_name: str, config: LoraConfig) -> None:
         """Biases belong to the base, of which there is one copy: only one adapter may train them.
 
         Raises:
             ConfigError: Another adapter trains biases already.
         """
-        inits = {adapter_name: config, **self.peft_config}
+        inits = {adapter_name: config, **self._particular}
         shifting = [n for n, c in inits.items() if starts_from_weight(getattr(c, "init_lora_weights", True))]
         if shifting and self.peft_config:
             init = getattr(inits[shifting[0]], "init_lora_weights", None)
@@ -56,7 +65,7 @@ class LoraModel(LayerTuner):
                 stacklevel=5,
             )
         others = [
-            name for name, other in self.peft_config.items() if getattr(other, "bias", "none") != "none"
+            name for name, other in self._particular.items() if getattr(other, "bias", "none") != "none"
         ]
         if config.bias != "none" and others:
             raise ConfigError(
@@ -158,7 +167,7 @@ class LoraModel(LayerTuner):
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
         """See `Tuner.set_adapter`."""
         super().set_adapter(adapter_names, inference_mode)
-        for name in self.peft_config:
+        for name in self._particular.keys() & self.peft_config.keys():
             for bias in self._biases(name).values():
                 bias.requires_grad_(name in self._active and not inference_mode)
 
@@ -180,6 +189,10 @@ class LoraModel(LayerTuner):
     def add_adapter(self, adapter_name: str, config: PeftConfig, **options: Any) -> None:
         """See `Tuner.add_adapter`; biases that will train are copied first, so that `unload` can put them back."""
         super().add_adapter(adapter_name, config, **options)
+        if getattr(config, "bias", "none") != "none" or starts_from_weight(
+            getattr(config, "init_lora_weights", True)
+        ):
+            self._particular[adapter_name] = config
         self.__dict__.setdefault("_base_biases", []).extend(
             (bias, bias.detach().clone()) for bias in self._biases(adapter_name).values()
         )
@@ -195,6 +208,7 @@ class LoraModel(LayerTuner):
         """See `Tuner.delete_adapter`; biases that it trained are the base's again."""
         trained = adapter_name in self.peft_config and self._biases(adapter_name)
         super().delete_adapter(adapter_name)
+        self._particular.pop(adapter_name, None)
         if trained:
             self._restore_biases()
 
@@ -208,6 +222,7 @@ class LoraModel(LayerTuner):
         for bias, _ in self.__dict__["_base_biases"]:
             bias.requires_grad_(False)
         self.__dict__["_base_biases"] = []
+        self._particular.clear()
         return super()._detach()
 
 
