@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from tests.reference.one_at_a_time import greedy, negative_log_likelihood
+from tests.reference.one_at_a_time import beam_search, greedy, negative_log_likelihood
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -138,6 +138,18 @@ def test_scores_are_those_of_one_prompt_and_one_token_at_a_time(folder: Path) ->
         assert found[name, "exact_match"] == pytest.approx(right / 8)
         assert found[name, "perplexity"] == pytest.approx(torch.tensor(nll / 16).exp().item(), rel=1e-4)
     assert found["good", "exact_match"] == 1.0
+
+
+def test_answers_can_be_searched_for_with_beams(folder: Path) -> None:
+    evaluated("runs/poor", "--beams", "3")
+    kept = read_evaluation(folder / "runs/poor/evaluation.json")
+    assert kept.provenance["Answers"].startswith("best of 3 beams, at most 4 tokens")
+    base = load_base("base")
+    model = PeftModel.from_pretrained(base.model, "runs/poor/adapter")
+    for item, answer in zip(kept.items, kept.result("poor").answers, strict=True):
+        prompt = [2, 3, WORDS.index(item.prompt.split()[2]), 4]
+        tokens = beam_search(model, prompt, max_new_tokens=4, beams=3, end_id=1)
+        assert answer.text == base.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_the_table_and_the_verdict_fit_sixty_columns(folder: Path) -> None:

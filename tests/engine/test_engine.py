@@ -115,8 +115,7 @@ def test_every_adapter_in_one_batch_answers_as_alone(world, tokenizer, options):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_arrivals_lengths_and_cancellations_change_no_answer(llama_world, tokenizer, data):
-    world = llama_world
+def test_arrivals_lengths_and_cancellations_change_no_answer(world, tokenizer, data):
     engine = world.engine(
         tokenizer,
         max_batch=data.draw(st.integers(1, 8)),

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tests.engine import adapters
-from tests.reference.one_at_a_time import greedy, negative_log_likelihood
+from tests.reference.one_at_a_time import beam_search, greedy, negative_log_likelihood
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -80,6 +80,14 @@ def test_batched_answers_are_those_of_one_prompt_at_a_time(model, tokenizer, bat
     answers = generate_batch(model, tokenizer, PROMPTS, max_new_tokens=9, batch_size=batch_size)
     expected = [greedy(model, prompt, max_new_tokens=9, stop_ids={END}) for prompt in PROMPTS]
     assert [(answer.token_ids, answer.finished) for answer in answers] == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_batched_beams_are_those_of_one_prompt_at_a_time(model, tokenizer, batch_size):
+    answers = generate_batch(model, tokenizer, PROMPTS, max_new_tokens=9, batch_size=batch_size, beams=3)
+    assert [answer.token_ids for answer in answers] == [
+        beam_search(model, prompt, max_new_tokens=9, beams=3, end_id=END) for prompt in PROMPTS
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -209,7 +217,10 @@ def test_what_cannot_be_computed_is_an_error_that_says_why(tokenizer, call, mess
         call(llama(), tokenizer)
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"max_new_tokens": 3, "batch_size": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_new_tokens": 0}, {"max_new_tokens": 3, "batch_size": 0}, {"max_new_tokens": 3, "beams": 0}],
+)
 def test_sizes_below_one_are_refused(tokenizer, options):
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
         generate_batch(llama(), tokenizer, PROMPTS, **options)

@@ -67,6 +67,10 @@ def evaluate(
             "contains."
         ),
     ] = None,
+    beams: Annotated[
+        int,
+        typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token at each step."),
+    ] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts to a batch.")] = 8,
     report: Annotated[Path | None, typer.Option(help="Also write an HTML page to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -98,6 +102,7 @@ def evaluate(
         encoder,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        beams=beams,
         likelihoods=any(metric.name == "perplexity" for metric in wanted),
     )
     evaluation = compare(
@@ -107,7 +112,7 @@ def evaluate(
         provenance={
             "Base": f"{loaded.name} ({loaded.fingerprint})",
             "Data": _data_provenance(questions),
-            "Answers": f"greedy, at most {max_new_tokens} tokens, {encoder.mode} prompts",
+            "Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts",
             "Release": f"manytune {__version__}",
         },
     )
@@ -191,6 +196,7 @@ def _answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    beams: int,
     likelihoods: bool,
 ) -> list[System]:
     """Ask the base and then every adapter, over one copy of the base."""
@@ -200,7 +206,8 @@ def _answers(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from manytune.cli.adapted import BASE_NAME, attached
-    from manytune.engine.static_batch import completion_nll, generate_batch
+    from manytune.engine.answering import answer_prompts
+    from manytune.engine.static_batch import completion_nll
     from manytune.evaluation.answers import ask
     from manytune.evaluation.compare import System
 
@@ -212,11 +219,12 @@ def _answers(
             name = one.name if one else BASE_NAME
             with attached(base, one) as model:
                 generate = partial(
-                    generate_batch,
+                    answer_prompts,
                     model,
                     base.tokenizer,
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
+                    beams=beams,
                     end_ids=[encoder.end_id],
                     progress=_bar(shown, f"{name}: answers"),
                 )
@@ -226,6 +234,10 @@ def _answers(
                 answers = ask(questions, generate, likelihood if likelihoods else None)
             systems.append(_system(one, answers) if one else System(name, "base", answers))
     return systems
+
+
+def _search(beams: int) -> str:
+    return "greedy" if beams == 1 else f"best of {beams} beams"
 
 
 def _bar(shown: Progress, description: str) -> Callable[[int, int], None]:

@@ -124,12 +124,12 @@ def _answer(
 ) -> list[Generation]:
     """One system's answers: `answering` replies to prompts made as for `asking`."""
     from manytune.cli.adapted import attached
-    from manytune.engine.static_batch import generate_batch
+    from manytune.engine.answering import answer_prompts
 
     encoder = asking.encoder(base)
     prompts = [encoder.prompt_ids(_segments(asking, task, one)) for one in asked]
     with attached(base, answering) as model:
-        return generate_batch(
+        return answer_prompts(
             model,
             base.tokenizer,
             prompts,

@@ -9,7 +9,8 @@ from typing import Any
 
 from manytune.data.encode import Encoded, Encoder
 from manytune.demo.recipes import BASE, MAX_NEW_TOKENS
-from manytune.engine.static_batch import Generation, generate_batch
+from manytune.engine.answering import answer_prompts
+from manytune.engine.static_batch import Generation
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.results import Answer
 from manytune.experiments.answering import read_texts
@@ -46,7 +47,7 @@ class Respondent:
         with self.entered() as model:
 
             def generate(prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
-                return generate_batch(
+                return answer_prompts(
                     model,
                     self.tokenizer,
                     prompts,

@@ -20,6 +20,9 @@ from manytune.engine.static_batch import Generation, Progress, check_lengths, ev
 from manytune.engine.support import unsupported_reason
 from manytune.methods.model import PeftModel
 
+#: Bytes of a model's weights up to which a second copy, in the order that is multiplied fastest, is worth its memory.
+_PACKED_UP_TO = 2 * 2**30
+
 
 def answer_prompts(
     model: Any,
@@ -28,13 +31,14 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     batch_size: int = 8,
+    beams: int = 1,
     end_ids: Collection[int] = (),
     progress: Progress | None = None,
 ) -> list[Generation]:
-    """Answer every prompt by greedy decoding.
+    """Answer every prompt by greedy decoding, or by beam search.
 
-    The answers are those of `generate_batch`, which also gives them for models that the engine can't run and for soft
-    prompts. The model is in evaluation mode meanwhile, and as before afterwards.
+    The answers are those of `generate_batch`, which also gives them for models that the engine can't run, for soft
+    prompts, and with beams. The model is in evaluation mode meanwhile, and as before afterwards.
 
     Args:
         model: A transformers causal language model or encoder-decoder, plain or with adapters attached.
@@ -42,6 +46,7 @@ def answer_prompts(
         prompts: Token ids, one sequence a prompt.
         max_new_tokens: Limit on the length of an answer, in tokens.
         batch_size: Prompts that are answered at once.
+        beams: Beginnings of an answer that are followed at once; 1 takes the likeliest token at each step.
         end_ids: Tokens that end an answer besides the model's and the tokenizer's own.
         progress: Told whenever answers are finished.
 
@@ -50,13 +55,14 @@ def answer_prompts(
 
     Raises:
         DataError: A prompt is empty, or doesn't fit the model's positions together with `max_new_tokens`.
-        ValueError: `max_new_tokens` or `batch_size` is below 1.
+        ValueError: `max_new_tokens`, `batch_size` or `beams` is below 1.
     """
     own = _token_by_token(model)
     if (
         own is None
         or unsupported_reason(own) is not None
         or not prompts
+        or beams != 1
         or min(max_new_tokens, batch_size) < 1
     ):
         return generate_batch(
@@ -65,6 +71,7 @@ def answer_prompts(
             prompts,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            beams=beams,
             end_ids=end_ids,
             progress=progress,
         )
@@ -79,7 +86,7 @@ def answer_prompts(
             max_batch=rows,
             prefix_cache_tokens=room if _begin_alike(prompts) else 0,
             end_ids=end_ids,
-            weights="plain",
+            weights="packed" if _size(own) <= _PACKED_UP_TO else "plain",
         )
         # Prompts that begin alike follow one another, so that what they share is still there.
         for place in sorted(range(len(prompts)), key=lambda place: tuple(prompts[place])):
@@ -115,6 +122,10 @@ def _token_by_token(model: Any) -> PreTrainedModel | None:
             return None
         own = model.get_base_model()
     return own if isinstance(own, PreTrainedModel) else None
+
+
+def _size(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _begin_alike(prompts: Sequence[Sequence[int]]) -> bool:

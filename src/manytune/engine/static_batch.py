@@ -58,10 +58,11 @@ def generate_batch(
     *,
     max_new_tokens: int,
     batch_size: int = 8,
+    beams: int = 1,
     end_ids: Collection[int] = (),
     progress: Progress | None = None,
 ) -> list[Generation]:
-    """Answer every prompt by greedy decoding.
+    """Answer every prompt by greedy decoding, or by beam search.
 
     Prompts are left padded to the longest of their batch; what several of them begin with is read once. The
     most likely token is taken at each step whatever the model's own `generation_config` says: its sampling
@@ -74,6 +75,7 @@ def generate_batch(
         prompts: Token ids, one sequence a prompt.
         max_new_tokens: Limit on the length of an answer, in tokens.
         batch_size: Prompts to a batch.
+        beams: Beginnings of an answer that are followed at once; 1 takes the likeliest token at each step.
         end_ids: Tokens that end an answer besides the model's and the tokenizer's own; a chat template may end
             its messages with another one.
         progress: Told of each finished batch.
@@ -83,16 +85,17 @@ def generate_batch(
 
     Raises:
         DataError: A prompt is empty, or doesn't fit the model's positions together with `max_new_tokens`.
-        ValueError: `max_new_tokens` or `batch_size` is below 1.
+        ValueError: `max_new_tokens`, `batch_size` or `beams` is below 1.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    for name, value in (("max_new_tokens", max_new_tokens), ("beams", beams)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     check_lengths(model, [len(prompt) for prompt in prompts], new_tokens=max_new_tokens)
     stop_ids = end_token_ids(model, tokenizer) | set(end_ids)
     pad_id = _pad_id(tokenizer, stop_ids)
     config = GenerationConfig(
         do_sample=False,
-        num_beams=1,
+        num_beams=beams,
         use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stop_ids) or None,
@@ -106,7 +109,8 @@ def generate_batch(
     with evaluating(model), _generation_config(model, config):
         for rows in _longest_first([len(prompt) for prompt in prompts], batch_size):
             batch = [prompts[row] for row in rows]
-            begun = None if has_encoder else prefill_shared(model, batch, pad_id=pad_id)
+            # What was read before has one row a prompt, and beams need several.
+            begun = None if has_encoder or beams > 1 else prefill_shared(model, batch, pad_id=pad_id)
             if begun is None:
                 input_ids, attention_mask = (_right_padded if has_encoder else _left_padded)(batch, pad_id)
                 cached = {}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from manytune.data.encode import Encoded
-from manytune.engine.static_batch import completion_nll, generate_batch
+from manytune.engine.answering import answer_prompts
+from manytune.engine.static_batch import completion_nll
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.records import GroupLoss
 from manytune.evaluation.results import Answer
@@ -19,8 +20,8 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.full import FullConfig
 from manytune.methods.model import PeftModel
 from manytune.store.base import Base
+from manytune.training.head_loss import loss_sum
 from manytune.training.layout_choice import batch_builder, choose_layout, prepared_attention
-from manytune.training.loss import loss_sum
 
 Notice = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
@@ -78,7 +79,7 @@ def ask_model(
         return None if notice is None else partial(notice, what)
 
     generate = partial(
-        generate_batch,
+        answer_prompts,
         model,
         base.tokenizer,
         max_new_tokens=max_new_tokens,
