@@ -54,7 +54,8 @@ def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch, place):
         directory.mkdir()
         path = directory / "recipe.yaml"
         path.write_text(yaml.safe_dump(content(directory), sort_keys=False))
-        assert call("compare", str(path), *options).exit_code == 0
+        done = call("compare", str(path), *options)
+        assert done.exit_code == 0, done.output
         kept = directory / "experiment" / "records"
         records[name] = {
             str(file.relative_to(kept)): read_record(file) for file in sorted(kept.rglob("*.json"))

@@ -219,6 +219,7 @@ def test_the_outputs_are_a_page_markdown_a_table_and_json(finished):
     assert r"\begin{tabular}{lrrr}" in table.read_text() and "LoRA &" in table.read_text()
     kept = read_evaluation(record)
     assert kept.provenance["Command"] == f"manytune compare {wanted.directory}/recipe.yaml"
+    assert kept.provenance["Recipe"] == (wanted.directory / "recipe.yaml").read_text()
     assert kept.results == evaluation.results and kept.forgetting == evaluation.forgetting
     assert load_experiment(wanted.directory / "recipe.yaml").compare == wanted.compare
 

@@ -31,8 +31,10 @@ def write_outputs(evaluation: Evaluation, experiment: Experiment, *, title: str,
     """
     directory = experiment.directory
     recipe = directory / RECIPE_NAME
-    atomic_write(recipe, yaml.safe_dump(experiment.content, sort_keys=False, allow_unicode=True))
-    provenance = {**evaluation.provenance, "Command": command.format(recipe=recipe)}
+    content = yaml.safe_dump(experiment.content, sort_keys=False, allow_unicode=True)
+    atomic_write(recipe, content)
+    made_again = {"Command": command.format(recipe=recipe), "Recipe": content}
+    provenance = {**evaluation.provenance, **made_again}
     evaluation = dataclasses.replace(evaluation, provenance=provenance)
     page, text, table, record = (
         directory / name for name in ("report.html", "report.md", "table.tex", "results.json")

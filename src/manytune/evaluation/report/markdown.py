@@ -30,6 +30,8 @@ from manytune.evaluation.wording import (
 
 def render_markdown(evaluation: Evaluation, *, title: str) -> str:
     """The whole report as text that reads well unrendered, too."""
+    provenance = evaluation.provenance
+    files = [key for key, value in provenance.items() if "\n" in value]  # a recipe is shown as it stands
     parts = [
         f"# {title}",
         *(
@@ -49,9 +51,10 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
         *_costs(evaluation),
         "## How this was made",
         "",
-        *(f"- {_text(key)}: {_text(value)}" for key, value in evaluation.provenance.items()),
+        *(f"- {_text(key)}: {_text(value)}" for key, value in provenance.items() if key not in files),
         *(f"- {METRICS[one.metric].label}: `{one.signature}`" for one in evaluation.results[0].scores),
         "",
+        *(line for key in files for line in (f"{_text(key)}:", "", *_code(provenance[key]), "")),
     ]
     return "\n".join(parts)
 
@@ -183,6 +186,11 @@ def _costs(evaluation: Evaluation) -> list[str]:
         )
     heads = ["", "trained parameters", "training", "peak memory", "on disk", "tokens/s"]
     return ["## Cost", "", *table(heads, rows)] if rows else []
+
+
+def _code(text: str) -> list[str]:
+    """A block of text as it stands."""
+    return [f"    {line}" for line in text.rstrip().splitlines()]
 
 
 def _text(text: str) -> str:
