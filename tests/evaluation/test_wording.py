@@ -5,7 +5,7 @@ from tests.evaluation import invented
 
 from manytune.evaluation import wording
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.results import Comparison
+from manytune.evaluation.results import Comparison, Probe
 
 ROUGE, BLEU = METRICS["rouge1"], METRICS["bleu"]
 
@@ -83,4 +83,23 @@ def test_figures_read_as_people_write_them(text, expected):
 def test_the_basis_counts_prompts_and_groups():
     assert wording.basis_sentence(invented.evaluation(3)) == (
         "9 prompts in 3 independent groups, the same for every system."
+    )
+
+
+def probe(name, verdict):
+    evaluation, _ = compared(verdict, ours=(0.41, 0.38, 0.44) if verdict != "worse" else (0.2, 0.1, 0.3))
+    results = tuple(result for result in evaluation.results if result.name != "full")
+    return Probe(name, "", dataclasses.replace(evaluation, results=results))
+
+
+def test_what_a_system_forgot_is_said_beside_the_verdict():
+    evaluation, _ = compared("better")
+    assert wording.forgotten_sentence(evaluation) is None
+    asked = dataclasses.replace(
+        evaluation, forgetting=(probe("trivia", "worse"), probe("text", "cannot tell"))
+    )
+    assert wording.forgotten_sentence(asked) == "Forgotten: lora (trivia, ROUGE-1 0.200 against 0.300)."
+    kept = dataclasses.replace(evaluation, forgetting=(probe("text", "cannot tell"),))
+    assert wording.forgotten_sentence(kept) == (
+        "No system is shown to have forgotten what it was asked beside the task."
     )

@@ -8,7 +8,16 @@ from rich.text import Text
 
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Evaluation
-from manytune.evaluation.wording import DASH, MARKS, count, p_value, score, share_sentence, signed
+from manytune.evaluation.wording import (
+    DASH,
+    MARKS,
+    count,
+    forgotten_sentence,
+    p_value,
+    score,
+    share_sentence,
+    signed,
+)
 
 
 def print_sweep(evaluation: Evaluation) -> None:
@@ -33,9 +42,9 @@ def print_sweep(evaluation: Evaluation) -> None:
 
 def print_gains(evaluation: Evaluation, console: Console) -> None:
     """Print the share of the gain, and what was forgotten."""
-    sentence = share_sentence(evaluation)
-    if sentence:
-        console.print(sentence)
+    for sentence in (share_sentence(evaluation), forgotten_sentence(evaluation)):
+        if sentence:
+            console.print(sentence)
     if not evaluation.forgetting:
         return
     console.print()

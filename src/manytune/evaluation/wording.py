@@ -158,6 +158,24 @@ def share_sentence(evaluation: Evaluation) -> str | None:
     return f"{best.system} has {share_text(best)} of {reference}'s {label} gain{with_parameters}."
 
 
+def forgotten_sentence(evaluation: Evaluation) -> str | None:
+    """Which systems became worse at what the training wasn't about; `None` if nothing else was asked."""
+    if not any(probe.evaluation.comparisons for probe in evaluation.forgetting):
+        return None
+    losses: dict[str, list[str]] = {}
+    for probe in evaluation.forgetting:
+        inner = probe.evaluation
+        metric, base = METRICS[inner.primary], inner.results[0]
+        for result in inner.results[1:]:
+            if inner.comparison(result.name, metric.name).verdict == "worse":
+                ours, theirs = (one.score(metric.name).value for one in (result, base))
+                found = f"{probe.name}, {metric.label} {score(ours, metric)} against {score(theirs, metric)}"
+                losses.setdefault(result.name, []).append(found)
+    if not losses:
+        return "No system is shown to have forgotten what it was asked beside the task."
+    return "Forgotten: " + "; ".join(f"{name} ({'; '.join(found)})" for name, found in losses.items()) + "."
+
+
 def correction_sentence(evaluation: Evaluation) -> str | None:
     """For how many tests p-values are corrected; `None` if there is only one."""
     tests = sum(found.metric == evaluation.primary for found in evaluation.comparisons)

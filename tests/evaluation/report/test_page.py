@@ -108,7 +108,7 @@ def test_tables_have_headers_for_rows_and_columns(page):
 
 def test_curves_are_drawn_with_a_text_for_those_who_cannot_see_them(page):
     drawing = [a for name, a, _ in page.elements if name == "svg" and a.get("role") == "img"][-1]
-    assert re.search(r"lora, training loss \d\.\d\d at step 3 to \d\.\d\d at step 400", drawing["aria-label"])
+    assert re.search(r"lora, training loss \d\.\d\d at step 8 to \d\.\d\d at step 400", drawing["aria-label"])
     classes = [attributes["class"] for name, attributes, _ in page.elements if name == "path"]
     assert sum("training" in names for names in classes) == 2
 

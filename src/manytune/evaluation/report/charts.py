@@ -15,7 +15,7 @@ from manytune.evaluation.report.axes import Tick, padded, percent, round_values
 from manytune.evaluation.results import Evaluation, LossPoint
 from manytune.evaluation.wording import interval, score
 
-_MOST_POINTS = 160  # more than a screen shows; longer curves are averaged over neighbouring steps
+_MOST_POINTS = 50  # a batch's loss says little: longer curves are averaged over neighbouring steps
 
 
 @dataclass(frozen=True, slots=True)

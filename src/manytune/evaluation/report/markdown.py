@@ -15,6 +15,7 @@ from manytune.evaluation.wording import (
     correction_sentence,
     count,
     evidence,
+    forgotten_sentence,
     interval,
     p_value,
     score,
@@ -32,8 +33,10 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
     """The whole report as text that reads well unrendered, too."""
     provenance = evaluation.provenance
     files = [key for key, value in provenance.items() if "\n" in value]  # a recipe is shown as it stands
+    sentences = (share_sentence(evaluation), forgotten_sentence(evaluation), basis_sentence(evaluation))
     parts = [
         f"# {title}",
+        "",
         *(
             f"- **{_text(claim(found))}**: {_text(evidence(evaluation, found))}"
             for found in (
@@ -41,7 +44,7 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
             )
         ),
         "",
-        *(sentence for sentence in (share_sentence(evaluation), basis_sentence(evaluation)) if sentence),
+        *(sentence for sentence in sentences if sentence),
         "",
         *_scores(evaluation),
         *_shares(evaluation),
