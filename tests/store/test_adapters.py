@@ -136,7 +136,7 @@ def test_safetensors_whose_header_length_looks_like_a_pickle_are_accepted(adapte
 def test_a_cut_off_safetensors_file_is_recognised_without_a_manifest(adapter: Path) -> None:
     (adapter / "manifest.json").unlink()
     (adapter / "adapter_model.safetensors").write_bytes(b"\x01")
-    with pytest.raises(StoreError, match="isn't a safetensors file; it may have been cut off"):
+    with pytest.raises(StoreError, match="not a readable safetensors file; it may have been cut off"):
         open_adapter(adapter)
 
 

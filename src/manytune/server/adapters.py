@@ -6,25 +6,26 @@ request on, and requests that run go on with the version that they began with.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import torch
 
 from manytune.engine.batched import parts_of
-from manytune.errors import StoreError
+from manytune.errors import ManytuneError, StoreError
 from manytune.server.refusals import Refusal
+from manytune.server.soundness import Skeleton, check_files
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.library import AdapterStore, StoreEntry
 from manytune.store.ram_cache import AdapterCache
 from manytune.store.resident import ResidentAdapter
 from manytune.store.verification import Verification, verify_adapter
+
+_log = logging.getLogger(__name__)
 
 #: What a model may be called in a request.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -43,6 +44,21 @@ class Model:
     name: str
     adapter: ResidentAdapter | None = None
     virtual_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What went wrong with one version of an adapter.
+
+    Attributes:
+        version: The hash of its content.
+        count: How often.
+        last: The last message.
+    """
+
+    version: str
+    count: int
+    last: str
 
 
 class Adapters:
@@ -64,6 +80,9 @@ class Adapters:
         self._using: Counter[str] = Counter()
         self._pins: dict[str, ResidentAdapter] = {}  # by name
         self._checked: dict[str, int] = {}  # virtual tokens by hash, of those that were found sound
+        self._checking = threading.Lock()
+        self._skeleton = Skeleton(base.model)
+        self._failures: dict[str, Failures] = {}  # by name
 
     # -- for requests
 
@@ -79,19 +98,21 @@ class Adapters:
         if name == self.base_name:
             return Model(name)
         own = self.resolve(name)
-        if own not in self._checked:
-            _refuse_links(self.store.root, self.store.directory(own))
-        adapter = self.cache.pin(own)
-        if adapter.id != own:
-            self.cache.unpin(replace(adapter, id=own))
-            raise StoreError(
-                f"{self.store.directory(own)}: the manifest was changed after the adapter was added. Add it again."
-            )
-        try:
-            virtual = self._check(adapter)
-        except BaseException:
-            self.cache.unpin(adapter)
-            raise
+        with self._noting(name, own):
+            if own not in self._checked:
+                check_files(self.store.root, self.store.directory(own), most_bytes=self.cache.budget)
+            adapter = self.cache.pin(own)
+            if adapter.id != own:
+                self.cache.unpin(replace(adapter, id=own))
+                raise StoreError(
+                    f"{self.store.directory(own)}: the manifest was changed after the adapter was added. Add it again."
+                )
+            try:
+                virtual = self._check(adapter)
+            except BaseException:
+                self.cache.unpin(adapter)
+                self.drop(own)
+                raise
         with self._lock:
             self._using[own] += 1
         return Model(name, adapter, virtual)
@@ -134,11 +155,30 @@ class Adapters:
         return {name: own for name, own in self.store.names().items() if name != self.base_name}
 
     def entries(self) -> Iterator[tuple[str, StoreEntry]]:
-        """All adapters by name."""
-        for entry in self.store.entries():
+        """All adapters by name, without those whose manifests can't be read."""
+        for entry in self.store.entries(unreadable=lambda own, error: None):
             for name in entry.names:
-                if name != self.base_name:
+                if name != self.base_name and MODEL_NAME.fullmatch(name):
                     yield name, entry
+
+    def unreadable(self) -> dict[str, tuple[str, str]]:
+        """The others: their hashes and what is wrong, by name."""
+        wrong: dict[str, str] = {}
+        self.store.entries(unreadable=lambda own, error: wrong.update({own: str(error)}))
+        return {name: (own, wrong[own]) for name, own in self.names().items() if own in wrong}
+
+    def note_failure(self, name: str, own: str, message: str) -> None:
+        """Count that a version of an adapter couldn't be used."""
+        with self._lock:
+            former = self._failures.get(name)
+            count = former.count if former is not None and former.version == own else 0
+            self._failures[name] = Failures(own, count + 1, message)
+
+    def failures(self, name: str, own: str) -> Failures | None:
+        """What went wrong with a version of an adapter since the server started."""
+        with self._lock:
+            found = self._failures.get(name)
+        return found if found is not None and found.version == own else None
 
     def load(self, name: str) -> ResidentAdapter:
         """Bring an adapter into memory; see `acquire`."""
@@ -194,9 +234,12 @@ class Adapters:
             StoreError: A file is missing or damaged, or a value isn't finite.
             BaseMismatchError: It was trained on another base.
         """
-        directory = self.store.directory(self.resolve(name))
-        open_adapter(directory, base=self._base)
-        return verify_adapter(directory)
+        own = self.resolve(name)
+        directory = self.store.directory(own)
+        with self._noting(name, own):
+            check_files(self.store.root, directory, most_bytes=self.cache.budget)
+            open_adapter(directory, base=self._base)
+            return verify_adapter(directory)
 
     def is_pinned(self, name: str) -> bool:
         """Whether an operator has pinned it."""
@@ -212,18 +255,23 @@ class Adapters:
 
     def _check(self, adapter: ResidentAdapter) -> int:
         """Refuse what must not reach the engine; once for each content."""
-        if adapter.id not in self._checked:
-            for name, tensor in adapter.tensors.items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-                    raise StoreError(f"adapter {adapter.id[:12]}: {name} has values that aren't finite.")
-            self._checked[adapter.id] = parts_of(adapter, self._base.model).virtual_tokens
-        return self._checked[adapter.id]
+        with self._checking:
+            if adapter.id not in self._checked:
+                self._skeleton.check(adapter)
+                self._checked[adapter.id] = parts_of(adapter, self._base.model).virtual_tokens
+            return self._checked[adapter.id]
 
-
-def _refuse_links(root: Path, directory: Path) -> None:
-    """An adapter is what lies in its directory, and the directory lies in the store."""
-    if not directory.resolve().is_relative_to(root.resolve()):
-        raise StoreError(f"{directory}: this leads out of the store.")
-    for path in (directory, *directory.rglob("*")):
-        if path.is_symlink():
-            raise StoreError(f"{path}: a symbolic link can't be part of an adapter that is served.")
+    @contextmanager
+    def _noting(self, name: str, own: str) -> Iterator[None]:
+        """Count what goes wrong, and make a refusal of whatever an adapter's files can bring about."""
+        try:
+            yield
+        except Exception as error:
+            self.note_failure(name, own, str(error))
+            if isinstance(error, ManytuneError):
+                raise
+            _log.warning("adapter %s can't be read", name, exc_info=error)
+            raise StoreError(
+                f"{self.store.directory(own)}: the adapter can't be read ({type(error).__name__}: {str(error)[:200]}). "
+                "Add it again from its source."
+            ) from error

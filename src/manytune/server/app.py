@@ -17,6 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from manytune import __version__
+from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
 from manytune.engine.static_batch import end_token_ids
 from manytune.engine.weights import Weights
@@ -25,12 +26,13 @@ from manytune.server.adapters import Adapters
 from manytune.server.asking import Service
 from manytune.server.auth import Keys
 from manytune.server.gate import Gate
-from manytune.server.loop import EngineLoop
+from manytune.server.loop import AnyEngine, EngineLoop
 from manytune.server.metrics import Metrics
+from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.refusals import Refusal, refusal_of
 from manytune.server.routes import adapters as adapter_routes
-from manytune.server.routes import chat, compare, completions, health, models
+from manytune.server.routes import chat, compare, completions, embeddings, health, models
 from manytune.server.settings import Settings
 from manytune.server.watcher import Watcher
 from manytune.store.base import Base
@@ -70,15 +72,19 @@ def create_app(
     """
     keys = keys if keys is not None else Keys()
     prompts = Prompts(base, max_chars=settings.max_prompt_chars)
-    engine = Engine(
-        base.model,
-        base.tokenizer,
-        kv_budget_tokens=kv_budget_tokens,
-        max_batch=max_batch,
-        prefix_cache_tokens=prefix_cache_tokens,
-        end_ids=prompts.end_ids,
-        weights=weights,
-    )
+    engine: AnyEngine
+    if base.is_encoder:
+        engine = EncoderEngine(base.model, pooling_of(base.name), pad_id=base.tokenizer.pad_token_id or 0)
+    else:
+        engine = Engine(
+            base.model,
+            base.tokenizer,
+            kv_budget_tokens=kv_budget_tokens,
+            max_batch=max_batch,
+            prefix_cache_tokens=prefix_cache_tokens,
+            end_ids=prompts.end_ids,
+            weights=weights,
+        )
     loop = EngineLoop(engine, max_running=max_batch, max_queue=settings.max_queue)
     adapters = Adapters(store, base, memory=settings.adapter_memory, base_name=settings.base_name)
     service = Service(
@@ -113,7 +119,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (health, models, chat, completions, compare, adapter_routes):
+    for module in (health, models, chat, completions, compare, embeddings, adapter_routes):
         app.include_router(module.router)
     _add_pages(app)
     _add_error_answers(app)

@@ -24,6 +24,11 @@ from manytune.store.manifest import Manifest
 
 _log = logging.getLogger("manytune.server.prompts")
 
+#: What is said of an answer that failed.
+NOT_FINITE = (
+    "the model's values for the next token aren't finite: its adapter drives the base out of all bounds."
+)
+
 #: Makes a prompt's tokens for the adapter with a manifest, or for the base.
 PromptMaker = Callable[[Manifest | None], tuple[int, ...]]
 
@@ -83,6 +88,8 @@ class Answers:
                 else self._places[output.request_id]
             )
             self._timings[place].note(output)
+            if output.finish_reason == "failed":
+                self._note_failure(self.models[place])
             yield place, output
 
     def close(self) -> None:
@@ -108,6 +115,10 @@ class Answers:
             self.close()
 
         self._watch = asyncio.create_task(watch())
+
+    def _note_failure(self, model: Model) -> None:
+        if model.adapter is not None:
+            self._service.adapters.note_failure(model.name, model.adapter.id, NOT_FINITE)
 
     async def _prepare(self, wanted: Wanted, body: Sampling, principal: Principal) -> Asked:
         """Hold the adapter, and make the prompt."""

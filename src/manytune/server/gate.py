@@ -25,7 +25,7 @@ from manytune.server.refusals import Refusal
 OPEN = frozenset({"/", "/operator", "/healthz", "/readyz"})
 #: Paths for every key.
 FOR_KEYS = re.compile(
-    r"/v1/(chat/completions|completions|compare|models|models/[A-Za-z0-9._-]{1,100})|/openapi\.json"
+    r"/v1/(chat/completions|completions|compare|embeddings|models|models/[A-Za-z0-9._-]{1,100})|/openapi\.json"
 )
 #: What an operator may look at on a server without keys, which listens to its own machine alone.
 LOCAL = frozenset({"/metrics"})

@@ -10,20 +10,42 @@ import asyncio
 import logging
 import queue
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from manytune.engine.batched.parts import Adapter
 from manytune.engine.counters import Counters
-from manytune.engine.engine import Engine
 from manytune.engine.request import Output, Request
 from manytune.errors import ManytuneError
 from manytune.server.refusals import Refusal, full
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
+
+
+class AnyEngine(Protocol):
+    """What a loop uses of an `Engine`; an `EncoderEngine` has it, too."""
+
+    @property
+    def busy(self) -> bool: ...  # noqa: D102
+
+    @property
+    def adapters(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None: ...  # noqa: D102
+
+    def remove_adapter(self, name: str) -> bool: ...  # noqa: D102
+
+    def submit(self, request: Request) -> None: ...  # noqa: D102
+
+    def cancel(self, request_id: str) -> Output | None: ...  # noqa: D102
+
+    def step(self) -> list[Output]: ...  # noqa: D102
+
+    def counters(self) -> Counters: ...  # noqa: D102
 
 
 class Stream:
@@ -81,7 +103,7 @@ class _Cancel:
 
 @dataclass(frozen=True)
 class _Call:
-    run: Callable[[Engine], object]
+    run: Callable[[Any], object]
     result: Future[Any]
 
 
@@ -94,7 +116,7 @@ class EngineLoop:
         max_queue: Requests that may wait beside them.
     """
 
-    def __init__(self, engine: Engine, *, max_running: int, max_queue: int) -> None:
+    def __init__(self, engine: AnyEngine, *, max_running: int, max_queue: int) -> None:
         self._engine = engine
         self._places = max_running + max_queue
         self._commands: queue.SimpleQueue[_Submit | _Cancel | _Call | None] = queue.SimpleQueue()
@@ -161,12 +183,27 @@ class EngineLoop:
             raise
         stream._expect(ids)
 
-    async def call(self, run: Callable[[Engine], _Answer]) -> _Answer:
+    async def call(self, run: Callable[[Any], _Answer]) -> _Answer:
         """Do something with the engine between two of its steps."""
         result: Future[Any] = Future()
         self._commands.put(_Call(run, result))
         answer: _Answer = await asyncio.wrap_future(result)
         return answer
+
+    async def ask(self, run: Callable[[Any], _Answer]) -> _Answer:
+        """The same for a client, who takes a place like a request.
+
+        Raises:
+            Refusal: There is no room; see `check_room`.
+            ManytuneError: The engine refuses.
+        """
+        self.check_room()
+        place = uuid.uuid4().hex
+        self._open.add(place)
+        try:
+            return await self.call(run)
+        finally:
+            self._open.discard(place)
 
     async def stop(self, *, patience: float) -> None:
         """Take no more requests, let the open ones end for so many seconds, then cancel the rest."""
@@ -266,10 +303,10 @@ class EngineLoop:
             self._event_loop.call_soon_threadsafe(self._deliver, events)
 
 
-def _answer(command: _Call, engine: Engine) -> None:
+def _answer(command: _Call, engine: AnyEngine) -> None:
     if not command.result.set_running_or_notify_cancel():
         return
     try:
         command.result.set_result(command.run(engine))
-    except ManytuneError as error:
+    except (ManytuneError, Refusal) as error:
         command.result.set_exception(error)

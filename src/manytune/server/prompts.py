@@ -23,14 +23,18 @@ class Prompts:
 
     def __init__(self, base: Base, *, max_chars: int) -> None:
         self._tokenizer = copy.deepcopy(base.tokenizer)
+        self._is_encoder = base.is_encoder
         self._max_chars = max_chars
         self._lock = threading.Lock()
-        self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
-        self._chat = Encoder(self._tokenizer, max_length=None)  # plain again without a chat template
+        if not base.is_encoder:
+            self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
+            self._chat = Encoder(self._tokenizer, max_length=None)  # plain again without a chat template
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion in one of the encodings."""
+        """Tokens that end a completion in one of the encodings; none of an encoder's."""
+        if self._is_encoder:
+            return ()
         return tuple(sorted({self._plain.end_id, self._chat.end_id}))
 
     def token_text(self, token: int) -> str:
@@ -46,6 +50,7 @@ class Prompts:
             TemplateError: The chat template refuses the messages.
         """
         self._check_length(segment.text for segment in segments)
+        self._check_writes()
         encoder = self._plain if manifest is not None and manifest.encoding == "plain" else self._chat
         with self._lock:
             return encoder.prompt_ids(segments)
@@ -53,8 +58,15 @@ class Prompts:
     def text(self, text: str) -> tuple[int, ...]:
         """The tokens of bare text, after a BOS token if the tokenizer adds one."""
         self._check_length([text])
+        self._check_writes()
         with self._lock:
             return self._plain.prompt_ids([Segment("user", text)])
+
+    def passage(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text to embed, with the special ones that the tokenizer puts around it."""
+        self._check_length([text])
+        with self._lock:
+            return tuple(self._tokenizer(text, verbose=False)["input_ids"])
 
     def fields(
         self, fields: Mapping[str, object], task: str | None, manifest: Manifest | None
@@ -67,6 +79,15 @@ class Prompts:
         """
         template = template_of(manifest, task)
         return self.conversation(template.render_prompt(fields), manifest)
+
+    def _check_writes(self) -> None:
+        if self._is_encoder:
+            raise Refusal(
+                400,
+                "the base of this server is an encoder: it gives embeddings at /v1/embeddings, and writes no text.",
+                code="unsupported_model",
+                param="model",
+            )
 
     def _check_length(self, texts: Iterable[str]) -> None:
         length = sum(map(len, texts))

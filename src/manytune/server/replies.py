@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from manytune.engine.request import Output
-from manytune.server.asking import Answers, Service
+from manytune.server.asking import NOT_FINITE, Answers, Service
 from manytune.server.formats import DONE, Collected, event
 from manytune.server.refusals import Refusal
 
@@ -24,7 +24,7 @@ async def collect(service: Service, http: Request, answers: Answers, count: int)
     """All answers, when they are complete.
 
     Raises:
-        Refusal: The server stopped before that.
+        Refusal: The server stopped before that, or all answers failed.
     """
     found = [Collected() for _ in range(count)]
     try:
@@ -34,8 +34,15 @@ async def collect(service: Service, http: Request, answers: Answers, count: int)
         answers.close()
     if any(one.reason in (None, "cancelled") for one in found):
         raise Refusal(503, "the answer was cancelled.", code="unavailable")
+    if all(one.reason == "failed" for one in found):
+        raise failed()
     note(service, http, found)
     return found
+
+
+def failed() -> Refusal:
+    """There is no answer, as the adapter's values aren't finite."""
+    return Refusal(409, NOT_FINITE, code="adapter_unusable", param="model")
 
 
 def stream(
@@ -66,6 +73,8 @@ def stream(
             for chunk in opening:
                 yield event(chunk)
             async for place, output in answers:
+                if output.finish_reason == "failed" and count == 1:
+                    raise failed()
                 made = to_chunk(place, output, found[place])
                 if made is not None:
                     yield event(made)

@@ -68,6 +68,7 @@ class Sampling(_Body):
     top_k: int | None = Field(None, ge=1)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
+    ignore_eos: bool = Field(False, description="Go on after an end token, up to the limit.")
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:
@@ -110,6 +111,7 @@ class Sampling(_Body):
             else tuple(self.stop),
             logit_bias=_biases(self.logit_bias),
             logprobs=self.wanted_logprobs,
+            ignore_eos=self.ignore_eos,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
         )
 
@@ -249,14 +251,35 @@ class CompletionRequest(Sampling):
 
     def prompts(self) -> list[str | list[int]]:
         """One or more, each text or tokens."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        prompts: list[str | list[int]] = [one for one in self.prompt if not isinstance(one, int)]
-        if not prompts:
-            raise Refusal(400, "prompt is empty.", code="invalid_value", param="prompt")
-        return prompts
+        return _one_or_more(self.prompt, "prompt")
+
+
+class EmbeddingRequest(_Body):
+    """`POST /v1/embeddings`."""
+
+    model: str
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="Of the vectors; only what the model has.")
+    user: str | None = Field(None, max_length=200, description="Goes into the log.")
+
+    def texts(self) -> list[str | list[int]]:
+        """One or more, each text or tokens."""
+        return _one_or_more(self.input, "input", most=2048)
+
+
+def _one_or_more(
+    given: str | list[str] | list[int] | list[list[int]], name: str, *, most: int | None = None
+) -> list[str | list[int]]:
+    if isinstance(given, str):
+        return [given]
+    if given and isinstance(given[0], int):
+        return [[token for token in given if isinstance(token, int)]]
+    found: list[str | list[int]] = [one for one in given if not isinstance(one, int)]
+    if not found or (most is not None and len(found) > most):
+        what = "is empty" if not found else f"has {len(found):,} texts; at most {most:,} go at once"
+        raise Refusal(400, f"{name} {what}.", code="invalid_value", param=name)
+    return found
 
 
 def _biases(given: dict[str, float]) -> dict[int, float]:

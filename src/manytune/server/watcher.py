@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from manytune.engine.engine import Engine
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Adapters
-from manytune.server.loop import EngineLoop
+from manytune.server.loop import AnyEngine, EngineLoop
 from manytune.server.refusals import Refusal
 
 _log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class Watcher:
         """Have the engine forget adapters that aren't in memory any more."""
         resident = set(self._adapters.cache.resident)
 
-        def forget(engine: Engine) -> None:
+        def forget(engine: AnyEngine) -> None:
             for own in engine.adapters:
                 if own not in resident:
                     engine.remove_adapter(own)

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors
+
 from manytune import __version__
 from manytune.errors import BaseMismatchError, StoreError
 from manytune.store.base import Base
@@ -19,6 +21,7 @@ from manytune.store.manifest import MANIFEST_NAME, Encoding, Manifest
 
 CONFIG_NAME = "adapter_config.json"  # HF PEFT's
 _TENSORS = ".safetensors"
+_MOST_JSON = 16 << 20  # bytes
 
 
 class Saveable(Protocol):
@@ -110,16 +113,14 @@ def open_adapter(directory: str | Path, *, base: Base | None = None) -> StoredAd
     if not (path / CONFIG_NAME).is_file():
         raise StoreError(f"{path}: {_what_is_there(path)}. An adapter's directory has an {CONFIG_NAME}.")
     for file in _files(path):
-        _refuse_pickle(file)
+        _check_content(file)
     if not (path / MANIFEST_NAME).is_file():
         note = (
             f"it has no {MANIFEST_NAME}, so neither its files nor its base could be checked; "
             "HF PEFT writes adapters like that"
         )
         return StoredAdapter(path, None, note)
-    manifest = Manifest.from_json(
-        (path / MANIFEST_NAME).read_text(encoding="utf-8"), where=str(path / MANIFEST_NAME)
-    )
+    manifest = Manifest.read(path / MANIFEST_NAME)
     _check_files(path, manifest)
     if base is not None:
         _check_base(path, manifest, base)
@@ -179,11 +180,14 @@ def _check_base(path: Path, manifest: Manifest, base: Base) -> None:
         )
 
 
-def _refuse_pickle(file: Path) -> None:
+def _check_content(file: Path) -> None:
     """Refuse by content: a pickle can run any program when it is loaded, under whatever name."""
+    if not file.is_file():  # a pipe would keep its reader waiting
+        raise StoreError(f"{file}: expected a plain file.")
+    size = file.stat().st_size
     with file.open("rb") as opened:
         head = opened.read(9)
-    is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= file.stat().st_size
+    is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size
     is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     is_torch_file = head[:4] == b"PK\x03\x04"  # torch.save writes a zip archive with a pickle in it
     if (is_pickle and not is_safetensors) or is_torch_file:
@@ -191,8 +195,16 @@ def _refuse_pickle(file: Path) -> None:
             f"{file}: this is a pickle, which can run any program when it is loaded. manytune reads safetensors "
             "only; let its author convert it."
         )
-    if file.suffix == _TENSORS and not is_safetensors:
-        raise StoreError(f"{file}: this isn't a safetensors file; it may have been cut off.")
+    if file.suffix == _TENSORS:
+        try:
+            with safetensors.safe_open(file, framework="pt"):
+                pass  # its header fits the file, to the byte
+        except safetensors.SafetensorError as error:
+            raise StoreError(
+                f"{file}: not a readable safetensors file; it may have been cut off ({error})."
+            ) from None
+    elif file.name in (CONFIG_NAME, MANIFEST_NAME) and size > _MOST_JSON:
+        raise StoreError(f"{file}: {size:,} bytes; expected at most {_MOST_JSON:,} of JSON.")
 
 
 def _what_is_there(path: Path) -> str:

@@ -58,6 +58,11 @@ class Base:
         """Whether prompts go to an encoder and answers come from a decoder, as in T5 and BART."""
         return bool(self.model.config.is_encoder_decoder)
 
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it gives vectors and writes no text, as BERT and what is made of it."""
+        return _encodes(self.model.config)
+
 
 def load_base(
     spec: str,
@@ -66,7 +71,7 @@ def load_base(
     device: torch.device | str | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Base:
-    """Load a causal language model or an encoder-decoder, and its tokenizer.
+    """Load a causal language model, an encoder-decoder or an encoder without its head, and its tokenizer.
 
     A GGUF file is converted to float32 safetensors once, into the cache directory (`MANYTUNE_CACHE`, or
     `~/.cache/manytune`); later loads read the conversion.
@@ -81,10 +86,17 @@ def load_base(
     Raises:
         StoreError: The spec names nothing that can be loaded; says what was tried and what to install.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     source = _resolve(spec, notify or _to_stderr)
-    auto_class = AutoModelForSeq2SeqLM if _is_encoder_decoder(source) else AutoModelForCausalLM
+    config = _from_pretrained(AutoConfig, source)
+    auto_class = (
+        AutoModelForSeq2SeqLM
+        if getattr(config, "is_encoder_decoder", False)
+        else AutoModel
+        if _encodes(config)
+        else AutoModelForCausalLM
+    )
     model = _from_pretrained(auto_class, source, dtype=_torch_dtype(dtype))
     tokenizer = _load_tokenizer(source)
     if getattr(model, "hf_quantizer", None) is not None:
@@ -214,6 +226,18 @@ def _is_encoder_decoder(source: _Source) -> bool:
     from transformers import AutoConfig
 
     return bool(getattr(_from_pretrained(AutoConfig, source), "is_encoder_decoder", False))
+
+
+def _encodes(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    names = getattr(config, "architectures", None) or ()
+    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    return (
+        config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not writes
+        and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    )
 
 
 def _load_tokenizer(source: _Source) -> PreTrainedTokenizerBase:

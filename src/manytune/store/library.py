@@ -19,7 +19,7 @@ import difflib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ _FORMAT = 1
 _DESCRIPTION = "store.json"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID_START = re.compile(r"[0-9a-f]{6,64}")
+_ID = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,9 @@ class AdapterStore:
             StoreError: Nothing or more than one adapter is called so.
         """
         if _WORD.fullmatch(reference):
-            try:
-                named = (self.root / "names" / reference).read_text(encoding="ascii")
-            except FileNotFoundError:
-                pass
-            else:
-                if self.directory(named).is_dir():
-                    return named
+            named = _owner(self.root / "names" / reference)
+            if named is not None and self.directory(named).is_dir():
+                return named
         if _ID_START.fullmatch(reference):
             shard = self.root / "objects" / reference[:2]
             found = sorted(path.name for path in shard.glob(f"{reference}*"))
@@ -124,12 +121,31 @@ class AdapterStore:
             raise StoreError(self._unknown(reference))
         return entry
 
-    def entries(self, *, tag: str | None = None) -> tuple[StoreEntry, ...]:
-        """All adapters, or those with a tag, by their first names; those without a name come last."""
+    def entries(
+        self, *, tag: str | None = None, unreadable: Callable[[str, StoreError], None] | None = None
+    ) -> tuple[StoreEntry, ...]:
+        """All adapters, or those with a tag, by their first names; those without a name come last.
+
+        Args:
+            tag: The tag.
+            unreadable: Told the hash of each adapter whose manifest can't be read, and why; they aren't listed. None
+                raises for the first.
+        """
         names, tags = self._labels("names"), self._labels("tags")
-        found = (self._entry(i, names, tags) for i in self._ids() if tag is None or tag in tags.get(i, ()))
-        # An adapter that another process removes meanwhile isn't listed.
-        return tuple(sorted((e for e in found if e is not None), key=lambda e: (not e.names, e.names, e.id)))
+        found = []
+        for own in self._ids():
+            if tag is not None and tag not in tags.get(own, ()):
+                continue
+            try:
+                entry = self._entry(own, names, tags)
+            except StoreError as error:
+                if unreadable is None:
+                    raise
+                unreadable(own, error)
+                continue
+            if entry is not None:  # else another process has removed it meanwhile
+                found.append(entry)
+        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.id)))
 
     def names(self) -> dict[str, str]:
         """All names, sorted, with the content hashes that they stand for."""
@@ -300,7 +316,8 @@ class AdapterStore:
     def _ids(self) -> Iterator[str]:
         objects = self.root / "objects"
         for shard in sorted(objects.iterdir()) if objects.is_dir() else ():
-            yield from sorted(path.name for path in shard.iterdir())
+            if shard.is_dir():
+                yield from sorted(path.name for path in shard.iterdir())
 
     def _labels(self, kind: str) -> dict[str, list[str]]:
         """All names, or all tags, by content hash."""
@@ -308,12 +325,9 @@ class AdapterStore:
         folder = self.root / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             try:
-                owners = (
-                    [path.read_text(encoding="ascii")]
-                    if kind == "names"
-                    else [p.name for p in path.iterdir()]
-                )
-            except FileNotFoundError:  # another process took it back meanwhile
+                named = _owner(path) if kind == "names" else None
+                owners = [p.name for p in path.iterdir()] if kind == "tags" else [named] if named else []
+            except (FileNotFoundError, NotADirectoryError):  # another process took it back meanwhile
                 continue
             for own in owners:
                 found.setdefault(own, []).append(path.name)
@@ -324,9 +338,7 @@ class AdapterStore:
     ) -> StoreEntry | None:
         path = self.directory(own)
         try:
-            manifest = Manifest.from_json(
-                (path / MANIFEST_NAME).read_text(encoding="utf-8"), where=str(path / MANIFEST_NAME)
-            )
+            manifest = Manifest.read(path / MANIFEST_NAME)
             nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         except FileNotFoundError:
             return None
@@ -334,9 +346,9 @@ class AdapterStore:
 
     def _check_free(self, name: str, own: str) -> None:
         file = self.root / "names" / name
-        if file.is_file() and (taken := file.read_text(encoding="ascii")) != own:
+        if (taken := _owner(file)) not in (None, own):
             raise StoreError(
-                f"{self.root}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or move it."
+                f"{self.root}: the name {name!r} belongs to adapter {str(taken)[:12]}. Choose another name, or move it."
             )
 
     def _put_name(self, name: str, own: str) -> None:
@@ -356,7 +368,7 @@ class AdapterStore:
 
     def _put_scores(self, own: str, scores: Mapping[str, float]) -> None:
         file = self.directory(own) / MANIFEST_NAME
-        manifest = Manifest.from_json(file.read_text(encoding="utf-8"), where=str(file))
+        manifest = Manifest.read(file)
         together = {**manifest.scores, **scores}
         if together != manifest.scores:
             self._staging.put(file, dataclasses.replace(manifest, scores=together).to_json())
@@ -371,6 +383,18 @@ class AdapterStore:
         return f"{self.root}: there is no adapter {reference!r}. " + (
             f"Its adapters: {listed}." if names else "Its adapters have no names, or there are none."
         )
+
+
+def _owner(name: Path) -> str | None:
+    """The content hash that a name's file holds; None if there is no such file, or something else in it."""
+    if not name.is_file():
+        return None
+    try:
+        with name.open("rb") as file:
+            content = file.read(65)
+    except FileNotFoundError:  # another process took it back meanwhile
+        return None
+    return content.decode() if _ID.fullmatch(content) else None
 
 
 def _check_word(word: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from manytune.errors import StoreError
@@ -64,6 +66,21 @@ class Manifest:
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
     @classmethod
+    def read(cls, file: Path) -> Manifest:
+        """Read a `manifest.json`.
+
+        Raises:
+            FileNotFoundError: It isn't there.
+            StoreError: It isn't a manifest; see `from_json`.
+        """
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"), where=str(file))
+        except UnicodeDecodeError as error:
+            raise StoreError(f"{file}: expected JSON in UTF-8: {error}.") from None
+        except IsADirectoryError:
+            raise StoreError(f"{file}: expected a file; this is a directory.") from None
+
+    @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
         """Read what `to_json` wrote.
 
@@ -77,7 +94,7 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{where}: expected JSON: {error}.") from error
         if not isinstance(values, dict):
             raise StoreError(f"{where}: expected a JSON object; found {type(values).__name__}.")
@@ -85,19 +102,23 @@ class Manifest:
         values.setdefault("combination", None)
         if values.get("format") != FORMAT:
             raise StoreError(
-                f"{where}: expected manifest format {FORMAT}; found {values.get('format')!r}. "
+                f"{where}: expected manifest format {FORMAT}; found {shorten(values.get('format'))}. "
                 "A newer manytune may have written it: update manytune, or train the adapter again."
             )
         known = {f.name for f in fields(cls)}
         for word, keys in (("misses", known - set(values)), ("has the unknown", set(values) - known)):
             if keys:
-                raise StoreError(f"{where}: the manifest {word} key {', '.join(sorted(keys))}.")
+                raise StoreError(f"{where}: the manifest {word} key {', '.join(sorted(keys))[:200]}.")
         for key, (kinds, expected) in _KINDS.items():
             if not isinstance(values[key], kinds):
-                raise StoreError(f"{where}: {key} must be {expected}; found {values[key]!r}.")
+                raise StoreError(f"{where}: {key} must be {expected}; found {shorten(values[key])}.")
+        for key, (fits, expected) in _INNER.items():
+            for name, value in (values[key] or {}).items():
+                if not fits(name, value):
+                    raise StoreError(f"{where}: {key} must hold {expected}; found {shorten({name: value})}.")
         if values["encoding"] not in ("chat", "plain", None):
             raise StoreError(
-                f'{where}: encoding must be "chat", "plain" or null; found {values["encoding"]!r}.'
+                f'{where}: encoding must be "chat", "plain" or null; found {shorten(values["encoding"])}.'
             )
         try:
             recognised = Fingerprint.from_dict(values.pop("fingerprint"))
@@ -106,6 +127,44 @@ class Manifest:
         return cls(fingerprint=recognised, **cast(dict[str, Any], values))
 
 
+def shorten(value: object) -> str:
+    """A value as a message shows it."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = type(value).__name__
+    return shown if len(shown) <= 200 else shown[:200] + "…"
+
+
+def _is_text(_: str, value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_task(_: str, value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(part, str) for part in value.values())
+
+
+def _is_number(_: str, value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_file(name: str, value: object) -> bool:
+    inside = name and "\0" not in name and "\\" not in name and not name.startswith("/")
+    return (
+        bool(inside)
+        and not {"", ".", ".."} & set(name.split("/"))
+        and isinstance(value, str)
+        and _SHA256.fullmatch(value) is not None
+    )
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+_INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
+    "template": (_is_text, "texts by name"),
+    "templates": (_is_task, "the texts of each task by name"),
+    "scores": (_is_number, "numbers by name"),
+    "files": (_is_file, "SHA-256 hashes by paths inside the adapter's directory"),
+}
 _ABSENT = type(None)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),

@@ -94,6 +94,7 @@ class TrainedRun:
             "saved_by_sharing": counts.saved_by_sharing,
             "tokens_per_second": training.tokens_per_second,
             "seconds": training.seconds,
+            "compile_seconds": training.compile_seconds,
             "peak_memory": training.peak_memory,
             "trainable_parameters": training.trainable_parameters,
             "all_parameters": training.all_parameters,
@@ -170,6 +171,8 @@ def _train(
 ) -> TrainedRun:
     splits = read_splits(recipe.data)
     base = shared or load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
+    if base.is_encoder:
+        raise RunError(f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does.")
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     _describe_data(say, data, leaks=len(splits.leaks))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,27 +16,37 @@ router = APIRouter(prefix="/v1/adapters")
 
 @router.get("")
 async def list_adapters(http: Request) -> dict[str, Any]:
-    """All adapters with their size, and whether they are in memory, pinned and answering."""
+    """All adapters with their size, whether they are in memory, pinned and answering, and what went wrong."""
     service: Service = http.app.state.service
     entries = await asyncio.to_thread(lambda: list(service.adapters.entries()))
+    unreadable = await asyncio.to_thread(service.adapters.unreadable)
     resident = set(service.adapters.cache.resident)
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": name,
-                "root": entry.id,
-                "method": entry.manifest.method,
-                "created": entry.manifest.created,
-                "bytes": entry.nbytes,
-                "resident": entry.id in resident,
-                "pinned": service.adapters.is_pinned(name),
-                "requests": service.adapters.in_use(entry.id),
-                "scores": dict(entry.manifest.scores),
-            }
-            for name, entry in entries
-        ],
-    }
+    readable = [
+        {
+            **_state(service, name, entry.id),
+            "method": entry.manifest.method,
+            "created": entry.manifest.created,
+            "bytes": entry.nbytes,
+            "resident": entry.id in resident,
+            "scores": {
+                key: score if math.isfinite(score) else None for key, score in entry.manifest.scores.items()
+            },
+        }
+        for name, entry in entries
+    ]
+    others = [
+        {
+            **_state(service, name, own),
+            "method": None,
+            "created": None,
+            "bytes": None,
+            "resident": False,
+            "scores": {},
+            "last_error": message,
+        }
+        for name, (own, message) in unreadable.items()
+    ]
+    return {"object": "list", "data": sorted([*readable, *others], key=lambda one: one["id"])}
 
 
 @router.post("/reload")
@@ -87,6 +98,19 @@ async def verify(name: str, http: Request) -> dict[str, Any]:
     _not_base(service, name)
     found = await asyncio.to_thread(service.adapters.verify, name)
     return {"id": name, "files": found.files, "tensors": found.tensors, "sound": True, "note": found.note}
+
+
+def _state(service: Service, name: str, own: str) -> dict[str, Any]:
+    """What the server itself knows of an adapter."""
+    failures = service.adapters.failures(name, own)
+    return {
+        "id": name,
+        "root": own,
+        "pinned": service.adapters.is_pinned(name),
+        "requests": service.adapters.in_use(own),
+        "errors": 0 if failures is None else failures.count,
+        "last_error": None if failures is None else failures.last,
+    }
 
 
 def _not_base(service: Service, name: str) -> None:

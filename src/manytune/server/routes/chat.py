@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
+from manytune.server.adapters import Model
 from manytune.server.asking import Answers, PromptMaker, Service, Wanted, ask
 from manytune.server.formats import Collected, Head, chat_logprobs, usage_of
 from manytune.server.replies import collect, stream
@@ -50,8 +51,12 @@ def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
 
 def fingerprint(answers: Answers, place: int = 0) -> str:
     """Names the version of the adapter that answers."""
-    adapter = answers.models[place].adapter
-    return "base" if adapter is None else f"adapter_{adapter.id[:12]}"
+    return fingerprint_of(answers.models[place])
+
+
+def fingerprint_of(model: Model) -> str:
+    """Names the version of an adapter, or the base."""
+    return "base" if model.adapter is None else f"adapter_{model.adapter.id[:12]}"
 
 
 def _stream(service: Service, http: Request, body: ChatRequest, answers: Answers, head: Head) -> Response:

@@ -72,12 +72,12 @@ def _fields(parts: Mapping[str, str]) -> frozenset[str]:
     texts = [parts[part] for part in ("prompt", "system") if part in parts]
     try:
         return frozenset(one for text in texts for one in named_fields(text)) - {"fields"}
-    except jinja2.TemplateError:  # somebody else's adapter; whoever sends it fields is told
+    except (jinja2.TemplateError, RecursionError):  # somebody else's adapter; whoever sends it fields is told
         return frozenset()
 
 
 def _seconds(created: str) -> int:
     try:
         return int(datetime.fromisoformat(created).timestamp())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return 0

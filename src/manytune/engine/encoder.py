@@ -1,0 +1,221 @@
+"""Embeddings from an encoder, each text with its own adapter or none: the engine of a base that writes no text.
+
+    engine = EncoderEngine(model, Pooling())
+    engine.add_adapter("support", adapter)             # as the store's cache gives it
+    vectors = engine.embed([ids], "support")
+
+It has the methods that a server's loop uses of `Engine`; nothing ever runs between two steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from manytune.engine.batched.parts import Adapter
+from manytune.engine.counters import Counters
+from manytune.engine.layers import AdaptedLayers
+from manytune.engine.packed import Forward
+from manytune.engine.request import Output, Request
+from manytune.engine.slots import AdapterSlots, Terms
+from manytune.errors import ConfigError, RequestError
+
+_BATCH = 4096  # tokens of a forward, padding included
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the vectors of a text's tokens become one.
+
+    Attributes:
+        mode: Their mean, the first one's, or the largest value in each place.
+        normalize: Whether the result is divided by its length.
+        most_tokens: The longest text; None for as many as the model has positions.
+    """
+
+    mode: Literal["mean", "cls", "max"] = "mean"
+    normalize: bool = True
+    most_tokens: int | None = None
+
+
+class EncoderEngine:
+    """Runs an encoder with adapters in its linear layers. Belongs to one thread.
+
+    Args:
+        model: The encoder, without a head.
+        pooling: How a text's vectors become one.
+        pad_id: The token that fills short texts up.
+    """
+
+    def __init__(self, model: PreTrainedModel, pooling: Pooling, *, pad_id: int = 0) -> None:
+        model.eval()
+        self._model = model
+        self._pooling = pooling
+        self._pad_id = pad_id
+        self._slots = AdapterSlots(model)
+        self._layers = _BatchedLayers(model, {})
+        self._steps = self._read = self._finished = 0
+        positions = getattr(model.config, "max_position_embeddings", None)
+        given = [limit for limit in (pooling.most_tokens, positions) if limit is not None]
+        #: The longest text, in tokens.
+        self.most_tokens: int | None = min(given, default=None)
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
+        """The vector of each text.
+
+        Args:
+            texts: Token ids, with the special tokens that the encoder expects.
+            adapter: Which adapter reads them; None for the plain base.
+
+        Raises:
+            RequestError: A text is empty, too long, or has a token that the model doesn't.
+            AdapterError: The adapter isn't known.
+        """
+        for number, ids in enumerate(texts):
+            self._check(number, ids)
+        snapshot = None if adapter is None else self._slots.snapshot(adapter)
+        found: dict[int, list[float]] = {}
+        if snapshot is not None:
+            self._slots.acquire(snapshot)
+        try:
+            for batch in _batches(texts):
+                ids = [texts[number] for number in batch]
+                tokens = len(ids) * max(map(len, ids))
+                spans = [] if snapshot is None else [(snapshot, slice(0, tokens))]
+                vectors = self._forward(ids, self._slots.choose([], spans))
+                found |= zip(batch, vectors.tolist(), strict=True)
+        finally:
+            self._slots.end_forward()
+            if snapshot is not None:
+                self._slots.release(snapshot)
+        self._read += sum(map(len, texts))
+        self._finished += 1
+        return [found[number] for number in range(len(texts))]
+
+    # -- what a loop uses of an engine
+
+    def add_adapter(self, name: str, adapter: Adapter) -> None:
+        """See `Engine.add_adapter`.
+
+        Raises:
+            ConfigError: It can't run beside others, doesn't fit the base, or has virtual tokens.
+        """
+        self._slots.register(name, adapter)
+        if self._slots.snapshot(name).parts.virtual_tokens:
+            self._slots.unregister(name)
+            raise ConfigError(
+                f"{adapter.config.peft_type} adapters put virtual tokens before a text; embeddings of an encoder take "
+                "adapters in its layers."
+            )
+
+    def remove_adapter(self, name: str) -> bool:
+        """See `Engine.remove_adapter`; no request ever holds it."""
+        self._slots.unregister(name)
+        return False
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the known adapters."""
+        return self._slots.names
+
+    @property
+    def busy(self) -> bool:
+        """False: everything is done at once."""
+        return False
+
+    def submit(self, request: Request) -> None:
+        """Refuse.
+
+        Raises:
+            RequestError: Always.
+        """
+        raise RequestError("this base is an encoder: it gives embeddings, and writes no text.")
+
+    def cancel(self, request_id: str) -> Output | None:
+        """None: there are no requests."""
+        return None
+
+    def step(self) -> list[Output]:
+        """Nothing."""
+        return []
+
+    def counters(self) -> Counters:
+        """What has been done so far."""
+        return Counters(
+            steps=self._steps,
+            prompt_tokens=self._read,
+            cached_tokens=0,
+            completion_tokens=0,
+            finished=self._finished,
+            cancelled=0,
+            waiting=0,
+            running=0,
+            kv_tokens=0,
+            kv_budget_tokens=0,
+            adapters=len(self._slots.names),
+            adapters_in_slots=self._slots.in_slots,
+            prefix_tokens=0,
+        )
+
+    # -- parts
+
+    def _check(self, number: int, ids: Sequence[int]) -> None:
+        vocabulary = self._model.config.vocab_size
+        if not ids:
+            raise RequestError(f"text {number} has no tokens.")
+        if self.most_tokens is not None and len(ids) > self.most_tokens:
+            raise RequestError(
+                f"text {number} has {len(ids)} tokens; the model has {self.most_tokens} positions."
+            )
+        outside = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if outside is not None:
+            raise RequestError(f"text {number} names token {outside}, and the model has {vocabulary} tokens.")
+
+    def _forward(self, texts: Sequence[Sequence[int]], terms: dict[str, Terms]) -> Tensor:
+        width = max(map(len, texts))
+        ids = torch.tensor([[*text, *[self._pad_id] * (width - len(text))] for text in texts])
+        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+        device = self._model.device
+        with self._layers.applied(terms):
+            states = self._model(input_ids=ids.to(device), attention_mask=mask.to(device))[0].float()
+        self._steps += 1
+        return self._pooled(states, mask.to(device)[..., None].bool())
+
+    def _pooled(self, states: Tensor, real: Tensor) -> Tensor:
+        """(texts, tokens, hidden) to (texts, hidden)."""
+        if self._pooling.mode == "cls":
+            vectors = states[:, 0]
+        elif self._pooling.mode == "max":
+            vectors = states.masked_fill(~real, float("-inf")).amax(1)
+        else:
+            vectors = states.masked_fill(~real, 0).sum(1) / real.sum(1)
+        return torch.nn.functional.normalize(vectors, dim=1) if self._pooling.normalize else vectors
+
+
+class _BatchedLayers(AdaptedLayers):
+    """Layers that see (texts, tokens, in), where the engine's other forwards have all tokens in one row."""
+
+    def _forward(self, path: str, terms: Terms, *, keeps: bool) -> Forward:
+        flat = super()._forward(path, terms, keeps=keeps)
+
+        def batched(x: Tensor) -> Tensor:
+            return flat(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+        return batched
+
+
+def _batches(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of texts, like lengths together, so that little is filled up."""
+    batches: list[list[int]] = []
+    for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
+        if batches and len(texts[batches[-1][0]]) * (len(batches[-1]) + 1) <= _BATCH:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
