@@ -14,52 +14,65 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from manytune.data.encode import Encoded
 from manytune.store.base import Base
-from manytune.training.batches import packed_attention
+from manytune.training.batches import Batch, packed_attention
 from manytune.training.batches.shared_prefix import build
-from manytune.training.loss import loss_sum
+from manytune.training.compilation import compiled_layers
+from manytune.training.head_loss import loss_sum
 
 
-def share_of_limit(model: nn.Module, batches: Sequence[Sequence[Encoded]], base: Base) -> float:
+def share_of_limit(
+    model: nn.Module, batches: Sequence[Sequence[Encoded]], base: Base, *, compiled: bool
+) -> float:
     """Necessary operations of training steps ÷ (their time × speed of the same products alone).
 
     Args:
         model: With LoRA attached.
         batches: A few batches; the first warms up.
         base: For the head's shape and the padding id.
+        compiled: Whether the layers are compiled first.
     """
-    model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    config = base.model.config
-    modules = base.model.named_modules()
-    linear = Counter((m.in_features, m.out_features) for n, m in modules if _is_layer_linear(n, m))
-    shares = []
-    for index, rows in enumerate(batches):
-        start = time.perf_counter()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+
+    def step(rows: Sequence[Encoded]) -> Batch:
         batch = build(rows, pad_id=base.tokenizer.pad_token_id)
-        with packed_attention(model):
-            (loss_sum(model, batch) / batch.targets).backward()
+        (loss_sum(model, batch) / batch.targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds = time.perf_counter() - start
-        if not index:
-            continue
-        tokens, heads = batch.tokens_computed, len(batch.logit_positions)
-        shapes = Counter({(tokens, *shape): count for shape, count in linear.items()})
-        shapes[(heads, config.hidden_size, config.vocab_size)] += 1
-        products = sum(4 * n * i * o * count for (n, i, o), count in shapes.items())
-        products_seconds = sum(_seconds(n, i, o) * count for (n, i, o), count in shapes.items())
-        head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-        pairs = _pairs(rows)
-        attention = 12 * pairs * config.num_attention_heads * head_dim * config.num_hidden_layers
-        adapters = 6 * tokens * sum(p.numel() for p in trained)
-        speed = products / products_seconds
-        shares.append((products + attention + adapters) / (seconds * speed))
+        return batch
+
+    def first_loss() -> Tensor:
+        return loss_sum(model, build(batches[0], pad_id=base.tokenizer.pad_token_id))
+
+    shares = []
+    with packed_attention(model.train()), compiled_layers(model, first_loss, enabled=compiled):
+        step(batches[0])
+        for rows in batches[1:]:
+            start = time.perf_counter()
+            batch = step(rows)
+            seconds = time.perf_counter() - start
+            shares.append(_necessary_seconds(model, batch, rows, base) / seconds)
     return statistics.median(shares)
+
+
+def _necessary_seconds(model: nn.Module, batch: Batch, rows: Sequence[Encoded], base: Base) -> float:
+    """What the necessary operations of a step would take at the speed of its largest products."""
+    config = base.model.config
+    linear = Counter(
+        (m.in_features, m.out_features) for n, m in base.model.named_modules() if _is_layer_linear(n, m)
+    )
+    tokens, heads = batch.tokens_computed, len(batch.logit_positions)
+    shapes = Counter({(tokens, *shape): count for shape, count in linear.items()})
+    shapes[(heads, config.hidden_size, config.vocab_size)] += 1
+    products = sum(4 * n * i * o * count for (n, i, o), count in shapes.items())
+    products_seconds = sum(_seconds(n, i, o) * count for (n, i, o), count in shapes.items())
+    head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    attention = 12 * _pairs(rows) * config.num_attention_heads * head_dim * config.num_hidden_layers
+    adapters = 6 * tokens * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return (products + attention + adapters) * products_seconds / products
 
 
 def _is_layer_linear(name: str, module: nn.Module) -> bool:

@@ -10,7 +10,8 @@ chat template:
     aclsum       abstracts with three questions each, 9 examples a batch, a paper's questions together
 
 HF PEFT runs at its best usual settings: dynamic padding and batches of similar length (`group_by_length`),
-whatever the order asked for here. manytune runs shared-prefix batches in the order named. Each works in a
+whatever the order asked for here. manytune runs shared-prefix batches in the order named, its layers compiled
+(`training.compile`, whose time before the first step isn't counted; `--eager` goes without). Each works in a
 process of its own, which gives its peak memory, too; they take turns, several rounds of steps each, with the
 same optimizer. What is compared is real tokens (no padding, shared ones counted for each sequence) a second.
 
@@ -49,7 +50,7 @@ from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.grouping import plan_batches
-from manytune.training.loss import loss_sum
+from manytune.training.head_loss import loss_sum
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.train import train_model
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps of either in a round")
     parser.add_argument("--trajectory", type=int, default=50, help="equal batches to compare losses on")
     parser.add_argument("--only", choices=[s.name for s in SCENARIOS], help="one data set")
+    parser.add_argument("--eager", action="store_true", help="manytune without torch.compile")
     parser.add_argument("--json", help="write the figures to this file, too")
     parser.add_argument("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
     parser.add_argument("--targets", choices=TARGETS, help="one set of target modules")
@@ -174,8 +176,10 @@ class _Worker:
     def __init__(self, name: str, scenario: Scenario, targets: str, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--e2e", options.e2e, "--worker", name]
         command += ["--only", scenario.name, "--targets", targets, "--steps", str(options.steps)]
+        command += ["--eager"] if options.eager else []
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
 
     def ask(self, what: int | str) -> list[float]:
@@ -184,7 +188,9 @@ class _Worker:
         self._process.stdin.flush()
         answer = next((line for line in self._process.stdout if line.startswith("[")), None)
         if answer is None:
-            raise RuntimeError(f"the worker ended with status {self._process.wait()}: {self._process.args}")
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"a worker ended: {self._process.args}\n{self._errors.read()}")
         return list(json.loads(answer))
 
     def stop(self) -> None:
@@ -202,26 +208,28 @@ def _work(name: str, scenario: Scenario, targets: str, base: Base, options: argp
             plan = plan_batches(
                 examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped
             )
-            answer = [share_of_limit(model, [[examples[i] for i in batch] for batch in plan[:5]], base)]
+            batches = [[examples[i] for i in batch] for batch in plan[:5]]
+            answer = [share_of_limit(model, batches, base, compiled=not options.eager)]
+        elif name == "peft":
+            answer = list(_run_peft(model, examples, scenario, base, options.steps, int(question)))
         else:
-            answer = list(_run(name, model, examples, scenario, base, options.steps, int(question)))
+            answer = list(_run(model, examples, scenario, base, options, seed=int(question)))
         print(json.dumps(answer), flush=True)
 
 
 def _run(
-    name: str,
     model: nn.Module,
     examples: Sequence[Encoded],
     scenario: Scenario,
     base: Base,
-    steps: int,
+    options: argparse.Namespace,
+    *,
     seed: int,
 ) -> tuple[float, float]:
     """Take some training steps; gives the real tokens and the seconds of all but the first, which warms up."""
-    if name == "peft":
-        return _run_peft(model, examples, scenario, base, steps, seed)
     settings = TrainingRecipe(
-        max_steps=steps + 1,
+        max_steps=options.steps + 1,
+        compile=not options.eager,
         batch_size=scenario.batch_size,
         learning_rate=LEARNING_RATE,
         schedule="constant",
@@ -342,7 +350,7 @@ def _attach(name: str, model: nn.Module, targets: str) -> Any:
 
 
 def _examples(scenario: Scenario, base: Base, e2e: str) -> tuple[Encoded, ...]:
-    encoder = Encoder(base.tokenizer, max_length=1024)
+    encoder = Encoder(base.tokenizer, max_length=2048)
     if scenario.name == "aclsum":
         template = PromptTemplate(PROMPT, COMPLETION)
         rows = [row for paper in read_papers("train") for row in paper.rows()]

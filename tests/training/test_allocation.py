@@ -18,7 +18,7 @@ from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
 from manytune.training.allocation import rank_allocation
 from manytune.training.batches import builder
-from manytune.training.loss import loss_sum
+from manytune.training.head_loss import loss_sum
 from manytune.training.recipe import MethodRecipe, recipe_from
 from manytune.training.resume import latest_checkpoint
 from manytune.training.run import run

@@ -99,6 +99,8 @@ def _print(finished: TrainedRun) -> None:
     share = training.trainable_parameters / training.all_parameters
     table.add_row("trained", f"{training.trainable_parameters:,} parameters ({share:.2%})")
     table.add_row("steps", f"{training.steps:,} in {duration(training.seconds)}")
+    if training.compile_seconds is not None:
+        table.add_row("compiled in", duration(training.compile_seconds))
     counts = training.tally.counts
     table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
     table.add_row("saved", _saved(counts))

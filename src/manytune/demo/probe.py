@@ -13,7 +13,7 @@ from manytune.data.encode import Encoded
 from manytune.demo.plan import Workload
 from manytune.methods.attach import get_peft_model
 from manytune.training.batches import builder, packed_attention
-from manytune.training.loss import loss_sum
+from manytune.training.head_loss import loss_sum
 from manytune.training.recipe import Recipe
 
 

@@ -25,8 +25,8 @@ from manytune.store.base import load_base
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.dataset import encode_splits, read_splits
+from manytune.training.head_loss import loss_sum
 from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared_attention
-from manytune.training.loss import loss_sum
 from manytune.training.operations import ModelSize
 from manytune.training.orders import order_of
 from manytune.training.recipe import Recipe, TrainingRecipe
@@ -174,7 +174,7 @@ def estimate_training(
         passes * batch_seconds + steps * work.optimizer_seconds() + validations * validating,
         peak,
         f"{len(timed)} batches that were run on this machine without a step of the optimizer, and the largest of "
-        f"{len(counted):,} for memory",
+        f"{len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
     )
 
 

@@ -1,28 +1,15 @@
-"""The loss of a batch, and of a whole validation set."""
+"""The loss of a whole validation set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from manytune.data.encode import Encoded
-from manytune.training.batches import Batch, Builder, Seq2SeqBatch
-
-
-def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch) -> Tensor:
-    """Run the model on a batch and sum the negative log likelihoods of its target tokens.
-
-    Args:
-        model: A language model, inside `packed_attention` if the batch has a layout.
-        batch: On the model's device.
-
-    Returns:
-        A scalar in nats, with a gradient where gradients are on. Divided by `batch.targets` it is the mean
-        loss.
-    """
-    return batch.loss_sum(model(**batch.model_inputs(model)).logits)
+from manytune.training.batches import Builder
+from manytune.training.head_loss import loss_sum
 
 
 @torch.no_grad()

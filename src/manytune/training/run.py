@@ -172,7 +172,9 @@ def _train(
     splits = read_splits(recipe.data)
     base = shared or load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
     if base.is_encoder:
-        raise RunError(f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does.")
+        raise RunError(
+            f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
+        )
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     _describe_data(say, data, leaks=len(splits.leaks))
 

@@ -23,6 +23,8 @@ from manytune.errors import RunError
 from manytune.training.allocation import rank_allocation
 from manytune.training.background import BackgroundBuilder
 from manytune.training.batches import builder
+from manytune.training.compilation import compiled_layers
+from manytune.training.head_loss import loss_sum
 from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared_attention
 from manytune.training.loss import mean_loss
 from manytune.training.matrix_speed import matrix_speed
@@ -44,7 +46,8 @@ class TrainingResult:
         steps: Optimizer steps done in all.
         tally: What was computed in all.
         step_seconds: Time spent in training steps.
-        seconds: Time in all: steps, validation and checkpoints; interruptions not counted.
+        seconds: Time in all: compiling, steps, validation and checkpoints; interruptions not counted.
+        compile_seconds: What `training.compile` took before the first step; None without it.
         peak_memory: The most memory in use at once, in bytes: of the GPU if one was used, else of the
             process since it started.
         trainable_parameters: Numbers that were trained.
@@ -62,6 +65,7 @@ class TrainingResult:
     tally: Tally
     step_seconds: float
     seconds: float
+    compile_seconds: float | None
     peak_memory: int
     trainable_parameters: int
     all_parameters: int
@@ -199,6 +203,7 @@ def train_model(
             report=record,
         )
         trainer.remove_callback(PrinterCallback)
+        compile_seconds = None
         last_step = total_steps(settings, rows)
         if resume_from is not None and resume_from.position.step >= last_step:
             # The last step was done and saved; only what comes after it is missing. The loop would take one
@@ -209,7 +214,15 @@ def train_model(
                 loss = mean_loss(model, validation, build, batch_size=batch_size, pad_id=pad_id)
                 record(ValidationReport(last_step, last_step, loss, trainer.clock.seconds))
         else:
-            trainer.train(resume_from_checkpoint=str(resume_from.path) if resume_from is not None else None)
+
+            def first_loss() -> torch.Tensor:
+                batch = build(train[: settings.batch_size], pad_id=pad_id).to(trainer.args.device)
+                return loss_sum(model, batch) / batch.targets
+
+            with compiled_layers(model.train(), first_loss, enabled=settings.compile) as compile_seconds:
+                trainer.train(
+                    resume_from_checkpoint=str(resume_from.path) if resume_from is not None else None
+                )
     model.eval()
     _check_changed(trainable, before, settings)
     tally, size = trainer.clock.tally, ModelSize.of(model)
@@ -222,6 +235,7 @@ def train_model(
         tally=tally,
         step_seconds=trainer.clock.step_seconds,
         seconds=trainer.clock.seconds,
+        compile_seconds=compile_seconds,
         peak_memory=memory,
         trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
         all_parameters=sum(parameter.numel() for parameter in model.parameters()),

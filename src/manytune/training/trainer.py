@@ -23,7 +23,9 @@ from manytune.data.mixing import Mixture
 from manytune.errors import RunError
 from manytune.training.background import BackgroundBuilder, PendingBatch
 from manytune.training.batches import Builder
-from manytune.training.loss import loss_sum, mean_loss
+from manytune.training.compilation import uncompiled
+from manytune.training.head_loss import loss_sum
+from manytune.training.loss import mean_loss
 from manytune.training.orders import order_of
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.resume import Checkpoint, Position, save_checkpoint
@@ -167,13 +169,14 @@ class AdapterTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss per target token over the validation rows."""
-        loss = mean_loss(
-            self._module,
-            self._validation,
-            self._build,
-            batch_size=self.args.per_device_eval_batch_size,
-            pad_id=self._pad_id,
-        )
+        with uncompiled(self._module):
+            loss = mean_loss(
+                self._module,
+                self._validation,
+                self._build,
+                batch_size=self.args.per_device_eval_batch_size,
+                pad_id=self._pad_id,
+            )
         metrics = {"eval_loss": loss}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

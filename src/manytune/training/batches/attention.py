@@ -157,3 +157,16 @@ def _capped_attention(
 
 
 AttentionInterface.register(NAME, packed_attention_forward)
+
+
+@contextmanager
+def outside_compiled_code() -> Iterator[None]:
+    """Keep this function out of compiled layers inside the `with` block.
+
+    Its rectangles change from batch to batch, and each number of them would be compiled anew.
+    """
+    AttentionInterface.register(NAME, torch.compiler.disable(packed_attention_forward))
+    try:
+        yield
+    finally:
+        AttentionInterface.register(NAME, packed_attention_forward)

@@ -108,11 +108,18 @@ class Batch:
         Returns:
             A scalar: float64 for float64 logits and float32 otherwise. Divide by `targets` for the mean.
         """
-        if logits.shape[1] != self.logit_positions.numel():
-            # A soft prompt's virtual tokens come first.
-            virtual = logits.shape[1] - self.input_ids.shape[1]
-            logits = logits[:, self.logit_positions + virtual]
-        return weighted_nll(logits.flatten(0, 1), self.target_rows, self.labels, self.weights)
+        return weighted_nll(self.kept(logits).flatten(0, 1), self.target_rows, self.labels, self.weights)
+
+    def kept(self, outputs: Tensor) -> Tensor:
+        """The columns that `target_rows` counts in.
+
+        Args:
+            outputs: The model's, shape `(rows, kept or columns, width)`; a soft prompt's virtual tokens may come first.
+        """
+        if outputs.shape[1] == self.logit_positions.numel():
+            return outputs
+        virtual = outputs.shape[1] - self.input_ids.shape[1]
+        return outputs[:, self.logit_positions + virtual]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""

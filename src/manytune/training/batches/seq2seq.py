@@ -63,8 +63,11 @@ class Seq2SeqBatch:
             logits: Shape `(rows, longest completion, vocabulary)`; a soft prompt's virtual tokens may come
                 first in the second dimension.
         """
-        logits = logits[:, -self.decoder_input_ids.shape[1] :]
-        return weighted_nll(logits.flatten(0, 1), self.target_rows, self.labels, self.weights)
+        return weighted_nll(self.kept(logits).flatten(0, 1), self.target_rows, self.labels, self.weights)
+
+    def kept(self, outputs: Tensor) -> Tensor:
+        """The columns that `target_rows` counts in: those after a soft prompt's virtual tokens."""
+        return outputs[:, -self.decoder_input_ids.shape[1] :]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Seq2SeqBatch:
         """The same batch on another device."""
