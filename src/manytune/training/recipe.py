@@ -96,8 +96,8 @@ class TrainingRecipe(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
-    """Run the model's layers through `torch.compile`: a minute at the start for somewhat faster steps. Needs
-    a C++ compiler on CPU."""
+    """Run the model's layers through `torch.compile`: a minute at the start for somewhat faster steps. Needs a C++
+    compiler on CPU."""
     tensorboard: bool = False
     """Also write TensorBoard event files into the run directory."""
 
