@@ -3,8 +3,8 @@
     python benchmarks/server.py [--rounds N] [--only NAME ...] [--vllm COMMAND]
 
 The requests are those of `serving.py`: prompts of 16 to 64 tokens, 32 to 64 new tokens each, greedily and to the
-limit. Every server runs in a process of its own and is asked by one client over HTTP; peers that aren't installed are named and
-left out. The engine's own figure is measured in turn with the server's.
+limit. Every server runs in a process of its own and is asked by one client over HTTP; peers that aren't installed are
+named and left out. The engine's own figure is measured in turn with the server's.
 """
 
 from __future__ import annotations

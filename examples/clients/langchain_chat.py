@@ -1,9 +1,4 @@
-"""LangChain with adapters: each is a model of one address.
-
-    pip install langchain-openai
-    manytune serve --base embedded --base-name base --adapters adapters
-    python langchain_chat.py http://127.0.0.1:8000/v1 MODEL ...
-"""
+"""LangChain with adapters, each a model of one address: `python langchain_chat.py http://127.0.0.1:8000/v1 MODEL ...`."""
 
 import sys
 
