@@ -40,8 +40,7 @@ class Engine:
     The model stays as it is: between steps it can be used by others, as long as its weights don't change.
 
     Args:
-        model: A causal language model. Adapters attached to its layers act on every request, and must stay as they are;
-            none can be added then.
+        model: A causal language model. Adapters attached to its layers act on every request; none can be added then.
         tokenizer: Its tokenizer.
         kv_budget_tokens: Tokens that the cache of keys and values has room for: running requests times the largest
             number of tokens that one of them may come to.
@@ -102,7 +101,6 @@ class Engine:
             max_adapters=max_batch if max_adapters is None else max_adapters,
         )
         self._prefixes = PrefixCache(prefix_cache_tokens)
-        self._keeps_prefixes = prefix_cache_tokens > 0
         self._entries: dict[str, Entry] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
@@ -316,7 +314,7 @@ class Engine:
         return job
 
     def _beginning(self, request: Request, snapshot: Snapshot | None) -> tuple[bytes, ...]:
-        if not self._keeps_prefixes:
+        if not self._prefixes.budget:
             return ()
         return block_keys(request.tenant, None if snapshot is None else snapshot.id, request.prompt_ids)
 
@@ -389,9 +387,8 @@ class Engine:
 
     def _ends(self, entry: Entry) -> bool:
         """Whether the last token ends the answer."""
-        return (
-            bool(entry.tokens) and entry.tokens[-1] in self._end_ids and not entry.request.params.ignore_eos
-        )
+        last = entry.tokens[-1] if entry.tokens else None
+        return last in self._end_ids and not entry.request.params.ignore_eos
 
     def _leave(self, entry: Entry) -> None:
         name = entry.request.id

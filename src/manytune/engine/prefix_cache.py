@@ -31,11 +31,11 @@ class PrefixCache:
     """Keys and values of beginnings, within a budget.
 
     Args:
-        budget: Tokens to keep.
+        budget: Tokens to keep; 0 for none.
     """
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self.budget = budget
         self._entries: OrderedDict[bytes, _Entry] = (
             OrderedDict()
         )  # by their last key, least recently used first
@@ -74,12 +74,12 @@ class PrefixCache:
         if not keys or keys[-1] in self._holding:
             return
         tokens = ahead + len(keys) * BLOCK
-        if tokens > self._budget:
+        if tokens > self.budget:
             return
         # What is a beginning of this one has nothing of its own.
         for last in [key for key in keys if key in self._entries]:
             self._drop(last)
-        while self.tokens + tokens > self._budget:
+        while self.tokens + tokens > self.budget:
             self._drop(next(iter(self._entries)))
         entry = _Entry(tuple(keys), read(tokens), ahead, tokens)
         self._entries[keys[-1]] = entry
@@ -88,7 +88,7 @@ class PrefixCache:
 
     def check_integrity(self) -> None:
         """Assert that the book is consistent."""
-        assert self.tokens == sum(entry.tokens for entry in self._entries.values()) <= self._budget
+        assert self.tokens == sum(entry.tokens for entry in self._entries.values()) <= self.budget
         assert all(last in self._entries for last in self._holding.values())
         assert all(key in self._entries[last].keys for key, last in self._holding.items())
         assert all(self._holding.get(last) == last for last in self._entries)
