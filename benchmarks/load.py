@@ -282,8 +282,8 @@ class Load:
             else f"/v1/adapters/{draw.choice(self.world.names)}/{verb}"
         )
         reply = await call(self.server.port, "POST", path, key=KEY)
-        # 409: it is answering, or too many are pinned.
-        if reply.status not in (200, 409):
+        # 409: it is answering; 429: too many are in use.
+        if reply.status not in (200, 409, 429):
             self.seen.wrong.append(f"{path}: {reply.status} {reply.body}")
         self.seen.counts[verb] += 1
         await asyncio.sleep(draw.random() * 0.5)
@@ -339,8 +339,8 @@ def report(load: Load, seconds: float) -> bool:
         f"({growth:+.1%}); lowest {min(warm) / 2**20:.0f}, highest {max(warm) / 2**20:.0f}"
     )
     print(f"wrong: {len(seen.wrong)}")
-    for line in seen.wrong[:10]:
-        print("   ", line[:600])
+    for line in dict.fromkeys(line[:600] for line in seen.wrong[:200]):
+        print("   ", line)
     return not seen.wrong and growth < 0.02
 
 

@@ -32,8 +32,8 @@ class Server:
     started_in: float
 
     def memory(self) -> int:
-        """Bytes of memory that it has now; 0 where the system doesn't say."""
-        return _status(self.process.pid, "VmRSS")
+        """Bytes of memory that it has for itself now, without mapped files; 0 where the system doesn't say."""
+        return _status(self.process.pid, "RssAnon")
 
     def peak_memory(self) -> int:
         """The most that it has had."""

@@ -14,6 +14,7 @@
     ├── RequestError                     a request to generate
     ├── ServeError                       a server can't start as asked
     └── StoreError                       adapters on disk
+        └── CacheFullError               an adapter finds no room in memory now
 
     PeftWarning, DataWarning             warnings of the same origin
 
@@ -89,6 +90,10 @@ class ServeError(ManytuneError, RuntimeError):
 
 class StoreError(ManytuneError, OSError):
     """An adapter or a base on disk can't be read or written."""
+
+
+class CacheFullError(StoreError):
+    """An adapter finds no room beside those in use; it may later."""
 
 
 class PeftWarning(UserWarning):

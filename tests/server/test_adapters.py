@@ -179,3 +179,15 @@ def test_health_and_readiness_are_open(base, own_store):
         assert client.get("/readyz").text == "ready\n"
         service = client.app.state.service
     assert not service.loop.is_ready
+
+
+def test_an_adapter_that_finds_no_room_beside_those_in_use_is_told_to_come_again(base, own_store):
+    size = own_store.entry("one").nbytes
+    with TestClient(app_of(base, own_store, Keys(KEYS), adapter_memory=size), headers=ADMIN) as admin:
+        assert admin.post("/v1/adapters/one/pin").status_code == 200
+        refused = ask(admin, "two")
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["code"] == "adapter_memory_full"
+        assert listed(admin, "two")["errors"] == 0  # it isn't to blame
+        admin.post("/v1/adapters/one/unpin")
+        assert ask(admin, "two").status_code == 200

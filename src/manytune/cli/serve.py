@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from manytune.store.base import Base
     from manytune.store.library import AdapterStore
 
@@ -108,26 +111,34 @@ def serve(
             f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
             "or listen at 127.0.0.1."
         )
-    loaded, store, name = _load(base, adapters, base_name, dtype)
-    settings = Settings(
-        base_name=name,
-        max_queue=max_queue,
-        max_answer_tokens=max_answer_tokens,
-        adapter_memory=adapter_memory << 20,
-        watch_seconds=watch_seconds,
-        log_prompts=log_prompts,
-    )
-    app = create_app(
-        loaded,
-        store,
-        settings,
-        recognised,
-        max_batch=max_batch,
-        kv_budget_tokens=kv_tokens,
-        prefix_cache_tokens=prefix_tokens,
-        weights=weights.value,
-        drain_seconds=drain_seconds,
-    )
+
+    def make() -> tuple[FastAPI, AdapterStore, str]:
+        loaded, store, name = _load(base, adapters, base_name, dtype)
+        settings = Settings(
+            base_name=name,
+            max_queue=max_queue,
+            max_answer_tokens=max_answer_tokens,
+            adapter_memory=adapter_memory << 20,
+            watch_seconds=watch_seconds,
+            log_prompts=log_prompts,
+        )
+        app = create_app(
+            loaded,
+            store,
+            settings,
+            recognised,
+            max_batch=max_batch,
+            kv_budget_tokens=kv_tokens,
+            prefix_cache_tokens=prefix_tokens,
+            weights=weights.value,
+            drain_seconds=drain_seconds,
+        )
+        return app, store, name
+
+    # A thread that has computed something keeps its OpenMP helpers for life. With those of the engine's thread there
+    # would be more than cores, and then all of them go to sleep between any two products: so this thread ends.
+    with ThreadPoolExecutor(1) as loading:
+        app, store, name = loading.submit(make).result()
     log_to_stderr()
     typer.echo(
         f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True

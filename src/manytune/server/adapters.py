@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from manytune.engine.batched import parts_of
-from manytune.errors import ManytuneError, StoreError
+from manytune.errors import CacheFullError, ManytuneError, StoreError
 from manytune.server.refusals import Refusal
 from manytune.server.soundness import Skeleton, check_files
 from manytune.store.adapters import open_adapter
@@ -266,6 +266,8 @@ class Adapters:
         """Count what goes wrong, and make a refusal of whatever an adapter's files can bring about."""
         try:
             yield
+        except CacheFullError:  # not the adapter's fault
+            raise
         except Exception as error:
             self.note_failure(name, own, str(error))
             if isinstance(error, ManytuneError):

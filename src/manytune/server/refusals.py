@@ -7,6 +7,7 @@ from typing import Any
 
 from manytune.errors import (
     AdapterError,
+    CacheFullError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -65,6 +66,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 def refusal_of(error: ManytuneError) -> Refusal:
     """A refusal for an error of the engine, the store or a template."""
     message = str(error)
+    if isinstance(error, CacheFullError):
+        return Refusal(429, message, code="adapter_memory_full", param="model", retry_after=1)
     if isinstance(error, RequestError):
         too_long = "positions" in message or "may come to" in message
         return Refusal(400, message, code="context_length_exceeded" if too_long else "invalid_value")

@@ -30,6 +30,7 @@ from manytune.store.resident import ResidentAdapter
 
 _MOST_FILES = 1000
 _MOST_TEXT = 16 << 20  # bytes of a file that isn't tensors
+_PIECE = 16384
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONGEST_PATTERN = 1000
 #: A repeated group or many repetitions can keep a regular expression busy for years.
@@ -118,7 +119,8 @@ class Skeleton:
             if tensor.dtype not in _FLOATS:
                 raise StoreError(f"{who}: {name} holds {tensor.dtype}; expected a floating-point type.")
         for name, tensor in found.items():
-            if not torch.isfinite(tensor.float()).all():
+            # Pieces below torch's threshold for helpers, which the engine's thread needs for itself.
+            if not all(part.float().isfinite().all() for part in tensor.flatten().split(_PIECE)):
                 raise StoreError(f"{who}: {name} has values that aren't finite.")
 
     def _shapes(self, config: PeftConfig) -> Mapping[str, tuple[int, ...]]:
@@ -149,11 +151,17 @@ class Skeleton:
 
 
 def check_options(config: PeftConfig) -> None:
-    """Refuse numbers that aren't finite, and regular expressions that could run forever.
+    """Refuse modules trained in full, numbers that aren't finite, and regular expressions that could run forever.
 
     Raises:
         ConfigError: There is one.
     """
+    saved = getattr(config, "modules_to_save", None)
+    if saved:
+        raise ConfigError(
+            f"modules_to_save={saved!r}: modules trained in full can't run in a mixed batch. Merge the adapter into a "
+            "model of its own."
+        )
     for where, value in _values(json.loads(config.to_json())):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}={value}: expected a finite number.")

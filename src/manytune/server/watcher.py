@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from manytune.errors import ManytuneError
+from manytune.errors import CacheFullError, ManytuneError
 from manytune.server.adapters import Adapters
 from manytune.server.loop import AnyEngine, EngineLoop
 from manytune.server.refusals import Refusal
@@ -81,6 +81,8 @@ class Watcher:
                     self._adapters.pin(name)
                 elif before[name] in resident:
                     self._adapters.load(name)
+            except CacheFullError as error:
+                _log.warning("the new version of %s waits until it is asked for: %s", name, error)
             except Exception as error:
                 _log.error("the new version of %s can't be used: %s", name, error)
         for name in changed["removed"]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from manytune.errors import StoreError
+from manytune.errors import CacheFullError, StoreError
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.library import AdapterStore
 from manytune.store.resident import ResidentAdapter, read_resident
@@ -80,8 +80,8 @@ class AdapterCache:
         """An adapter by name or content hash, from memory if it is there. One that several ask for is loaded once.
 
         Raises:
-            StoreError: There is no such adapter, it is damaged, or it doesn't fit into the budget beside
-                what is pinned.
+            CacheFullError: It doesn't fit into the budget beside what is pinned now.
+            StoreError: There is no such adapter, it is damaged, or larger than the budget.
             BaseMismatchError: It was trained on another base.
         """
         return self._get(self.store.resolve(reference), asked=True)
@@ -203,7 +203,8 @@ class AdapterCache:
     def _make_room(self, adapter: ResidentAdapter) -> None:
         pinned = sum(self._resident[own].nbytes for own in self._pins if own in self._resident)
         if pinned + adapter.nbytes > self.budget:
-            raise StoreError(
+            kind = StoreError if adapter.nbytes > self.budget else CacheFullError
+            raise kind(
                 f"adapter {adapter.id[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, of "
                 f"which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests have "
                 "finished."
