@@ -1,4 +1,4 @@
-"""LangChain with adapters, each a model of one address: `python langchain_chat.py http://127.0.0.1:8000/v1 MODEL ...`."""
+"""LangChain with adapters, each a model of one address: `langchain_chat.py http://127.0.0.1:8000/v1 MODEL ...`."""
 
 import sys
 

@@ -85,10 +85,10 @@ class EncoderEngine:
             self._slots.acquire(snapshot)
         try:
             for batch in _batches(texts):
-                ids = [texts[number] for number in batch]
-                tokens = len(ids) * max(map(len, ids))
+                rows = [texts[number] for number in batch]
+                tokens = len(rows) * max(map(len, rows))
                 spans = [] if snapshot is None else [(snapshot, slice(0, tokens))]
-                vectors = self._forward(ids, self._slots.choose([], spans))
+                vectors = self._forward(rows, self._slots.choose([], spans))
                 found |= zip(batch, vectors.tolist(), strict=True)
         finally:
             self._slots.end_forward()

@@ -111,7 +111,8 @@ class Runner:
             len(decode),
             max(lengths, default=0) + 1,
             tuple(stretches),
-            guarded=any(one.adapter is not None for one in (*decode, *pieces)),
+            guarded=any(one.adapter is not None for one in decode)
+            or any(piece.adapter is not None for piece in pieces),
         )
         terms = self._slots.choose([one.adapter for one in decode], spans)
         inputs: dict[str, Tensor] = {"input_ids": index[:1]}

@@ -163,7 +163,7 @@ def _without_cap(base: PreTrainedModel) -> Iterator[float | None]:
 @contextmanager
 def _without_head(base: PreTrainedModel, head: nn.Module) -> Iterator[float | None]:
     """Let a model return what its head reads in place of the logits; gives the soft cap that belongs to these."""
-    head.forward = _nothing  # type: ignore[method-assign]  # in the instance, before its class's
+    head.forward = _nothing  # in the instance, before its class's
     try:
         with _without_cap(base) as cap:
             yield cap
