@@ -60,7 +60,7 @@ def median_ms(work: Callable[[], object], rounds: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def interleaved(work: dict[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
+def interleaved(work: dict[str, Callable[[], object]], rounds: int = 25) -> dict[str, float]:
     """The median time of each in milliseconds, run in turn."""
     for one in work.values():
         one()

@@ -86,6 +86,21 @@ def test_every_token_gets_its_own_adapters_product(data):
             torch.testing.assert_close(y[0], mixed(x[0], base, own, phi))
 
 
+def test_more_adapters_than_there_is_room_for_at_first_keep_their_weights():
+    adapters = {str(n): pairs(n, 4) for n in range(70)}
+    stack = PairStack(shape_of(Parts(pairs=adapters["0"]), torch.float64), CPU)
+    for name, own in adapters.items():
+        stack.add(name, own)
+    stack.selection = select_tokens(list(range(len(adapters))), [], device=CPU)
+    x = torch.randn(1, len(adapters), IN, dtype=torch.float64)
+    for path in PATHS:
+        y = torch.zeros(1, len(adapters), OUT, dtype=torch.float64)
+        stack.products[path].add(x, y)
+        for row, own in enumerate(adapters.values()):
+            expected = own[path].scaling * (x[0, row] @ own[path].down.t() @ own[path].up.t())
+            torch.testing.assert_close(y[0, row], expected)
+
+
 def test_no_token_of_a_stack_means_no_selection():
     assert select_tokens([-1, -1], [], device=CPU) is None
 
