@@ -120,11 +120,13 @@ def test_compiled_layers_train_to_the_same_weights() -> None:
 
 
 def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any, **__: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise torch._dynamo.exc.TorchDynamoException("there is no C++ compiler here")
 
-    monkeypatch.setattr(torch.autograd, "grad", fails)
-    monkeypatch.setattr(nn.Module, "compile", lambda *_, **__: None)
+    def compile_by_failing(layer: nn.Module, **_: Any) -> None:
+        layer._compiled_call_impl = fail
+
+    monkeypatch.setattr(nn.Module, "compile", compile_by_failing)
     with pytest.raises(RunError, match=r"there is no C\+\+ compiler here.*Or set training.compile to false"):
         train_model(lora(), sequences(3), [], settings(compile=True), pad_id=0)
 
