@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from manytune.store.files import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 
 _CARD = "README.md"
+_ID = re.compile(rb"[0-9a-f]{64}")
 
 
 def gather(source: Path, target: Path, base: Base | None = None) -> Manifest:
@@ -66,6 +68,18 @@ def adapter_in(source: Path) -> Path:
     """The adapter's own directory: the one in a run, or the source itself."""
     inner = source / "adapter"
     return inner if (inner / CONFIG_NAME).is_file() and not (source / CONFIG_NAME).is_file() else source
+
+
+def content_id_in(file: Path) -> str | None:
+    """The content hash that a file holds; None if there is no such file, or something else in it."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(65)
+    except FileNotFoundError:  # another process took it back meanwhile
+        return None
+    return content.decode() if _ID.fullmatch(content) else None
 
 
 def content_id(manifest: Manifest) -> str:

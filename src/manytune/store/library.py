@@ -27,7 +27,7 @@ from pathlib import Path
 from manytune.errors import StoreError
 from manytune.store.base import Base
 from manytune.store.files import atomic_write, flush_directory, flush_tree
-from manytune.store.intake import content_id, gather
+from manytune.store.intake import content_id, content_id_in, gather
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.staging import Staging
 
@@ -35,7 +35,6 @@ _FORMAT = 1
 _DESCRIPTION = "store.json"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID_START = re.compile(r"[0-9a-f]{6,64}")
-_ID = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class AdapterStore:
             StoreError: Nothing or more than one adapter is called so.
         """
         if _WORD.fullmatch(reference):
-            named = _owner(self.root / "names" / reference)
+            named = content_id_in(self.root / "names" / reference)
             if named is not None and self.directory(named).is_dir():
                 return named
         if _ID_START.fullmatch(reference):
@@ -325,7 +324,7 @@ class AdapterStore:
         folder = self.root / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             try:
-                named = _owner(path) if kind == "names" else None
+                named = content_id_in(path) if kind == "names" else None
                 owners = [p.name for p in path.iterdir()] if kind == "tags" else [named] if named else []
             except (FileNotFoundError, NotADirectoryError):  # another process took it back meanwhile
                 continue
@@ -346,7 +345,7 @@ class AdapterStore:
 
     def _check_free(self, name: str, own: str) -> None:
         file = self.root / "names" / name
-        if (taken := _owner(file)) not in (None, own):
+        if (taken := content_id_in(file)) not in (None, own):
             raise StoreError(
                 f"{self.root}: the name {name!r} belongs to adapter {str(taken)[:12]}. Choose another name, or move it."
             )
@@ -383,18 +382,6 @@ class AdapterStore:
         return f"{self.root}: there is no adapter {reference!r}. " + (
             f"Its adapters: {listed}." if names else "Its adapters have no names, or there are none."
         )
-
-
-def _owner(name: Path) -> str | None:
-    """The content hash that a name's file holds; None if there is no such file, or something else in it."""
-    if not name.is_file():
-        return None
-    try:
-        with name.open("rb") as file:
-            content = file.read(65)
-    except FileNotFoundError:  # another process took it back meanwhile
-        return None
-    return content.decode() if _ID.fullmatch(content) else None
 
 
 def _check_word(word: str) -> None:
