@@ -15,6 +15,7 @@ from tests.store.tiny import save_tiny_base
 from manytune.server.auth import Key, Keys
 from manytune.store.base import load_base
 from manytune.store.files import sha256_file
+from manytune.store.resident import read_resident
 
 ADMIN = {"authorization": "Bearer root"}
 KEYS = [Key(name="root", sha256=hashlib.sha256(b"root").hexdigest(), admin=True)]
@@ -182,7 +183,7 @@ def test_health_and_readiness_are_open(base, own_store):
 
 
 def test_an_adapter_that_finds_no_room_beside_those_in_use_is_told_to_come_again(base, own_store):
-    size = own_store.entry("one").nbytes
+    size = read_resident(own_store.path("one")).nbytes
     with TestClient(app_of(base, own_store, Keys(KEYS), adapter_memory=size), headers=ADMIN) as admin:
         assert admin.post("/v1/adapters/one/pin").status_code == 200
         refused = ask(admin, "two")

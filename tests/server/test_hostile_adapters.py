@@ -54,8 +54,16 @@ class Client(AbstractContextManager["Client"]):
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         headers = {"content-type": "application/json", "authorization": "Bearer root"}
-        self._connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = self._connection.getresponse()
+        content = None if body is None else json.dumps(body)
+        try:
+            self._connection.request(method, path, content, headers)
+            response = self._connection.getresponse()
+        except (
+            ConnectionError
+        ):  # a server lets go of a connection that has been idle; a dead one takes no other
+            self._connection.close()
+            self._connection.request(method, path, content, headers)
+            response = self._connection.getresponse()
         content = response.read()
         return response.status, json.loads(content) if content[:1] == b"{" else content
 

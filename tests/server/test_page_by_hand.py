@@ -63,9 +63,7 @@ def test_by_keyboard_alone_one_asks_compares_switches_and_asks_again(
         page.wait("document.querySelectorAll('#models input').length === 3")
         page.tab_to("#prompt")
         page.write("abc")
-        page.tab_to("#max-tokens")
-        page.see("document.activeElement.select()")
-        page.write("20")
+        limit_to(page, 20)
         page.see(
             "window.changes = {}; new MutationObserver((all) => all.forEach((one) => { const name ="
             " one.target.closest?.('article')?.querySelector('h2').textContent;"
@@ -104,6 +102,7 @@ def test_the_playground_fits_and_can_be_read(
         page.wait("document.querySelectorAll('#models input').length === 3")
         page.tab_to("#prompt")
         page.write("abc")
+        limit_to(page, 12)
         page.press("Enter", control=True)
         page.wait("document.querySelector('#state').textContent === 'Done.'")
         check_readable(page, width, dark)
@@ -132,6 +131,12 @@ def test_the_operators_page_fits_can_be_read_and_tells_what_went_wrong(
         assert "expected JSON" in page.see("document.querySelector('tbody tr:last-child .error').textContent")
         assert "1 of 2 adapters in memory" in page.see("document.querySelector('#sums').textContent")
         check_readable(page, width, dark)
+
+
+def limit_to(page: Page, tokens: int) -> None:
+    page.tab_to("#max-tokens")
+    page.see("document.activeElement.select()")
+    page.write(str(tokens))
 
 
 def check_readable(page: Page, width: int, dark: bool) -> None:
