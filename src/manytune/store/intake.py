@@ -107,10 +107,10 @@ def _readable(origin: Path, target: Path) -> PeftConfig:
         raise StoreError(f"{origin / TENSORS_NAME}: not a readable safetensors file ({error}).") from None
     try:
         return PeftConfig.from_pretrained(target)
-    except TypeError as error:
-        raise StoreError(f"{origin / CONFIG_NAME}: {error}") from None
     except ManytuneError as error:
         raise type(error)(f"{origin / CONFIG_NAME}: {error}") from None
+    except Exception as error:  # options may hold values of any kind
+        raise StoreError(f"{origin / CONFIG_NAME}: {error}") from error
 
 
 def _manifest_for(origin: Path, config: PeftConfig, files: dict[str, str], base: Base | None) -> Manifest:
