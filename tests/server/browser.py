@@ -39,7 +39,9 @@ class Page:
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
-                self._rest += os.read(self._from, 1 << 20)
+                new = os.read(self._from, 1 << 20)
+                assert new, "the browser has gone"
+                self._rest += new
             text, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(text)
             if answer.get("id") == self._count:
@@ -107,7 +109,7 @@ def browser(folder: Path) -> Iterator[Page]:
     answers, theirs_out = os.pipe()
     command = [FOUND, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
     # It reads commands from descriptor 3 and answers at 4.
-    shell = f'exec "$@" --remote-debugging-pipe 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-'
+    shell = f'exec "$@" --remote-debugging-pipe 3<&{theirs_in} 4>&{theirs_out}'
     with subprocess.Popen(
         ["bash", "-c", shell, "bash", *command],
         pass_fds=(theirs_in, theirs_out),

@@ -390,7 +390,12 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
         if not all(torch.isfinite(tensor).all() for tensor in now.values()):
             return False
         options, others = (json.loads((place / CONFIG).read_text()) for place in (original, mutant))
-        known = {key for key in options if options[key] != others.get(key, options[key])}
+        # Nothing in other words, such as 0 for {}, is the same.
+        known = {
+            key
+            for key, value in options.items()
+            if others.get(key, value) != value and (value or others[key])
+        }
         if options["peft_type"] != others["peft_type"]:
             return False
         if known - _IDLE - _SCALE and _names_by_peft(mutant) != {

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from manytune.errors import (
-    AdapterError,
     CacheFullError,
-    CheckpointError,
-    ConfigError,
     DataError,
     ManytuneError,
+    PeftError,
     RequestError,
     StoreError,
 )
@@ -73,7 +71,7 @@ def refusal_of(error: ManytuneError) -> Refusal:
         return Refusal(400, message, code="context_length_exceeded" if too_long else "invalid_value")
     if isinstance(error, DataError):
         return Refusal(400, message, code="invalid_prompt")
-    if isinstance(error, (StoreError, ConfigError, CheckpointError, AdapterError)):
+    if isinstance(error, (StoreError, PeftError)):
         return Refusal(409, message, code="adapter_unusable", param="model")
     return Refusal(500, message, code="internal_error")
 

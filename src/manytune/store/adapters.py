@@ -17,11 +17,10 @@ from manytune.errors import BaseMismatchError, StoreError
 from manytune.store.base import Base
 from manytune.store.files import atomic_directory, atomic_write, moved_aside, sha256_file
 from manytune.store.fingerprint import Fingerprint
-from manytune.store.manifest import MANIFEST_NAME, Encoding, Manifest
+from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Encoding, Manifest
 
 CONFIG_NAME = "adapter_config.json"  # HF PEFT's
 _TENSORS = ".safetensors"
-_MOST_JSON = 16 << 20  # bytes
 
 
 class Saveable(Protocol):
@@ -203,8 +202,8 @@ def _check_content(file: Path) -> None:
             raise StoreError(
                 f"{file}: not a readable safetensors file; it may have been cut off ({error})."
             ) from None
-    elif file.name in (CONFIG_NAME, MANIFEST_NAME) and size > _MOST_JSON:
-        raise StoreError(f"{file}: {size:,} bytes; expected at most {_MOST_JSON:,} of JSON.")
+    elif file.name in (CONFIG_NAME, MANIFEST_NAME) and size > MOST_BYTES:
+        raise StoreError(f"{file}: {size:,} bytes; expected at most {MOST_BYTES:,} of JSON.")
 
 
 def _what_is_there(path: Path) -> str:

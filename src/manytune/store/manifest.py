@@ -14,6 +14,7 @@ from manytune.store.fingerprint import Fingerprint
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
+MOST_BYTES = 16 << 20
 
 Encoding = Literal["chat", "plain"]
 
@@ -73,6 +74,9 @@ class Manifest:
             FileNotFoundError: It isn't there.
             StoreError: It isn't a manifest; see `from_json`.
         """
+        size = file.stat().st_size
+        if size > MOST_BYTES:
+            raise StoreError(f"{file}: {size:,} bytes; a manifest has at most {MOST_BYTES:,}.")
         try:
             return cls.from_json(file.read_text(encoding="utf-8"), where=str(file))
         except UnicodeDecodeError as error:
