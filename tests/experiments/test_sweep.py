@@ -8,6 +8,7 @@ from manytune.evaluation.records import read_record
 from manytune.evaluation.results import read_evaluation, write_evaluation
 from manytune.experiments import bench as benches
 from manytune.experiments.bench import open_bench
+from manytune.experiments.compare import compare
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
@@ -72,9 +73,16 @@ def test_a_sweep_is_for_lora_and_each_rank_once(tmp_path):
         sweep_experiment(experiment_from(found), [4], [])
 
 
-def test_a_sweep_and_its_seeds_share_records_with_nothing_else(tmp_path):
+def test_a_sweeps_records_answer_a_comparison_and_not_the_other_way_round(tmp_path):
     wanted = sweep_experiment(experiment(tmp_path), [1], [])
-    bench = open_bench(wanted, Told(), ranks=True)
-    sweep(bench, InTurn())
-    other = dataclasses.replace(bench, ranks=False)
-    assert other.record("r=1/lr-0.01-seed-0") is None  # without losses by group it isn't the same question
+    trial = "r=1/lr-0.01-seed-0"
+    told = Told()
+    bench = open_bench(wanted, told)
+    compare(bench, InTurn())
+    assert bench.record(trial) is not None
+    sweeping = dataclasses.replace(bench, ranks=True)
+    assert sweeping.record(trial) is None  # it has no losses by group
+    sweep(sweeping, InTurn())
+    assert told.trained() == [trial] and told.lines.count(f"asking {trial}") == 2
+    assert sweeping.record(trial).validation
+    assert bench.record(trial) == sweeping.record(trial)

@@ -117,7 +117,9 @@ class Bench:
         return self.experiment.directory / "records" / f"{name}.json"
 
     def record(self, name: str) -> RunRecord | None:
-        """A run's record; None if there is none, or if it answers other questions.
+        """A run's record; None if there is none, or if it doesn't answer all that is asked now.
+
+        A sweep's record answers a comparison, too, and not the other way round.
 
         Raises:
             RunError: The file isn't a record.
@@ -126,7 +128,8 @@ class Bench:
         if not path.is_file():
             return None
         found = read_record(path)
-        return found if found.question == self._asked else None
+        lacking = self.ranks and not found.validation
+        return found if found.question == self._asked and not lacking else None
 
     # -- trials
 
@@ -245,7 +248,7 @@ class Bench:
         """A hash over everything that is asked and how."""
         compare, forgetting = self.experiment.compare, self.experiment.forgetting
         digest = hashlib.sha256(probing.fingerprint(self.probes).encode())
-        how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics, self.ranks]
+        how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
         digest.update(json.dumps(how).encode())
         for question in self.questions:
             digest.update(f"{question.prompt_ids}{question.item.references}".encode())
