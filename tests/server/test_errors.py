@@ -1,5 +1,7 @@
 """What a server doesn't do it refuses by name, in the form that OpenAI's clients know."""
 
+import tracemalloc
+
 import pytest
 from starlette.testclient import TestClient
 from tests.server.world import app_of
@@ -71,6 +73,19 @@ def test_a_wrong_request_is_refused_with_the_field_to_blame(client, changes, cod
     assert error["code"] == code and error["type"] == "invalid_request_error"
     if param is not None:
         assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [("/v1/chat/completions", {"messages": CHAT["messages"]}), ("/v1/completions", {"prompt": ["a", "b"]})],
+)
+def test_more_answers_than_there_is_memory_for_are_refused_at_once(client, path, prompt):
+    tracemalloc.start()
+    error = refused(client, path, model="base", n=1_000_000, **prompt)
+    assert (error["code"], error["param"]) == ("invalid_value", "n")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert refused(client, path, model="base", n=10**15, **prompt)["message"] == error["message"]
 
 
 @pytest.mark.parametrize("model", ["three", "../one", "", "one/", "x" * 5000, "on\u0000e"])

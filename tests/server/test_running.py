@@ -1,5 +1,6 @@
 """A server at work: who hangs up frees a place, who comes too late waits, new versions come, and it stops in order."""
 
+import asyncio
 import json
 import socket
 import time
@@ -9,6 +10,7 @@ from tests.server.live import events_of, live, until
 from tests.server.world import alone, app_of, fill_store, new_version, plain_ids
 
 from manytune.engine.engine import Engine
+from manytune.server.refusals import Refusal
 
 # No end token: answers are as long as they may be.
 LONG = {"temperature": 0, "max_tokens": 40, "stream": True, "logit_bias": {"0": -100}}
@@ -121,3 +123,30 @@ def test_a_failed_engine_is_reported_and_takes_no_requests(base, store, monkeypa
         second = server.post("/v1/chat/completions", long("one"))
         assert second.status == 503
         second.read()
+
+
+@pytest.mark.parametrize("part", ["submit", "add_adapter"])
+def test_an_engine_that_fails_while_it_takes_a_request_answers_it(base, store, monkeypatch, part):
+    def broken(*_):
+        raise LookupError("out of order")
+
+    app = app_of(base, store)
+    with live(app) as server:
+        monkeypatch.setattr(Engine, part, broken)
+        first = server.post("/v1/chat/completions", long("one"))
+        assert first.status == 503 and b"unavailable" in first.read()
+        until(lambda: not app.state.service.loop.is_ready)
+        assert app.state.service.loop.open_requests == 0
+        assert app.state.service.adapters.in_use(store.resolve("one")) == 0
+
+
+def test_who_asks_an_engine_that_has_ended_is_refused_and_does_not_wait(base, store):
+    service = app_of(base, store).state.service
+
+    async def ask():
+        service.loop.start()
+        await service.loop.stop(patience=0)
+        with pytest.raises(Refusal):
+            await asyncio.wait_for(service.loop.call(lambda engine: engine.busy), 5)
+
+    asyncio.run(ask())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from starlette.requests import Request as HttpRequest
 
@@ -143,24 +144,25 @@ class Answers:
         self._places = {one.request.id: place for place, one in enumerate(asked)}
 
 
-async def ask(service: Service, http: HttpRequest, body: Sampling, wanted: Sequence[Wanted]) -> Answers:
+async def ask(service: Service, http: HttpRequest, body: Sampling, each: Iterable[Wanted]) -> Answers:
     """Submit all wanted answers, or none.
 
     Args:
         service: The server.
         http: The request that brought the body; it says who asks, and when nobody waits for the answer any more.
         body: How to answer.
-        wanted: What to answer.
+        each: What to answer; it is read no further than the server answers at once.
 
     Raises:
         Refusal: One of them can't be answered.
     """
     principal: Principal = http.state.principal
     most = service.settings.max_choices
+    wanted = list(islice(each, most + 1))
     if len(wanted) > most:
         raise Refusal(
             400,
-            f"{len(wanted)} answers were asked for at once; this server gives {most}.",
+            f"this server gives {most} answers at once, and more were asked for.",
             code="invalid_value",
             param="n",
         )

@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -125,6 +126,7 @@ class EngineLoop:
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
+        self._over = False
         self.failure: BaseException | None = None
         self.counters: Counters = engine.counters()
 
@@ -171,7 +173,7 @@ class EngineLoop:
         accepted: Future[None] = Future()
         ids = [one.request.id for one in asked]
         self._open.update(ids)
-        self._commands.put(_Submit(asked, stream, accepted))
+        self._command(_Submit(asked, stream, accepted))
         try:
             await asyncio.wrap_future(accepted)
         except asyncio.CancelledError:
@@ -186,7 +188,7 @@ class EngineLoop:
     async def call(self, run: Callable[[Any], _Answer]) -> _Answer:
         """Do something with the engine between two of its steps."""
         result: Future[Any] = Future()
-        self._commands.put(_Call(run, result))
+        self._command(_Call(run, result))
         answer: _Answer = await asyncio.wrap_future(result)
         return answer
 
@@ -214,6 +216,11 @@ class EngineLoop:
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    def _command(self, command: _Submit | _Call) -> None:
+        self._commands.put(command)
+        if self._over:  # the engine's thread may have looked for the last time
+            self._refuse_commands()
+
     def _give_up(self, request_id: str) -> None:
         self._commands.put(_Cancel(request_id))
 
@@ -237,10 +244,10 @@ class EngineLoop:
         except BaseException as error:
             _log.exception("the engine has failed; the server must be started again")
             self.failure = error
-        refusal = Refusal(503, "the server stopped before the answer was complete.", code="unavailable")
-        self._send([(stream, name, refusal) for name, stream in self._streams.items()])
+        self._send([(stream, name, _stopped()) for name, stream in self._streams.items()])
         self._streams.clear()
-        self._refuse_commands(refusal)
+        self._over = True
+        self._refuse_commands()
 
     def _do_commands(self) -> bool:
         """Do all that has come; wait for something if there is nothing to compute. False to stop."""
@@ -274,6 +281,9 @@ class EngineLoop:
                 self._engine.cancel(request_id)
             command.accepted.set_exception(error)
             return
+        except BaseException:
+            command.accepted.set_exception(_stopped())
+            raise
         self._streams.update(dict.fromkeys(submitted, command.stream))
         command.accepted.set_result(None)
 
@@ -285,18 +295,17 @@ class EngineLoop:
         elif self._event_loop is not None and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(self._open.discard, request_id)
 
-    def _refuse_commands(self, refusal: Refusal) -> None:
-        while not self._commands.empty():
-            command = self._commands.get()
-            future = (
-                command.accepted
-                if isinstance(command, _Submit)
-                else command.result
-                if isinstance(command, _Call)
-                else None
-            )
-            if future is not None and future.set_running_or_notify_cancel():
-                future.set_exception(refusal)
+    def _refuse_commands(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                command = self._commands.get_nowait()
+                future: Future[Any] | None = None
+                if isinstance(command, _Submit):
+                    future = command.accepted
+                elif isinstance(command, _Call):
+                    future = command.result
+                if future is not None and future.set_running_or_notify_cancel():
+                    future.set_exception(_stopped())
 
     def _send(self, events: list[tuple[Stream, str, Output | BaseException]]) -> None:
         if events and self._event_loop is not None and not self._event_loop.is_closed():
@@ -310,3 +319,10 @@ def _answer(command: _Call, engine: AnyEngine) -> None:
         command.result.set_result(command.run(engine))
     except (ManytuneError, Refusal) as error:
         command.result.set_exception(error)
+    except BaseException:
+        command.result.set_exception(_stopped())
+        raise
+
+
+def _stopped() -> Refusal:
+    return Refusal(503, "the server stopped before the answer was complete.", code="unavailable")

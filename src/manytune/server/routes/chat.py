@@ -23,7 +23,7 @@ async def chat(body: ChatRequest, http: Request) -> Response:
     service: Service = http.app.state.service
     http.state.noted |= {"model": body.model, "user": body.user}
     prompt = prompt_maker(service, body)
-    answers = await ask(service, http, body, [Wanted(body.model, prompt, choice) for choice in range(body.n)])
+    answers = await ask(service, http, body, (Wanted(body.model, prompt, choice) for choice in range(body.n)))
     head = Head("chatcmpl", body.model, fingerprint(answers))
     if body.stream:
         return _stream(service, http, body, answers, head)

@@ -22,16 +22,17 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
     """Go on from bare text or tokens, without a chat template."""
     service: Service = http.app.state.service
     http.state.noted |= {"model": body.model, "user": body.user}
-    wanted = [
+    wanted = (
         Wanted(body.model, _prompt_maker(service, prompt), choice)
         for prompt in body.prompts()
         for choice in range(body.n)
-    ]
+    )
     answers = await ask(service, http, body, wanted)
+    count = len(answers.models)
     head = Head("cmpl", body.model, fingerprint(answers))
     if body.stream:
-        return _stream(service, http, body, answers, head, len(wanted))
-    found = await collect(service, http, answers, len(wanted))
+        return _stream(service, http, body, answers, head, count)
+    found = await collect(service, http, answers, count)
     choices = [
         {
             "index": place,
