@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -136,22 +136,50 @@ def _values(tuner: Tuner, names: list[str]) -> Iterator[None]:
 # -- the merged form
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
+class _Sum(NamedTuple):
+    """W = W0 + s·BA of one of the usual layers, to be written into room that is then swapped in."""
+
+    layer: Linear
+    names: list[str]
+    parameter: nn.Parameter
+    pristine: Tensor
+    factors: list[tuple[Tensor, Tensor, float]]
+    room: Tensor
+
+
 @contextmanager
 def _written(tuner: LayerTuner, names: list[str]) -> Iterator[None]:
-    room: dict[str, Tensor | None] = tuner.__dict__.setdefault("_merging_room", {})
+    kept: dict[str, _Sum | None] = tuner.__dict__.setdefault("_merging_room", {})
     carrying = [
         (path, layer, own) for path, layer in tuner._layers.items() if (own := _carried(layer, names))
     ]
-    if any(path not in room for path, _, _ in carrying):
+    if any(path not in kept for path, _, _ in carrying):
         tuner._refuse_tied([layer for _, layer, _ in carrying])
+    # Everything is looked up before anything is computed: between two products these small objects would have left the
+    # processor's cache, and copying a few hundred weights takes no more than some milliseconds.
+    sums: list[_Sum] = []
+    for path, layer, own in carrying:
+        kept[path] = one = _sum(layer, own, kept.get(path))
+        if one is not None:
+            sums.append(one)
     try:
         with torch.no_grad():
+            _write(sums)
             for path, layer, own in carrying:
-                room[path] = _write(layer, own, room.get(path))
+                if kept[path] is None:
+                    layer.merge(adapter_names=own)
         yield
     finally:
+        for one in sums:
+            space = one.layer.__dict__
+            if space["merged_adapters"] is one.names and not one.layer._shifts:
+                one.parameter.data = one.pristine
+                space["_pristine"], space["merged_adapters"] = {}, []
         for _, layer, _ in carrying:
-            if not _put_back(layer):
+            if layer.merged_adapters:
                 layer.unmerge()
 
 
@@ -162,43 +190,42 @@ def _carried(layer: AdapterLayer, names: list[str]) -> list[str]:
     return [name for name in names if layer.has_adapter(name)]
 
 
-def _write(layer: AdapterLayer, names: list[str], room: Tensor | None) -> Tensor | None:
-    """Merge adapters into one layer, by way of room from an earlier switch; give back the room for the next.
+def _sum(layer: AdapterLayer, names: list[str], former: _Sum | None) -> _Sum | None:
+    """What is to be added up in one layer, in an earlier switch's room if that fits; None for an unusual layer.
 
-    For the usual layers this does what `AdapterLayer.merge` does without what that costs: at a few hundred layers every
-    microsecond counts, since copying the weights takes no more than some milliseconds.
+    For the usual layers this leads to what `AdapterLayer.merge` does without what that costs.
     """
-    if type(layer) is not Linear or any(layer.use_dora[name] or layer.lora_bias[name] for name in names):
-        layer.merge(adapter_names=names)
+    # PiSSA's adapters shift the weight as well; DoRA's scale it.
+    if type(layer) is not Linear or layer._shifts:
         return None
     parameter: Any = _weight(layer, "base_layer")
-    pristine: Tensor = parameter.data
-    factors: Any = [
-        (_weight(layer, "lora_A", name), _weight(layer, "lora_B", name), layer.scaling[name])
-        for name in names
-    ]
-    # In a narrower dtype the sum is to be rounded once, which `merge` does; PiSSA's adapters shift the weight as well.
-    if (
-        pristine.dtype not in (torch.float32, torch.float64)
-        or any(a.dtype != pristine.dtype for a, _, _ in factors)
-        or layer._shifts
-    ):
-        layer.merge(adapter_names=names)
-        return None
-    if (
-        room is None
-        or room.shape != pristine.shape
-        or room.dtype != pristine.dtype
-        or room.device != pristine.device
-    ):
+    if former is not None and parameter.data_ptr() == former.pristine.data_ptr():
+        pristine, room = former.pristine, former.room
+    else:
+        pristine = parameter.data
         room = torch.empty_like(pristine)
-    start = pristine
-    for a, b, scaling in factors:
-        left, right = (a.t(), b.t()) if layer.fan_in_fan_out else (b, a)
-        start = torch.addmm(start, left, right, alpha=scaling, out=room)
-    parameter.data = room
-    layer.__dict__.update(_pristine={"weight": pristine}, _low_memory=False, merged_adapters=names)
-    return room
+    dtype = pristine.dtype
+    factors: Any = []
+    for name in names:
+        a, b = _weight(layer, "lora_A", name), _weight(layer, "lora_B", name)
+        if layer.use_dora[name] or layer.lora_bias[name] or a is None or a.dtype is not dtype:
+            return None
+        factors.append((a, b, layer.scaling[name]))
+    # In a narrower dtype the sum is to be rounded once, which `merge` does.
+    return _Sum(layer, names, parameter, pristine, factors, room) if dtype in _WIDE else None
+
+
+def _write(sums: list[_Sum]) -> None:
+    for one in sums:
+        start = one.pristine
+        for a, b, scaling in one.factors:
+            left, right = (a.t(), b.t()) if one.layer.fan_in_fan_out else (b, a)
+            start = torch.addmm(start, left, right, alpha=scaling, out=one.room)
+    for one in sums:
+        one.parameter.data = one.room
+        one.layer.__dict__.update(
+            _pristine={"weight": one.pristine}, _low_memory=False, merged_adapters=one.names
+        )
 
 
 def _weight(layer: AdapterLayer, *path: str) -> nn.Parameter | None:
@@ -207,14 +234,3 @@ def _weight(layer: AdapterLayer, *path: str) -> nn.Parameter | None:
     for name in path:
         module = module._modules[name]  # type: ignore[assignment]
     return module._parameters["weight"]
-
-
-def _put_back(layer: AdapterLayer) -> bool:
-    """Undo the usual case of `_write`; says whether it was one."""
-    pristine = layer.__dict__["_pristine"]
-    if len(pristine) != 1 or "weight" not in pristine or type(layer) is not Linear or layer._shifts:
-        return False
-    parameter: Any = _weight(layer, "base_layer")
-    parameter.data = pristine["weight"]
-    layer.__dict__.update(_pristine={}, merged_adapters=[])
-    return True
