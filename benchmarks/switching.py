@@ -60,12 +60,13 @@ def median_ms(work: Callable[[], object], rounds: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def interleaved(work: dict[str, Callable[[], object]], rounds: int = 25) -> dict[str, float]:
-    """The median time of each in milliseconds, run in turn."""
+def interleaved(work: dict[str, Callable[[], object]], seconds: float = 12) -> dict[str, float]:
+    """The median time of each in milliseconds, run in turn for long enough to outlast a machine's bad moments."""
     for one in work.values():
         one()
     times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
         for name, one in work.items():
             times[name].append(median_ms(one, 1))
     return {name: statistics.median(own) for name, own in times.items()}
