@@ -1,5 +1,6 @@
 """Draws come from the distribution that transformers' own processors give, and depend on the seed alone."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -75,6 +76,31 @@ def test_greedy_takes_the_likeliest_after_penalties(options, seed):
     warm = SamplingParams(temperature=1.0, **options)
     expected = probabilities(warm, logits(seed), PROMPT, ANSWER).argmax()
     assert chooser.choose(logits(seed))[0] == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 5e-324},
+        {"temperature": 1e-40},
+        {"temperature": 1e-3, "top_p": 0.5},
+        {"temperature": 1.0, "repetition_penalty": 1e-179},
+        {"temperature": 1.0, "repetition_penalty": 1e300, "top_k": 3},
+        {"temperature": 1e300, "min_p": 0.5},
+        {"temperature": 0.5, "frequency_penalty": -1e300},
+        {"temperature": 1e-5, "logit_bias": {3: 100.0}, "repetition_penalty": 0.1},
+    ],
+)
+@pytest.mark.parametrize("largest", [1.0, 3e38])
+def test_numbers_beyond_all_measure_still_choose_a_token_that_can_be(options, largest):
+    logits = torch.tensor([-math.inf, -largest, 0.0, largest, largest / 2, -math.inf])
+    chooser = Chooser(SamplingParams(logprobs=6, seed=0, **options), [2, 3, 0])
+    for _ in range(4):
+        token, logprobs = chooser.choose(logits)
+        assert 0 < token < 5
+        assert all(-9999 <= logprob <= 0 for _, logprob in logprobs.top)
+        if options["temperature"] < 1e-30:
+            assert token == 3
 
 
 def test_a_seed_settles_the_draws():

@@ -135,6 +135,7 @@ def make_sources(folder: Path, base: Base) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(max(900, CASES))
 def test_hostile_adapters_are_refused_and_the_others_answer_as_before(base: Base, tmp_path: Path) -> None:
     warnings.simplefilter("ignore")  # options that are named and ignored
     store = fill_store(tmp_path, base)

@@ -34,6 +34,7 @@ SHORT = st.integers(1, 3)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(max(900, CASES))
 def test_no_request_of_the_schema_makes_the_server_fail(base: Base, tmp_path: Path) -> None:
     warnings.simplefilter("ignore")  # of schemathesis' own dependencies
     counts: Counter[str] = Counter()

@@ -17,6 +17,10 @@ from manytune.engine.request import SamplingParams, TokenLogprobs
 # How many of the likeliest tokens are looked at first for top-p.
 _HEAD = 256
 
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+#: Instead of a log probability beyond all numbers, as in OpenAI's API.
+_UNLIKELY = -9999.0
+
 
 class Chooser:
     """One request's choices, token by token.
@@ -61,18 +65,17 @@ class Chooser:
         answer = torch.tensor(list(self._answer), dtype=torch.long)
         if params.repetition_penalty != 1.0:
             seen = torch.cat((self._prompt, answer)).unique().to(logits.device)
-            found = logits[seen]
-            logits[seen] = torch.where(
-                found > 0, found / params.repetition_penalty, found * params.repetition_penalty
-            )
+            found, penalty = logits[seen], _within(params.repetition_penalty)
+            logits[seen] = torch.where(found > 0, found / penalty, found * penalty)
         if self._answer and (params.presence_penalty or params.frequency_penalty):
             counts = torch.tensor(list(self._answer.values()), dtype=logits.dtype, device=logits.device)
             logits[answer.to(logits.device)] -= params.presence_penalty + params.frequency_penalty * counts
-        return logits
+        return logits.clamp_(max=_LARGEST)
 
     def _draw(self, logits: Tensor) -> int:
         params = self.params
-        scores = logits / params.temperature
+        # The largest is 0, so that nothing becomes infinite however small the temperature is.
+        scores = (logits - logits.max()) / _within(params.temperature)
         ids: Tensor | None = None
         if params.top_k is not None:
             scores, ids = scores.topk(min(params.top_k, len(scores)))
@@ -89,7 +92,7 @@ class Chooser:
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
         if self.params.logprobs is None:
             return None
-        log = logits.log_softmax(0)
+        log = logits.log_softmax(0).clamp_(min=_UNLIKELY)
         values, ids = log.topk(min(self.params.logprobs, len(log)))
         return TokenLogprobs(token, float(log[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
@@ -114,6 +117,11 @@ def choose_tokens(
             likeliest.flatten().tolist(), finite, choosers, logits, strict=True
         )
     ]
+
+
+def _within(number: float) -> float:
+    """The nearest positive number that float32 has."""
+    return min(max(number, _SMALLEST), _LARGEST)
 
 
 def _likeliest(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
