@@ -3,8 +3,9 @@
     int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
     int4: W[o, g] = s[o, g] · (Q[o, g] - 8) + z[o, g]        Q from 0 to 15, two numbers for each 32 inputs of an output
 
-Weights alone are rounded; products are made in the base's own type by torch's kernels, and adapters stay on top in
-theirs. What rounding costs in quality is measured in `benchmarks/weights.py`.
+These layers read and write bfloat16, whatever the base's type, and add up in float32: torch's kernels for other types
+go through the weights one by one, at a tenth of the plain layers' speed. Adapters stay on top in their own type. What
+this rounding costs in quality, and what it gains, is measured in `benchmarks/weights.py`.
 """
 
 from __future__ import annotations
@@ -57,39 +58,48 @@ def quantized_layers(model: PreTrainedModel, bits: Bits) -> Mapping[str, Forward
 
 
 def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Q, (out, in), and s, (out,)."""
-    scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    """Q, (out, in), and s, (out,) in bfloat16."""
+    scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).to(torch.bfloat16)
+    # Codes for the factor as it was rounded, so that its rounding costs nothing but a little at the largest weights.
+    codes = (weight.float() / scale[:, None].float()).round().clamp(-127, 127)
+    return codes.to(torch.int8), scale
 
 
 def int4_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Q, (out, in), and (s, z), (in / group, out, 2)."""
-    groups = weight.unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
+    """Q, (out, in), and (s, z), (in / group, out, 2) in bfloat16."""
+    groups = weight.float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
     low, high = groups.amin(2), groups.amax(2)
     scale = (high - low).clamp(min=1e-12) / 15
-    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15)
-    pairs = torch.stack((scale, low + 8 * scale), dim=2)  # (out, groups, 2)
+    pairs = torch.stack((scale, low + 8 * scale), dim=2).to(torch.bfloat16)  # (out, groups, 2)
+    scale, zero = pairs.float().unbind(2)
+    codes = ((groups - zero[..., None]) / scale[..., None] + 8).round().clamp(0, 15)
     return codes.flatten(1).to(torch.int32), pairs.transpose(0, 1).contiguous()
 
 
 def _int8(module: nn.Linear) -> Forward:
     weight, scale = int8_weight(module.weight.detach())
-    bias = None if module.bias is None else module.bias.detach()
 
-    def forward(x: Tensor) -> Tensor:
-        y = torch._weight_int8pack_mm(x.flatten(0, -2), weight, scale)
-        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+    def product(x: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(x, weight, scale)
 
-    return forward
+    return _in_bfloat16(product, module.bias)
 
 
 def _int4(module: nn.Linear) -> Forward:
     codes, pairs = int4_weight(module.weight.detach())
     packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    bias = None if module.bias is None else module.bias.detach()
+
+    def product(x: Tensor) -> Tensor:
+        return torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, pairs)
+
+    return _in_bfloat16(product, module.bias)
+
+
+def _in_bfloat16(product: Forward, bias: Tensor | None) -> Forward:
+    bias = None if bias is None else bias.detach()
 
     def forward(x: Tensor) -> Tensor:
-        y = torch._weight_int4pack_mm_for_cpu(x.flatten(0, -2), packed, GROUP, pairs)
+        y = product(x.flatten(0, -2).to(torch.bfloat16)).to(x.dtype)
         return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
 
     return forward
