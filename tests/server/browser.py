@@ -25,6 +25,7 @@ class Page:
 
     def __init__(self, to: int, answers: int) -> None:
         self._to, self._from, self._rest, self._count = to, answers, b"", 0
+        self.events: list[dict[str, Any]] = []  # what the browser says unasked, such as of a console message
         self._session: str | None = None
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -48,6 +49,8 @@ class Page:
                 assert "error" not in answer, (method, answer["error"])
                 result: dict[str, Any] = answer["result"]
                 return result
+            if "method" in answer:
+                self.events.append(answer)
 
     def open(self, address: str, *, width: int, height: int = 900, dark: bool = False) -> None:
         """Go to an address on a screen."""

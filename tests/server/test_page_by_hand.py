@@ -105,7 +105,32 @@ def test_the_playground_fits_and_can_be_read(
         limit_to(page, 12)
         page.press("Enter", control=True)
         page.wait("document.querySelector('#state').textContent === 'Done.'")
+        seen = page.see("document.querySelector('#load').textContent")
+        assert "Together" in seen and "0 running, 0 waiting" in seen and "2 in memory" in seen
         check_readable(page, width, dark)
+
+
+def test_the_playground_says_where_a_key_is_wanted_and_asks_for_metrics_no_more_once_refused(
+    page: Page, base: Base, store: AdapterStore
+) -> None:
+    app = app_of(base, store, Keys([ROOT, Key(name="user", sha256=hashlib.sha256(b"user").hexdigest())]))
+    with live(app) as server:
+        page.open(f"http://localhost:{server.port}/", width=800)
+        page.wait("document.querySelector('#state').textContent === 'Enter your API key above.'")
+        assert "needs an API key" in page.see("document.querySelector('#models').textContent")
+        page.tab_to("#key")
+        page.write("user")
+        page.press("Tab")
+        page.wait("document.querySelectorAll('#models input').length === 3")
+        limit_to(page, 12)
+        for _ in range(2):
+            page.see(
+                "document.querySelector('#prompt').value = 'abc'; document.querySelector('#ask').click()"
+            )
+            page.wait("document.querySelector('#state').textContent === 'Done.'")
+        assert "Together" in page.see("document.querySelector('#load').textContent")
+        refused = app.state.service.metrics.refusals
+        assert refused.labels("401")._value.get() == 1 and refused.labels("403")._value.get() == 1
 
 
 @pytest.mark.parametrize(("width", "dark"), SCREENS)
