@@ -204,6 +204,7 @@ def test_intervals_hold_the_true_score_and_the_true_difference_as_often_as_they_
         two = paired_interval(mean, a, b, bounds=UNIT, resamples=RESAMPLES, seed=simulation)
         held += one.low <= 0.25 <= one.high
         held_difference += two.low <= 0.03 <= two.high
+    print(f"of {SIMULATIONS:,} intervals, {held:,} hold the score and {held_difference:,} the difference")
     assert 0.93 <= held / SIMULATIONS <= 0.97
     assert 0.93 <= held_difference / SIMULATIONS <= 0.97
 
@@ -219,6 +220,7 @@ def test_the_test_rejects_a_true_null_as_often_as_it_says(group_size):
         systems = [hard + rng.normal(0, 0.05, size=30).repeat(group_size) for _ in "ab"]
         a, b = (cluster_sums(rows(scores), groups) for scores in systems)
         rejected += paired_test(mean, a, b, resamples=RESAMPLES, seed=simulation) < 0.05
+    print(f"of {SIMULATIONS:,} true nulls, {rejected:,} are rejected")
     assert 0.04 <= rejected / SIMULATIONS <= 0.06
 
 

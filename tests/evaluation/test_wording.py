@@ -98,8 +98,51 @@ def test_what_a_system_forgot_is_said_beside_the_verdict():
     asked = dataclasses.replace(
         evaluation, forgetting=(probe("trivia", "worse"), probe("text", "cannot tell"))
     )
-    assert wording.forgotten_sentence(asked) == "Forgotten: lora (trivia, ROUGE-1 0.200 against 0.300)."
+    assert wording.forgotten_sentence(asked) == "Forgotten: trivia (ROUGE-1, base 0.300): lora 0.200."
     kept = dataclasses.replace(evaluation, forgetting=(probe("text", "cannot tell"),))
     assert wording.forgotten_sentence(kept) == (
         "No system is shown to have forgotten what it was asked beside the task."
     )
+
+
+@pytest.mark.parametrize(
+    ("units", "tests", "least"),
+    [(5, 1, "0.062"), (6, 1, None), (8, 11, "0.086"), (16, 11, None), (400, 66, None), (400, 600, "0.06")],
+)
+def test_too_few_units_for_so_many_comparisons_are_said_to_find_nothing(units, tests, least):
+    evaluation, _ = compared("better")
+    found = dataclasses.replace(evaluation.comparisons[0], metric=evaluation.primary)
+    inference = dataclasses.replace(evaluation.inference, clusters=units, resamples=10_000)
+    evaluation = dataclasses.replace(evaluation, comparisons=(found,) * tests, inference=inference)
+    sentence = wording.blunt_sentence(evaluation)
+    assert (sentence is None) == (least is None)
+    assert sentence is None or sentence.startswith(f"With {units} independent units and {tests} comparison")
+    assert sentence is None or f"below {least}, whatever the difference" in sentence
+
+
+def test_many_verdicts_are_said_together():
+    evaluation, _ = compared("better")
+    one, result = evaluation.comparisons[0], evaluation.results[-1]
+    names = [f"s{n}" for n in range(6)]
+    verdicts = ["better", "better", "worse", "cannot tell", "better", "cannot tell"]
+    evaluation = dataclasses.replace(
+        evaluation,
+        results=(evaluation.results[0], *(dataclasses.replace(result, name=name) for name in names)),
+        comparisons=tuple(
+            dataclasses.replace(one, system=name, verdict=verdict, difference=0.1, p_adjusted=p)
+            for name, verdict, p in zip(names, verdicts, (0.01, 0.02, 0.0001, 0.3, 0.001, 0.9), strict=True)
+        ),
+    )
+    said = [(found.verdict, f"{found.claim}: {found.evidence}") for found in wording.findings(evaluation)]
+    start = "by ROUGE-1, from 0.300,"
+    assert said == [
+        (
+            "better",
+            f"3 systems are better than base: {start} s0 +0.100, s1 +0.100, s4 +0.100 (each p = 0.020 or less).",
+        ),
+        (
+            "cannot tell",
+            f"2 systems are not shown to be better than base, nor worse: {start} s3 +0.100, s5 +0.100.",
+        ),
+        ("worse", f"1 system is worse than base: {start} s2 +0.100 (p < 0.001)."),
+    ]

@@ -20,6 +20,7 @@ from manytune.evaluation.results import Evaluation, Probe, RunResult
 from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
+    blunt_sentence,
     claim,
     correction_sentence,
     cut_sentence,
@@ -74,7 +75,7 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
     if others:
         signs = ", ".join(f"{mark} {word}" for word, mark in MARKS.items())
         notes.insert(2, f"A paired test against {baseline.name} says: {signs}.")
-        notes.insert(3, correction_sentence(evaluation))
+        notes[3:3] = [correction_sentence(evaluation), blunt_sentence(evaluation)]
     console.print(Text(" ".join(note for note in notes if note), "dim"))
     console.print()
     for result in others:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from manytune.evaluation.metrics import METRICS, Metric
-from manytune.evaluation.results import Comparison, Evaluation, GainShare, ScoreWithInterval
+from manytune.evaluation.results import Comparison, Evaluation, GainShare, Probe, ScoreWithInterval
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 MARKS = {"better": "▲", "worse": "▼", "cannot tell": "○"}
 """A sign beside each verdict, so that it doesn't rest on colour."""
+
+_MOST_ALONE = 4  # more systems than this share a sentence
+_TOGETHER = {
+    "better": "better than {}",
+    "cannot tell": "not shown to be better than {}, nor worse",
+    "worse": "worse than {}",
+}
 
 
 def score(value: float, metric: Metric) -> str:
@@ -107,6 +116,42 @@ def evidence(evaluation: Evaluation, found: Comparison) -> str:
     return f"{sentence} Their intervals {'overlap' if _overlap(ours, theirs) else 'do not overlap'}."
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A verdict on one system or on several, and what it rests on."""
+
+    verdict: str
+    claim: str
+    evidence: str
+
+
+def findings(evaluation: Evaluation) -> list[Finding]:
+    """What the deciding metric's tests against the baseline found: of few systems one by one, of many by verdict."""
+    metric, baseline = METRICS[evaluation.primary], evaluation.results[0]
+    found = [evaluation.comparison(result.name, metric.name) for result in evaluation.results[1:]]
+    if len(found) <= _MOST_ALONE:
+        return [Finding(one.verdict, claim(one), evidence(evaluation, one)) for one in found]
+    before = score(baseline.score(metric.name).value, metric)
+    together = []
+    for verdict, words in _TOGETHER.items():
+        alike = [one for one in found if one.verdict == verdict]
+        if alike:
+            systems = "1 system is" if len(alike) == 1 else f"{len(alike)} systems are"
+            differences = ", ".join(f"{one.system} {signed(one.difference, metric)}" for one in alike)
+            highest = p_value(max(one.p_adjusted for one in alike))
+            tested = "each " * (len(alike) > 1) + highest + " or less" * ("<" not in highest)
+            if verdict != "cannot tell":
+                differences += f" ({tested})"
+            together.append(
+                Finding(
+                    verdict,
+                    f"{systems} {words.format(baseline.name)}",
+                    f"by {metric.label}, from {before}, {differences}.",
+                )
+            )
+    return together
+
+
 def basis_sentence(evaluation: Evaluation) -> str:
     """On how much all this rests."""
     items, clusters = len(evaluation.items), evaluation.inference.clusters
@@ -162,18 +207,21 @@ def forgotten_sentence(evaluation: Evaluation) -> str | None:
     """Which systems became worse at what the training wasn't about; `None` if nothing else was asked."""
     if not any(probe.evaluation.comparisons for probe in evaluation.forgetting):
         return None
-    losses: dict[str, list[str]] = {}
+    losses = []
     for probe in evaluation.forgetting:
         inner = probe.evaluation
         metric, base = METRICS[inner.primary], inner.results[0]
-        for result in inner.results[1:]:
-            if inner.comparison(result.name, metric.name).verdict == "worse":
-                ours, theirs = (one.score(metric.name).value for one in (result, base))
-                found = f"{probe.name}, {metric.label} {score(ours, metric)} against {score(theirs, metric)}"
-                losses.setdefault(result.name, []).append(found)
+        worse = [
+            f"{result.name} {score(result.score(metric.name).value, metric)}"
+            for result in inner.results[1:]
+            if inner.comparison(result.name, metric.name).verdict == "worse"
+        ]
+        if worse:
+            before = score(base.score(metric.name).value, metric)
+            losses.append(f"{probe.name} ({metric.label}, {base.name} {before}): {', '.join(worse)}")
     if not losses:
         return "No system is shown to have forgotten what it was asked beside the task."
-    return "Forgotten: " + "; ".join(f"{name} ({'; '.join(found)})" for name, found in losses.items()) + "."
+    return f"Forgotten: {'; '.join(losses)}."
 
 
 def correction_sentence(evaluation: Evaluation) -> str | None:
@@ -182,6 +230,25 @@ def correction_sentence(evaluation: Evaluation) -> str | None:
     if tests < 2:
         return None
     return f"P-values are corrected for the {tests} comparisons by each metric (Holm)."
+
+
+def blunt_sentence(evaluation: Evaluation) -> str | None:
+    """That no test here can find anything, for want of independent units; `None` if one can."""
+    tests = sum(found.metric == evaluation.primary for found in evaluation.comparisons)
+    units, resamples = evaluation.inference.clusters, evaluation.inference.resamples
+    ways = 2.0**units
+    least = tests * (2 / ways if ways <= resamples else 1 / (1 + resamples))
+    if least <= 1 - evaluation.inference.level:  # Holm multiplies the smallest p-value by the number of tests
+        return None
+    return (
+        f"With {units} independent unit{'s' * (units != 1)} and {tests} comparisons no p-value can be below "
+        f"{min(least, 1.0):.2g}, whatever the difference: ask more."
+    )
+
+
+def asked_sentence(probe: Probe) -> str:
+    """What a probe asks, and if it can't find anything."""
+    return " ".join(filter(None, (probe.description, blunt_sentence(probe.evaluation))))
 
 
 def seeds_sentence(evaluation: Evaluation) -> str | None:
@@ -202,15 +269,15 @@ def seeds_sentence(evaluation: Evaluation) -> str | None:
 
 
 def cut_sentence(evaluation: Evaluation) -> str | None:
-    """How many of each system's answers hit the length limit; `None` if none did."""
-    cut = {
-        result.name: sum(answer.finished == "length" for answer in result.answers)
+    """Whose answers hit the length limit and how many; `None` if none did."""
+    cut = [
+        f"{result.name} {number:,}"
         for result in evaluation.results
-    }
-    if not any(cut.values()):
-        return None
-    listed = ", ".join(f"{name} {number:,}" for name, number in cut.items())
-    return f"Answers cut at the length limit, of {len(evaluation.items):,}: {listed}."
+        if (number := sum(answer.finished == "length" for answer in result.answers))
+    ]
+    return (
+        f"Answers cut at the length limit, of {len(evaluation.items):,}: {', '.join(cut)}." if cut else None
+    )
 
 
 def _overlap(one: ScoreWithInterval, other: ScoreWithInterval) -> bool:

@@ -1,28 +1,25 @@
 """The report in a real browser: its filters, its plots, and that it asks nobody for anything."""
 
-import html
-import json
-import re
-import shutil
-import subprocess
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.evaluation.report.whole import whole
+from tests.server.browser import FOUND, Page, browser
 
 from manytune.evaluation.report import render_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason=f"no browser here: none of {', '.join(BROWSERS)}"),
+    pytest.mark.skipif(FOUND is None, reason="no Chromium or Chrome here"),
 ]
 
-# Uses the page as a reader would, and leaves what it saw in the document.
+# Uses the page as a reader would, and says what it saw.
 SCRIPT = """
-addEventListener("load", () => {
+(() => {
   const shown = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.offsetParent).length;
   const set = (id, value) => {
     const element = document.getElementById(id);
@@ -58,49 +55,48 @@ addEventListener("load", () => {
   });
   found.curves = [...document.querySelectorAll(".plot path")].filter((path) => path.getTotalLength() > 0).length;
   found.blocks = shown(".whiskers .block");
-  found.requests = performance.getEntriesByType("resource").length;
   found.sideways = document.documentElement.scrollWidth - innerWidth;
   found.width = innerWidth;
-  const pre = document.createElement("pre");
-  pre.id = "found";
-  pre.textContent = JSON.stringify(found);
-  document.body.append(pre);
-});
+  found.back = getComputedStyle(document.body).backgroundColor;
+  return found;
+})()
 """
 
 
-def visit(path: Path, directory: Path, *options: str) -> tuple[str, str]:
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--enable-logging=stderr",
-        f"--user-data-dir={directory / 'profile'}",
-        "--virtual-time-budget=3000",
-        *options,
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return ran.stdout, ran.stderr
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        for domain in ("Network", "Runtime", "Log"):
+            found.do(f"{domain}.enable")
+        yield found
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    shown = render_report(whole(), title="Worth it?")
-    path.write_text(shown.replace("</body>", f"<script>{SCRIPT}</script></body>"), encoding="utf-8")
+    path.write_text(render_report(whole(), title="Worth it?"), encoding="utf-8")
     return path
 
 
+def complaints(tab: Page) -> list[dict[str, Any]]:
+    """What the console got since the last time, and every request but that for the page itself."""
+    events, tab.events = tab.events, []
+    return [
+        event
+        for event in events
+        if event["method"] in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        or (event["method"] == "Network.requestWillBeSent" and event["params"]["type"] != "Document")
+    ]
+
+
+@pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [360, 800, 1400])
 def test_filters_work_plots_are_drawn_and_nothing_is_asked_of_anybody(
-    page: Path, tmp_path: Path, width: int
+    tab: Page, report: Path, width: int, dark: bool
 ) -> None:
-    dom, log = visit(page, tmp_path, f"--window-size={width},900")
-    found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom)[1]))
+    complaints(tab)
+    tab.open(report.as_uri(), width=width, dark=dark)
+    found = tab.see(SCRIPT)
     assert (found["all"], found["all_again"], found["count"]) == (24, 24, "24 of 24 shown")
     assert 0 < found["gains_of_one_task"] < found["gains"] == found["marked_gains"] < 24
     assert found["nonsense"] == 0
@@ -108,13 +104,32 @@ def test_filters_work_plots_are_drawn_and_nothing_is_asked_of_anybody(
     assert found["answers_without_one_system"] == 24 * 3
     assert len(found["spots"]) == 2 + 2 + 2 and all(found["spots"])  # by rank, by parameters, by seconds
     assert found["curves"] >= 4 and found["blocks"] == 4
-    assert found["requests"] == 0
-    assert found["sideways"] <= 0, f"{found['sideways']} pixels wider than the window of {found['width']}"
-    assert "CONSOLE" not in log
+    assert found["width"] == width
+    assert found["sideways"] <= 0, f"{found['sideways']} pixels wider than the window"
+    lightness = sum(int(part) for part in found["back"].removeprefix("rgb(").rstrip(")").split(","))
+    assert (lightness < 3 * 64) if dark else (lightness > 3 * 192)
+    assert complaints(tab) == []
 
 
-def test_a_console_error_would_be_seen(tmp_path: Path) -> None:
+def test_on_paper_everything_is_ununfolded_and_the_filters_are_gone(tab: Page, report: Path) -> None:
+    tab.open(report.as_uri(), width=800)
+    unfolded = "[...document.querySelectorAll('details > :not(summary)')].map((e) => e.checkVisibility())"
+    filters = "document.querySelector('.filters').offsetParent === null"
+    assert not any(tab.see(unfolded)) and not tab.see(filters)
+    tab.do("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert all(tab.see(unfolded)) and tab.see(filters)
+    finally:
+        tab.do("Emulation.setEmulatedMedia", media="")
+
+
+def test_console_errors_and_requests_would_be_seen(tab: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.html"
-    broken.write_text("<script>console.error('seen'); nothing.here()</script>")
-    _, log = visit(broken, tmp_path)
-    assert "CONSOLE" in log and "seen" in log
+    broken.write_text("<img src='other.png'><script>console.error('seen'); nothing.here()</script>")
+    complaints(tab)
+    tab.open(broken.as_uri(), width=800)
+    assert {found["method"] for found in complaints(tab)} >= {
+        "Runtime.consoleAPICalled",
+        "Runtime.exceptionThrown",
+        "Network.requestWillBeSent",
+    }

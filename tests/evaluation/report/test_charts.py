@@ -45,6 +45,13 @@ def test_a_loss_that_is_not_finite_is_left_out_of_the_line():
     assert len(chart.lines[0].dots) == 2
 
 
+def test_of_many_systems_only_validation_losses_are_drawn_where_there_are_any():
+    both, training = Curves(points((1, 2.0)), points((1, 2.0))), Curves(points((1, 2.0)))
+    assert len(loss_chart(with_curves(*[both] * 5)).lines) == 10
+    chart = loss_chart(with_curves(*[both] * 5, training))
+    assert [line.kind for line in chart.lines] == ["validation"] * 5 + ["training"]
+
+
 def test_without_curves_there_is_no_chart():
     assert loss_chart(with_curves(Curves())) is None
 

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +8,7 @@ from tests.evaluation import invented
 from manytune.evaluation.compare import System, evaluate
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import render_report, write_report
-from manytune.evaluation.results import Answer, Item
+from manytune.evaluation.results import Answer, Cost, Item
 
 VOID = {"meta", "br", "img", "input", "link", "hr", "path", "rect"}
 
@@ -96,7 +97,7 @@ def test_the_score_table_has_every_metric_with_interval_and_verdict(evaluation, 
 
 def test_the_cost_table_shows_what_was_measured(page):
     table = next(text for text in page.texts("table") if "Trained parameters" in text)
-    assert "Trained parameters – 134,515,008 100% 2,442,240 1.8%" in table
+    assert "Training full lora Trained parameters 134,515,008 100% 2,442,240 1.8%" in table
     for expected in ("3 min 1 s 2 min 3 s", "3.63 GiB 1.96 GiB", "513 MiB 9.3 MiB", "1,210 1,840"):
         assert expected in table
 
@@ -182,3 +183,47 @@ def test_the_page_is_written_whole(tmp_path, evaluation):
     write_report(evaluation, tmp_path / "report.html", title="Papers")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_report(evaluation, title="Papers")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """Nine trained systems, the best of them in the middle, and more references than anybody reads."""
+    asked = [
+        dataclasses.replace(item, references=(*item.references, "b c", "d", "e f"))
+        for item in invented.items(16)
+    ]
+    skills = (0.1, *(0.3, 0.4, 0.5, 0.6, 0.9, 0.7, 0.8, 0.6, 0.5))
+    systems = [
+        System(f"s{n}", "lora", invented.answers(asked, skill, n, 2.0), Cost(trainable_params=n or None))
+        for n, skill in enumerate(skills)
+    ]
+    return evaluate(asked, systems, [METRICS["rouge1"], METRICS["chrf"]], resamples=2000)
+
+
+def test_many_systems_stand_below_each_other_and_share_their_verdicts(crowded):
+    page = Page(render_report(crowded, title="x"))
+    head, first, *_ = page.texts("tr")
+    assert (head, first.split()[0]) == ("System ROUGE-1 chrF", "s0")
+    verdicts = page.texts("div", "verdict")
+    assert 1 <= len(verdicts) <= 3
+    better = [one.system for one in crowded.comparisons if (one.metric, one.verdict) == ("rouge1", "better")]
+    assert verdicts[0].startswith(f"▲ {len(better)} systems are better than s0: by ROUGE-1, from ")
+    assert [name for name in better if f"{name} +" not in verdicts[0]] == []
+
+
+def test_no_two_systems_of_many_look_alike(crowded):
+    page = Page(render_report(crowded, title="x"))
+    looks = {
+        (tuple(attributes["class"].split()))
+        for name, attributes, _ in page.elements
+        if name == "span" and "dot" in attributes.get("class", "").split()
+    }
+    assert len(looks) == 10
+
+
+def test_of_many_systems_the_documents_are_about_the_best_and_begin_with_few_answers(crowded):
+    page = Page(render_report(crowded, title="x"))
+    assert all("s5" in text for text in page.texts("span", "soft"))
+    boxes = [attributes for name, attributes, _ in page.elements if name == "input" and "value" in attributes]
+    assert [box["value"] for box in boxes if "checked" in box] == ["0", "5"]
+    assert page.texts("summary").count("1 more") == len(page.texts("article"))

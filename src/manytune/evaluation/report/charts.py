@@ -15,6 +15,7 @@ from manytune.evaluation.report.axes import Tick, padded, percent, round_values
 from manytune.evaluation.results import Evaluation, LossPoint
 from manytune.evaluation.wording import interval, score
 
+_MOST_CURVES = 5  # of more systems the training losses would hide each other
 _MOST_POINTS = 50  # a batch's loss says little: longer curves are averaged over neighbouring steps
 
 
@@ -82,12 +83,16 @@ def whisker_chart(evaluation: Evaluation) -> WhiskerChart:
 
 
 def loss_chart(evaluation: Evaluation) -> LineChart | None:
-    """Training and validation loss of every system that has them; `None` if none has."""
+    """Training and validation loss of every system that has them; `None` if none has.
+
+    Of many systems the training loss is shown only where there is no validation loss.
+    """
+    trained = [result for result in evaluation.results if result.curves.training or result.curves.validation]
     curves = [
         (index, result.name, kind, _averaged(points) if kind == "training" else points)
         for index, result in enumerate(evaluation.results)
         for kind, points in (("training", result.curves.training), ("validation", result.curves.validation))
-        if points
+        if points and (kind == "validation" or len(trained) <= _MOST_CURVES or not result.curves.validation)
     ]
     if not curves:
         return None

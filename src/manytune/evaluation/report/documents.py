@@ -48,7 +48,7 @@ class Document:
         prompt: The prompt.
         references: The right answers.
         answers: Every system's answer.
-        change: The last system's gain over the first one, as text; empty with one system.
+        change: The featured system's gain over the first one, as text; empty with one system.
         direction: `"gain"`, `"loss"` or `"same"`.
     """
 
@@ -61,8 +61,26 @@ class Document:
     direction: str
 
 
+def featured(evaluation: Evaluation) -> int:
+    """Number of the system that the documents are about: the one that a sweep recommends, or else the best one.
+
+    What the others' gains are measured by is passed over if there is another.
+    """
+    names = [result.name for result in evaluation.results]
+    if evaluation.sweep is not None:
+        return names.index(evaluation.sweep.recommended)
+    metric = METRICS[evaluation.primary]
+    references = {found.reference for found in evaluation.shares}
+    trained = [number for number in range(1, len(names)) if names[number] not in references]
+    sign = 1 if metric.higher_is_better else -1
+    return max(
+        trained or range(len(names))[-1:],
+        key=lambda number: sign * evaluation.results[number].score(metric.name).value,
+    )
+
+
 def documents(evaluation: Evaluation) -> list[Document]:
-    """Documents from the largest gain to the largest loss of the last system, evenly spaced in that ranking.
+    """Documents from the largest gain to the largest loss of the featured system, evenly spaced in that ranking.
 
     Picked by rule and not by taste: the page shows where the system failed as surely as where it shone.
     """
@@ -71,7 +89,8 @@ def documents(evaluation: Evaluation) -> list[Document]:
     by_system = [
         metric.aggregate(metric.statistics(result.answers, references)) for result in evaluation.results
     ]
-    change = by_system[-1] - by_system[0]
+    ours = by_system[featured(evaluation)]
+    change = ours - by_system[0]
     if not metric.higher_is_better:
         change = -change
     ranking = np.argsort(-change, kind="stable")
@@ -89,7 +108,7 @@ def documents(evaluation: Evaluation) -> list[Document]:
             )
             for number, (result, scores) in enumerate(zip(evaluation.results, by_system, strict=True))
         )
-        difference = float(by_system[-1][place] - by_system[0][place])
+        difference = float(ours[place] - by_system[0][place])
         found.append(
             Document(
                 f"{item.source}:{item.row}",

@@ -9,7 +9,7 @@ from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.plateau import ALPHA
 from manytune.evaluation.report.axes import Axis, Tick, linear, logarithmic, short
 from manytune.evaluation.results import Evaluation
-from manytune.evaluation.wording import count, difference_interval, score, seconds, signed
+from manytune.evaluation.wording import asked_sentence, count, difference_interval, score, seconds, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def change_charts(evaluation: Evaluation) -> list[ChangeChart]:
         charts.append(
             ChangeChart(
                 probe.name,
-                probe.description,
+                asked_sentence(probe),
                 metric.label + ("" if metric.higher_is_better else ", lower is better"),
                 score(base.score(metric.name).value, metric),
                 axis.at(0.0),
