@@ -1,5 +1,6 @@
 """`manytune compare` and `manytune sweep` from end to end on a tiny base."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_compare_prints_the_table_and_what_was_forgotten_and_writes_four_files(r
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
 @pytest.mark.parametrize("place", ["here", "ray"])
 def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch, place):
     if place == "ray":
@@ -69,6 +71,7 @@ def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch, place):
             other.curves,
             other.steps,
         ), name
+    gc.collect()  # what Ray leaves behind belongs to this test
 
 
 def test_an_override_reaches_the_comparison(recipe):

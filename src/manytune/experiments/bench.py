@@ -33,6 +33,7 @@ from manytune.training.train import check_device, total_steps
 
 _FACTS = "experiment.json"
 _DIVERGED = "diverged.txt"
+_AN_HOUR = 3600.0
 
 
 class Show(Protocol):
@@ -321,7 +322,7 @@ def _keep_facts(experiment: Experiment, base: Base, data: TokenSplits) -> None:
                 f"{directory}: {' and '.join(changed)} changed since this experiment began, so its finished runs can't "
                 "be compared with new ones. Restore what was there, or set output to another directory."
             )
-        clean_leftovers(directory)
+        clean_leftovers(directory, older_than=_AN_HOUR)  # workers may be writing
         return
     if directory.is_dir() and any(directory.iterdir()):
         raise RunError(

@@ -19,6 +19,8 @@ from manytune.experiments.runner import write_work
 from manytune.experiments.trials import Trial
 from manytune.experiments.worker import Phase, Work, do
 
+_KEPT = "What is done is kept: the same command goes on from there."
+
 
 @dataclass(frozen=True)
 class OnRay:
@@ -36,27 +38,56 @@ class OnRay:
         """See `Runner`.
 
         Raises:
-            RunError: Ray isn't installed, or a worker failed.
+            RunError: Ray isn't installed or can't be started, or a worker failed.
         """
         if not trials:
             return
         if importlib.util.find_spec("ray") is None:
             raise RunError("--on ray needs the package ray. Run: pip install 'manytune[cluster]'")
-        import ray
-
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
         path = str(Path(write_work(bench, phase, trials)).resolve())
         bench.show.line(f"{len(trials)} trainings by {self.workers} Ray workers")
-        task: Any = ray.remote(num_cpus=self.cores)(_work)
-        directory = str(Path.cwd())  # paths in a recipe are relative to it
-        messages = ray.get([task.remote(path, directory) for _ in range(self.workers)])
-        failed = [message for message in messages if message]
+        failed = [message for message in self._messages(path) if message]
         if failed:
-            raise RunError(
-                f"{len(failed)} of {self.workers} Ray workers failed: {failed[0]} What is done is kept: the same "
-                "command goes on from there."
-            )
+            raise RunError(f"{len(failed)} of {self.workers} Ray workers failed: {failed[0]} {_KEPT}")
+
+    def _messages(self, path: str) -> list[str | None]:
+        """What each worker says of some work: nothing, or what failed. A Ray that isn't running yet is ended again."""
+        import ray
+
+        started_here = not ray.is_initialized()
+        if started_here:
+            _start()
+        try:
+            task: Any = ray.remote(num_cpus=self.cores)(_work)
+            directory = str(Path.cwd())  # paths in a recipe are relative to it
+            messages: list[str | None] = ray.get([task.remote(path, directory) for _ in range(self.workers)])
+        except ray.exceptions.RayError as error:  # such as a worker that was killed for its memory
+            raise RunError(f"A Ray worker ended before its work: {error} {_KEPT}") from error
+        finally:
+            if started_here:
+                ray.shutdown()
+        return messages
+
+
+def _start() -> None:
+    """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
+
+    Its own processes must come up within seconds, which a machine that is busy with trainings may not manage, so a
+    start that fails is tried once more.
+
+    Raises:
+        RunError: It failed twice.
+    """
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(log_to_driver=False, include_dashboard=False)
+            return
+        except (RuntimeError, OSError, TimeoutError, ValueError) as error:
+            ray.shutdown()
+            if last:
+                raise RunError(f"Ray could not be started, or not be reached: {error} {_KEPT}") from error
 
 
 def _work(path: str, directory: str) -> str | None:
