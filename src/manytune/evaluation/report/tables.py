@@ -20,7 +20,7 @@ from manytune.evaluation.wording import (
     size,
 )
 
-MOST_ACROSS = 6
+MOST_ACROSS = 4
 """With more systems than this they stand below each other, and what was measured stands side by side."""
 
 
