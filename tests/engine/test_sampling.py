@@ -84,6 +84,7 @@ def test_greedy_takes_the_likeliest_after_penalties(options, seed):
         {"temperature": 5e-324},
         {"temperature": 1e-40},
         {"temperature": 1e-3, "top_p": 0.5},
+        {"temperature": 1.0, "top_p": 5e-324},
         {"temperature": 1.0, "repetition_penalty": 1e-179},
         {"temperature": 1.0, "repetition_penalty": 1e300, "top_k": 3},
         {"temperature": 1e300, "min_p": 0.5},

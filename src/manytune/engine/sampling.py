@@ -132,6 +132,6 @@ def _likeliest(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
         total = found.cumsum(0)
         # Sorting the whole vocabulary takes many times as long, and is seldom needed.
         if size == len(probabilities) or float(total[-1]) >= share:
-            count = int((total - found < share).sum())
+            count = max(1, int((total - found < share).sum()))  # the likeliest, however small the share
             return found[:count], ids[:count]
         size = min(8 * size, len(probabilities))
