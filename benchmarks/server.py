@@ -45,6 +45,7 @@ class System:
         command: What starts it, from its port.
         ready: The path that answers when it is ready.
         extra: Sent with every request.
+        environment: Beside this process' own.
         absent: Why it is left out; None if it runs.
     """
 
@@ -52,6 +53,7 @@ class System:
     command: Callable[[int], Sequence[str]]
     ready: str = "/readyz"
     extra: dict[str, object] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     absent: str | None = None
 
 
@@ -118,12 +120,14 @@ def systems(folder: Path, vllm: str) -> list[System]:
         System(
             "vLLM, CPU, --enable-lora",
             lambda port: [
-                *[vllm, "serve", base, "--enable-lora", "--max-loras", "32", "--max-lora-rank", "8"],
-                *["--max-model-len", "256", "--max-num-seqs", "32", "--port", str(port), "--lora-modules"],
-                *modules,
+                *[vllm, "serve", base, "--dtype", "float32", "--enable-lora", "--max-loras", "32"],
+                *["--max-lora-rank", "8", "--max-model-len", "256", "--max-num-seqs", "32"],
+                *["--port", str(port), "--lora-modules", *modules],
             ],
             ready="/health",
             extra=greedy,
+            # GiB for keys and values; without it vLLM takes most of the machine's memory.
+            environment={"VLLM_CPU_KVCACHE_SPACE": "2", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"},
             absent=None if shutil.which(vllm) else f"{vllm!r} isn't installed",
         ),
     ]
@@ -194,7 +198,10 @@ def main() -> None:
             own: list[float] = []
             port = free_port()
             in_turn = system.name == "manytune" or "vLLM" in system.name
-            with served(system.command(port), port=port, ready=system.ready, log=folder / "log") as server:
+            log = folder / "log"
+            with served(
+                system.command(port), port=port, ready=system.ready, log=log, **system.environment
+            ) as server:
                 for adapters in COUNTS:
                     rounds = []
                     run = engine(base, asked, paths) if system.name == "manytune" and adapters == 32 else None

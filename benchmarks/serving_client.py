@@ -36,8 +36,8 @@ class Server:
         return _status(self.process.pid, "RssAnon")
 
     def peak_memory(self) -> int:
-        """The most that it has had."""
-        return _status(self.process.pid, "VmHWM")
+        """The most that each of its processes has had, in sum."""
+        return sum(_status(process, "VmHWM") for process in _family(self.process.pid))
 
 
 @contextmanager
@@ -171,6 +171,15 @@ async def _is_ready(port: int, path: str) -> bool:
         return (await call(port, "GET", path)).status == 200
     except (OSError, asyncio.IncompleteReadError):
         return False
+
+
+def _family(process: int) -> list[int]:
+    """A process and those that it has started."""
+    found = [process]
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in file.read_text().split():
+            found += _family(int(child))
+    return found
 
 
 def _status(process: int, name: str) -> int:

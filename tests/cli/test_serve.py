@@ -107,6 +107,27 @@ def test_it_serves_until_sigterm_and_lets_the_running_answer_end(world):
     assert "secret" not in log and '"a"' not in log
 
 
+@pytest.mark.slow
+def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
+    directory, _, store = world
+    broken = "import manytune.engine.engine as engine; engine.Engine.step = lambda self: 1 / 0; "
+    command = [sys.executable, "-c", broken + "from manytune.cli.main import main; main()", "serve"]
+    options = ["--base", str(directory), "--adapters", str(store.root), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        lines = (re.search(r"running on http://127.0.0.1:(\d+)", line) for line in process.stderr)
+        port = next(int(found[1]) for found in lines if found)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        body = json.dumps({"model": "one", "messages": [{"role": "user", "content": "a"}]})
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        assert connection.getresponse().status == 503
+        connection.close()
+        assert process.wait(30) == 1
+        assert "ZeroDivisionError" in process.stderr.read()
+
+
 def test_chat_keeps_the_conversation_and_begins_anew_at_an_empty_line(world):
     directory, base, store = world
     engine = Engine(base.model, base.tokenizer)

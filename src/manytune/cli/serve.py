@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,7 +144,7 @@ def serve(
     typer.echo(
         f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True
     )
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -152,6 +153,16 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=drain_seconds + 1,
     )
+    server, loop = uvicorn.Server(config), app.state.service.loop
+
+    def end() -> None:
+        server.should_exit = True
+
+    loop.on_failure = end  # whatever runs the server starts it again
+    with suppress(KeyboardInterrupt):  # it has stopped in order by then
+        server.run()
+    if loop.failure is not None or not server.started:
+        raise typer.Exit(1)
 
 
 def _load(

@@ -113,7 +113,7 @@ class Gate:
             413, f"the body is larger than {self._max_body_bytes:,} bytes.", code="body_too_large"
         )
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._max_body_bytes:
+        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > self._max_body_bytes:
             raise too_large
         body = bytearray()
         try:

@@ -115,6 +115,11 @@ class EngineLoop:
         engine: Nobody else may use it from now on.
         max_running: Requests that the engine runs at once.
         max_queue: Requests that may wait beside them.
+
+    Attributes:
+        failure: What the engine failed with; it can't go on after that.
+        on_failure: Called then, in the engine's thread.
+        counters: The engine's, after the last step.
     """
 
     def __init__(self, engine: AnyEngine, *, max_running: int, max_queue: int) -> None:
@@ -128,6 +133,7 @@ class EngineLoop:
         self._stopping = False
         self._over = False
         self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
         self.counters: Counters = engine.counters()
 
     # -- for the event loop
@@ -248,6 +254,8 @@ class EngineLoop:
         self._streams.clear()
         self._over = True
         self._refuse_commands()
+        if self.failure is not None:
+            self.on_failure()
 
     def _do_commands(self) -> bool:
         """Do all that has come; wait for something if there is nothing to compute. False to stop."""
