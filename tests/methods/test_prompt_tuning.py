@@ -91,6 +91,11 @@ def test_sample_vocab_takes_rows_of_the_embeddings() -> None:
         ({"task_type": None}, "task_type is needed"),
         ({"num_virtual_tokens": None}, "num_virtual_tokens should be a positive integer, found None"),
         ({"num_virtual_tokens": 0}, "num_virtual_tokens should be a positive integer, found 0"),
+        (
+            {"num_transformer_submodules": "1"},
+            "num_transformer_submodules should be a positive integer, found '1'",
+        ),
+        ({"num_layers": 0}, "num_layers should be a positive integer, found 0"),
         ({"token_dim": 8}, "token_dim=8, but LlamaForCausalLM reads embeddings of size 32"),
         ({"task_type": "SEQ_2_SEQ_LM"}, "LlamaForCausalLM is not an encoder-decoder"),
     ],

@@ -338,9 +338,17 @@ def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
             f"{kind}: task_type is {config.task_type} and {type(model).__name__} is {found}. "
             f"Virtual tokens for an encoder-decoder need {TaskType.SEQ_2_SEQ_LM}, and the other way round."
         )
-    tokens = config.num_virtual_tokens
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens <= 0:
-        raise ConfigError(f"{kind}: num_virtual_tokens should be a positive integer, found {tokens!r}.")
+    for name in (
+        "num_virtual_tokens",
+        "num_transformer_submodules",
+        "num_layers",
+        "num_attention_heads",
+        "token_dim",
+    ):
+        value = getattr(config, name)
+        given = value is not None or name == "num_virtual_tokens"
+        if given and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
+            raise ConfigError(f"{kind}: {name} should be a positive integer, found {value!r}.")
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
     text = model.config.get_text_config()
