@@ -247,3 +247,22 @@ def test_a_name_whose_file_was_changed_is_no_adapter_and_the_others_are_listed(
     with live(app_of(base, store, Keys([ROOT]))) as server, Client(server.port) as client:
         assert client.ask("one")[0] == 404 and client.ask("two")[0] == 200
         assert "two" in [model["id"] for model in client.call("GET", "/v1/models")[1]["data"]]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_a_manifest_that_is_no_file_is_told_and_keeps_nobody_waiting(
+    base: Base, tmp_path: Path, kind: str
+) -> None:
+    store = fill_store(tmp_path, base, ("one", "two"))
+    manifest = store.path("one") / MANIFEST
+    manifest.unlink()
+    if kind == "device":
+        manifest.symlink_to("/dev/zero")
+    else:
+        (os.mkfifo if kind == "pipe" else os.mkdir)(manifest)
+    with live(app_of(base, store, Keys([ROOT]))) as server, Client(server.port) as client:
+        assert [model["id"] for model in client.call("GET", "/v1/models")[1]["data"]] == ["base", "two"]
+        listed = {one["id"]: one["last_error"] for one in client.call("GET", "/v1/adapters")[1]["data"]}
+        assert "expected a plain file" in listed["one"] and listed["two"] is None
+        assert client.call("GET", "/v1/models/one")[0] == 409
+        assert client.ask("one")[0] == 409 and client.ask("two")[0] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -74,15 +75,17 @@ class Manifest:
             FileNotFoundError: It isn't there.
             StoreError: It isn't a manifest; see `from_json`.
         """
-        size = file.stat().st_size
-        if size > MOST_BYTES:
-            raise StoreError(f"{file}: {size:,} bytes; a manifest has at most {MOST_BYTES:,}.")
+        found = file.stat()
+        if not stat.S_ISREG(
+            found.st_mode
+        ):  # a pipe would keep its reader waiting, and some devices never end
+            raise StoreError(f"{file}: expected a plain file.")
+        if found.st_size > MOST_BYTES:
+            raise StoreError(f"{file}: {found.st_size:,} bytes; a manifest has at most {MOST_BYTES:,}.")
         try:
             return cls.from_json(file.read_text(encoding="utf-8"), where=str(file))
         except UnicodeDecodeError as error:
             raise StoreError(f"{file}: expected JSON in UTF-8: {error}.") from None
-        except IsADirectoryError:
-            raise StoreError(f"{file}: expected a file; this is a directory.") from None
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
