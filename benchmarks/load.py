@@ -338,6 +338,10 @@ def report(load: Load, seconds: float) -> bool:
         f"memory after warm-up: {before / 2**20:.0f} MiB in the first half, {after / 2**20:.0f} MiB in the second "
         f"({growth:+.1%}); lowest {min(warm) / 2**20:.0f}, highest {max(warm) / 2**20:.0f}"
     )
+    tenths = [
+        [size for at, size in seen.memory if tenth <= 10 * at / seconds < tenth + 1] for tenth in range(10)
+    ]
+    print("memory in each tenth, MiB:", *(f"{statistics.median(one) / 2**20:.0f}" for one in tenths if one))
     print(f"wrong: {len(seen.wrong)}")
     for line in dict.fromkeys(line[:600] for line in seen.wrong[:200]):
         print("   ", line)
