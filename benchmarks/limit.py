@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.data.encode import Encoded
+from manytune.methods.products import fast_products, product
 from manytune.store.base import Base
 from manytune.training.batches import Batch, packed_attention
 from manytune.training.batches.shared_prefix import build
@@ -48,7 +49,11 @@ def share_of_limit(
         return loss_sum(model, build(batches[0], pad_id=base.tokenizer.pad_token_id))
 
     shares = []
-    with packed_attention(model.train()), compiled_layers(model, first_loss, enabled=compiled):
+    with (
+        packed_attention(model.train()),
+        fast_products(model),
+        compiled_layers(model, first_loss, enabled=compiled),
+    ):
         step(batches[0])
         for rows in batches[1:]:
             start = time.perf_counter()
@@ -88,7 +93,7 @@ def _pairs(rows: Sequence[Encoded]) -> int:
 def _seconds(n: int, i: int, o: int) -> float:
     """Time of the two products that a frozen linear layer needs on n rows: y = x Wᵀ and the gradient of x."""
     x, w, g = torch.randn(n, i), torch.randn(o, i), torch.randn(n, o)
-    return _median(lambda: torch.nn.functional.linear(x, w)) + _median(lambda: g @ w)
+    return _median(lambda: product(x, w)) + _median(lambda: product(g, w.t()))
 
 
 def _median(work: Callable[[], object]) -> float:

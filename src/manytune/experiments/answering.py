@@ -21,7 +21,7 @@ from manytune.methods.full import FullConfig
 from manytune.methods.model import PeftModel
 from manytune.store.base import Base
 from manytune.training.head_loss import loss_sum
-from manytune.training.layout_choice import batch_builder, choose_layout, prepared_attention
+from manytune.training.layout_choice import batch_builder, choose_layout, prepared
 
 Notice = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
@@ -118,7 +118,7 @@ def group_losses(model: Any, rows: Sequence[Encoded], layout: str) -> tuple[Grou
     build = batch_builder(model, choice)
     device = next(model.parameters()).device
     found = []
-    with prepared_attention(model, choice):
+    with prepared(model, choice):
         for members in groups.values():
             batch = build(members, pad_id=0).to(device)
             tokens = sum(len(row.completion_ids) for row in members)

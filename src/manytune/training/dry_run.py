@@ -26,7 +26,7 @@ from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.dataset import encode_splits, read_splits
 from manytune.training.head_loss import loss_sum
-from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared_attention
+from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
 from manytune.training.operations import ModelSize
 from manytune.training.orders import order_of
 from manytune.training.recipe import Recipe, TrainingRecipe
@@ -145,7 +145,7 @@ def estimate_training(
     work = _Work(model, settings)
     by_cost = sorted(range(len(counted)), key=lambda index: work.cost(tallies[index]))
     timed = [by_cost[int(share * len(by_cost))] for share in _TIMED]
-    with prepared_attention(model, layout):
+    with prepared(model, layout):
         work.step(build(counted[timed[1]]))  # not timed: the first one also allocates
         spent = [work.step(build(counted[index])) for index in timed]
         validating = work.validation_seconds(validation, build) if validation else 0.0

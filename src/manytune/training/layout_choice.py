@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
+from manytune.methods.products import fast_products
 from manytune.training.batches import Builder, builder, packed_attention, seq2seq
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.support import unsupported_reason
@@ -54,6 +56,9 @@ def batch_builder(model: nn.Module, layout: LayoutChoice) -> Builder:
     return seq2seq.builder_for(model) if is_encoder_decoder else builder(layout.used)
 
 
-def prepared_attention(model: nn.Module, layout: LayoutChoice) -> contextlib.AbstractContextManager[None]:
-    """The block in which the model runs on batches of this layout."""
-    return contextlib.nullcontext() if layout.used == EVERY_MODEL else packed_attention(model)
+@contextlib.contextmanager
+def prepared(model: nn.Module, layout: LayoutChoice) -> Iterator[None]:
+    """The block in which the model trains on batches of this layout."""
+    attention = contextlib.nullcontext() if layout.used == EVERY_MODEL else packed_attention(model)
+    with attention, fast_products(model):
+        yield

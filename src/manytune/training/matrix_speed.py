@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from manytune.methods.products import product
 from manytune.training.operations import matrices
 
 _FEWEST_ROWS, _MOST_ROWS = (
@@ -50,8 +51,8 @@ def matrix_speed(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
     while rounds < 1 or time.perf_counter() - started < seconds:
         for shape, (_, weight, inputs, gradients) in zip(chosen, pairs, strict=True):
             before = time.perf_counter()
-            inputs @ weight.T
-            gradients @ weight
+            product(inputs, weight)
+            product(gradients, weight.T)
             if weight.is_cuda:
                 torch.cuda.synchronize()
             spent[shape] += time.perf_counter() - before if rounds >= 0 else 0.0

@@ -25,7 +25,7 @@ from manytune.training.background import BackgroundBuilder
 from manytune.training.batches import builder
 from manytune.training.compilation import compiled_layers
 from manytune.training.head_loss import loss_sum
-from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared_attention
+from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
 from manytune.training.loss import mean_loss
 from manytune.training.matrix_speed import matrix_speed
 from manytune.training.operations import ModelSize
@@ -172,7 +172,7 @@ def train_model(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     config: Any = model.config
-    packed = prepared_attention(model, layout)
+    packed = prepared(model, layout)
     background = BackgroundBuilder(partial(build, pad_id=pad_id))
     with tempfile.TemporaryDirectory() as scratch, packed, background:
         trainer = AdapterTrainer(

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from manytune.methods.products import product
+
 
 def lora_linear(
     x: Tensor,
@@ -84,8 +86,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         keep = None if keep is None else keep.reshape(flat.shape)
-        low = _dropped(flat.to(lora_a.dtype), keep, dropout) @ lora_a.t()  # (N, r)
-        out = functional.linear(flat, weight, bias)  # (N, out)
+        low = product(_dropped(flat.to(lora_a.dtype), keep, dropout), lora_a)  # (N, r)
+        out = product(flat, weight, bias)  # (N, out)
         if out.dtype == low.dtype:
             out.addmm_(low, lora_b.t(), alpha=scaling)
         else:
@@ -116,7 +118,7 @@ class _LoraLinear(torch.autograd.Function):
             # B is copied into (r, out) order first: a skinny product reads it along its rows, twice as fast.
             grad_low = (low_grad_in @ lora_b.t().contiguous().t()).mul_(ctx.scaling)  # (N, r)
         if needs_x:
-            grad_x = grad @ weight  # (N, in)
+            grad_x = product(grad, weight.t())  # (N, in)
             if keep is None and grad_x.dtype == grad_low.dtype:
                 grad_x.addmm_(grad_low, lora_a)
             else:

@@ -13,6 +13,7 @@ from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
+from manytune.methods.products import PLAIN
 
 
 class Linear(ShiftedLayer):
@@ -95,7 +96,7 @@ class Linear(ShiftedLayer):
 
     def _fusible(self, names: list[str]) -> bool:
         """Whether the layer is what the fused form computes: plain modules without hooks, one dropout mask at most."""
-        if type(self.base_layer) not in (nn.Linear, Conv1D) or _hooked(self.base_layer):
+        if type(self.base_layer) not in PLAIN or _hooked(self.base_layer):
             return False
         for name in names:
             if self.use_dora[name]:
