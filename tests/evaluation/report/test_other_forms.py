@@ -109,7 +109,9 @@ def test_axes_hold_their_ends_and_label_powers():
     assert [tick.label for tick in axis.ticks] == ["10k", "100k", "1M", "10M", "100M"]
     assert 0 < axis.at(1e4) < axis.at(1e6) < axis.at(1e8) < 100
     assert linear(0.0, 1.0, about=4).at(5.0) == 100.0
-    assert [short(value) for value in (7, 950, 12_300, 1.35e8)] == ["7", "950", "12.3k", "135M"]
+    assert [short(value) for value in (7, 950, 999.9999, 12_300, 1.35e8)] == [
+        *("7", "950", "1k", "12.3k", "135M")
+    ]
 
 
 def test_one_size_alone_has_an_axis(evaluation):

@@ -64,6 +64,7 @@ def logarithmic(low: float, high: float, values: dict[float, str] | None = None)
 
 def short(value: float) -> str:
     """A large number in few characters: `950`, `12k`, `1.2M`."""
+    value = float(f"{value:.3g}")  # so that 999.9 is 1k
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"
