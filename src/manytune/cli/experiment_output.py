@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.results import Evaluation
+from manytune.evaluation.results import Evaluation, Probe
 from manytune.evaluation.wording import (
     DASH,
     MARKS,
@@ -48,23 +48,25 @@ def print_gains(evaluation: Evaluation, console: Console) -> None:
     if not evaluation.forgetting:
         return
     console.print()
-    names = [result.name for result in evaluation.results]
-    table = _table("Forgotten", *names)
-    for probe in evaluation.forgetting:
-        inner, known = probe.evaluation, {result.name: result for result in probe.evaluation.results}
-        metric = METRICS[inner.primary]
-        cells = []
-        for name in names:
-            if name not in known:
-                cells.append(Text(DASH))
-                continue
-            cell = Text(score(known[name].score(metric.name).value, metric))
-            if name != names[0]:
-                found = inner.comparison(name, metric.name)
-                cell.append(f" {MARKS[found.verdict]}\n{signed(found.difference, metric)}", "dim")
-            cells.append(cell)
-        table.add_row(Text(f"{probe.name}, {metric.label}"), *cells)
+    probes = evaluation.forgetting
+    table = _table("Forgotten", *(f"{p.name}, {METRICS[p.evaluation.primary].label}" for p in probes))
+    baseline = evaluation.results[0].name
+    for result in evaluation.results:
+        table.add_row(Text(result.name), *(_kept(probe, result.name, baseline) for probe in probes))
     console.print(table)
+
+
+def _kept(probe: Probe, name: str, baseline: str) -> Text:
+    """What a system still has of what one probe measures."""
+    known = {result.name: result for result in probe.evaluation.results}
+    if name not in known:
+        return Text(DASH)
+    metric = METRICS[probe.evaluation.primary]
+    cell = Text(score(known[name].score(metric.name).value, metric))
+    if name == baseline:
+        return cell
+    found = probe.evaluation.comparison(name, metric.name)
+    return cell.append(f" {MARKS[found.verdict]} {signed(found.difference, metric)}", "dim")
 
 
 def _table(*heads: str) -> Table:
