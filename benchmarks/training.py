@@ -47,6 +47,7 @@ from manytune.data.readers import read
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate
 from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
+from manytune.methods.products import fast_products
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.grouping import plan_batches
@@ -319,7 +320,7 @@ def _trajectory(targets: str, base: Base, e2e: str, steps: int) -> float:
     largest = 0.0
     for plan in plan_batches(examples, seed=5, batch_size=2)[:steps]:
         rows = [examples[i] for i in plan]
-        with packed_attention(ours):
+        with packed_attention(ours), fast_products(ours):
             batch = build(rows, pad_id=base.tokenizer.pad_token_id)
             loss = loss_sum(ours, batch) / batch.targets
             loss.backward()

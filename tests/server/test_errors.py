@@ -116,6 +116,9 @@ def test_a_body_that_is_too_large_is_refused_whatever_its_length_says(base, stor
         pieces = client.post("/v1/chat/completions", content=iter([b"x" * 600] * 2), headers=headers)
         assert whole.status_code == pieces.status_code == 413
         assert whole.json()["error"]["code"] == "body_too_large"
+        for length in ("²", "9" * 5000, "-1"):  # no number that Python reads quietly
+            told = {**headers, "content-length": length.encode()}
+            assert client.post("/v1/chat/completions", content=b"{}", headers=told).status_code == 413
 
 
 def test_a_page_elsewhere_cannot_reach_a_server_without_keys_under_a_name_of_its_own(client):

@@ -10,6 +10,7 @@ from tests.training.tiny_run import lora, sequences
 from torch.utils.flop_counter import FlopCounterMode
 
 from manytune.data.encode import Encoded
+from manytune.methods import products
 from manytune.training.batches import BUILDERS, TokenCounts, builder
 from manytune.training.matrix_speed import matrix_speed
 from manytune.training.operations import ModelSize
@@ -93,6 +94,15 @@ def test_the_machine_is_not_measured_after_a_short_run_unasked() -> None:
     result = train_model(lora(), sequences(4), [], settings(max_steps=2), pad_id=0)
     assert result.matrix_speed is None
     assert result.achieved is None
+
+
+@pytest.mark.skipif(not products._AVAILABLE, reason="this torch has no oneDNN")
+def test_the_products_measured_are_made_as_a_step_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    multiply = products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *given: made.append(0) or multiply(*given))
+    matrix_speed(lora().float(), rows=100, seconds=0.01)
+    assert made
 
 
 def test_measuring_changes_no_weight_and_draws_no_random_number() -> None:

@@ -152,24 +152,25 @@ class _Sum(NamedTuple):
 
 @contextmanager
 def _written(tuner: LayerTuner, names: list[str]) -> Iterator[None]:
-    kept: dict[str, _Sum | None] = tuner.__dict__.setdefault("_merging_room", {})
+    room: dict[str, Tensor | None] = tuner.__dict__.setdefault("_merging_room", {})
     carrying = [
         (path, layer, own) for path, layer in tuner._layers.items() if (own := _carried(layer, names))
     ]
-    if any(path not in kept for path, _, _ in carrying):
+    if any(path not in room for path, _, _ in carrying):
         tuner._refuse_tied([layer for _, layer, _ in carrying])
     # Everything is looked up before anything is computed: between two products these small objects would have left the
     # processor's cache, and copying a few hundred weights takes no more than some milliseconds.
     sums: list[_Sum] = []
     for path, layer, own in carrying:
-        kept[path] = one = _sum(layer, own, kept.get(path))
-        if one is not None:
+        one = _sum(layer, own, room.get(path))
+        room[path] = one.room if one else None
+        if one:
             sums.append(one)
     try:
         with torch.no_grad():
             _write(sums)
             for path, layer, own in carrying:
-                if kept[path] is None:
+                if room[path] is None:
                     layer.merge(adapter_names=own)
         yield
     finally:
@@ -190,8 +191,8 @@ def _carried(layer: AdapterLayer, names: list[str]) -> list[str]:
     return [name for name in names if layer.has_adapter(name)]
 
 
-def _sum(layer: AdapterLayer, names: list[str], former: _Sum | None) -> _Sum | None:
-    """What is to be added up in one layer, in an earlier switch's room if that fits; None for an unusual layer.
+def _sum(layer: AdapterLayer, names: list[str], room: Tensor | None) -> _Sum | None:
+    """What is to be added up in one layer, in room from an earlier switch if that fits; None for an unusual layer.
 
     For the usual layers this leads to what `AdapterLayer.merge` does without what that costs.
     """
@@ -199,20 +200,24 @@ def _sum(layer: AdapterLayer, names: list[str], former: _Sum | None) -> _Sum | N
     if type(layer) is not Linear or layer._shifts:
         return None
     parameter: Any = _weight(layer, "base_layer")
-    if former is not None and parameter.data_ptr() == former.pristine.data_ptr():
-        pristine, room = former.pristine, former.room
-    else:
-        pristine = parameter.data
-        room = torch.empty_like(pristine)
+    pristine: Tensor = parameter.data
     dtype = pristine.dtype
+    if dtype not in _WIDE:  # there the sum is to be rounded once, which `merge` does
+        return None
     factors: Any = []
     for name in names:
         a, b = _weight(layer, "lora_A", name), _weight(layer, "lora_B", name)
         if layer.use_dora[name] or layer.lora_bias[name] or a is None or a.dtype is not dtype:
             return None
         factors.append((a, b, layer.scaling[name]))
-    # In a narrower dtype the sum is to be rounded once, which `merge` does.
-    return _Sum(layer, names, parameter, pristine, factors, room) if dtype in _WIDE else None
+    if (
+        room is None
+        or room.shape != pristine.shape
+        or room.dtype is not dtype
+        or room.device != pristine.device
+    ):
+        room = torch.empty_like(pristine)
+    return _Sum(layer, names, parameter, pristine, factors, room)
 
 
 def _write(sums: list[_Sum]) -> None:

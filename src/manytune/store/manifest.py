@@ -76,9 +76,8 @@ class Manifest:
             StoreError: It isn't a manifest; see `from_json`.
         """
         found = file.stat()
-        if not stat.S_ISREG(
-            found.st_mode
-        ):  # a pipe would keep its reader waiting, and some devices never end
+        # A pipe would keep its reader waiting, and some devices never end.
+        if not stat.S_ISREG(found.st_mode):
             raise StoreError(f"{file}: expected a plain file.")
         if found.st_size > MOST_BYTES:
             raise StoreError(f"{file}: {found.st_size:,} bytes; a manifest has at most {MOST_BYTES:,}.")

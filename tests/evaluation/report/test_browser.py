@@ -111,7 +111,7 @@ def test_filters_work_plots_are_drawn_and_nothing_is_asked_of_anybody(
     assert complaints(tab) == []
 
 
-def test_on_paper_everything_is_ununfolded_and_the_filters_are_gone(tab: Page, report: Path) -> None:
+def test_on_paper_everything_is_unfolded_and_the_filters_are_gone(tab: Page, report: Path) -> None:
     tab.open(report.as_uri(), width=800)
     unfolded = "[...document.querySelectorAll('details > :not(summary)')].map((e) => e.checkVisibility())"
     filters = "document.querySelector('.filters').offsetParent === null"
