@@ -216,9 +216,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_its_own_step() -> None:
 
 
 def test_training_that_changed_nothing_is_an_error_that_says_why() -> None:
-    # With a warm-up of one step the only step has learning rate zero.
-    with pytest.raises(RunError, match=r"training changed nothing: all 28 trainable tensors.*warm-up"):
-        train_model(lora(), sequences(3), [], settings(max_steps=1, warmup=0.5), pad_id=0)
+    # A rate that float32 can't tell from zero.
+    with pytest.raises(RunError, match=r"training changed nothing: all 28 trainable tensors.*learning_rate"):
+        train_model(lora(), sequences(3), [], settings(learning_rate=1e-60), pad_id=0)
+
+
+@pytest.mark.parametrize("steps", (1, 2))
+def test_a_warm_up_leaves_the_last_step_its_rate(steps: int) -> None:
+    # It begins at zero: over all of the steps, it would be a training that changes nothing.
+    model = lora()
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    train_model(model, sequences(3), [], settings(max_steps=steps, warmup=0.99), pad_id=0)
+    after = dict(model.named_parameters())
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_a_model_without_trainable_parameters_is_an_error() -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_LINEAR: Any = torch.ops.mkldnn._linear_pointwise.default if _AVAILABLE else None
 
 _fast = False
 
@@ -56,19 +57,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _is_fast(x, weight):
         return functional.linear(x, weight, bias)
-    return _opaque(x, weight, bias) if torch.compiler.is_compiling() else _onednn(x, weight, bias)
+    found: Tensor = _opaque(x, weight, bias) if torch.compiler.is_compiling() else _onednn(x, weight, bias)
+    return found
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    found: Tensor = _LINEAR(x.contiguous(), weight, bias, "none", [], "")
     return found
 
 
 # For torch.compile, whose own form of that operation takes only weights that never change.
-_opaque = torch.library.custom_op("manytune::product", _onednn, mutates_args=(), device_types="cpu")
+_LIBRARY = torch.library.Library("manytune", "FRAGMENT")
+_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("product", _onednn, "CPU")
+_opaque = torch.ops.manytune.product.default
 
 
-@_opaque.register_fake
+@torch.library.register_fake("manytune::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -91,7 +96,9 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(flat if ctx.needs_input_grad[1] else None, weight)
         ctx.x_shape = x.shape
         out = product(flat, weight, bias)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return (
+            out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
+        )  # who gets a view can't write to it
 
     @staticmethod
     @once_differentiable

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import RunError
-from manytune.training.batches.attention import outside_compiled_code
 from manytune.training.batches.batch import base_model
 
 
@@ -51,7 +50,7 @@ def compiled_layers(
         expected = float(first_loss().detach())
     started = time.perf_counter()
     try:
-        with inductor.patch(fallback_random=True), outside_compiled_code():  # dropout as without compiling
+        with inductor.patch(fallback_random=True):  # dropout as without compiling
             for layer in layers:
                 layer.compile(dynamic=True)
             found = _run_once(model, first_loss)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from manytune.methods.products import PLAIN
 from manytune.training.batches import Batch, Seq2SeqBatch
 from manytune.training.batches.batch import base_model
-from manytune.training.batches.target_loss import weighted_nll
+from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
 
 # Logits held at once, in elements: a piece's products stay large, and its memory is used again by the next.
 _PIECE = 1 << 24
@@ -87,12 +88,15 @@ class _Targets:
             own = slice(first, last)
             yield slice(start, start + step), (self._rows[own] - start, self._labels[own], self._weights[own])
 
-    def loss(self, hidden: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The weighted sum of a slice's losses."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """A slice's logits."""
         logits: Tensor = self._head(hidden)
-        if self._cap is not None:
-            logits = self._cap * torch.tanh(logits / self._cap)
-        return weighted_nll(logits, *targets)
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def owned(self, logits: Tensor) -> Tensor:
+        """The logits' values in memory that may be written to: a linear layer's backward doesn't read its result."""
+        values = logits.detach()
+        return values if self._cap is None and type(self._head) in PLAIN else values.clone()
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -106,10 +110,14 @@ class _HeadLoss(torch.autograd.Function):
         for rows, piece in targets.pieces(len(hidden)):
             part = hidden[rows].detach().requires_grad_(needs_hidden)
             wanted = [part, *weights] if needs_hidden else weights
-            with torch.set_grad_enabled(bool(wanted)):
-                loss = targets.loss(part, piece)
-            total += loss.detach()
-            grads = list(torch.autograd.grad(loss, wanted)) if wanted else []
+            if not wanted:
+                total += weighted_nll(targets.logits(part), *piece)
+                continue
+            with torch.enable_grad():
+                logits = targets.logits(part)
+            loss, grad = nll_and_gradient(targets.owned(logits), *piece)
+            total += loss
+            grads = list(torch.autograd.grad(logits, wanted, grad))
             if hidden_grad is not None:
                 hidden_grad[rows] = grads.pop(0)
             for summed, grad in zip(weight_grads, grads, strict=True):

@@ -269,6 +269,12 @@ def total_steps(settings: TrainingRecipe, rows: int) -> int:
     return math.ceil(settings.epochs * steps_per_epoch(settings, rows))
 
 
+def _warmup_steps(settings: TrainingRecipe, rows: int) -> int:
+    """Steps with a rising rate. The first has none at all, so the last step is never one of them."""
+    steps = total_steps(settings, rows)
+    return min(math.ceil(settings.warmup * steps), steps - 1)
+
+
 def check_device(settings: TrainingRecipe) -> None:
     """Refuse a device that isn't there.
 
@@ -301,7 +307,7 @@ def _arguments(
         max_steps=settings.max_steps if settings.max_steps is not None else -1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=schedule,
-        warmup_steps=settings.warmup,
+        warmup_steps=_warmup_steps(settings, rows),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         activation_checkpointing=settings.gradient_checkpointing,
@@ -351,6 +357,5 @@ def _check_changed(
         return
     raise RunError(
         f"training changed nothing: all {len(trainable)} trainable tensors are what they were. The learning rate "
-        f"was at most {settings.learning_rate:g} and begins at zero during the warm-up (training.warmup "
-        f"{settings.warmup:g}); more steps, no warm-up or a higher rate would change them."
+        f"was at most {settings.learning_rate:g} (training.learning_rate); a higher one would change them."
     )

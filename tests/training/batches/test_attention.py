@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.reference.one_sequence_a_forward import attention
 from tests.training.batches.tiny import Sequence, batches, model
 
-from manytune.training.batches import builder, packed_attention
+from manytune.training.batches import builder, cpu_attention, packed_attention
 from manytune.training.batches.attention import packed_attention_forward
 from manytune.training.batches.layout import build_layout
 
@@ -34,15 +34,17 @@ def visible_rows(sequences, batch, window):
     st.sampled_from([None, 1, 3, 40]),
     st.sampled_from([None, 0.7]),
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    st.sampled_from([8, 6]),  # values as wide as keys, which the CPU's own kernel asks for, and narrower
 )
-@settings(max_examples=60, deadline=None)
-def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads):
+@settings(max_examples=80, deadline=None)
+def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads, value_dim):
     batch = builder("shared-prefix")(sequences, pad_id=0)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(count, batch.tokens_computed, 8, dtype=torch.float64, generator=generator)
-        for count in (heads[0], heads[1], heads[1])
+        torch.randn(count, batch.tokens_computed, dim, dtype=torch.float64, generator=generator)
+        for count, dim in ((heads[0], 8), (heads[1], 8), (heads[1], value_dim))
     )
+    query, key, value = (tensor.requires_grad_() for tensor in (query, key, value))
     found, weights = packed_attention_forward(
         torch.nn.Module(),
         query[None],
@@ -59,6 +61,14 @@ def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads):
     )
     torch.testing.assert_close(found[0], expected, atol=1e-12, rtol=0)
     assert weights is None
+    weight = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    leaves = (query, key, value)
+    for gradient, reference in zip(
+        torch.autograd.grad((found[0] * weight).sum(), leaves),
+        torch.autograd.grad((expected * weight).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference, atol=1e-11, rtol=0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), min_size=1, max_size=30))
@@ -102,6 +112,42 @@ def test_a_mask_is_computed_once_for_all_layers():
     batch = builder("padding-free")([Sequence((1, 2, 3), (4, 5))], pad_id=0)
     (rectangle,) = batch.layout.rectangles
     assert rectangle.mask(2) is rectangle.mask(2)
+
+
+def test_all_layers_share_the_masks_that_are_added_to_scores():
+    batch = builder("shared-prefix")([Sequence((1, 2, 3), (4, 5)), Sequence((1, 2), (6, 7))], pad_id=0)
+    layout = batch.layout
+    query = torch.randn(batch.tokens_computed, 2, 8)
+    for _ in range(2):
+        cpu_attention.cpu_attention(query, query, query, layout, 1.0, None)
+    known = cpu_attention._MASKS[layout.query_positions]
+    (first,) = known.values()
+    cpu_attention.cpu_attention(query, query, query, layout, 1.0, 2)
+    assert len(known) == 2 and known[None, torch.float32] is first
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # torch's own, in its compiler
+def test_compiled_code_holds_attention_whole_for_any_number_of_rectangles():
+    def run(query, layout):
+        return cpu_attention.cpu_attention(2 * query, 3 * query, query, layout, 0.5, None).square().sum()
+
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    sizes = ([(9, 4)], [(9, 4), (300, 9)], [(7, 3), (90, 5), (400, 8)])
+    counts = []
+    for count, size in enumerate(sizes):
+        sequences = [Sequence(tuple(range(n)), tuple(range(100, 100 + m))) for n, m in size]
+        batch = builder("padding-free")(sequences, pad_id=0)
+        counts.append(len(batch.layout.rectangles))
+        query = torch.randn(batch.tokens_computed, 2, 8, dtype=torch.float64).requires_grad_()
+        # The first two are compiled (one without a size known to vary, one with it), the third must not be.
+        with torch.compiler.set_stance("fail_on_recompile" if count == 2 else "default"):
+            (found,) = torch.autograd.grad(compiled(query, batch.layout), query)
+        (expected,) = torch.autograd.grad(run(query, batch.layout), query)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert counts == [1, 2, 3]
 
 
 def test_the_models_own_attention_returns_after_the_context():

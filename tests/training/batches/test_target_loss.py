@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from manytune.training.batches import target_loss
-from manytune.training.batches.target_loss import weighted_nll
+from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
 
 ROWS = torch.tensor([0, 0, 2, 2, 2, 4])
 LABELS = torch.tensor([1, 3, 0, 0, 5, 2])
@@ -33,6 +33,21 @@ def test_loss_and_gradient_equal_cross_entropy(elements, monkeypatch):
     (2.5 * reference).backward()
     assert loss.item() == pytest.approx(reference.item(), abs=1e-12)
     torch.testing.assert_close(found.grad, expected.grad, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("elements", [1 << 21, 7])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_loss_and_gradient_at_once_are_the_same(dtype, elements, monkeypatch):
+    monkeypatch.setattr(target_loss, "_CHUNK_ELEMENTS", elements)
+    expected = logits(dtype)
+    reference = weighted_nll(expected, ROWS, LABELS, WEIGHTS)
+    reference.backward()
+    values = expected.detach().clone()
+    loss, gradient = nll_and_gradient(values, ROWS, LABELS, WEIGHTS)
+    assert gradient is values
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    assert loss.dtype == reference.dtype and loss.item() == pytest.approx(reference.item(), rel=1e-6)
+    torch.testing.assert_close(gradient, expected.grad, atol=tolerance, rtol=1e-2)
 
 
 def test_gradient_is_that_of_finite_differences():

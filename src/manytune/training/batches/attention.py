@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from manytune.training.batches import cpu_attention
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.layout import Layout, Rectangle
 
@@ -99,17 +100,36 @@ def packed_attention_forward(
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
+    if softcap is None and cpu_attention.suits(query, value):
+        # (1, heads, T, dim) is a view of (T, heads, dim) in most models.
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        out = cpu_attention.cpu_attention(query, key, value, manytune_layout, scaling, sliding_window)
+        return out[None], None
+    return _by_rectangle(query, key, value, manytune_layout, scaling, sliding_window, softcap), None
+
+
+# Each number of rectangles would be compiled anew.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _by_rectangle(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """The same through operations that run on any device and know soft caps; autograd does their backward."""
     heads, rows = query.shape[1], query.shape[2]
-    # (1, heads, T, dim) is a view of (T, heads * dim) in most models, so that a gather copies whole rows.
     query, key, value = (x.transpose(1, 2).reshape(rows, -1) for x in (query, key, value))
     key_heads = heads * key.shape[1] // query.shape[1]
     results = [
-        _attend(rectangle, query, key, value, heads, key_heads, scaling, sliding_window, softcap)
-        for rectangle in manytune_layout.rectangles
+        _attend(rectangle, query, key, value, heads, key_heads, scaling, window, softcap)
+        for rectangle in layout.rectangles
     ]
     # F.embedding is a gather of rows whose backward runs in parallel on CPU; that of indexing does not.
-    out = F.embedding(manytune_layout.slots, torch.cat(results) if len(results) > 1 else results[0])
-    return out.view(1, rows, heads, -1), None
+    out = F.embedding(layout.slots, torch.cat(results) if len(results) > 1 else results[0])
+    return out.view(1, rows, heads, -1)
 
 
 def _attend(
@@ -157,16 +177,3 @@ def _capped_attention(
 
 
 AttentionInterface.register(NAME, packed_attention_forward)
-
-
-@contextmanager
-def outside_compiled_code() -> Iterator[None]:
-    """Keep this function out of compiled layers inside the `with` block.
-
-    Its rectangles change from batch to batch, and each number of them would be compiled anew.
-    """
-    AttentionInterface.register(NAME, torch.compiler.disable(packed_attention_forward))
-    try:
-        yield
-    finally:
-        AttentionInterface.register(NAME, packed_attention_forward)

@@ -10,6 +10,8 @@ cost what the rectangle's rim costs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +45,7 @@ class Rectangle:
     query_positions: Tensor
     key_positions: Tensor
     square: bool
-    _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
 
     def mask(self, window: int | None) -> Tensor | None:
         """True where a query sees a key.
@@ -54,43 +56,109 @@ class Rectangle:
             Shape `(blocks, 1, queries, keys)`; None if the kernel's causal mask says the same. Computed once
             for each window and kept for the other layers.
         """
-        if window is not None and window >= self.key_rows.shape[1]:
-            window = None
-        if self.square and window is None:
-            return None
         if window not in self._masks:
-            query, key = self.query_positions[:, None, :, None], self.key_positions[:, None, None, :]
-            seen = key <= query
-            self._masks[window] = seen if window is None else seen & (key > query - window)
+            self._masks[window] = visible(self.query_positions, self.key_positions, self.square, window)
         return self._masks[window]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Rectangle:
-        """The same rectangle on another device."""
-        return Rectangle(
-            self.query_rows.to(device, non_blocking=non_blocking),
-            self.key_rows.to(device, non_blocking=non_blocking),
-            self.query_positions.to(device, non_blocking=non_blocking),
-            self.key_positions.to(device, non_blocking=non_blocking),
-            self.square,
-        )
+
+def visible(
+    query_positions: Tensor, key_positions: Tensor, square: bool, window: int | None
+) -> Tensor | None:
+    """True where a query sees a key, as `Rectangle.mask` has it; its rectangle's attributes are the arguments."""
+    if window is not None and window >= key_positions.shape[1]:
+        window = None
+    if square and window is None:
+        return None
+    query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The attention of one packed batch. Built once, used by every layer.
 
+    The rectangles' rows and positions stand one rectangle after the other, so that compiled code sees the same few
+    tensors whatever the number of rectangles.
+
     Attributes:
-        rectangles: The attention problems; each packed row is a query of exactly one of them.
-        slots: Where each packed row's result is in the concatenated results of the rectangles. Shape `(T,)`.
+        query_rows: Packed row of each query; pad slots repeat a row. Shape `(slots,)`.
+        key_rows: Packed row of each key; pad slots repeat a row. Shape `(keys,)`.
+        query_positions: Position of each query in its sequence. Shape `(slots,)`.
+        key_positions: Position of each key in its sequence; pad slots lie after every query. Shape `(keys,)`.
+        shapes: Blocks, queries, keys and 1 if it is square, one rectangle after the other. On the CPU.
+        slots: The slot of each packed row: each is a query once. Shape `(T,)`.
     """
 
-    rectangles: tuple[Rectangle, ...]
+    query_rows: Tensor
+    key_rows: Tensor
+    query_positions: Tensor
+    key_positions: Tensor
+    shapes: Tensor
     slots: Tensor
+
+    @cached_property
+    def rectangles(self) -> tuple[Rectangle, ...]:
+        """The attention problems, as views."""
+        return tuple(
+            Rectangle(
+                own.queries_of(self.query_rows),
+                own.keys_of(self.key_rows),
+                own.queries_of(self.query_positions),
+                own.keys_of(self.key_positions),
+                own.square,
+            )
+            for own in extents(self.shapes)
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Layout:
         """The same layout on another device."""
-        rectangles = tuple(r.to(device, non_blocking=non_blocking) for r in self.rectangles)
-        return Layout(rectangles, self.slots.to(device, non_blocking=non_blocking))
+        query_rows, key_rows, query_positions, key_positions, slots = (
+            tensor.to(device, non_blocking=non_blocking)
+            for tensor in (
+                self.query_rows,
+                self.key_rows,
+                self.query_positions,
+                self.key_positions,
+                self.slots,
+            )
+        )
+        return Layout(query_rows, key_rows, query_positions, key_positions, self.shapes, slots)
+
+
+class Extent(NamedTuple):
+    """Where one rectangle's queries and keys stand in the layout's tensors."""
+
+    blocks: int
+    queries: slice
+    keys: slice
+    square: bool
+
+    def queries_of(self, tensor: Tensor) -> Tensor:
+        """What a tensor holds for this rectangle's queries, block by block."""
+        own = tensor[self.queries]
+        return own.view(self.blocks, -1, *own.shape[1:])
+
+    def keys_of(self, tensor: Tensor) -> Tensor:
+        """What a tensor holds for this rectangle's keys, block by block."""
+        own = tensor[self.keys]
+        return own.view(self.blocks, -1, *own.shape[1:])
+
+
+def extents(shapes: Tensor) -> list[Extent]:
+    """The rectangles' places.
+
+    Args:
+        shapes: As a layout holds them.
+    """
+    found, query, key = [], 0, 0
+    for blocks, queries, keys, square in shapes.view(-1, 4).tolist():
+        own = Extent(
+            blocks, slice(query, query + blocks * queries), slice(key, key + blocks * keys), bool(square)
+        )
+        found.append(own)
+        query, key = own.queries.stop, own.keys.stop
+    return found
 
 
 def build_layout(paths: IntArray, starts: IntArray, lengths: IntArray) -> Layout:
@@ -107,7 +175,8 @@ def build_layout(paths: IntArray, starts: IntArray, lengths: IntArray) -> Layout
     """
     queries = lengths - starts
     slots = np.empty(int(queries.sum()), dtype=np.int64)
-    rectangles = []
+    columns: list[list[IntArray]] = [[], [], [], []]
+    shapes = []
     used = 0
     for members in _partition(queries, lengths):
         width, height = int(lengths[members].max()), int(queries[members].max())
@@ -120,16 +189,20 @@ def build_layout(paths: IntArray, starts: IntArray, lengths: IntArray) -> Layout
         real = steps < queries[members, None]
         slots[query_rows[real]] = used + real.ravel().nonzero()[0]
         used += real.size
-        rectangles.append(
-            Rectangle(
-                query_rows=torch.from_numpy(query_rows),
-                key_rows=torch.from_numpy(np.where(is_key, paths[members, :width], query_rows[:, :1])),
-                query_positions=torch.from_numpy(query_positions),
-                key_positions=torch.from_numpy(np.where(is_key, positions, _FAR)),
-                square=bool((starts[members] == 0).all()),
-            )
-        )
-    return Layout(tuple(rectangles), torch.from_numpy(slots))
+        key_rows = np.where(is_key, paths[members, :width], query_rows[:, :1])
+        key_positions = np.where(is_key, positions, _FAR)
+        for column, own in zip(columns, (query_rows, key_rows, query_positions, key_positions), strict=True):
+            column.append(own.ravel())
+        shapes.append((len(members), height, width, (starts[members] == 0).all()))
+    flat = [torch.from_numpy(np.concatenate(column)) for column in columns]
+    return Layout(
+        query_rows=flat[0],
+        key_rows=flat[1],
+        query_positions=flat[2],
+        key_positions=flat[3],
+        shapes=torch.from_numpy(np.array(shapes, dtype=np.int64).ravel()),
+        slots=torch.from_numpy(slots),
+    )
 
 
 def _partition(queries: IntArray, lengths: IntArray) -> list[IntArray]:

@@ -59,6 +59,37 @@ def weighted_nll(logits: Tensor, rows: Tensor, labels: Tensor, weights: Tensor) 
     return loss
 
 
+def nll_and_gradient(logits: Tensor, rows: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`weighted_nll` and its gradient at once, in the memory of the logits.
+
+    The exponentials are computed once for both, a few megabytes at a time.
+
+    Args:
+        logits: As `weighted_nll` takes them, without a gradient. Overwritten with the result.
+        rows: Each target's row of `logits`. Shape `(n,)`.
+        labels: Each target's token id. Shape `(n,)`.
+        weights: Each target's weight. Shape `(n,)`.
+
+    Returns:
+        The sum in nats, and its gradient for the logits, which is `logits`.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scale = weights.to(dtype)
+    row_scale = torch.zeros(len(logits), dtype=dtype, device=logits.device).index_add_(0, rows, scale)
+    targeted = logits[rows, labels].to(dtype)
+    normalizers = torch.empty_like(row_scale)
+    for part in _chunks(logits):
+        values = logits[part].to(dtype)  # the same memory, unless the logits have half precision
+        largest = values.amax(-1, keepdim=True)
+        total = values.sub_(largest).exp_().sum(-1, keepdim=True)
+        normalizers[part] = (largest + total.log()).squeeze(-1)
+        values.mul_(row_scale[part, None] / total)
+        if values.dtype != logits.dtype:
+            logits[part] = values
+    logits.index_put_((rows, labels), -scale.to(logits.dtype), accumulate=True)
+    return torch.dot(normalizers[rows] - targeted, scale), logits
+
+
 def _chunks(logits: Tensor) -> list[slice]:
     step = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
