@@ -36,7 +36,7 @@ def share_of_limit(
         base: For the head's shape and the padding id.
         compiled: Whether the layers are compiled first.
     """
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def step(rows: Sequence[Encoded]) -> Batch:
         batch = build(rows, pad_id=base.tokenizer.pad_token_id)
