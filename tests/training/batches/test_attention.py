@@ -34,10 +34,11 @@ def visible_rows(sequences, batch, window):
     st.sampled_from([None, 1, 3, 40]),
     st.sampled_from([None, 0.7]),
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),
+    st.sampled_from([2, 64]),  # so that some rectangles take several calls
     st.sampled_from([8, 6]),  # values as wide as keys, which the CPU's own kernel asks for, and narrower
 )
 @settings(max_examples=80, deadline=None)
-def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads, value_dim):
+def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads, queries, value_dim):
     batch = builder("shared-prefix")(sequences, pad_id=0)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -45,17 +46,19 @@ def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads, 
         for count, dim in ((heads[0], 8), (heads[1], 8), (heads[1], value_dim))
     )
     query, key, value = (tensor.requires_grad_() for tensor in (query, key, value))
-    found, weights = packed_attention_forward(
-        torch.nn.Module(),
-        query[None],
-        key[None],
-        value[None],
-        None,
-        scaling=0.3,
-        sliding_window=window,
-        softcap=softcap,
-        manytune_layout=batch.layout,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_attention, "_QUERIES", queries)
+        found, weights = packed_attention_forward(
+            torch.nn.Module(),
+            query[None],
+            key[None],
+            value[None],
+            None,
+            scaling=0.3,
+            sliding_window=window,
+            softcap=softcap,
+            manytune_layout=batch.layout,
+        )
     expected = attention(
         query, key, value, visible_rows(sequences, batch, window), scaling=0.3, softcap=softcap
     )
@@ -114,16 +117,29 @@ def test_a_mask_is_computed_once_for_all_layers():
     assert rectangle.mask(2) is rectangle.mask(2)
 
 
-def test_all_layers_share_the_masks_that_are_added_to_scores():
+def test_all_layers_share_what_was_found_out_about_a_layout():
     batch = builder("shared-prefix")([Sequence((1, 2, 3), (4, 5)), Sequence((1, 2), (6, 7))], pad_id=0)
-    layout = batch.layout
     query = torch.randn(batch.tokens_computed, 2, 8)
     for _ in range(2):
-        cpu_attention.cpu_attention(query, query, query, layout, 1.0, None)
-    known = cpu_attention._MASKS[layout.query_positions]
+        cpu_attention.cpu_attention(query, query, query, batch.layout, 1.0, None)
+    known = cpu_attention._PROBLEMS[batch.layout.query_positions]
     (first,) = known.values()
-    cpu_attention.cpu_attention(query, query, query, layout, 1.0, 2)
-    assert len(known) == 2 and known[None, torch.float32] is first
+    cpu_attention.cpu_attention(query, query, query, batch.layout, 1.0, 2)
+    assert len(known) == 2 and known[None, 2, torch.float32] is first
+
+
+def test_queries_are_not_multiplied_with_keys_that_come_after_all_of_them(monkeypatch):
+    monkeypatch.setattr(cpu_attention, "_QUERIES", 4)
+    sequences = [Sequence((1, 2, 3), tuple(range(10, 20))), Sequence((1, 2, 3), tuple(range(30, 39)))]
+    batch = builder("shared-prefix")(sequences, pad_id=0)
+    query = torch.randn(batch.tokens_computed, 2, 8)
+    cpu_attention.cpu_attention(query, query, query, batch.layout, 1.0, None)
+    (problems,) = cpu_attention._PROBLEMS[batch.layout.query_positions].values()
+    parts = [problem for problem in problems if problem.mask is not None]
+    assert len({part.keys for part in parts}) > 1
+    for part in parts:
+        assert part.mask.shape[2:] == (part.queries.stop - part.queries.start, part.keys)
+        assert part.mask[..., -1].isfinite().any()  # the last key is seen by one of them
 
 
 @pytest.mark.filterwarnings(

@@ -10,7 +10,8 @@ see one operation whose inputs are always the same few tensors. Semantics: `atte
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,32 @@ from manytune.training.batches.layout import Extent, Layout, extents, visible
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-# The scores' masks of the layouts in use, by their query positions: all layers of a model need the same ones.
-_MASKS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# Queries of a call of the kernel, unless it knows itself which keys they don't see: those after the last of them are
+# left out. Fewer leave out more and call more often.
+_QUERIES = 128
+
+
+class Problem(NamedTuple):
+    """One call of the kernel: some queries of one rectangle's blocks, and the keys that any of them sees.
+
+    Attributes:
+        own: The rectangle.
+        queries: Which of a block's queries.
+        keys: How many of a block's keys, from the first.
+        mask: What is added to scores, 0 where a query sees a key and -inf elsewhere; None for the causal mask.
+            Shape `(blocks, 1, queries, keys)`.
+        normalizers: Where the normalisers stand.
+    """
+
+    own: Extent
+    queries: slice
+    keys: int
+    mask: Tensor | None
+    normalizers: slice
+
+
+# The problems of the layouts in use, by their query positions: all layers of a model have the same ones.
+_PROBLEMS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def suits(query: Tensor, value: Tensor) -> bool:
@@ -124,22 +149,16 @@ def _forward(
         key.index_select(0, key_rows),
         value.index_select(0, key_rows),
     )
-    masks = _masks(query_positions, key_positions, shapes, window, query.dtype)
-    results, normalizers = [], []
-    for own, mask in zip(extents(shapes), masks, strict=True):
+    attended = torch.empty_like(q)
+    normalizers = q.new_empty(q.shape[0] * q.shape[1], dtype=_normalizer_dtype(q))
+    for problem in _problems(query_positions, key_positions, shapes, window, q):
+        queries, keys, values = _operands(problem, q, k, v)
         result, normalizer = _flash(
-            own.queries_of(q).transpose(1, 2),
-            own.keys_of(k).transpose(1, 2),
-            own.keys_of(v).transpose(1, 2),
-            0.0,
-            mask is None,
-            attn_mask=mask,
-            scale=scaling,
+            queries, keys, values, 0.0, problem.mask is None, attn_mask=problem.mask, scale=scaling
         )
-        results.append(result.transpose(1, 2).flatten(0, 1))
-        normalizers.append(normalizer.flatten())
-    attended = torch.cat(results)
-    return attended.index_select(0, slots), q, k, v, attended, torch.cat(normalizers)
+        problem.own.queries_of(attended)[:, problem.queries] = result.transpose(1, 2)
+        normalizers[problem.normalizers] = normalizer.flatten()
+    return attended.index_select(0, slots), q, k, v, attended, normalizers
 
 
 def _backward(
@@ -158,60 +177,90 @@ def _backward(
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
-    heads = q.shape[1]
     grad_slots = torch.zeros_like(q).index_copy_(0, slots, grad)  # zero where a slot is padding
-    masks = _masks(query_positions, key_positions, shapes, window, q.dtype)
-    grads: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for own, mask in zip(extents(shapes), masks, strict=True):
-        size = slice(own.queries.start * heads, own.queries.stop * heads)
-        gradients = _flash_backward(
-            own.queries_of(grad_slots).transpose(1, 2),
-            own.queries_of(q).transpose(1, 2),
-            own.keys_of(k).transpose(1, 2),
-            own.keys_of(v).transpose(1, 2),
-            own.queries_of(attended).transpose(1, 2),
-            normalizers[size].view(own.blocks, heads, -1),
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for problem in _problems(query_positions, key_positions, shapes, window, q):
+        own = problem.own
+        queries, keys, values = _operands(problem, q, k, v)
+        found_q, found_k, found_v = _flash_backward(
+            own.queries_of(grad_slots)[:, problem.queries].transpose(1, 2),
+            queries,
+            keys,
+            values,
+            own.queries_of(attended)[:, problem.queries].transpose(1, 2),
+            normalizers[problem.normalizers].view(own.blocks, q.shape[1], -1),
             0.0,
-            mask is None,
-            attn_mask=mask,
+            problem.mask is None,
+            attn_mask=problem.mask,
             scale=scaling,
         )
-        for column, found in zip(grads, gradients, strict=True):
-            column.append(found.transpose(1, 2).flatten(0, 1))
+        own.queries_of(grad_q)[:, problem.queries] = found_q.transpose(1, 2)
+        own.keys_of(grad_k)[:, : problem.keys] += found_k.transpose(1, 2)
+        own.keys_of(grad_v)[:, : problem.keys] += found_v.transpose(1, 2)
     rows = len(grad)
     return (
-        torch.cat(grads[0]).index_select(0, slots),
-        _summed(grads[1], key_rows, rows),
-        _summed(grads[2], key_rows, rows),
+        grad_q.index_select(0, slots),
+        _summed(grad_k, key_rows, rows),
+        _summed(grad_v, key_rows, rows),
     )
 
 
-def _summed(grads: list[Tensor], rows: Tensor, count: int) -> Tensor:
+def _operands(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as the kernel takes them: (blocks, heads, queries or keys, dim)."""
+    return (
+        problem.own.queries_of(q)[:, problem.queries].transpose(1, 2),
+        problem.own.keys_of(k)[:, : problem.keys].transpose(1, 2),
+        problem.own.keys_of(v)[:, : problem.keys].transpose(1, 2),
+    )
+
+
+def _summed(grad: Tensor, rows: Tensor, count: int) -> Tensor:
     """The sum of what each slot found for a row."""
-    flat = torch.cat(grads)
     # The gradient of a gather runs in parallel on CPU; adding at indices does not.
-    summed: Tensor = torch.ops.aten.embedding_dense_backward(flat.flatten(1), rows, count, -1, False)
-    return summed.view(count, *flat.shape[1:])
+    summed: Tensor = torch.ops.aten.embedding_dense_backward(grad.flatten(1), rows, count, -1, False)
+    return summed.view(count, *grad.shape[1:])
 
 
-def _masks(
-    query_positions: Tensor, key_positions: Tensor, shapes: Tensor, window: int | None, dtype: torch.dtype
-) -> list[Tensor | None]:
-    """What is added to each rectangle's scores: 0 where a query sees a key, else -inf; None for the causal mask."""
-    known = _MASKS.setdefault(query_positions, {})
-    if (window, dtype) not in known:
-        known[window, dtype] = [
-            _mask(own, query_positions, key_positions, window, dtype) for own in extents(shapes)
-        ]
-    masks: list[Tensor | None] = known[window, dtype]
-    return masks
+def _normalizer_dtype(query: Tensor) -> torch.dtype:
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def _mask(
-    own: Extent, query_positions: Tensor, key_positions: Tensor, window: int | None, dtype: torch.dtype
-) -> Tensor | None:
-    seen = visible(own.queries_of(query_positions), own.keys_of(key_positions), own.square, window)
-    return None if seen is None else torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+def _problems(
+    query_positions: Tensor, key_positions: Tensor, shapes: Tensor, window: int | None, q: Tensor
+) -> list[Problem]:
+    """The kernel's calls for a layout, for a number of heads and a dtype."""
+    known = _PROBLEMS.setdefault(query_positions, {})
+    kind = (window, q.shape[1], q.dtype)
+    if kind not in known:
+        known[kind] = list(_split(query_positions, key_positions, shapes, window, q.shape[1], q.dtype))
+    problems: list[Problem] = known[kind]
+    return problems
+
+
+def _split(
+    query_positions: Tensor,
+    key_positions: Tensor,
+    shapes: Tensor,
+    window: int | None,
+    heads: int,
+    dtype: torch.dtype,
+) -> Iterator[Problem]:
+    normalizer = 0
+    for own in extents(shapes):
+        queries, keys = own.queries_of(query_positions), own.keys_of(key_positions)
+        seen = visible(queries, keys, own.square, window)
+        count = queries.shape[1]
+        step = count if seen is None else _QUERIES
+        for start in range(0, count, step):
+            part = slice(start, min(start + step, count))
+            last = keys.shape[1] if seen is None else int(queries[:, part].max()) + 1
+            mask = None
+            if seen is not None:
+                unseen = ~seen[:, :, part, :last]
+                mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf"))
+            end = normalizer + own.blocks * heads * (part.stop - start)
+            yield Problem(own, part, last, mask, slice(normalizer, end))
+            normalizer = end
 
 
 # The same, as torch.compile sees them: two operations that it doesn't look into.
@@ -239,14 +288,13 @@ def _(
 ) -> tuple[Tensor, ...]:
     slots, keys = query_rows.shape[0], key_rows.shape[0]
     _, heads, dim = query.shape
-    normalizer = torch.float64 if query.dtype == torch.float64 else torch.float32
     return (
         query.new_empty(query.shape),
         query.new_empty(slots, heads, dim),
         key.new_empty(keys, *key.shape[1:]),
         value.new_empty(keys, *value.shape[1:]),
         query.new_empty(slots, heads, dim),
-        query.new_empty(slots * heads, dtype=normalizer),
+        query.new_empty(slots * heads, dtype=_normalizer_dtype(query)),
     )
 
 
