@@ -104,6 +104,10 @@ def _print(finished: TrainedRun) -> None:
     counts = training.tally.counts
     table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
     table.add_row("saved", _saved(counts))
+    if training.cache is not None:
+        share = training.tally.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
+        layers = f"{training.cache.layers} of {training.cache.all_layers} layers"
+        table.add_row("kept", f"{share:.0%} of the computed tokens skipped {layers}")
     table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
     if training.achieved is not None and training.matrix_speed is not None:
         speed = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
@@ -133,6 +137,8 @@ def _print_estimate(estimated: Estimate) -> None:
     table.add_row("batches", estimated.layout.note or estimated.layout.used)
     table.add_row("padding", f"{estimated.padding_share:.0%} of a padded epoch")
     table.add_row("shared", f"{counts.saved_by_sharing:.0%} of the tokens left")
+    if estimated.cache is not None:
+        table.add_row("kept", estimated.cache.note)
     table.add_row("steps", f"{estimated.steps:,}")
     table.add_row("time", f"about {duration(estimated.seconds)}, and loading")
     table.add_row("peak memory", f"about {estimated.peak_memory / 2**30:.2f} GiB")

@@ -80,14 +80,20 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             module._compiled_call_impl = form
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def repeated_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that the base says it repeats; none if it doesn't say."""
     base = base_model(model)
     kinds = set(base._no_split_modules or ())
-    layers = [module for module in base.modules() if type(module).__name__ in kinds]
+    return [module for module in base.modules() if type(module).__name__ in kinds]
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    layers = repeated_layers(model)
     if layers:
         return layers
+    kind = type(base_model(model)).__name__
     raise RunError(
-        f"training.compile: {type(base).__name__} doesn't say which of its modules are its layers, so there is "
+        f"training.compile: {kind} doesn't say which of its modules are its layers, so there is "
         "nothing to compile. Set training.compile to false."
     )
 

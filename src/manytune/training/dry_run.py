@@ -25,6 +25,7 @@ from manytune.store.base import load_base
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.dataset import encode_splits, read_splits
+from manytune.training.frozen_layers import CacheSize, LowerLayers, cache_frozen_layers, computed
 from manytune.training.head_loss import loss_sum
 from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
 from manytune.training.operations import ModelSize
@@ -48,6 +49,7 @@ class Estimate:
         train_rows: Rows to learn from.
         rows_per_epoch: How many of them an epoch holds; with several tasks it may be another number.
         layout: The batches' layout, and why not as asked if so.
+        cache: What `training.cache_frozen` would keep; None without it.
         epoch: Tokens of an epoch.
         counted_batches: How many of its batches were counted for that.
         steps: Optimizer steps.
@@ -61,6 +63,7 @@ class Estimate:
     train_rows: int
     rows_per_epoch: int
     layout: LayoutChoice
+    cache: CacheSize | None
     epoch: TokenCounts
     counted_batches: int
     steps: int
@@ -87,7 +90,7 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
         notify: Receives a line about each stage.
 
     Raises:
-        RunError: The device isn't there.
+        RunError: The device isn't there, or `training.cache_frozen` can't be.
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded.
     """
@@ -149,18 +152,31 @@ def estimate_training(
         work.step(build(counted[timed[1]]))  # not timed: the first one also allocates
         spent = [work.step(build(counted[index])) for index in timed]
         validating = work.validation_seconds(validation, build) if validation else 0.0
+        repeated, validating_again = spent, validating
+        frozen = None
+        if settings.cache_frozen:
+            every_row = (*train, *validation)
+            frozen = cache_frozen_layers(model, batch_builder(model, layout), every_row, pad_id=pad_id)
+            for _ in range(2):  # the first time fills the cache
+                repeated = [work.step(build(counted[index]), frozen) for index in timed]
+                if validation:
+                    validating_again = work.validation_seconds(validation, build, frozen)
         largest = max(by_cost, key=lambda index: tallies[index].counts.tokens_computed)
         work.step(build(counted[largest]))
-    peak = peak_memory() + work.optimizer_bytes
-    cost_seconds = sum(spent) / sum(work.cost(tallies[index]) for index in timed)
-    batch_seconds = cost_seconds * sum(map(work.cost, tallies)) / len(tallies)
+    peak = peak_memory() + work.optimizer_bytes + (frozen.size.bytes if frozen else 0)
+    timed_cost = sum(work.cost(tallies[index]) for index in timed)
+    mean_cost = sum(map(work.cost, tallies)) / len(tallies)
+    batch_seconds, repeated_seconds = (sum(times) / timed_cost * mean_cost for times in (spent, repeated))
 
     steps = total_steps(settings, rows)
     passes = (
         steps * settings.accumulation if settings.max_steps is not None else settings.epochs * len(batches)
     )
     every = settings.eval_every or steps_per_epoch(settings, rows)
-    validations = 1 + -(-steps // every)
+    later_validations = -(-steps // every)
+    first_passes = min(passes, len(batches))
+    seconds = first_passes * batch_seconds + (passes - first_passes) * repeated_seconds
+    seconds += steps * work.optimizer_seconds() + validating + later_validations * validating_again
     trainable, total = count_parameters(model)
     return Estimate(
         trainable,
@@ -168,10 +184,11 @@ def estimate_training(
         len(train),
         rows,
         layout,
+        frozen.size if frozen else None,
         _scaled(summed.counts, len(batches) / len(counted)),
         len(counted),
         steps,
-        passes * batch_seconds + steps * work.optimizer_seconds() + validations * validating,
+        seconds,
         peak,
         f"{len(timed)} batches that were run on this machine without a step of the optimizer, and the largest of "
         f"{len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
@@ -201,10 +218,12 @@ class _Work:
         """What a batch's time is in proportion to: its operations, or its tokens if these can't be counted."""
         return tally.counts.tokens_computed if self._size is None else self._size.training(tally)
 
-    def step(self, batch: Batch | Seq2SeqBatch) -> float:
+    def step(self, batch: Batch | Seq2SeqBatch, lower: LowerLayers = computed) -> float:
         """Seconds of a forward and a backward pass; the gradients are gone afterwards."""
         started = time.perf_counter()
-        loss = loss_sum(self._model, batch.to(self._device)) / batch.targets
+        batch = batch.to(self._device)
+        with lower(batch):
+            loss = loss_sum(self._model, batch) / batch.targets
         loss.backward()
         self._wait()
         seconds = time.perf_counter() - started
@@ -214,15 +233,19 @@ class _Work:
 
     @torch.no_grad()
     def validation_seconds(
-        self, sequences: Sequence[Encoded], build: Callable[[Sequence[Encoded]], Batch | Seq2SeqBatch]
+        self,
+        sequences: Sequence[Encoded],
+        build: Callable[[Sequence[Encoded]], Batch | Seq2SeqBatch],
+        lower: LowerLayers = computed,
     ) -> float:
         """Seconds of one validation, from its middle batch."""
         size = self._batch_size
         ordered = sorted(sequences, key=lambda sequence: len(sequence.input_ids))
         batches = [build(ordered[start : start + size]) for start in range(0, len(ordered), size)]
-        middle = batches[len(batches) // 2]
+        middle = batches[len(batches) // 2].to(self._device)
         started = time.perf_counter()
-        loss_sum(self._model, middle.to(self._device)).item()
+        with lower(middle):
+            loss_sum(self._model, middle).item()
         seconds = time.perf_counter() - started
         costs = [self.cost(Tally.of(batch)) for batch in batches]
         return seconds * sum(costs) / costs[len(batches) // 2]

@@ -9,12 +9,19 @@ from torch import nn
 
 from manytune.data.encode import Encoded
 from manytune.training.batches import Builder
+from manytune.training.frozen_layers import LowerLayers, computed
 from manytune.training.head_loss import loss_sum
 
 
 @torch.no_grad()
 def mean_loss(
-    model: nn.Module, sequences: Sequence[Encoded], build: Builder, *, batch_size: int, pad_id: int
+    model: nn.Module,
+    sequences: Sequence[Encoded],
+    build: Builder,
+    *,
+    batch_size: int,
+    pad_id: int,
+    lower: LowerLayers = computed,
 ) -> float:
     """The mean negative log likelihood per target token over a set of sequences, in nats.
 
@@ -27,6 +34,7 @@ def mean_loss(
         build: The batch layout.
         batch_size: Sequences in one forward pass.
         pad_id: Any valid token id.
+        lower: Whether the lower layers run.
     """
     device = next(model.parameters()).device
     longest: dict[str | None, int] = {}
@@ -45,7 +53,8 @@ def mean_loss(
     try:
         for start in range(0, len(by_length), batch_size):
             batch = build(by_length[start : start + batch_size], pad_id=pad_id).to(device)
-            total += loss_sum(model, batch).item()
+            with lower(batch):
+                total += loss_sum(model, batch).item()
             targets += batch.targets
     finally:
         model.train(was_training)

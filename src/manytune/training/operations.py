@@ -7,13 +7,14 @@ computed (pad tokens not counted), R tokens that predict a target and P pairs of
     backward    as much for gradients of inputs, twice for attention's, and
                 2 W' T + 2 H' R             for the weights W' and H' that are trained
 
-An adapter's matrices count among W and W'. Not counted are norms, activations, the optimizer, and what is computed
-twice with gradient checkpointing.
+An adapter's matrices count among W and W'. With `training.cache_frozen`, the lower layers' W and A have no part in the
+backward pass, and in the forward pass only for tokens that didn't skip them. Not counted are norms, activations, the
+optimizer, and what is computed twice with gradient checkpointing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class ModelSize:
         attention_width: A: heads times the size of a head, summed over the layers.
         trained_layer_weights: W'.
         trained_head_weights: H'.
+        lower_weights: The part of W in layers that tokens may skip.
+        lower_attention_width: The part of A in these.
     """
 
     layer_weights: int
@@ -41,10 +44,16 @@ class ModelSize:
     attention_width: int
     trained_layer_weights: int
     trained_head_weights: int
+    lower_weights: int = 0
+    lower_attention_width: int = 0
 
     @staticmethod
-    def of(model: nn.Module) -> ModelSize | None:
+    def of(model: nn.Module, lower: Sequence[nn.Module] = ()) -> ModelSize | None:
         """Look at a causal language model with its method attached.
+
+        Args:
+            model: The model.
+            lower: Its layers that tokens may skip.
 
         Returns:
             None if the formula doesn't hold: the model has an encoder, or weights that aren't matrices, such as a
@@ -69,18 +78,26 @@ class ModelSize:
             heads * head_size * config.num_hidden_layers,
             sizes[False][1],
             sizes[True][1],
+            sum(module.weight.numel() for layer in lower for module in matrices(layer)),
+            heads * head_size * len(lower),
         )
 
     def forward(self, tally: Tally) -> int:
         """Operations of the forward pass."""
         layers = 2 * self.layer_weights * _tokens(tally)
-        return layers + 2 * self.head_weights * tally.logit_rows + 4 * self.attention_width * tally.pairs
+        skipped = (
+            2 * self.lower_weights * tally.skipped_tokens
+            + 4 * self.lower_attention_width * tally.skipped_pairs
+        )
+        head = 2 * self.head_weights * tally.logit_rows
+        return layers - skipped + head + 4 * self.attention_width * tally.pairs
 
     def backward(self, tally: Tally) -> int:
         """Operations of the backward pass."""
-        layers = 2 * (self.layer_weights + self.trained_layer_weights) * _tokens(tally)
+        weights = self.layer_weights - self.lower_weights + self.trained_layer_weights
         head = 2 * (self.head_weights + self.trained_head_weights) * tally.logit_rows
-        return layers + head + 8 * self.attention_width * tally.pairs
+        width = self.attention_width - self.lower_attention_width
+        return 2 * weights * _tokens(tally) + head + 8 * width * tally.pairs
 
     def training(self, tally: Tally) -> int:
         """Operations of both."""

@@ -98,6 +98,9 @@ class TrainingRecipe(Section):
     compile: bool = False
     """Run the model's layers through `torch.compile`: a minute at the start for somewhat faster steps. Needs a C++
     compiler on CPU."""
+    cache_frozen: bool = False
+    """Run the layers below everything that is trained once, and keep in memory what they give, instead of in every
+    epoch; for methods on upper layers alone."""
     tensorboard: bool = False
     """Also write TensorBoard event files into the run directory."""
 

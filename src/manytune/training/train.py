@@ -24,6 +24,7 @@ from manytune.training.allocation import rank_allocation
 from manytune.training.background import BackgroundBuilder
 from manytune.training.batches import builder
 from manytune.training.compilation import compiled_layers
+from manytune.training.frozen_layers import CacheSize, FrozenLayers, cache_frozen_layers, computed
 from manytune.training.head_loss import loss_sum
 from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
 from manytune.training.loss import mean_loss
@@ -57,6 +58,7 @@ class TrainingResult:
         matrix_speed: The machine's matrix products at the model's shapes, in operations a second; None if it wasn't
             measured.
         layout: How the batches were laid out, and why not as asked if so.
+        cache: What `training.cache_frozen` kept; None without it.
         step_reports: One for each step of this process; those before a `--resume` aren't in it.
         validation_reports: The same for validations; the first is the model before training.
     """
@@ -72,6 +74,7 @@ class TrainingResult:
     operations: int | None
     matrix_speed: float | None
     layout: LayoutChoice
+    cache: CacheSize | None
     step_reports: tuple[StepReport, ...]
     validation_reports: tuple[ValidationReport, ...]
 
@@ -135,7 +138,8 @@ def train_model(
         pad_id: Any valid token id; it only ever stands in masked columns.
         mixture: Which of `train`'s rows an epoch holds, if they are several tasks'; None for all.
         report: Called after every step and every validation.
-        notify: Receives a line if the model can't train with the batches that the settings ask for.
+        notify: Receives a line if the model can't train with the batches that the settings ask for, and one about
+            what `settings.cache_frozen` keeps.
         checkpoint_directory: Where checkpoints go, every `settings.checkpoint_every` steps; None keeps
         none.
         resume_from: The checkpoint to continue from, as `latest_checkpoint` returns it.
@@ -146,7 +150,7 @@ def train_model(
 
     Raises:
         RunError: Nothing is trainable, the loss or the gradient isn't finite, the device or TensorBoard
-            isn't there, or no parameter changed.
+            isn't there, no parameter changed, or `settings.cache_frozen` can't be.
         RecipeError: `settings.batching` names no layout.
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -174,7 +178,13 @@ def train_model(
     config: Any = model.config
     packed = prepared(model, layout)
     background = BackgroundBuilder(partial(build, pad_id=pad_id))
+    frozen: FrozenLayers | None = None
     with tempfile.TemporaryDirectory() as scratch, packed, background:
+        if settings.cache_frozen:
+            frozen = cache_frozen_layers(model, build, (*train, *validation), pad_id=pad_id)
+            if notify is not None:
+                notify(frozen.size.note)
+        lower = frozen or computed
         trainer = AdapterTrainer(
             model,
             _arguments(
@@ -190,6 +200,7 @@ def train_model(
             validation=validation,
             build=build,
             background=background,
+            lower=lower,
             group_prefixes=settings.group_prefixes,
             mixture=mixture,
             pad_id=pad_id,
@@ -211,7 +222,7 @@ def train_model(
             resume_from.restore_weights(model)
             if validation:
                 batch_size = settings.batch_size
-                loss = mean_loss(model, validation, build, batch_size=batch_size, pad_id=pad_id)
+                loss = mean_loss(model, validation, build, batch_size=batch_size, pad_id=pad_id, lower=lower)
                 record(ValidationReport(last_step, last_step, loss, trainer.clock.seconds))
         else:
 
@@ -225,7 +236,7 @@ def train_model(
                 )
     model.eval()
     _check_changed(trainable, before, settings)
-    tally, size = trainer.clock.tally, ModelSize.of(model)
+    tally, size = trainer.clock.tally, ModelSize.of(model, frozen.layers if frozen else ())
     if measure_speed is None:
         measure_speed = size is not None and trainer.clock.step_seconds >= _LONG_RUN
     memory = peak_memory()  # of the training, without what measuring takes
@@ -244,6 +255,7 @@ def train_model(
         if measure_speed
         else None,
         layout=layout,
+        cache=frozen.size if frozen else None,
         step_reports=tuple(steps_reported),
         validation_reports=tuple(validations),
     )

@@ -24,6 +24,7 @@ from manytune.errors import RunError
 from manytune.training.background import BackgroundBuilder, PendingBatch
 from manytune.training.batches import Builder
 from manytune.training.compilation import uncompiled
+from manytune.training.frozen_layers import LowerLayers
 from manytune.training.head_loss import loss_sum
 from manytune.training.loss import mean_loss
 from manytune.training.orders import order_of
@@ -55,6 +56,7 @@ class AdapterTrainer(Trainer):
         validation: The sequences to measure the loss on; may be empty.
         build: The batch layout.
         background: Builds the batches that are trained on.
+        lower: Whether the lower layers run on a batch.
         group_prefixes: Whether rows that begin alike go into the same batch.
         mixture: Which rows an epoch holds; None for all.
         pad_id: Any valid token id.
@@ -76,6 +78,7 @@ class AdapterTrainer(Trainer):
         validation: Sequence[Encoded],
         build: Builder,
         background: BackgroundBuilder,
+        lower: LowerLayers,
         group_prefixes: bool,
         mixture: Mixture | None,
         pad_id: int,
@@ -88,6 +91,7 @@ class AdapterTrainer(Trainer):
         self._module = model
         self._build = build
         self._background = background
+        self._lower = lower
         self._group_prefixes = group_prefixes
         self._mixture = mixture
         self._pad_id = pad_id
@@ -160,11 +164,12 @@ class AdapterTrainer(Trainer):
         assert not return_outputs, "evaluation doesn't go through here"
         pending: PendingBatch = inputs["batch"]
         batch = pending.get()
-        loss: Tensor = loss_sum(model, batch) / num_items_in_batch
+        with self._lower(batch) as skipped:
+            loss: Tensor = loss_sum(model, batch) / num_items_in_batch
         if not math.isfinite(value := loss.item()):
             step = self.state.global_step + 1
             raise RunError(self._not_finite(step, f"the loss is {value}", pending.rows))
-        self.clock.tally += Tally.of(batch)
+        self.clock.tally += Tally.of(batch, skipped=skipped)
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -176,6 +181,7 @@ class AdapterTrainer(Trainer):
                 self._build,
                 batch_size=self.args.per_device_eval_batch_size,
                 pad_id=self._pad_id,
+                lower=self._lower,
             )
         metrics = {"eval_loss": loss}
         self.log(dict(metrics))

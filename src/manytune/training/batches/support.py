@@ -43,7 +43,7 @@ def unsupported_reason(model: nn.Module) -> str | None:
         reason = check(base)
         if reason is not None:
             return reason
-    return _virtual_tokens(model) or _dropout(model) or _disagreement(base)
+    return virtual_tokens(model) or _dropout(model) or _disagreement(base)
 
 
 def _encoder(base: PreTrainedModel) -> str | None:
@@ -107,7 +107,8 @@ _CHECKS: tuple[Callable[[PreTrainedModel], str | None], ...] = (
 )
 
 
-def _virtual_tokens(model: nn.Module) -> str | None:
+def virtual_tokens(model: nn.Module) -> str | None:
+    """Which adapter puts virtual tokens before the others, as a clause; None if there is none."""
     for module in model.modules():
         for name, config in (getattr(module, "peft_config", None) or {}).items():
             if getattr(config, "is_prompt_learning", False):
