@@ -63,6 +63,25 @@ def test_train_says_what_share_of_the_machine_it_reached_when_asked(recipe: Path
     assert scores["batching"] == {"asked": "shared-prefix", "used": "shared-prefix", "reason": None}
 
 
+def test_what_frozen_layers_keep_is_said_before_and_after(recipe: Path) -> None:
+    asked = ("--set", "training.cache_frozen=true", "--set", "method.layers_to_transform=[1]")
+    longer = ("--set", "training.max_steps=12")
+    result = manytune("train", recipe, "--dry-run", *asked)
+    assert "the lower 1 of 2 layers run once for each of " in result.stdout.replace("\n", " ")
+    result = manytune("train", recipe, *asked, *longer)
+    assert result.exit_code == 0, result.stderr
+    assert "computed tokens skipped 1 of 2 layers" in result.stdout.replace("\n", " ")
+    scores = json.loads((recipe.parent / "run" / "scores.json").read_text())
+    assert scores["tokens_skipping_lower_layers"] > 0
+    assert scores["cache_frozen"]["layers"] == 1
+
+
+def test_frozen_layers_that_are_trained_are_an_error_with_a_name(recipe: Path) -> None:
+    result = manytune("train", recipe, "--set", "training.cache_frozen=true")
+    assert result.exit_code == 1
+    assert "the first layer (base_model.model.model.layers.0) is trained" in result.stderr.replace("\n", " ")
+
+
 def test_a_dry_run_estimates_and_writes_nothing(recipe: Path) -> None:
     result = manytune("train", recipe, "--dry-run")
     assert result.exit_code == 0, result.stderr

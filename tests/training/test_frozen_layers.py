@@ -273,6 +273,24 @@ def test_a_batch_is_skipped_when_all_its_prefixes_are_known(monkeypatch: pytest.
     assert skipped == [False, True, False, True]  # the second row is a beginning of the first
 
 
+@pytest.mark.parametrize("nones", [0, 1, 2])
+def test_layers_may_give_tuples(nones: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of older models do; the next one reads the first entry."""
+
+    def in_a_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (forward(*args, **kwargs), *[None] * nones)
+
+    plain, cached = (model("llama", monkeypatch, layers=[2]) for _ in range(2))
+    for attached in (plain, cached):
+        for layer in repeated_layers(attached)[:2]:
+            layer.forward = in_a_tuple(layer.forward)
+        for layer in repeated_layers(attached)[1:]:
+            layer.register_forward_pre_hook(lambda layer, args: (args[0][0], *args[1:]))
+    own = [layer.forward for layer in repeated_layers(cached)]
+    assert_same_training(trained(cached, cache=True), trained(plain, cache=False), (cached, plain))
+    assert [layer.forward for layer in repeated_layers(cached)] == own
+
+
 def test_all_layers_can_be_kept_when_the_head_alone_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     attached = model("llama", monkeypatch, layers=[2])
     for parameter in attached.parameters():

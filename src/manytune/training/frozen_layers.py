@@ -84,7 +84,9 @@ class FrozenLayers:
         self._numbers = PrefixNumbers()
         self._hidden = torch.empty((size.prefixes, like.shape[-1]), dtype=like.dtype)
         self._known = torch.zeros(size.prefixes, dtype=torch.bool)
-        self._is_tuple = False
+        self._beside: tuple[None, ...] | None = (
+            None  # what the last layer gives in a tuple with its hidden states
+        )
 
     @contextmanager
     def __call__(self, batch: Batch | Seq2SeqBatch) -> Iterator[bool]:
@@ -103,7 +105,7 @@ class FrozenLayers:
             given = hidden.view(*batch.input_ids.shape, -1).to(batch.input_ids.device)
 
             def give(*_: Any, **__: Any) -> Any:
-                return (given, None) if self._is_tuple else given
+                return given if self._beside is None else (given, *self._beside)
 
             with _running(self.layers, give):
                 yield True
@@ -131,7 +133,7 @@ class FrozenLayers:
 
     def _keep(self, result: Any, places: Tensor, rows: Tensor) -> None:
         hidden = _hidden_of(result)
-        self._is_tuple = isinstance(result, tuple)
+        self._beside = result[1:] if isinstance(result, tuple) else None
         # Each prefix once, and what is known stays as it is: a result doesn't depend on the order of writing.
         found, first = np.unique(rows.numpy(), return_index=True)
         new = ~self._known.numpy()[found]
