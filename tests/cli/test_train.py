@@ -79,7 +79,7 @@ def test_what_frozen_layers_keep_is_said_before_and_after(recipe: Path) -> None:
 def test_frozen_layers_that_are_trained_are_an_error_with_a_name(recipe: Path) -> None:
     result = manytune("train", recipe, "--set", "training.cache_frozen=true")
     assert result.exit_code == 1
-    assert "the first layer (base_model.model.model.layers.0) is trained" in result.stderr.replace("\n", " ")
+    assert "the first layer (base_model.model.model.layers.0) is trained" in " ".join(result.stderr.split())
 
 
 def test_a_dry_run_estimates_and_writes_nothing(recipe: Path) -> None:
