@@ -394,11 +394,24 @@ def test_too_little_memory_is_said_before_it_is_taken(monkeypatch: pytest.Monkey
     monkeypatch.setattr(frozen_layers, "available_memory", lambda: 1000)
     message = refusal(attached)
     assert "2 of 3 layers run once for each of 19 distinct prefixes" in message
-    assert "more than half" in message
+    assert "more than half of the 0.0 MiB that are available" in message
 
 
-def test_available_memory_is_some_of_the_machines() -> None:
-    assert 0 < frozen_layers.available_memory() < 1 << 50
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max", 7000 * 1024), (str(5000 * 1024), 4000 * 1024), (str(9000 * 1024), 7000 * 1024)],
+)
+def test_available_memory_is_the_machines_or_the_containers(
+    limit: str, expected: int, tmp_path: Path
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable:   7000 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{1000 * 1024}\n")
+    assert frozen_layers.available_memory(processes=tmp_path, group=tmp_path) == expected
+
+
+def test_memory_is_known_where_nothing_describes_it(tmp_path: Path) -> None:
+    assert frozen_layers.available_memory(processes=tmp_path, group=tmp_path) > 1 << 28
 
 
 # What people are told

@@ -65,7 +65,7 @@ class CacheSize:
         """A line for people."""
         return (
             f"the lower {self.layers} of {self.all_layers} layers run once for each of {self.prefixes:,} distinct "
-            f"prefixes; keeping their results takes up to {self.bytes / 2**30:.2f} GiB"
+            f"prefixes; keeping their results takes up to {self.bytes / 2**20:,.1f} MiB"
         )
 
 
@@ -178,7 +178,7 @@ def cache_frozen_layers(
     available = available_memory()
     if size.bytes > _LARGEST_SHARE * available:
         raise RunError(
-            f"training.cache_frozen: {size.note}, which is more than half of the {available / 2**30:.2f} GiB that are "
+            f"training.cache_frozen: {size.note}, which is more than half of the {available / 2**20:,.1f} MiB that are "
             "available. Train on fewer or shorter rows, or set training.cache_frozen to false."
         )
     probe = FrozenLayers(layers, replace(size, prefixes=whole.tokens_in), like)
@@ -186,16 +186,26 @@ def cache_frozen_layers(
     return FrozenLayers(layers, size, like)
 
 
-def available_memory() -> int:
-    """Bytes of the machine's memory that can be taken."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+def available_memory(*, processes: Path = Path("/proc"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be taken, of the machine's memory and of the control group's limit, if there is one.
+
+    Args:
+        processes: Where Linux describes its memory.
+        group: Where it describes the process's control group, as a container has one.
+    """
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for line in _text(processes / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            available = int(line.split()[1]) * 1024
+    limit, used = _text(group / "memory.max").strip(), _text(group / "memory.current").strip()
+    return min(available, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else available
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _check_kind(model: nn.Module) -> None:
