@@ -17,6 +17,7 @@ from tests.training.test_trainer import settings
 from torch import nn
 
 from manytune.data.encode import Encoded
+from manytune.data.mixing import mix
 from manytune.errors import RunError
 from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
@@ -134,6 +135,18 @@ def test_it_goes_with_other_settings(changes: dict[str, Any], monkeypatch: pytes
     expected = trained(plain, cache=False, **changes)
     found = trained(cached, cache=True, **changes)
     assert found.cache is not None and found.cache.layers == 1
+    assert_same_training(found, expected, (cached, plain))
+
+
+def test_it_goes_with_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch has one of the first task's four rows and six of the second task's three."""
+    mixture = mix({"first": 4, "second": 3}, strategy="explicit", weights={"first": 1.0, "second": 6.0})
+    plain, cached = (model("llama", monkeypatch, layers=[2]) for _ in range(2))
+    expected, found = (
+        train_model(attached, ROWS, [], settings(epochs=4.0, cache_frozen=cache), pad_id=0, mixture=mixture)
+        for attached, cache in ((plain, False), (cached, True))
+    )
+    assert found.tally.skipped_tokens > 0
     assert_same_training(found, expected, (cached, plain))
 
 
