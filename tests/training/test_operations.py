@@ -44,6 +44,22 @@ def test_a_models_size_is_that_of_its_matrices() -> None:
     assert ModelSize.of(lora(name="full")) == ModelSize(layers, head, 2 * 16, layers, head)
 
 
+def test_layers_below_everything_that_is_trained_have_no_backward_pass() -> None:
+    model, layer = lora(), 4 * 16 * 16 + 3 * 16 * 32 + 4 * 2 * (16 + 16) + 3 * 2 * (16 + 32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1." in name and "lora_" in name)
+    size, tally = ModelSize.of(model), Tally(TokenCounts(9, 14, 12, 2, 4), pairs=30, logit_rows=4)
+    assert size is not None
+    assert (size.lower_weights, size.lower_attention_width) == (layer, 16)
+    assert size.forward(tally) == 2 * 2 * layer * 10 + 2 * size.head_weights * 4 + 4 * 32 * 30
+    trained = size.trained_layer_weights
+    assert size.backward(tally) == 2 * (layer + trained) * 10 + 2 * size.head_weights * 4 + 8 * 16 * 30
+    # Whoever trains what comes before the layers sends a gradient through all of them.
+    model.get_input_embeddings().weight.requires_grad_()
+    through_all = ModelSize.of(model)
+    assert through_all is not None and through_all.lower_weights == 0
+
+
 def test_the_formula_by_hand() -> None:
     tally = Tally(TokenCounts(9, 14, 12, 2, 4), pairs=30, logit_rows=4)
     size = ModelSize(

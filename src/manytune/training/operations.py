@@ -7,13 +7,14 @@ computed (pad tokens not counted), R tokens that predict a target and P pairs of
     backward    as much for gradients of inputs, twice for attention's, and
                 2 W' T + 2 H' R             for the weights W' and H' that are trained
 
-An adapter's matrices count among W and W'. With `training.cache_frozen`, the lower layers' W and A have no part in the
-backward pass, and in the forward pass only for tokens that didn't skip them. Not counted are norms, activations, the
-optimizer, and what is computed twice with gradient checkpointing.
+An adapter's matrices count among W and W'. W and A of layers below everything that is trained have no part in the
+backward pass; with `training.cache_frozen`, in the forward pass only for tokens that didn't skip them. Not counted
+are norms, activations, the optimizer, and what is computed twice with gradient checkpointing.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.training.batches.batch import base_model
+from manytune.training.compilation import repeated_layers
 from manytune.training.tally import Tally
 
 
@@ -35,7 +37,7 @@ class ModelSize:
         attention_width: A: heads times the size of a head, summed over the layers.
         trained_layer_weights: W'.
         trained_head_weights: H'.
-        lower_weights: The part of W in layers that tokens may skip.
+        lower_weights: The part of W in the layers below everything that is trained, which tokens may skip.
         lower_attention_width: The part of A in these.
     """
 
@@ -53,7 +55,7 @@ class ModelSize:
 
         Args:
             model: The model.
-            lower: Its layers that tokens may skip.
+            lower: Its layers that tokens may skip; otherwise those that have nothing trained in them or below.
 
         Returns:
             None if the formula doesn't hold: the model has an encoder, or weights that aren't matrices, such as a
@@ -70,6 +72,7 @@ class ModelSize:
             weight = module.weight
             sizes[module in inside_head][0] += weight.numel()
             sizes[module in inside_head][1] += weight.numel() if weight.requires_grad else 0
+        lower = lower or _below_all_trained(model, inside_head)
         heads = config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         return ModelSize(
@@ -107,6 +110,17 @@ class ModelSize:
 def matrices(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
     """Every module that multiplies its input with a matrix, an adapter's included."""
     return (module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
+
+
+def _below_all_trained(model: nn.Module, head: set[nn.Module]) -> Sequence[nn.Module]:
+    layers = repeated_layers(model)
+    above = {module for layer in layers for module in layer.modules()} | head
+    first = {p for module in model.modules() if module not in above for p in module.parameters(recurse=False)}
+    if any(parameter.requires_grad for parameter in first):
+        return ()
+    return list(
+        itertools.takewhile(lambda layer: not any(p.requires_grad for p in layer.parameters()), layers)
+    )
 
 
 def _tokens(tally: Tally) -> int:
