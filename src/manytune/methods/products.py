@@ -96,9 +96,8 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(flat if ctx.needs_input_grad[1] else None, weight)
         ctx.x_shape = x.shape
         out = product(flat, weight, bias)
-        return (
-            out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
-        )  # who gets a view can't write to it
+        # A view couldn't be written to, which the head's loss does with its logits.
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable

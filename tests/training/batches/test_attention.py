@@ -128,6 +128,14 @@ def test_all_layers_share_what_was_found_out_about_a_layout():
     assert len(known) == 2 and known[None, 2, torch.float32] is first
 
 
+def test_kernels_that_may_not_know_grouped_heads_do_not_get_them(monkeypatch):
+    monkeypatch.setattr(cpu_attention, "_GROUPED", False)
+    query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8)
+    assert not cpu_attention.suits(query, key, key)
+    assert cpu_attention.suits(query, query, query)
+    assert not cpu_attention.suits(query, query, query[..., :6])
+
+
 def test_queries_are_not_multiplied_with_keys_that_come_after_all_of_them(monkeypatch):
     monkeypatch.setattr(cpu_attention, "_QUERIES", 4)
     sequences = [Sequence((1, 2, 3), tuple(range(10, 20))), Sequence((1, 2, 3), tuple(range(30, 39)))]

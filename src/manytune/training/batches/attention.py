@@ -100,7 +100,7 @@ def packed_attention_forward(
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    if softcap is None and cpu_attention.suits(query, value):
+    if softcap is None and cpu_attention.suits(query, key, value):
         # (1, heads, T, dim) is a view of (T, heads, dim) in most models.
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
         out = cpu_attention.cpu_attention(query, key, value, manytune_layout, scaling, sliding_window)

@@ -23,6 +23,9 @@ from manytune.training.batches.layout import Extent, Layout, extents, visible
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
+# Whether the kernels take fewer heads of keys than of queries. Older releases weren't looked at.
+_GROUPED = torch.__version__ >= "2.13"  # a TorchVersion: compared by its numbers
+
 # Queries of a call of the kernel, unless it knows itself which keys they don't see: those after the last of them are
 # left out. Fewer leave out more and call more often.
 _QUERIES = 128
@@ -51,9 +54,16 @@ class Problem(NamedTuple):
 _PROBLEMS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def suits(query: Tensor, value: Tensor) -> bool:
-    """Whether the kernels take such tensors."""
-    return query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernels take such tensors.
+
+    Args:
+        query: Shape `(1, heads, T, dim)`.
+        key: Shape `(1, key_heads, T, dim)`.
+        value: Shape `(1, key_heads, T, value_dim)`.
+    """
+    heads_agree = _GROUPED or query.shape[1] == key.shape[1]
+    return query.device.type == "cpu" and heads_agree and query.shape[-1] == value.shape[-1]
 
 
 def cpu_attention(
@@ -90,36 +100,12 @@ def cpu_attention(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        query_rows: Tensor,
-        key_rows: Tensor,
-        query_positions: Tensor,
-        key_positions: Tensor,
-        shapes: Tensor,
-        slots: Tensor,
-        scaling: float,
-        window: int | None,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """The inputs are those of `_forward`."""
         forward = _opaque_forward if torch.compiler.is_compiling() else _forward
-        out, *saved = forward(
-            query,
-            key,
-            value,
-            query_rows,
-            key_rows,
-            query_positions,
-            key_positions,
-            shapes,
-            slots,
-            scaling,
-            window,
-        )
+        out, *saved = forward(*inputs)
+        *_, key_rows, query_positions, key_positions, shapes, slots, ctx.scaling, ctx.window = inputs
         ctx.save_for_backward(*saved, key_rows, query_positions, key_positions, shapes, slots)
-        ctx.scaling, ctx.window = scaling, window
         return out
 
     @staticmethod
