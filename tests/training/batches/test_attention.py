@@ -121,10 +121,10 @@ def test_all_layers_share_what_was_found_out_about_a_layout():
     batch = builder("shared-prefix")([Sequence((1, 2, 3), (4, 5)), Sequence((1, 2), (6, 7))], pad_id=0)
     query = torch.randn(batch.tokens_computed, 2, 8)
     for _ in range(2):
-        cpu_attention.cpu_attention(query, query, query, batch.layout, 1.0, None)
+        cpu_attention.attend(query, query, query, batch.layout, 1.0, None)
     known = cpu_attention._PROBLEMS[batch.layout.query_positions]
     (first,) = known.values()
-    cpu_attention.cpu_attention(query, query, query, batch.layout, 1.0, 2)
+    cpu_attention.attend(query, query, query, batch.layout, 1.0, 2)
     assert len(known) == 2 and known[None, 2, torch.float32] is first
 
 
@@ -141,7 +141,7 @@ def test_queries_are_not_multiplied_with_keys_that_come_after_all_of_them(monkey
     sequences = [Sequence((1, 2, 3), tuple(range(10, 20))), Sequence((1, 2, 3), tuple(range(30, 39)))]
     batch = builder("shared-prefix")(sequences, pad_id=0)
     query = torch.randn(batch.tokens_computed, 2, 8)
-    cpu_attention.cpu_attention(query, query, query, batch.layout, 1.0, None)
+    cpu_attention.attend(query, query, query, batch.layout, 1.0, None)
     (problems,) = cpu_attention._PROBLEMS[batch.layout.query_positions].values()
     parts = [problem for problem in problems if problem.mask is not None]
     assert len({part.keys for part in parts}) > 1
@@ -155,7 +155,7 @@ def test_queries_are_not_multiplied_with_keys_that_come_after_all_of_them(monkey
 )  # torch's own, in its compiler
 def test_compiled_code_holds_attention_whole_for_any_number_of_rectangles():
     def run(query, layout):
-        return cpu_attention.cpu_attention(2 * query, 3 * query, query, layout, 0.5, None).square().sum()
+        return cpu_attention.attend(2 * query, 3 * query, query, layout, 0.5, None).square().sum()
 
     compiled = torch.compile(run, dynamic=True, fullgraph=True, backend="aot_eager")
     torch._dynamo.reset()

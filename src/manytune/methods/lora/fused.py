@@ -4,7 +4,8 @@
 
 Written out with separate operations, the update costs three more passes over tensors of the output's size,
 forward alone. Here the base's product is made once and the rank-r product is accumulated into it in place, BA
-is never formed, and the backward pass does the same for the gradient of x. Semantics:
+is never formed, and the backward pass does the same for the gradient of x. While training on a CPU, float32
+rank-r products go through a C++ kernel in one pass (`methods/lora/kernel.py`). Semantics:
 `tests/reference/lora.py`.
 
 Shapes: x (..., in), W (out, in), b (out,), A (r, in), B (out, r), y (..., out). N is the product of x's
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from manytune.methods.lora import kernel
 from manytune.methods.products import product
 
 
@@ -60,6 +62,8 @@ def lora_linear(
         # The mask is drawn as torch's own dropout draws it, so that a run agrees with the unfused form. It is held
         # as one byte an element; x after dropout is made again in the backward pass.
         keep = functional.dropout(torch.ones_like(x, dtype=lora_a.dtype), dropout) != 0
+    if keep is None and kernel.suits(x, weight, lora_a, lora_b):
+        return kernel.lora_linear(x, weight, bias, lora_a, lora_b, scaling)
     result: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
         x, weight, bias, lora_a, lora_b, scaling, keep, dropout
     )

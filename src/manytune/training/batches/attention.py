@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from manytune.training.batches import cpu_attention
+from manytune.kernels.build import prepare_kernels
+from manytune.training.batches import cpu_attention, kernel_attention
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.layout import Layout, Rectangle
 
@@ -36,6 +37,7 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
         model: A transformers model that `unsupported_reason` finds nothing against, or a wrapper of one.
     """
     base = base_model(model)
+    prepare_kernels(base)
     before = base.config._attn_implementation
     base.set_attn_implementation(NAME)
     try:
@@ -100,11 +102,12 @@ def packed_attention_forward(
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    if softcap is None and cpu_attention.suits(query, key, value):
-        # (1, heads, T, dim) is a view of (T, heads, dim) in most models.
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        out = cpu_attention.cpu_attention(query, key, value, manytune_layout, scaling, sliding_window)
-        return out[None], None
+    if softcap is None:
+        for way in (kernel_attention, cpu_attention):
+            if way.suits(query, key, value):
+                # (1, heads, T, dim) is a view of (T, heads, dim) in most models.
+                rows = (x[0].transpose(0, 1) for x in (query, key, value))
+                return way.attend(*rows, manytune_layout, scaling, sliding_window)[None], None
     return _by_rectangle(query, key, value, manytune_layout, scaling, sliding_window, softcap), None
 
 

@@ -1,4 +1,4 @@
-"""Packed attention on CPUs, forward and backward, as one operation each.
+"""Packed attention on CPUs through torch's flash attention, forward and backward, as one operation each.
 
     out[t] = sum_s softmax_{s in path(t)}(scaling * query[t] . key[s]) value[s]
 
@@ -66,7 +66,7 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.device.type == "cpu" and heads_agree and query.shape[-1] == value.shape[-1]
 
 
-def cpu_attention(
+def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, window: int | None
 ) -> Tensor:
     """Attention of packed rows, each over its own sequence.

@@ -88,6 +88,8 @@ class Layout:
         key_positions: Position of each key in its sequence; pad slots lie after every query. Shape `(keys,)`.
         shapes: Blocks, queries, keys and 1 if it is square, one rectangle after the other. On the CPU.
         slots: The slot of each packed row: each is a query once. Shape `(T,)`.
+        blocks: Where each block's path starts in `key_rows`, its first query's position, its length. On the CPU.
+            Shape `(blocks, 3)`.
     """
 
     query_rows: Tensor
@@ -96,6 +98,7 @@ class Layout:
     key_positions: Tensor
     shapes: Tensor
     slots: Tensor
+    blocks: Tensor
 
     @cached_property
     def rectangles(self) -> tuple[Rectangle, ...]:
@@ -123,7 +126,7 @@ class Layout:
                 self.slots,
             )
         )
-        return Layout(query_rows, key_rows, query_positions, key_positions, self.shapes, slots)
+        return Layout(query_rows, key_rows, query_positions, key_positions, self.shapes, slots, self.blocks)
 
 
 class Extent(NamedTuple):
@@ -176,8 +179,8 @@ def build_layout(paths: IntArray, starts: IntArray, lengths: IntArray) -> Layout
     queries = lengths - starts
     slots = np.empty(int(queries.sum()), dtype=np.int64)
     columns: list[list[IntArray]] = [[], [], [], []]
-    shapes = []
-    used = 0
+    shapes, blocks = [], []
+    used = keys = 0
     for members in _partition(queries, lengths):
         width, height = int(lengths[members].max()), int(queries[members].max())
         steps = np.arange(height)
@@ -193,6 +196,9 @@ def build_layout(paths: IntArray, starts: IntArray, lengths: IntArray) -> Layout
         key_positions = np.where(is_key, positions, _FAR)
         for column, own in zip(columns, (query_rows, key_rows, query_positions, key_positions), strict=True):
             column.append(own.ravel())
+        offsets = keys + width * np.arange(len(members))
+        blocks.append(np.stack([offsets, starts[members], lengths[members]], axis=1))
+        keys += key_rows.size
         shapes.append((len(members), height, width, (starts[members] == 0).all()))
     flat = [torch.from_numpy(np.concatenate(column)) for column in columns]
     return Layout(
@@ -202,6 +208,7 @@ def build_layout(paths: IntArray, starts: IntArray, lengths: IntArray) -> Layout
         key_positions=flat[3],
         shapes=torch.from_numpy(np.array(shapes, dtype=np.int64).ravel()),
         slots=torch.from_numpy(slots),
+        blocks=torch.from_numpy(np.concatenate(blocks)),
     )
 
 

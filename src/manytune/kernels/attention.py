@@ -1,0 +1,134 @@
+"""Attention of packed rows through the C++ kernel. Shapes and semantics: `sources/attention.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+# A window that no sequence fills.
+_NO_WINDOW = 1 << 40
+#: Values that a kernel's inner loops take at a time, at most.
+LANES = 16
+
+
+def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernel takes such tensors.
+
+    Args:
+        query: Shape `(..., dim)`, as key and value.
+        key: As query.
+        value: As query.
+    """
+    return all(
+        x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[-1] == query.shape[-1]
+        for x in (query, key, value)
+    ) and (query.shape[-1] % LANES == 0)
+
+
+def forward(
+    library: ctypes.CDLL,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    paths: Tensor,
+    blocks: Tensor,
+    scaling: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of each query over its path.
+
+    Args:
+        library: The compiled kernels.
+        query: Shape `(T, heads, dim)`.
+        key: Shape `(T, key_heads, dim)`, where `key_heads` divides `heads`.
+        value: Shape `(T, key_heads, dim)`.
+        paths: The blocks' paths, one after the other, as rows of `query`. Shape `(keys,)`, int64.
+        blocks: Where a block's path starts in `paths`, the first position whose query is the block's own, and the
+            path's length. Each row is one block's own. Shape `(blocks, 3)`, int64.
+        scaling: Factor of the scores.
+        window: How many last positions a query sees, itself included; None for all.
+
+    Returns:
+        The result, of shape `(T, heads, dim)`, and each row's logarithm of the sum of exponentiated scores, of shape
+        `(T, heads)`.
+    """
+    query, key, value = map(_with_contiguous_heads, (query, key, value))
+    out = query.new_empty(query.shape)
+    normalizers = query.new_empty(query.shape[:2])
+    library.packed_attention_forward(
+        *map(_pointer, (query, key, value)),
+        _strides(query, key, value),
+        *map(_pointer, (paths, blocks)),
+        _sizes(query, key, blocks, window),
+        ctypes.c_float(scaling),
+        *map(_pointer, (out, normalizers)),
+    )
+    return out, normalizers
+
+
+def backward(
+    library: ctypes.CDLL,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    normalizers: Tensor,
+    paths: Tensor,
+    blocks: Tensor,
+    scaling: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value.
+
+    Args:
+        library: The compiled kernels.
+        grad: Of the result. Shape `(T, heads, dim)`.
+        query: As `forward` took it.
+        key: As `forward` took it.
+        value: As `forward` took it.
+        out: What `forward` gave.
+        normalizers: What `forward` gave.
+        paths: As `forward` took it.
+        blocks: As `forward` took it.
+        scaling: As `forward` took it.
+        window: As `forward` took it.
+    """
+    query, key, value = map(_with_contiguous_heads, (query, key, value))
+    grad = grad.contiguous()
+    slots = query.new_empty(2, len(paths), *key.shape[1:])
+    grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
+    library.packed_attention_backward(
+        *map(_pointer, (grad, query, key, value)),
+        _strides(query, key, value),
+        _pointer(paths),
+        ctypes.c_int64(len(paths)),
+        _pointer(blocks),
+        _sizes(query, key, blocks, window),
+        ctypes.c_float(scaling),
+        *map(_pointer, (out, normalizers)),
+        ctypes.c_int64(len(query)),
+        *map(_pointer, (slots, grad_query, grad_key, grad_value)),
+    )
+    return grad_query, grad_key, grad_value
+
+
+def _with_contiguous_heads(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> ctypes.Array[ctypes.c_int64]:
+    strides = [stride for x in tensors for stride in x.stride()[:2]]
+    return (ctypes.c_int64 * len(strides))(*strides)
+
+
+def _sizes(query: Tensor, key: Tensor, blocks: Tensor, window: int | None) -> ctypes.Array[ctypes.c_int64]:
+    _, heads, dim = query.shape
+    sizes = (len(blocks), heads, key.shape[1], dim, window or _NO_WINDOW)
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def _pointer(x: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())

@@ -1,0 +1,142 @@
+"""Compiling the kernels and loading them, once a process; what was compiled before is read from the cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from manytune.caches import cache_directory
+from manytune.kernels.check import difference  # with torch: whose OpenMP the library then shares
+
+_SOURCES = Path(__file__).with_name("sources")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-fPIC", "-shared")
+_OFF = "MANYTUNE_KERNELS"
+_COMPILE_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels, or why there are none.
+
+    Attributes:
+        library: The loaded library; None if there is none.
+        note: For people: where the kernels come from, or what stands in the way.
+    """
+
+    library: ctypes.CDLL | None
+    note: str
+
+    def loaded(self) -> ctypes.CDLL:
+        """The library, where it is known that there is one."""
+        assert self.library is not None, self.note
+        return self.library
+
+
+_ready = False
+
+
+def ready() -> bool:
+    """Whether the kernels have been loaded; to be asked in each step, and by torch.compile."""
+    return _ready
+
+
+@functools.cache
+def load_kernels() -> Kernels:
+    """Compile the kernels unless that was done before, check them against torch, and load them.
+
+    They are left out, and torch's operations do their work, if there is no C++ compiler, if it fails, if what it made
+    computes something else, or if the environment has `MANYTUNE_KERNELS=torch`. The note says so.
+    """
+    if os.environ.get(_OFF) == "torch":
+        return Kernels(None, f"torch's own ({_OFF}=torch)")
+    if platform.system() != "Linux":
+        return Kernels(None, f"torch's own (the C++ kernels are for Linux; this is {platform.system()})")
+    compiler = _compiler()
+    if compiler is None:
+        return Kernels(None, "torch's own (no C++ compiler found: install g++, or name one in CXX)")
+    try:
+        library = ctypes.CDLL(str(compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Kernels(None, f"torch's own ({_last_line(error)})")
+    found = difference(library)
+    if found is not None:
+        return Kernels(None, f"torch's own (what {compiler} made of the C++ kernels is wrong: {found})")
+    global _ready
+    _ready = True
+    return Kernels(library, "C++")
+
+
+def prepare_kernels(model: nn.Module) -> None:
+    """Load the kernels if the model has tensors that they take."""
+    if any(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters()):
+        load_kernels()
+
+
+def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
+    """The shared library that a compiler makes of the sources, from the cache or made now.
+
+    Args:
+        compiler: The program.
+        flags: Its arguments but for input and output.
+
+    Raises:
+        OSError: The compiler or the cache directory can't be used.
+        subprocess.SubprocessError: The compiler fails.
+    """
+    files = sorted(_SOURCES.glob("*.cpp"))
+    directory = cache_directory() / "kernels"
+    target = directory / f"{_key(compiler, flags)}.so"
+    if target.exists():
+        return target
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        made = Path(scratch) / "kernels.so"
+        subprocess.run(
+            [compiler, *flags, *map(str, files), "-o", str(made)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+        )
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        made.replace(target)  # several processes may make it at once: each file is whole
+    return target
+
+
+def _compiler() -> str | None:
+    named = os.environ.get("CXX", "").split()
+    return next((path for name in [*named[:1], "g++", "c++"] if (path := shutil.which(name))), None)
+
+
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
+    """Changes with the sources, the compiler and the processor, for which the compiler makes its instructions."""
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    parts = [version, " ".join(flags).encode(), platform.machine().encode(), _processor()]
+    parts += [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _processor() -> bytes:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_bytes().splitlines() if information.exists() else []
+    kinds = (b"model name", b"flags", b"Features", b"CPU part")
+    return b"\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+
+
+def _last_line(error: OSError | subprocess.SubprocessError) -> str:
+    """What a compiler or the system says, in a line."""
+    output = getattr(error, "stderr", None) or ""
+    said = [line for line in str(output).splitlines() if "error" in line] or [str(error)]
+    return f"the C++ kernels don't compile or load: {said[0].strip()}"

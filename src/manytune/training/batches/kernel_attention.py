@@ -1,0 +1,103 @@
+"""Packed attention on CPUs through the C++ kernel, forward and backward, as one operation each.
+
+    out[t] = sum_s softmax_{s in path(t)}(scaling * query[t] . key[s]) value[s]
+
+Nothing is padded, and no key after a tile's last query is computed. Semantics: `attention.py`, and
+`tests/reference/one_sequence_a_forward.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from manytune.kernels import attention
+from manytune.kernels.build import load_kernels, ready
+from manytune.training.batches.layout import Layout
+
+
+def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernel is there and takes such tensors.
+
+    Args:
+        query: Shape `(1, heads, T, dim)`.
+        key: Shape `(1, key_heads, T, dim)`.
+        value: Shape `(1, key_heads, T, value_dim)`.
+    """
+    return ready() and attention.suits(query, key, value)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, window: int | None
+) -> Tensor:
+    """Attention of packed rows, each over its own sequence.
+
+    Args:
+        query: Shape `(T, heads, dim)`.
+        key: Shape `(T, key_heads, dim)`, where `key_heads` divides `heads`.
+        value: Shape `(T, key_heads, dim)`.
+        layout: The batch's.
+        scaling: Factor of the scores.
+        window: How many last positions a query sees, itself included; None for all.
+
+    Returns:
+        Shape `(T, heads, dim)`.
+    """
+    result: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+        query, key, value, layout.key_rows, layout.blocks, scaling, window
+    )
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """The inputs are those of `_forward`."""
+        forward = _opaque_forward if torch.compiler.is_compiling() else _forward
+        out, normalizers = forward(*inputs)
+        query, key, value, paths, blocks, ctx.scaling, ctx.window = inputs
+        ctx.save_for_backward(query, key, value, out, normalizers, paths, blocks)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward: Any = _opaque_backward if torch.compiler.is_compiling() else _backward
+        grads = backward(grad, *ctx.saved_tensors, ctx.scaling, ctx.window)
+        return (*grads, *[None] * 4)
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return attention.forward(load_kernels().loaded(), *inputs)
+
+
+def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return attention.backward(load_kernels().loaded(), *inputs)
+
+
+# The same, as torch.compile sees them: two operations that it doesn't look into.
+_LIBRARY = torch.library.Library("manytune", "FRAGMENT")
+_QKV = "Tensor query, Tensor key, Tensor value"
+_PLAN = "Tensor paths, Tensor blocks, float scaling, SymInt? window"
+_LIBRARY.define(f"kernel_attention({_QKV}, {_PLAN}) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    f"kernel_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor normalizers, {_PLAN}) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.impl("kernel_attention", _forward, "CPU")
+_LIBRARY.impl("kernel_attention_backward", _backward, "CPU")
+_opaque_forward = torch.ops.manytune.kernel_attention.default
+_opaque_backward = torch.ops.manytune.kernel_attention_backward.default
+
+
+@torch.library.register_fake("manytune::kernel_attention", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _(query: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return query.new_empty(query.shape), query.new_empty(query.shape[:2])
+
+
+@torch.library.register_fake("manytune::kernel_attention_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in (query, key, value))
