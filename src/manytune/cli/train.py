@@ -101,6 +101,8 @@ def _print(finished: TrainedRun) -> None:
     table.add_row("steps", f"{training.steps:,} in {duration(training.seconds)}")
     if training.compile_seconds is not None:
         table.add_row("compiled in", duration(training.compile_seconds))
+    if training.kernels is not None:
+        table.add_row("kernels", training.kernels)
     counts = training.tally.counts
     table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
     table.add_row("saved", _saved(counts))

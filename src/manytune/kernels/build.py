@@ -77,10 +77,16 @@ def load_kernels() -> Kernels:
     return Kernels(library, "C++")
 
 
-def prepare_kernels(model: nn.Module) -> None:
-    """Load the kernels if the model has tensors that they take."""
-    if any(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters()):
-        load_kernels()
+def prepare_kernels(model: nn.Module) -> str | None:
+    """Load the kernels if they are for such a model: one in float32 on a CPU.
+
+    Returns:
+        For people: what computes attention and LoRA's products; None if the kernels aren't for this model.
+    """
+    weight = next(model.parameters(), None)
+    if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return None
+    return load_kernels().note
 
 
 def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:

@@ -102,6 +102,7 @@ class TrainedRun:
             "matrix_speed": training.matrix_speed,
             "share_of_matrix_speed": training.achieved,
             "batching": asdict(training.layout),
+            "kernels": training.kernels,
             "cache_frozen": None if training.cache is None else asdict(training.cache),
             "tokens_skipping_lower_layers": training.tally.skipped_tokens,
             "train_rows": self.train_rows,

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.errors import RunError
+from manytune.kernels.build import prepare_kernels
 from manytune.training.allocation import rank_allocation
 from manytune.training.background import BackgroundBuilder
 from manytune.training.batches import builder
@@ -58,6 +59,8 @@ class TrainingResult:
         matrix_speed: The machine's matrix products at the model's shapes, in operations a second; None if it wasn't
             measured.
         layout: How the batches were laid out, and why not as asked if so.
+        kernels: What computed attention and LoRA's products, "C++" or torch's own and why; None where the C++ kernels
+            have no part: on a GPU, in bfloat16.
         cache: What `training.cache_frozen` kept; None without it.
         step_reports: One for each step of this process; those before a `--resume` aren't in it.
         validation_reports: The same for validations; the first is the model before training.
@@ -74,6 +77,7 @@ class TrainingResult:
     operations: int | None
     matrix_speed: float | None
     layout: LayoutChoice
+    kernels: str | None
     cache: CacheSize | None
     step_reports: tuple[StepReport, ...]
     validation_reports: tuple[ValidationReport, ...]
@@ -234,6 +238,7 @@ def train_model(
                 trainer.train(
                     resume_from_checkpoint=str(resume_from.path) if resume_from is not None else None
                 )
+    kernels = prepare_kernels(model)  # known by now
     model.eval()
     _check_changed(trainable, before, settings)
     tally, size = trainer.clock.tally, ModelSize.of(model, frozen.layers if frozen else ())
@@ -255,6 +260,7 @@ def train_model(
         if measure_speed
         else None,
         layout=layout,
+        kernels=kernels,
         cache=frozen.size if frozen else None,
         step_reports=tuple(steps_reported),
         validation_reports=tuple(validations),
