@@ -64,6 +64,7 @@ def forward(
         _sizes(query, key, blocks, window),
         ctypes.c_float(scaling),
         *map(_pointer, (out, normalizers)),
+        torch.get_num_threads(),
     )
     return out, normalizers
 
@@ -111,6 +112,7 @@ def backward(
         *map(_pointer, (out, normalizers)),
         ctypes.c_int64(len(query)),
         *map(_pointer, (slots, grad_query, grad_key, grad_value)),
+        torch.get_num_threads(),
     )
     return grad_query, grad_key, grad_value
 

@@ -45,7 +45,8 @@ def forward(library: ctypes.CDLL, x: Tensor, a: Tensor, b: Tensor, y: Tensor, sc
     """
     x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
     low = x.new_empty(len(x), len(a))
-    library.low_rank_forward(*map(_pointer, (x, a, b, low, y)), *_sizes(x, a, b), ctypes.c_float(scaling))
+    pointers = map(_pointer, (x, a, b, low, y))
+    library.low_rank_forward(*pointers, *_sizes(x, a, b), ctypes.c_float(scaling), torch.get_num_threads())
     return low
 
 
@@ -75,8 +76,10 @@ def backward(
     x, low = (None if t is None else t.contiguous() for t in (x, low))
     grad_a = None if x is None else torch.empty_like(a)
     grad_b = None if low is None else torch.empty_like(b)
-    operands = (grad, x, low, a, b, grad_x, grad_a, grad_b)
-    library.low_rank_backward(*map(_pointer, operands), *_sizes(grad, a, b), ctypes.c_float(scaling))
+    pointers = map(_pointer, (grad, x, low, a, b, grad_x, grad_a, grad_b))
+    library.low_rank_backward(
+        *pointers, *_sizes(grad, a, b), ctypes.c_float(scaling), torch.get_num_threads()
+    )
     return grad_a, grad_b
 
 

@@ -261,9 +261,9 @@ Problem problem_of(const float* query, const float* key, const float* value, con
 // out: (T, heads, dim) and normalizers: (T, heads), written.
 extern "C" void packed_attention_forward(const float* query, const float* key, const float* value, const int64_t* strides,
                                          const int64_t* paths, const int64_t* blocks, const int64_t* sizes, float scaling,
-                                         float* out, float* normalizers) {
+                                         float* out, float* normalizers, int32_t threads) {
     const Problem problem = problem_of(query, key, value, strides, paths, blocks, sizes, scaling);
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t task = 0; task < problem.count * problem.key_heads; task++)
         forward_block(problem, problem.block(task / problem.key_heads), task % problem.key_heads, out, normalizers);
 }
@@ -274,11 +274,11 @@ extern "C" void packed_attention_backward(const float* grad, const float* query,
                                           const int64_t* strides, const int64_t* paths, int64_t paths_length,
                                           const int64_t* blocks, const int64_t* sizes, float scaling, const float* out,
                                           const float* normalizers, int64_t tokens, float* slots, float* grad_query,
-                                          float* grad_key, float* grad_value) {
+                                          float* grad_key, float* grad_value, int32_t threads) {
     const Problem problem = problem_of(query, key, value, strides, paths, blocks, sizes, scaling);
     const int64_t size = problem.key_heads * problem.dim;
     float* slots_value = slots + paths_length * size;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < problem.count * problem.key_heads; task++) {

@@ -37,13 +37,13 @@ inline int64_t padded_rank(int64_t r) { return r <= WIDTH / 2 ? WIDTH / 2 : padd
 
 // in and out: multiples of WIDTH. low: (n, r), written; y: (n, out), added to.
 extern "C" void low_rank_forward(const float* x, const float* a, const float* b, float* low, float* y, int64_t n, int64_t in,
-                                 int64_t out, int64_t r, float scaling) {
+                                 int64_t out, int64_t r, float scaling, int32_t threads) {
     const int64_t width = padded_rank(r);
     std::vector<float> a_t(in * width), b_t(r * out);
     transpose({a, in}, r, in, a_t.data(), width);
     for (int64_t k = 0; k < r; k++)
         for (int64_t j = 0; j < out; j++) b_t[k * out + j] = b[j * r + k] * scaling;
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         std::vector<float> u(CHUNK * width);
 #pragma omp for schedule(static)
@@ -60,15 +60,14 @@ extern "C" void low_rank_forward(const float* x, const float* a, const float* b,
 // grad_x: (n, in), added to; grad_a: (r, in) and grad_b: (out, r), written. Each may be null, and isn't computed then.
 extern "C" void low_rank_backward(const float* grad, const float* x, const float* low, const float* a, const float* b,
                                   float* grad_x, float* grad_a, float* grad_b, int64_t n, int64_t in, int64_t out, int64_t r,
-                                  float scaling) {
+                                  float scaling, int32_t threads) {
     const int64_t width = padded_rank(r);
     std::vector<float> b_padded(out * width);  // s B
     for (int64_t j = 0; j < out; j++)
         for (int64_t k = 0; k < r; k++) b_padded[j * width + k] = b[j * r + k] * scaling;
     const int64_t own_a = grad_a ? r * in : 0, own_b = grad_b ? r * out : 0;
-    const int64_t most = omp_get_max_threads();
-    std::vector<float> sums(most * (own_a + own_b));  // zeros
-#pragma omp parallel
+    std::vector<float> sums(threads * (own_a + own_b));  // zeros
+#pragma omp parallel num_threads(threads)
     {
         float* sum_a = sums.data() + omp_get_thread_num() * (own_a + own_b);
         float* sum_b = sum_a + own_a;
@@ -90,7 +89,7 @@ extern "C" void low_rank_backward(const float* grad, const float* x, const float
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < r * 2; part++) {
             const int64_t k = part / 2;
-            for (int64_t thread = 1; thread < most; thread++) {
+            for (int64_t thread = 1; thread < threads; thread++) {
                 const float* other = sums.data() + thread * (own_a + own_b);
                 if (part % 2 == 0 && grad_a)
                     for (int64_t j = k * in; j < (k + 1) * in; j++) sums[j] += other[j];
