@@ -108,13 +108,7 @@ def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         made = Path(scratch) / "kernels.so"
-        subprocess.run(
-            [compiler, *flags, *map(str, files), "-o", str(made)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_COMPILE_SECONDS,
-        )
+        _run([compiler, *flags, *map(str, files), "-o", str(made)], _COMPILE_SECONDS)
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(target)  # several processes may make it at once: each file is whole
@@ -128,10 +122,19 @@ def _compiler() -> str | None:
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
     """Changes with the sources, the compiler and the processor, for which the compiler makes its instructions."""
-    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    parts = [version, " ".join(flags).encode(), platform.machine().encode(), _processor()]
+    texts = (_run([compiler, "--version"], 60), " ".join(flags), platform.machine())
+    parts = [*(text.encode() for text in texts), _processor()]
     parts += [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _run(command: list[str], seconds: float) -> str:
+    """What a command prints."""
+    # A compiler may speak in another encoding than the system's.
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=seconds
+    )
+    return done.stdout
 
 
 def _processor() -> bytes:

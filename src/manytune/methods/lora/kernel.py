@@ -113,11 +113,11 @@ def _backward(
     grad_x = product(grad, weight.t()) if needs_x else None
     library = load_kernels().loaded()
     grad_a, grad_b = low_rank.backward(library, grad, x, low, lora_a, lora_b, grad_x, scaling)
-    empty = grad.new_empty(0)
+    # An operation may not give one tensor twice.
     return (
-        empty if grad_x is None else grad_x,
-        empty if grad_a is None else grad_a,
-        empty if grad_b is None else grad_b,
+        grad.new_empty(0) if grad_x is None else grad_x,
+        grad.new_empty(0) if grad_a is None else grad_a,
+        grad.new_empty(0) if grad_b is None else grad_b,
     )
 
 
