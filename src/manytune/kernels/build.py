@@ -130,9 +130,14 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
 
 def _run(command: list[str], seconds: float) -> str:
     """What a command prints."""
-    # A compiler may speak in another encoding than the system's.
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, errors="replace", timeout=seconds
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        env={**os.environ, "LC_ALL": "C"},  # its errors in English, which `_last_line` looks for
     )
     return done.stdout
 
