@@ -205,7 +205,7 @@ class _Worker:
 
 def _work(name: str, scenario: Scenario, targets: str, base: Base, options: argparse.Namespace) -> None:
     """Answer the questions that come in, a line each: a round's number, `memory` or `share`."""
-    examples = _examples(scenario, base, options.e2e)
+    examples = examples_of(scenario, base, options.e2e)
     model = _attach(name, base.model, targets)
     for question in map(str.strip, sys.stdin):
         if question == "memory":
@@ -317,7 +317,7 @@ def _trajectory(targets: str, base: Base, e2e: str, steps: int) -> tuple[float, 
 
     And the bytes that manytune's optimizer state and gradients take.
     """
-    examples = _examples(SCENARIOS[0], base, e2e)
+    examples = examples_of(SCENARIOS[0], base, e2e)
     models = {name: _attach(name, copy.deepcopy(base.model), targets) for name in LIBRARIES}
     ours, theirs = models["manytune"].train(), models["peft"].train()
     optimizers = [
@@ -362,7 +362,7 @@ def _attach(name: str, model: nn.Module, targets: str) -> Any:
     return library.get_peft_model(model, config)
 
 
-def _examples(scenario: Scenario, base: Base, e2e: str) -> tuple[Encoded, ...]:
+def examples_of(scenario: Scenario, base: Base, e2e: str) -> tuple[Encoded, ...]:
     encoder = Encoder(base.tokenizer, max_length=512, overflow="drop")
     if scenario.name == "aclsum":
         template = PromptTemplate(PROMPT, COMPLETION)

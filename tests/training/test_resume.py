@@ -85,6 +85,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         {"epochs": 1.5, "batching": "shared-prefix"},
         {"gradient_checkpointing": True},
         {"name": "full"},
+        {"token_budget": 30, "accumulation": 2},  # stopped in an epoch with another number of batches
     ],
     ids=[
         "accumulation",
@@ -94,6 +95,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         "shared-prefix",
         "recomputation",
         "full",
+        "token budget",
     ],
 )
 def test_that_holds_for_every_setting(tmp_path: Path, changes: dict[str, Any]) -> None:

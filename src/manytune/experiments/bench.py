@@ -27,9 +27,11 @@ from manytune.experiments.variants import Variants
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, sha256_file
 from manytune.training.dataset import Splits, TokenSplits, content_hash, encode_splits, read_splits
+from manytune.training.layout_choice import choose_layout
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe
-from manytune.training.train import check_device, total_steps
+from manytune.training.schedule import schedule_of
+from manytune.training.train import check_device
 
 _FACTS = "experiment.json"
 _DIVERGED = "diverged.txt"
@@ -95,9 +97,9 @@ class Bench:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
-        mixture = self.data.mixture
-        rows = mixture.rows_per_epoch if mixture else len(self.data.train)
-        return total_steps(self.experiment.recipe.training, rows)
+        settings = self.experiment.recipe.training
+        layout = choose_layout(self.base.model, settings.batching).used
+        return schedule_of(settings, self.data.train, self.data.mixture, layout=layout).steps
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -7,10 +7,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-# A window that no sequence fills.
-_NO_WINDOW = 1 << 40
-#: Values that a kernel's inner loops take at a time, at most.
-LANES = 16
+from manytune.kernels.operands import LANES, is_taken, pointer
+
+_NO_WINDOW = 1 << 40  # more than any sequence fills
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -21,10 +20,8 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         key: As query.
         value: As query.
     """
-    return all(
-        x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[-1] == query.shape[-1]
-        for x in (query, key, value)
-    ) and (query.shape[-1] % LANES == 0)
+    dim = query.shape[-1]
+    return is_taken(query, key, value) and key.shape[-1] == value.shape[-1] == dim and dim % LANES == 0
 
 
 def forward(
@@ -58,12 +55,12 @@ def forward(
     out = query.new_empty(query.shape)
     normalizers = query.new_empty(query.shape[:2])
     library.packed_attention_forward(
-        *map(_pointer, (query, key, value)),
+        *map(pointer, (query, key, value)),
         _strides(query, key, value),
-        *map(_pointer, (paths, blocks)),
+        *map(pointer, (paths, blocks)),
         _sizes(query, key, blocks, window),
         ctypes.c_float(scaling),
-        *map(_pointer, (out, normalizers)),
+        *map(pointer, (out, normalizers)),
         torch.get_num_threads(),
     )
     return out, normalizers
@@ -102,16 +99,16 @@ def backward(
     slots = query.new_empty(2, len(paths), *key.shape[1:])
     grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
     library.packed_attention_backward(
-        *map(_pointer, (grad, query, key, value)),
+        *map(pointer, (grad, query, key, value)),
         _strides(query, key, value),
-        _pointer(paths),
+        pointer(paths),
         ctypes.c_int64(len(paths)),
-        _pointer(blocks),
+        pointer(blocks),
         _sizes(query, key, blocks, window),
         ctypes.c_float(scaling),
-        *map(_pointer, (out, normalizers)),
+        *map(pointer, (out, normalizers)),
         ctypes.c_int64(len(query)),
-        *map(_pointer, (slots, grad_query, grad_key, grad_value)),
+        *map(pointer, (slots, grad_query, grad_key, grad_value)),
         torch.get_num_threads(),
     )
     return grad_query, grad_key, grad_value
@@ -130,7 +127,3 @@ def _sizes(query: Tensor, key: Tensor, blocks: Tensor, window: int | None) -> ct
     _, heads, dim = query.shape
     sizes = (len(blocks), heads, key.shape[1], dim, window or _NO_WINDOW)
     return (ctypes.c_int64 * len(sizes))(*sizes)
-
-
-def _pointer(x: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())

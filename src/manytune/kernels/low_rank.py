@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from manytune.kernels.attention import LANES
+from manytune.kernels.operands import LANES, is_taken, pointer
 
 # Beyond this the products are large enough for a library's.
 _LARGEST_RANK = 32
@@ -23,7 +23,7 @@ def suits(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:
         b: Shape `(out, r)`.
     """
     return (
-        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight, a, b))
+        is_taken(x, weight, a, b)
         and all(size % LANES == 0 for size in weight.shape)
         and a.shape[0] <= _LARGEST_RANK
     )
@@ -45,7 +45,7 @@ def forward(library: ctypes.CDLL, x: Tensor, a: Tensor, b: Tensor, y: Tensor, sc
     """
     x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
     low = x.new_empty(len(x), len(a))
-    pointers = map(_pointer, (x, a, b, low, y))
+    pointers = map(pointer, (x, a, b, low, y))
     library.low_rank_forward(*pointers, *_sizes(x, a, b), ctypes.c_float(scaling), torch.get_num_threads())
     return low
 
@@ -76,7 +76,7 @@ def backward(
     x, low = (None if t is None else t.contiguous() for t in (x, low))
     grad_a = None if x is None else torch.empty_like(a)
     grad_b = None if low is None else torch.empty_like(b)
-    pointers = map(_pointer, (grad, x, low, a, b, grad_x, grad_a, grad_b))
+    pointers = map(pointer, (grad, x, low, a, b, grad_x, grad_a, grad_b))
     library.low_rank_backward(
         *pointers, *_sizes(grad, a, b), ctypes.c_float(scaling), torch.get_num_threads()
     )
@@ -86,7 +86,3 @@ def backward(
 def _sizes(rows: Tensor, a: Tensor, b: Tensor) -> tuple[ctypes.c_int64, ...]:
     sizes = (len(rows), a.shape[1], len(b), len(a))
     return tuple(map(ctypes.c_int64, sizes))
-
-
-def _pointer(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())

@@ -31,8 +31,9 @@ from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_
 from manytune.training.operations import ModelSize
 from manytune.training.orders import order_of
 from manytune.training.recipe import Recipe, TrainingRecipe
+from manytune.training.schedule import Schedule, schedule_of
 from manytune.training.tally import Tally
-from manytune.training.train import check_device, peak_memory, steps_per_epoch, total_steps
+from manytune.training.train import check_device, peak_memory
 
 _COUNTED_BATCHES = 400  # of an epoch; a larger one is counted by that many, evenly spaced
 _TIMED = (1 / 6, 3 / 6, 5 / 6)
@@ -102,8 +103,9 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     set_seed(settings.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    rows = data.mixture.rows_per_epoch if data.mixture else len(data.train)
-    config = recipe.method.peft_config(task_type, steps=total_steps(settings, rows))
+    layout = choose_layout(base.model, settings.batching).used
+    steps = schedule_of(settings, data.train, data.mixture, layout=layout).steps
+    config = recipe.method.peft_config(task_type, steps=steps)
     model = get_peft_model(base.model, config)
     pad_id = base.tokenizer.pad_token_id
     return estimate_training(
@@ -129,17 +131,8 @@ def estimate_training(
     layout = choose_layout(model, settings.batching)
     build = partial(batch_builder(model, layout), pad_id=pad_id)
     rows = mixture.rows_per_epoch if mixture else len(train)
-    size = settings.batch_size
-    order = list(
-        order_of(
-            train,
-            batch_size=size,
-            seed=settings.seed,
-            group_prefixes=settings.group_prefixes,
-            mixture=mixture,
-        )
-    )
-    batches = [[train[row] for row in order[start : start + size]] for start in range(0, len(order), size)]
+    schedule = schedule_of(settings, train, mixture, layout=layout.used)
+    batches = [[train[row] for row in batch] for batch in _first_epoch(schedule, train, settings, mixture)]
     stride = -(-len(batches) // _COUNTED_BATCHES)
     counted = batches[::stride]
     tallies = [Tally.of(build(rows_of)) for rows_of in counted]
@@ -168,15 +161,14 @@ def estimate_training(
     mean_cost = sum(map(work.cost, tallies)) / len(tallies)
     batch_seconds, repeated_seconds = (sum(times) / timed_cost * mean_cost for times in (spent, repeated))
 
-    steps = total_steps(settings, rows)
-    passes = (
-        steps * settings.accumulation if settings.max_steps is not None else settings.epochs * len(batches)
-    )
-    every = settings.eval_every or steps_per_epoch(settings, rows)
-    later_validations = -(-steps // every)
+    passes: float = schedule.steps * settings.accumulation
+    if settings.max_steps is None:
+        passes = len(schedule.batches) if schedule.batches else settings.epochs * len(batches)
+    every = settings.eval_every or schedule.steps_per_epoch
+    later_validations = -(-schedule.steps // every)
     first_passes = min(passes, len(batches))
     seconds = first_passes * batch_seconds + (passes - first_passes) * repeated_seconds
-    seconds += steps * work.optimizer_seconds() + validating + later_validations * validating_again
+    seconds += schedule.steps * work.optimizer_seconds() + validating + later_validations * validating_again
     trainable, total = count_parameters(model)
     return Estimate(
         trainable,
@@ -187,12 +179,30 @@ def estimate_training(
         frozen.size if frozen else None,
         _scaled(summed.counts, len(batches) / len(counted)),
         len(counted),
-        steps,
+        schedule.steps,
         seconds,
         peak,
         f"{len(timed)} batches that were run on this machine without a step of the optimizer, and the largest of "
         f"{len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
     )
+
+
+def _first_epoch(
+    schedule: Schedule, train: Sequence[Encoded], settings: TrainingRecipe, mixture: Mixture | None
+) -> Sequence[Sequence[int]]:
+    if schedule.batches is not None:
+        return schedule.batches[: schedule.batches_per_epoch]
+    size = settings.batch_size
+    order = list(
+        order_of(
+            train,
+            batch_size=size,
+            seed=settings.seed,
+            group_prefixes=settings.group_prefixes,
+            mixture=mixture,
+        )
+    )
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 class _Work:

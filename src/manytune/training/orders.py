@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
-from manytune.training.batches.grouping import plan_batches
+from manytune.training.batches.grouping import Plan, plan_batches
 
 
 class SeededOrder(Sampler[int]):
@@ -70,6 +70,19 @@ class GroupedOrder(SeededOrder):
             group_prefixes=True,
         )
         return iter([rows[place] for batch in sorted(batches, key=len, reverse=True) for place in batch])
+
+
+class PlannedBatches(Sampler[list[int]]):
+    """Batches that were planned before, in their order."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self._plan)
 
 
 def order_of(

@@ -65,6 +65,9 @@ class TrainingRecipe(Section):
     """Stop after this many optimizer steps, whatever `epochs` says."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Rows in one forward pass."""
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    """Instead of `batch_size`: a batch takes rows until the next would have the model compute more tokens than this.
+    Validation goes by `batch_size`."""
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
     learning_rate: Annotated[Number, Field(gt=0)] = 2e-4

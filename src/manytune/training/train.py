@@ -34,6 +34,7 @@ from manytune.training.operations import ModelSize
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import Checkpoint
+from manytune.training.schedule import Schedule, schedule_of
 from manytune.training.tally import Tally
 from manytune.training.trainer import AdapterTrainer
 
@@ -167,7 +168,7 @@ def train_model(
     if layout.note is not None and notify is not None:
         notify(layout.note)
     build = batch_builder(model, layout)
-    rows = mixture.rows_per_epoch if mixture else len(train)
+    schedule = schedule_of(settings, train, mixture, layout=layout.used)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     steps_reported: list[StepReport] = []
     validations: list[ValidationReport] = []
@@ -193,7 +194,7 @@ def train_model(
             model,
             _arguments(
                 settings,
-                rows=rows,
+                schedule=schedule,
                 validates=bool(validation),
                 resuming=resume_from is not None,
                 checkpoints=checkpoint_directory is not None,
@@ -205,6 +206,7 @@ def train_model(
             build=build,
             background=background,
             lower=lower,
+            schedule=schedule,
             group_prefixes=settings.group_prefixes,
             mixture=mixture,
             pad_id=pad_id,
@@ -219,7 +221,7 @@ def train_model(
         )
         trainer.remove_callback(PrinterCallback)
         compile_seconds = None
-        last_step = total_steps(settings, rows)
+        last_step = schedule.steps
         if resume_from is not None and resume_from.position.step >= last_step:
             # The last step was done and saved; only what comes after it is missing. The loop would take one
             # more.
@@ -231,7 +233,10 @@ def train_model(
         else:
 
             def first_loss() -> torch.Tensor:
-                batch = build(train[: settings.batch_size], pad_id=pad_id).to(trainer.args.device)
+                rows = (
+                    schedule.batches[0] if schedule.batches else range(min(settings.batch_size, len(train)))
+                )
+                batch = build([train[row] for row in rows], pad_id=pad_id).to(trainer.args.device)
                 return loss_sum(model, batch) / batch.targets
 
             with compiled_layers(model.train(), first_loss, enabled=settings.compile) as compile_seconds:
@@ -275,21 +280,8 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def steps_per_epoch(settings: TrainingRecipe, rows: int) -> int:
-    """Optimizer steps of one pass over so many rows."""
-    return math.ceil(math.ceil(rows / settings.batch_size) / settings.accumulation)
-
-
-def total_steps(settings: TrainingRecipe, rows: int) -> int:
-    """Optimizer steps of the whole training."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    return math.ceil(settings.epochs * steps_per_epoch(settings, rows))
-
-
-def _warmup_steps(settings: TrainingRecipe, rows: int) -> int:
+def _warmup_steps(settings: TrainingRecipe, steps: int) -> int:
     """Steps with a rising rate. The first has none at all, so the last step is never one of them."""
-    steps = total_steps(settings, rows)
     return min(math.ceil(settings.warmup * steps), steps - 1)
 
 
@@ -306,7 +298,7 @@ def check_device(settings: TrainingRecipe) -> None:
 def _arguments(
     settings: TrainingRecipe,
     *,
-    rows: int,
+    schedule: Schedule,
     validates: bool,
     resuming: bool,
     checkpoints: bool,
@@ -315,17 +307,17 @@ def _arguments(
 ) -> TrainingArguments:
     check_device(settings)
     cuda = torch.cuda.is_available()
-    schedule = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    rate = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     return _OneDevice(
         output_dir=scratch,  # transformers must create one; nothing of ours goes there
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps if settings.max_steps is not None else -1,
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=_warmup_steps(settings, rows),
+        lr_scheduler_type=rate,
+        warmup_steps=_warmup_steps(settings, schedule.steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         activation_checkpointing=settings.gradient_checkpointing,
@@ -337,7 +329,7 @@ def _arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validates else "no",
-        eval_steps=settings.eval_every or steps_per_epoch(settings, rows),
+        eval_steps=settings.eval_every or schedule.steps_per_epoch,
         eval_on_start=validates and not resuming,
         save_strategy="steps" if checkpoints and settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 1,

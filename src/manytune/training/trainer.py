@@ -27,9 +27,10 @@ from manytune.training.compilation import uncompiled
 from manytune.training.frozen_layers import LowerLayers
 from manytune.training.head_loss import loss_sum
 from manytune.training.loss import mean_loss
-from manytune.training.orders import order_of
+from manytune.training.orders import PlannedBatches, order_of
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.resume import Checkpoint, Position, save_checkpoint
+from manytune.training.schedule import Schedule
 from manytune.training.tally import Tally
 
 
@@ -57,6 +58,7 @@ class AdapterTrainer(Trainer):
         build: The batch layout.
         background: Builds the batches that are trained on.
         lower: Whether the lower layers run on a batch.
+        schedule: The steps, and the batches if a token budget decides them.
         group_prefixes: Whether rows that begin alike go into the same batch.
         mixture: Which rows an epoch holds; None for all.
         pad_id: Any valid token id.
@@ -79,6 +81,7 @@ class AdapterTrainer(Trainer):
         build: Builder,
         background: BackgroundBuilder,
         lower: LowerLayers,
+        schedule: Schedule,
         group_prefixes: bool,
         mixture: Mixture | None,
         pad_id: int,
@@ -92,6 +95,7 @@ class AdapterTrainer(Trainer):
         self._build = build
         self._background = background
         self._lower = lower
+        self.schedule = schedule
         self._group_prefixes = group_prefixes
         self._mixture = mixture
         self._pad_id = pad_id
@@ -118,8 +122,20 @@ class AdapterTrainer(Trainer):
         return {"batch": self._background(sequences)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Rows in the order that the seed decides; the last batch of an epoch may be smaller."""
+        """Rows in the order that the seed decides; the last batch of an epoch may be smaller.
+
+        With a token budget the batches of all epochs come as one pass: epochs needn't have equally many.
+        """
         assert isinstance(self.train_dataset, Rows)
+        if self.schedule.batches is not None:
+            planned: DataLoader[Any] = DataLoader(
+                self.train_dataset,
+                batch_sampler=PlannedBatches(self.schedule.batches),
+                collate_fn=self._collate,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            ready: DataLoader[Any] = self.accelerator.prepare(planned)
+            return ready
         batch_size = self.args.train_batch_size
         order = order_of(
             self.train_dataset.sequences,
@@ -187,6 +203,10 @@ class AdapterTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def epochs(self, passes: float) -> float:
+        """Passes over the rows, from passes over what `get_train_dataloader` gives."""
+        return passes if self.schedule.batches is None else passes * self.schedule.epochs
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers' estimate assumes that every parameter gets a gradient."""
@@ -298,7 +318,7 @@ class _Reporter(TrainerCallback):
                 StepReport(
                     step=state.global_step,
                     total_steps=state.max_steps,
-                    epoch=float(state.epoch or 0.0),
+                    epoch=self._trainer.epochs(float(state.epoch or 0.0)),
                     loss=logs["loss"],
                     learning_rate=logs["learning_rate"],
                     grad_norm=logs["grad_norm"],
