@@ -1,6 +1,6 @@
 """The C++ kernels beside torch's own operations for the same work, in one run.
 
-    python benchmarks/kernels.py --e2e devset.csv [--rounds 15] [--rank 8]
+    python benchmarks/cpu_kernels.py --e2e devset.csv [--rounds 15] [--rank 8]
 
 Attention: a layer's, forward and backward, over shared-prefix batches of 16 examples from E2E and of 9 questions from
 ACLSum, SmolLM2-135M's heads. LoRA: what it adds to the seven linear layers of one of its blocks, forward and
@@ -24,6 +24,7 @@ from manytune.store.base import Base, load_base
 from manytune.training.batches import Batch, builder, cpu_attention, kernel_attention
 from manytune.training.batches.grouping import plan_batches
 from training import SCENARIOS, examples_of
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
