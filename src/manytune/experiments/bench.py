@@ -27,10 +27,9 @@ from manytune.experiments.variants import Variants
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, sha256_file
 from manytune.training.dataset import Splits, TokenSplits, content_hash, encode_splits, read_splits
-from manytune.training.layout_choice import choose_layout
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe
-from manytune.training.schedule import schedule_of
+from manytune.training.schedule import total_steps
 from manytune.training.train import check_device
 
 _FACTS = "experiment.json"
@@ -98,8 +97,7 @@ class Bench:
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        layout = choose_layout(self.base.model, settings.batching).used
-        return schedule_of(settings, self.data.train, self.data.mixture, layout=layout).steps
+        return total_steps(self.base.model, settings, self.data.train, self.data.mixture)
 
     @cached_property
     def encoder(self) -> Encoder:

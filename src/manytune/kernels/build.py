@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,15 +32,33 @@ class Kernels:
     Attributes:
         library: The loaded library; None if there is none.
         note: For people: where the kernels come from, or what stands in the way.
+        used: What they have computed gradients of, such as "attention", since this was last cleared.
     """
 
     library: ctypes.CDLL | None
     note: str
+    used: set[str] = field(default_factory=set)
 
     def loaded(self) -> ctypes.CDLL:
         """The library, where it is known that there is one."""
         assert self.library is not None, self.note
         return self.library
+
+    def for_gradients(self, of: str) -> ctypes.CDLL:
+        """The same, noting what for. A forward pass may be a trial of the model; a backward pass is training."""
+        self.used.add(of)
+        return self.loaded()
+
+    @property
+    def summary(self) -> str:
+        """For people: the note, and what the kernels have computed."""
+        if self.library is None:
+            return self.note
+        return (
+            f"{self.note}: {' and '.join(sorted(self.used))}"
+            if self.used
+            else f"{self.note}, for nothing here"
+        )
 
 
 _ready = False
@@ -77,16 +95,12 @@ def load_kernels() -> Kernels:
     return Kernels(library, "C++")
 
 
-def prepare_kernels(model: nn.Module) -> str | None:
-    """Load the kernels if they are for such a model: one in float32 on a CPU.
-
-    Returns:
-        For people: what computes attention and LoRA's products; None if the kernels aren't for this model.
-    """
+def prepare_kernels(model: nn.Module) -> Kernels | None:
+    """Load the kernels if they are for such a model: one in float32 on a CPU. None if they aren't."""
     weight = next(model.parameters(), None)
     if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
-    return load_kernels().note
+    return load_kernels()
 
 
 def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:

@@ -31,7 +31,7 @@ from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_
 from manytune.training.operations import ModelSize
 from manytune.training.orders import order_of
 from manytune.training.recipe import Recipe, TrainingRecipe
-from manytune.training.schedule import Schedule, schedule_of
+from manytune.training.schedule import Schedule, schedule_of, total_steps
 from manytune.training.tally import Tally
 from manytune.training.train import check_device, peak_memory
 
@@ -103,8 +103,7 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     set_seed(settings.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    layout = choose_layout(base.model, settings.batching).used
-    steps = schedule_of(settings, data.train, data.mixture, layout=layout).steps
+    steps = total_steps(base.model, settings, data.train, data.mixture)
     config = recipe.method.peft_config(task_type, steps=steps)
     model = get_peft_model(base.model, config)
     pad_id = base.tokenizer.pad_token_id

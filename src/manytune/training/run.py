@@ -35,12 +35,11 @@ from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, held
 from manytune.training.dataset import TokenSplits, content_hash, encode_splits, read_splits
-from manytune.training.layout_choice import choose_layout
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, latest_checkpoint
 from manytune.training.run_log import LOG_NAME, RunLog
-from manytune.training.schedule import schedule_of
+from manytune.training.schedule import total_steps
 from manytune.training.train import TrainingResult, train_model
 
 RECIPE_NAME = "recipe.yaml"
@@ -198,8 +197,7 @@ def _train(
     # The adapter's first weights come from the seed, as everything random after them does.
     set_seed(recipe.training.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    layout = choose_layout(base.model, recipe.training.batching).used
-    steps = schedule_of(recipe.training, data.train, data.mixture, layout=layout).steps
+    steps = total_steps(base.model, recipe.training, data.train, data.mixture)
     config = recipe.method.peft_config(task_type, steps=steps)
     model = get_peft_model(base.model, config)
     giving_back = contextlib.ExitStack()

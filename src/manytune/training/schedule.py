@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from torch import nn
+
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.training.batches.grouping import Plan, plan_batches
+from manytune.training.layout_choice import choose_layout
 from manytune.training.recipe import TrainingRecipe
 
 
@@ -53,6 +56,17 @@ def schedule_of(
     per_epoch = math.ceil(batches / settings.accumulation)
     steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
     return Schedule(steps, per_epoch, None, batches, steps / per_epoch)
+
+
+def total_steps(
+    model: nn.Module, settings: TrainingRecipe, train: Sequence[Encoded], mixture: Mixture | None
+) -> int:
+    """Optimizer steps of a training that isn't set up yet; the model, which decides the layout, may lack its method."""
+    # Whether a layout suits a model takes a trial of it, and only a budget depends on that.
+    layout = (
+        settings.batching if settings.token_budget is None else choose_layout(model, settings.batching).used
+    )
+    return schedule_of(settings, train, mixture, layout=layout).steps
 
 
 def _within_budget(

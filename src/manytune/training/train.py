@@ -60,8 +60,8 @@ class TrainingResult:
         matrix_speed: The machine's matrix products at the model's shapes, in operations a second; None if it wasn't
             measured.
         layout: How the batches were laid out, and why not as asked if so.
-        kernels: What computed attention and LoRA's products, "C++" or torch's own and why; None where the C++ kernels
-            have no part: on a GPU, in bfloat16.
+        kernels: What the C++ kernels computed, or why there are none; None where they have no part: on a GPU, in
+            bfloat16.
         cache: What `training.cache_frozen` kept; None without it.
         step_reports: One for each step of this process; those before a `--resume` aren't in it.
         validation_reports: The same for validations; the first is the model before training.
@@ -185,6 +185,8 @@ def train_model(
     background = BackgroundBuilder(partial(build, pad_id=pad_id))
     frozen: FrozenLayers | None = None
     with tempfile.TemporaryDirectory() as scratch, packed, background:
+        if (kernels := prepare_kernels(model)) is not None:
+            kernels.used.clear()
         if settings.cache_frozen:
             frozen = cache_frozen_layers(model, build, (*train, *validation), pad_id=pad_id)
             if notify is not None:
@@ -243,7 +245,7 @@ def train_model(
                 trainer.train(
                     resume_from_checkpoint=str(resume_from.path) if resume_from is not None else None
                 )
-    kernels = prepare_kernels(model)  # known by now
+    kernels = prepare_kernels(model)  # again: it may have gone to a GPU
     model.eval()
     _check_changed(trainable, before, settings)
     tally, size = trainer.clock.tally, ModelSize.of(model, frozen.layers if frozen else ())
@@ -265,7 +267,7 @@ def train_model(
         if measure_speed
         else None,
         layout=layout,
-        kernels=kernels,
+        kernels=None if kernels is None else kernels.summary,
         cache=frozen.size if frozen else None,
         step_reports=tuple(steps_reported),
         validation_reports=tuple(validations),

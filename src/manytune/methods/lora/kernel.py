@@ -111,7 +111,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, A and B; one that isn't needed is empty."""
     grad_x = product(grad, weight.t()) if needs_x else None
-    library = load_kernels().loaded()
+    library = load_kernels().for_gradients("LoRA")
     grad_a, grad_b = low_rank.backward(library, grad, x, low, lora_a, lora_b, grad_x, scaling)
     # An operation may not give one tensor twice.
     return (

@@ -75,7 +75,7 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return attention.backward(load_kernels().loaded(), *inputs)
+    return attention.backward(load_kernels().for_gradients("attention"), *inputs)
 
 
 # The same, as torch.compile sees them: two operations that it doesn't look into.
