@@ -48,7 +48,7 @@ def test_a_token_budget_bounds_every_batch_and_each_row_comes_once_an_epoch(
     found = plan(epochs=3.0, layout=layout, group_prefixes=grouped)
     assert found.batches is not None
     assert Counter(row for batch in found.batches for row in batch) == dict.fromkeys(range(23), 3)
-    first = found.batches[: found.batches_per_epoch]
+    first = found.batches[: found.steps_per_epoch]
     assert sorted(row for batch in first for row in batch) == list(range(23))
     computed = [
         builder(layout)([ROWS[row] for row in batch], pad_id=0).tokens_computed for batch in found.batches
@@ -61,14 +61,14 @@ def test_a_token_budget_bounds_every_batch_and_each_row_comes_once_an_epoch(
 def test_epochs_differ() -> None:
     found = plan(epochs=2.0)
     assert found.batches is not None
-    assert found.batches[: found.batches_per_epoch] != found.batches[found.batches_per_epoch :]
+    assert found.batches[: found.steps_per_epoch] != found.batches[found.steps_per_epoch :]
 
 
 def test_a_part_of_an_epoch_is_a_part_of_its_batches() -> None:
     whole, half = plan(epochs=2.0), plan(epochs=1.5)
     assert whole.batches is not None and half.batches is not None
     assert half.batches == whole.batches[: len(half.batches)]
-    first = whole.batches_per_epoch
+    first = whole.steps_per_epoch
     assert len(half.batches) - first == -(-(len(whole.batches) - first) // 2)
     assert half.epochs == pytest.approx(1.5, abs=0.1)
 
@@ -78,7 +78,7 @@ def test_a_number_of_steps_takes_as_many_epochs_as_it_needs(steps: int) -> None:
     found = plan(max_steps=steps, accumulation=2)
     assert found.batches is not None
     assert found.steps == steps and len(found.batches) == 2 * steps
-    assert found.epochs == pytest.approx(2 * steps / found.batches_per_epoch, rel=0.2)
+    assert found.epochs == pytest.approx(steps / found.steps_per_epoch, rel=0.2)
 
 
 def test_a_row_that_exceeds_the_budget_alone_is_named() -> None:
@@ -113,6 +113,8 @@ def test_the_dry_run_counts_the_same_batches() -> None:
     result = train_model(lora(), ROWS, ROWS[:3], usual, pad_id=0)
     assert estimated.epoch == result.tally.counts
     assert estimated.steps == result.steps
+    short = settings(token_budget=BUDGET, max_steps=2)  # less than an epoch
+    assert estimate_training(lora(), ROWS, ROWS[:3], short, pad_id=0).epoch == estimated.epoch
 
 
 def test_a_model_that_a_layout_does_not_suit_has_padded_batches_within_the_budget() -> None:

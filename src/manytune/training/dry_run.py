@@ -31,7 +31,7 @@ from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_
 from manytune.training.operations import ModelSize
 from manytune.training.orders import order_of
 from manytune.training.recipe import Recipe, TrainingRecipe
-from manytune.training.schedule import Schedule, schedule_of, total_steps
+from manytune.training.schedule import schedule_of, total_steps
 from manytune.training.tally import Tally
 from manytune.training.train import check_device, peak_memory
 
@@ -131,7 +131,8 @@ def estimate_training(
     build = partial(batch_builder(model, layout), pad_id=pad_id)
     rows = mixture.rows_per_epoch if mixture else len(train)
     schedule = schedule_of(settings, train, mixture, layout=layout.used)
-    batches = [[train[row] for row in batch] for batch in _first_epoch(schedule, train, settings, mixture)]
+    first = _first_epoch(settings, train, mixture, layout.used)
+    batches = [[train[row] for row in batch] for batch in first]
     stride = -(-len(batches) // _COUNTED_BATCHES)
     counted = batches[::stride]
     tallies = [Tally.of(build(rows_of)) for rows_of in counted]
@@ -187,10 +188,13 @@ def estimate_training(
 
 
 def _first_epoch(
-    schedule: Schedule, train: Sequence[Encoded], settings: TrainingRecipe, mixture: Mixture | None
+    settings: TrainingRecipe, train: Sequence[Encoded], mixture: Mixture | None, layout: str
 ) -> Sequence[Sequence[int]]:
-    if schedule.batches is not None:
-        return schedule.batches[: schedule.batches_per_epoch]
+    """The batches of one pass over the rows, whether or not the training goes so far."""
+    one_pass = settings.model_copy(update={"epochs": 1.0, "max_steps": None})
+    planned = schedule_of(one_pass, train, mixture, layout=layout).batches
+    if planned is not None:
+        return planned
     size = settings.batch_size
     order = list(
         order_of(

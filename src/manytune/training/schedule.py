@@ -24,14 +24,12 @@ class Schedule:
         steps: Optimizer steps of the whole training.
         steps_per_epoch: Optimizer steps of one pass over the rows; with a token budget, of the first.
         batches: With `token_budget`, every batch of the training: indices of rows. None if each has `batch_size` rows.
-        batches_per_epoch: Forward passes of one pass over the rows; with a token budget, of the first.
         epochs: Passes over the rows, as a fraction.
     """
 
     steps: int
     steps_per_epoch: int
     batches: Plan | None
-    batches_per_epoch: int
     epochs: float
 
 
@@ -55,7 +53,7 @@ def schedule_of(
     batches = math.ceil(rows / settings.batch_size)
     per_epoch = math.ceil(batches / settings.accumulation)
     steps = settings.max_steps or math.ceil(settings.epochs * per_epoch)
-    return Schedule(steps, per_epoch, None, batches, steps / per_epoch)
+    return Schedule(steps, per_epoch, None, steps / per_epoch)
 
 
 def total_steps(
@@ -88,7 +86,6 @@ def _within_budget(
         steps,
         math.ceil(sizes[0] / settings.accumulation),
         tuple(batches),
-        sizes[0],
         len(sizes) - 1 + (len(batches) - before_last) / sizes[-1],
     )
 
