@@ -21,7 +21,9 @@ from torch import Tensor
 from manytune.kernels import low_rank
 from manytune.kernels.build import load_kernels
 from manytune.store.base import Base, load_base
-from manytune.training.batches import Batch, builder, cpu_attention, kernel_attention
+from manytune.training.batches import Batch, builder
+from manytune.training.batches.attention import cpu as cpu_attention
+from manytune.training.batches.attention import kernel as kernel_attention
 from manytune.training.batches.grouping import plan_batches
 from training import SCENARIOS, examples_of
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from manytune.data.encode import Encoded
-from manytune.methods.products import fast_products, product
+from manytune.kernels.products import fast_products, product
 from manytune.store.base import Base
 from manytune.training.batches import Batch, packed_attention
 from manytune.training.batches.shared_prefix import build
-from manytune.training.compilation import compiled_layers
-from manytune.training.head_loss import loss_sum
+from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.speed.compilation import compiled_layers
 
 
 def share_of_limit(

@@ -39,8 +39,8 @@ from manytune.engine.engine import Engine
 from manytune.engine.request import Completion, Request, SamplingParams
 from manytune.methods.lora.config import LoraConfig
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
 from manytune.store.resident import read_resident
+from manytune.store.store import AdapterStore
 
 KEY = "load"
 QUESTIONS = (

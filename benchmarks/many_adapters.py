@@ -11,12 +11,12 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from manytune.methods.attach import get_peft_model
 from manytune.methods.lora.config import LoraConfig
+from manytune.model.attach import get_peft_model
 from manytune.store.base import Base
 from manytune.store.files import sha256_file
-from manytune.store.library import AdapterStore
 from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.store import AdapterStore
 
 TARGETS = {
     "q,v": ["q_proj", "v_proj"],

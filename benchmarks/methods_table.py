@@ -112,7 +112,7 @@ def measure(entry: Entry, steps: int) -> Record:
     from manytune.evaluation.answers import ask
     from manytune.evaluation.metrics import metrics_named
     from manytune.evaluation.significance import bootstrap_interval, cluster_sums
-    from manytune.methods.model import PeftModel
+    from manytune.model.peft_model import PeftModel
     from manytune.store.base import load_base
 
     gflops = gemm_gflops()
@@ -208,10 +208,10 @@ def _train(entry: Entry, directory: Path, steps: int) -> dict[str, Any]:
 
 
 def _untrained(entry: Entry, directory: Path, base: Any) -> dict[str, Any]:
-    from manytune.methods.accounting import count_parameters
+    from manytune.data.dataset import encode_splits, read_splits
+    from manytune.model.accounting import count_parameters
     from manytune.training.batches import builder
-    from manytune.training.dataset import encode_splits, read_splits
-    from manytune.training.loss import mean_loss
+    from manytune.training.loop.loss import mean_loss
 
     data = _recipe(entry, directory, 1).data
     rows = encode_splits(read_splits(data), data, base.tokenizer).validation

@@ -28,8 +28,8 @@ from serving_client import Server, call, free_port, served
 
 from manytune.engine.engine import Engine
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
 from manytune.store.resident import read_resident
+from manytune.store.store import AdapterStore
 
 COUNTS = (1, 8, 32)
 #: Of the engine's own tokens a second.

@@ -26,10 +26,10 @@ from machine import LoadWatch
 from many_adapters import TARGETS, copies, fill
 from popularity import belady_hit_rate, draws, lru_model_hit_rate, most_popular_hit_rate
 
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
-from manytune.store.ram_cache import AdapterCache
+from manytune.store.cache import AdapterCache
+from manytune.store.store import AdapterStore
 
 REGISTERED = 10_000
 

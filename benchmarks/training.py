@@ -48,13 +48,13 @@ from manytune.data.readers import read
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate
 from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
-from manytune.methods.products import fast_products
+from manytune.kernels.products import fast_products
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.grouping import plan_batches
-from manytune.training.head_loss import loss_sum
+from manytune.training.loop.train import train_model
 from manytune.training.recipe import TrainingRecipe
-from manytune.training.train import train_model
+from manytune.training.speed.chunked_cross_entropy import loss_sum
 
 LIBRARIES = ("manytune", "peft")
 TARGETS: dict[str, list[str] | str] = {"q,v": ["q_proj", "v_proj"], "all-linear": "all-linear"}

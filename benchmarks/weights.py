@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from manytune.demo.aclsum import read_papers
 from manytune.engine.engine import Engine
-from manytune.engine.layers import AdaptedLayers
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.weights import Weights, linear_layers
+from manytune.mixed.layers import AdaptedLayers
 from manytune.store.base import Base, load_base
 
 FORMS: tuple[Weights, ...] = ("plain", "packed", "int8", "int4")

@@ -110,7 +110,7 @@ def test_imports_go_down_only(path: Path) -> None:
 @pytest.mark.parametrize(
     ("importer", "line"),
     [
-        ("manytune.methods.base", "from manytune.store import files"),
+        ("manytune.methods.tuners.base", "from manytune.store import files"),
         ("manytune.training.run", "import manytune.engine.static_batch"),
         ("manytune.engine.static_batch", "from manytune import training"),
         ("manytune.evaluation.results", "def late():\n    from manytune.engine import static_batch"),

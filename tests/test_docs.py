@@ -129,8 +129,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_the_method_that_the_page_adds_works_when_it_is_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.store.tiny import tiny_model
 
-    from manytune.methods.base import Method
     from manytune.methods.registry import METHODS, peft_config_from
+    from manytune.methods.tuners.base import Method
 
     source, line = blocks(ROOT / "docs" / "add-a-method.md", "python")
     names: dict[str, Any] = {"__name__": "pasted", "Method": Method}

@@ -29,32 +29,16 @@ from manytune.errors import (
 
 if TYPE_CHECKING:
     from manytune.methods.adalora.config import AdaLoraConfig as AdaLoraConfig
-    from manytune.methods.attach import get_peft_model as get_peft_model
-    from manytune.methods.auto import AutoPeftModel as AutoPeftModel
-    from manytune.methods.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
-    from manytune.methods.auto import AutoPeftModelForFeatureExtraction as AutoPeftModelForFeatureExtraction
-    from manytune.methods.auto import AutoPeftModelForQuestionAnswering as AutoPeftModelForQuestionAnswering
-    from manytune.methods.auto import AutoPeftModelForSeq2SeqLM as AutoPeftModelForSeq2SeqLM
-    from manytune.methods.auto import (
-        AutoPeftModelForSequenceClassification as AutoPeftModelForSequenceClassification,
-    )
-    from manytune.methods.auto import (
-        AutoPeftModelForTokenClassification as AutoPeftModelForTokenClassification,
-    )
     from manytune.methods.bottleneck import BottleneckConfig as BottleneckConfig
-    from manytune.methods.combine import CombinedConfig as CombinedConfig
+    from manytune.methods.combined import CombinedConfig as CombinedConfig
     from manytune.methods.config import PeftConfig as PeftConfig
     from manytune.methods.config import PeftType as PeftType
     from manytune.methods.config import PromptLearningConfig as PromptLearningConfig
     from manytune.methods.config import TaskType as TaskType
     from manytune.methods.full import FullConfig as FullConfig
     from manytune.methods.ia3 import IA3Config as IA3Config
-    from manytune.methods.inject import inject_adapter_in_model as inject_adapter_in_model
-    from manytune.methods.kbit import prepare_model_for_kbit_training as prepare_model_for_kbit_training
     from manytune.methods.lora.config import LoraConfig as LoraConfig
     from manytune.methods.lora.plus import lora_plus_groups as lora_plus_groups
-    from manytune.methods.mixed import PeftMixedModel as PeftMixedModel
-    from manytune.methods.model import PeftModel as PeftModel
     from manytune.methods.p_tuning import PromptEncoderConfig as PromptEncoderConfig
     from manytune.methods.p_tuning import (
         PromptEncoderReparameterizationType as PromptEncoderReparameterizationType,
@@ -63,21 +47,37 @@ if TYPE_CHECKING:
     from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
     from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
-    from manytune.methods.state_dicts import get_peft_model_state_dict as get_peft_model_state_dict
-    from manytune.methods.state_dicts import set_peft_model_state_dict as set_peft_model_state_dict
-    from manytune.methods.status import get_layer_status as get_layer_status
-    from manytune.methods.status import get_model_status as get_model_status
-    from manytune.methods.task_models import PeftModelForCausalLM as PeftModelForCausalLM
-    from manytune.methods.task_models import PeftModelForFeatureExtraction as PeftModelForFeatureExtraction
-    from manytune.methods.task_models import PeftModelForQuestionAnswering as PeftModelForQuestionAnswering
-    from manytune.methods.task_models import PeftModelForSeq2SeqLM as PeftModelForSeq2SeqLM
-    from manytune.methods.task_models import (
+    from manytune.methods.vera import VeraConfig as VeraConfig
+    from manytune.model.attach import get_peft_model as get_peft_model
+    from manytune.model.auto import AutoPeftModel as AutoPeftModel
+    from manytune.model.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
+    from manytune.model.auto import AutoPeftModelForFeatureExtraction as AutoPeftModelForFeatureExtraction
+    from manytune.model.auto import AutoPeftModelForQuestionAnswering as AutoPeftModelForQuestionAnswering
+    from manytune.model.auto import AutoPeftModelForSeq2SeqLM as AutoPeftModelForSeq2SeqLM
+    from manytune.model.auto import (
+        AutoPeftModelForSequenceClassification as AutoPeftModelForSequenceClassification,
+    )
+    from manytune.model.auto import (
+        AutoPeftModelForTokenClassification as AutoPeftModelForTokenClassification,
+    )
+    from manytune.model.inject import inject_adapter_in_model as inject_adapter_in_model
+    from manytune.model.kbit import prepare_model_for_kbit_training as prepare_model_for_kbit_training
+    from manytune.model.mixed import PeftMixedModel as PeftMixedModel
+    from manytune.model.peft_model import PeftModel as PeftModel
+    from manytune.model.state_dicts import get_peft_model_state_dict as get_peft_model_state_dict
+    from manytune.model.state_dicts import set_peft_model_state_dict as set_peft_model_state_dict
+    from manytune.model.status import get_layer_status as get_layer_status
+    from manytune.model.status import get_model_status as get_model_status
+    from manytune.model.task_models import PeftModelForCausalLM as PeftModelForCausalLM
+    from manytune.model.task_models import PeftModelForFeatureExtraction as PeftModelForFeatureExtraction
+    from manytune.model.task_models import PeftModelForQuestionAnswering as PeftModelForQuestionAnswering
+    from manytune.model.task_models import PeftModelForSeq2SeqLM as PeftModelForSeq2SeqLM
+    from manytune.model.task_models import (
         PeftModelForSequenceClassification as PeftModelForSequenceClassification,
     )
-    from manytune.methods.task_models import (
+    from manytune.model.task_models import (
         PeftModelForTokenClassification as PeftModelForTokenClassification,
     )
-    from manytune.methods.vera import VeraConfig as VeraConfig
     from manytune.store.base import load_base as load_base
 
 __version__ = "0.1.0"
@@ -143,27 +143,27 @@ __all__ = [
 # Where each name that isn't imported above comes from.
 _LAZY = {
     "AdaLoraConfig": "manytune.methods.adalora.config",
-    "AutoPeftModel": "manytune.methods.auto",
-    "AutoPeftModelForCausalLM": "manytune.methods.auto",
-    "AutoPeftModelForFeatureExtraction": "manytune.methods.auto",
-    "AutoPeftModelForQuestionAnswering": "manytune.methods.auto",
-    "AutoPeftModelForSeq2SeqLM": "manytune.methods.auto",
-    "AutoPeftModelForSequenceClassification": "manytune.methods.auto",
-    "AutoPeftModelForTokenClassification": "manytune.methods.auto",
+    "AutoPeftModel": "manytune.model.auto",
+    "AutoPeftModelForCausalLM": "manytune.model.auto",
+    "AutoPeftModelForFeatureExtraction": "manytune.model.auto",
+    "AutoPeftModelForQuestionAnswering": "manytune.model.auto",
+    "AutoPeftModelForSeq2SeqLM": "manytune.model.auto",
+    "AutoPeftModelForSequenceClassification": "manytune.model.auto",
+    "AutoPeftModelForTokenClassification": "manytune.model.auto",
     "BottleneckConfig": "manytune.methods.bottleneck",
-    "CombinedConfig": "manytune.methods.combine",
+    "CombinedConfig": "manytune.methods.combined",
     "FullConfig": "manytune.methods.full",
     "IA3Config": "manytune.methods.ia3",
     "LoraConfig": "manytune.methods.lora.config",
     "PeftConfig": "manytune.methods.config",
-    "PeftMixedModel": "manytune.methods.mixed",
-    "PeftModel": "manytune.methods.model",
-    "PeftModelForCausalLM": "manytune.methods.task_models",
-    "PeftModelForFeatureExtraction": "manytune.methods.task_models",
-    "PeftModelForQuestionAnswering": "manytune.methods.task_models",
-    "PeftModelForSeq2SeqLM": "manytune.methods.task_models",
-    "PeftModelForSequenceClassification": "manytune.methods.task_models",
-    "PeftModelForTokenClassification": "manytune.methods.task_models",
+    "PeftMixedModel": "manytune.model.mixed",
+    "PeftModel": "manytune.model.peft_model",
+    "PeftModelForCausalLM": "manytune.model.task_models",
+    "PeftModelForFeatureExtraction": "manytune.model.task_models",
+    "PeftModelForQuestionAnswering": "manytune.model.task_models",
+    "PeftModelForSeq2SeqLM": "manytune.model.task_models",
+    "PeftModelForSequenceClassification": "manytune.model.task_models",
+    "PeftModelForTokenClassification": "manytune.model.task_models",
     "PeftType": "manytune.methods.config",
     "PrefixTuningConfig": "manytune.methods.prefix_tuning",
     "PromptEncoderConfig": "manytune.methods.p_tuning",
@@ -174,15 +174,15 @@ _LAZY = {
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
     "VeraConfig": "manytune.methods.vera",
-    "get_layer_status": "manytune.methods.status",
-    "get_model_status": "manytune.methods.status",
-    "get_peft_model": "manytune.methods.attach",
-    "get_peft_model_state_dict": "manytune.methods.state_dicts",
-    "inject_adapter_in_model": "manytune.methods.inject",
+    "get_layer_status": "manytune.model.status",
+    "get_model_status": "manytune.model.status",
+    "get_peft_model": "manytune.model.attach",
+    "get_peft_model_state_dict": "manytune.model.state_dicts",
+    "inject_adapter_in_model": "manytune.model.inject",
     "load_base": "manytune.store.base",
     "lora_plus_groups": "manytune.methods.lora.plus",
-    "prepare_model_for_kbit_training": "manytune.methods.kbit",
-    "set_peft_model_state_dict": "manytune.methods.state_dicts",
+    "prepare_model_for_kbit_training": "manytune.model.kbit",
+    "set_peft_model_state_dict": "manytune.model.state_dicts",
 }
 
 

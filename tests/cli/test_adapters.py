@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from manytune.cli.main import build_app
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 IDS = torch.tensor([[3, 4, 5]])
 

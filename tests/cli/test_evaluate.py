@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
 from manytune.evaluation.results import read_evaluation
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
 from manytune.training.recipe import recipe_from

@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from manytune.errors import PeftWarning
-from manytune.methods.attach import get_peft_model
 from manytune.methods.bottleneck import BottleneckConfig
-from manytune.methods.checkpoint import get_state
-from manytune.methods.combine import CombinedConfig
+from manytune.methods.checkpoint.format import get_state
+from manytune.methods.combined import CombinedConfig
 from manytune.methods.config import PeftConfig
 from manytune.methods.ia3 import IA3Config
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.p_tuning import PromptEncoderConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.model.attach import get_peft_model
 
 TASK = "CAUSAL_LM"
 VOCABULARY = 48

@@ -10,11 +10,11 @@ from manytune.engine.answering import answer_prompts
 from manytune.engine.runner import Runner
 from manytune.engine.static_batch import Generation, generate_batch
 from manytune.errors import DataError
-from manytune.methods.attach import get_peft_model
-from manytune.methods.combine import CombinedConfig
+from manytune.methods.combined import CombinedConfig
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.model.attach import get_peft_model
 
 __all__ = ["tokenizer"]
 

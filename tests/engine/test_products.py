@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference.mixed_batch import mixed
 
-from manytune.engine.batched.factors import FactorStack, outline_of
-from manytune.engine.batched.parts import Factors, Pair, Parts
-from manytune.engine.batched.products import PairStack, shape_of
-from manytune.engine.batched.selection import select_tokens
+from manytune.methods.tuners.terms import Factors, Pair, Parts
+from manytune.mixed.products import PairStack, shape_of
+from manytune.mixed.rescaling import FactorStack, outline_of
+from manytune.mixed.selection import select_tokens
 
 CPU = torch.device("cpu")
 IN, OUT, BLOCKS = 6, 5, (0, 2)

@@ -13,9 +13,9 @@ from manytune.engine.engine import Engine
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import AdapterError, ConfigError, RequestError
 from manytune.methods.adalora.config import AdaLoraConfig
-from manytune.methods.attach import get_peft_model
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.model.attach import get_peft_model
 
 __all__ = ["tokenizer"]
 
@@ -192,8 +192,8 @@ def test_a_batch_without_adapters_runs_the_plain_layers(tokenizer, monkeypatch):
     def refuse(*_):
         raise AssertionError("an adapter was called")
 
-    monkeypatch.setattr("manytune.engine.batched.products.Product.add", refuse)
-    monkeypatch.setattr("manytune.engine.layers.AdaptedLayers._forward", refuse)
+    monkeypatch.setattr("manytune.mixed.products.Product.add", refuse)
+    monkeypatch.setattr("manytune.mixed.layers.AdaptedLayers._forward", refuse)
     assert list(engine.generate([Request("a", PROMPT, free())])[0].token_ids) == expected(None)
 
 

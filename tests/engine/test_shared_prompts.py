@@ -8,11 +8,11 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from manytune.engine.shared_prompts import prefill_shared
 from manytune.engine.static_batch import generate_batch
-from manytune.methods.attach import get_peft_model
-from manytune.methods.combine import CombinedConfig
+from manytune.methods.combined import CombinedConfig
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.model.attach import get_peft_model
 
 __all__ = ["tokenizer"]
 

@@ -11,8 +11,8 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerF
 
 from manytune.engine.static_batch import Generation, completion_nll, generate_batch
 from manytune.errors import DataError
-from manytune.methods.attach import get_peft_model
 from manytune.methods.lora.config import LoraConfig
+from manytune.model.attach import get_peft_model
 
 VOCABULARY, END = adapters.VOCABULARY, adapters.END
 PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13, 14, 15), (16, 17), (5, 6, 7, 8), (20, 21, 22, 23, 24)]

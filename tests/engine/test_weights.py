@@ -7,8 +7,8 @@ from tests.engine.test_static_batch import tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manytune.engine.engine import Engine
-from manytune.engine.packed import can_pack, packed_layers
 from manytune.engine.quantized import GROUP, int4_weight, int8_weight, quantized_layers
+from manytune.engine.reordered_weights import can_pack, packed_layers
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import ConfigError
 

@@ -13,12 +13,12 @@ from tests.training.tiny_run import write_rows
 from manytune.errors import RunError
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import Evaluation, read_evaluation
-from manytune.experiments import bench as benches
-from manytune.experiments.bench import open_bench
+from manytune.experiments import workspace as benches
 from manytune.experiments.compare import compare
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.recipe import Experiment, experiment_from, load_experiment
 from manytune.experiments.runner import InTurn
+from manytune.experiments.workspace import open_bench
 
 
 def run(wanted: Experiment) -> tuple[Evaluation, Told]:

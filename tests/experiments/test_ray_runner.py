@@ -7,8 +7,8 @@ import pytest
 from tests.experiments.tiny_experiment import Told, experiment
 
 from manytune.errors import RunError
-from manytune.experiments.bench import open_bench
 from manytune.experiments.ray_runner import OnRay
+from manytune.experiments.workspace import open_bench
 
 
 class Ray(types.ModuleType):

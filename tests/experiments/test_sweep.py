@@ -6,12 +6,12 @@ from tests.experiments.tiny_experiment import Told, content, experiment
 from manytune.errors import RecipeError
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import read_evaluation, write_evaluation
-from manytune.experiments import bench as benches
-from manytune.experiments.bench import open_bench
+from manytune.experiments import workspace as benches
 from manytune.experiments.compare import compare
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
+from manytune.experiments.workspace import open_bench
 
 
 def test_a_sweep_has_a_point_a_rank_with_loss_test_and_spectrum(tmp_path):

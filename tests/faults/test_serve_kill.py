@@ -24,7 +24,7 @@ from tests.store.adapters_made import make_adapter
 from manytune.errors import StoreError
 from manytune.server.auth import Keys
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 SEED = 20261122
 ROUNDS = int(os.environ.get("MANYTUNE_CASES", "8"))

@@ -16,8 +16,8 @@ from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_base
 
 from manytune.store.base import load_base
-from manytune.store.library import AdapterStore
 from manytune.store.resident import read_resident
+from manytune.store.store import AdapterStore
 
 PROCESSES = multiprocessing.get_context("fork")
 SEED = 20240811

@@ -6,12 +6,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.kernels.machine import assert_near, needs_compiler
 from tests.reference.one_sequence_a_forward import attention as one_at_a_time
-from tests.training.batches.test_attention import visible_rows
+from tests.training.batches.attention.test_packed import visible_rows
 from tests.training.batches.tiny import Sequence, batches
 
 from manytune.kernels import attention
 from manytune.training.batches import builder
-from manytune.training.batches.kernel_attention import attend
+from manytune.training.batches.attention.kernel import attend
 
 pytestmark = needs_compiler
 

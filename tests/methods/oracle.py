@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import manytune
-from manytune.methods.checkpoint import get_state, set_state
+from manytune.methods.checkpoint.format import get_state, set_state
 
 
 def random_tensors(state: Mapping[str, Tensor], seed: int = 3) -> dict[str, Tensor]:

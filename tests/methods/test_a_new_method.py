@@ -13,12 +13,12 @@ from tests.methods import test_contract as contract
 from tests.methods.tiny_models import LLAMA, Family
 from torch import Tensor, nn
 
-from manytune.methods.base import Method
 from manytune.methods.config import PeftConfig
-from manytune.methods.layer import AdapterLayer
 from manytune.methods.registry import METHODS, peft_config_from
-from manytune.methods.targets import Selection, all_linear_targets, select
-from manytune.methods.tuner import LayerTuner
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import Method
+from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.targets import Selection, all_linear_targets, select
 
 
 @dataclass

@@ -280,7 +280,7 @@ def test_allocation_without_gradients_or_without_a_trained_adapter_is_refused() 
 def test_loading_tensors_of_the_cut_size_shrinks_the_layers() -> None:
     model = get_peft_model(Net().double(), AdaLoraConfig(**NET))
     expected = train(model, 14)[-1][0]
-    from manytune.methods.checkpoint import get_state, set_state
+    from manytune.methods.checkpoint.format import get_state, set_state
 
     state = get_state(model.tuner, "default")
     assert set_state(model.tuner, "default", {k: v.clone() for k, v in state.items()}).missing_keys == []

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tests.methods.lora.beside_peft import Net, run, scatter, sorted_trainable
-from tests.methods.test_merging import assert_same_bits, bits, trace
 from tests.methods.tiny_models import GPT2, LLAMA
+from tests.methods.tuners.test_merging import assert_same_bits, bits, trace
 
 from manytune import AdapterError, ConfigError, FullConfig, PeftModel, PeftWarning, get_peft_model
 

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 from tests.server.world import app_of, fill_store, save_base
 
 from manytune.store.base import Base
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from tests.server.world import app_of
 
 from manytune.errors import ServeError
 from manytune.server.auth import Key, Keys, read_keys
-from manytune.server.gate import FOR_KEYS, OPEN
+from manytune.server.middleware import FOR_KEYS, OPEN
 
 CHAT = {"model": "one", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from tests.server.test_auth import routes_of
 from tests.test_docs import blocks, mistakes
 
-from manytune.server import gate
+from manytune.server import middleware as gate
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 CODE = re.compile(r"`([^`]+)`")

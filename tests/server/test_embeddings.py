@@ -21,7 +21,7 @@ from manytune.server.app import create_app
 from manytune.server.pooling import pooling_of
 from manytune.server.settings import Settings
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 # HF PEFT asks transformers in words of its last release.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -29,8 +29,8 @@ from manytune.errors import ManytuneError
 from manytune.server.auth import Key, Keys
 from manytune.store.base import Base
 from manytune.store.intake import content_id
-from manytune.store.library import AdapterStore
 from manytune.store.manifest import Manifest
+from manytune.store.store import AdapterStore
 
 CASES = int(os.environ.get("MANYTUNE_CASES", "150"))
 SEED = int(os.environ.get("MANYTUNE_SEED", "20261122"))

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from tests.server.live import live
 from tests.server.world import alone, app_of, plain_ids
 
-from manytune.server import gate
+from manytune.server import middleware as gate
 from manytune.server.auth import Key, Keys
 
 BROWSER = next(

@@ -14,7 +14,7 @@ from tests.server.world import alone, app_of, fill_store, plain_ids
 
 from manytune.server.auth import Key, Keys
 from manytune.store.base import Base
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(FOUND is None, reason="no browser here")]
 ROOT = Key(name="root", sha256=hashlib.sha256(b"root").hexdigest(), admin=True)

@@ -10,7 +10,7 @@ from tests.store.adapters_made import make_adapter
 from manytune.data.encode import Encoder
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 PARTS = {"prompt": "sum: {{ text }}", "completion": "{{ answer }}", "system": "be brief"}
 OTHER = {"prompt": "ask {{ question }}", "completion": "{{ answer }}"}

@@ -10,7 +10,7 @@ from tests.server.live import events_of, live, until
 from tests.server.world import alone, app_of, fill_store, new_version, plain_ids
 
 from manytune.engine.engine import Engine
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
 
 # No end token: answers are as long as they may be.
 LONG = {"temperature": 0, "max_tokens": 40, "stream": True, "logit_bias": {"0": -100}}

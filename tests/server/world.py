@@ -15,8 +15,8 @@ from manytune.engine.request import Completion, Request, SamplingParams
 from manytune.server.app import create_app
 from manytune.server.settings import Settings
 from manytune.store.base import Base, load_base
-from manytune.store.library import AdapterStore
 from manytune.store.resident import read_resident
+from manytune.store.store import AdapterStore
 
 CHAT = (
     "{% for m in messages %}{{ m.role }} {{ m.content }}<end>{% endfor %}"

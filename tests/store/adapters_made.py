@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from tests.store.tiny import tiny_model
 
-from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
+from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
 

@@ -10,8 +10,8 @@ import torch
 from tests.store.tiny import save_tiny_base, tiny_model
 
 from manytune.errors import BaseMismatchError, StoreError
-from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
+from manytune.model.attach import get_peft_model
 from manytune.store.adapters import add_scores, open_adapter, save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.files import sha256_file
@@ -200,7 +200,7 @@ def test_a_manifest_that_is_not_a_json_object_is_refused(adapter: Path, text: st
 
 
 def test_loading_the_stored_adapter_gives_the_model_that_was_saved(adapter: Path) -> None:
-    from manytune.methods.model import PeftModel
+    from manytune.model.peft_model import PeftModel
 
     loaded = PeftModel.from_pretrained(tiny_model(), adapter)
     ids = torch.tensor([[3, 4, 5]])

@@ -10,12 +10,12 @@ from tests.store.tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manytune.errors import AdapterError, ConfigError, StoreError
-from manytune.methods.arithmetic import Combination
-from manytune.methods.model import PeftModel
+from manytune.methods.arithmetic.weighted import Combination
+from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.combining import combine_adapters, merge_adapters
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 IDS = torch.tensor([[3, 4, 5, 9, 12]])
 

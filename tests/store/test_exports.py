@@ -11,7 +11,7 @@ from tests.store.adapters_made import make_adapter
 from tests.store.tiny import tiny_model
 
 from manytune.errors import StoreError
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base
 from manytune.store.exports import export_peft, export_vllm
 

@@ -8,9 +8,9 @@ import torch
 from tests.store.tiny import save_tiny_base, tiny_model, tiny_tokenizer
 
 from manytune.errors import StoreError
-from manytune.methods.attach import get_peft_model
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import peft_config_from
+from manytune.model.attach import get_peft_model
 from manytune.store.base import load_base
 from manytune.store.fingerprint import Fingerprint, fingerprint
 

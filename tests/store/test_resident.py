@@ -11,8 +11,8 @@ from tests.store.adapters_made import make_adapter
 from manytune.errors import StoreError
 from manytune.methods.lora.config import LoraConfig
 from manytune.store.base import Base
-from manytune.store.library import AdapterStore
 from manytune.store.resident import MappedTensors, read_resident
+from manytune.store.store import AdapterStore
 
 
 @pytest.fixture

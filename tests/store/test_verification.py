@@ -10,8 +10,8 @@ from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_base, tiny_model
 
 from manytune.errors import BaseMismatchError, CheckpointError, StoreError
-from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
+from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.files import sha256_file

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.training.test_trainer import settings
+from tests.training.loop.test_trainer import settings
 from tests.training.tiny_run import lora, sequences, weights_hash
 
 from manytune.data.encode import Encoded
 from manytune.training.batches import BUILDERS
 from manytune.training.dry_run import estimate_training
-from manytune.training.train import train_model
+from manytune.training.loop.train import train_model
 
 
 @pytest.mark.parametrize("layout", BUILDERS)

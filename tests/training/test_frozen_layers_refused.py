@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 from tests.training.batches import tiny
-from tests.training.test_frozen_layers import ROWS, model, state, trained
-from tests.training.test_trainer import settings
+from tests.training.loop.test_trainer import settings
+from tests.training.speed.test_frozen_layers import ROWS, model, state, trained
 from torch import nn
 
 from manytune.errors import RunError
-from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
-from manytune.training import frozen_layers
-from manytune.training.compilation import repeated_layers
-from manytune.training.train import train_model
+from manytune.model.attach import get_peft_model
+from manytune.training.loop.train import train_model
+from manytune.training.speed import frozen_layers
+from manytune.training.speed.compilation import repeated_layers
 
 
 def refusal(attached: nn.Module, layout: str = "padded") -> str:

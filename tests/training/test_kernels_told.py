@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from tests.kernels.machine import needs_compiler
-from tests.training.test_trainer import settings
+from tests.training.loop.test_trainer import settings
 from tests.training.tiny_run import lora, sequences
 
-from manytune.training.train import train_model
+from manytune.training.loop.train import train_model
 
 pytestmark = needs_compiler
 

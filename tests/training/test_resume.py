@@ -15,10 +15,10 @@ from tests.training.tiny_run import lora, sequences, weights_hash
 from torch import nn
 
 from manytune.errors import RunError
+from manytune.training.loop.train import TrainingResult, train_model
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import checkpoints_in, latest_checkpoint
-from manytune.training.train import TrainingResult, train_model
 
 
 class StoppedError(Exception):

@@ -9,7 +9,7 @@ import torch
 from tests.training.tiny_run import file_hash, recipe_content, write_rows
 
 from manytune.errors import DataError, RunError, StoreError
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
 from manytune.store.files import held

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from tests.training.tiny_run import file_hash, recipe_content, sequences, write_rows
 
+from manytune.data.dataset import read_splits
 from manytune.data.mixing import mix
+from manytune.data.recipe import DataRecipe
 from manytune.errors import DataError, TemplateError
 from manytune.store.adapters import open_adapter
-from manytune.training.data_recipe import DataRecipe
-from manytune.training.dataset import read_splits
-from manytune.training.orders import GroupedOrder, MixedOrder
+from manytune.training.loop.samplers import GroupedOrder, MixedOrder
 from manytune.training.progress import Report, StepReport
 from manytune.training.recipe import Recipe, recipe_from
 from manytune.training.run import run

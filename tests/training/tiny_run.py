@@ -14,8 +14,8 @@ from tests.store.tiny import LETTERS, save_tiny_base, tiny_model
 from torch import nn
 
 from manytune.data.encode import Encoded
-from manytune.methods.attach import get_peft_model
 from manytune.methods.registry import peft_config_from
+from manytune.model.attach import get_peft_model
 
 VOCABULARY = range(3, 3 + len(LETTERS))
 

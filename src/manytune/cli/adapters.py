@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manytune.cli import adapters_make, adapters_output
+from manytune.cli import adapters_make
+from manytune.cli.outputs import adapters as adapters_output
 from manytune.errors import ManytuneError
 
 if TYPE_CHECKING:
-    from manytune.store.library import AdapterStore
+    from manytune.store.store import AdapterStore
 
 Store = Annotated[
     Path,
@@ -208,7 +209,7 @@ def directory_of(adapter: str, store: Path) -> Path:
 
 
 def _store(directory: Path) -> AdapterStore:
-    from manytune.store.library import AdapterStore
+    from manytune.store.store import AdapterStore
 
     return AdapterStore(directory)
 

@@ -73,10 +73,10 @@ def combine(
     """Add the weighted combination of adapters to the store, as a new adapter."""
     import tempfile
 
-    from manytune.methods.arithmetic import Combination
+    from manytune.methods.arithmetic.weighted import Combination
     from manytune.store.base import load_base
     from manytune.store.combining import combine_adapters
-    from manytune.store.library import AdapterStore
+    from manytune.store.store import AdapterStore
 
     how = Combination(kind, svd_rank=rank, density=density)
     chosen = _numbers(weights, len(adapters))

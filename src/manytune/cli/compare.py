@@ -66,12 +66,12 @@ def compare(
     """
     from rich.console import Console
 
-    from manytune.cli.evaluate_output import print_evaluation, print_json
-    from manytune.cli.experiment_progress import ExperimentProgress
-    from manytune.experiments.bench import open_bench
+    from manytune.cli.outputs.evaluate import print_evaluation, print_json
+    from manytune.cli.outputs.experiment_progress import ExperimentProgress
     from manytune.experiments.compare import compare as run_comparison
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
+    from manytune.experiments.workspace import open_bench
     from manytune.store.files import held
 
     experiment = load_experiment(recipe, overrides or [])

@@ -14,9 +14,9 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder, Overflow
+    from manytune.data.recipe import DataRecipe
     from manytune.data.records import Record, Records
     from manytune.data.templates import PromptTemplate
-    from manytune.training.data_recipe import DataRecipe
 
 _KINDS = "A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name like org/name:config."
 
@@ -77,7 +77,7 @@ def check(
 
     Exit status 1 if a row can't be used or a prompt is in two files.
     """
-    from manytune.cli.data_output import print_check, print_json
+    from manytune.cli.outputs.data import print_check, print_json
     from manytune.data.check import check as examine
 
     plan = _plan(files, recipe, task, base, _chosen(template, prompt, completion, system))
@@ -109,7 +109,7 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Show what the model will see, with the part that it learns between >>> and <<<."""
-    from manytune.cli.data_output import print_json, print_previews
+    from manytune.cli.outputs.data import print_json, print_previews
     from manytune.data.preview import Preview
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
@@ -154,7 +154,7 @@ def split(
     Rows stay together that share --group-by's field, or else their prompt if there is a template, or else
     everything. Where a row goes depends on its content and the seed, not on the order of the rows.
     """
-    from manytune.cli.data_output import print_json, print_split
+    from manytune.cli.outputs.data import print_json, print_split
     from manytune.data.json_files import json_line
     from manytune.data.splits import split as divide
     from manytune.store.files import atomic_directory

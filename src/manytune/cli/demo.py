@@ -44,7 +44,7 @@ def demo(
     started = time.monotonic()
     from rich.console import Console
 
-    from manytune.cli.evaluate_output import print_evaluation, print_json
+    from manytune.cli.outputs.evaluate import print_evaluation, print_json
 
     # The story goes to stderr, so that stdout holds the result alone.
     console = Console(stderr=True, highlight=False)

@@ -82,7 +82,7 @@ def evaluate(
     """
     from manytune import __version__
     from manytune.cli.adapted import choose, load_common_base
-    from manytune.cli.evaluate_output import print_evaluation, print_json
+    from manytune.cli.outputs.evaluate import print_evaluation, print_json
     from manytune.evaluation.answers import questions_from
     from manytune.evaluation.compare import evaluate as compare
     from manytune.evaluation.report import write_report
@@ -157,9 +157,9 @@ def _common_examples(chosen: Sequence[Chosen], data: str | None, task: str | Non
 def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Example, ...]:
     from dataclasses import replace
 
+    from manytune.data.dataset import read_splits
     from manytune.data.readers import read
     from manytune.data.templates import render_all
-    from manytune.training.dataset import read_splits
     from manytune.training.recipe import recipe_from
 
     if data is not None:

@@ -152,7 +152,7 @@ def _segments(asking: Chosen, task: str | None, one: _Asked) -> tuple[Segment, .
 
 
 def _print_json(asked: Sequence[_Asked], answers: Mapping[str, Sequence[Generation]]) -> None:
-    from manytune.cli.data_output import print_json
+    from manytune.cli.outputs.data import print_json
 
     print_json(
         [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from manytune.store.base import Base
-    from manytune.store.library import AdapterStore
+    from manytune.store.store import AdapterStore
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -174,7 +174,7 @@ def _load(
     from manytune.errors import ServeError
     from manytune.server.adapters import MODEL_NAME
     from manytune.store.base import load_base
-    from manytune.store.library import AdapterStore
+    from manytune.store.store import AdapterStore
 
     name = base_name if base_name is not None else Path(base).expanduser().resolve().name
     if not MODEL_NAME.fullmatch(name):

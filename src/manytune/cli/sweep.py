@@ -37,14 +37,14 @@ def sweep(
     """
     from rich.console import Console
 
-    from manytune.cli.evaluate_output import print_evaluation, print_json
-    from manytune.cli.experiment_output import print_sweep
-    from manytune.cli.experiment_progress import ExperimentProgress
-    from manytune.experiments.bench import open_bench
+    from manytune.cli.outputs.evaluate import print_evaluation, print_json
+    from manytune.cli.outputs.experiment import print_sweep
+    from manytune.cli.outputs.experiment_progress import ExperimentProgress
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
     from manytune.experiments.sweep import sweep as run_sweep
     from manytune.experiments.sweep import sweep_experiment
+    from manytune.experiments.workspace import open_bench
     from manytune.store.files import held
 
     named = load_experiment(recipe, overrides or [])

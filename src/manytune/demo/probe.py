@@ -11,10 +11,10 @@ import torch
 
 from manytune.data.encode import Encoded
 from manytune.demo.plan import Workload
-from manytune.methods.attach import get_peft_model
+from manytune.model.attach import get_peft_model
 from manytune.training.batches import builder, packed_attention
-from manytune.training.head_loss import loss_sum
 from manytune.training.recipe import Recipe
+from manytune.training.speed.chunked_cross_entropy import loss_sum
 
 
 def workload_of(model: Any, papers: Sequence[Sequence[Encoded]]) -> Workload:

@@ -14,7 +14,7 @@ from manytune.engine.static_batch import Generation
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.results import Answer
 from manytune.experiments.answering import read_texts
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
 from manytune.training.run import TrainedRun

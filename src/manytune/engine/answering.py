@@ -18,7 +18,7 @@ from manytune.engine.prefix_cache import block_keys
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.static_batch import Generation, Progress, check_lengths, evaluating, generate_batch
 from manytune.engine.support import unsupported_reason
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 
 #: Bytes of a model's weights up to which a second copy, in the order that is multiplied fastest, is worth its memory.
 _PACKED_UP_TO = 2 * 2**30

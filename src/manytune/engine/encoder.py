@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from manytune.engine.batched.parts import Adapter
 from manytune.engine.counters import Counters
-from manytune.engine.layers import AdaptedLayers
-from manytune.engine.packed import Forward
+from manytune.engine.reordered_weights import Forward
 from manytune.engine.request import Output, Request
-from manytune.engine.slots import AdapterSlots, Terms
 from manytune.errors import ConfigError, RequestError
+from manytune.methods.tuners.terms import Adapter
+from manytune.mixed.layers import AdaptedLayers
+from manytune.mixed.slots import AdapterSlots, Terms
 
 _BATCH = 4096  # tokens of a forward, padding included
 

@@ -17,21 +17,21 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from manytune.engine.batched.parts import Adapter
 from manytune.engine.counters import Counters
 from manytune.engine.detokenize import TextStream
-from manytune.engine.entry import Entry
 from manytune.engine.kv_cache import KVCache
 from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs
 from manytune.engine.runner import NextToken, PromptPiece, Runner
+from manytune.engine.running_request import Entry
 from manytune.engine.sampling import Chooser, choose_tokens
 from manytune.engine.scheduler import Job, Piece, Scheduler
-from manytune.engine.slots import AdapterSlots, Snapshot
 from manytune.engine.static_batch import end_token_ids
 from manytune.engine.support import unsupported_reason
 from manytune.engine.weights import Unchanged, Weights, linear_layers
 from manytune.errors import ConfigError, RequestError
+from manytune.methods.tuners.terms import Adapter
+from manytune.mixed.slots import AdapterSlots, Snapshot
 
 
 class Engine:

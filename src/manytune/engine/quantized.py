@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manytune.engine.packed import Forward
+from manytune.engine.reordered_weights import Forward
 from manytune.errors import ConfigError
 
 Bits = Literal[8, 4]

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from manytune.engine import attention
 from manytune.engine.attention import AttentionStep, Stretch
 from manytune.engine.kv_cache import KVCache
-from manytune.engine.layers import AdaptedLayers
-from manytune.engine.packed import Forward
-from manytune.engine.slots import AdapterSlots, Snapshot
+from manytune.engine.reordered_weights import Forward
+from manytune.mixed.layers import AdaptedLayers
+from manytune.mixed.slots import AdapterSlots, Snapshot
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 
 # Two prompts share a beginning if it is at least this much of the shorter one; and sharing has to save a fifth of the
 # tokens, since it reads in two steps what would be one.

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 from torch import nn
 from transformers import PreTrainedModel
 
-from manytune.engine.packed import Forward, can_pack, packed_layers
 from manytune.engine.quantized import quantized_layers
+from manytune.engine.reordered_weights import Forward, can_pack, packed_layers
 from manytune.errors import ConfigError, RequestError
 
 Weights = Literal["packed", "plain", "int8", "int4"]

@@ -18,10 +18,10 @@ from manytune.evaluation.records import GroupLoss
 from manytune.evaluation.results import Answer
 from manytune.methods.config import PeftConfig
 from manytune.methods.full import FullConfig
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base
-from manytune.training.head_loss import loss_sum
-from manytune.training.layout_choice import batch_builder, choose_layout, prepared
+from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.speed.layout_choice import batch_builder, choose_layout, prepared
 
 Notice = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""

@@ -17,12 +17,12 @@ from manytune.errors import RunError
 from manytune.evaluation.compare import System, evaluate
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
-from manytune.experiments.bench import Bench, data_hashes
 from manytune.experiments.probes import probe_results
 from manytune.experiments.recipe import BASE, REFERENCE
 from manytune.experiments.runner import Runner
 from manytune.experiments.trials import Trial, drop_adapters
 from manytune.experiments.variants import steps_by_system
+from manytune.experiments.workspace import Bench, data_hashes
 
 _TIMED_STEPS = 6
 

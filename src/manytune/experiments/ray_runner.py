@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from manytune.errors import ManytuneError, RunError
-from manytune.experiments.bench import Bench
 from manytune.experiments.runner import write_work
 from manytune.experiments.trials import Trial
 from manytune.experiments.worker import Phase, Work, do
+from manytune.experiments.workspace import Bench
 
 _KEPT = "What is done is kept: the same command goes on from there."
 

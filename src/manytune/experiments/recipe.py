@@ -15,11 +15,11 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from manytune.data.nearest import did_you_mean
+from manytune.data.section import Number, Section, kind_of
 from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import METRICS
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
-from manytune.training.section import Number, Section, kind_of
 
 REFERENCE = "full"
 """The system whose gain counts as the whole gain."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from manytune.errors import RunError
-from manytune.experiments.bench import Bench
 from manytune.experiments.trials import Trial
 from manytune.experiments.worker import Phase, Work
+from manytune.experiments.workspace import Bench
 from manytune.store.files import atomic_write
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manytune.evaluation.ranks import Spectrum
-from manytune.methods.checkpoint import read_tensors
+from manytune.methods.checkpoint.format import read_tensors
 
 _ENERGY = 0.9
 

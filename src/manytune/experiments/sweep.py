@@ -12,10 +12,10 @@ from manytune.evaluation.plateau import find_plateau
 from manytune.evaluation.ranks import RankPoint
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Evaluation
-from manytune.experiments.bench import Bench
 from manytune.experiments.compare import score
 from manytune.experiments.recipe import Experiment, experiment_from
 from manytune.experiments.runner import Runner
+from manytune.experiments.workspace import Bench
 
 METHOD = "lora"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.data.mixing import Mixture
+from manytune.data.recipe import DataRecipe, MixingRecipe, TaskRecipe
 from manytune.errors import RecipeError
 from manytune.experiments.recipe import Experiment, SystemRecipe
 from manytune.experiments.trials import Trial, slug, trial_name
-from manytune.training.data_recipe import DataRecipe, MixingRecipe, TaskRecipe
 from manytune.training.recipe import Recipe
 
 _ONLY_TASK = "task"

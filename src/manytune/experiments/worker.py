@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manytune.errors import ManytuneError, StoreError
-from manytune.experiments.bench import Bench, open_bench
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.trials import Trial
+from manytune.experiments.workspace import Bench, open_bench
 from manytune.store.files import held
 from manytune.training.progress import Report
 from manytune.training.recipe import recipe_from

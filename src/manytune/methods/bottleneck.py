@@ -21,10 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType
-from manytune.methods.layer import AdapterLayer
-from manytune.methods.sublayers import SUBLAYERS, Sublayers
-from manytune.methods.targets import Selection, base_of, select
-from manytune.methods.tuner import LayerTuner
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
+from manytune.methods.tuners.targets import Selection, base_of, select
 
 STYLES = ("houlsby", "pfeiffer", "parallel")
 NONLINEARITIES: dict[str, type[nn.Module]] = {

@@ -99,7 +99,7 @@ class PeftConfig:
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write `adapter_config.json` into a directory, which is created if need be."""
-        from manytune.methods.files import write_atomically
+        from manytune.methods.checkpoint.files import write_atomically
 
         directory = Path(save_directory)
         if directory.is_file():
@@ -143,7 +143,7 @@ class PeftConfig:
             CheckpointError: There is no such file, or it can't be read.
             TypeError: The file names no `peft_type`, and this class doesn't either.
         """
-        from manytune.methods.files import HUB_OPTIONS, find_adapter_file
+        from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
 
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)

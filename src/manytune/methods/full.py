@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from manytune.methods.config import PeftConfig, PeftType
-from manytune.methods.direct import DirectTuner
+from manytune.methods.tuners.direct_tuner import DirectTuner
 
 
 @dataclass

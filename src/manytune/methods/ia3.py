@@ -18,8 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
-from manytune.methods.layer import AdapterLayer
-from manytune.methods.targets import (
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
     all_linear_targets,
@@ -28,7 +29,6 @@ from manytune.methods.targets import (
     matches,
     select,
 )
-from manytune.methods.tuner import LayerTuner
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
 _QV_DOWN = (("q_proj", "v_proj"), ("down_proj",))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType, PromptLearningConfig
 from manytune.methods.prompt_tuning import InputPromptTuner
-from manytune.methods.soft_prompts import SoftPrompt
+from manytune.methods.tuners.soft_prompt_tuner import SoftPrompt
 
 
 class PromptEncoderReparameterizationType(StrEnum):

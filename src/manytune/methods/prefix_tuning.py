@@ -13,8 +13,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig
-from manytune.methods.soft_prompts import PromptTuner, SoftPrompt, in_this_thread
-from manytune.methods.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
+from manytune.methods.tuners.soft_prompt_tuner import PromptTuner, SoftPrompt, in_this_thread
+from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
 
 
 @dataclass

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig, TaskType
-from manytune.methods.soft_prompts import PromptTuner, SoftPrompt, embeddings_of, in_this_thread
-from manytune.methods.virtual_tokens import (
+from manytune.methods.tuners.soft_prompt_tuner import PromptTuner, SoftPrompt, embeddings_of, in_this_thread
+from manytune.methods.tuners.virtual_tokens import (
     IGNORED,
     bound,
     is_fresh,

@@ -9,9 +9,8 @@ from typing import Any
 from manytune.errors import ConfigError
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.adalora.model import AdaLoraModel
-from manytune.methods.base import Method
 from manytune.methods.bottleneck import BottleneckConfig, BottleneckModel
-from manytune.methods.combine import CombinedConfig, CombinedModel
+from manytune.methods.combined import CombinedConfig, CombinedModel
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.full import FullConfig, FullModel
 from manytune.methods.ia3 import IA3Config, IA3Model
@@ -21,6 +20,7 @@ from manytune.methods.p_tuning import PromptEncoderConfig, PromptEncoderModel
 from manytune.methods.prefix_tuning import PrefixTuningConfig, PrefixTuningModel
 from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningModel
 from manytune.methods.selective import SelectiveConfig, SelectiveModel
+from manytune.methods.tuners.base import Method
 from manytune.methods.vera import VeraConfig, VeraModel
 
 METHODS: dict[str, Method] = {

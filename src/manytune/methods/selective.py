@@ -16,8 +16,8 @@ from torch import nn
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType
-from manytune.methods.direct import DirectTuner
-from manytune.methods.targets import layer_index
+from manytune.methods.tuners.direct_tuner import DirectTuner
+from manytune.methods.tuners.targets import layer_index
 
 BIAS, LAYERNORM = "bias", "layernorm"
 

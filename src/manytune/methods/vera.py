@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError
-from manytune.methods.base import fill_state
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
-from manytune.methods.layer import AdapterLayer
-from manytune.methods.targets import (
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import fill_state
+from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     ATTENTION_PROJECTIONS,
     Selection,
@@ -29,7 +30,6 @@ from manytune.methods.targets import (
     default_targets,
     select,
 )
-from manytune.methods.tuner import LayerTuner
 
 
 @dataclass

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from manytune.engine.batched import parts_of
 from manytune.errors import CacheFullError, ManytuneError, StoreError
-from manytune.server.refusals import Refusal
-from manytune.server.soundness import Skeleton, check_files
+from manytune.mixed import parts_of
+from manytune.server.http_errors import Refusal
+from manytune.server.validation import Skeleton, check_files
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
-from manytune.store.library import AdapterStore, StoreEntry
-from manytune.store.ram_cache import AdapterCache
+from manytune.store.cache import AdapterCache
 from manytune.store.resident import ResidentAdapter
+from manytune.store.store import AdapterStore, StoreEntry
 from manytune.store.verification import Verification, verify_adapter
 
 _log = logging.getLogger(__name__)

@@ -23,20 +23,20 @@ from manytune.engine.static_batch import end_token_ids
 from manytune.engine.weights import Weights
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Adapters
-from manytune.server.asking import Service
 from manytune.server.auth import Keys
-from manytune.server.gate import Gate
+from manytune.server.http_errors import Refusal, refusal_of
 from manytune.server.loop import AnyEngine, EngineLoop
 from manytune.server.metrics import Metrics
+from manytune.server.middleware import Gate
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
-from manytune.server.refusals import Refusal, refusal_of
 from manytune.server.routes import adapters as adapter_routes
 from manytune.server.routes import chat, compare, completions, embeddings, health, models
+from manytune.server.service import Service
 from manytune.server.settings import Settings
 from manytune.server.watcher import Watcher
 from manytune.store.base import Base
-from manytune.store.library import AdapterStore
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
 _LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]

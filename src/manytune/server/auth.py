@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manytune.errors import ServeError
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
 
 
 class Key(BaseModel):

@@ -17,11 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from manytune.engine.batched.parts import Adapter
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
 from manytune.errors import ManytuneError
-from manytune.server.refusals import Refusal, full
+from manytune.methods.tuners.terms import Adapter
+from manytune.server.http_errors import Refusal, full
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")

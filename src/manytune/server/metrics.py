@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from manytune.engine.request import Output
 from manytune.server.loop import EngineLoop
-from manytune.store.ram_cache import AdapterCache
+from manytune.store.cache import AdapterCache
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import PromptTemplate, Segment
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
 from manytune.store.base import Base
 from manytune.store.manifest import Manifest
 

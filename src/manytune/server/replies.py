@@ -10,9 +10,9 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from manytune.engine.request import Output
-from manytune.server.asking import NOT_FINITE, Answers, Service
 from manytune.server.formats import DONE, Collected, event
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
+from manytune.server.service import NOT_FINITE, Answers, Service
 
 _log = logging.getLogger("manytune.server.prompts")
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.data.templates import Segment
 from manytune.engine.request import SamplingParams
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
 
 _Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
 _Refused = dict[str, tuple[Any, ...]]

@@ -7,8 +7,8 @@ import logging
 
 from manytune.errors import CacheFullError, ManytuneError
 from manytune.server.adapters import Adapters
+from manytune.server.http_errors import Refusal
 from manytune.server.loop import AnyEngine, EngineLoop
-from manytune.server.refusals import Refusal
 
 _log = logging.getLogger(__name__)
 

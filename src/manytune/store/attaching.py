@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manytune.methods.config import PeftConfig
 from manytune.methods.full import FullConfig
-from manytune.methods.model import PeftModel
+from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base
 
 

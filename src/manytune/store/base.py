@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from manytune.caches import cache_directory
 from manytune.errors import StoreError
-from manytune.methods.quantized import keep_differentiable
+from manytune.methods.tuners.quantized_layers import keep_differentiable
 from manytune.store.files import atomic_directory, clean_leftovers, sha256_file
 from manytune.store.fingerprint import Fingerprint, fingerprint
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.errors import StoreError
-from manytune.methods.arithmetic import Combination
+from manytune.methods.arithmetic.weighted import Combination
 from manytune.methods.config import PeftConfig
-from manytune.methods.model import PeftModel
 from manytune.methods.registry import method_of
+from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter, save_adapter
 from manytune.store.base import Base, without_bars
 from manytune.store.files import atomic_directory
@@ -21,7 +21,7 @@ from manytune.store.manifest import Manifest
 def combine_adapters(
     sources: Sequence[Path], weights: Sequence[float], target: Path, base: Base, how: Combination
 ) -> Manifest:
-    """Write the weighted combination of adapters of one base; see `methods/arithmetic.py`.
+    """Write the weighted combination of adapters of one base; see `methods/arithmetic/weighted.py`.
 
     The prompt template is kept if all of them have the same. Scores aren't: nobody has measured the combination.
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from manytune.errors import StoreError
-from manytune.methods.checkpoint import read_tensors
+from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.targets import first_match
+from manytune.methods.tuners.targets import first_match
 from manytune.store.adapters import open_adapter
 from manytune.store.exports import require_plain_lora
 

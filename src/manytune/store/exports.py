@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from manytune.errors import StoreError
-from manytune.methods.checkpoint import TENSORS_NAME
-from manytune.methods.combine import CombinedConfig, export_parts
+from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.combined import CombinedConfig, export_parts
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.init import starts_from_weight

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manytune.errors import StoreError
-from manytune.methods.quantized import readable
+from manytune.methods.tuners.quantized_layers import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ import safetensors
 
 from manytune import __version__
 from manytune.errors import ManytuneError, StoreError
-from manytune.methods.checkpoint import TENSORS_NAME
+from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import CONFIG_NAME, open_adapter

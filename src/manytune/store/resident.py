@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from manytune.errors import BaseMismatchError, StoreError
-from manytune.methods.checkpoint import TENSORS_NAME
+from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig
 from manytune.store.adapters import CONFIG_NAME, open_adapter
 from manytune.store.fingerprint import Fingerprint

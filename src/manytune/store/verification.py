@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manytune.errors import StoreError
-from manytune.methods.checkpoint import TENSORS_NAME
+from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
 from manytune.store.base import Base

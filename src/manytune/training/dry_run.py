@@ -17,23 +17,23 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from manytune.data.dataset import encode_splits, read_splits
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
-from manytune.methods.accounting import count_parameters
-from manytune.methods.attach import get_peft_model
+from manytune.model.accounting import count_parameters
+from manytune.model.attach import get_peft_model
 from manytune.store.base import load_base
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
-from manytune.training.dataset import encode_splits, read_splits
-from manytune.training.frozen_layers import CacheSize, LowerLayers, cache_frozen_layers, computed
-from manytune.training.head_loss import loss_sum
-from manytune.training.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
-from manytune.training.operations import ModelSize
-from manytune.training.orders import order_of
+from manytune.training.loop.counters import Tally
+from manytune.training.loop.samplers import order_of
+from manytune.training.loop.train import check_device, peak_memory
 from manytune.training.recipe import Recipe, TrainingRecipe
-from manytune.training.schedule import schedule_of, total_steps
-from manytune.training.tally import Tally
-from manytune.training.train import check_device, peak_memory
+from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.speed.frozen_layers import CacheSize, LowerLayers, cache_frozen_layers, computed
+from manytune.training.speed.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
+from manytune.training.speed.operations import ModelSize
+from manytune.training.training_plan import schedule_of, total_steps
 
 _COUNTED_BATCHES = 400  # of an epoch; a larger one is counted by that many, evenly spaced
 _TIMED = (1 / 6, 3 / 6, 5 / 6)

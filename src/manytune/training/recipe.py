@@ -17,12 +17,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from manytune.data.nearest import did_you_mean
+from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import peft_config_from
 from manytune.training.batches import BUILDERS
-from manytune.training.data_recipe import DataRecipe, TaskRecipe
-from manytune.training.section import Number, Section, kind_of
 
 
 class MethodRecipe(BaseModel):

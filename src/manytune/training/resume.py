@@ -32,7 +32,7 @@ from transformers import TrainerState
 
 from manytune.errors import RunError
 from manytune.store.files import atomic_directory, clean_leftovers
-from manytune.training.tally import Tally
+from manytune.training.loop.counters import Tally
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")

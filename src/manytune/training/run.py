@@ -27,20 +27,20 @@ import torch
 from transformers import set_seed
 
 from manytune import __version__
+from manytune.data.dataset import TokenSplits, content_hash, encode_splits, read_splits
 from manytune.data.mixing import Mixture
 from manytune.data.records import Rejected
 from manytune.errors import RunError
-from manytune.methods.attach import get_peft_model
+from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, held
-from manytune.training.dataset import TokenSplits, content_hash, encode_splits, read_splits
+from manytune.training.loop.train import TrainingResult, train_model
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, latest_checkpoint
 from manytune.training.run_log import LOG_NAME, RunLog
-from manytune.training.schedule import total_steps
-from manytune.training.train import TrainingResult, train_model
+from manytune.training.training_plan import total_steps
 
 RECIPE_NAME = "recipe.yaml"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")

@@ -1,6 +1,6 @@
 """HF PEFT's module path to the wrappers of modules that are trained in full."""
 
-from manytune.methods.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 
 AuxiliaryTrainingWrapper = ModulesToSaveWrapper
 

@@ -26,8 +26,8 @@ from manytune.data.templates import Example, Segment
 from manytune.engine.static_batch import completion_nll, generate_batch
 from manytune.errors import RunError
 from manytune.training.batches.seq2seq import builder_for
-from manytune.training.head_loss import loss_sum
-from manytune.training.loss import mean_loss
+from manytune.training.loop.loss import mean_loss
+from manytune.training.speed.chunked_cross_entropy import loss_sum
 
 ROOT = Path(__file__).parents[3]
 SEQUENCES = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.methods.adalora.config import AdaLoraConfig
-from manytune.methods.layer import AdapterLayer
+from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.vera import sizes
 
 #: Standard deviation of A and B at first.

@@ -14,9 +14,9 @@ from manytune.methods.adalora.allocator import RankAllocator, Triplets, budget_a
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.adalora.layer import SVDConv2d, SVDLinear, cut
 from manytune.methods.config import PeftConfig
-from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.model import LoraModel
-from manytune.methods.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
 
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, PeftWarning
-from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.dora import Magnitude, along, output_norm
+from manytune.methods.tuners.adapter_layer import AdapterLayer
 
 
 class _OnDemand:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from manytune.kernels.products import PLAIN
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
-from manytune.methods.products import PLAIN
 
 
 class Linear(ShiftedLayer):

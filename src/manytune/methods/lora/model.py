@@ -11,7 +11,6 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
-from manytune.methods.layer import AdapterLayer
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
@@ -20,7 +19,9 @@ from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
-from manytune.methods.targets import (
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
     all_linear_targets,
@@ -29,7 +30,6 @@ from manytune.methods.targets import (
     first_match,
     select,
 )
-from manytune.methods.tuner import LayerTuner
 
 
 class LoraModel(LayerTuner):

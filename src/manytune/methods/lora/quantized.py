@@ -10,7 +10,7 @@ from manytune.errors import ConfigError
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.linear import Linear
-from manytune.methods.quantized import dequantized_weight, quantization_backend
+from manytune.methods.tuners.quantized_layers import dequantized_weight, quantization_backend
 
 
 class QuantizedLinear(Linear):

@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from manytune.server.asking import Service
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
+from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/adapters")
 

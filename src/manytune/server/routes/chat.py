@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
 from manytune.server.adapters import Model
-from manytune.server.asking import Answers, PromptMaker, Service, Wanted, ask
 from manytune.server.formats import Collected, Head, chat_logprobs, usage_of
 from manytune.server.replies import collect, stream
 from manytune.server.schema import ChatRequest, Conversation
+from manytune.server.service import Answers, PromptMaker, Service, Wanted, ask
 
 router = APIRouter(prefix="/v1/chat/completions")
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.asking import Service, Wanted, ask
 from manytune.server.formats import Collected, usage_of
-from manytune.server.refusals import Refusal
+from manytune.server.http_errors import Refusal
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint, prompt_maker
 from manytune.server.schema import CompareRequest
+from manytune.server.service import Service, Wanted, ask
 
 router = APIRouter(prefix="/v1/compare")
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.asking import Answers, PromptMaker, Service, Wanted, ask
 from manytune.server.formats import Collected, Head, text_logprobs, usage_of
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint
 from manytune.server.schema import CompletionRequest
+from manytune.server.service import Answers, PromptMaker, Service, Wanted, ask
 
 router = APIRouter(prefix="/v1/completions")
 

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request
 
 from manytune.engine.encoder import EncoderEngine
 from manytune.errors import ManytuneError
-from manytune.server.asking import Service
+from manytune.server.http_errors import Refusal, refusal_of
 from manytune.server.metrics import Timing
-from manytune.server.refusals import Refusal, refusal_of
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.schema import EmbeddingRequest
+from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/embeddings")
 

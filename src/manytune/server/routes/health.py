@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
-from manytune.server.asking import Service
+from manytune.server.service import Service
 
 router = APIRouter()
 

@@ -11,9 +11,9 @@ import jinja2
 from fastapi import APIRouter, Request
 
 from manytune.data.rendering import named_fields
-from manytune.server.asking import Service
 from manytune.server.auth import Principal
-from manytune.store.library import StoreEntry
+from manytune.server.service import Service
+from manytune.store.store import StoreEntry
 
 router = APIRouter(prefix="/v1/models")
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
-from manytune.training.batches.attention import packed_attention
+from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
 from manytune.training.batches.grouping import plan_batches
 from manytune.training.batches.seq2seq import Seq2SeqBatch

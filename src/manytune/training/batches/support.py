@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.training.batches import padded, shared_prefix
-from manytune.training.batches.attention import packed_attention
+from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, base_model
 
 _EXACT_LAYERS = {"full_attention", "sliding_attention"}

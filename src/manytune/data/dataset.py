@@ -1,0 +1,275 @@
+"""From a recipe's data section to the token ids of each split; rows left out are accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from manytune.data.encode import Encoded, EncodedSet, Encoder
+from manytune.data.mixing import Mixture
+from manytune.data.readers import read
+from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.records import Record, Rejected
+from manytune.data.rendering import EmptyPartError
+from manytune.data.splits import Leak, group_key, leaks, split
+from manytune.data.templates import Example, PromptTemplate
+from manytune.errors import DataError, TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SPLIT_SEED = 0  # a constant, so that runs with different training seeds are judged on the same rows
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples by their use.
+
+    Attributes:
+        train: To learn from.
+        validation: To measure the loss on while training; may be empty.
+        test: To score after training; may be empty.
+        left_out: Rows that couldn't be read or rendered.
+        leaks: Prompts that occur in more than one split, so that a score partly measures memory.
+        task_sizes: Training examples of each task, in the order of `train`; empty for a single task.
+    """
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    left_out: tuple[Rejected, ...]
+    leaks: tuple[Leak, ...]
+    task_sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenSplits:
+    """Token ids by their use.
+
+    Attributes:
+        train: To learn from.
+        validation: To measure the loss on; may be empty.
+        left_out: Rows that couldn't be read or rendered, or were too long.
+        truncated: How many prompts were cut to `max_length`.
+        mode: "chat" if the tokenizer's chat template was used, else "plain".
+        mixture: How often each task comes up; None for a single task, each row of which is in every epoch.
+    """
+
+    train: tuple[Encoded, ...]
+    validation: tuple[Encoded, ...]
+    left_out: tuple[Rejected, ...]
+    truncated: int
+    mode: Literal["chat", "plain"]
+    mixture: Mixture | None = None
+
+
+def read_splits(data: DataRecipe) -> Splits:
+    """Read the rows, render them, and divide them as the recipe says.
+
+    Shares are taken from the training rows, by group; the same rows go to the same split in every run. A row
+    that several templates put into words is on one side with all its examples, and so are all rows that share
+    a prompt with one of them.
+
+    Raises:
+        DataError: A file or row can't be used, or a split would be empty.
+    """
+    rows = _Rows(data.on_error)
+    if not data.tasks:
+        single: dict[str | None, PromptTemplate] = {None: data.prompt_template()}
+        parts = rows.divided(data.files, data.validation, data.test, single)
+        return _splits(parts, rows.left_out, {})
+    joined: dict[str, tuple[Example, ...]] = {"train": (), "validation": (), "test": ()}
+    sizes = {}
+    for task in data.tasks:
+        parts = rows.of_task(task)
+        sizes[task.name] = len(parts["train"])
+        joined = {role: (*examples, *parts[role]) for role, examples in joined.items()}
+    return _splits(joined, rows.left_out, sizes)
+
+
+def _splits(
+    parts: Mapping[str, tuple[Example, ...]], left_out: Sequence[Rejected], sizes: Mapping[str, int]
+) -> Splits:
+    return Splits(
+        parts["train"], parts["validation"], parts["test"], tuple(left_out), leaks(parts), task_sizes=sizes
+    )
+
+
+class _Rows:
+    """Reads and renders rows, and keeps account of those that are left out."""
+
+    def __init__(self, on_error: Literal["error", "skip"]) -> None:
+        self.left_out: list[Rejected] = []
+        self._on_error = on_error
+
+    def of_task(self, task: TaskRecipe) -> dict[str, tuple[Example, ...]]:
+        """The examples of one of several tasks by role; each bears the name of its template."""
+        templates: dict[str | None, PromptTemplate] = dict(task.prompt_templates().items())
+        partial = task.promptsource is not None
+        try:
+            return self.divided(task.file, task.validation, task.test, templates, partial=partial)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{error.where}: ")
+            raise type(error)(f"task {task.name!r}: {reason}", where=error.where) from error
+
+    def divided(
+        self,
+        train: Sequence[str],
+        validation: float | str | None,
+        test: float | str | None,
+        templates: Mapping[str | None, PromptTemplate],
+        *,
+        partial: bool = False,
+    ) -> dict[str, tuple[Example, ...]]:
+        """One task's examples by role.
+
+        Args:
+            train: Its files.
+            validation: A file, or a share of the training rows.
+            test: The same.
+            templates: By the name that their examples bear.
+            partial: Whether a template that makes nothing of a row doesn't apply to it; else it is an error.
+        """
+        rows: dict[str, tuple[_Row, ...]] = {
+            "train": self._read(train, "train", templates, partial=partial),
+            "validation": (),
+            "test": (),
+        }
+        shares: dict[str, float] = {}
+        for role, wanted in (("validation", validation), ("test", test)):
+            if isinstance(wanted, str):
+                rows[role] = self._read((wanted,), role, templates, partial=partial)
+            elif wanted is not None:
+                shares[role] = wanted
+        if shares:
+            fractions = {"train": 1 - sum(shares.values()), **shares}
+            rows |= split(rows["train"], fractions, key=lambda row: row.key, seed=_SPLIT_SEED)
+        return {
+            role: tuple(example for row in found for example in row.examples) for role, found in rows.items()
+        }
+
+    def _read(
+        self,
+        specs: Sequence[str],
+        role: str,
+        templates: Mapping[str | None, PromptTemplate],
+        *,
+        partial: bool,
+    ) -> tuple[_Row, ...]:
+        """Every row of the files as its examples, at least one a row."""
+        found: list[tuple[Example, ...]] = []
+        for spec in specs:
+            is_file = Path(spec).expanduser().is_file()
+            records = read(spec, split=None if is_file else role, on_error=self._on_error)
+            self.left_out.extend(records.rejected)
+            rendered = (self._render(record, templates, partial=partial) for record in records.kept)
+            found.extend(row for row in rendered if row)
+        if not found:
+            raise DataError(
+                f"no usable row is left to {'train on' if role == 'train' else role}", where=", ".join(specs)
+            )
+        return _keyed(found, in_groups=len(templates) > 1)
+
+    def _render(
+        self, record: Record, templates: Mapping[str | None, PromptTemplate], *, partial: bool
+    ) -> tuple[Example, ...]:
+        examples = []
+        for name, template in templates.items():
+            try:
+                examples.append(dataclasses.replace(template.render(record), task=name))
+            except TemplateError as error:
+                inapplicable = partial and isinstance(error, EmptyPartError)
+                if self._on_error == "error" and not inapplicable:
+                    raise
+                reason = str(error).removeprefix(f"{record.where}: ")
+                if inapplicable:
+                    reason = f"the template {name!r} doesn't apply to it"
+                self.left_out.append(Rejected(record.source, record.row, reason))
+        return tuple(examples)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one row of a file became: an example by each template, and the key of the rows it belongs to."""
+
+    key: str
+    examples: tuple[Example, ...]
+
+
+def _keyed(rows: Sequence[tuple[Example, ...]], *, in_groups: bool) -> tuple[_Row, ...]:
+    """Give rows that share a group, or a prompt by any of the templates, the same key.
+
+    Args:
+        rows: Each row's examples.
+        in_groups: Whether the key becomes the group of examples that have none, since a row's several
+            examples aren't independent of one another.
+    """
+    parents: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while (parent := parents.setdefault(key, key)) != key:
+            parents[key] = key = parents[parent]
+        return key
+
+    for examples in rows:
+        roots = sorted({root(group_key(example)) for example in examples})
+        parents.update(dict.fromkeys(roots, roots[0]))
+    keyed = []
+    for examples in rows:
+        key = root(group_key(examples[0]))
+        common = hashlib.blake2b(key.encode(), digest_size=8).hexdigest() if in_groups else None
+        keyed.append(_Row(key, tuple(dataclasses.replace(e, group=e.group or common) for e in examples)))
+    return tuple(keyed)
+
+
+def encode_splits(
+    splits: Splits,
+    data: DataRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    encoder_decoder: bool = False,
+) -> TokenSplits:
+    """Turn the training and validation examples into token ids.
+
+    Raises:
+        DataError: A row is too long and the recipe says that this is an error, or no row is left to train
+            on.
+    """
+    encoder = Encoder(
+        tokenizer, max_length=data.max_length, overflow=data.overflow, encoder_decoder=encoder_decoder
+    )
+    trains: dict[str, EncodedSet] = {}
+    start = 0
+    for task, size in (splits.task_sizes or {"": len(splits.train)}).items():
+        trains[task] = encoder.encode_all(splits.train[start : start + size])
+        start += size
+        if not trains[task].kept:
+            of_task = f" of the task {task!r}" if task else ""
+            raise DataError(
+                f"all {size} training rows{of_task} are longer than data.max_length {data.max_length}; raise it, "
+                "or set data.overflow to truncate_prompt"
+            )
+    validation = encoder.encode_all(splits.validation)
+    parts = (*trains.values(), validation)
+    return TokenSplits(
+        tuple(sequence for train in trains.values() for sequence in train.kept),
+        validation.kept,
+        (*splits.left_out, *(row for part in parts for row in part.dropped)),
+        sum(part.truncated for part in parts),
+        encoder.mode,
+        data.mixture({task: len(train.kept) for task, train in trains.items()})
+        if splits.task_sizes
+        else None,
+    )
+
+
+def content_hash(sequences: Sequence[Encoded]) -> str:
+    """A hash of the token ids and their order: what a resumed run must find unchanged."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,265 @@
+"""The data section of a recipe: one task's rows and template, or a list of tasks and how they are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from manytune.data.mixing import Mixture, Strategy, check_options, mix
+from manytune.data.promptsource import load_promptsource
+from manytune.data.section import Number, Section, kind_of
+from manytune.data.templates import PromptTemplate, choose_template, load_template, named_template
+
+_TEMPLATE_FILES = {".yaml", ".yml", ".json"}
+_DEFAULT_TEMPLATE = "prompt-completion"
+_DEFAULT_VALIDATION = 0.1
+_OF_A_TASK = ("prompt", "completion", "system", "template", "group_by")
+
+
+def _as_tuple(value: object) -> object:
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    raise ValueError(f"expected a file or a datasets name, or a list of them; found {kind_of(value)}")
+
+
+Files = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+def _names(value: object) -> object:
+    if value is None:
+        return None
+    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise ValueError(f"expected a list of names, or null for all; found {kind_of(value)}")
+
+
+def _rows_or_share(value: object) -> object:
+    if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"expected a file, a datasets name, or a share between 0 and 1; found {kind_of(value)}")
+
+
+Rows = Annotated[float | str | None, BeforeValidator(_rows_or_share)]
+
+
+class TaskRecipe(Section):
+    """One task of several: its rows, its template, and its weight."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """What the task is called in scores, and in `--task` of `generate` and `evaluate`."""
+    file: Files
+    """Its training rows: a file or a `datasets` name, or a list of them."""
+    prompt: str | None = None
+    """As in `data`."""
+    completion: str | None = None
+    """As in `data`."""
+    system: str | None = None
+    """As in `data`."""
+    template: str | None = None
+    """As in `data`."""
+    promptsource: str | None = None
+    """A promptsource file, instead of a template: each row becomes one example by each of its templates."""
+    templates: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
+    """The names of those of its templates that are used; null for all."""
+    group_by: str | None = None
+    """As in `data`. Tasks made of the same rows need the same field, so that a row is on one side in all."""
+    weight: Annotated[Number, Field(gt=0)] | None = None
+    """Its share of an epoch, relative to the other tasks' weights; with `mixing.strategy: explicit`."""
+    validation: Rows = _DEFAULT_VALIDATION
+    """As in `data`, whose share holds where a task says nothing."""
+    test: Rows = None
+    """As in `data`, whose share holds where a task says nothing."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.templates is not None and self.promptsource is None:
+            raise ValueError(
+                f"the task {self.name!r}: templates goes with promptsource, a file to choose from"
+            )
+        others = [key for key in ("prompt", "completion", "template") if getattr(self, key) is not None]
+        if self.promptsource is not None and others:
+            raise ValueError(f"the task {self.name!r}: give either promptsource or {' and '.join(others)}")
+        _check_shares(self.validation, self.test)
+        self.prompt_templates()
+        return self
+
+    def prompt_templates(self) -> dict[str, PromptTemplate]:
+        """The task's templates: one by its name, or those of a promptsource file as `task/template`.
+
+        Raises:
+            TemplateError: There is no such template or file, or it can't be used.
+        """
+        if self.promptsource is None:
+            name = self.template
+            if name is None and self.prompt is None and self.completion is None:
+                name = _DEFAULT_TEMPLATE
+            template = choose_template(
+                name,
+                prompt=self.prompt,
+                completion=self.completion,
+                system=self.system,
+                group_by=self.group_by,
+            )
+            assert template is not None
+            return {self.name: template}
+        return {
+            f"{self.name}/{name}": PromptTemplate(
+                template.prompt, template.completion, self.system, self.group_by
+            )
+            for name, template in load_promptsource(self.promptsource, self.templates).items()
+        }
+
+
+class MixingRecipe(Section):
+    """How often each of several tasks comes up."""
+
+    strategy: Strategy = "proportional"
+    """`proportional` to the tasks' sizes, to their roots (`temperature`), or `explicit`: the tasks' weights."""
+    cap: Annotated[int, Field(ge=1)] | None = None
+    """The most examples that a task counts for; null for no limit."""
+    temperature: Annotated[Number, Field(ge=1)] | None = None
+    """With the strategy of this name: 1 is proportional, a higher one brings the shares closer together."""
+
+
+class DataRecipe(Section):
+    """Which rows, and how a row becomes a prompt and a completion."""
+
+    train: Annotated[
+        Annotated[Files, Tag("files")] | Annotated[tuple[TaskRecipe, ...], Tag("tasks")],
+        Discriminator(lambda value: "tasks" if _are_tasks(value) else "files"),
+        BeforeValidator(lambda value: tuple(value) if _are_tasks(value) else value),
+    ]
+    """Files (.jsonl, .json, .csv, .tsv, .parquet) or `datasets` names; several are put one after the
+    other. Or a list of tasks, each with its own file and template."""
+    validation: Rows = _DEFAULT_VALIDATION
+    """A file or `datasets` name, or the share of the training rows to set aside; null for none."""
+    test: Rows = None
+    """Rows for `manytune evaluate`, kept away from training; written like `validation`."""
+    prompt: str | None = None
+    """Jinja2 template of the prompt, such as `"Summarize.\\n\\n{{ document }}"`. Goes with `completion`."""
+    completion: str | None = None
+    """Jinja2 template of the completion, the part that bears the loss."""
+    system: str | None = None
+    """Jinja2 template of a system message."""
+    template: str | None = None
+    """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
+    none."""
+    group_by: str | None = None
+    """A field; rows that share its value stay on one side of a split."""
+    mixing: MixingRecipe | None = None
+    """How often each task comes up, with a list of tasks; null for each row once an epoch."""
+    max_length: Annotated[int, Field(ge=2)] | None = 2048
+    """The most tokens of a prompt and its completion together; null for no limit."""
+    overflow: Literal["error", "drop", "truncate_prompt"] = "error"
+    """What becomes of longer rows: an error, left out and counted, or the prompt's end cut off and
+    counted."""
+    on_error: Literal["error", "skip"] = "error"
+    """What becomes of rows that can't be read or rendered: an error, or left out and counted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shares_for_tasks(cls, content: object) -> object:
+        """Write the section's shares into the tasks that have none, so that a task says all about itself."""
+        if not (isinstance(content, dict) and _are_tasks(content.get("train"))):
+            return content
+        shares = {
+            "validation": content.get("validation", _DEFAULT_VALIDATION),
+            "test": content.get("test"),
+        }
+        tasks = [{**shares, **task} if isinstance(task, dict) else task for task in content["train"]]
+        return {**content, "train": tasks}
+
+    @model_validator(mode="after")
+    def _one_template(self) -> Self:
+        if self.tasks:
+            self._check_tasks()
+            return self
+        if self.mixing is not None:
+            raise ValueError("mixing goes with a list of tasks in train, each with a name and a file")
+        if self.template is not None and (self.prompt is not None or self.completion is not None):
+            raise ValueError("give either template, or prompt and completion")
+        if (self.prompt is None) != (self.completion is None):
+            missing = "prompt" if self.prompt is None else "completion"
+            raise ValueError(f"prompt and completion go together; {missing} is missing")
+        _check_shares(self.validation, self.test)
+        self.prompt_template()
+        return self
+
+    @property
+    def tasks(self) -> tuple[TaskRecipe, ...]:
+        """The tasks of a list of them; empty if the section describes a single one itself."""
+        return tuple(task for task in self.train if isinstance(task, TaskRecipe))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The training rows of a single task; empty for a list of tasks."""
+        return tuple(file for file in self.train if isinstance(file, str))
+
+    def prompt_template(self) -> PromptTemplate:
+        """The template that the keys describe; for a single task.
+
+        Raises:
+            TemplateError: A part isn't valid Jinja2, or there is no such named template or template file.
+        """
+        if self.prompt is not None and self.completion is not None:
+            return PromptTemplate(self.prompt, self.completion, self.system, self.group_by)
+        name = self.template or _DEFAULT_TEMPLATE
+        found = load_template(name) if Path(name).suffix in _TEMPLATE_FILES else named_template(name)
+        return PromptTemplate(
+            found.prompt, found.completion, self.system or found.system, self.group_by or found.group_by
+        )
+
+    def task_templates(self) -> dict[str, PromptTemplate]:
+        """The templates of all tasks by the names that their examples bear; empty for a single task.
+
+        Raises:
+            TemplateError: There is no such template or file, or it can't be used.
+        """
+        return {name: found for task in self.tasks for name, found in task.prompt_templates().items()}
+
+    def mixture(self, sizes: Mapping[str, int]) -> Mixture:
+        """The mixture of the tasks.
+
+        Args:
+            sizes: Training examples of each.
+
+        Raises:
+            DataError: A task has no example, or would never be trained on.
+        """
+        return mix(sizes, **self._mixing_options())
+
+    def _mixing_options(self) -> dict[str, Any]:
+        mixing = self.mixing or MixingRecipe()
+        weights = {task.name: task.weight for task in self.tasks if task.weight is not None}
+        return {**dict(mixing), "weights": weights or None}
+
+    def _check_tasks(self) -> None:
+        for key in _OF_A_TASK:
+            if getattr(self, key) is not None:
+                raise ValueError(f"with a list of tasks, {key} stands in each task and not beside them")
+        for key in ("validation", "test"):
+            if isinstance(getattr(self, key), str):
+                raise ValueError(
+                    f"with a list of tasks, {key} is a share or null; a file of a task's rows stands in the task"
+                )
+        seen: set[str] = set()
+        for task in self.tasks:
+            names = {task.name, *task.prompt_templates()}
+            if taken := names & seen:
+                raise ValueError(f"two tasks are named {min(taken)!r}")
+            seen |= names
+        check_options([task.name for task in self.tasks], **self._mixing_options())
+
+
+def _are_tasks(value: object) -> bool:
+    return isinstance(value, list | tuple) and any(isinstance(item, dict | TaskRecipe) for item in value)
+
+
+def _check_shares(*rows: float | str | None) -> None:
+    shares = [share for share in rows if isinstance(share, float)]
+    if sum(shares) >= 1:
+        raise ValueError(f"validation and test take {sum(shares):g} of the rows; nothing is left to train on")

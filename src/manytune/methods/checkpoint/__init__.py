@@ -1,0 +1,1 @@
+"""Adapters as files in HF PEFT's format."""

@@ -1,0 +1,152 @@
+"""The one file that knows HF PEFT's checkpoint keys.
+
+    adapter_config.json          the configuration
+    adapter_model.safetensors    base_model.model.<path>.<tensor>, without the adapter's name
+
+A tensor's name is that of the parameter in memory with the adapter's name taken out: `…q_proj.lora_A.weight`
+for `…q_proj.lora_A.default.weight`, `…head.weight` for `…head.modules_to_save.default.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from manytune.errors import CheckpointError
+from manytune.methods.checkpoint.files import find_adapter_file, write_atomically
+from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.base import Tuner
+
+TENSORS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+
+_CONVERSION = (
+    "pickle files can run code when they are read. Convert it once, where you trust the file: "
+    "safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')."
+)
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What loading an adapter's tensors left over.
+
+    Attributes:
+        missing_keys: Names in the model that the checkpoint didn't fill.
+        unexpected_keys: Names in the checkpoint that fit nothing in the model.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def get_state(tuner: Tuner, adapter_name: str, *, prefix: str | None = None) -> dict[str, Tensor]:
+    """An adapter's tensors, named as in a checkpoint, or after another prefix. They share the model's memory."""
+    prefix = tuner.file_prefix if prefix is None else prefix
+    return {f"{prefix}{key}": tensor.detach() for key, tensor in tuner.state(adapter_name).items()}
+
+
+def set_state(
+    tuner: Tuner,
+    adapter_name: str,
+    tensors: Mapping[str, Tensor],
+    *,
+    prefix: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+) -> LoadResult:
+    """Fill an adapter from tensors named as in a checkpoint, or after another prefix.
+
+    Raises:
+        ShapeMismatchError: A tensor has another shape than the model's.
+    """
+    prefix = tuner.file_prefix if prefix is None else prefix
+    own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    foreign = sorted(key for key in tensors if not key.startswith(prefix))
+    renamed = _conversions(tuner.model)
+    own = {_rename(key, renamed): tensor for key, tensor in own.items()}
+    missing, unexpected = tuner.load_state(adapter_name, own, ignore_mismatched_sizes=ignore_mismatched_sizes)
+    return LoadResult(
+        [f"{prefix}{tuner.memory_name(adapter_name, key)}" for key in missing],
+        [*foreign, *(f"{prefix}{key}" for key in unexpected)],
+    )
+
+
+def write_adapter(directory: Path, config: PeftConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write an adapter's tensors and, marked as for inference, its configuration.
+
+    The tensors come first and the configuration last, so that a directory with a configuration has its
+    tensors.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    write_atomically(
+        directory / TENSORS_NAME, safetensors.torch.save(_unshared(ready), metadata={"format": "pt"})
+    )
+    options = json.loads(config.to_json()) | {"inference_mode": True}
+    write_atomically(
+        directory / "adapter_config.json", json.dumps(options, indent=2, sort_keys=True).encode()
+    )
+
+
+def read_tensors(
+    source: str | Path, *, device: str = "cpu", subfolder: str | None = None, **hub: Any
+) -> dict[str, Tensor]:
+    """Read an adapter's tensors from a directory or a hub.
+
+    Raises:
+        CheckpointError: There is no such file, it isn't safetensors, or it is damaged.
+    """
+    directory = Path(source) / (subfolder or "")
+    if (directory / PICKLE_NAME).is_file() and not (directory / TENSORS_NAME).is_file():
+        raise CheckpointError(f"{directory / PICKLE_NAME}: manytune reads safetensors only; {_CONVERSION}")
+    path = find_adapter_file(source, TENSORS_NAME, subfolder=subfolder, **hub)
+    with path.open("rb") as file:
+        start = file.read(16)
+    # A zip archive is what torch.save writes now, 0x80 opens a bare pickle: name them, rather than "header
+    # too large".
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:9] != b"{"):
+        raise CheckpointError(f"{path}: expected safetensors, found a pickle under that name; {_CONVERSION}")
+    try:
+        return safetensors.torch.load_file(path, device=device)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file ({error}). Copy or save it again."
+        ) from None
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Safetensors refuses tensors that share memory, as tied parameters do; write each of them out."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        start = tensor.untyped_storage().data_ptr()
+        result[name] = (
+            tensor.clone()
+            if start in seen or tensor.numel() * tensor.element_size() != (tensor.untyped_storage().nbytes())
+            else tensor
+        )
+        seen.add(start)
+    return result
+
+
+def _conversions(model: torch.nn.Module) -> dict[str, str]:
+    """Renamings that a model of transformers declares for checkpoints of older versions."""
+    mapping = getattr(model, "_checkpoint_conversion_mapping", None)
+    return mapping if isinstance(mapping, dict) else {}
+
+
+def _rename(key: str, mapping: Mapping[str, str]) -> str:
+    for pattern, replacement in mapping.items():
+        # A look-ahead in the pattern guards names that are already new.
+        renamed, count = re.subn(pattern, replacement.removeprefix("^"), key)
+        if count:
+            return renamed
+    return key

@@ -1,0 +1,296 @@
+"""The contract that every method meets.
+
+A method says: its configuration; how it attaches to a frozen model and detaches without a trace; which
+parameters train; its state and how that is loaded back; whether it merges into the weights, and the exact
+inverse. `get_peft_model`, checkpoints, the trainer and the engine know methods only through this page.
+Writing one: `docs/add-a-method.md`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError, CheckpointError
+from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.quantized_layers import keep_differentiable
+from manytune.methods.tuners.walk import every_parameter
+
+# Adapters are kept in containers of this kind, which refuse the names of their own attributes.
+_CONTAINER = nn.ModuleDict()
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of the registry.
+
+    Attributes:
+        name: What a recipe calls it, such as `lora`.
+        peft_type: What `adapter_config.json` calls it.
+        config: Its configuration class.
+        tuner: What attaches it to a model.
+    """
+
+    name: str
+    peft_type: str
+    config: type[PeftConfig]
+    tuner: type[Tuner]
+
+
+class Tuner(nn.Module, ABC):
+    """One method attached to one model, with any number of named adapters.
+
+    The model becomes the child `model` and stays usable through it; unknown attributes are looked up there.
+
+    Args:
+        model: The model; changed in place, until `unload`.
+        config: Options of the first adapter.
+        adapter_name: Its name.
+
+    Mutates: every parameter of the model is frozen at attachment, and gets its former `requires_grad` back at
+        `unload`.
+    """
+
+    #: Start of the names of this method's parameters, as in `lora_A`.
+    prefix: ClassVar[str] = ""
+    #: What kind of method it is, for messages.
+    kind: ClassVar[str] = "weight"
+    #: What a checkpoint puts in front of the names that `state` gives.
+    file_prefix: ClassVar[str] = "base_model.model."
+    #: Whether the adapters act in the model's layers; if not, nothing merges, and the model is as it was.
+    in_layers: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.peft_config: dict[str, PeftConfig] = {}
+        self._was_trainable = [parameter for parameter in every_parameter(model) if parameter.requires_grad]
+        if getattr(model, "hf_quantizer", None) is not None:
+            keep_differentiable(model)
+        try:
+            for parameter in self._was_trainable:
+                parameter.requires_grad_(False)
+            self.add_adapter(
+                adapter_name,
+                config,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+            )
+            self.set_adapter(adapter_name, inference_mode=config.inference_mode)
+        except BaseException:
+            self._thaw()
+            raise
+
+    # -- the contract
+
+    @abstractmethod
+    def add_adapter(
+        self,
+        adapter_name: str,
+        config: PeftConfig,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Add an adapter, frozen and not in use. Nothing is half-added if this raises.
+
+        Args:
+            adapter_name: A new name.
+            config: Its options; what the model settles (such as `target_modules`) is filled in.
+            low_cpu_mem_usage: Make the parameters on the meta device; a checkpoint will bring them.
+            autocast_adapter_dtype: Keep the parameters in float32 on a half-precision base.
+        """
+
+    @abstractmethod
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter. If it was in use, the oldest remaining one takes its place."""
+
+    @abstractmethod
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Use these adapters and no others; only they train, or nothing does with `inference_mode`."""
+
+    def set_requires_grad(self, adapter_names: Sequence[str], *, requires_grad: bool = True) -> None:
+        """Let adapters train, or freeze them, whether in use or not.
+
+        Raises:
+            TypeError: The method trains what is in use only.
+        """
+        kinds = ", ".join(sorted({str(config.peft_type) for config in self.peft_config.values()}))
+        raise TypeError(
+            f"Setting `requires_grad` is not supported for {self.kind} methods like {kinds}. Use set_adapter."
+        )
+
+    @property
+    @abstractmethod
+    def active_adapters(self) -> list[str]:
+        """The adapters in use."""
+
+    @abstractmethod
+    def enable_adapters(self, *, enabled: bool) -> None:
+        """Apply the adapters, or behave exactly as the base, merged or not."""
+
+    @property
+    @abstractmethod
+    def enabled(self) -> bool | None:
+        """Whether the adapters are applied; None if they are at some layers and not at others."""
+
+    @abstractmethod
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """An adapter's tensors by their name in a checkpoint, less `file_prefix`."""
+
+    @abstractmethod
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """The name in the model, as `named_parameters` gives it, of what `state` calls `key`."""
+
+    @abstractmethod
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """Fill an adapter from tensors named as `state` names them.
+
+        Returns:
+            The names that the adapter has and they lack, and the names that they have and nothing takes.
+
+        Raises:
+            ShapeMismatchError: A tensor has another shape than the adapter's.
+        """
+
+    @abstractmethod
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        low_memory: bool = False,
+    ) -> MergeError | None:
+        """Write adapters into the base's weights; see `AdapterLayer.merge`."""
+
+    @abstractmethod
+    def unmerge_adapter(self) -> None:
+        """Take every merged adapter out again."""
+
+    @abstractmethod
+    def unload(self) -> nn.Module:
+        """Detach without a trace, and give back the model that was attached to."""
+
+    @abstractmethod
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> nn.Module:
+        """Write adapters into the weights for good, detach, and give back the model."""
+
+    # -- shared
+
+    def mounted(self) -> dict[str, nn.Module]:
+        """What hangs on the `PeftModel`, by attribute; `base_model` is what it calls."""
+        return {"base_model": self}
+
+    def applied(self, base_model: nn.Module) -> AbstractContextManager[None]:
+        """Within this context, calls and generation of `base_model` (or a replica of it) use the adapters in use."""
+        return nullcontext()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the adapters in use."""
+        return self.model(*args, **kwargs)
+
+    def _require(self, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            known = ", ".join(repr(name) for name in self.peft_config) or "none"
+            raise AdapterError(f"Adapter {adapter_name} does not exist. Loaded adapters: {known}.")
+
+    def _require_new(self, adapter_name: str) -> None:
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"Adapter with name '{adapter_name}' already exists. Choose another name.")
+        if not adapter_name or set(adapter_name) & set("./\\") or hasattr(_CONTAINER, adapter_name):
+            raise AdapterError(
+                f"{adapter_name!r} can't name an adapter: it becomes the name of a module and of a directory, so it "
+                "must not be empty, hold a dot or a slash, or be an attribute of torch.nn.ModuleDict, such as 'keys'."
+            )
+
+    def _thaw(self) -> None:
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(True)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # A half-built object (deepcopy, unpickling) has no children yet; looking further would never end.
+            if "_modules" not in self.__dict__ or "model" not in self._modules:
+                raise
+            return getattr(self.model, name)
+
+
+class NotInLayersError(AdapterError, AttributeError):
+    """Asked of a method whose adapters aren't in the model's layers, such as a soft prompt: merge, unload."""
+
+
+class ShapeMismatchError(CheckpointError, RuntimeError):
+    """A tensor of a checkpoint has another shape than the model's."""
+
+
+def fill_state(
+    adapter_name: str,
+    mine: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    optional: Collection[str] = (),
+    ignore_mismatched_sizes: bool = False,
+) -> tuple[list[str], list[str]]:
+    """Fill parameters from tensors of the same names; those on the meta device come to life.
+
+    Args:
+        adapter_name: For the error message.
+        mine: The parameters; filled in place.
+        tensors: What a checkpoint brings.
+        optional: Names in `mine` that needn't be there.
+        ignore_mismatched_sizes: Leave out tensors of another shape, rather than raise.
+
+    Returns:
+        Names in `mine` that got nothing, and names in `tensors` that nothing took.
+
+    Raises:
+        ShapeMismatchError: A shape differs; nothing has been filled then.
+    """
+    misfits = [key for key, tensor in tensors.items() if key in mine and tensor.shape != mine[key].shape]
+    if misfits and not ignore_mismatched_sizes:
+        lines = (
+            f"  size mismatch for {key}: the checkpoint has {tuple(tensors[key].shape)}, "
+            f"the model {tuple(mine[key].shape)}"
+            for key in misfits
+        )
+        raise ShapeMismatchError(
+            f"The checkpoint doesn't fit adapter '{adapter_name}'. Was it trained on another base, or with other "
+            "options?\n" + "\n".join(lines)
+        )
+    for key, tensor in tensors.items():
+        if key in mine and key not in misfits:
+            _fill(mine[key], tensor)
+    missing = [k for k in mine if (k not in tensors or k in misfits) and k not in optional]
+    return missing, sorted(set(tensors) - set(mine))
+
+
+def _fill(parameter: Tensor, value: Tensor) -> None:
+    if parameter.device.type == "meta":
+        filled = nn.Parameter(value.to(parameter.dtype, copy=True), requires_grad=parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, filled)
+    else:
+        parameter.data.copy_(value)

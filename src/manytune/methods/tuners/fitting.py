@@ -1,0 +1,34 @@
+"""Making a new adapter fit the layer that it goes beside."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+
+
+def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
+    """Make a new adapter fit its layer, frozen.
+
+    Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a
+    half-precision base.
+    """
+    parameters = [p for p in layer.tensors(adapter_name).values() if p.is_floating_point()]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    if not layer.training:
+        for parts in layer.children():
+            if isinstance(parts, nn.ModuleDict) and adapter_name in parts and parts[adapter_name].training:
+                parts[adapter_name].eval()
+    own = layer.base_layer._parameters.get("weight")
+    base = next(layer.base_layer.parameters(), None) if own is None else own
+    if base is None:
+        return
+    # A weight packed into integers has no dtype to go by.
+    half = base.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if (autocast and half) or not base.is_floating_point() else base.dtype
+    for parameter in parameters:
+        device = parameter.device if parameter.is_meta else base.device
+        if parameter.dtype != dtype or parameter.device != device:
+            parameter.data = parameter.data.to(device, dtype)

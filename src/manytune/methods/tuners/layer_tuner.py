@@ -1,0 +1,382 @@
+"""Attaching a method that works by wrapping layers: LoRA and its relatives."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError, ConfigError, PeftWarning
+from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.embeddings import base_tables
+from manytune.methods.tuners.fitting import settle
+from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.targets import base_of, candidates, matches, warn_of_unsaved
+
+
+class LayerTuner(Tuner):
+    """A method whose adapters sit beside layers of the model.
+
+    A subclass defines `select`, `wrap` and `add_to_layer`. The tuner keeps an index of its own layers, so
+    that adding, loading, switching and saving one adapter costs the same however many are loaded.
+
+    Mutates: replaces each targeted layer in its parent by an `AdapterLayer`, and each of `modules_to_save` by
+    a `ModulesToSaveWrapper`; `unload` puts the originals back.
+    """
+
+    #: What the layers are, for the error message on a module that can't carry this method.
+    layer_class: ClassVar[type[AdapterLayer]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        # Plain dicts of modules that are registered elsewhere: an index, not a second registration.
+        self.__dict__["_layers"] = {}
+        self.__dict__["_saved"] = {}
+        self.__dict__["_active"] = []
+        # Tables of the base that a checkpoint has replaced, and what they were.
+        self.__dict__["_tables"] = {}
+        super().__init__(
+            model,
+            config,
+            adapter_name,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+
+    _layers: dict[str, AdapterLayer]
+    _saved: dict[str, ModulesToSaveWrapper]
+    _active: list[str]
+    _tables: dict[str, tuple[Tensor, Tensor]]
+
+    # -- what a subclass says
+
+    @abstractmethod
+    def select(self, config: Any) -> list[tuple[str, nn.Module]]:
+        """The modules that a configuration targets, as (path, module); fills in what the model settles."""
+
+    @abstractmethod
+    def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
+        """A layer without adapters around a module of the base.
+
+        Raises:
+            ConfigError: The module is of a kind that can't carry this method.
+        """
+
+    @abstractmethod
+    def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
+        """Give one layer one adapter's parameters, initialised."""
+
+    def check(self, adapter_name: str, config: Any) -> None:
+        """Refuse an adapter that can't live beside those already there."""
+
+    # -- adapters
+
+    def _carriers(self) -> dict[str, AdapterLayer | ModulesToSaveWrapper]:
+        # Modules trained in full first: they may refuse two adapters at once, before a layer has switched.
+        return {**self._saved, **self._layers}
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        config: PeftConfig,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """See `Tuner.add_adapter`."""
+        self._require_new(adapter_name)
+        self.check(adapter_name, config)
+        targets = self.select(config)
+        saving = list(getattr(config, "modules_to_save", None) or ())
+        to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
+        warn_of_unsaved(self.model, saving, config.task_type)
+        skipped = {path for path, _ in to_save}
+        inside = tuple(f"{path}." for path in skipped)
+        targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
+        if not targets:
+            raise ConfigError(
+                "No modules were targeted for adaptation: every module that target_modules names is also in "
+                f"modules_to_save={saving}. A module is either adapted or trained in full."
+            )
+        # All wrappers are made and filled before the first is put in place, so an error leaves the model as
+        # it was.
+        wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}
+        try:
+            with torch.device("meta") if low_cpu_mem_usage else nullcontext():
+                for path, layer in wrapped.items():
+                    self.add_to_layer(layer, path, adapter_name, config)
+                    settle(layer, adapter_name, autocast=autocast_adapter_dtype)
+            keepers = {
+                p: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for p, m in to_save
+            }
+            for keeper in keepers.values():
+                keeper.add(adapter_name)
+        except BaseException:
+            for layer in wrapped.values():
+                layer.delete_adapter(adapter_name)
+            raise
+        new = {
+            p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
+        }
+        parents: dict[str, nn.Module] = {}
+        for path, module in new.items():
+            # A parent may be a wrapper that has just been put in place, so it is looked up now.
+            parent, _, name = path.rpartition(".")
+            if parent not in parents:
+                parents[parent] = self.model.get_submodule(parent)
+            setattr(parents[parent], name, module)
+        self._layers.update(wrapped)
+        self._saved.update(keepers)
+        self.peft_config[adapter_name] = config
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See `Tuner.delete_adapter`."""
+        self._require(adapter_name)
+        # A layer that is merged refuses; ask all of them before any forgets.
+        merged = [layer for layer in self._layers.values() if adapter_name in layer.merged_adapters]
+        if merged:
+            merged[0].delete_adapter(adapter_name)
+        for module in self._carriers().values():
+            module.delete_adapter(adapter_name)
+        del self.peft_config[adapter_name]
+        remaining = [name for name in self._active if name != adapter_name]
+        if remaining != self._active:
+            oldest = list(self.peft_config)[:1]
+            self.set_adapter(remaining or oldest)
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """See `Tuner.set_adapter`."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in names:
+            self._require(name)
+        if any(layer.merged for layer in self._layers.values()):
+            warnings.warn(
+                "Adapter cannot be set when the model is merged. Unmerging the model first.", PeftWarning, 3
+            )
+            self.unmerge_adapter()
+        for module in self._carriers().values():
+            module.set_adapter(names, inference_mode=inference_mode)
+        self._active[:] = names
+
+    def set_requires_grad(self, adapter_names: Sequence[str], *, requires_grad: bool = True) -> None:
+        """See `Tuner.set_requires_grad`."""
+        for name in adapter_names:
+            self._require(name)
+            for module in self._carriers().values():
+                module.set_requires_grad(name, requires_grad=requires_grad)
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters in use."""
+        return list(self._active)
+
+    @property
+    def active_adapter(self) -> list[str]:
+        """The same as `active_adapters`."""
+        return list(self._active)
+
+    def enable_adapters(self, *, enabled: bool) -> None:
+        """See `Tuner.enable_adapters`.
+
+        Raises:
+            AdapterError: An adapter is merged in low memory, so there is no exact base to go back to.
+        """
+        inexact = [layer for layer in self._layers.values() if layer.merged_inexactly]
+        if inexact and not enabled:
+            raise AdapterError(
+                f"Can't disable adapters: {inexact[0].merged_adapters} are merged in low memory, so the base's exact "
+                "weights aren't there to go back to. Unmerge first; the base is then off by what merging stated."
+            )
+        for module in self._carriers().values():
+            module.enable_adapters(enabled)
+
+    @property
+    def enabled(self) -> bool | None:
+        """See `Tuner.enabled`."""
+        states = {not module.disable_adapters for module in self._carriers().values()}
+        return None if len(states) > 1 else states != {False}
+
+    def enable_adapter_layers(self) -> None:
+        """Apply the adapters again."""
+        self.enable_adapters(enabled=True)
+
+    def disable_adapter_layers(self) -> None:
+        """Behave exactly as the base, merged or not."""
+        self.enable_adapters(enabled=False)
+
+    # -- state
+
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """See `Tuner.state`."""
+        self._require(adapter_name)
+        return {
+            f"{path}.{name}": tensor
+            for path, module in self._carriers().items()
+            for name, tensor in module.tensors(adapter_name).items()
+        }
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `Tuner.memory_name`."""
+        for path, module in self._carriers().items():
+            name = key.removeprefix(f"{path}.")
+            if key != name and name in module.tensors(adapter_name):
+                if isinstance(module, ModulesToSaveWrapper):
+                    return f"{path}.modules_to_save.{adapter_name}.{name}"
+                return f"{path}.{module.memory_name(adapter_name, name)}"
+        return key
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`."""
+        mine = self.state(adapter_name)
+        # HF PEFT saves embedding tables of the base along with the adapter.
+        tables = base_tables(self.model) if tensors.keys() - mine.keys() else {}
+        for key in tables.keys() & tensors.keys():
+            self.__dict__["_tables"].setdefault(key, (tables[key], tables[key].detach().clone()))
+        return fill_state(
+            adapter_name,
+            {**tables, **mine},
+            tensors,
+            optional=tables.keys(),
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+
+    # -- merging
+
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        low_memory: bool = False,
+    ) -> MergeError | None:
+        """See `Tuner.merge_adapter`."""
+        names = list(self._active if adapter_names is None else adapter_names)
+        for name in names:
+            self._require(name)
+        carrying = [
+            layer for layer in self._layers.values() if any(layer.has_adapter(name) for name in names)
+        ]
+        if (
+            carrying
+            and all(set(names) & set(layer.merged_adapters) for layer in carrying)
+            and all(
+                not layer.has_adapter(name) or name in layer.merged_adapters
+                for layer in carrying
+                for name in names
+            )
+        ):
+            warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
+            return None
+        self._refuse_tied(carrying)
+        if low_memory:
+            # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
+            for layer in carrying:
+                layer.check_merge(names, safe_merge=safe_merge)
+        warn_of_dequantizing([layer.base_layer for layer in carrying])
+        before = [(layer, list(layer.merged_adapters)) for layer in carrying]
+        total: MergeError | None = None
+        try:
+            for layer in carrying:
+                error = layer.merge(safe_merge, names, low_memory=low_memory)
+                total = error if total is None or error is None else total + error
+        except AdapterError:
+            # All or nothing: a merge refused at one layer must not stay in the layers before it.
+            for layer, merged in before:
+                if layer.merged_adapters != merged:
+                    layer.unmerge()
+                    if merged:
+                        layer.merge(adapter_names=merged, low_memory=low_memory)
+            raise
+        if total is not None:
+            warn_of_merge_error(total)
+        return total
+
+    def _refuse_tied(self, layers: Sequence[AdapterLayer]) -> None:
+        """A weight that another module holds too, such as an output head tied to the embedding, would change there."""
+        holders: dict[int, list[str]] = {}
+        for path, module in candidates(self.model):
+            for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
+                holders.setdefault(id(parameter), []).append(path)
+        for layer in layers:
+            for parameter in layer.base_layer.parameters():
+                if len(holders[id(parameter)]) > 1:
+                    raise AdapterError(
+                        f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
+                        "written into the one would change the other. Use the adapter unmerged, or load the base with "
+                        "tie_word_embeddings=False."
+                    )
+
+    def unmerge_adapter(self) -> None:
+        """See `Tuner.unmerge_adapter`."""
+        merged = [layer for layer in self._layers.values() if layer.merged]
+        if not merged:
+            warnings.warn("Already unmerged. Nothing to do.", PeftWarning, stacklevel=3)
+        for layer in merged:
+            layer.unmerge()
+
+    def unload(self) -> nn.Module:
+        """See `Tuner.unload`."""
+        # The last first: a layer may lie within the base layer of one before it.
+        for path, layer in reversed(self._layers.items()):
+            _replace(self.model, path, layer.detach())
+        for path, keeper in self._saved.items():
+            _replace(self.model, path, keeper.original_module)
+        for table, original in self._tables.values():
+            table.data.copy_(original)
+        return self._detach()
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> nn.Module:
+        """See `Tuner.merge_and_unload`; `progressbar` is accepted for peft's sake: this takes well under a second."""
+        names = list(self._active if adapter_names is None else adapter_names)
+        for name in names:
+            self._require(name)
+        for layer in self._layers.values():
+            layer.enable_adapters(True)
+        if any(
+            layer.has_adapter(name) and name not in layer.merged_adapters
+            for layer in self._layers.values()
+            for name in names
+        ):
+            self.merge_adapter(names, safe_merge)
+        for path, layer in reversed(self._layers.items()):
+            _replace(self.model, path, layer.base_layer)
+        for path, keeper in self._saved.items():
+            mine = [name for name in names if name in keeper.modules_to_save]
+            _replace(self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module)
+        return self._detach()
+
+    def _detach(self) -> nn.Module:
+        self._layers.clear()
+        self._saved.clear()
+        self._active.clear()
+        self._tables.clear()
+        self.peft_config.clear()
+        self._thaw()
+        return self.model
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent_path, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent_path), name, module)

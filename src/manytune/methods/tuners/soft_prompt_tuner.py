@@ -1,0 +1,363 @@
+"""Soft prompts: trained virtual tokens before a frozen model's input. The machinery that these methods share."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from manytune.errors import AdapterError, ConfigError, PeftWarning
+from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
+from manytune.methods.tuners.base import NotInLayersError, Tuner, fill_state
+from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+
+PROMPT = "prompt_embeddings"
+
+
+class SoftPrompt(nn.Module):
+    """One adapter's virtual tokens.
+
+    A subclass may compute them from `embedding`, and then says so with `computed`. A checkpoint holds them
+    computed.
+
+    Args:
+        tokens: How many there are.
+        width: Their size.
+    """
+
+    #: Whether `forward` does more than look up `embedding`.
+    computed: ClassVar[bool] = False
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+
+    def forward(self) -> Tensor:
+        """The virtual tokens, (tokens, width)."""
+        return self.embedding.weight
+
+
+class PromptTuner(Tuner):
+    """A method whose adapters are virtual tokens. The model's layers stay as they are.
+
+    A subclass defines `settle`, `build`, `shape` and `hooks`. Calls through `PeftModel` put the virtual tokens
+    in; a call of the model itself doesn't see them.
+
+    Mutates: replaces each of `modules_to_save` by a `ModulesToSaveWrapper`; `unload` puts the originals back.
+    """
+
+    kind: ClassVar[str] = "prompt learning"
+    file_prefix: ClassVar[str] = ""
+    in_layers: ClassVar[bool] = False
+    model: PreTrainedModel
+    prompt_encoder: nn.ModuleDict
+    _saved: dict[str, ModulesToSaveWrapper]
+
+    def __init__(self, model: nn.Module, config: PeftConfig, adapter_name: str, **options: Any) -> None:
+        # Not children: the prompts hang on the PeftModel, and the wrappers in the model.
+        self.__dict__.update(
+            prompt_encoder=nn.ModuleDict(), _saved={}, _active=[], _enabled=True, _trains=False
+        )
+        super().__init__(model, config, adapter_name, **options)
+
+    # -- what a subclass says
+
+    @abstractmethod
+    def settle(self, config: Any) -> None:
+        """Fill in what the model decides, and refuse what doesn't fit it."""
+
+    @abstractmethod
+    def build(self, config: Any) -> SoftPrompt:
+        """The trainable virtual tokens, initialised."""
+
+    @abstractmethod
+    def shape(self, config: Any) -> tuple[int, int]:
+        """Tokens and width of the computed virtual tokens, as a checkpoint holds them."""
+
+    @abstractmethod
+    def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
+        """Make calls of a model use a prompt, until the hooks are removed."""
+
+    # -- the contract
+
+    def mounted(self) -> dict[str, nn.Module]:
+        """See `Tuner.mounted`: the user's model, and the prompts beside it."""
+        return {"base_model": self.model, "prompt_encoder": self.prompt_encoder}
+
+    @contextmanager
+    def applied(self, base_model: nn.Module) -> Iterator[None]:
+        """See `Tuner.applied`."""
+        if not self._enabled or not self._active:
+            yield
+            return
+        name = self._active[0]
+        assert isinstance(base_model, PreTrainedModel), "settle checks it"
+        handles = self.hooks(base_model, self._prompt(name), self.peft_config[name])
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        config: PeftConfig,
+        *,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """See `Tuner.add_adapter`; a prompt is small, so `low_cpu_mem_usage` needs no meta device here."""
+        self._require_new(adapter_name)
+        assert isinstance(config, PromptLearningConfig)
+        check_model(self.model, config)
+        self.settle(config)
+        keepers = self._keepers(config)
+        # An adapter for inference has its computed values only, as its file does.
+        prompt = SoftPrompt(*self.shape(config)) if config.inference_mode else self.build(config)
+        prompt.requires_grad_(False)
+        dtype = self.model.dtype
+        if autocast_adapter_dtype and dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32
+        device = embeddings_of(self.model).device
+        self.prompt_encoder[adapter_name] = prompt.to(device=device, dtype=dtype)
+        for path, keeper in keepers.items():
+            keeper.add(adapter_name)
+            if path not in self._saved:
+                _replace(self.model, path, keeper)
+        self._saved.update(keepers)
+        self.peft_config[adapter_name] = config
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """See `Tuner.delete_adapter`."""
+        self._require(adapter_name)
+        del self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
+        for keeper in self._saved.values():
+            keeper.delete_adapter(adapter_name)
+        if adapter_name in self._active:
+            self.set_adapter(list(self.peft_config)[:1])
+
+    def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
+        """See `Tuner.set_adapter`.
+
+        Raises:
+            AdapterError: More than one is named; each is trained to stand directly before the input.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        for name in names:
+            self._require(name)
+        if len(names) > 1:
+            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
+        for keeper in self._saved.values():
+            keeper.set_adapter(names, inference_mode=inference_mode)
+        self._active[:] = names
+        self._trains = not inference_mode
+        self._let_train()
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapters in use."""
+        return list(self._active)
+
+    @property
+    def enabled(self) -> bool:
+        """See `Tuner.enabled`."""
+        return self._enabled
+
+    def enable_adapters(self, *, enabled: bool) -> None:
+        """See `Tuner.enable_adapters`."""
+        self._enabled = enabled
+        for keeper in self._saved.values():
+            keeper.enable_adapters(enabled)
+        self._let_train()
+
+    def state(self, adapter_name: str) -> dict[str, Tensor]:
+        """See `Tuner.state`: the computed virtual tokens, and modules trained in full."""
+        self._require(adapter_name)
+        return {PROMPT: computed(self._prompt(adapter_name)), **self._saved_tensors(adapter_name)}
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `Tuner.memory_name`."""
+        if key == PROMPT:
+            return f"prompt_encoder.{adapter_name}.embedding.weight"
+        for path in self._saved:
+            name = key.removeprefix(f"base_model.{path}.")
+            if name != key:
+                return f"base_model.{path}.modules_to_save.{adapter_name}.{name}"
+        return key
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`.
+
+        Warns:
+            PeftWarning: The adapter computes its virtual tokens and will train. The file has only the computed
+                ones, so these train directly from here on.
+        """
+        self._require(adapter_name)
+        prompt = self._prompt(adapter_name)
+        if prompt.computed and PROMPT in tensors:
+            weight = prompt.embedding.weight
+            prompt = SoftPrompt(*self.shape(self.peft_config[adapter_name]))
+            prompt.to(weight.device, weight.dtype).requires_grad_(weight.requires_grad)
+        mine = {PROMPT: prompt.embedding.weight, **self._saved_tensors(adapter_name)}
+        left = fill_state(adapter_name, mine, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        fits = PROMPT in tensors and tensors[PROMPT].shape == prompt.embedding.weight.shape
+        if fits and prompt is not self._prompt(adapter_name):
+            warnings.warn(
+                f"Adapter '{adapter_name}': a checkpoint holds the computed virtual tokens, not the network that "
+                "computed them. They replace it, and train directly from here on; make the optimizer after loading.",
+                PeftWarning,
+                stacklevel=5,
+            )
+            self.prompt_encoder[adapter_name] = prompt
+        return left
+
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        low_memory: bool = False,
+    ) -> MergeError | None:
+        """There is nothing to merge."""
+        self._nothing_in_layers("merge_adapter")
+
+    def unmerge_adapter(self) -> None:
+        """There is nothing merged."""
+        self._nothing_in_layers("unmerge_adapter")
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> nn.Module:
+        """There is nothing to merge."""
+        self._nothing_in_layers("merge_and_unload")
+
+    def unload(self) -> nn.Module:
+        """See `Tuner.unload`."""
+        for path, keeper in self._saved.items():
+            _replace(self.model, path, keeper.original_module)
+        self._saved.clear()
+        self._active.clear()
+        self.peft_config.clear()
+        self.prompt_encoder.clear()
+        self._thaw()
+        return self.model
+
+    # -- parts
+
+    def _nothing_in_layers(self, what: str) -> NoReturn:
+        raise NotInLayersError(
+            f"{what}: virtual tokens are not weights of the model, so there is nothing to merge or unmerge."
+        )
+
+    def _prompt(self, adapter_name: str) -> SoftPrompt:
+        prompt = self.prompt_encoder[adapter_name]
+        assert isinstance(prompt, SoftPrompt)
+        return prompt
+
+    def _let_train(self) -> None:
+        for name, prompt in self.prompt_encoder.items():
+            prompt.requires_grad_(self._enabled and self._trains and name in self._active)
+
+    def _saved_tensors(self, adapter_name: str) -> dict[str, Tensor]:
+        return {
+            f"base_model.{path}.{name}": tensor
+            for path, keeper in self._saved.items()
+            for name, tensor in keeper.tensors(adapter_name).items()
+        }
+
+    def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
+        names = list(config.modules_to_save or ())
+        found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
+        warn_of_unsaved(self.model, names, config.task_type)
+        return {
+            path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
+            for path, module in found
+        }
+
+
+def embeddings_of(model: PreTrainedModel) -> Tensor:
+    """A model's table of token embeddings, (vocabulary, width)."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def computed(prompt: SoftPrompt) -> Tensor:
+    """A prompt's virtual tokens without gradient, and without dropout in computing them."""
+    if not prompt.computed:
+        return prompt.embedding.weight
+    was_training = prompt.training
+    with torch.no_grad():
+        values: Tensor = prompt.eval()()
+    prompt.train(was_training)
+    return values
+
+
+def in_this_thread(hook: Any) -> Any:
+    """A hook that does nothing when another thread calls the module: that thread puts in its own prompt."""
+    owner = threading.get_ident()
+
+    def guarded(*arguments: Any) -> Any:
+        return hook(*arguments) if threading.get_ident() == owner else None
+
+    return guarded
+
+
+def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
+    """Refuse a model that a soft prompt can't stand before, and settle how many tokens it has.
+
+    Raises:
+        ConfigError: It isn't a transformers model, or the configuration's task isn't the model's.
+    """
+    kind = type(config).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"{kind}: virtual tokens need a transformers PreTrainedModel, found {type(model).__name__}."
+        )
+    if config.task_type is None:
+        raise ConfigError(f"{kind}: task_type is needed. One of {', '.join(TaskType)}.")
+    if (config.task_type == TaskType.SEQ_2_SEQ_LM) != bool(model.config.is_encoder_decoder):
+        found = "an encoder-decoder" if model.config.is_encoder_decoder else "not an encoder-decoder"
+        raise ConfigError(
+            f"{kind}: task_type is {config.task_type} and {type(model).__name__} is {found}. "
+            f"Virtual tokens for an encoder-decoder need {TaskType.SEQ_2_SEQ_LM}, and the other way round."
+        )
+    for name in (
+        "num_virtual_tokens",
+        "num_transformer_submodules",
+        "num_layers",
+        "num_attention_heads",
+        "token_dim",
+    ):
+        value = getattr(config, name)
+        given = value is not None or name == "num_virtual_tokens"
+        if given and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
+            raise ConfigError(f"{kind}: {name} should be a positive integer, found {value!r}.")
+    if config.num_transformer_submodules is None:
+        config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
+    text = model.config.get_text_config()
+    if config.num_layers is None:
+        config.num_layers = text.num_hidden_layers
+    if config.num_attention_heads is None:
+        config.num_attention_heads = text.num_attention_heads
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent_path, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent_path), name, module)

@@ -1,0 +1,44 @@
+"""A method in the layers together with a soft prompt, such as LoRA + prefix: the terms of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from manytune.methods.combined import CombinedConfig
+from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.soft_prompt_tuner import PROMPT
+from manytune.methods.tuners.terms import Adapter, Parts
+
+
+@dataclass(frozen=True)
+class _Part:
+    id: str
+    config: PeftConfig
+    tensors: Mapping[str, Tensor]
+
+
+def combined_parts(
+    adapter: Adapter, model: nn.Module, parts_of: Callable[[Adapter, nn.Module], Parts]
+) -> Parts:
+    """The terms of both.
+
+    Args:
+        adapter: The combination.
+        model: The base.
+        parts_of: Gives the terms of one of them.
+
+    Raises:
+        ConfigError: One of them can't run in a mixed batch.
+    """
+    config = adapter.config
+    assert isinstance(config, CombinedConfig)
+    weights, prompt = config.parts
+    others = {name: tensor for name, tensor in adapter.tensors.items() if name != PROMPT}
+    own = {name: tensor for name, tensor in adapter.tensors.items() if name == PROMPT}
+    in_layers = parts_of(_Part(adapter.id, weights, others), model)
+    before = parts_of(_Part(adapter.id, prompt, own), model)
+    return dataclasses.replace(in_layers, embeddings=before.embeddings, prefix=before.prefix)

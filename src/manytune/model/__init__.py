@@ -1,0 +1,1 @@
+"""A base model with adapters, as users hold it."""

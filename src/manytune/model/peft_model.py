@@ -1,0 +1,262 @@
+"""A model with adapters and files: the object that users hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import nn
+
+from manytune.errors import AdapterError
+from manytune.methods.checkpoint.format import LoadResult
+from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.walk import every_module
+from manytune.model.adapted import AdaptedModel
+from manytune.model.kbit import let_inputs_require_grad
+from manytune.model.loading import hub_options, load_into
+from manytune.model.saving import push_adapters, save_adapters
+from manytune.model.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
+
+
+class _BoundForward:
+    """A model's `forward`, with the signature of its base's: trainers read from it which columns a model takes."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return AdaptedModel.forward(self._model, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._model.get_base_model().forward)
+
+
+class _Forward:
+    """`forward` of a class that doesn't know its base's signature, and of its objects, which do."""
+
+    def __get__(self, model: AdaptedModel | None, kind: type | None = None) -> Any:
+        return _with_labels if model is None else _BoundForward(model)
+
+
+def _with_labels(self: AdaptedModel, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+    # Trainers read the names of the labels from the class.
+    given = {} if labels is None else {"labels": labels}
+    return AdaptedModel.forward(self, *args, **given, **kwargs)
+
+
+class PeftModel(AdaptedModel):
+    """A base model with one or more named adapters. Calls, generation and unknown attributes go to the base.
+
+    Args:
+        model: The base; changed in place until `unload` or `merge_and_unload`.
+        peft_config: Options of the first adapter. This very object is kept, with what the model settles
+            filled in.
+        adapter_name: Its name.
+        autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
+        low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.
+
+    Raises:
+        NoMatchingPeftModuleError: The configuration targets no module.
+        ConfigError: An option doesn't fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+    ) -> None:
+        # What transformers' `is_activation_checkpointing` says, at a tenth of the time.
+        recomputes = any(vars(module).get("gradient_checkpointing", False) for module in every_module(model))
+        super().__init__(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        if recomputes:
+            self.prepare_model_for_gradient_checkpointing(model)
+
+    forward = _Forward()
+
+    # -- files
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+        save_embedding_layers: bool | Literal["auto"] = "auto",
+        path_initial_model_for_weight_conversion: str | Path | None = None,
+    ) -> None:
+        """Write adapters in HF PEFT's format.
+
+        The adapter `default` goes into the directory itself, others into one of their name within it.
+
+        Args:
+            save_directory: Created if need be.
+            safe_serialization: Must be True; pickle isn't written.
+            selected_adapters: Which ones; all by default.
+            save_embedding_layers: Whether to save the base's input and output embeddings too; `"auto"` if the
+                adapter targets one of them.
+            path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
+                training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
+
+        Raises:
+            AdapterError: An adapter isn't loaded.
+            CheckpointError: `safe_serialization` is False.
+            ConfigError: The adapter can't be converted.
+        """
+        save_adapters(
+            self,
+            save_directory,
+            safe_serialization=safe_serialization,
+            selected_adapters=selected_adapters,
+            save_embedding_layers=save_embedding_layers,
+            initial=path_initial_model_for_weight_conversion,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the adapters to a hub.
+
+        Args:
+            repo_id: Where to, such as `user/adapter`; created if need be.
+            commit_message: What the hub's history says.
+            private: Whether a new repository is private.
+            token: The hub's token; by default the one that was logged in with.
+            revision: The branch.
+            create_pr: Propose the upload rather than make it.
+            **kwargs: See `save_pretrained`.
+
+        Returns:
+            What the hub says about the commit.
+        """
+        return push_adapters(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Attach a saved adapter to its base.
+
+        Args:
+            model: The base.
+            model_id: The adapter's directory, or its id on a hub.
+            adapter_name: What to call it.
+            is_trainable: Whether to train it further; otherwise it is frozen.
+            config: Options to use instead of the saved ones; this very object is kept.
+            autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
+            **kwargs: See `load_adapter`.
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
+            ShapeMismatchError: A tensor has another shape than the model's.
+        """
+        if config is None:
+            config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
+        config.inference_mode = not is_trainable
+        kind: type[PeftModel] = cls
+        if cls is PeftModel:
+            # The task's class derives from this one, so it can't be imported before.
+            from manytune.model.task_models import class_for
+
+            kind = class_for(config.task_type)
+        lazily = kwargs.get("low_cpu_mem_usage", False)
+        wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)
+        try:
+            load_into(wrapped.tuner, model_id, adapter_name, **kwargs)
+        except BaseException:
+            # Full fine-tuning in place (keep_base=False) has no way back.
+            with suppress(AdapterError):
+                wrapped.tuner.unload()
+            raise
+        if not is_trainable:
+            wrapped.eval()
+        return wrapped  # type: ignore[return-value]
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> LoadResult:
+        """Add a saved adapter. It isn't used until `set_adapter`.
+
+        Args:
+            model_id: The adapter's directory, or its id on a hub.
+            adapter_name: A name for it. An adapter of that name gets the saved weights, and keeps its options.
+            is_trainable: Whether it will be trained further.
+            autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
+            **kwargs: `ignore_mismatched_sizes`, `subfolder`, `torch_device`, `low_cpu_mem_usage`, options for a hub
+                such as `revision`, and `strict=True` to refuse a file that lacks tensors of the adapter.
+
+        Raises:
+            CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
+        """
+        fresh = adapter_name not in self.peft_config
+        if fresh:
+            config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
+            config.inference_mode = not is_trainable
+            lazily = kwargs.get("low_cpu_mem_usage", False)
+            self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
+        try:
+            result = load_into(self.tuner, model_id, adapter_name, **kwargs)
+        except BaseException:
+            if fresh:
+                self.tuner.delete_adapter(adapter_name)
+            raise
+        if self.training and not is_trainable:
+            self.eval()
+        return result
+
+    # -- state
+
+    def get_layer_status(self) -> list[LayerStatus]:
+        """The state of each layer with adapters; see `status.py`."""
+        return get_layer_status(self)
+
+    def get_model_status(self) -> ModelStatus:
+        """The state of all layers with adapters, in one."""
+        return get_model_status(self)
+
+    # -- training
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass rather than keep them; arguments as the base takes them."""
+        base: Any = self.get_base_model()
+        base.gradient_checkpointing_enable(*args, **kwargs)
+        self.prepare_model_for_gradient_checkpointing(base)
+
+    def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> nn.Module:
+        """Let gradients reach a model's layers, which reentrant checkpointing needs; gives back the model."""
+        let_inputs_require_grad(model)
+        return model

@@ -1,0 +1,103 @@
+"""An adapter's tensors in and out of a model, named as in a checkpoint: HF PEFT's two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError
+from manytune.methods.checkpoint.format import LoadResult, get_state, set_state
+from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.embeddings import saved_tables
+from manytune.model.adapted import AdaptedModel
+
+#: Where `inject_adapter_in_model` leaves a model's tuner.
+INJECTED = "_manytune_tuner"
+
+
+def tuner_of(model: nn.Module) -> tuple[Tuner, str]:
+    """What attaches a model's adapters, and what its checkpoint's names start with.
+
+    Args:
+        model: A `PeftModel`, compiled or not, or a model that `inject_adapter_in_model` gave.
+
+    Raises:
+        AdapterError: The model has no adapters.
+    """
+    plain = getattr(model, "_orig_mod", model)
+    if isinstance(plain, AdaptedModel):
+        return plain.tuner, plain.tuner.file_prefix
+    tuner = plain.__dict__.get(INJECTED)
+    if not isinstance(tuner, Tuner):
+        raise AdapterError(
+            f"{type(plain).__name__} has no adapters. Expected the result of get_peft_model or "
+            "inject_adapter_in_model."
+        )
+    return tuner, ""
+
+
+def get_peft_model_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor] | None = None,
+    adapter_name: str = "default",
+    unwrap_compiled: bool = False,
+    save_embedding_layers: bool | Literal["auto"] = "auto",
+) -> dict[str, Tensor]:
+    """An adapter's tensors, named as in a checkpoint. They share the model's memory.
+
+    Args:
+        model: See `tuner_of`.
+        state_dict: The model's state dict, where it isn't at hand in the model, as with sharded training.
+        adapter_name: The adapter.
+        unwrap_compiled: Without effect: the names never show that a model was compiled.
+        save_embedding_layers: See `PeftModel.save_pretrained`.
+
+    Raises:
+        AdapterError: There is no such adapter.
+    """
+    tuner, prefix = tuner_of(model)
+    tensors = get_state(tuner, adapter_name, prefix=prefix)
+    if tuner.in_layers:
+        tables = saved_tables(tuner, adapter_name, save_embedding_layers)
+        tensors |= {f"{prefix}{name}": table.detach() for name, table in tables.items()}
+    if state_dict is None:
+        return tensors
+    in_memory = {
+        key: f"{prefix}{tuner.memory_name(adapter_name, key.removeprefix(prefix))}" for key in tensors
+    }
+    return {key: state_dict[name] for key, name in in_memory.items() if name in state_dict}
+
+
+def set_peft_model_state_dict(
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+) -> LoadResult:
+    """Fill an adapter from tensors named as in a checkpoint.
+
+    Args:
+        model: See `tuner_of`.
+        peft_model_state_dict: The tensors.
+        adapter_name: The adapter.
+        ignore_mismatched_sizes: Leave out tensors of another shape, rather than raise.
+        low_cpu_mem_usage: Without effect: parameters on the meta device always come to life here.
+
+    Returns:
+        What the adapter lacks and what fits nothing.
+
+    Raises:
+        AdapterError: There is no such adapter.
+        ShapeMismatchError: A tensor has another shape than the adapter's.
+    """
+    tuner, prefix = tuner_of(model)
+    return set_state(
+        tuner,
+        adapter_name,
+        peft_model_state_dict,
+        prefix=prefix,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )

@@ -1,0 +1,1 @@
+"""The training loop: transformers' Trainer with this project's batches and loss."""

@@ -1,0 +1,335 @@
+"""transformers' Trainer with our batches, our loss, our order of rows and checkpoints without pickle.
+
+The loop itself, the optimizer, the schedule, gradient clipping, mixed devices and the reporting
+integrations are transformers'. What is replaced are public methods, and the four private ones through which
+it writes and reads checkpoints; `tests/training/test_trainer.py` fails when a release renames one of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from manytune.data.encode import Encoded
+from manytune.data.mixing import Mixture
+from manytune.errors import RunError
+from manytune.training.batches import Builder
+from manytune.training.loop.background import BackgroundBuilder, PendingBatch
+from manytune.training.loop.counters import Tally
+from manytune.training.loop.loss import mean_loss
+from manytune.training.loop.samplers import PlannedBatches, order_of
+from manytune.training.progress import Report, StepReport, ValidationReport
+from manytune.training.resume import Checkpoint, Position, save_checkpoint
+from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.speed.compilation import uncompiled
+from manytune.training.speed.frozen_layers import LowerLayers
+from manytune.training.training_plan import Schedule
+
+
+class Rows(Dataset[Encoded]):
+    """Encoded sequences as a torch data set."""
+
+    def __init__(self, sequences: Sequence[Encoded]) -> None:
+        self.sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self.sequences[index]
+
+
+class AdapterTrainer(Trainer):
+    """Trains the parameters that require a gradient.
+
+    Args:
+        model: The base with a method attached.
+        args: transformers' arguments.
+        train: The sequences to learn from.
+        validation: The sequences to measure the loss on; may be empty.
+        build: The batch layout.
+        background: Builds the batches that are trained on.
+        lower: Whether the lower layers run on a batch.
+        schedule: The steps, and the batches if a token budget decides them.
+        group_prefixes: Whether rows that begin alike go into the same batch.
+        mixture: Which rows an epoch holds; None for all.
+        pad_id: Any valid token id.
+        resume_from: The checkpoint to continue from; None starts at the beginning.
+        checkpoint_directory: Where checkpoints go; None if the arguments ask for none.
+        identity: What a resumed run must agree with.
+        callbacks: More of transformers' callbacks, such as TensorBoard's.
+        report: Called after every step and every validation.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the whole accumulation window's targets
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        train: Sequence[Encoded],
+        validation: Sequence[Encoded],
+        build: Builder,
+        background: BackgroundBuilder,
+        lower: LowerLayers,
+        schedule: Schedule,
+        group_prefixes: bool,
+        mixture: Mixture | None,
+        pad_id: int,
+        resume_from: Checkpoint | None,
+        checkpoint_directory: Path | None,
+        identity: Mapping[str, object],
+        callbacks: Sequence[TrainerCallback],
+        report: Callable[[Report], None],
+    ) -> None:
+        self._module = model
+        self._build = build
+        self._background = background
+        self._lower = lower
+        self.schedule = schedule
+        self._group_prefixes = group_prefixes
+        self._mixture = mixture
+        self._pad_id = pad_id
+        self._validation = validation
+        self._resume_from = resume_from
+        self._checkpoint_directory = checkpoint_directory
+        self._identity = identity
+        self._window_rows: list[str] = []
+        self.clock = _Clock(resume_from.position if resume_from else None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self._collate,
+            train_dataset=Rows(train),
+            eval_dataset=Rows(validation),
+            callbacks=[_Reporter(self, report), *callbacks],
+        )
+
+    # Data
+    # ------------------------------------------------------------------------------------------------------
+
+    def _collate(self, sequences: Sequence[Encoded]) -> dict[str, PendingBatch]:
+        # The loader asks for one batch more than the loop has got, so that it is built while the model computes.
+        return {"batch": self._background(sequences)}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Rows in the order that the seed decides; the last batch of an epoch may be smaller.
+
+        With a token budget the batches of all epochs come as one pass: epochs needn't have equally many.
+        """
+        assert isinstance(self.train_dataset, Rows)
+        if self.schedule.batches is not None:
+            planned: DataLoader[Any] = DataLoader(
+                self.train_dataset,
+                batch_sampler=PlannedBatches(self.schedule.batches),
+                collate_fn=self._collate,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            ready: DataLoader[Any] = self.accelerator.prepare(planned)
+            return ready
+        batch_size = self.args.train_batch_size
+        order = order_of(
+            self.train_dataset.sequences,
+            batch_size=batch_size,
+            seed=self.args.seed,
+            group_prefixes=self._group_prefixes,
+            mixture=self._mixture,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_size=batch_size,
+            sampler=order,
+            collate_fn=self._collate,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """One accumulation window's batches, and the number of target tokens in them."""
+        window, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._window_rows = [row for inputs in window for row in inputs["batch"].rows]
+        return window, sum(inputs["batch"].targets for inputs in window)
+
+    # Loss
+    # ------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """The batch's share of the accumulation window's mean loss per target token.
+
+        Raises:
+            RunError: The loss isn't finite; names the step and the rows.
+        """
+        assert not return_outputs, "evaluation doesn't go through here"
+        pending: PendingBatch = inputs["batch"]
+        batch = pending.get()
+        with self._lower(batch) as skipped:
+            loss: Tensor = loss_sum(model, batch) / num_items_in_batch
+        if not math.isfinite(value := loss.item()):
+            step = self.state.global_step + 1
+            raise RunError(self._not_finite(step, f"the loss is {value}", pending.rows))
+        self.clock.tally += Tally.of(batch, skipped=skipped)
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The mean loss per target token over the validation rows."""
+        with uncompiled(self._module):
+            loss = mean_loss(
+                self._module,
+                self._validation,
+                self._build,
+                batch_size=self.args.per_device_eval_batch_size,
+                pad_id=self._pad_id,
+                lower=self._lower,
+            )
+        metrics = {"eval_loss": loss}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def epochs(self, passes: float) -> float:
+        """Passes over the rows, from passes over what `get_train_dataloader` gives."""
+        return passes if self.schedule.batches is None else passes * self.schedule.epochs
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers' estimate assumes that every parameter gets a gradient."""
+        return 0
+
+    def check_gradient(self, norm: float) -> None:
+        """Stop if the step that was just taken had a gradient that isn't finite.
+
+        Raises:
+            RunError: Names the step and its rows.
+        """
+        if not math.isfinite(norm):
+            step = self.state.global_step
+            raise RunError(self._not_finite(step, f"the gradient's norm is {norm}", self._window_rows))
+
+    def _not_finite(self, step: int, what: str, rows: Sequence[str]) -> str:
+        shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        return (
+            f"step {step}: {what}. Rows of this step: {shown}. A lower "
+            "training.learning_rate, a longer training.warmup or float32 usually helps; check these rows too."
+        )
+
+    # Checkpoints
+    # -----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self._checkpoint_directory is not None
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        save_checkpoint(
+            self._checkpoint_directory,
+            model=self._module,
+            optimizer=self.optimizer,
+            schedule=self.lr_scheduler,
+            trainer_state=self.state,
+            position=self.clock.position(self.state.global_step),
+            identity=self._identity,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert self._resume_from is not None
+        self._resume_from.restore_weights(self._module)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._resume_from is not None:
+            assert self.optimizer is not None and self.lr_scheduler is not None
+            self._resume_from.restore_optimizer(self._module, self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._resume_from is not None:
+            self._resume_from.restore_random()
+
+
+class _Clock:
+    """Tokens and seconds since the run began, added up over interruptions."""
+
+    def __init__(self, position: Position | None) -> None:
+        self.tally = position.tally if position else Tally()
+        self.step_seconds = position.step_seconds if position else 0.0
+        self._earlier = position.seconds if position else 0.0
+        self._started = time.perf_counter()
+        self._step_started = self._started
+
+    @property
+    def seconds(self) -> float:
+        return self._earlier + time.perf_counter() - self._started
+
+    def begin_step(self) -> None:
+        self._step_started = time.perf_counter()
+
+    def end_step(self) -> None:
+        self.step_seconds += time.perf_counter() - self._step_started
+
+    def position(self, step: int) -> Position:
+        return Position(step, self.tally, self.step_seconds, self.seconds)
+
+
+class _Reporter(TrainerCallback):
+    """Turns the loop's events into our reports."""
+
+    def __init__(self, trainer: AdapterTrainer, report: Callable[[Report], None]) -> None:
+        self._trainer = trainer
+        self._report = report
+
+    def on_step_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        self._trainer.clock.begin_step()
+
+    def on_step_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        self._trainer.clock.end_step()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Report a step's loss or, in a call of its own, a validation's.
+
+        Raises:
+            RunError: The gradient isn't finite. The step has been taken by now, and nothing was saved
+                since.
+        """
+        logs = logs or {}
+        if "loss" in logs:
+            self._trainer.check_gradient(logs["grad_norm"])
+            clock = self._trainer.clock
+            self._report(
+                StepReport(
+                    step=state.global_step,
+                    total_steps=state.max_steps,
+                    epoch=self._trainer.epochs(float(state.epoch or 0.0)),
+                    loss=logs["loss"],
+                    learning_rate=logs["learning_rate"],
+                    grad_norm=logs["grad_norm"],
+                    tokens=clock.tally.counts.tokens_in,
+                    step_seconds=clock.step_seconds,
+                    seconds=clock.seconds,
+                )
+            )
+        elif "eval_loss" in logs:
+            self._report(
+                ValidationReport(
+                    state.global_step, state.max_steps, logs["eval_loss"], self._trainer.clock.seconds
+                )
+            )

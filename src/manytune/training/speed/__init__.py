@@ -1,0 +1,1 @@
+"""What makes a training step fast, and what says how fast it is."""

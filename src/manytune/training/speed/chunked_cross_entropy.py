@@ -1,0 +1,183 @@
+"""The loss through the model's head in pieces, so that the logits of all targets are never held at once.
+
+With a vocabulary of 50,000, the logits of 500 targets take 100 MB, their softmax and their gradient as much again. The
+loss is a sum over targets, so a piece's logits can give their share of the loss and of its gradient, and go:
+
+    L = sum_c nll(head(h_c)),    dL/dh_c = (dnll/dz)(head(h_c)) · (dhead/dh)(h_c)
+
+Both are computed in the forward pass; the backward pass scales them. The head is whatever module the model has: tied,
+untied, with an adapter, or trained in full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from manytune.kernels.products import PLAIN
+from manytune.training.batches import Batch, Seq2SeqBatch
+from manytune.training.batches.batch import base_model
+from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
+
+# Logits held at once, in elements: a piece's products stay large, and its memory is used again by the next.
+_PIECE = 1 << 24
+
+_HEAD_IS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch) -> Tensor:
+    """Run the model on a batch and sum the negative log likelihoods of its target tokens.
+
+    A model that computes something after its head, other than a soft cap that its configuration names, gives all
+    logits at once.
+
+    Args:
+        model: A language model, inside `packed_attention` if the batch has a layout.
+        batch: On the model's device.
+
+    Returns:
+        A scalar in nats, with a gradient where gradients are on. Divided by `batch.targets` it is the mean
+        loss.
+    """
+    inputs = batch.model_inputs(model)
+    base = base_model(model)
+    head = base.get_output_embeddings()
+    if head is None or not _head_is_last(base, head, inputs):
+        return batch.loss_sum(model(**inputs).logits)
+    with _without_head(base, head) as cap:
+        hidden = batch.kept(model(**inputs).logits).flatten(0, 1)
+    vocabulary = base.config.get_text_config().vocab_size
+    targets = _Targets(head, cap, vocabulary, batch.target_rows, batch.labels, batch.weights)
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    loss: Tensor = _HeadLoss.apply(hidden, targets, *trained)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _Targets:
+    """A batch's targets and the head that predicts them, a piece of rows at a time."""
+
+    def __init__(
+        self,
+        head: nn.Module,
+        cap: float | None,
+        vocabulary: int,
+        rows: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+    ) -> None:
+        self._head, self._cap, self._vocabulary = head, cap, vocabulary
+        order = rows.argsort(stable=True)
+        self._rows, self._labels, self._weights = rows[order], labels[order], weights[order]
+
+    def pieces(self, rows: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]]:
+        """Slices of so many rows, and the targets that read each: row in the slice, label, weight."""
+        count = math.ceil(rows / max(1, _PIECE // self._vocabulary))
+        step = math.ceil(rows / count)  # all of a size: a small rest would cost as much as a piece
+        starts = range(0, rows, step)
+        bounds = torch.tensor([*starts, rows], device=self._rows.device)
+        edges = torch.searchsorted(self._rows, bounds).tolist()
+        for start, first, last in zip(starts, edges, edges[1:], strict=False):
+            own = slice(first, last)
+            yield slice(start, start + step), (self._rows[own] - start, self._labels[own], self._weights[own])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """A slice's logits."""
+        logits: Tensor = self._head(hidden)
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def owned(self, logits: Tensor) -> Tensor:
+        """The logits' values in memory that may be written to: a linear layer's backward doesn't read its result."""
+        values = logits.detach()
+        return values if self._cap is None and type(self._head) in PLAIN else values.clone()
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: _Targets, *trained: Tensor) -> Tensor:
+        needs_hidden, _, *needs_trained = ctx.needs_input_grad
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        weights = [p for p, needed in zip(trained, needs_trained, strict=True) if needed]
+        weight_grads = [torch.zeros_like(weight) for weight in weights]
+        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
+        for rows, piece in targets.pieces(len(hidden)):
+            part = hidden[rows].detach().requires_grad_(needs_hidden)
+            wanted = [part, *weights] if needs_hidden else weights
+            if not wanted:
+                total += weighted_nll(targets.logits(part), *piece)
+                continue
+            with torch.enable_grad():
+                logits = targets.logits(part)
+            loss, grad = nll_and_gradient(targets.owned(logits), *piece)
+            total += loss
+            grads = list(torch.autograd.grad(logits, wanted, grad))
+            if hidden_grad is not None:
+                hidden_grad[rows] = grads.pop(0)
+            for summed, grad in zip(weight_grads, grads, strict=True):
+                summed += grad
+        found = iter(weight_grads)
+        trained_grads = [next(found) if needed else None for needed in needs_trained]
+        ctx.save_for_backward(hidden_grad, *trained_grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = grad_outputs
+        hidden, *trained = (
+            None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors
+        )
+        return hidden, None, *trained
+
+
+def _head_is_last(base: PreTrainedModel, head: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether the head's output, or its softly capped form, is what the model returns; found out once a model."""
+    if base not in _HEAD_IS_LAST:
+        training = [module for module in base.modules() if module.training]
+        outputs: list[Tensor] = []
+        hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        base.eval()
+        try:
+            with torch.no_grad(), _without_cap(base):
+                _HEAD_IS_LAST[base] = base(**inputs).logits is outputs[-1]
+        finally:
+            hook.remove()
+            for module in training:
+                module.training = True
+    return _HEAD_IS_LAST[base]
+
+
+@contextmanager
+def _without_cap(base: PreTrainedModel) -> Iterator[float | None]:
+    """Let a model leave its logits without their soft cap; gives the cap, if there is one."""
+    config = base.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is not None:
+        config.final_logit_softcapping = None
+    try:
+        yield cap
+    finally:
+        if cap is not None:
+            config.final_logit_softcapping = cap
+
+
+@contextmanager
+def _without_head(base: PreTrainedModel, head: nn.Module) -> Iterator[float | None]:
+    """Let a model return what its head reads in place of the logits; gives the soft cap that belongs to these."""
+    head.forward = _nothing  # in the instance, before its class's
+    try:
+        with _without_cap(base) as cap:
+            yield cap
+    finally:
+        del head.forward
+
+
+def _nothing(hidden: Tensor) -> Tensor:
+    return hidden

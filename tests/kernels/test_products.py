@@ -1,0 +1,108 @@
+"""Products through oneDNN: the usual values but for rounding, inside their block alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from manytune import LoraConfig, get_peft_model
+from manytune.kernels import products
+from manytune.kernels.products import fast_products, product
+
+pytestmark = pytest.mark.skipif(not products._AVAILABLE, reason="this torch has no oneDNN")
+
+LAYERS = [
+    lambda: nn.Linear(24, 40),
+    lambda: nn.Linear(24, 40, bias=False),
+    lambda: Conv1D(40, 24),
+]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many products oneDNN has made."""
+    calls = []
+    multiply = products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *given: calls.append(0) or multiply(*given))
+    return calls
+
+
+def results(layer, x):
+    """A layer's output and all its gradients."""
+    x = x.clone().requires_grad_()
+    for parameter in layer.parameters():
+        parameter.grad = None
+    y = layer(x)
+    y.sin().sum().backward()
+    return [y.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("make", LAYERS)
+@pytest.mark.parametrize("shape", [(7, 24), (2, 3, 24), (1, 24)])
+def test_a_layer_gives_what_it_gives_in_float64_but_for_rounding(make, shape, counted):
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(shape)
+    expected = results(copy.deepcopy(layer).double(), x.double())
+    with fast_products(layer):
+        found = results(layer, x)
+    assert len(counted) == 2  # the output and the gradient of the input
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_layer_asks_for_no_gradient_of_its_weight():
+    layer = nn.Linear(24, 40).requires_grad_(False)
+    x = torch.randn(3, 24, requires_grad=True)
+    with fast_products(layer):
+        layer(x).sum().backward()
+    assert x.grad is not None and layer.weight.grad is None
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_may_be_a_transposed_view(transposed, counted):
+    x, weight = torch.randn(5, 24), torch.randn(40, 24)
+    given = weight.t().contiguous().t() if transposed else weight
+    with fast_products(nn.Identity()):
+        found = product(x, given)
+    assert counted
+    torch.testing.assert_close(found, x @ weight.t(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_are_left_to_torch(dtype, counted):
+    layer, x = nn.Linear(24, 40, dtype=dtype), torch.randn(3, 24, dtype=dtype)
+    expected = layer(x)
+    with fast_products(layer):
+        assert torch.equal(layer(x), expected)
+    assert not counted
+
+
+def test_autocast_is_left_to_torch(counted):
+    layer, x = nn.Linear(24, 40), torch.randn(3, 24)
+    with fast_products(layer), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert not counted
+
+
+def test_outside_the_block_everything_is_as_usual(counted):
+    model = nn.Sequential(nn.Linear(24, 40), Conv1D(8, 40))
+    x, weight = torch.randn(3, 24), torch.randn(40, 24)
+    with pytest.raises(RuntimeError, match="stop"), fast_products(model):
+        assert type(model[0]) is not nn.Linear
+        raise RuntimeError("stop")
+    assert [type(layer) for layer in model] == [nn.Linear, Conv1D]
+    assert torch.equal(product(x, weight), functional.linear(x, weight))
+    assert not counted
+
+
+def test_lora_layers_stay_fused_inside(counted):
+    model = get_peft_model(nn.Sequential(nn.Linear(24, 40)), LoraConfig(target_modules=["0"], r=4))
+    x = torch.randn(3, 24)
+    expected = model(x)
+    with fast_products(model):
+        found = model(x)
+    assert len(counted) == 2  # x Wᵀ and x Aᵀ
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
