@@ -129,15 +129,16 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_the_method_that_the_page_adds_works_when_it_is_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.store.tiny import tiny_model
 
-    from manytune.methods.registry import METHODS, peft_config_from
-    from manytune.methods.tuners.base import Method
+    from manytune.methods import registry
+    from manytune.methods.registry import Method, peft_config_from
 
     source, line = blocks(ROOT / "docs" / "add-a-method.md", "python")
     names: dict[str, Any] = {"__name__": "pasted", "Method": Method}
     monkeypatch.setitem(sys.modules, "pasted", types.ModuleType("pasted"))
     exec(compile(source, "add-a-method.md", "exec"), names)
     method = eval(line, names)
-    monkeypatch.setitem(METHODS, method.name, method)
+    monkeypatch.setattr(registry, "_METHODS", registry.methods())
+    registry.register(method)
     config = peft_config_from("shift", target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     model = manytune.get_peft_model(tiny_model(), config)
     # Two layers of two projections, 16 numbers each.

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from manytune.experiments.recipe import default_learning_rates
-from manytune.methods.registry import METHODS
+from manytune.methods.registry import methods
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,7 +21,7 @@ def test_the_page_has_the_keys() -> None:
 
 def test_the_page_has_the_rates() -> None:
     page = (DOCS / "comparing.md").read_text()
-    for name in METHODS:
+    for name in methods():
         rates = ", ".join(f"{rate:g}" for rate in default_learning_rates(name))
         rows = [line for line in page.splitlines() if line.startswith("|") and line.endswith(f"| {rates} |")]
         assert any(f"`{name}`" in row or "all others" in row for row in rows), (name, rates)

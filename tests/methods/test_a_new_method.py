@@ -1,4 +1,4 @@
-"""Adding a method takes one file and one registry line: this file is the one, `METHODS[...]` the other."""
+"""Adding a method takes one file and one line that registers it: this file has both."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.methods import test_contract as contract
 from tests.methods.tiny_models import LLAMA, Family
 from torch import Tensor, nn
 
+from manytune.methods import registry
 from manytune.methods.config import PeftConfig
-from manytune.methods.registry import METHODS, peft_config_from
+from manytune.methods.registry import Method, peft_config_from, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Method
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import Selection, all_linear_targets, select
 
@@ -70,7 +70,8 @@ class ShiftModel(LayerTuner):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "shift", Method("shift", "SHIFT", ShiftConfig, ShiftModel))
+    monkeypatch.setattr(registry, "_METHODS", registry.methods())
+    register(Method("shift", "SHIFT", ShiftConfig, ShiftModel))
 
 
 @pytest.mark.usefixtures("registered")

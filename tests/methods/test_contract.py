@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import manytune
 from manytune.errors import ManytuneError
-from manytune.methods.registry import METHODS, peft_config_from
+from manytune.methods.registry import methods, peft_config_from
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    for method in METHODS:
+    for method in methods():
         for family in EXAMPLES.get(method, Example()).families:
             yield Case(method, family)
     for variant, example in VARIANTS.items():

@@ -9,10 +9,11 @@ import typer
 
 from manytune.cli import adapters_make
 from manytune.cli.outputs import adapters as adapters_output
+from manytune.cli.stored import directory_of, store_at
 from manytune.errors import ManytuneError
 
 if TYPE_CHECKING:
-    from manytune.store.store import AdapterStore
+    pass
 
 Store = Annotated[
     Path,
@@ -69,7 +70,7 @@ def add(
 
     called = name if name is not None else _name_of(source)
     loaded = None if base is None else load_base(base)
-    entry = _store(store).add(source, name=called, move=move, tags=tag or (), base=loaded)
+    entry = store_at(store).add(source, name=called, move=move, tags=tag or (), base=loaded)
     if as_json:
         adapters_output.print_json(adapters_output.summary(entry))
     else:
@@ -82,7 +83,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the adapters of the store with their sizes and scores."""
-    entries = _store(store).entries(tag=tag)
+    entries = store_at(store).entries(tag=tag)
     if as_json:
         adapters_output.print_json([adapters_output.summary(entry) for entry in entries])
     elif entries:
@@ -127,7 +128,7 @@ def verify(
 
     paths = [directory_of(adapter, store) for adapter in adapters or ()]
     if not paths:
-        paths = [entry.path for entry in _store(store).entries()]
+        paths = [entry.path for entry in store_at(store).entries()]
     loaded = None if base is None else load_base(base)
     results: list[dict[str, object]] = []
     for path in paths:
@@ -155,7 +156,7 @@ def alias(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Call an adapter by one more name."""
-    _store(store).alias(adapter, name, move=move)
+    store_at(store).alias(adapter, name, move=move)
 
 
 def unalias(
@@ -163,7 +164,7 @@ def unalias(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Forget a name; the adapter stays."""
-    _store(store).unalias(name)
+    store_at(store).unalias(name)
 
 
 def tag(
@@ -172,7 +173,7 @@ def tag(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Give an adapter tags."""
-    _store(store).tag(adapter, *tags)
+    store_at(store).tag(adapter, *tags)
 
 
 def untag(
@@ -181,7 +182,7 @@ def untag(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Take tags from an adapter."""
-    _store(store).untag(adapter, *tags)
+    store_at(store).untag(adapter, *tags)
 
 
 def remove(
@@ -192,26 +193,9 @@ def remove(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Remove adapters from the store, with all their names and tags."""
-    kept = _store(store)
+    kept = store_at(store)
     for own in dict.fromkeys([kept.resolve(adapter) for adapter in adapters]):
         kept.remove(own)
-
-
-def directory_of(adapter: str, store: Path) -> Path:
-    """The directory that an argument means: a run's or an adapter's own, or one in the store."""
-    from manytune.store.intake import adapter_in
-
-    path = Path(adapter).expanduser()
-    # A path that isn't there is reported as a path, a word as a name.
-    if path.is_dir() or len(path.parts) > 1:
-        return adapter_in(path)
-    return _store(store).path(adapter)
-
-
-def _store(directory: Path) -> AdapterStore:
-    from manytune.store.store import AdapterStore
-
-    return AdapterStore(directory)
 
 
 def _name_of(source: Path) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.stored import directory_of
 from manytune.errors import StoreError
 
 if TYPE_CHECKING:
@@ -148,7 +149,6 @@ def _merge(stored: list[StoredAdapter], output: Path, base: str | None) -> None:
 
 
 def _opened(adapters: list[str], store: Path) -> list[StoredAdapter]:
-    from manytune.cli.adapters import directory_of
     from manytune.store.adapters import open_adapter
 
     return [open_adapter(directory_of(adapter, store)) for adapter in adapters]

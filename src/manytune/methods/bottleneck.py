@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
@@ -292,3 +293,6 @@ class BottleneckModel(LayerTuner):
         if isinstance(layer, Layer):
             parallel = config.style == "parallel"
             layer.add_adapter(adapter_name, config, self._sources[self._beside[path]] if parallel else None)
+
+
+register(Method("bottleneck", PeftType.BOTTLENECK, BottleneckConfig, BottleneckModel))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import read_tensors, write_adapter
 from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
+from manytune.methods.registry import Method, method_of, peft_config_from, register
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner
@@ -116,8 +117,6 @@ class CombinedModel(Tuner):
                 self.weights.delete_adapter(adapter_name)
                 raise
         else:
-            from manytune.methods.registry import method_of
-
             # Not children: what hangs on the PeftModel is for `mounted` to say.
             tuner = method_of(weights).tuner(self.model, weights, adapter_name, **options)
             try:
@@ -263,8 +262,6 @@ def _divided(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
 
 
 def _part(name: str, part: PeftConfig | dict[str, Any] | None) -> PeftConfig:
-    from manytune.methods.registry import peft_config_from
-
     if isinstance(part, PeftConfig):
         return part
     if isinstance(part, dict) and "name" in part:
@@ -275,3 +272,6 @@ def _part(name: str, part: PeftConfig | dict[str, Any] | None) -> PeftConfig:
     raise ConfigError(
         f"{name}: expected a configuration such as {example}, or a mapping with `name`, found {part!r}."
     )
+
+
+register(Method("combined", PeftType.COMBINED, CombinedConfig, CombinedModel))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from manytune.errors import CheckpointError, ConfigError, PeftWarning
+from manytune.methods import load_methods
+from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file, write_atomically
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -99,8 +101,6 @@ class PeftConfig:
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write `adapter_config.json` into a directory, which is created if need be."""
-        from manytune.methods.checkpoint.files import write_atomically
-
         directory = Path(save_directory)
         if directory.is_file():
             raise ConfigError(f"Provided path ({directory}) should be a directory, not a file.")
@@ -143,8 +143,6 @@ class PeftConfig:
             CheckpointError: There is no such file, or it can't be read.
             TypeError: The file names no `peft_type`, and this class doesn't either.
         """
-        from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
-
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)
         return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs})
@@ -152,12 +150,10 @@ class PeftConfig:
     @classmethod
     def from_peft_type(cls, **options: Any) -> PeftConfig:
         """Build the configuration class that `peft_type` names; options that it lacks are named and ignored."""
-        from manytune.methods.registry import config_class
-
         peft_type = options.get("peft_type")
         if peft_type is None and cls is PeftConfig:
             raise TypeError("The configuration has no `peft_type`, so its method is unknown.")
-        kind = config_class(peft_type) if peft_type is not None else None
+        kind = config_class(peft_type)
         return (kind or cls)._from_options(options)
 
     @classmethod
@@ -172,6 +168,21 @@ class PeftConfig:
                 stacklevel=4,
             )
         return cls(**{key: value for key, value in options.items() if key in known})
+
+
+#: Configuration classes by `peft_type`; `registry.register` adds to them.
+_CLASSES: dict[str, type[PeftConfig]] = {}
+
+
+def register_config(peft_type: str, kind: type[PeftConfig]) -> None:
+    """Let `PeftConfig.from_pretrained` make configurations of a `peft_type`."""
+    _CLASSES[peft_type] = kind
+
+
+def config_class(peft_type: str | None) -> type[PeftConfig] | None:
+    """The configuration class of a `peft_type`; None if it isn't known."""
+    load_methods()
+    return None if peft_type is None else _CLASSES.get(peft_type)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.direct_tuner import DirectTuner
 
 
@@ -37,3 +38,6 @@ class FullModel(DirectTuner):
     def keeps_base(self, config: Any) -> bool:
         """See `DirectTuner.keeps_base`."""
         return bool(config.keep_base)
+
+
+register(Method("full", PeftType.FULL, FullConfig, FullModel))

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
@@ -260,3 +261,6 @@ class IA3Model(LayerTuner):
     @staticmethod
     def _is_feedforward(path: str, config: IA3Config) -> bool:
         return matches(path, config.feedforward_modules or set())
+
+
+register(Method("ia3", PeftType.IA3, IA3Config, IA3Model))

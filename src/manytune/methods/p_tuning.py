@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType, PromptLearningConfig
 from manytune.methods.prompt_tuning import InputPromptTuner
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.soft_prompt_tuner import SoftPrompt
 
 
@@ -124,3 +125,6 @@ class PromptEncoderModel(InputPromptTuner):
                     stacklevel=2,
                 )
         return EncodedPrompt(*self.shape(config), config)
+
+
+register(Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel))

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner, SoftPrompt, in_this_thread
 from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
 
@@ -203,3 +204,6 @@ def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: Pre
         keys, own_values = halves[first], halves[first + 1]
         own.update(keys.expand(batch, -1, -1, -1), own_values.expand(batch, -1, -1, -1), layer)
     return cache
+
+
+register(Method("prefix-tuning", PeftType.PREFIX_TUNING, PrefixTuningConfig, PrefixTuningModel))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig, TaskType
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner, SoftPrompt, embeddings_of, in_this_thread
 from manytune.methods.tuners.virtual_tokens import (
     IGNORED,
@@ -193,3 +194,6 @@ def _behind_encoder(inputs: dict[str, Any], tokens: int) -> dict[str, Any]:
 
 def _is_causal(model: nn.Module) -> bool:
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
+
+
+register(Method("prompt-tuning", PeftType.PROMPT_TUNING, PromptTuningConfig, PromptTuningModel))

@@ -1,44 +1,61 @@
-"""The methods there are. A new method is one file and one line here."""
+"""The methods there are. Each one registers itself when its file is imported: `register(Method(...))`."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from manytune.errors import ConfigError
-from manytune.methods.adalora.config import AdaLoraConfig
-from manytune.methods.adalora.model import AdaLoraModel
-from manytune.methods.bottleneck import BottleneckConfig, BottleneckModel
-from manytune.methods.combined import CombinedConfig, CombinedModel
-from manytune.methods.config import PeftConfig, PeftType
-from manytune.methods.full import FullConfig, FullModel
-from manytune.methods.ia3 import IA3Config, IA3Model
-from manytune.methods.lora.config import LoraConfig
-from manytune.methods.lora.model import LoraModel
-from manytune.methods.p_tuning import PromptEncoderConfig, PromptEncoderModel
-from manytune.methods.prefix_tuning import PrefixTuningConfig, PrefixTuningModel
-from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningModel
-from manytune.methods.selective import SelectiveConfig, SelectiveModel
-from manytune.methods.tuners.base import Method
-from manytune.methods.vera import VeraConfig, VeraModel
+from manytune.methods import load_methods
+from manytune.methods.config import PeftConfig, register_config
+from manytune.methods.tuners.base import Tuner
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("lora", PeftType.LORA, LoraConfig, LoraModel),
-        Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel),
-        Method("vera", PeftType.VERA, VeraConfig, VeraModel),
-        Method("ia3", PeftType.IA3, IA3Config, IA3Model),
-        Method("prompt-tuning", PeftType.PROMPT_TUNING, PromptTuningConfig, PromptTuningModel),
-        Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel),
-        Method("prefix-tuning", PeftType.PREFIX_TUNING, PrefixTuningConfig, PrefixTuningModel),
-        Method("combined", PeftType.COMBINED, CombinedConfig, CombinedModel),
-        Method("bottleneck", PeftType.BOTTLENECK, BottleneckConfig, BottleneckModel),
-        Method("selective", PeftType.SELECTIVE, SelectiveConfig, SelectiveModel),
-        Method("full", PeftType.FULL, FullConfig, FullModel),
-    )
-}
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of the registry.
+
+    Attributes:
+        name: What a recipe calls it, such as `lora`.
+        peft_type: What `adapter_config.json` calls it.
+        config: Its configuration class.
+        tuner: What attaches it to a model.
+    """
+
+    name: str
+    peft_type: str
+    config: type[PeftConfig]
+    tuner: type[Tuner]
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Make a method known to recipes, `get_peft_model`, checkpoints, the trainer, the engine and the server.
+
+    Raises:
+        ConfigError: Another method has its name or its `peft_type` already.
+    """
+    for other in _METHODS.values():
+        if (
+            other.name == method.name or other.peft_type == method.peft_type
+        ) and other.tuner.__qualname__ != (method.tuner.__qualname__):
+            raise ConfigError(
+                f"Can't register {method.tuner.__qualname__} as {method.name!r} ({method.peft_type}): "
+                f"{other.tuner.__qualname__} is {other.name!r} ({other.peft_type}). Choose another name and peft_type."
+            )
+    _METHODS[method.name] = method
+    register_config(method.peft_type, method.config)
+
+
+def methods() -> dict[str, Method]:
+    """All methods by the name that recipes use."""
+    load_methods()
+    return dict(_METHODS)
 
 
 def method_of(config: PeftConfig) -> Method:
@@ -47,16 +64,15 @@ def method_of(config: PeftConfig) -> Method:
     Raises:
         ConfigError: There is none of its `peft_type`.
     """
-    for method in METHODS.values():
+    known = methods().values()
+    for method in known:
         if method.peft_type == config.peft_type:
             return method
-    known = ", ".join(sorted(method.peft_type for method in METHODS.values()))
-    raise ConfigError(f"Unknown method: peft_type={config.peft_type!r}. Known: {known}.")
-
-
-def config_class(peft_type: str) -> type[PeftConfig] | None:
-    """The configuration class of a `peft_type`; None if it isn't known."""
-    return next((m.config for m in METHODS.values() if m.peft_type == peft_type), None)
+    names = ", ".join(sorted(method.peft_type for method in known))
+    raise ConfigError(
+        f"Unknown method: peft_type={config.peft_type!r}. Known: {names}. A method of your own is known once its file "
+        "was imported and has called register()."
+    )
 
 
 def peft_config_from(name: str, **options: Any) -> PeftConfig:
@@ -69,18 +85,19 @@ def peft_config_from(name: str, **options: Any) -> PeftConfig:
     Raises:
         ConfigError: The method or an option is unknown; the nearest known one is named.
     """
-    if name not in METHODS:
+    known = methods()
+    if name not in known:
         raise ConfigError(
-            f"Unknown method {name!r}.{_nearest(name, METHODS)} Known methods: {', '.join(METHODS)}."
+            f"Unknown method {name!r}.{_nearest(name, known)} Known methods: {', '.join(known)}."
         )
-    kind = METHODS[name].config
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(options) - known)
+    kind = known[name].config
+    fields = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(options) - fields)
     if unknown:
-        raise ConfigError(f"Method {name!r} has no option {unknown[0]!r}.{_nearest(unknown[0], known)}")
+        raise ConfigError(f"Method {name!r} has no option {unknown[0]!r}.{_nearest(unknown[0], fields)}")
     return kind(**options)
 
 
-def _nearest(word: str, known: Any) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -16,6 +16,7 @@ from torch import nn
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.direct_tuner import DirectTuner
 from manytune.methods.tuners.targets import layer_index
 
@@ -116,3 +117,6 @@ def _in_layers(name: str, config: SelectiveConfig) -> bool:
     pattern = config.layers_pattern
     patterns = [pattern] if isinstance(pattern, str) else pattern or ()
     return layer_index(name, patterns) in ([wanted] if isinstance(wanted, int) else wanted)
+
+
+register(Method("selective", PeftType.SELECTIVE, SelectiveConfig, SelectiveModel))

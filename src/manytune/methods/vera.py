@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import fill_state
 from manytune.methods.tuners.layer_tuner import LayerTuner
@@ -293,3 +294,6 @@ def sizes(layer: nn.Module) -> tuple[int, int]:
     """Input and output size of a linear layer."""
     rows, columns = layer.get_parameter("weight").shape
     return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+
+
+register(Method("vera", PeftType.VERA, VeraConfig, VeraModel))

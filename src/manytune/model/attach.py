@@ -12,8 +12,7 @@ from manytune.methods.registry import method_of
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.walk import every_module
 from manytune.model.mixed import PeftMixedModel
-from manytune.model.peft_model import PeftModel
-from manytune.model.task_models import class_for
+from manytune.model.peft_model import PeftModel, class_for
 
 
 def get_peft_model(

@@ -10,8 +10,7 @@ import transformers
 from manytune.errors import CheckpointError
 from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
 from manytune.methods.config import PeftConfig, TaskType
-from manytune.model.peft_model import PeftModel
-from manytune.model.task_models import class_for
+from manytune.model.peft_model import PeftModel, class_for
 
 
 class _AutoPeftModel:

@@ -48,6 +48,15 @@ def _with_labels(self: AdaptedModel, *args: Any, labels: Any = None, **kwargs: A
     return AdaptedModel.forward(self, *args, **given, **kwargs)
 
 
+#: By task; `task_models.py` fills it, which the package's `__init__` imports.
+_TASK_CLASSES: dict[str, type[PeftModel]] = {}
+
+
+def class_for(task_type: str | None) -> type[PeftModel]:
+    """The class that wraps a model for a task; `PeftModel` itself for none."""
+    return _TASK_CLASSES.get(task_type or "", PeftModel)
+
+
 class PeftModel(AdaptedModel):
     """A base model with one or more named adapters. Calls, generation and unknown attributes go to the base.
 
@@ -63,6 +72,11 @@ class PeftModel(AdaptedModel):
         NoMatchingPeftModuleError: The configuration targets no module.
         ConfigError: An option doesn't fit the model.
     """
+
+    def __init_subclass__(cls, *, task_type: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if task_type is not None:
+            _TASK_CLASSES[task_type] = cls
 
     def __init__(
         self,
@@ -182,12 +196,7 @@ class PeftModel(AdaptedModel):
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.inference_mode = not is_trainable
-        kind: type[PeftModel] = cls
-        if cls is PeftModel:
-            # The task's class derives from this one, so it can't be imported before.
-            from manytune.model.task_models import class_for
-
-            kind = class_for(config.task_type)
+        kind: type[PeftModel] = class_for(config.task_type) if cls is PeftModel else cls
         lazily = kwargs.get("low_cpu_mem_usage", False)
         wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)
         try:

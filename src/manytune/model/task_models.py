@@ -14,7 +14,7 @@ from manytune.methods.config import TaskType
 from manytune.model.peft_model import PeftModel
 
 
-class PeftModelForCausalLM(PeftModel):
+class PeftModelForCausalLM(PeftModel, task_type=TaskType.CAUSAL_LM):
     """A decoder-only language model with adapters."""
 
     def forward(
@@ -45,7 +45,7 @@ class PeftModelForCausalLM(PeftModel):
         )
 
 
-class PeftModelForSeq2SeqLM(PeftModel):
+class PeftModelForSeq2SeqLM(PeftModel, task_type=TaskType.SEQ_2_SEQ_LM):
     """An encoder-decoder with adapters."""
 
     def forward(
@@ -123,15 +123,15 @@ class _PeftModelForLabels(PeftModel):
         )
 
 
-class PeftModelForSequenceClassification(_PeftModelForLabels):
+class PeftModelForSequenceClassification(_PeftModelForLabels, task_type=TaskType.SEQ_CLS):
     """A classifier of sequences with adapters. Its head (`classifier` or `score`) trains in full."""
 
 
-class PeftModelForTokenClassification(_PeftModelForLabels):
+class PeftModelForTokenClassification(_PeftModelForLabels, task_type=TaskType.TOKEN_CLS):
     """A classifier of tokens with adapters. Its head (`classifier` or `score`) trains in full."""
 
 
-class PeftModelForQuestionAnswering(PeftModel):
+class PeftModelForQuestionAnswering(PeftModel, task_type=TaskType.QUESTION_ANS):
     """A model that marks answers in a text, with adapters. Its head (`qa_outputs`) trains in full."""
 
     def forward(
@@ -171,7 +171,7 @@ class PeftModelForQuestionAnswering(PeftModel):
         )
 
 
-class PeftModelForFeatureExtraction(PeftModel):
+class PeftModelForFeatureExtraction(PeftModel, task_type=TaskType.FEATURE_EXTRACTION):
     """A model without a head, with adapters."""
 
     def forward(
@@ -193,21 +193,6 @@ class PeftModelForFeatureExtraction(PeftModel):
             **_given(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds),
             **kwargs,
         )
-
-
-_CLASSES: dict[str, type[PeftModel]] = {
-    TaskType.CAUSAL_LM: PeftModelForCausalLM,
-    TaskType.SEQ_2_SEQ_LM: PeftModelForSeq2SeqLM,
-    TaskType.SEQ_CLS: PeftModelForSequenceClassification,
-    TaskType.TOKEN_CLS: PeftModelForTokenClassification,
-    TaskType.QUESTION_ANS: PeftModelForQuestionAnswering,
-    TaskType.FEATURE_EXTRACTION: PeftModelForFeatureExtraction,
-}
-
-
-def class_for(task_type: str | None) -> type[PeftModel]:
-    """The class that wraps a model for a task; `PeftModel` itself for none."""
-    return _CLASSES.get(task_type or "", PeftModel)
 
 
 def _given(**arguments: Any) -> dict[str, Any]:

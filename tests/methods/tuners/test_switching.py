@@ -13,10 +13,10 @@ from tests.methods.tiny_models import GPT2, LLAMA, T5, Family
 from torch import Tensor, nn
 
 from manytune import AdapterError, LoraConfig, PeftModel, PeftWarning, get_peft_model
-from manytune.methods.registry import METHODS
+from manytune.methods.registry import methods
 
 CASES = [
-    *(Case(method, LLAMA) for method in METHODS),
+    *(Case(method, LLAMA) for method in methods()),
     *(Case(variant.split("/")[0], LLAMA, variant) for variant in VARIANTS),
     Case("lora", GPT2),
     Case("lora", T5),

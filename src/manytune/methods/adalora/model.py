@@ -13,8 +13,9 @@ from manytune.errors import AdapterError, ConfigError
 from manytune.methods.adalora.allocator import RankAllocator, Triplets, budget_at
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.adalora.layer import SVDConv2d, SVDLinear, cut
-from manytune.methods.config import PeftConfig
+from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.model import LoraModel
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
 
@@ -235,3 +236,6 @@ class AdaLoraModel(LoraModel):
             ):
                 layer.keep(adapter_name, kept)
         return super().load_state(adapter_name, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
+
+
+register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, PeftWarning
-from manytune.methods.config import PeftConfig
+from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
@@ -19,6 +19,7 @@ from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
+from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
@@ -238,3 +239,6 @@ def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> Non
             stacklevel=2,
         )
         config.fan_in_fan_out = False
+
+
+register(Method("lora", PeftType.LORA, LoraConfig, LoraModel))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -25,23 +24,6 @@ from manytune.methods.tuners.walk import every_parameter
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
-
-
-@dataclass(frozen=True)
-class Method:
-    """One entry of the registry.
-
-    Attributes:
-        name: What a recipe calls it, such as `lora`.
-        peft_type: What `adapter_config.json` calls it.
-        config: Its configuration class.
-        tuner: What attaches it to a model.
-    """
-
-    name: str
-    peft_type: str
-    config: type[PeftConfig]
-    tuner: type[Tuner]
 
 
 class Tuner(nn.Module, ABC):

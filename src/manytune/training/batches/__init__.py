@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Protocol
 
 from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
 from manytune.training.batches.grouping import plan_batches
-from manytune.training.batches.seq2seq import Seq2SeqBatch
+from manytune.training.batches.seq2seq import Builder, Seq2SeqBatch
 from manytune.training.batches.support import unsupported_reason
 from manytune.training.batches.token_counts import TokenCounts
 
@@ -27,13 +25,6 @@ __all__ = [
     "plan_batches",
     "unsupported_reason",
 ]
-
-
-class Builder(Protocol):
-    """Lays sequences out as one batch."""
-
-    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch | Seq2SeqBatch:
-        """Build a batch; `pad_id` is any valid token id."""
 
 
 BUILDERS: dict[str, Builder] = {

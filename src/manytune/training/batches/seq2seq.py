@@ -6,17 +6,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from manytune.errors import RunError
-from manytune.training.batches.batch import TokenSequence, base_model, check_sequences
+from manytune.training.batches.batch import Batch, TokenSequence, base_model, check_sequences
 from manytune.training.batches.target_loss import weighted_nll
 
-if TYPE_CHECKING:
-    from manytune.training.batches import Builder
+
+class Builder(Protocol):
+    """Lays sequences out as one batch."""
+
+    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch | Seq2SeqBatch:
+        """Build a batch; `pad_id` is any valid token id."""
 
 
 @dataclass(frozen=True, slots=True)
