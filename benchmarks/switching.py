@@ -2,7 +2,7 @@
 
     python benchmarks/switching.py [--part switch|attach|load|memory|scale|exact]... [--store DIR]
 
-Parts take from half a minute to three; all of them run if none is named. `load`, `memory` and `scale` work on a store
+Terms take from half a minute to three; all of them run if none is named. `load`, `memory` and `scale` work on a store
 of 10,000 adapters (9 GB), which is made in --store and kept there for the next time.
 """
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.reference.mixed_batch import mixed
 
-from manytune.methods.tuners.terms import Factors, Pair, Parts
-from manytune.mixed.products import PairStack, shape_of
+from manytune.methods.tuners.terms import Factors, Terms, Update
+from manytune.mixed.products import UpdateStack, shape_of
 from manytune.mixed.rescaling import FactorStack, outline_of
 from manytune.mixed.selection import select_tokens
 
@@ -18,14 +18,14 @@ PATHS = [
 ]
 
 
-def pairs(seed, rank, *, biases=False):
+def updates(seed, rank, *, biases=False):
     generator = torch.Generator().manual_seed(seed)
 
     def values(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return {
-        path: Pair(
+        path: Update(
             values(rank, IN),
             values(OUT, rank),
             0.5 + seed,
@@ -45,16 +45,17 @@ def layer():
 @given(data=st.data())
 def test_every_token_gets_its_own_adapters_product(data):
     biases = data.draw(st.booleans())
-    between = data.draw(st.sampled_from([None, "gelu"]))
+    activation = data.draw(st.sampled_from([None, "gelu"]))
     ranks = data.draw(st.lists(st.integers(5, 8), min_size=1, max_size=7))
     adapters = {
-        str(n): Parts(pairs=pairs(n, rank, biases=biases), between=between) for n, rank in enumerate(ranks)
+        str(n): Terms(updates=updates(n, rank, biases=biases), activation=activation)
+        for n, rank in enumerate(ranks)
     }
     shape = shape_of(adapters["0"], torch.float64)
-    assert all(shape_of(parts, torch.float64) == shape for parts in adapters.values())
-    stack = PairStack(shape, CPU)
-    for name, parts in adapters.items():
-        stack.add(name, parts.pairs)
+    assert all(shape_of(terms, torch.float64) == shape for terms in adapters.values())
+    stack = UpdateStack(shape, CPU)
+    for name, terms in adapters.items():
+        stack.add(name, terms.updates)
     for name in data.draw(
         st.lists(st.sampled_from(sorted(adapters)), unique=True, max_size=len(adapters) - 1)
     ):
@@ -75,20 +76,20 @@ def test_every_token_gets_its_own_adapters_product(data):
         spans,
         device=CPU,
     )
-    base, phi = layer(), torch.nn.GELU() if between else torch.nn.Identity()
+    base, phi = layer(), torch.nn.GELU() if activation else torch.nn.Identity()
     x = torch.randn(1, len(owners), IN, dtype=torch.float64)
     with torch.no_grad():
         for path in PATHS:
             y = base(x)
             if stack.selection is not None:
                 stack.products[path].add(x, y)
-            own = [(None if name is None else adapters[name].pairs[path], None) for name in owners]
+            own = [(None if name is None else adapters[name].updates[path], None) for name in owners]
             torch.testing.assert_close(y[0], mixed(x[0], base, own, phi))
 
 
 def test_more_adapters_than_there_is_room_for_at_first_keep_their_weights():
-    adapters = {str(n): pairs(n, 4) for n in range(70)}
-    stack = PairStack(shape_of(Parts(pairs=adapters["0"]), torch.float64), CPU)
+    adapters = {str(n): updates(n, 4) for n in range(70)}
+    stack = UpdateStack(shape_of(Terms(updates=adapters["0"]), torch.float64), CPU)
     for name, own in adapters.items():
         stack.add(name, own)
     stack.selection = select_tokens(list(range(len(adapters))), [], device=CPU)
@@ -106,15 +107,15 @@ def test_no_token_of_a_stack_means_no_selection():
 
 
 def test_layers_that_read_one_tensor_share_its_product():
-    stack = PairStack(shape_of(Parts(pairs=pairs(0, 4)), torch.float64), CPU)
-    stack.add("a", pairs(0, 4))
+    stack = UpdateStack(shape_of(Terms(updates=updates(0, 4)), torch.float64), CPU)
+    stack.add("a", updates(0, 4))
     groups = [id(stack.products[path].group) for path in PATHS]
     assert groups == [groups[0]] * 3 + [groups[3]] * 3 and groups[0] != groups[3]
 
 
 def test_a_layer_that_reads_something_else_gets_its_own_product():
-    own = pairs(3, 4)
-    stack = PairStack(shape_of(Parts(pairs=own), torch.float64), CPU)
+    own = updates(3, 4)
+    stack = UpdateStack(shape_of(Terms(updates=own), torch.float64), CPU)
     stack.add("a", own)
     stack.selection = select_tokens([0], [], device=CPU)
     for path in PATHS[:2]:
@@ -125,8 +126,10 @@ def test_a_layer_that_reads_something_else_gets_its_own_product():
 
 
 def test_float32_adapters_on_a_half_precision_base_are_rounded_once():
-    own = {path: Pair(pair.down.float(), pair.up.float(), 0.5) for path, pair in pairs(1, 4).items()}
-    stack = PairStack(shape_of(Parts(pairs=own), torch.float32), CPU)
+    own = {
+        path: Update(update.down.float(), update.up.float(), 0.5) for path, update in updates(1, 4).items()
+    }
+    stack = UpdateStack(shape_of(Terms(updates=own), torch.float32), CPU)
     stack.add("a", own)
     stack.selection = select_tokens([0, -1], [], device=CPU)
     x, y = torch.randn(1, 2, IN).bfloat16(), torch.randn(1, 2, OUT).bfloat16()

@@ -18,12 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.counters import Counters
-from manytune.engine.reordered_weights import Forward
 from manytune.engine.request import Output, Request
 from manytune.errors import ConfigError, RequestError
 from manytune.methods.tuners.terms import Adapter
-from manytune.mixed.layers import AdaptedLayers
-from manytune.mixed.slots import AdapterSlots, Terms
+from manytune.mixed.layers import AdaptedLayers, Forward
+from manytune.mixed.slots import AdapterSlots, LayerTerms
 
 _BATCH = 4096  # tokens of a forward, padding included
 
@@ -107,7 +106,7 @@ class EncoderEngine:
             ConfigError: It can't run beside others, doesn't fit the base, or has virtual tokens.
         """
         self._slots.register(name, adapter)
-        if self._slots.snapshot(name).parts.virtual_tokens:
+        if self._slots.snapshot(name).terms.virtual_tokens:
             self._slots.unregister(name)
             raise ConfigError(
                 f"{adapter.config.peft_type} adapters put virtual tokens before a text; embeddings of an encoder take "
@@ -177,7 +176,7 @@ class EncoderEngine:
         if outside is not None:
             raise RequestError(f"text {number} names token {outside}, and the model has {vocabulary} tokens.")
 
-    def _forward(self, texts: Sequence[Sequence[int]], terms: dict[str, Terms]) -> Tensor:
+    def _forward(self, texts: Sequence[Sequence[int]], terms: dict[str, LayerTerms]) -> Tensor:
         width = max(map(len, texts))
         ids = torch.tensor([[*text, *[self._pad_id] * (width - len(text))] for text in texts])
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
@@ -201,7 +200,7 @@ class EncoderEngine:
 class _BatchedLayers(AdaptedLayers):
     """Layers that see (texts, tokens, in), where the engine's other forwards have all tokens in one row."""
 
-    def _forward(self, path: str, terms: Terms, *, keeps: bool) -> Forward:
+    def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
         flat = super()._forward(path, terms, keeps=keeps)
 
         def batched(x: Tensor) -> Tensor:

@@ -288,8 +288,8 @@ class Engine:
                     f"request {request.id!r}: {what} names token {outside[0]}, and the model has "
                     f"{self._vocabulary} tokens."
                 )
-        virtual = 0 if snapshot is None else snapshot.parts.virtual_tokens
-        prefix = 0 if snapshot is None or snapshot.parts.prefix is None else snapshot.parts.prefix.shape[3]
+        virtual = 0 if snapshot is None else snapshot.terms.virtual_tokens
+        prefix = 0 if snapshot is None or snapshot.terms.prefix is None else snapshot.terms.prefix.shape[3]
         room = virtual + len(request.prompt_ids) + request.params.max_new_tokens
         if self._positions is not None and room > self._positions:
             raise RequestError(
@@ -320,7 +320,7 @@ class Engine:
 
     def _begin(self, entry: Entry) -> None:
         request, snapshot = entry.request, entry.snapshot
-        virtual = 0 if snapshot is None else snapshot.parts.virtual_tokens
+        virtual = 0 if snapshot is None else snapshot.terms.virtual_tokens
         entry.running = True
         if snapshot is not None:
             self._slots.acquire(snapshot)
@@ -331,16 +331,16 @@ class Engine:
             entry.cached, values = known
             self._cached += entry.cached
             self._cache.write(request.id, values)
-            embedded = snapshot.parts.embeddings if snapshot is not None else None
+            embedded = snapshot.terms.embeddings if snapshot is not None else None
             ahead = 0 if embedded is None else embedded.shape[0]
             self._scheduler.skip(request.id, entry.cached + ahead, entry.cached // BLOCK)
-        elif snapshot is not None and snapshot.parts.prefix is not None:
-            self._cache.write(request.id, snapshot.parts.prefix)
+        elif snapshot is not None and snapshot.terms.prefix is not None:
+            self._cache.write(request.id, snapshot.terms.prefix)
 
     def _piece(self, piece: Piece, *, wanted: bool) -> PromptPiece:
         """A stretch of virtual and real tokens, divided into its embeddings and its ids."""
         entry = self._entries[piece.id]
-        virtual = None if entry.snapshot is None else entry.snapshot.parts.embeddings
+        virtual = None if entry.snapshot is None else entry.snapshot.terms.embeddings
         ahead = 0 if virtual is None else virtual.shape[0]
         end = piece.start + piece.count
         tokens = entry.request.prompt_ids[max(0, piece.start - ahead) : max(0, end - ahead)]
@@ -354,7 +354,7 @@ class Engine:
         request, snapshot = entry.request, entry.snapshot
         self._prefixes.store(
             entry.beginning,
-            ahead=0 if snapshot is None else snapshot.parts.virtual_tokens,
+            ahead=0 if snapshot is None else snapshot.terms.virtual_tokens,
             read=lambda tokens: self._cache.read(request.id, tokens),
         )
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manytune.engine.reordered_weights import Forward
 from manytune.errors import ConfigError
+from manytune.mixed.layers import Forward
 
 Bits = Literal[8, 4]
 

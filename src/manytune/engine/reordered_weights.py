@@ -7,7 +7,7 @@ much memory again as the layers; results differ from the plain ones by rounding 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manytune.mixed.layer_groups import Kind, kind_of, path_of, together
-
-Forward = Callable[[Tensor], Tensor]
+from manytune.mixed.layers import Forward
 
 # The number of rows that the order is made for: it suits fewer and many more as well.
 _ROWS = 32

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from manytune.engine import attention
 from manytune.engine.attention import AttentionStep, Stretch
 from manytune.engine.kv_cache import KVCache
-from manytune.engine.reordered_weights import Forward
-from manytune.mixed.layers import AdaptedLayers
+from manytune.mixed.layers import AdaptedLayers, Forward
 from manytune.mixed.slots import AdapterSlots, Snapshot
 
 

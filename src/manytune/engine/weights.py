@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.engine.quantized import quantized_layers
-from manytune.engine.reordered_weights import Forward, can_pack, packed_layers
+from manytune.engine.reordered_weights import can_pack, packed_layers
 from manytune.errors import ConfigError, RequestError
+from manytune.mixed.layers import Forward
 
 Weights = Literal["packed", "plain", "int8", "int4"]
 

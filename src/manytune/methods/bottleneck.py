@@ -26,14 +26,9 @@ from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
 from manytune.methods.tuners.targets import Selection, base_of, select
+from manytune.methods.tuners.terms import NONLINEARITIES
 
 STYLES = ("houlsby", "pfeiffer", "parallel")
-NONLINEARITIES: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
 
 
 @dataclass

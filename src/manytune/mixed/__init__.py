@@ -1,4 +1,4 @@
-"""Each method's adapters, as the terms that a mixed batch computes; `parts.py` says which terms there are."""
+"""Each method's adapters, as the terms that a mixed batch computes; `terms.py` says which terms there are."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from torch import nn
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType
-from manytune.methods.tuners.terms import Adapter, Parts
-from manytune.mixed.bottleneck import bottleneck_parts
-from manytune.mixed.combined import combined_parts
-from manytune.mixed.ia3 import ia3_parts
-from manytune.mixed.lora import lora_parts
-from manytune.mixed.prefixes import prefix_parts
-from manytune.mixed.prompts import prompt_parts
+from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.mixed.bottleneck import bottleneck_terms
+from manytune.mixed.combined import combined_terms
+from manytune.mixed.ia3 import ia3_terms
+from manytune.mixed.lora import lora_terms
+from manytune.mixed.prefixes import prefix_terms
+from manytune.mixed.prompts import prompt_terms
 
-_METHODS: dict[str, Callable[[Adapter, nn.Module], Parts]] = {
-    PeftType.LORA: lora_parts,
-    PeftType.IA3: ia3_parts,
-    PeftType.BOTTLENECK: bottleneck_parts,
-    PeftType.PROMPT_TUNING: prompt_parts,
-    PeftType.P_TUNING: prompt_parts,
-    PeftType.PREFIX_TUNING: prefix_parts,
+_METHODS: dict[str, Callable[[Adapter, nn.Module], Terms]] = {
+    PeftType.LORA: lora_terms,
+    PeftType.IA3: ia3_terms,
+    PeftType.BOTTLENECK: bottleneck_terms,
+    PeftType.PROMPT_TUNING: prompt_terms,
+    PeftType.P_TUNING: prompt_terms,
+    PeftType.PREFIX_TUNING: prefix_terms,
 }
 
 
-def parts_of(adapter: Adapter, model: nn.Module) -> Parts:
+def terms_of(adapter: Adapter, model: nn.Module) -> Terms:
     """An adapter's terms; they share its memory where they can.
 
     Raises:
@@ -34,7 +34,7 @@ def parts_of(adapter: Adapter, model: nn.Module) -> Parts:
     """
     kind = adapter.config.peft_type
     if kind == PeftType.COMBINED:
-        return combined_parts(adapter, model, parts_of)
+        return combined_terms(adapter, model, terms_of)
     if kind not in _METHODS:
         known = ", ".join(sorted([*map(str, _METHODS), str(PeftType.COMBINED)]))
         raise ConfigError(

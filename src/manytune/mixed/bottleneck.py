@@ -7,12 +7,12 @@ from torch import nn
 from manytune.errors import ConfigError
 from manytune.methods.bottleneck import BottleneckConfig
 from manytune.methods.tuners.targets import Selection, select
-from manytune.methods.tuners.terms import Adapter, Pair, Parts, by_layer, check_shape, linear_at, sizes
+from manytune.methods.tuners.terms import Adapter, Terms, Update, by_layer, check_shape, linear_at, sizes
 
 _NAMES = tuple(f"bottleneck_{side}.{name}" for side in ("down", "up") for name in ("weight", "bias"))
 
 
-def bottleneck_parts(adapter: Adapter, model: nn.Module) -> Parts:
+def bottleneck_terms(adapter: Adapter, model: nn.Module) -> Terms:
     """The small networks, with the layers that parallel ones read beside.
 
     Raises:
@@ -28,7 +28,7 @@ def bottleneck_parts(adapter: Adapter, model: nn.Module) -> Parts:
         starts = [path for path, _ in select(model, Selection(config.mlp_input_modules or "", layers=chosen))]
         ends = [path for path, _ in select(model, Selection(config.mlp_modules or "", layers=chosen))]
         sources = dict(zip(ends, starts, strict=True))
-    pairs = {}
+    updates = {}
     for path, tensors in found.items():
         missing = sorted(set(_NAMES) - set(tensors))
         if missing:
@@ -36,5 +36,5 @@ def bottleneck_parts(adapter: Adapter, model: nn.Module) -> Parts:
         down, e, up, f = (tensors[name] for name in _NAMES)
         _, outputs = sizes(linear_at(model, path))
         check_shape(path, _NAMES[2], up, (outputs, down.shape[0]))
-        pairs[path] = Pair(down, up, config.scaling, e, f, sources.get(path))
-    return Parts(pairs=pairs, between=config.non_linearity, reads_output=config.style != "parallel")
+        updates[path] = Update(down, up, config.scaling, e, f, sources.get(path))
+    return Terms(updates=updates, activation=config.non_linearity, reads_output=config.style != "parallel")

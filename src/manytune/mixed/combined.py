@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from manytune.methods.combined import CombinedConfig
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT
-from manytune.methods.tuners.terms import Adapter, Parts
+from manytune.methods.tuners.terms import Adapter, Terms
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class _Part:
     tensors: Mapping[str, Tensor]
 
 
-def combined_parts(
-    adapter: Adapter, model: nn.Module, parts_of: Callable[[Adapter, nn.Module], Parts]
-) -> Parts:
+def combined_terms(
+    adapter: Adapter, model: nn.Module, terms_of: Callable[[Adapter, nn.Module], Terms]
+) -> Terms:
     """The terms of both.
 
     Args:
         adapter: The combination.
         model: The base.
-        parts_of: Gives the terms of one of them.
+        terms_of: Gives the terms of one of them.
 
     Raises:
         ConfigError: One of them can't run in a mixed batch.
@@ -39,6 +39,6 @@ def combined_parts(
     weights, prompt = config.parts
     others = {name: tensor for name, tensor in adapter.tensors.items() if name != PROMPT}
     own = {name: tensor for name, tensor in adapter.tensors.items() if name == PROMPT}
-    in_layers = parts_of(_Part(adapter.id, weights, others), model)
-    before = parts_of(_Part(adapter.id, prompt, own), model)
+    in_layers = terms_of(_Part(adapter.id, weights, others), model)
+    before = terms_of(_Part(adapter.id, prompt, own), model)
     return dataclasses.replace(in_layers, embeddings=before.embeddings, prefix=before.prefix)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from manytune.errors import ConfigError
-from manytune.methods.tuners.terms import Adapter, Factors, Parts, by_layer, check_shape, linear_at, sizes
+from manytune.methods.tuners.terms import Adapter, Factors, Terms, by_layer, check_shape, linear_at, sizes
 
 _FACTORS = "ia3_l"
 
 
-def ia3_parts(adapter: Adapter, model: nn.Module) -> Parts:
+def ia3_terms(adapter: Adapter, model: nn.Module) -> Terms:
     """IA3's factors. The stored shape says which side they belong to: (1, in) or (out, 1).
 
     Raises:
@@ -30,4 +30,4 @@ def ia3_parts(adapter: Adapter, model: nn.Module) -> Parts:
         else:
             check_shape(path, _FACTORS, vector, (outputs, 1))
             factors[path] = Factors(outputs=vector.flatten())
-    return Parts(factors=factors)
+    return Terms(factors=factors)

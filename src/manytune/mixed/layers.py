@@ -7,14 +7,16 @@ touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from manytune.engine.reordered_weights import Forward
 from manytune.mixed.products import Product
-from manytune.mixed.slots import Terms
+from manytune.mixed.slots import LayerTerms
+
+#: What computes a layer.
+Forward = Callable[[Tensor], Tensor]
 
 
 class AdaptedLayers:
@@ -28,12 +30,12 @@ class AdaptedLayers:
     def __init__(self, model: nn.Module, packed: Mapping[str, Forward]) -> None:
         self._modules = dict(model.named_modules())
         self._packed = packed
-        self._terms: Mapping[str, Terms] | None = None
+        self._terms: Mapping[str, LayerTerms] | None = None
         self._installed: list[tuple[dict[str, object], Forward]] = []
         self._inputs: dict[str, Tensor] = {}  # what layers read that others' adapters need
 
     @contextmanager
-    def applied(self, terms: Mapping[str, Terms]) -> Iterator[None]:
+    def applied(self, terms: Mapping[str, LayerTerms]) -> Iterator[None]:
         """Within this context the layers compute the terms, too."""
         if terms is not self._terms:
             self._terms = terms
@@ -47,17 +49,17 @@ class AdaptedLayers:
                 del attributes["forward"]
             self._inputs.clear()
 
-    def _forwards(self, terms: Mapping[str, Terms]) -> list[tuple[dict[str, object], Forward]]:
-        paths: dict[str, Terms] = dict(terms)
+    def _forwards(self, terms: Mapping[str, LayerTerms]) -> list[tuple[dict[str, object], Forward]]:
+        paths: dict[str, LayerTerms] = dict(terms)
         sources = {p.source for one in terms.values() for p in one.products if p.source is not None}
         for source in sources:
-            paths.setdefault(source, Terms())
+            paths.setdefault(source, LayerTerms())
         forwards = dict(self._packed)
         for path, own in paths.items():
             forwards[path] = self._forward(path, own, keeps=path in sources)
         return [(self._modules[path].__dict__, forward) for path, forward in forwards.items()]
 
-    def _forward(self, path: str, terms: Terms, *, keeps: bool) -> Forward:
+    def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
         module = self._modules[path]
         base: Forward = self._packed.get(path) or type(module).forward.__get__(module)
         products, inputs = terms.products, self._inputs

@@ -13,8 +13,8 @@ from manytune.methods.tuners.targets import first_match
 from manytune.methods.tuners.terms import (
     Adapter,
     Factors,
-    Pair,
-    Parts,
+    Terms,
+    Update,
     by_layer,
     check_shape,
     linear_at,
@@ -25,7 +25,7 @@ from manytune.mixed.dora import dora_factors
 _A, _B, _BIAS, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"
 
 
-def lora_parts(adapter: Adapter, model: nn.Module) -> Parts:
+def lora_terms(adapter: Adapter, model: nn.Module) -> Terms:
     """LoRA's terms, and DoRA's factors where the adapter has magnitudes.
 
     Raises:
@@ -38,7 +38,7 @@ def lora_parts(adapter: Adapter, model: nn.Module) -> Parts:
             f"init_lora_weights={config.init_lora_weights!r}: the adapter runs beside a changed base, so it can't "
             "share one. Save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter."
         )
-    pairs, factors = {}, {}
+    updates, factors = {}, {}
     for path, tensors in by_layer(adapter, (_A, _B, _BIAS, _MAGNITUDE)).items():
         module = linear_at(model, path)
         inputs, outputs = sizes(module)
@@ -52,9 +52,9 @@ def lora_parts(adapter: Adapter, model: nn.Module) -> Parts:
             gains, factors[path] = dora_factors(module, a, b, tensors[_MAGNITUDE].flatten(), scaling)
             b = gains[:, None] * b
             bias = None if bias is None else gains * bias
-        pairs[path] = Pair(a, b, scaling, up_bias=bias)
+        updates[path] = Update(a, b, scaling, up_bias=bias)
     found: dict[str, Factors] = factors
-    return Parts(pairs=pairs, factors=found)
+    return Terms(updates=updates, factors=found)
 
 
 def _scaling(config: LoraConfig, path: str, rank: int) -> float:

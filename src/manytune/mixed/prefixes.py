@@ -6,11 +6,11 @@ from torch import nn
 
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT
-from manytune.methods.tuners.terms import Adapter, Parts, check_shape
+from manytune.methods.tuners.terms import Adapter, Terms, check_shape
 from manytune.mixed.prompts import virtual_tokens
 
 
-def prefix_parts(adapter: Adapter, model: nn.Module) -> Parts:
+def prefix_terms(adapter: Adapter, model: nn.Module) -> Terms:
     """The prefix as the cache holds it.
 
     Raises:
@@ -27,4 +27,4 @@ def prefix_parts(adapter: Adapter, model: nn.Module) -> Parts:
     check_shape("prefix", PROMPT, values, (tokens, written * 2 * heads * size))
     # (tokens, layers, keys or values, heads, size)
     halves = values.view(tokens, written, 2, heads, size)[:, :layers]
-    return Parts(prefix=halves.permute(1, 2, 3, 0, 4))
+    return Terms(prefix=halves.permute(1, 2, 3, 0, 4))

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manytune.methods.bottleneck import NONLINEARITIES
-from manytune.methods.tuners.terms import Pair, Parts
+from manytune.methods.tuners.terms import NONLINEARITIES, Terms, Update
 from manytune.mixed.layer_groups import Kind, kind_of, path_of, together
 from manytune.mixed.selection import Selection
 
@@ -35,7 +34,7 @@ class Shape:
         rank: The rank that they are filled up to.
         down_bias: Whether there are biases e.
         up_bias: Whether there are biases f.
-        between: Name of φ; None for the identity.
+        activation: Name of φ; None for the identity.
         reads_output: Whether z is the layer's own output.
         sources: For each kind, the kind whose input is z, or None for its own.
         dtype: Of the weights.
@@ -45,47 +44,43 @@ class Shape:
     rank: int
     down_bias: bool
     up_bias: bool
-    between: str | None
+    activation: str | None
     reads_output: bool
     sources: tuple[str | None, ...]
     dtype: torch.dtype
 
 
-def shape_of(parts: Parts, dtype: torch.dtype) -> Shape | None:
-    """The shape of an adapter's pairs; None if it has none.
+def shape_of(terms: Terms, dtype: torch.dtype) -> Shape | None:
+    """The shape of an adapter's updates; None if it has none.
 
     Args:
-        parts: The adapter.
+        terms: The adapter.
         dtype: In which its products are made.
     """
-    if not parts.pairs:
+    if not terms.updates:
         return None
     blocks: dict[Kind, list[int]] = {}
     sources: dict[Kind, str | None] = {}
-    for path, pair in parts.pairs.items():
-        kind, block = _kind(path, pair)
+    for path, update in terms.updates.items():
+        kind, block = _kind(path, update)
         blocks.setdefault(kind, []).append(block)
-        source = pair.source
+        source = update.source
         sources[kind] = None if source is None else kind_of(source, 0, 0)[0].path
-    rank = max(map(_rank, parts.pairs.values()))
+    rank = max(update.rank for update in terms.updates.values())
     return Shape(
         kinds=tuple((kind, tuple(sorted(blocks[kind]))) for kind in sorted(blocks)),
         rank=max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()),
-        down_bias=any(pair.down_bias is not None for pair in parts.pairs.values()),
-        up_bias=any(pair.up_bias is not None for pair in parts.pairs.values()),
-        between=parts.between,
-        reads_output=parts.reads_output,
+        down_bias=any(update.down_bias is not None for update in terms.updates.values()),
+        up_bias=any(update.up_bias is not None for update in terms.updates.values()),
+        activation=terms.activation,
+        reads_output=terms.reads_output,
         sources=tuple(sources[kind] for kind in sorted(blocks)),
         dtype=dtype,
     )
 
 
-def _rank(pair: Pair) -> int:
-    return int(pair.down.shape[0])
-
-
-def _kind(path: str, pair: Pair) -> tuple[Kind, int]:
-    return kind_of(path, pair.down.shape[1], pair.up.shape[0])
+def _kind(path: str, update: Update) -> tuple[Kind, int]:
+    return kind_of(path, update.inputs, update.outputs)
 
 
 @dataclass
@@ -110,7 +105,7 @@ class Product:
         reads_output: Whether z is this layer's output.
     """
 
-    stack: PairStack
+    stack: UpdateStack
     group: _Group
     columns: slice
     up: Tensor  # (slots, rank, out)
@@ -176,8 +171,8 @@ class Product:
                 out[span.rows] = part
 
 
-class PairStack:
-    """The pairs of adapters of one shape.
+class UpdateStack:
+    """The updates of adapters of one shape.
 
     Args:
         shape: What they have in common.
@@ -193,7 +188,7 @@ class PairStack:
         self._device = device
         self._members: list[str] = []
         self._between: Callable[[Tensor], Tensor] | None = (
-            None if shape.between is None else NONLINEARITIES[shape.between]()
+            None if shape.activation is None else NONLINEARITIES[shape.activation]()
         )
         self._blocks = dict(shape.kinds)
         # What is read beside another layer or behind this one isn't shared.
@@ -211,7 +206,7 @@ class PairStack:
         """The place of an adapter."""
         return self._members.index(adapter)
 
-    def add(self, adapter: str, pairs: Mapping[str, Pair]) -> None:
+    def add(self, adapter: str, updates: Mapping[str, Update]) -> None:
         """Copy an adapter's weights behind the others.
 
         Mutates: the tensors are made anew if there is no room; `products` then changes.
@@ -222,13 +217,13 @@ class PairStack:
         if (
             self.shape.down_bias
             or self.shape.up_bias
-            or any(_rank(p) < self.shape.rank for p in pairs.values())
+            or any(update.rank < self.shape.rank for update in updates.values())
         ):
             for tensor in self._tensors.values():
                 tensor[slot] = 0
         for group in self._groups:
             for number, kind in enumerate(group):
-                self._fill(slot, group[0], number, kind, pairs)
+                self._fill(slot, group[0], number, kind, updates)
         self._members.append(adapter)
 
     def remove(self, adapter: str) -> None:
@@ -269,32 +264,32 @@ class PairStack:
             found.append(small)
         return found if self._between is None else [self._between(small) for small in found]
 
-    # -- parts
+    # -- terms
 
-    def _fill(self, slot: int, first: Kind, number: int, kind: Kind, pairs: Mapping[str, Pair]) -> None:
-        mine = [pairs[path_of(kind, block)] for block in self._blocks[kind]]
+    def _fill(self, slot: int, first: Kind, number: int, kind: Kind, updates: Mapping[str, Update]) -> None:
+        mine = [updates[path_of(kind, block)] for block in self._blocks[kind]]
         start = number * self.shape.rank
-        for rank in {_rank(pair) for pair in mine}:
-            chosen = [place for place, pair in enumerate(mine) if _rank(pair) == rank]
+        for rank in {update.rank for update in mine}:
+            chosen = [place for place, update in enumerate(mine) if update.rank == rank]
             where: slice | list[int] = slice(None) if len(chosen) == len(mine) else chosen
             some = [mine[place] for place in chosen]
             columns = slice(start, start + rank)
-            down = torch.stack([pair.down for pair in some]).to(
+            down = torch.stack([update.down for update in some if update.down is not None]).to(
                 self._device, self.shape.dtype
             )  # (blocks, rank, in)
             self._tensors["down", first][slot][where, :, columns] = down.transpose(1, 2)
             scaling = torch.tensor(
-                [pair.scaling for pair in some], dtype=self.shape.dtype, device=self._device
+                [update.scaling for update in some], dtype=self.shape.dtype, device=self._device
             )
-            up = torch.stack([pair.up for pair in some]).to(
+            up = torch.stack([update.up for update in some]).to(
                 self._device, self.shape.dtype
             )  # (blocks, out, rank)
             self._tensors["up", kind][slot][where, :rank] = up.transpose(1, 2) * scaling[:, None, None]
-            for place, pair in zip(chosen, some, strict=True):
-                if pair.down_bias is not None:
-                    self._tensors["down_bias", first][slot, place, columns] = pair.down_bias
-                if pair.up_bias is not None:
-                    self._tensors["up_bias", kind][slot, place] = pair.up_bias * pair.scaling
+            for place, update in zip(chosen, some, strict=True):
+                if update.down_bias is not None:
+                    self._tensors["down_bias", first][slot, place, columns] = update.down_bias
+                if update.up_bias is not None:
+                    self._tensors["up_bias", kind][slot, place] = update.up_bias * update.scaling
 
     def _grow(self, capacity: int) -> None:
         self._capacity = capacity

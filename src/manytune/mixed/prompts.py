@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from manytune.errors import ConfigError
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT
-from manytune.methods.tuners.terms import Adapter, Parts, check_shape
+from manytune.methods.tuners.terms import Adapter, Terms, check_shape
 
 
-def prompt_parts(adapter: Adapter, model: nn.Module) -> Parts:
+def prompt_terms(adapter: Adapter, model: nn.Module) -> Terms:
     """The virtual tokens.
 
     Raises:
@@ -18,7 +18,7 @@ def prompt_parts(adapter: Adapter, model: nn.Module) -> Parts:
     virtual = virtual_tokens(adapter)
     table = model.get_input_embeddings().weight  # type: ignore[operator]
     check_shape("virtual tokens", PROMPT, virtual, (virtual.shape[0], table.shape[1]))
-    return Parts(embeddings=virtual)
+    return Terms(embeddings=virtual)
 
 
 def virtual_tokens(adapter: Adapter) -> Tensor:

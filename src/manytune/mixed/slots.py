@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.tuners.adapter_layer import adapter_layers
-from manytune.methods.tuners.terms import Adapter, Parts, linear_at, sizes
-from manytune.mixed import parts_of
-from manytune.mixed.products import PairStack, Product, Shape, shape_of
+from manytune.methods.tuners.terms import Adapter, Terms, linear_at, sizes
+from manytune.mixed import terms_of
+from manytune.mixed.products import Product, Shape, UpdateStack, shape_of
 from manytune.mixed.rescaling import FactorStack, Outline, Rescaling, outline_of
 from manytune.mixed.selection import select_tokens
 
@@ -29,19 +29,19 @@ class Snapshot:
 
     Attributes:
         id: The hash of its content.
-        parts: Its terms.
-        shape: Which stack of pairs it belongs to, or None.
+        terms: Its terms.
+        shape: Which stack of updates it belongs to, or None.
         outline: Which stack of factors, or None.
     """
 
     id: str
-    parts: Parts
+    terms: Terms
     shape: Shape | None
     outline: Outline | None
 
 
 @dataclass
-class Terms:
+class LayerTerms:
     """What adapters do at one layer in the present forward."""
 
     products: list[Product] = field(default_factory=list)
@@ -63,9 +63,9 @@ class AdapterSlots:
         self._dtype = torch.float32 if half else model.dtype
         self._names: dict[str, Snapshot] = {}
         self._holders: dict[str, int] = {}  # running requests of each content
-        self._pairs: dict[Shape, PairStack] = {}
+        self._pairs: dict[Shape, UpdateStack] = {}
         self._factors: dict[Outline, FactorStack] = {}
-        self._terms: dict[str, Terms] = {}
+        self._terms: dict[str, LayerTerms] = {}
         self._chosen: Any = None
         self._carrying = next((path for path, _ in adapter_layers(model)), None)
 
@@ -83,10 +83,10 @@ class AdapterSlots:
                 f"adapter {name!r} can't run beside the base: {self._carrying} has adapters attached to it already, "
                 "which act on every request. unload() them first, and make a new Engine."
             )
-        parts = parts_of(adapter, self._model)
-        where = {path: sizes(linear_at(self._model, path)) for path in parts.factors}
+        terms = terms_of(adapter, self._model)
+        where = {path: sizes(linear_at(self._model, path)) for path in terms.factors}
         self._names[name] = Snapshot(
-            adapter.id, parts, shape_of(parts, self._dtype), outline_of(parts.factors, where)
+            adapter.id, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
         )
 
     def unregister(self, name: str) -> None:
@@ -128,15 +128,15 @@ class AdapterSlots:
         if snapshot.shape is not None:
             stack = self._pairs.get(snapshot.shape)
             if stack is None:
-                stack = self._pairs[snapshot.shape] = PairStack(snapshot.shape, self._device)
-            stack.add(snapshot.id, snapshot.parts.pairs)
+                stack = self._pairs[snapshot.shape] = UpdateStack(snapshot.shape, self._device)
+            stack.add(snapshot.id, snapshot.terms.updates)
         if snapshot.outline is not None:
             factors = self._factors.get(snapshot.outline)
             if factors is None:
                 factors = self._factors[snapshot.outline] = FactorStack(
                     snapshot.outline, self._dtype, self._device
                 )
-            factors.add(snapshot.id, snapshot.parts.factors)
+            factors.add(snapshot.id, snapshot.terms.factors)
 
     def release(self, snapshot: Snapshot) -> None:
         """Take back one `acquire`."""
@@ -170,7 +170,7 @@ class AdapterSlots:
 
     def choose(
         self, decoding: Sequence[Snapshot | None], stretches: Sequence[tuple[Snapshot | None, slice]]
-    ) -> dict[str, Terms]:
+    ) -> dict[str, LayerTerms]:
         """Set which token of the next forward uses which adapter; all of them have slots.
 
         Args:
@@ -197,12 +197,12 @@ class AdapterSlots:
             )
             if stack.selection is not None:
                 for path, product in stack.products.items():
-                    self._terms.setdefault(path, Terms()).products.append(product)
+                    self._terms.setdefault(path, LayerTerms()).products.append(product)
         for outline, factors in self._factors.items():
             factors.slots = self._factor_slots(outline, factors, decoding, stretches)
             if factors.slots is not None:
                 for path, rescaling in factors.rescalings.items():
-                    self._terms.setdefault(path, Terms()).rescalings.append(rescaling)
+                    self._terms.setdefault(path, LayerTerms()).rescalings.append(rescaling)
         return self._terms
 
     def end_forward(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from manytune.errors import CacheFullError, ManytuneError, StoreError
-from manytune.mixed import parts_of
+from manytune.mixed import terms_of
 from manytune.server.http_errors import Refusal
 from manytune.server.validation import Skeleton, check_files
 from manytune.store.adapters import open_adapter
@@ -258,7 +258,7 @@ class Adapters:
         with self._checking:
             if adapter.id not in self._checked:
                 self._skeleton.check(adapter)
-                self._checked[adapter.id] = parts_of(adapter, self._base.model).virtual_tokens
+                self._checked[adapter.id] = terms_of(adapter, self._base.model).virtual_tokens
             return self._checked[adapter.id]
 
     @contextmanager

@@ -1,11 +1,12 @@
-"""What an adapter is to a forward that mixes adapters: small products, factors, virtual tokens, keys and values.
+"""A method's terms: what one adapter is to whatever runs, merges, exports or accounts for it without its method.
 
-At one linear layer with weight W and bias b, an adapter makes of an input x
+At one layer that computes W x + b, an adapter makes of an input x
 
     y = c ⊙ (W (a ⊙ x) + b) + d + U φ(D z + e) + f
 
-where z is x, or for a bottleneck y itself or the input of another layer. Each method uses some of these terms; methods
-become the same few operations, and so share a batch.
+where z is x, y itself, or the input of another layer. An embedding table is such a layer, with x one-hot; a norm is one
+with the identity for W. Outside of layers an adapter has virtual tokens that are read before the prompt, or keys and
+values that stand in the cache before it. Each method uses some of these terms; one that needs more says so.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ from manytune.methods.config import PeftConfig
 
 #: What every name in an adapter's file begins with, except for virtual tokens.
 FILE_PREFIX = "base_model.model."
+
+#: The functions φ by the names that configurations give them.
+NONLINEARITIES: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 class Adapter(Protocol):
@@ -42,24 +51,41 @@ class Adapter(Protocol):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Update:
     """U φ(D z + e) + f at one layer.
 
     Attributes:
-        down: D, (rank, in).
+        down: D, (rank, in); None for the identity, so that U is a whole weight, (out, in).
         up: U, (out, rank); to be multiplied by `scaling`.
         scaling: Of U and f.
         down_bias: e, (rank,), or None.
         up_bias: f, (out,), or None.
         source: Path of the layer whose input is z; None for this layer.
+        lookup: Whether the layer is an embedding table, so that z are ids and D z is a look-up of D's columns.
     """
 
-    down: Tensor
+    down: Tensor | None
     up: Tensor
-    scaling: float
+    scaling: float = 1.0
     down_bias: Tensor | None = None
     up_bias: Tensor | None = None
     source: str | None = None
+    lookup: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Between D and U."""
+        return int(self.up.shape[1])
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that z has at a position."""
+        return int(self.up.shape[1] if self.down is None else self.down.shape[1])
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that y has at a position."""
+        return int(self.up.shape[0])
 
 
 @dataclass(frozen=True)
@@ -78,20 +104,20 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Terms:
     """One adapter.
 
     Attributes:
-        pairs: Small products by path of their layer.
-        between: Name of φ; None for the identity.
+        updates: U, D, e and f by path of their layer.
+        activation: Name of φ; None for the identity.
         reads_output: Whether z is the layer's own output.
-        factors: Factors by path of their layer.
+        factors: a, c and d by path of their layer.
         embeddings: Virtual tokens that are read before the prompt, (tokens, hidden), or None.
         prefix: Keys and values that stand before it in each layer, (layers, 2, heads, tokens, head size), or None.
     """
 
-    pairs: Mapping[str, Pair] = field(default_factory=dict)
-    between: str | None = None
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    activation: str | None = None
     reads_output: bool = False
     factors: Mapping[str, Factors] = field(default_factory=dict)
     embeddings: Tensor | None = None
@@ -102,6 +128,12 @@ class Parts:
         """How many positions it takes before the prompt."""
         read = 0 if self.embeddings is None else self.embeddings.shape[0]
         return read + (0 if self.prefix is None else self.prefix.shape[3])
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is an update of weights and biases, so that it can be merged."""
+        plain = self.activation is None and not self.reads_output and not self.virtual_tokens
+        return plain and all(update.source is None for update in self.updates.values())
 
 
 def by_layer(adapter: Adapter, endings: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
