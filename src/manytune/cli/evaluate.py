@@ -205,11 +205,12 @@ def _answers(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from manytune.cli.adapted import BASE_NAME, attached
+    from manytune.cli.adapted import BASE_NAME
     from manytune.engine.answering import answer_prompts
     from manytune.engine.static_batch import completion_nll
     from manytune.evaluation.answers import ask
     from manytune.evaluation.compare import System
+    from manytune.store.attaching import attached
 
     systems = []
     console = Console(stderr=True)
@@ -217,7 +218,7 @@ def _answers(
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         for one in (None, *chosen):
             name = one.name if one else BASE_NAME
-            with attached(base, one) as model:
+            with attached(base, one.stored.path if one else None) as model:
                 generate = partial(
                     answer_prompts,
                     model,
@@ -278,7 +279,7 @@ def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
 
 def _data_provenance(questions: Sequence[Question]) -> str:
     """The files that the questions came from, each with its hash if it is a file here."""
-    from manytune.store.files import sha256_file
+    from manytune.store.digests import sha256_file
 
     named = []
     for source in dict.fromkeys(question.item.source for question in questions):

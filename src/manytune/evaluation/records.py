@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from manytune.atomic import atomic_write
 from manytune.errors import RunError
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.results import Answer, Cost, Curves
-from manytune.store.files import atomic_write
 
 FORMAT = 1
 """Version of the JSON form. A reader refuses every other one."""

@@ -23,9 +23,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from manytune.atomic import atomic_write
 from manytune.errors import DataError
 from manytune.evaluation.ranks import Sweep
-from manytune.store.files import atomic_write
 
 FORMAT = 2
 """Version of the JSON form. A reader refuses every other one."""

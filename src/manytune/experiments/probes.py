@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from manytune.atomic import atomic_write
 from manytune.data.encode import Encoded, Encoder
 from manytune.data.readers import read
 from manytune.data.templates import Example, Segment, render_all
@@ -22,7 +23,6 @@ from manytune.evaluation.results import Item, Probe
 from manytune.experiments import general_text
 from manytune.experiments.recipe import ForgettingRecipe, ProbeRecipe
 from manytune.store.base import Base
-from manytune.store.files import atomic_write
 
 _GIVEN, _MOST = 32, 192  # tokens of a passage that are given, and that are read in all
 _QUESTIONS = "general_questions.jsonl"

@@ -86,7 +86,7 @@ class AdapterSlots:
         terms = terms_of(adapter, self._model)
         where = {path: sizes(linear_at(self._model, path)) for path in terms.factors}
         self._names[name] = Snapshot(
-            adapter.id, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
+            adapter.digest, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
         )
 
     def unregister(self, name: str) -> None:

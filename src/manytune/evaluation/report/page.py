@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from manytune.atomic import atomic_write
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import tables
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
@@ -25,7 +26,6 @@ from manytune.evaluation.wording import (
     seeds_sentence,
     share_sentence,
 )
-from manytune.store.files import atomic_write
 
 _MOST_ANSWERS = 5  # beside each other under one prompt
 
