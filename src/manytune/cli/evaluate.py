@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.templates import Example
     from manytune.evaluation.answers import Question
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Answer, Evaluation
     from manytune.store.base import Base
@@ -84,7 +84,7 @@ def evaluate(
     from manytune.cli.adapted import choose, load_common_base
     from manytune.cli.outputs.evaluate import print_evaluation, print_json
     from manytune.evaluation.answers import questions_from
-    from manytune.evaluation.compare import evaluate as compare
+    from manytune.evaluation.evaluate import evaluate as compare
     from manytune.evaluation.report import write_report
 
     wanted = _metrics(metrics)
@@ -209,7 +209,7 @@ def _answers(
     from manytune.engine.answering import answer_prompts
     from manytune.engine.static_batch import completion_nll
     from manytune.evaluation.answers import ask
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.store.attaching import attached
 
     systems = []
@@ -254,7 +254,7 @@ def _bar(shown: Progress, description: str) -> Callable[[int, int], None]:
 
 
 def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.evaluation.results import Curves
     from manytune.evaluation.run_files import read_cost, read_curves
 
@@ -290,7 +290,7 @@ def _data_provenance(questions: Sequence[Question]) -> str:
 
 def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
     """Keep each run's part of the evaluation beside it, and the scores in the manifests."""
-    from manytune.evaluation.compare import part
+    from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores
 

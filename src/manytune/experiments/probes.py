@@ -17,7 +17,7 @@ from manytune.data.readers import read
 from manytune.data.templates import Example, Segment, render_all
 from manytune.errors import DataError
 from manytune.evaluation.answers import Question, questions_from
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.results import Item, Probe
 from manytune.experiments import general_text
@@ -65,20 +65,19 @@ def load_probes(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]
 
 
 def probe_results(
-    probes: Sequence[LoadedProbe], answers: Mapping[str, Sequence[System]], *, seed: int = 0
+    probes: Sequence[LoadedProbe], answers: Mapping[str, Sequence[System]]
 ) -> tuple[Probe, ...]:
     """Score every probe and compare each system with the untouched base.
 
     Args:
         probes: What was asked.
         answers: By the probe's name, the systems with their answers, the base first.
-        seed: Of the resampling.
     """
     return tuple(
         Probe(
             probe.name,
             probe.description,
-            evaluate(probe.items, answers[probe.name], metrics_named([probe.metric]), seed=seed),
+            evaluate(probe.items, answers[probe.name], metrics_named([probe.metric])),
         )
         for probe in probes
     )
