@@ -192,8 +192,8 @@ def test_a_batch_without_adapters_runs_the_plain_layers(tokenizer, monkeypatch):
     def refuse(*_):
         raise AssertionError("an adapter was called")
 
-    monkeypatch.setattr("manytune.mixed.products.Product.add", refuse)
-    monkeypatch.setattr("manytune.mixed.layers.AdaptedLayers._forward", refuse)
+    monkeypatch.setattr("manytune.mixed.updates.Product.add", refuse)
+    monkeypatch.setattr("manytune.mixed.layers.MixedLayers._forward", refuse)
     assert list(engine.generate([Request("a", PROMPT, free())])[0].token_ids) == expected(None)
 
 
