@@ -26,11 +26,19 @@ class MixedLayers:
         modules: The base's modules by path.
         forwards: What computes some of them in place of their class's `forward`, by path: reordered weights, or the
             layer that an adapter layer is wrapped around.
+        prepare: What is done to a layer's input first; the same object if there is nothing to do.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], forwards: Mapping[str, Forward]) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        forwards: Mapping[str, Forward],
+        *,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._modules = modules
         self._forwards = forwards
+        self._prepare = prepare
         self._terms: Mapping[str, LayerTerms] | None = None
         self._installed: list[tuple[dict[str, Any], Forward]] = []
         self._inputs: dict[str, Tensor] = {}  # what layers read that others' adapters need
@@ -71,10 +79,12 @@ class MixedLayers:
     def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
         module = self._modules[path]
         base: Forward = self._forwards.get(path) or type(module).forward.__get__(module)
-        products, rescalings, inputs = terms.products, terms.rescalings, self._inputs
+        products, rescalings, inputs, prepare = terms.products, terms.rescalings, self._inputs, self._prepare
         if not rescalings and not keeps and all(_reads_input(product) for product in products):
 
             def with_updates(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                if prepare is not None:
+                    x = prepare(x)
                 y, rows = _rows(base(x, *args, **kwargs))
                 for product in products:
                     product.add(x, rows)
@@ -83,6 +93,8 @@ class MixedLayers:
             return with_updates
 
         def general(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if prepare is not None:
+                x = prepare(x)
             if keeps:
                 inputs[path] = x
             scaled = x
