@@ -328,12 +328,16 @@ class UpdateStack:
             if downs:
                 down = torch.stack(downs).to(self._device, self.shape.dtype)  # (blocks, rank, in)
                 self._tensors["down", first][slot][where, :, columns] = down.transpose(1, 2)
+            up = torch.stack([update.up.detach() for update in some])
+            up = up.to(self._device, self.shape.dtype).transpose(1, 2)  # (blocks, rank, out)
             scaling = torch.tensor(
                 [update.scaling for update in some], dtype=self.shape.dtype, device=self._device
-            )
-            up = torch.stack([update.up.detach() for update in some])
-            up = up.to(self._device, self.shape.dtype)  # (blocks, out, rank)
-            self._tensors["up", group][slot][where, :rank] = up.transpose(1, 2) * scaling[:, None, None]
+            )[:, None, None]
+            target = self._tensors["up", group][slot]
+            if isinstance(where, slice):
+                torch.mul(up, scaling, out=target[:, :rank])
+            else:
+                target[where, :rank] = up * scaling
             for place, update in zip(chosen, some, strict=True):
                 if update.down_bias is not None:
                     self._tensors["down_bias", first][slot, place, columns] = update.down_bias.detach()

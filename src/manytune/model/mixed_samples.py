@@ -1,7 +1,7 @@
 """Another adapter for each sample, in the mixed forward that the engine runs on, too.
 
-The adapters' weights are copied into stacks at each call, since they may have been trained, loaded or scaled in between:
-a pass over memory, which is little compared with reading the prompts.
+The adapters' weights are copied into stacks at each call, since they may have been trained, loaded or scaled in
+between: a pass over memory, which is little compared with reading the prompts.
 """
 
 from __future__ import annotations
