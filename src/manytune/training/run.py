@@ -153,16 +153,8 @@ def run(
     _check_place(directory, resume=resume, overwrite=overwrite)
     with held(directory):
         _enter(directory, recipe, resume=resume, overwrite=overwrite)
-        return _train(
-            recipe,
-            directory,
-            resume,
-            keep_checkpoints,
-            measure_speed,
-            report,
-            notify or (lambda _: None),
-            base,
-        )
+        say = notify or (lambda _: None)
+        return _train(recipe, directory, resume, keep_checkpoints, measure_speed, report, say, base)
 
 
 def _train(
