@@ -12,6 +12,7 @@
     ├── RecipeError                      a recipe's keys and values
     ├── RunError                         a training run
     ├── RequestError                     a request to generate
+    │   └── RequestTooLongError          it has more tokens than the model or the engine takes
     ├── ServeError                       a server can't start as asked
     └── StoreError                       adapters on disk
         └── CacheFullError               an adapter finds no room in memory now
@@ -82,6 +83,10 @@ class RunError(ManytuneError, RuntimeError):
 
 class RequestError(ManytuneError, ValueError):
     """A request to the engine has an unusable value, or can never be run."""
+
+
+class RequestTooLongError(RequestError):
+    """A request has more tokens than the model has positions, or than the engine has memory for."""
 
 
 class ServeError(ManytuneError, RuntimeError):

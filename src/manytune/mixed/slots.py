@@ -72,8 +72,13 @@ class AdapterSlots:
     # -- names
 
     @torch.no_grad()
-    def register(self, name: str, adapter: Adapter) -> None:
+    def register(self, name: str, adapter: Adapter, terms: Terms | None = None) -> None:
         """Make an adapter known under a name, in place of one that had it.
+
+        Args:
+            name: The name.
+            adapter: The adapter.
+            terms: Its terms for this base, if they have been computed already.
 
         Raises:
             ConfigError: It can't run in a mixed batch, or doesn't fit the base.
@@ -83,7 +88,7 @@ class AdapterSlots:
                 f"adapter {name!r} can't run beside the base: {self._carrying} has adapters attached to it already, "
                 "which act on every request. unload() them first, and make a new Engine."
             )
-        terms = terms_of(adapter, self._model)
+        terms = terms_of(adapter, self._model) if terms is None else terms
         where = {path: sizes(linear_at(self._model, path)) for path in terms.factors}
         self._names[name] = Snapshot(
             adapter.id, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
