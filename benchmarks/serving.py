@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.methods.lora.config import LoraConfig
 from manytune.store.base import Base, load_base
@@ -144,7 +145,7 @@ def main() -> None:
     base = load_base("embedded")
     asked = asked_for(base.model.config.vocab_size)
     tokens = sum(one.tokens for one in asked)
-    engine = Engine(base.model, base.tokenizer, max_batch=REQUESTS)
+    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS))
     with TemporaryDirectory() as scratch:
         runs: dict[str, Callable[[], None]] = {
             "engine, base": engine_run(engine, asked, [None] * REQUESTS),

@@ -19,12 +19,13 @@ from torch.nn import functional
 
 from manytune.demo.aclsum import read_papers
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.weights import Weights, linear_layers
 from manytune.mixed.layers import AdaptedLayers
 from manytune.store.base import Base, load_base
 
-FORMS: tuple[Weights, ...] = ("plain", "packed", "int8", "int4")
+FORMS: tuple[Weights, ...] = ("plain", "reordered", "int8", "int4")
 NEW_TOKENS = 48
 PAPERS = 12
 
@@ -62,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     base = load_base("embedded")
     vocabulary = base.model.config.vocab_size
-    engines = {form: Engine(base.model, base.tokenizer, weights=form) for form in FORMS}
+    engines = {form: Engine(base.model, base.tokenizer, EngineOptions(weights=form)) for form in FORMS}
     times: dict[tuple[Weights, int], list[float]] = {}
     watch = LoadWatch()
     for number in range(options.rounds + 1):

@@ -93,7 +93,7 @@ def check_whole(root: Path, sources: list[Path], tmp_path: Path) -> None:
     entries = store.entries()
     assert {entry.id for entry in entries} <= known
     for entry in entries:
-        assert read_resident(entry.path).id == entry.id  # checks every file against its hash
+        assert read_resident(entry.path).digest == entry.id  # checks every file against its hash
         for name in entry.names:
             assert store.resolve(name) == entry.id
     for name in (path.name for path in (root / "names").glob("*")):

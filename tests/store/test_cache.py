@@ -106,8 +106,8 @@ def test_an_error_leaves_nothing_pinned_or_half_loaded(store: AdapterStore, size
 def test_what_is_prefetched_is_there_and_errors_are_kept_for_who_asks(store: AdapterStore, size: int) -> None:
     cache = AdapterCache(store, budget=10 * size)
     a, b, missing = cache.prefetch(["a", "b", "missing"])
-    assert a.result(10).id == store.resolve("a")
-    assert b.result(10).id == store.resolve("b")
+    assert a.result(10).digest == store.resolve("a")
+    assert b.result(10).digest == store.resolve("b")
     with pytest.raises(StoreError, match="there is no adapter 'missing'"):
         missing.result(10)
     assert cache.get("a") is a.result()

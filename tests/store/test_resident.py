@@ -96,7 +96,7 @@ def test_without_a_manifest_the_files_alone_decide_the_hash(
     other = make_adapter(tmp_path / "other", tiny_base, seed=1)
     for path in (adapter, other):
         (path / "manifest.json").unlink()
-    assert read_resident(adapter).id == read_resident(adapter).id != read_resident(other).id
+    assert read_resident(adapter).digest == read_resident(adapter).digest != read_resident(other).digest
     assert read_resident(adapter).templates == {}
 
 

@@ -137,10 +137,10 @@ def engine_attention_forward(
     """
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if manytune_step is None or attention_mask is not None or unsupported or dropout:
-        found = " and ".join(unsupported) or "without manytune_step, or with a mask or dropout"
+        how = " and ".join(unsupported) or "no manytune_step, a mask, or dropout"
         raise RuntimeError(
             f"attention function {NAME!r} is for the engine's forwards only; {type(module).__name__} called it with "
-            f"{found}. Call the model outside of Engine.step()."
+            f"{how}. Call the model outside of Engine.step()."
         )
     step = manytune_step
     if scaling is None:

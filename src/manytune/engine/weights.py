@@ -15,9 +15,6 @@ from manytune.mixed.layers import Forward
 
 Weights = Literal["reordered", "plain", "int8", "int4"]
 
-#: What to say to somebody who uses the former name of `"reordered"`.
-PACKED_WAS_RENAMED = "'packed' is called 'reordered' now"
-
 
 def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forward]:
     """Forwards to use in place of the linear layers' own, by path.
@@ -39,7 +36,7 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
         case "int4":
             return quantized_layers(model, 4)
     if weights == "packed":
-        raise ConfigError(f"weights='packed': {PACKED_WAS_RENAMED}. Use weights='reordered'.")
+        raise ConfigError("weights='packed': 'packed' is called 'reordered' now. Use weights='reordered'.")
     raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
 
 

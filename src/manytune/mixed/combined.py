@@ -16,7 +16,7 @@ from manytune.methods.tuners.terms import Adapter, Terms
 
 @dataclass(frozen=True)
 class _Part:
-    id: str
+    digest: str
     config: PeftConfig
     tensors: Mapping[str, Tensor]
 
@@ -39,6 +39,6 @@ def combined_terms(
     weights, prompt = config.parts
     others = {name: tensor for name, tensor in adapter.tensors.items() if name != PROMPT}
     own = {name: tensor for name, tensor in adapter.tensors.items() if name == PROMPT}
-    in_layers = terms_of(_Part(adapter.id, weights, others), model)
-    before = terms_of(_Part(adapter.id, prompt, own), model)
+    in_layers = terms_of(_Part(adapter.digest, weights, others), model)
+    before = terms_of(_Part(adapter.digest, prompt, own), model)
     return dataclasses.replace(in_layers, embeddings=before.embeddings, prefix=before.prefix)

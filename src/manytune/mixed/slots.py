@@ -91,7 +91,7 @@ class AdapterSlots:
         terms = terms_of(adapter, self._model) if terms is None else terms
         where = {path: sizes(linear_at(self._model, path)) for path in terms.factors}
         self._names[name] = Snapshot(
-            adapter.id, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
+            adapter.digest, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
         )
 
     def unregister(self, name: str) -> None:

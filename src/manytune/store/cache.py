@@ -108,7 +108,7 @@ class AdapterCache:
 
     def unpin(self, adapter: ResidentAdapter) -> None:
         """Take back one pin."""
-        self._release(adapter.id)
+        self._release(adapter.digest)
 
     def prefetch(self, references: Iterable[str]) -> list[Future[ResidentAdapter]]:
         """Begin to load adapters in the background, one after another, and return at once.
@@ -205,7 +205,7 @@ class AdapterCache:
         if pinned + adapter.nbytes > self.budget:
             kind = StoreError if adapter.nbytes > self.budget else CacheFullError
             raise kind(
-                f"adapter {adapter.id[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, of "
+                f"adapter {adapter.digest[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, of "
                 f"which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests have "
                 "finished."
             )

@@ -48,7 +48,7 @@ class ResidentAdapter:
     """An adapter that is ready to run. Nothing in it may be changed: others hold the same one.
 
     Attributes:
-        id: The hash of its content. Equal ids mean equal answers on the same base.
+        digest: The hash of its content. Equal digests mean equal answers on the same base.
         config: Its options.
         tensors: Its tensors by their names in HF PEFT's file, in their own dtype.
         nbytes: The size of the tensors.
@@ -56,7 +56,7 @@ class ResidentAdapter:
             no store.
     """
 
-    id: str
+    digest: str
     config: PeftConfig
     tensors: Mapping[str, Tensor]
     nbytes: int
