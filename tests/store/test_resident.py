@@ -82,7 +82,7 @@ def test_a_file_that_is_not_whole_is_refused(damage: str, tmp_path: Path) -> Non
 def test_a_resident_adapter_says_what_it_is(adapter: Path, tmp_path: Path) -> None:
     one = read_resident(adapter)
     entry = AdapterStore(tmp_path / "store").add(adapter)
-    assert one.id == entry.id
+    assert one.digest == entry.id
     assert isinstance(one.config, LoraConfig)
     assert one.config.r == 2
     assert one.manifest == entry.manifest

@@ -205,8 +205,8 @@ class AdapterCache:
         if pinned + adapter.nbytes > self.budget:
             kind = StoreError if adapter.nbytes > self.budget else CacheFullError
             raise kind(
-                f"adapter {adapter.digest[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, of "
-                f"which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests have "
+                f"adapter {adapter.digest[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, "
+                f"of which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests have "
                 "finished."
             )
         while self._nbytes + adapter.nbytes > self.budget:
