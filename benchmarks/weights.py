@@ -22,7 +22,7 @@ from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.weights import Weights, linear_layers
-from manytune.mixed.layers import AdaptedLayers
+from manytune.mixed.layers import MixedLayers
 from manytune.store.base import Base, load_base
 
 FORMS: tuple[Weights, ...] = ("plain", "reordered", "int8", "int4")
@@ -31,7 +31,7 @@ PAPERS = 12
 
 
 def nats_per_token(base: Base, form: Weights) -> float:
-    layers = AdaptedLayers(base.model, linear_layers(base.model, form))
+    layers = MixedLayers(dict(base.model.named_modules()), linear_layers(base.model, form))
     total, count = 0.0, 0
     for paper in read_papers("test")[:PAPERS]:
         ids = torch.tensor([base.tokenizer(paper.abstract)["input_ids"][:256]])

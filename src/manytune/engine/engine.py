@@ -33,7 +33,8 @@ from manytune.engine.support import unsupported_reason
 from manytune.engine.weights import WeightVersions, linear_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
-from manytune.mixed.slots import AdapterSlots, Snapshot
+from manytune.mixed.slots import AdapterSlots
+from manytune.mixed.stacks import Snapshot, digest_of
 
 
 class Engine:
@@ -247,7 +248,7 @@ class Engine:
             kv_tokens=sum(self._cache.length(name) for name in self._cache.order),
             kv_budget_tokens=self._limits.kv_budget_tokens,
             adapters=len(self._slots.names),
-            adapters_in_slots=self._slots.in_slots,
+            adapters_in_slots=self._slots.held,
             prefix_tokens=self._prefixes.tokens,
         )
 
@@ -259,15 +260,15 @@ class Engine:
         admitted = {name: running for name, running in self._requests.items() if running.is_admitted}
         assert set(self._cache.order) == set(admitted)
         assert len(self._requests) == self._scheduler.waiting + self._scheduler.running
-        in_use = {running.adapter.id for running in admitted.values() if running.adapter is not None}
-        assert self._slots.in_slots == len(in_use)
+        in_use = {running.adapter.digest for running in admitted.values() if running.adapter is not None}
+        assert self._slots.held == len(in_use)
 
     # -- parts
 
     def _prefix_keys(self, request: Request, adapter: Snapshot | None) -> tuple[bytes, ...]:
         if not self._prefixes.budget:
             return ()
-        return block_keys(request.tenant, None if adapter is None else adapter.id, request.prompt_ids)
+        return block_keys(request.tenant, digest_of(adapter), request.prompt_ids)
 
     def _begin(self, running: RunningRequest) -> None:
         """Give an admitted request its row in the cache, with what is known of its prompt, and its adapter a slot."""

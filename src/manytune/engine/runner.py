@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from manytune.engine import attention
 from manytune.engine.attention import AttentionStep, ChunkSpan
 from manytune.engine.kv_cache import KVCache
-from manytune.mixed.layers import AdaptedLayers, Forward
-from manytune.mixed.slots import AdapterSlots, LayerTerms, Snapshot
+from manytune.mixed.layers import Forward, MixedLayers
+from manytune.mixed.owners import Owners
+from manytune.mixed.slots import AdapterSlots
+from manytune.mixed.stacks import Snapshot, digest_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Runner:
         self._model = model
         self._cache = cache
         self._slots = slots
-        self._layers = AdaptedLayers(model, weights)
+        self._layers = MixedLayers(dict(model.named_modules()), weights)
         self._device = model.device
 
     @torch.inference_mode()
@@ -102,11 +104,16 @@ class Runner:
             want them.
         """
         tokens = self._token_row(decode, chunks)
-        adapters = [one.adapter for one in decode]
-        chunk_adapters = [
-            (chunk.adapter, slice(span.first, span.first + span.count))
-            for chunk, span in zip(chunks, tokens.chunks, strict=True)
-        ]
+        # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.
+        kept = None if len(tokens.keep) == len(tokens.ids) else tuple(tokens.keep or [0])
+        owners = Owners(
+            tuple(digest_of(one.adapter) for one in decode),
+            tuple(
+                (digest_of(chunk.adapter), slice(span.first, span.first + span.count))
+                for chunk, span in zip(chunks, tokens.chunks, strict=True)
+            ),
+            kept,
+        )
         # One transfer for what every layer needs.
         index = torch.tensor([tokens.ids, tokens.rows, tokens.positions], device=self._device)  # (3, T)
         step = AttentionStep(
@@ -116,10 +123,9 @@ class Runner:
             decoding=len(decode),
             longest=max(tokens.positions[: len(decode)], default=0) + 1,
             chunks=tuple(tokens.chunks),
-            guarded=any(adapter is not None for adapter in (*adapters, *(one for one, _ in chunk_adapters))),
+            guarded=bool(owners.digests),
         )
-        terms = self._slots.choose(adapters, chunk_adapters)
-        logits = self._logits(index, tokens, step, terms)
+        logits = self._logits(index, tokens, step, owners)[: len(tokens.keep)]
         for one in decode:
             self._cache.extend(one.sequence, 1)
         for chunk, span in zip(chunks, tokens.chunks, strict=True):
@@ -147,31 +153,28 @@ class Runner:
                 row.keep.append(first + count - 1)
         return row
 
-    def _logits(
-        self, index: Tensor, tokens: _TokenRow, step: AttentionStep, terms: Mapping[str, LayerTerms]
-    ) -> Tensor:
-        inputs: dict[str, Tensor] = {"input_ids": index[:1]}
-        if tokens.virtual:
-            embeddings = self._model.get_input_embeddings()(index[:1])
-            for first, values in tokens.virtual:
-                embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
-            inputs = {"inputs_embeds": embeddings}
-        wanted = len(tokens.keep)
-        # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.
-        everything = wanted == len(tokens.ids)
-        kept = 0 if everything else torch.tensor(tokens.keep or [0], device=self._device)
+    def _logits(self, index: Tensor, tokens: _TokenRow, step: AttentionStep, owners: Owners) -> Tensor:
+        """Logits of the tokens that the head reads."""
         before = self._model.config._attn_implementation
         self._model.set_attn_implementation(attention.NAME)
         try:
-            with self._layers.applied(terms):
+            with self._layers.applied(self._slots.choose(owners)):
+                inputs: dict[str, Tensor] = {"input_ids": index[:1]}
+                if tokens.virtual:
+                    embeddings = self._model.get_input_embeddings()(index[:1])
+                    for first, values in tokens.virtual:
+                        embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
+                    inputs = {"inputs_embeds": embeddings}
                 logits: Tensor = self._model(
                     **inputs,
                     position_ids=index[2:],
-                    logits_to_keep=kept,
+                    logits_to_keep=0
+                    if owners.kept is None
+                    else torch.tensor(owners.kept, device=self._device),
                     use_cache=False,
                     manytune_step=step,
                 ).logits[0]
         finally:
             self._model.set_attn_implementation(before)
             self._slots.end_forward()
-        return logits[:wanted]
+        return logits

@@ -13,7 +13,7 @@ from manytune.engine.request import Completion, FinishReason, Output, Request, T
 from manytune.engine.runner import NextToken, PromptChunk
 from manytune.engine.sampling import Sampler
 from manytune.engine.scheduler import Job
-from manytune.mixed.slots import Snapshot
+from manytune.mixed.stacks import Snapshot, digest_of
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ class RunningRequest:
             self.embedded_tokens + len(self.request.prompt_ids),
             self.max_tokens,
             self.request.tenant,
-            None if self.adapter is None else self.adapter.id,
+            digest_of(self.adapter),
             self.request.priority,
             self.prefix_keys,
         )

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from manytune.errors import CacheFullError, ManytuneError, StoreError
+from manytune.methods.registry import terms_of
 from manytune.methods.tuners.terms import Terms
-from manytune.mixed import terms_of
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import Skeleton, check_files
 from manytune.store.adapters import open_adapter

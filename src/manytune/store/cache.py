@@ -206,8 +206,8 @@ class AdapterCache:
             kind = StoreError if adapter.nbytes > self.budget else CacheFullError
             raise kind(
                 f"adapter {adapter.digest[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, "
-                f"of which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests have "
-                "finished."
+                f"of which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests "
+                "have finished."
             )
         while self._nbytes + adapter.nbytes > self.budget:
             self._drop(next(own for own in self._resident if own not in self._pins))
