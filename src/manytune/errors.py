@@ -12,7 +12,7 @@
     ├── RecipeError                      a recipe's keys and values
     ├── RunError                         a training run
     ├── RequestError                     a request to generate
-    │   └── RequestTooLongError          it has more tokens than the model or the engine takes
+    │   └── ContextLengthError           it exceeds the model's positions, or the engine's memory
     ├── ServeError                       a server can't start as asked
     └── StoreError                       adapters on disk
         └── CacheFullError               an adapter finds no room in memory now
@@ -85,8 +85,8 @@ class RequestError(ManytuneError, ValueError):
     """A request to the engine has an unusable value, or can never be run."""
 
 
-class RequestTooLongError(RequestError):
-    """A request has more tokens than the model has positions, or than the engine has memory for."""
+class ContextLengthError(RequestError):
+    """A prompt, with the tokens to generate, exceeds the model's positions or the engine's memory."""
 
 
 class ServeError(ManytuneError, RuntimeError):

@@ -11,7 +11,7 @@ from tests.reference.single_adapter import answer
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
-from manytune.errors import AdapterError, ConfigError, RequestError, RequestTooLongError
+from manytune.errors import AdapterError, ConfigError, ContextLengthError, RequestError
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
@@ -226,7 +226,7 @@ def test_generate_runs_nothing_if_one_request_cannot_run(engine):
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        (Request("a", LONG, free(30)), RequestTooLongError, "'a' has 40 tokens and 30 to generate"),
+        (Request("a", LONG, free(30)), ContextLengthError, "'a' has 40 tokens and 30 to generate"),
         (Request("a", (1, 48), free()), RequestError, "'a': prompt_ids contains token 48"),
         (Request("taken", PROMPT, free()), RequestError, "a request 'taken' already"),
     ],

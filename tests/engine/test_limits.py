@@ -4,7 +4,7 @@ import pytest
 
 from manytune.engine.limits import RequestLimits
 from manytune.engine.request import Request, SamplingParams
-from manytune.errors import RequestError, RequestTooLongError
+from manytune.errors import ContextLengthError, RequestError
 
 LIMITS = RequestLimits(vocabulary=48, positions=100, kv_budget_tokens=640)
 
@@ -21,7 +21,7 @@ def test_virtual_tokens_prompt_and_answer_count():
 def test_a_request_may_fill_the_models_positions(prompt, new, virtual):
     assert LIMITS.max_tokens(asked([5] * prompt, new), virtual_tokens=virtual) == 100
     with pytest.raises(
-        RequestTooLongError,
+        ContextLengthError,
         match=f"'a' has {prompt + virtual} tokens and {new + 1} to generate, but the model has 100 positions",
     ):
         LIMITS.max_tokens(asked([5] * prompt, new + 1), virtual_tokens=virtual)
@@ -33,7 +33,7 @@ def test_a_whole_row_must_fit_into_the_cache(budget, fits):
     if fits:
         assert limits.max_tokens(asked([5] * 5, 8), virtual_tokens=0) == 13
     else:
-        with pytest.raises(RequestTooLongError, match="up to 13 tokens of the KV cache, which has 63"):
+        with pytest.raises(ContextLengthError, match="up to 13 tokens of the KV cache, which has 63"):
             limits.max_tokens(asked([5] * 5, 8), virtual_tokens=0)
 
 
@@ -53,4 +53,4 @@ def test_a_model_without_a_limit_takes_what_the_cache_holds():
 def test_tokens_that_the_model_does_not_know_are_refused(request_, message):
     with pytest.raises(RequestError, match=message) as raised:
         LIMITS.max_tokens(request_, virtual_tokens=0)
-    assert not isinstance(raised.value, RequestTooLongError)
+    assert not isinstance(raised.value, ContextLengthError)

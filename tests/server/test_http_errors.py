@@ -8,8 +8,8 @@ from manytune.errors import (
     BaseMismatchError,
     CacheFullError,
     ConfigError,
+    ContextLengthError,
     RequestError,
-    RequestTooLongError,
     RunError,
     StoreError,
     TemplateError,
@@ -95,7 +95,7 @@ def test_json_that_is_broken_or_deep_and_unknown_addresses_are_refused(client):
     ("error", "status", "code"),
     [
         (CacheFullError, 429, "adapter_memory_full"),
-        (RequestTooLongError, 400, "context_length_exceeded"),
+        (ContextLengthError, 400, "context_length_exceeded"),
         (RequestError, 400, "invalid_value"),
         (TemplateError, 400, "invalid_prompt"),
         (StoreError, 409, "adapter_unusable"),

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
-from manytune.errors import ConfigError, RequestError, RequestTooLongError
+from manytune.errors import ConfigError, ContextLengthError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
@@ -76,7 +76,7 @@ class EncoderEngine:
 
         Raises:
             RequestError: A text is empty, or has a token that the model doesn't know.
-            RequestTooLongError: A text is too long.
+            ContextLengthError: A text is too long.
             AdapterError: The adapter isn't registered.
         """
         for number, ids in enumerate(texts):
@@ -171,7 +171,7 @@ class EncoderEngine:
         if not ids:
             raise RequestError(f"text {number} has no tokens.")
         if self.max_tokens is not None and len(ids) > self.max_tokens:
-            raise RequestTooLongError(
+            raise ContextLengthError(
                 f"text {number} has {len(ids)} tokens; the model has {self.max_tokens} positions."
             )
         unknown = next((token for token in ids if not 0 <= token < vocabulary), None)

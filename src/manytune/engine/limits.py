@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from manytune.engine.kv_cache import row_width
 from manytune.engine.request import Request
-from manytune.errors import RequestError, RequestTooLongError
+from manytune.errors import ContextLengthError, RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,18 @@ class RequestLimits:
 
         Raises:
             RequestError: It names a token that the model doesn't know.
-            RequestTooLongError: It can't fit, even if it were the only request.
+            ContextLengthError: It can't fit, even if it were the only request.
         """
         self._check_tokens(request)
         prompt_tokens = virtual_tokens + len(request.prompt_ids)
         max_tokens = prompt_tokens + request.params.max_new_tokens
         if self.positions is not None and max_tokens > self.positions:
-            raise RequestTooLongError(
+            raise ContextLengthError(
                 f"request {request.id!r} has {prompt_tokens} tokens and {request.params.max_new_tokens} to generate, "
                 f"but the model has {self.positions} positions; shorten the prompt or lower max_new_tokens."
             )
         if row_width(max_tokens) > self.kv_budget_tokens:
-            raise RequestTooLongError(
+            raise ContextLengthError(
                 f"request {request.id!r} needs up to {max_tokens} tokens of the KV cache, which has "
                 f"{self.kv_budget_tokens}; shorten it, or give the engine a larger kv_budget_tokens."
             )

@@ -7,11 +7,11 @@ from typing import Any
 
 from manytune.errors import (
     CacheFullError,
+    ContextLengthError,
     DataError,
     ManytuneError,
     PeftError,
     RequestError,
-    RequestTooLongError,
     StoreError,
 )
 
@@ -68,7 +68,7 @@ def http_error_of(error: ManytuneError) -> HttpError:
     match error:
         case CacheFullError():
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
-        case RequestTooLongError():
+        case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case RequestError():
             return HttpError(400, message, code="invalid_value")
