@@ -7,8 +7,8 @@ has no such method; `export_parts` writes two adapters that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -183,6 +183,15 @@ class CombinedModel(Tuner):
             [*(f"{prefix}{key}" for key in missing), *lacking],
             [*foreign, *(f"{prefix}{key}" for key in unexpected), *left],
         )
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        with (
+            self.weights.switched(adapter_names, merged=merged),
+            self.prompt.switched(adapter_names, merged=False),
+        ):
+            yield
 
     def merge_adapter(
         self,

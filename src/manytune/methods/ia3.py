@@ -109,6 +109,7 @@ class Layer(AdapterLayer):
     """
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("ia3_l",)
+    kind: ClassVar[str] = "ia3"
     additive: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module, *, is_feedforward: bool) -> None:

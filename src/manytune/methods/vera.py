@@ -20,7 +20,7 @@ from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import fill_state
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
@@ -122,6 +122,7 @@ class Linear(AdapterLayer):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("vera_lambda_b", "vera_lambda_d")
     other_param_names: ClassVar[tuple[str, ...]] = ("vera_dropout", "projections")
+    kind: ClassVar[str] = "vera"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -197,6 +198,7 @@ class VeraModel(LayerTuner):
     prefix: ClassVar[str] = "vera_lambda_"
     # A and B stand beside the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
+    no_sum: ClassVar[str | None] = "the vectors of two adapters don't add up to those of one that does what both do"
     layer_class = Linear
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:

@@ -16,7 +16,6 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.adapter_layer import adapter_layers
 from manytune.methods.tuners.base import NotInLayersError, Tuner
-from manytune.methods.tuners.switching import using
 from manytune.methods.tuners.targets import TASK_HEADS
 from manytune.model.accounting import accounting_line, count_parameters
 from manytune.model.per_sample import each_with_its_own
@@ -238,7 +237,7 @@ class AdaptedModel(nn.Module):
             AdapterError: There is no adapter of that name; adapters are merged already; several are named, and the
                 method has no sum; or an adapter in the layers has no merged form.
         """
-        return using(self.tuner, adapter_names, merged=merged)
+        return self.tuner.using(adapter_names, merged=merged)
 
     # -- accounting
 

@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.base import BASE, Tuner
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, ModuleTypeError
-
-#: What a sample without an adapter is called.
-BASE = "__base__"
 
 _ROW_WISE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -48,6 +48,11 @@ class LoraModel(LayerTuner):
         found: dict[str, PeftConfig] = self.__dict__.setdefault("_particular_configs", {})
         return found
 
+    def changes_base(self, adapter_name: str) -> bool:
+        """See `LayerTuner.changes_base`."""
+        config = self._particular.get(adapter_name)
+        return config is not None and starts_from_weight(getattr(config, "init_lora_weights", True))
+
     def check(self, adapter_name: str, config: LoraConfig) -> None:
         """Biases belong to the base, of which there is one copy: only one adapter may train them.
 

@@ -13,16 +13,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError
-from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.merging import MergeError, add_in_place, subtract_in_place
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
 
 _PLAIN = frozenset({bool, int, str, list, dict, set})
+
+
+class MergedSum(NamedTuple):
+    """A merged weight W + Σ α · L R.
+
+    Attributes:
+        key: The parameter's name in the base layer.
+        parameter: The parameter that W is; float32 or wider, as nothing is rounded in between.
+        products: L, (rows, r), R, (r, columns), and α, in W's dtype.
+    """
+
+    key: str
+    parameter: nn.Parameter
+    products: list[tuple[Tensor, Tensor, float]]
 
 
 class AdapterLayer(nn.Module, ABC):
@@ -40,6 +54,8 @@ class AdapterLayer(nn.Module, ABC):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ()
     other_param_names: ClassVar[tuple[str, ...]] = ()
+    #: The family's name in `repr` and status reports: `lora` in `lora.Linear`.
+    kind: ClassVar[str] = ""
     #: Whether merging adds ΔW, independent of the weight it is added to.
     additive: ClassVar[bool] = True
 
@@ -80,6 +96,10 @@ class AdapterLayer(nn.Module, ABC):
         Returns:
             New tensors by parameter name (`weight`, `bias`), of the parameter's own dtype.
         """
+
+    def merged_sum(self, adapter_names: Sequence[str]) -> MergedSum | None:
+        """What `merged_tensors` gives as a sum of products, which switching writes in one pass; None if it isn't one."""
+        return None
 
     def is_additive(self, adapter_name: str) -> bool:
         """Whether merging this adapter adds a ΔW that doesn't depend on the weight."""
@@ -297,7 +317,9 @@ class AdapterLayer(nn.Module, ABC):
     @torch.no_grad()
     def _write(self, names: Sequence[str], *, safe: bool = False) -> MergeError | None:
         if self._low_memory:
-            return self._add(names, safe=safe)
+            if safe:
+                self._check_finite(self.merged_tensors(names), names)
+            return add_in_place(self.base_layer, self.merged_tensors, names)
         present = {key: self.base_layer.get_parameter(key).data for key in self._pristine}
         self._restore(names)
         self._unpack()
@@ -323,8 +345,7 @@ class AdapterLayer(nn.Module, ABC):
     @torch.no_grad()
     def _restore(self, names: Sequence[str]) -> None:
         if self._low_memory:
-            for name in reversed(names):
-                self._subtract(name)
+            subtract_in_place(self.base_layer, self.merged_tensors, names)
         for key, value in self._pristine.items():
             self.base_layer.get_parameter(key).data = value
         self._pristine = {}
@@ -337,37 +358,6 @@ class AdapterLayer(nn.Module, ABC):
     def _repack(self) -> None:
         if self._packed is not None:
             self.base_layer, self.__dict__["_packed"] = self._packed, None
-
-    def _add(self, names: Sequence[str], *, safe: bool) -> MergeError:
-        if safe:
-            self._check_finite(self.merged_tensors(names), names)
-        before: dict[str, Tensor] = {}
-        for name in names:
-            merged = self.merged_tensors([name])
-            before |= {k: self.base_layer.get_parameter(k).clone() for k in merged.keys() - before.keys()}
-            self._assign(merged)
-        after = {key: self.base_layer.get_parameter(key).clone() for key in before}
-        # Rehearse the way back, so that the error stated is the error that will be.
-        for name in reversed(names):
-            self._subtract(name)
-        total = MergeError(0, 0, 0.0)
-        for key, value in before.items():
-            difference = (self.base_layer.get_parameter(key) - value).abs()
-            largest = float(difference.max()) if value.numel() else 0.0
-            total += MergeError(int((difference != 0).sum()), value.numel(), largest)
-        self._assign(after)
-        return total
-
-    def _subtract(self, name: str) -> None:
-        # merged_tensors gives W + ΔW for the present W, so W - ((W + ΔW) - W) takes ΔW away.
-        present = self.merged_tensors([name])
-        for key, value in present.items():
-            parameter = self.base_layer.get_parameter(key)
-            parameter.data.sub_(value.sub_(parameter.data))
-
-    def _assign(self, tensors: Mapping[str, Tensor]) -> None:
-        for key, value in tensors.items():
-            self.base_layer.get_parameter(key).data.copy_(value)
 
     @staticmethod
     def _check_finite(merged: Mapping[str, Tensor], names: Sequence[str]) -> None:
@@ -384,13 +374,14 @@ class AdapterLayer(nn.Module, ABC):
             self._packed._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def __repr__(self) -> str:
-        return f"{self.kind.lower()}.{super().__repr__()}"
-
     @property
-    def kind(self) -> str:
-        """The family's name, used in `repr` and status reports: `lora` in `lora.Linear`."""
-        return type(self).__module__.split(".")[2]
+    def kind_name(self) -> str:
+        """The layer's kind as `repr` and status reports say it, such as `lora.Linear`."""
+        return f"{self.kind}.{type(self).__name__}" if self.kind else type(self).__name__
+
+    def __repr__(self) -> str:
+        plain = super().__repr__()
+        return f"{self.kind}.{plain}" if self.kind else plain
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
-from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.merging import MergeError
 
 
@@ -26,6 +27,8 @@ class DirectTuner(Tuner):
 
     Mutates: the data of the selected parameters, until `unload`.
     """
+
+    no_sum: ClassVar[str | None] = "its adapters are whole weights, not updates of them"
 
     def __init__(self, model: nn.Module, config: PeftConfig, adapter_name: str, **options: Any) -> None:
         self._values: dict[str, dict[str, Tensor]] = {}

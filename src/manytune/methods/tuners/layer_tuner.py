@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.embeddings import base_tables
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
 from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.targets import base_of, candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.switching import named_in_layers, written
+from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.tied import refuse_tied
 
 
 class LayerTuner(Tuner):
@@ -50,6 +54,8 @@ class LayerTuner(Tuner):
         self.__dict__["_active"] = []
         # Tables of the base that a checkpoint has replaced, and what they were.
         self.__dict__["_tables"] = {}
+        # Where merged weights are written while adapters are switched.
+        self.__dict__["_rooms"] = {}
         super().__init__(
             model,
             config,
@@ -62,6 +68,7 @@ class LayerTuner(Tuner):
     _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
     _tables: dict[str, tuple[Tensor, Tensor]]
+    _rooms: dict[str, Tensor | None]
 
     # -- what a subclass says
 
@@ -83,6 +90,10 @@ class LayerTuner(Tuner):
 
     def check(self, adapter_name: str, config: Any) -> None:
         """Refuse an adapter that can't live beside those already there."""
+
+    def changes_base(self, adapter_name: str) -> bool:
+        """Whether layers do more than use another name when this adapter comes into use or goes out of it."""
+        return any(type(layer).temporarily is not AdapterLayer.temporarily for layer in self._layers.values())
 
     # -- adapters
 
@@ -179,6 +190,17 @@ class LayerTuner(Tuner):
             self._require(name)
             for module in self._carriers().values():
                 module.set_requires_grad(name, requires_grad=requires_grad)
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        one_by_one = any(self.changes_base(name) for name in {*adapter_names, *self._active})
+        with named_in_layers(self._layers, self._saved, self._active, adapter_names, one_by_one=one_by_one):
+            if not merged or self.enabled is False:
+                yield
+                return
+            with written(self._layers, adapter_names, self._rooms, partial(refuse_tied, self.model)):
+                yield
 
     @property
     def active_adapters(self) -> list[str]:
@@ -284,7 +306,7 @@ class LayerTuner(Tuner):
         ):
             warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
             return None
-        self._refuse_tied(carrying)
+        refuse_tied(self.model, carrying)
         if low_memory:
             # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
             for layer in carrying:
@@ -307,21 +329,6 @@ class LayerTuner(Tuner):
         if total is not None:
             warn_of_merge_error(total)
         return total
-
-    def _refuse_tied(self, layers: Sequence[AdapterLayer]) -> None:
-        """A weight that another module holds too, such as an output head tied to the embedding, would change there."""
-        holders: dict[int, list[str]] = {}
-        for path, module in candidates(self.model):
-            for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
-                holders.setdefault(id(parameter), []).append(path)
-        for layer in layers:
-            for parameter in layer.base_layer.parameters():
-                if len(holders[id(parameter)]) > 1:
-                    raise AdapterError(
-                        f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
-                        "written into the one would change the other. Use the adapter unmerged, or load the base with "
-                        "tie_word_embeddings=False."
-                    )
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
@@ -372,6 +379,7 @@ class LayerTuner(Tuner):
         self._saved.clear()
         self._active.clear()
         self._tables.clear()
+        self._rooms.clear()
         self.peft_config.clear()
         self._thaw()
         return self.model

@@ -1,12 +1,13 @@
-"""What merging leaves behind, and what it says about that."""
+"""Merging in low memory, what that leaves behind, and what merging says about itself."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from manytune.errors import PeftWarning
 from manytune.methods.tuners.quantized_layers import quantization_backend
@@ -30,6 +31,54 @@ class MergeError:
         return MergeError(
             self.changed + other.changed, self.total + other.total, max(self.largest, other.largest)
         )
+
+
+Merged = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""A layer's parameters by name, as they are now but with these adapters added."""
+
+
+@torch.no_grad()
+def add_in_place(layer: nn.Module, merged: Merged, names: Sequence[str]) -> MergeError:
+    """Add adapters to a layer's parameters.
+
+    Args:
+        layer: The layer of the base.
+        merged: What adapters make of its parameters; they must add what doesn't depend on them.
+        names: The adapters.
+
+    Returns:
+        How far from the present parameters `subtract_in_place` will lead.
+    """
+    before: dict[str, Tensor] = {}
+    for name in names:
+        sums = merged([name])
+        before |= {key: layer.get_parameter(key).clone() for key in sums.keys() - before.keys()}
+        _assign(layer, sums)
+    after = {key: layer.get_parameter(key).clone() for key in before}
+    # Rehearse the way back, so that the error stated is the error that will be.
+    subtract_in_place(layer, merged, names)
+    total = MergeError(0, 0, 0.0)
+    for key, value in before.items():
+        difference = (layer.get_parameter(key) - value).abs()
+        largest = float(difference.max()) if value.numel() else 0.0
+        total += MergeError(int((difference != 0).sum()), value.numel(), largest)
+    _assign(layer, after)
+    return total
+
+
+@torch.no_grad()
+def subtract_in_place(layer: nn.Module, merged: Merged, names: Sequence[str]) -> None:
+    """Take adapters out again that `add_in_place` has added in this order; it rounds."""
+    for name in reversed(names):
+        # These are W + ΔW for the present W, so W - ((W + ΔW) - W) takes ΔW away.
+        for key, value in merged([name]).items():
+            parameter = layer.get_parameter(key)
+            parameter.data.sub_(value.sub_(parameter.data))
+
+
+def _assign(layer: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for key, value in values.items():
+        layer.get_parameter(key).data.copy_(value)
 
 
 def warn_of_merge_error(error: MergeError) -> None:

@@ -6,7 +6,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
-from manytune.methods.tuners.base import NotInLayersError, Tuner, fill_state
+from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
@@ -59,6 +60,7 @@ class PromptTuner(Tuner):
     kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
     in_layers: ClassVar[bool] = False
+    no_sum: ClassVar[str | None] = "each soft prompt is trained to come directly before the input"
     model: PreTrainedModel
     prompt_encoder: nn.ModuleDict
     _saved: dict[str, ModulesToSaveWrapper]
@@ -156,13 +158,26 @@ class PromptTuner(Tuner):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             self._require(name)
-        if len(names) > 1:
-            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
+        self._require_one(names)
         for keeper in self._saved.values():
             keeper.set_adapter(names, inference_mode=inference_mode)
         self._active[:] = names
         self._trains = not inference_mode
         self._let_train()
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        self._require_one(adapter_names)
+        former = list(self._active)
+        with ExitStack() as stack:
+            for keeper in self._saved.values():
+                stack.enter_context(keeper.temporarily(adapter_names))
+            self._active[:] = adapter_names
+            try:
+                yield
+            finally:
+                self._active[:] = former
 
     @property
     def active_adapters(self) -> list[str]:
@@ -264,6 +279,11 @@ class PromptTuner(Tuner):
         raise NotInLayersError(
             f"{what}: virtual tokens are not weights of the model, so there is nothing to merge or unmerge."
         )
+
+    @staticmethod
+    def _require_one(names: list[str]) -> None:
+        if len(names) > 1:
+            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
 
     def _prompt(self, adapter_name: str) -> SoftPrompt:
         prompt = self.prompt_encoder[adapter_name]
