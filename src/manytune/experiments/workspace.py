@@ -19,12 +19,13 @@ from manytune.evaluation.metrics import Metric, metrics_named
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments import probes as probing
-from manytune.experiments.answering import ask_model, attached, group_losses, is_of_task, read_texts
+from manytune.experiments.answering import ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.probes import LoadedProbe, load_probes, write_rehearsal
 from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.spectra import spectrum_of
 from manytune.experiments.trials import Trial, train
 from manytune.experiments.variants import Variants
+from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, sha256_file
 from manytune.training.loop.train import check_device

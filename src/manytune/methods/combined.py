@@ -7,21 +7,23 @@ has no such method; `export_parts` writes two adapters that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import read_tensors, write_adapter
 from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
-from manytune.methods.registry import Method, method_of, peft_config_from, register
+from manytune.methods.registry import Method, method_of, methods, peft_config_from, register
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner
+from manytune.methods.tuners.training_hooks import TrainingHooks
 
 
 @dataclass
@@ -67,6 +69,32 @@ class CombinedConfig(PeftConfig):
             ):
                 setattr(part, name, getattr(self, name))
         return self.weights, self.prompt
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """See `PeftConfig.texts`: those of both parts."""
+        weights, prompt = self.parts
+        return super().texts | weights.texts | prompt.texts
+
+    @property
+    def loading_note(self) -> str | None:
+        """See `PeftConfig.loading_note`."""
+        return " ".join(note for part in self.parts if (note := part.loading_note)) or None
+
+    def for_loading(self) -> Self:
+        """See `PeftConfig.for_loading`."""
+        weights, prompt = self.parts
+        return dataclasses.replace(self, weights=weights.for_loading(), prompt=prompt.for_loading())
+
+    @classmethod
+    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
+        """See `PeftConfig.planned`."""
+        planned = super().planned(options, steps=steps)
+        for name in ("weights", "prompt"):
+            part = planned.get(name)
+            if isinstance(part, dict) and part.get("name") in methods():
+                planned[name] = methods()[part["name"]].config.planned(part, steps=steps)
+        return planned
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -183,6 +211,10 @@ class CombinedModel(Tuner):
             [*(f"{prefix}{key}" for key in missing), *lacking],
             [*foreign, *(f"{prefix}{key}" for key in unexpected), *left],
         )
+
+    def training_hooks(self) -> Sequence[TrainingHooks]:
+        """See `Tuner.training_hooks`: both parts'."""
+        return (*self.weights.training_hooks(), *self.prompt.training_hooks())
 
     @contextmanager
     def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:

@@ -127,4 +127,4 @@ class PromptEncoderModel(InputPromptTuner):
         return EncodedPrompt(*self.shape(config), config)
 
 
-register(Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel))
+register(Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel, in_peft=True))

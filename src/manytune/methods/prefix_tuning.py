@@ -206,4 +206,13 @@ def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: Pre
     return cache
 
 
-register(Method("prefix-tuning", PeftType.PREFIX_TUNING, PrefixTuningConfig, PrefixTuningModel))
+register(
+    Method(
+        "prefix-tuning",
+        PeftType.PREFIX_TUNING,
+        PrefixTuningConfig,
+        PrefixTuningModel,
+        in_peft=True,
+        learning_rate=1e-2,
+    )
+)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,20 @@ class PromptTuningConfig(PromptLearningConfig):
             raise ConfigError(
                 f"tokenizer_kwargs only valid when using prompt_tuning_init='{PromptTuningInit.TEXT}'."
             )
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """See `PeftConfig.texts`."""
+        return super().texts | {"prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"}
+
+    def for_loading(self) -> Self:
+        """See `PeftConfig.for_loading`: how it began is past, and would load a tokenizer."""
+        return dataclasses.replace(
+            self,
+            prompt_tuning_init=PromptTuningInit.RANDOM,
+            prompt_tuning_init_text=None,
+            tokenizer_kwargs=None,
+        )
 
 
 class InputPromptTuner(PromptTuner):
@@ -196,4 +211,13 @@ def _is_causal(model: nn.Module) -> bool:
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
-register(Method("prompt-tuning", PeftType.PROMPT_TUNING, PromptTuningConfig, PromptTuningModel))
+register(
+    Method(
+        "prompt-tuning",
+        PeftType.PROMPT_TUNING,
+        PromptTuningConfig,
+        PromptTuningModel,
+        in_peft=True,
+        learning_rate=3e-2,
+    )
+)

@@ -23,12 +23,19 @@ class Method:
         peft_type: What `adapter_config.json` calls it.
         config: Its configuration class.
         tuner: What attaches it to a model.
+        in_peft: Whether HF PEFT has the method too, with the same options and tensors in its files.
+        learning_rate: Its usual peak learning rate. The default is LoRA's: ten times full fine-tuning's
+            ("LoRA Without Regret", 2025).
+        rank: The option that is its rank, if the scale of its update doesn't change with it; None for no rank.
     """
 
     name: str
     peft_type: str
     config: type[PeftConfig]
     tuner: type[Tuner]
+    in_peft: bool = False
+    learning_rate: float = 1e-3
+    rank: str | None = None
 
 
 _METHODS: dict[str, Method] = {}

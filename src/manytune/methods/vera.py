@@ -298,4 +298,4 @@ def sizes(layer: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
 
 
-register(Method("vera", PeftType.VERA, VeraConfig, VeraModel))
+register(Method("vera", PeftType.VERA, VeraConfig, VeraModel, in_peft=True, learning_rate=1e-2))

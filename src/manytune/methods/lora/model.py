@@ -37,6 +37,7 @@ class LoraModel(LayerTuner):
     """LoRA attached to a model; see `LoraConfig`."""
 
     prefix: ClassVar[str] = "lora_"
+    mixes: ClassVar[bool] = True
     layer_class = LoraLayer
 
     @property
@@ -246,4 +247,4 @@ def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> Non
         config.fan_in_fan_out = False
 
 
-register(Method("lora", PeftType.LORA, LoraConfig, LoraModel))
+register(Method("lora", PeftType.LORA, LoraConfig, LoraModel, in_peft=True, rank="r"))

@@ -206,9 +206,9 @@ class Tuner(nn.Module, ABC):
             for parameter in training:
                 parameter.requires_grad_(True)
 
-    def training_hooks(self) -> TrainingHooks | None:
-        """What the method does in a training besides having a loss and gradients; None for nothing."""
-        return None
+    def training_hooks(self) -> Sequence[TrainingHooks]:
+        """What the method does in a training besides having gradients; by default nothing."""
+        return ()
 
     @classmethod
     def converted(
