@@ -74,7 +74,7 @@ def combine(
     """Add the weighted combination of adapters to the store, as a new adapter."""
     import tempfile
 
-    from manytune.methods.arithmetic.weighted import Combination
+    from manytune.methods.arithmetic.combination import Combination
     from manytune.store.base import load_base
     from manytune.store.combining import combine_adapters
     from manytune.store.store import AdapterStore

@@ -216,7 +216,10 @@ class Experiment:
         if self.compare.systems is not None:
             return self.compare.systems
         own = self.recipe.method
-        return {REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE)), own.name: SystemRecipe(method=own)}
+        return {
+            REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE)),
+            own.name: SystemRecipe(method=own),
+        }
 
     def method_of(self, system: SystemRecipe) -> MethodRecipe:
         """What a system trains."""

@@ -120,6 +120,7 @@ class CombinedModel(Tuner):
 
     kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
+    no_sum: ClassVar[str | None] = "its soft prompts don't add up"
     weights: Tuner
     prompt: PromptTuner
 
@@ -225,6 +226,16 @@ class CombinedModel(Tuner):
         ):
             yield
 
+    @classmethod
+    def separated(
+        cls, config: PeftConfig, tensors: Mapping[str, Tensor]
+    ) -> dict[str, tuple[PeftConfig, dict[str, Tensor]]]:
+        """See `Tuner.separated`: `weights` and `prompt`."""
+        assert isinstance(config, CombinedConfig)
+        return dict(
+            zip(("weights", "prompt"), zip(config.parts, _divided(tensors), strict=True), strict=True)
+        )
+
     def merge_adapter(
         self,
         adapter_names: Sequence[str] | None = None,
@@ -287,15 +298,12 @@ def export_parts(source: str | Path, target: str | Path) -> tuple[Path, Path]:
     config = PeftConfig.from_pretrained(source)
     if not isinstance(config, CombinedConfig):
         raise ConfigError(f"{source}: expected an adapter of type COMBINED, found {config.peft_type}.")
-    directories = Path(target) / "weights", Path(target) / "prompt"
-    for directory, part, tensors in zip(
-        directories, config.parts, _divided(read_tensors(source)), strict=True
-    ):
-        write_adapter(directory, part, tensors)
-    return directories
+    for name, (part, tensors) in CombinedModel.separated(config, read_tensors(source)).items():
+        write_adapter(Path(target) / name, part, tensors)
+    return Path(target) / "weights", Path(target) / "prompt"
 
 
-def _divided(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _divided(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return (
         {key: tensor for key, tensor in tensors.items() if key != PROMPT},
         {key: tensor for key, tensor in tensors.items() if key == PROMPT},

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
+from manytune.methods.arithmetic.combination import Combination
+from manytune.methods.arithmetic.pruning import weighted_sum
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
@@ -210,7 +212,7 @@ _KINDS: dict[type[nn.Module], type[Layer]] = {
 }
 
 
-class IA3Model(LayerTuner):
+class IA3Model(SummedTuner):
     """IA3 attached to a model; see `IA3Config`."""
 
     prefix: ClassVar[str] = "ia3_"
@@ -258,6 +260,28 @@ class IA3Model(LayerTuner):
                 f"there, and must be so for '{adapter_name}' too: make feedforward_modules agree."
             )
         layer.add_adapter(adapter_name, config)
+
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`; HF PEFT adds up the factors, whichever way is asked for."""
+        feedforward: set[str] = set()
+        for name in adapters:
+            named = getattr(self.peft_config[name], "feedforward_modules", None)
+            feedforward |= set() if not named else {named} if isinstance(named, str) else named
+        return {"feedforward_modules": feedforward}
+
+    def write_sum(
+        self,
+        layer: AdapterLayer,
+        path: str,
+        adapter_name: str,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        how: Combination,
+    ) -> None:
+        """See `SummedTuner.write_sum`."""
+        layer.tensors(adapter_name)["ia3_l"].copy_(
+            weighted_sum([layer.tensors(name)["ia3_l"] for name in adapters], weights)
+        )
 
     @staticmethod
     def _is_feedforward(path: str, config: IA3Config) -> bool:

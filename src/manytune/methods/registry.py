@@ -60,9 +60,9 @@ def register(method: Method) -> None:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by the name that recipes use."""
+    """All methods by the name that recipes use, in the order of their names, whichever was imported first."""
     load_methods()
-    return dict(_METHODS)
+    return dict(sorted(_METHODS.items()))
 
 
 def method_of(config: PeftConfig) -> Method:

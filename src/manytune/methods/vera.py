@@ -198,7 +198,9 @@ class VeraModel(LayerTuner):
     prefix: ClassVar[str] = "vera_lambda_"
     # A and B stand beside the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
-    no_sum: ClassVar[str | None] = "the vectors of two adapters don't add up to those of one that does what both do"
+    no_sum: ClassVar[str | None] = (
+        "the vectors of two adapters don't add up to those of one that does what both do"
+    )
     layer_class = Linear
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:

@@ -35,8 +35,8 @@ def each_with_its_own(
         kwargs: The call's other arguments.
 
     Raises:
-        AdapterError: The model trains; a name is unknown; an adapter is merged, or has DoRA; the number of names
-            isn't that of the samples; or the method can't tell the samples of a batch apart.
+        AdapterError: The model trains; a name is unknown; an adapter is merged; the number of names isn't that
+            of the samples; or the method can't tell the samples of a batch apart.
         ModuleTypeError: A module trained in full is of a kind that may look across samples.
     """
     if adapter_names is None or tuner.enabled is False:
@@ -76,9 +76,6 @@ def _check(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> N
         raise AdapterError(
             "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
         )
-    for name in dict.fromkeys(names):
-        if name != BASE and getattr(tuner.peft_config[name], "use_dora", False):
-            raise AdapterError(f"Cannot pass `adapter_names` when DoRA is enabled: adapter '{name}' has it.")
     for layer in layers:
         if isinstance(layer, ModulesToSaveWrapper) and not isinstance(layer.original_module, _ROW_WISE):
             raise ModuleTypeError(

@@ -17,6 +17,7 @@ from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.model import LoraModel
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
 from manytune.methods.tuners.training_hooks import TrainingHooks
 
@@ -92,6 +93,10 @@ class AdaLoraModel(LoraModel):
         """See `Tuner.delete_adapter`."""
         super().delete_adapter(adapter_name)
         self._allocators.pop(adapter_name, None)
+
+    # What LoRA's files can be turned into, AdaLoRA's can't.
+    converted = Tuner.converted
+    vllm_rank = Tuner.vllm_rank
 
     # -- training
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, PeftWarning
+from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
+from manytune.methods.lora.conversion import as_plain_lora
 from manytune.methods.lora.embedding import Embedding
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
+from manytune.methods.lora.sums import sum_options, write_sum
+from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
@@ -33,7 +38,7 @@ from manytune.methods.tuners.targets import (
 )
 
 
-class LoraModel(LayerTuner):
+class LoraModel(SummedTuner):
     """LoRA attached to a model; see `LoraConfig`."""
 
     prefix: ClassVar[str] = "lora_"
@@ -150,6 +155,30 @@ class LoraModel(LayerTuner):
             lora_alpha=config.lora_alpha if alpha_key is None else config.alpha_pattern[alpha_key],
             config=config,
         )
+
+    # -- sums and other forms
+
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`."""
+        carrying = {p: layer for p, layer in self._layers.items() if any(map(layer.has_adapter, adapters))}
+        configs: list[Any] = [self.peft_config[name] for name in adapters]
+        return sum_options(adapters, configs, carrying, how)
+
+    def write_sum(self, layer: Any, *args: Any) -> None:
+        """See `SummedTuner.write_sum`."""
+        write_sum(layer, *args)
+
+    @classmethod
+    def converted(
+        cls, config: Any, tensors: Mapping[str, Tensor], initial: str | Path
+    ) -> tuple[PeftConfig, dict[str, Tensor]]:
+        """See `Tuner.converted`: PiSSA's and OLoRA's adapters."""
+        return as_plain_lora(config, tensors, initial)
+
+    @classmethod
+    def vllm_rank(cls, config: Any, names: Iterable[str]) -> int:
+        """See `Tuner.vllm_rank`."""
+        return vllm_rank(config, names)
 
     # -- biases of the base
 

@@ -98,7 +98,7 @@ class AdapterLayer(nn.Module, ABC):
         """
 
     def merged_sum(self, adapter_names: Sequence[str]) -> MergedSum | None:
-        """What `merged_tensors` gives as a sum of products, which switching writes in one pass; None if it isn't one."""
+        """What `merged_tensors` gives, as a sum of products that switching writes in one pass; None if it isn't one."""
         return None
 
     def is_additive(self, adapter_name: str) -> bool:

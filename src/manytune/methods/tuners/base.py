@@ -9,7 +9,7 @@ and `PeftConfig`. Writing one: `docs/add-a-method.md`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,7 +54,7 @@ class Tuner(nn.Module, ABC):
     in_layers: ClassVar[bool] = True
     #: Whether several of its adapters can be in use at once by adding to a layer's output, as `PeftMixedModel` does it.
     mixes: ClassVar[bool] = False
-    #: Why adapters have no weighted sum, as a clause; None if they have one, see `LayerTuner.sum_options`.
+    #: Why adapters have no weighted sum, as a clause; None if they have one, see `SummedTuner`.
     no_sum: ClassVar[str | None] = "the method doesn't say how they add up"
 
     def __init__(
@@ -236,7 +236,7 @@ class Tuner(nn.Module, ABC):
         return {}
 
     @classmethod
-    def vllm_rank(cls, config: PeftConfig, names: Collection[str]) -> int:
+    def vllm_rank(cls, config: PeftConfig, names: Iterable[str]) -> int:
         """The rank that vLLM has to make room for.
 
         Args:

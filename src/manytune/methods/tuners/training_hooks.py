@@ -25,7 +25,7 @@ class TrainingHooks(Protocol):
         """Called after the optimizer's step, while the gradients are there."""
 
     def state(self) -> Mapping[nn.Parameter, Mapping[str, Tensor]]:
-        """What `after_step` has to remember, for a checkpoint; kept with the optimizer's own state of the same parameter."""
+        """What `after_step` has to remember; checkpoints keep it with the optimizer's state of the same parameter."""
 
     def load_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
         """Continue from what `state` gave, among the optimizer's entries."""
