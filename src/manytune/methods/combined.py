@@ -23,6 +23,7 @@ from manytune.methods.registry import Method, method_of, methods, peft_config_fr
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner
+from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.training_hooks import TrainingHooks
 
 
@@ -235,6 +236,17 @@ class CombinedModel(Tuner):
         return dict(
             zip(("weights", "prompt"), zip(config.parts, _divided(tensors), strict=True), strict=True)
         )
+
+    @classmethod
+    def terms(cls, config: CombinedConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`: both parts'."""
+        pairs = zip(config.parts, _divided(tensors), strict=True)
+        return joined(method_of(part).tuner.terms(part, own, model) for part, own in pairs)
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        return joined([self.weights.live_terms(adapter_name), self.prompt.live_terms(adapter_name)])
 
     def merge_adapter(
         self,

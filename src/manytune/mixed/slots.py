@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
+from manytune.methods.registry import terms_of
 from manytune.methods.tuners.adapter_layer import adapter_layers
-from manytune.methods.tuners.terms import Adapter, Terms, linear_at, sizes
-from manytune.mixed import terms_of
+from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.products import Product, Shape, UpdateStack, shape_of
 from manytune.mixed.rescaling import FactorStack, Outline, Rescaling, outline_of
 from manytune.mixed.selection import select_tokens
@@ -84,7 +85,10 @@ class AdapterSlots:
                 "which act on every request. unload() them first, and make a new Engine."
             )
         terms = terms_of(adapter, self._model)
-        where = {path: sizes(linear_at(self._model, path)) for path in terms.factors}
+        layers = [BaseLayers(self._model).at(path) for path in terms.factors]
+        for layer in layers:
+            layer.require_linear()
+        where = {layer.path: (layer.inputs, layer.outputs) for layer in layers}
         self._names[name] = Snapshot(
             adapter.id, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
         )

@@ -1,4 +1,4 @@
-"""Merging in low memory, what that leaves behind, and what merging says about itself."""
+"""Merging without a copy of the base's weights: what it leaves behind, and what it says about that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from manytune.errors import PeftWarning
+from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.tuners.quantized_layers import quantization_backend
 
 
@@ -33,30 +33,27 @@ class MergeError:
         )
 
 
-Merged = Callable[[Sequence[str]], Mapping[str, Tensor]]
-"""A layer's parameters by name, as they are now but with these adapters added."""
+#: Gives a layer's present parameters with some adapters written in; see `AdapterLayer.merged_tensors`.
+MergedTensors = Callable[[Sequence[str]], dict[str, Tensor]]
 
 
-@torch.no_grad()
-def add_in_place(layer: nn.Module, merged: Merged, names: Sequence[str]) -> MergeError:
-    """Add adapters to a layer's parameters.
+def add_in_place(layer: nn.Module, names: Sequence[str], merged_tensors: MergedTensors) -> MergeError:
+    """Write adapters into a layer's own weights, and state what `subtract_in_place` will leave behind.
 
     Args:
         layer: The layer of the base.
-        merged: What adapters make of its parameters; they must add what doesn't depend on them.
         names: The adapters.
-
-    Returns:
-        How far from the present parameters `subtract_in_place` will lead.
+        merged_tensors: See `MergedTensors`.
     """
     before: dict[str, Tensor] = {}
     for name in names:
-        sums = merged([name])
-        before |= {key: layer.get_parameter(key).clone() for key in sums.keys() - before.keys()}
-        _assign(layer, sums)
+        merged = merged_tensors([name])
+        before |= {k: layer.get_parameter(k).clone() for k in merged.keys() - before.keys()}
+        _assign(layer, merged)
     after = {key: layer.get_parameter(key).clone() for key in before}
     # Rehearse the way back, so that the error stated is the error that will be.
-    subtract_in_place(layer, merged, names)
+    for name in reversed(names):
+        subtract_in_place(layer, name, merged_tensors)
     total = MergeError(0, 0, 0.0)
     for key, value in before.items():
         difference = (layer.get_parameter(key) - value).abs()
@@ -66,19 +63,30 @@ def add_in_place(layer: nn.Module, merged: Merged, names: Sequence[str]) -> Merg
     return total
 
 
-@torch.no_grad()
-def subtract_in_place(layer: nn.Module, merged: Merged, names: Sequence[str]) -> None:
-    """Take adapters out again that `add_in_place` has added in this order; it rounds."""
-    for name in reversed(names):
-        # These are W + ΔW for the present W, so W - ((W + ΔW) - W) takes ΔW away.
-        for key, value in merged([name]).items():
-            parameter = layer.get_parameter(key)
-            parameter.data.sub_(value.sub_(parameter.data))
+def subtract_in_place(layer: nn.Module, name: str, merged_tensors: MergedTensors) -> None:
+    """Take an adapter out of a layer's own weights again, which rounds."""
+    # merged_tensors gives W + ΔW for the present W, so W - ((W + ΔW) - W) takes ΔW away.
+    for key, value in merged_tensors([name]).items():
+        parameter = layer.get_parameter(key)
+        parameter.data.sub_(value.sub_(parameter.data))
 
 
-def _assign(layer: nn.Module, values: Mapping[str, Tensor]) -> None:
-    for key, value in values.items():
+def _assign(layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
         layer.get_parameter(key).data.copy_(value)
+
+
+def check_finite(merged: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Refuse merged weights that aren't finite.
+
+    Raises:
+        AdapterError: There are some.
+    """
+    for value in merged.values():
+        if not torch.isfinite(value).all():
+            raise AdapterError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken"
+            )
 
 
 def warn_of_merge_error(error: MergeError) -> None:

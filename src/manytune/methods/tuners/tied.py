@@ -1,4 +1,4 @@
-"""Weights that two modules share: a merge into the one would change the other."""
+"""Weights that several modules share, such as an output head tied to the embedding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from manytune.methods.tuners.targets import base_of, candidates
 
 
 def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
-    """Refuse layers of which another module holds the weight too, such as an output head tied to the embedding.
+    """Refuse to merge into a weight that another module holds too, since it would change there.
 
     Raises:
-        AdapterError: There is one.
+        AdapterError: A parameter of one of the layers is such a weight.
     """
     holders: dict[int, list[str]] = {}
     for path, module in candidates(model):
@@ -25,7 +25,7 @@ def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
         for parameter in layer.base_layer.parameters():
             if len(holders[id(parameter)]) > 1:
                 raise AdapterError(
-                    f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter written into "
-                    "the one would change the other. Use the adapter unmerged, or load the base with "
+                    f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
+                    "written into the one would change the other. Use the adapter unmerged, or load the base with "
                     "tie_word_embeddings=False."
                 )
