@@ -22,7 +22,8 @@ from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
 from manytune.methods.registry import Method, method_of, methods, peft_config_from, register
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
-from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner
+from manytune.methods.tuners.soft_prompt import PROMPT
+from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.training_hooks import TrainingHooks
 

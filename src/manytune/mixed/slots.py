@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.registry import terms_of
-from manytune.methods.tuners.adapter_layer import adapter_layers
 from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.targets import adapter_layers
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.products import Product, Shape, UpdateStack, shape_of
 from manytune.mixed.rescaling import FactorStack, Outline, Rescaling, outline_of

@@ -14,10 +14,9 @@ from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.adapter_layer import adapter_layers
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.sums import add_weighted_adapter
-from manytune.methods.tuners.targets import TASK_HEADS
+from manytune.methods.tuners.targets import TASK_HEADS, adapter_layers
 from manytune.model.accounting import accounting_line, count_parameters
 from manytune.model.per_sample import each_with_its_own
 

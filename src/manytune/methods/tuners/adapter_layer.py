@@ -13,32 +13,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.base_layers import BaseLayer, Wrapper
-from manytune.methods.tuners.merging import MergeError, add_in_place, check_finite, subtract_in_place
+from manytune.methods.tuners.merging import (
+    MergedSum,
+    MergeError,
+    add_in_place,
+    check_finite,
+    subtract_in_place,
+)
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 
 _PLAIN = frozenset({bool, int, str, list, dict, set})
-
-
-class MergedSum(NamedTuple):
-    """A merged weight W + Σ α · L R.
-
-    Attributes:
-        key: The parameter's name in the base layer.
-        parameter: The parameter that W is; float32 or wider, as nothing is rounded in between.
-        products: L, (rows, r), R, (r, columns), and α, in W's dtype.
-    """
-
-    key: str
-    parameter: nn.Parameter
-    products: list[tuple[Tensor, Tensor, float]]
 
 
 class AdapterLayer(Wrapper):
@@ -404,18 +396,5 @@ class AdapterLayer(Wrapper):
             self._packed._apply(fn, recurse)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    @property
-    def kind_name(self) -> str:
-        """The layer's kind as `repr` and status reports say it, such as `lora.Linear`."""
-        return f"{self.kind}.{type(self).__name__}" if self.kind else type(self).__name__
-
     def __repr__(self) -> str:
-        plain = super().__repr__()
-        return f"{self.kind}.{plain}" if self.kind else plain
-
-
-def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
-    """The adapter layers of a model, by path."""
-    for path, module in model.named_modules():
-        if isinstance(module, AdapterLayer):
-            yield path, module
+        return f"{self.kind}.{super().__repr__()}".lstrip(".")

@@ -20,8 +20,9 @@ from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.embeddings import base_tables
 from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
+from manytune.methods.tuners.layer_merging import merge_layers
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
-from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.switching import named_in_layers, written
@@ -328,41 +329,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [layer for layer in self._layers.values() if any(map(layer.has_adapter, names))]
-        if (
-            carrying
-            and all(set(names) & set(layer.merged_adapters) for layer in carrying)
-            and all(
-                not layer.has_adapter(name) or name in layer.merged_adapters
-                for layer in carrying
-                for name in names
-            )
-        ):
-            warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
-            return None
-        refuse_tied(self.model, carrying)
-        if low_memory:
-            # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
-            for layer in carrying:
-                layer.check_merge(names, safe_merge=safe_merge)
-        warn_of_dequantizing([layer.base_layer for layer in carrying])
-        before = [(layer, list(layer.merged_adapters)) for layer in carrying]
-        total: MergeError | None = None
-        try:
-            for layer in carrying:
-                error = layer.merge(safe_merge, names, low_memory=low_memory)
-                total = error if total is None or error is None else total + error
-        except AdapterError:
-            # All or nothing: a merge refused at one layer must not stay in the layers before it.
-            for layer, merged in before:
-                if layer.merged_adapters != merged:
-                    layer.unmerge()
-                    if merged:
-                        layer.merge(adapter_names=merged, low_memory=low_memory)
-            raise
-        if total is not None:
-            warn_of_merge_error(total)
-        return total
+        return merge_layers(self.model, self._layers.values(), names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from manytune.errors import AdapterError
-from manytune.methods.tuners.adapter_layer import AdapterLayer, MergedSum
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.merging import MergedSum
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 
 
