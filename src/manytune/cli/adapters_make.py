@@ -115,7 +115,7 @@ def export(
     store: Annotated[Path, _STORE] = _DEFAULT_STORE,
 ) -> None:
     """Write an adapter for another program; vllm takes several, merged writes them into one model."""
-    from manytune.store.base import load_config
+    from manytune.store.base import load_base, load_config
     from manytune.store.export_gguf import export_gguf
     from manytune.store.exports import export_peft, export_vllm
 
@@ -137,7 +137,8 @@ def export(
     else:
         if output.exists():
             raise StoreError(f"{output} exists already. Remove it, or write to another file.")
-        export_gguf(stored[0].path, output, load_config(base or _common_base(stored)))
+        name = base or _common_base(stored)
+        export_gguf(stored[0].path, output, load_config(name), lambda: load_base(name).model)
     typer.echo(output)
 
 
