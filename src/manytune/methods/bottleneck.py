@@ -279,6 +279,11 @@ class BottleneckModel(LayerTuner):
             layer.add_adapter(adapter_name, config, self._sources[self._beside[path]] if parallel else None)
 
     @classmethod
+    def scaling_at(cls, config: BottleneckConfig, path: str) -> float:
+        """See `LayerTuner.scaling_at`."""
+        return config.scaling
+
+    @classmethod
     def terms(cls, config: BottleneckConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`."""
         found = super().terms(config, tensors, model)
