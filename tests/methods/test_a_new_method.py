@@ -121,7 +121,9 @@ def test_what_it_does_not_say_is_refused_in_words(tmp_path: Path) -> None:
     model: Any = case.attach(case.base()).eval()
     with pytest.raises(TermsError, match=r"ShiftLayer doesn't state its terms\. Use it attached"):
         model.tuner.live_terms("default")
-    with pytest.raises(NotInLayersError, match="ShiftModel has no arithmetic .* doesn't say how they add up"):
+    with pytest.raises(
+        NotInLayersError, match=r"ShiftModel has no arithmetic .* doesn't say how they add up"
+    ):
         model.add_weighted_adapter(["default"], [1.0], "sum")
     with pytest.raises(ConfigError, match="'SHIFT' is not compatible with the `PeftMixedModel`"):
         get_peft_model(case.base(), case.config(), mixed=True)

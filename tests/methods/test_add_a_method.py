@@ -1,4 +1,4 @@
-"""The method of docs/add-a-method.md: its script, saved outside the package, does all that it says and keeps the contract."""
+"""The script of docs/add-a-method.md, saved outside the package, does all that it says; its method keeps the contract."""
 
 from __future__ import annotations
 

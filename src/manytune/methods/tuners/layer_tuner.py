@@ -42,8 +42,8 @@ class LayerTuner(Tuner):
     a `ModulesToSaveWrapper`; `unload` puts the originals back.
     """
 
-    #: What its layers are.
-    layer_class: ClassVar[type[AdapterLayer]]
+    #: What the layers are; its `terms` are those of the method, which has none without.
+    layer_class: ClassVar[type[AdapterLayer]] = AdapterLayer
 
     def __init__(
         self,
@@ -296,6 +296,8 @@ class LayerTuner(Tuner):
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`; each layer's part is for `layer_class.terms` to say."""
         base, kind = BaseLayers(model), cls.layer_class
+        if kind is AdapterLayer:
+            return super().terms(config, tensors, model)
         layers, others = by_layer(tensors, kind.adapter_layer_names)
         parts = [kind.terms(base.at(p), t, config, cls.scaling_at(config, p)) for p, t in layers.items()]
         return joined([*parts, saved_terms(base, config, others)])
