@@ -1,4 +1,4 @@
-"""The script of docs/add-a-method.md, saved outside the package, does all that it says; its method keeps the contract."""
+"""The script of docs/add-a-method.md does all that it says, outside the package, and its method keeps the contract."""
 
 from __future__ import annotations
 

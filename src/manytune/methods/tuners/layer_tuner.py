@@ -43,7 +43,7 @@ class LayerTuner(Tuner):
     """
 
     #: What the layers are; its `terms` are those of the method, which has none without.
-    layer_class: ClassVar[type[AdapterLayer]] = AdapterLayer
+    layer_class: ClassVar[type[AdapterLayer]] = AdapterLayer  # type: ignore[type-abstract]
 
     def __init__(
         self,
