@@ -75,7 +75,7 @@ def combine(
     """Add the weighted combination of adapters to the store, as a new adapter."""
     import tempfile
 
-    from manytune.methods.arithmetic.weighted import Combination
+    from manytune.methods.arithmetic.combination import Combination
     from manytune.store.base import load_base
     from manytune.store.combining import combine_adapters
     from manytune.store.store import AdapterStore
@@ -116,7 +116,7 @@ def export(
     store: Annotated[Path, _STORE] = _DEFAULT_STORE,
 ) -> None:
     """Write an adapter for another program; vllm takes several, merged writes them into one model."""
-    from manytune.store.base import load_config
+    from manytune.store.base import load_base, load_config
     from manytune.store.export_gguf import export_gguf
     from manytune.store.exports import export_peft, export_vllm
 
@@ -137,7 +137,8 @@ def export(
         export_peft(stored[0].path, output)
     else:
         require_absent(output)
-        export_gguf(stored[0].path, output, load_config(base or _common_base(stored)))
+        name = base or _common_base(stored)
+        export_gguf(stored[0].path, output, load_config(name), lambda: load_base(name).model)
     typer.echo(output)
 
 

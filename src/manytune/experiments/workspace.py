@@ -17,6 +17,7 @@ from manytune.data.encode import Encoder
 from manytune.errors import DataError, RunError
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
+from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments import probes as probing
@@ -26,9 +27,12 @@ from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.spectra import spectrum_of
 from manytune.experiments.trials import Trial, train
 from manytune.experiments.variants import Variants
+from manytune.methods.registry import terms_of
+from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
 from manytune.store.digests import sha256_file
+from manytune.store.resident import read_resident
 from manytune.training.loop.train import check_device
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe
@@ -180,11 +184,17 @@ class Bench:
             validation=heard.validation,
             cost=trial.cost(),
             curves=trial.curves(),
-            spectrum=spectrum_of(single) if self.ranks and single is not None else None,
+            spectrum=self._spectrum(single) if self.ranks and single is not None else None,
             recipe={task or "": found.model_dump(mode="json") for task, found in trial.recipes.items()},
         )
         write_record(record, self.record_path(trial.name))
         return record
+
+    def _spectrum(self, adapter: Path) -> Spectrum | None:
+        try:
+            return spectrum_of(terms_of(read_resident(adapter), self.base.model))
+        except TermsError:
+            return None
 
     def ask_base(self) -> RunRecord:
         """Ask the untouched base everything, or read what it said."""
