@@ -7,7 +7,7 @@ from tests.reference import lora as slow
 from torch import nn
 
 from manytune.kernels import build, low_rank, products
-from manytune.kernels import lora as kernel
+from manytune.kernels import lora_linear as kernel
 from manytune.kernels.build import load_kernels
 from manytune.kernels.products import fast_products
 from manytune.methods.lora.fused import lora_linear
