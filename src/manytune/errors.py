@@ -11,10 +11,12 @@
     │   └── TemplateError                a prompt template
     ├── RecipeError                      a recipe's keys and values
     ├── RunError                         a training run
+    │   └── DivergedError                its loss or its gradient isn't finite
     ├── RequestError                     a request to generate
     ├── ServeError                       a server can't start as asked
     └── StoreError                       adapters on disk
-        └── CacheFullError               an adapter finds no room in memory now
+        ├── CacheFullError               an adapter finds no room in memory now
+        └── HeldError                    another process is writing there
 
     PeftWarning, DataWarning             warnings of the same origin
 
@@ -25,6 +27,8 @@ HF PEFT raises at that place, so that existing `except` clauses keep working.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class ManytuneError(Exception):
@@ -80,6 +84,19 @@ class RunError(ManytuneError, RuntimeError):
     """A training run can't start, continue or finish."""
 
 
+class DivergedError(RunError):
+    """A training's loss or gradient became NaN or Inf.
+
+    Args:
+        message: What was found, in which rows, what to do.
+        step: The optimizer step, counted from 1.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(f"step {step}: {message}")
+        self.step = step
+
+
 class RequestError(ManytuneError, ValueError):
     """A request to the engine has an unusable value, or can never be run."""
 
@@ -93,7 +110,19 @@ class StoreError(ManytuneError, OSError):
 
 
 class CacheFullError(StoreError):
-    """An adapter finds no room beside those in use; it may later."""
+    """An adapter finds no room next to those in use; it may later."""
+
+
+class HeldError(StoreError):
+    """Another process holds a directory and is writing in it.
+
+    Args:
+        directory: The directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"{directory}: another process is writing here. Wait for it, or stop it.")
+        self.directory = directory
 
 
 class PeftWarning(UserWarning):

@@ -269,7 +269,7 @@ def test_split_keeps_rows_with_one_prompt_together() -> None:
     assert data("check", "parts/train.jsonl", "parts/validation.jsonl", *PROMPT).exit_code == 0
 
 
-def test_split_refuses_broken_rows_unless_told_to_skip_and_list_them() -> None:
+def test_split_refuses_broken_rows_unless_asked_to_skip_and_list_them() -> None:
     write("all.jsonl", *map(row, range(10)), "{", row(12, summary=""))
     refused = data("split", "all.jsonl", *PROMPT)
     assert refused.exit_code == 1

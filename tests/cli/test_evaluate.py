@@ -190,7 +190,7 @@ def test_a_limited_evaluation_asks_the_first_prompts_and_leaves_the_manifest_alo
     assert (folder / "runs/good/adapter/manifest.json").read_text() == before
 
 
-def test_an_adapter_that_stands_alone_is_scored_on_rows_that_are_named(folder: Path) -> None:
+def test_an_adapter_without_a_run_is_scored_on_rows_that_are_named(folder: Path) -> None:
     shutil.move("runs/good/adapter", "opposites")
     (folder / "other.jsonl").write_text(rows(("hot", "cold"), ("hot", "small")))
     found = evaluated("opposites", "--data", "other.jsonl", "--metrics", "exact_match")
@@ -256,7 +256,7 @@ def test_fields_go_through_the_adapters_own_template_and_one_answer_is_bare_text
     assert (result.exit_code, result.stdout) == (0, "dry\n")
 
 
-def test_a_prompt_is_the_users_message_as_it_stands(folder: Path) -> None:
+def test_a_prompt_is_the_users_message_unchanged(folder: Path) -> None:
     result = manytune("generate", "Opposite of new :", "--adapter", "runs/good/adapter")
     assert (result.exit_code, result.stdout) == (0, "old\n")
 

@@ -128,7 +128,7 @@ def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
         assert "ZeroDivisionError" in process.stderr.read()
 
 
-def test_chat_keeps_the_conversation_and_begins_anew_at_an_empty_line(world):
+def test_chat_keeps_the_conversation_and_starts_over_at_an_empty_line(world):
     directory, base, store = world
     engine = Engine(base.model, base.tokenizer)
     engine.add_adapter("one", read_resident(store.path("one")))

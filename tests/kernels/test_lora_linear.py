@@ -177,7 +177,7 @@ def test_outside_of_training_nothing_changes(taken):
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (False, True, False), (True, False, True)])
-def test_the_compiler_is_told_what_the_operations_give(needed):
+def test_the_compiler_knows_what_the_operations_give(needed):
     needs_x, needs_a, needs_b = needed
     x, weight, bias, a, b = (t.detach() for t in operands((50,)).values())
     checks = ("test_schema", "test_faketensor")

@@ -65,13 +65,13 @@ def serve(
     ] = _Weights.packed,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait beside them; more are refused with 429.")
+        int, typer.Option(min=0, help="Requests that may wait for them; more are refused with 429.")
     ] = 64,
     kv_tokens: Annotated[
         int, typer.Option(min=16, help="Tokens of all running requests that there is memory for.")
     ] = 32768,
     prefix_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens of prompts kept for prompts that begin alike; 0 for none.")
+        int, typer.Option(min=0, help="Tokens of prompts kept for prompts with the same prefix; 0 for none.")
     ] = 0,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
     adapter_memory: Annotated[int, typer.Option(min=1, help="MiB that adapters in memory may take.")] = 1024,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from manytune.errors import StoreError
+from manytune.errors import HeldError, StoreError
 
 _WRITING = ".manytune-tmp-"  # a target that isn't complete
 _REPLACED = ".manytune-old-"  # a complete directory that was moved away to make room for its successor
@@ -178,7 +178,7 @@ def held(directory: Path) -> Iterator[None]:
     a directory; there the block runs without.
 
     Raises:
-        StoreError: Another process holds it.
+        HeldError: Another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
@@ -191,9 +191,7 @@ def held(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(
-                f"{directory}: another process is writing here. Wait for it, or stop it."
-            ) from error
+            raise HeldError(directory) from error
         yield
     finally:
         os.close(descriptor)

@@ -10,7 +10,8 @@ import safetensors.torch
 from tests.methods.tiny_models import LLAMA
 
 from manytune import CheckpointError, LoraConfig, PeftModel, PeftWarning, get_peft_model
-from manytune.cli.adapted import attached, choose
+from manytune.cli.chosen import choose
+from manytune.store.attaching import attached
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_the_command_line_refuses_an_adapter_that_lacks_tensors_and_leaves_the_b
         "base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight. Used as it is, the adapter would be "
         "partly untrained. Save it again."
     )
-    with pytest.raises(CheckpointError, match=message), attached(base, choose([incomplete])[0]):
+    with pytest.raises(CheckpointError, match=message), attached(base, choose([incomplete])[0].stored.path):
         pass
     assert {name for name, _ in base.model.named_parameters()} == before
 
