@@ -1,4 +1,4 @@
-"""Tokens a second for many adapters over one base, beside HF PEFT's `adapter_names=` batch and transformers' own.
+"""Tokens a second for many adapters over one base, compared with HF PEFT's `adapter_names=` batch and transformers' own.
 
     python benchmarks/serving.py [--rounds N] [--peer-all-linear]
 

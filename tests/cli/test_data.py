@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tests.word_base import word_tokenizer
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -47,12 +46,9 @@ def lines(result: Any) -> list[str]:
 def base(folder: Path) -> str:
     """A directory with a tokenizer of one token a word, and the configuration that makes it a base."""
     words = ["<unk>", "<user>", "<end>", "Summarize:", "text", "short", *map(str, range(30))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    word_tokenizer(
+        words,
+        unknown="<unk>",
         unk_token="<unk>",
         eos_token="<end>",
         additional_special_tokens=["<user>"],

@@ -9,8 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 from tests.reference.one_at_a_time import beam_search, greedy, negative_log_likelihood
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.word_base import save_word_base
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -48,21 +47,7 @@ def rows(*pairs: tuple[str, str]) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base, rows, and two runs: one that learned every opposite, one that learned little."""
     folder = tmp_path_factory.mktemp("trained")
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>").save_pretrained(
-        folder / "base"
-    )
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "initializer_range": 0.2,
-    }
-    config = LlamaConfig(vocab_size=len(WORDS), **sizes, bos_token_id=None, eos_token_id=1, pad_token_id=0)
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    save_word_base(folder / "base", WORDS)
     flipped = [(b, a) for a, b in PAIRS]
     (folder / "train.jsonl").write_text(rows(*PAIRS, *flipped))
     (folder / "test.jsonl").write_text(rows(*PAIRS, *flipped))

@@ -3,7 +3,7 @@
 import pytest
 from tests.experiments.tiny_experiment import Reported, experiment
 
-from manytune.errors import HeldError
+from manytune.errors import LockedError
 from manytune.experiments.trials import Phase, Purpose
 from manytune.experiments.worker import Outcome, Work, run_free, work_through
 from manytune.experiments.workspace import open_workspace
@@ -29,7 +29,7 @@ def test_a_trial_that_another_process_holds_is_passed_over(workspace, trial):
 
 
 def test_a_run_directory_that_another_process_holds_is_an_error(workspace, trial):
-    with held(trial.directory), pytest.raises(HeldError, match="another process is writing here"):
+    with held(trial.directory), pytest.raises(LockedError, match="another process is writing here"):
         run_free(workspace, Phase.SEARCH, [trial])
 
 

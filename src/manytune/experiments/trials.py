@@ -60,14 +60,12 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where a training's loss or gradient stopped being finite.
+    """How a training broke off, as JSON.
 
     Attributes:
-        step: The optimizer step.
-        message: What the training said.
+        message: The training's error, which names the step and its rows.
     """
 
-    step: int
     message: str
 
 
@@ -117,7 +115,7 @@ class Trial:
 
     def keep_divergence(self, error: DivergedError) -> None:
         """Write down how its training broke off, so that it isn't tried again."""
-        found = Divergence(error.step, str(error))
+        found = Divergence(str(error))
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic_write(self.directory / _DIVERGENCE, json.dumps(asdict(found), indent=2) + "\n")
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from manytune.errors import HeldError, ManytuneError
+from manytune.errors import LockedError, ManytuneError
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.reporter import StageLines
 from manytune.experiments.trials import Phase, Purpose, Trial
@@ -107,15 +108,15 @@ def run_free(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> Non
 
     Raises:
         RunError: A trial failed.
+        LockedError: A run directory in it is held by something else, such as `manytune train`.
     """
     for trial in trials:
-        place = workspace.experiment.directory / "held" / trial.name
-        try:
-            with held(place):
-                workspace.run(trial, phase)
-        except HeldError as error:
-            if error.directory != place:  # such as a run directory that `manytune train` is using
-                raise
+        with ExitStack() as holding:
+            try:
+                holding.enter_context(held(workspace.experiment.directory / "held" / trial.name))
+            except LockedError:
+                continue
+            workspace.run(trial, phase)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from manytune.errors import HeldError, StoreError
+from manytune.errors import LockedError, StoreError
 
 _WRITING = ".manytune-tmp-"  # a target that isn't complete
 _REPLACED = ".manytune-old-"  # a complete directory that was moved away to make room for its successor
@@ -178,7 +178,7 @@ def held(directory: Path) -> Iterator[None]:
     a directory; there the block runs without.
 
     Raises:
-        HeldError: Another process holds it.
+        LockedError: Another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":
@@ -191,7 +191,9 @@ def held(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise HeldError(directory) from error
+            raise LockedError(
+                f"{directory}: another process is writing here. Wait for it, or stop it."
+            ) from error
         yield
     finally:
         os.close(descriptor)

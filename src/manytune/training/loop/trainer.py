@@ -225,9 +225,8 @@ class AdapterTrainer(Trainer):
     def _diverged(self, step: int, what: str, rows: Sequence[str]) -> DivergedError:
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         return DivergedError(
-            f"{what}. Rows of this step: {shown}. A lower training.learning_rate, a longer training.warmup or "
-            "float32 usually helps; check these rows too.",
-            step=step,
+            f"step {step}: {what}. Rows of this step: {shown}. A lower training.learning_rate, a longer "
+            "training.warmup or float32 usually helps; check these rows too."
         )
 
     # Checkpoints
