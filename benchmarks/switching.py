@@ -1,4 +1,4 @@
-"""Switching, loading and keeping many adapters on SmolLM2-135M-Instruct, compared with HF PEFT where it can do the same.
+"""Switching, loading and keeping many adapters on SmolLM2-135M-Instruct, and with HF PEFT where it can do the same.
 
     python benchmarks/switching.py [--part switch|attach|load|memory|scale|exact]... [--store DIR]
 
