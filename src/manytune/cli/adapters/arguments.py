@@ -18,19 +18,19 @@ Store = Annotated[
 Adapter = Annotated[
     str,
     typer.Argument(
-        help="A name in the store, a content hash or its beginning; or a run's or an adapter's directory.",
+        help="A name in the store, a digest or its first digits; or a run's or an adapter's directory.",
         show_default=False,
     ),
 ]
 Adapters = Annotated[
     list[str],
     typer.Argument(
-        help="Names in the store, content hashes or their beginnings; or runs' or adapters' directories.",
+        help="Names in the store, digests or their first digits; or runs' or adapters' directories.",
         show_default=False,
     ),
 ]
 Kept = Annotated[
-    str, typer.Argument(help="A name in the store, a content hash or its beginning.", show_default=False)
+    str, typer.Argument(help="A name in the store, a digest or its first digits.", show_default=False)
 ]
 
 

@@ -100,7 +100,7 @@ def verify(
     store: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Check adapters: their files' hashes, values that aren't finite, and with --base whether they fit and do anything.
+    """Check adapters: their hashes, NaN or Inf among their values, and with --base whether they fit and do anything.
 
     Exit status 1 if anything is wrong.
     """
@@ -173,7 +173,7 @@ def untag(
 def remove(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="Names in the store, content hashes or their beginnings.", show_default=False),
+        typer.Argument(help="Names in the store, digests or their first digits.", show_default=False),
     ],
     store: Store = DEFAULT_STORE,
 ) -> None:
