@@ -7,7 +7,7 @@ from manytune.errors import LockedError
 from manytune.experiments.trials import Phase, Purpose
 from manytune.experiments.worker import Outcome, Work, run_free, work_through
 from manytune.experiments.workspace import open_workspace
-from manytune.store.files import held
+from manytune.store.locking import held
 
 
 @pytest.fixture

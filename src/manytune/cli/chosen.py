@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
-from manytune.store.adapters import CONFIG_NAME, StoredAdapter, open_adapter
+from manytune.methods.config import CONFIG_NAME
+from manytune.store.adapters import StoredAdapter, open_adapter
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder

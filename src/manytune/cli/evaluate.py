@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.templates import Example
     from manytune.evaluation.answers import Question
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Answer, Evaluation
     from manytune.experiments.answering import Decoding
@@ -80,7 +80,7 @@ def evaluate(
     from manytune.cli.outputs.evaluation import print_evaluation, summary
     from manytune.cli.outputs.json_output import print_json
     from manytune.evaluation.answers import questions_from
-    from manytune.evaluation.compare import evaluate as compare
+    from manytune.evaluation.evaluate import evaluate as score
     from manytune.evaluation.report import write_report
     from manytune.experiments.answering import Decoding
     from manytune.experiments.provenance import describe_sources
@@ -102,7 +102,7 @@ def evaluate(
     )
     likelihoods = any(metric.name == "perplexity" for metric in wanted)
     systems = _systems(loaded, chosen, questions, decoding, likelihoods=likelihoods)
-    evaluation = compare(
+    evaluation = score(
         [question.item for question in questions],
         systems,
         wanted,
@@ -198,7 +198,7 @@ def _systems(
 
     from manytune.cli.chosen import BASE_NAME
     from manytune.cli.outputs.progress import CommandProgress
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.experiments.answering import ask_model
     from manytune.store.attaching import attached
 
@@ -223,7 +223,7 @@ def _search(beams: int) -> str:
 
 
 def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.evaluation.results import Curves
     from manytune.evaluation.run_files import read_cost, read_curves
 
@@ -248,7 +248,7 @@ def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
 
 def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
     """Keep each run's part of the evaluation in its directory, and the scores in the manifests."""
-    from manytune.evaluation.compare import part
+    from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores
 

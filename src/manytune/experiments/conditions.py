@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
+from manytune.atomic import atomic_write, clean_leftovers
 from manytune.data.dataset import TokenSplits, content_hash
 from manytune.errors import RunError
 from manytune.experiments.recipe import Experiment
 from manytune.store.base import Base
-from manytune.store.files import atomic_write, clean_leftovers
 
 _FILE = "experiment.json"
 _FORMAT = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from manytune.store.files import sha256_file
+from manytune.store.digests import sha256_file
 
 
 def describe_sources(sources: Iterable[str]) -> str:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from manytune.atomic import atomic_write
 from manytune.errors import RunError
 from manytune.experiments.trials import Phase, Trial
 from manytune.experiments.worker import Outcome, Work
 from manytune.experiments.workspace import Workspace
-from manytune.store.files import atomic_write
 
 KEPT = "What is done is kept: the same command continues from there."
 

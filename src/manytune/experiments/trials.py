@@ -16,11 +16,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from manytune.atomic import atomic_write
 from manytune.errors import DivergedError, RunError
 from manytune.evaluation.results import Cost, Curves
 from manytune.evaluation.run_files import read_cost, read_curves
 from manytune.store.base import Base
-from manytune.store.files import atomic_write
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.run import RECIPE_NAME, run

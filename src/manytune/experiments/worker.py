@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from manytune.atomic import atomic_write
 from manytune.errors import LockedError, ManytuneError
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.reporter import StageLines
 from manytune.experiments.trials import Phase, Purpose, Trial
 from manytune.experiments.workspace import Workspace, open_workspace
-from manytune.store.files import atomic_write, held
+from manytune.store.locking import held
 from manytune.training.recipe import recipe_from
 
 

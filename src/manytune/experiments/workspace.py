@@ -112,7 +112,7 @@ class Workspace:
         A sweep's record answers a comparison, too, and not the other way round.
 
         Raises:
-            RunError: The file isn't a record.
+            DataError: The file isn't a record.
         """
         path = self.record_path(name)
         if not path.is_file():

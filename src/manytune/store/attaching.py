@@ -1,4 +1,4 @@
-"""A base with an adapter from disk, for the length of a block."""
+"""A base with an adapter from disk, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def attached(base: Base, directory: Path | None) -> Iterator[Any]:
 
     Args:
         base: With nothing attached.
-        directory: The adapter's; None for the base's own model.
+        directory: The adapter's directory; None gives the base itself.
 
     Raises:
         CheckpointError: A tensor is missing, left over or of another shape.

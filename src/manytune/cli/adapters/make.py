@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.atomic import require_absent
 from manytune.cli.adapters.arguments import DEFAULT_STORE, Adapters, Store, directory_of, store_at
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
@@ -119,8 +120,7 @@ def export(
     elif to is Target.PEFT:
         export_peft(stored[0].path, output)
     else:
-        if output.exists():
-            raise StoreError(f"{output} exists already. Remove it, or write to another file.")
+        require_absent(output)
         export_gguf(stored[0].path, output, load_config(base or _base_of(stored)))
     typer.echo(output)
 

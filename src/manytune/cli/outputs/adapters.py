@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from manytune.store.store import StoreEntry
     from manytune.store.verification import Verification
 
-_DIGITS = 12  # of a content hash
+_DIGITS = 12  # of a digest
 
 
 def summary(entry: StoreEntry) -> dict[str, Any]:
     """An adapter of the store in a few words."""
     return {
-        "id": entry.id,
+        "digest": entry.digest,
         "names": list(entry.names),
         "tags": list(entry.tags),
         "method": entry.manifest.method,
@@ -38,19 +38,19 @@ def summary(entry: StoreEntry) -> dict[str, Any]:
 
 def print_added(name: str, entry: StoreEntry) -> None:
     """Print what an adapter is called now, in a line."""
-    typer.echo(f"{name}  {entry.id[:_DIGITS]}  {_megabytes(entry.nbytes)}")
+    typer.echo(f"{name}  {entry.digest[:_DIGITS]}  {_megabytes(entry.nbytes)}")
 
 
 def print_entries(entries: Sequence[StoreEntry]) -> None:
     """Print a table of adapters."""
     table = Table(box=box.SIMPLE)
-    for column in ("name", "id", "method", "size", "scores", "tags", "base"):
+    for column in ("name", "digest", "method", "size", "scores", "tags", "base"):
         table.add_column(column, overflow="fold")
     for entry in entries:
         scores = ", ".join(f"{name} {score:.4g}" for name, score in entry.manifest.scores.items())
         table.add_row(
             ", ".join(entry.names),
-            entry.id[:_DIGITS],
+            entry.digest[:_DIGITS],
             entry.manifest.method,
             _megabytes(entry.nbytes),
             scores,
