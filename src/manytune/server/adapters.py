@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from manytune.errors import CacheFullError, ManytuneError, StoreError
+from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.terms import Terms
 from manytune.server.http_errors import HttpError, model_not_found
@@ -160,7 +160,7 @@ class AdapterRegistry:
             raise model_not_found(name)
         try:
             return self.store.resolve(name)
-        except StoreError:
+        except UnknownAdapterError:
             raise model_not_found(name) from None
 
     # -- for operators
@@ -220,7 +220,7 @@ class AdapterRegistry:
     def drop(self, digest: str) -> None:
         """Remove a version from memory, if it is there and not in use."""
         if digest in self.cache.resident:
-            with suppress(StoreError):  # it was removed from the store as well; the cache evicts it later
+            with suppress(UnknownAdapterError):  # it has left the store as well; the cache evicts it later
                 self.cache.evict(digest)
 
     def forget_absent(self) -> None:

@@ -24,11 +24,11 @@ async def list_adapters(http: Request) -> dict[str, Any]:
     resident = set(service.adapters.cache.resident)
     readable = [
         {
-            **_state(service, name, entry.id),
+            **_state(service, name, entry.digest),
             "method": entry.manifest.method,
             "created": entry.manifest.created,
             "bytes": entry.nbytes,
-            "resident": entry.id in resident,
+            "resident": entry.digest in resident,
             "scores": {
                 key: score if math.isfinite(score) else None for key, score in entry.manifest.scores.items()
             },

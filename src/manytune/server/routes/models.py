@@ -61,7 +61,7 @@ def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
         "created": _seconds(manifest.created),
         "owned_by": "manytune",
         "parent": service.settings.base_name,
-        "root": entry.id,
+        "root": entry.digest,
         "method": manifest.method,
         "fields": sorted({one for parts in templates for one in _fields(parts)}),
         "tasks": list(manifest.templates or {}),
