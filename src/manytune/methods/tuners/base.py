@@ -23,6 +23,9 @@ from manytune.methods.tuners.quantized_layers import keep_differentiable
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.walk import every_parameter
 
+#: What a sample without an adapter is called.
+BASE = "__base__"
+
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
 

@@ -20,12 +20,11 @@ from manytune.methods.combined import CombinedModel
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.linear import Linear
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.base import BASE, Tuner
 from manytune.methods.tuners.direct_tuner import DirectTuner
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.tied import refuse_tied
-from manytune.model.per_sample import BASE
 
 
 @contextmanager
