@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.base_layers import BaseLayer, Wrapper
-from manytune.methods.tuners.merging import MergeError, add_in_place, check_finite, subtract_in_place
+from manytune.methods.tuners.merging import (
+    MergedSum,
+    MergeError,
+    add_in_place,
+    check_finite,
+    subtract_in_place,
+)
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 
@@ -41,6 +47,8 @@ class AdapterLayer(Wrapper):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ()
     other_param_names: ClassVar[tuple[str, ...]] = ()
+    #: The family's name in `repr` and status reports: `lora` in `lora.Linear`.
+    kind: ClassVar[str] = ""
     #: Whether merging adds ΔW, independent of the weight it is added to.
     additive: ClassVar[bool] = True
 
@@ -81,6 +89,10 @@ class AdapterLayer(Wrapper):
         Returns:
             New tensors by parameter name (`weight`, `bias`), of the parameter's own dtype.
         """
+
+    def merged_sum(self, adapter_names: Sequence[str]) -> MergedSum | None:
+        """What `merged_tensors` gives, as a sum of products that switching writes in one pass; None if it isn't one."""
+        return None
 
     @classmethod
     def terms(cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: Any, scaling: float) -> Terms:
@@ -385,16 +397,4 @@ class AdapterLayer(Wrapper):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
-        return f"{self.kind.lower()}.{super().__repr__()}"
-
-    @property
-    def kind(self) -> str:
-        """The family's name, used in `repr` and status reports: `lora` in `lora.Linear`."""
-        return type(self).__module__.split(".")[2]
-
-
-def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
-    """The adapter layers of a model, by path."""
-    for path, module in model.named_modules():
-        if isinstance(module, AdapterLayer):
-            yield path, module
+        return f"{self.kind}.{super().__repr__()}".lstrip(".")
