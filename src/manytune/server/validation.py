@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from manytune.errors import ConfigError, StoreError
-from manytune.methods.checkpoint.format import get_state
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
+from manytune.methods.tuners.embeddings import base_tables
 from manytune.store.resident import ResidentAdapter
 
 _MAX_FILES = 1000
@@ -68,6 +68,10 @@ def check_files(root: Path, directory: Path, *, max_bytes: int) -> None:
             )
 
 
+#: Shapes of tensors by their names in an adapter's file.
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
 class MetaBase:
     """A base on the meta device, without values, on which an adapter's options determine its tensors' names and shapes.
 
@@ -82,7 +86,7 @@ class MetaBase:
             is_parameter = isinstance(tensor, nn.Parameter)
             empty[id(tensor)] = nn.Parameter(bare, requires_grad=False) if is_parameter else bare
         self._model = copy.deepcopy(model, empty)
-        self._known: dict[str, Mapping[str, tuple[int, ...]]] = {}
+        self._known: dict[str, tuple[_Shapes, _Shapes]] = {}
 
     def check(self, adapter: ResidentAdapter) -> None:
         """Check that an adapter has exactly the tensors that its options require on the base, with finite values.
@@ -95,11 +99,11 @@ class MetaBase:
         """
         check_options(adapter.config)
         who = f"adapter {adapter.digest[:12]}"
-        expected = self._shapes(adapter.config)
+        expected, tables = self._shapes(adapter.config)
         found = adapter.tensors
         for what, names in (
             ("is missing", set(expected) - set(found)),
-            ("is unexpected", set(found) - set(expected)),
+            ("is unexpected", set(found) - set(expected) - set(tables)),
         ):
             if names:
                 raise StoreError(
@@ -108,10 +112,10 @@ class MetaBase:
                     + " Was adapter_config.json changed, or was it trained on another base?"
                 )
         for name, tensor in found.items():
-            if tuple(tensor.shape) != expected[name]:
+            shape = expected[name] if name in expected else tables[name]
+            if tuple(tensor.shape) != shape:
                 raise StoreError(
-                    f"{who}: {name} has shape {tuple(tensor.shape)}; its options and the base require "
-                    f"{expected[name]}."
+                    f"{who}: {name} has shape {tuple(tensor.shape)}; its options and the base require {shape}."
                 )
             if tensor.dtype not in _FLOATS:
                 raise StoreError(f"{who}: {name} holds {tensor.dtype}; expected a floating-point type.")
@@ -120,7 +124,7 @@ class MetaBase:
             if not all(part.float().isfinite().all() for part in tensor.flatten().split(_PART)):
                 raise StoreError(f"{who}: {name} has values that are NaN or Inf.")
 
-    def _shapes(self, config: PeftConfig) -> Mapping[str, tuple[int, ...]]:
+    def _shapes(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
         key = config.to_json()
         if key not in self._known:
             if len(self._known) >= 32:
@@ -128,30 +132,31 @@ class MetaBase:
             self._known[key] = self._ask(copy.deepcopy(config))
         return self._known[key]
 
-    def _ask(self, config: PeftConfig) -> Mapping[str, tuple[int, ...]]:
+    def _ask(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
+        """The shapes of an adapter's own tensors, and of the base's tables, which a file may hold as well."""
         config = config.for_loading()
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tuner = method_of(config).tuner(self._model, config, "default", low_cpu_mem_usage=True)
             try:
-                return {name: tuple(tensor.shape) for name, tensor in get_state(tuner, "default").items()}
+                own = {
+                    f"{tuner.file_prefix}{name}": tensor for name, tensor in tuner.state("default").items()
+                }
+                tables = {
+                    f"{tuner.file_prefix}{name}": table for name, table in base_tables(tuner.model).items()
+                }
+                return _shapes_of(own), _shapes_of(tables)
             finally:
                 if tuner.in_layers:
                     tuner.unload()
 
 
 def check_options(config: PeftConfig) -> None:
-    """Refuse modules trained in full, numbers that aren't finite, and regular expressions that could run forever.
+    """Refuse numbers that aren't finite, and regular expressions that could run forever.
 
     Raises:
         ConfigError: There is one.
     """
-    saved = getattr(config, "modules_to_save", None)
-    if saved:
-        raise ConfigError(
-            f"modules_to_save={saved!r}: modules trained in full can't run in a mixed batch. Merge the adapter into a "
-            "model of its own."
-        )
     texts = config.texts
     for where, value in _values(json.loads(config.to_json())):
         if isinstance(value, float) and not math.isfinite(value):
@@ -169,6 +174,10 @@ def check_options(config: PeftConfig) -> None:
                 f"{where}={value[:60]!r}: a server takes expressions of up to {_LONGEST_PATTERN:,} characters with up "
                 f"to {_MOST_REPETITIONS} repetitions, and none of a group. Save the adapter with a list of modules."
             )
+
+
+def _shapes_of(tensors: Mapping[str, torch.Tensor]) -> _Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _values(content: Any, where: str = "") -> Iterator[tuple[str, Any]]:
