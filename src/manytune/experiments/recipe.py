@@ -1,4 +1,4 @@
-"""An experiment's recipe: that of a training run, and beside it what to compare and what not to forget.
+"""An experiment's recipe: that of a training run, and what to compare and what not to forget.
 
 `data`, `base`, `method`, `training` and `output` are `manytune train`'s. `compare` and `forgetting` are read by
 `manytune compare` and `manytune sweep` alone, and each key of theirs has a default: a training recipe with test

@@ -15,7 +15,8 @@ from manytune.evaluation.results import Evaluation
 from manytune.experiments.compare import score
 from manytune.experiments.recipe import Experiment, experiment_from
 from manytune.experiments.runner import Runner
-from manytune.experiments.workspace import Bench
+from manytune.experiments.trials import Phase
+from manytune.experiments.workspace import Workspace
 from manytune.methods.registry import methods
 
 
@@ -53,32 +54,32 @@ def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequ
     return experiment_from({**experiment.content, "compare": compare}, where="sweep")
 
 
-def sweep(bench: Bench, runner: Runner) -> Evaluation:
+def sweep(workspace: Workspace, runner: Runner) -> Evaluation:
     """Train every rank with every seed, find the plateau on validation rows, and score the answers.
 
     Args:
-        bench: The bench of a `sweep_experiment`, opened with `ranks=True`.
+        workspace: The workspace of a `sweep_experiment`, opened with `ranks=True`.
         runner: Where trials are run.
 
     Raises:
         RunError: A training failed.
     """
-    experiment = bench.experiment
+    experiment = workspace.experiment
     trials = [
-        bench.variants.trial(name, rate=experiment.rates_of(system)[0], seed=seed, steps=bench.steps)
+        workspace.variants.trial(name, rate=experiment.rates_of(system)[0], seed=seed, steps=workspace.steps)
         for name, system in experiment.systems().items()
         for seed in experiment.compare.seeds
     ]
-    base = bench.ask_base()
-    runner.run(bench, "finish", trials)
+    base = workspace.ask_base()
+    runner.run(workspace, Phase.FINISH, trials)
     records: dict[str, list[RunRecord]] = {name: [] for name in experiment.systems()}
     for trial in trials:
-        records[trial.system].append(bench.finish(trial))
-    evaluation = score(bench, base, records, {}, all_pairs=False)
+        records[trial.system].append(workspace.finish(trial))
+    evaluation = score(workspace, base, records, {}, all_pairs=False)
     found = find_plateau(
         [_point(name, of_rank) for name, of_rank in records.items()],
         {name: [record.validation for record in of_rank] for name, of_rank in records.items()},
-        rows=len(bench.data.validation),
+        rows=len(workspace.data.validation),
     )
     return dataclasses.replace(evaluation, sweep=found)
 

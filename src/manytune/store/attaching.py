@@ -1,4 +1,4 @@
-"""A base with an adapter from disk, for the length of a block."""
+"""A base with an adapter from disk, for the duration of a block."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from manytune.atomic import atomic_file
 from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
@@ -85,22 +86,18 @@ def export_gguf(
             b = llama_cpp_order(b, _heads(model_config, path))
         pairs[name] = a, b
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[kind])
-        writer.add_type(gguf.GGUFType.ADAPTER)
-        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-        for name, (a, b) in pairs.items():
-            writer.add_tensor(f"{name}.lora_a", _array(a))
-            writer.add_tensor(f"{name}.lora_b", _array(b))
-        writer.write_header_to_file()
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[kind])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, (a, b) in pairs.items():
+        writer.add_tensor(f"{name}.lora_a", _array(a))
+        writer.add_tensor(f"{name}.lora_b", _array(b))
+    with atomic_file(target) as temporary:
+        writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def llama_cpp_order(rows: Tensor, heads: int) -> Tensor:

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from manytune.atomic import atomic_directory
 from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import TENSORS_NAME, write_adapter
-from manytune.methods.config import PeftConfig
+from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
-from manytune.store.adapters import CONFIG_NAME, open_adapter
-from manytune.store.files import atomic_directory
+from manytune.store.adapters import open_adapter
 from manytune.store.resident import MappedTensors
 
 #: Values that vLLM takes for --max-lora-rank.

@@ -1,11 +1,10 @@
 """A layer with adapters beside a frozen layer of the base, and the exact way into its weights and back.
 
-Switching is exact. Merging computes the new weight from the pristine one, W = W0 + ΔW, and swaps it in; W0
-itself is kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after
-any number of switches. The price is one copy of each targeted weight while an adapter is merged.
-`low_memory=True` avoids the copy: it adds ΔW in place and later subtracts it, which rounds; the error is
-measured when the adapter is merged, and stated in a warning. A quantized layer is replaced by a copy in full
-precision while an adapter is merged.
+Switching is exact. Merging computes the new weight from the pristine one, W = W0 + ΔW, and swaps it in; W0 itself is
+kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after any number of
+switches. The price is one copy of each targeted weight while an adapter is merged. `low_memory=True` avoids the copy:
+it adds ΔW in place and later subtracts it, which rounds; the error is measured when the adapter is merged, and stated
+in a warning. A quantized layer is replaced by a copy in full precision while an adapter is merged.
 """
 
 from __future__ import annotations
@@ -137,9 +136,12 @@ class AdapterLayer(Wrapper):
         return self.base_layer if self._packed is None else self._packed
 
     def pristine(self, name: str) -> Tensor:
-        """See `Wrapper.pristine`: without what is merged, except in low memory."""
-        kept = self._pristine.get(name)
-        return super().pristine(name) if kept is None else kept
+        """See `Wrapper.pristine`: without what is merged; a merge in low memory has no such thing to give."""
+        if self.merged_inexactly:
+            raise AdapterError(
+                f"{self.merged_adapters} are merged in low memory: there is no exact base. Unmerge."
+            )
+        return self._pristine[name] if name in self._pristine else super().pristine(name)
 
     @property
     def weight(self) -> Tensor:

@@ -36,7 +36,7 @@ class Adapter(Protocol):
     """An adapter in memory, as `manytune.store.resident.ResidentAdapter` is one. Nothing in it may change."""
 
     @property
-    def id(self) -> str:
+    def digest(self) -> str:
         """The hash of its content."""
 
     @property
