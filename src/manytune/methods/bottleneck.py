@@ -25,7 +25,7 @@ from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
-from manytune.methods.tuners.targets import Selection, base_of, select
+from manytune.methods.tuners.targets import Selection, base_of, candidates, select
 from manytune.methods.tuners.terms import NONLINEARITIES
 
 STYLES = ("houlsby", "pfeiffer", "parallel")
@@ -226,8 +226,13 @@ class BottleneckModel(LayerTuner):
     def select(self, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
         places = self._places(config)
-        wanted = [places.mlp] if config.style != "houlsby" else [places.attention, places.mlp]
-        found = self._find("|".join(f"(?:{pattern})" for pattern in wanted), config)
+        wanted = {"mlp_modules": places.mlp}
+        if config.style == "houlsby":
+            wanted = {"attention_modules": places.attention, **wanted}
+        named = {
+            path for option, pattern in wanted.items() for path, _ in self._find(pattern, config, option)
+        }
+        found = [(path, module) for path, module in candidates(self.model) if path in named]
         for path, module in found:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(
@@ -236,7 +241,7 @@ class BottleneckModel(LayerTuner):
                 )
         if config.style != "parallel":
             return found
-        sources = self._find(places.mlp_input, config)
+        sources = self._find(places.mlp_input, config, "mlp_input_modules")
         if len(sources) != len(found):
             raise NoMatchingPeftModuleError(
                 f"A parallel adapter needs one input for each MLP: mlp_modules names {len(found)} modules and "
@@ -256,9 +261,16 @@ class BottleneckModel(LayerTuner):
             "pfeiffer": ("mlp_modules",),
             "parallel": ("mlp_modules", "mlp_input_modules"),
         }[config.style]
-        config.attention_modules, config.mlp_modules, config.mlp_input_modules = (
-            own or default for own, default in zip(given, usual, strict=True)
-        )
+        options = ("attention_modules", "mlp_modules", "mlp_input_modules")
+        unused = [o for o, own in zip(options, given, strict=True) if own is not None and o not in needed]
+        if unused and not config.was_saved:
+            raise ConfigError(
+                f"{' and '.join(unused)}: style={config.style!r} puts nothing there, so it would have no effect. "
+                "Leave it out, or choose another style."
+            )
+        for option, own, default in zip(options, given, usual, strict=True):
+            if option in needed:
+                setattr(config, option, own or default)
         missing = [option for option in needed if getattr(config, option) is None]
         if missing:
             raise ConfigError(
@@ -269,9 +281,8 @@ class BottleneckModel(LayerTuner):
             config.attention_modules or "", config.mlp_modules or "", config.mlp_input_modules or ""
         )
 
-    def _find(self, pattern: str, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
-        layers = config.layers_to_transform
-        return select(self.model, Selection(pattern, layers=[layers] if isinstance(layers, int) else layers))
+    def _find(self, pattern: str, config: BottleneckConfig, option: str) -> list[tuple[str, nn.Module]]:
+        return select(self.model, Selection.of(config, pattern, option=option))
 
     def wrap(self, path: str, module: nn.Module, config: BottleneckConfig) -> AdapterLayer:
         """See `LayerTuner.wrap`."""

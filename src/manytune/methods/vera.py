@@ -23,12 +23,10 @@ from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import fill_state
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
     ATTENTION_PROJECTIONS,
     Selection,
-    all_linear_targets,
     base_of,
-    default_targets,
+    expand_targets,
     select,
 )
 
@@ -201,19 +199,8 @@ class VeraModel(LayerTuner):
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        if config.target_modules is None:
-            config.target_modules = set(default_targets(self.model, ATTENTION_PROJECTIONS))
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
-        layers, pattern = config.layers_to_transform, config.layers_pattern
-        chosen = select(
-            self.model,
-            Selection(
-                names=config.target_modules,
-                layers=[layers] if isinstance(layers, int) else layers,
-                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
-            ),
-        )
+        given = expand_targets(self.model, config, ATTENTION_PROJECTIONS)
+        chosen = select(self.model, Selection.of(config, config.target_modules or (), given=given))
         for path, module in chosen:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(

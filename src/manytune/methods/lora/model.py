@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -23,14 +23,15 @@ from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
+    ATTENTION_PROJECTIONS,
     Selection,
-    all_linear_targets,
     base_of,
-    default_targets,
+    candidates,
+    expand_targets,
     first_match,
     select,
 )
+from manytune.methods.tuners.unmatched import check_patterns
 
 
 class LoraModel(LayerTuner):
@@ -38,6 +39,8 @@ class LoraModel(LayerTuner):
 
     prefix: ClassVar[str] = "lora_"
     layer_class = LoraLayer
+    #: What is adapted by default, by architecture.
+    usual: ClassVar[Mapping[str, Sequence[str]]] = ATTENTION_PROJECTIONS
 
     @property
     def _particular(self) -> dict[str, PeftConfig]:
@@ -76,23 +79,19 @@ class LoraModel(LayerTuner):
 
     def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        if config.target_modules is None:
-            config.target_modules = set(default_targets(self.model))
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
-        layers = config.layers_to_transform
-        pattern = config.layers_pattern
-        chosen = select(
-            self.model,
-            Selection(
-                names=config.target_modules,
-                exclude=config.exclude_modules,
-                layers=[layers] if isinstance(layers, int) else layers,
-                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
-            ),
-        )
+        given = expand_targets(self.model, config, self.usual)
+        chosen = select(self.model, Selection.of(config, config.target_modules or (), given=given))
         _settle_orientation(config, [base_of(module) for _, module in chosen])
-        return self._with_output_projections(chosen)
+        chosen = self._with_output_projections(chosen)
+        self.check_patterns(config, [path for path, _ in chosen])
+        return chosen
+
+    def check_patterns(self, config: LoraConfig, targeted: Sequence[str]) -> None:
+        """Refuse ranks and alphas for what isn't targeted."""
+        for option in ("rank_pattern", "alpha_pattern"):
+            everything = (path for path, _ in candidates(self.model))
+            patterns = getattr(config, option) or {}
+            check_patterns(option, patterns, targeted, everything, saved=config.was_saved)
 
     def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
         """Attention that is adapted has its output projection adapted too, which alone it never calls."""

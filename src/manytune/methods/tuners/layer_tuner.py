@@ -19,7 +19,7 @@ from manytune.methods.tuners.embeddings import base_tables
 from manytune.methods.tuners.fitting import settle
 from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.targets import base_of, candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import base_of, candidates, matches, refuse_unsaved
 
 
 class LayerTuner(Tuner):
@@ -104,7 +104,7 @@ class LayerTuner(Tuner):
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
         to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
-        warn_of_unsaved(self.model, saving, config.task_type)
+        refuse_unsaved(self.model, config)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]

@@ -19,7 +19,7 @@ from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
 from manytune.methods.tuners.base import NotInLayersError, Tuner, fill_state
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 
 PROMPT = "prompt_embeddings"
 
@@ -284,7 +284,7 @@ class PromptTuner(Tuner):
     def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
         names = list(config.modules_to_save or ())
         found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
-        warn_of_unsaved(self.model, names, config.task_type)
+        refuse_unsaved(self.model, config)
         return {
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found
