@@ -22,11 +22,13 @@ from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.targets import (
     Selection,
     base_of,
     default_targets,
     expand_targets,
+    is_all_linear,
     matches,
     present,
     select,
@@ -232,10 +234,13 @@ class IA3Model(LayerTuner):
                     PeftWarning,
                     stacklevel=4,
                 )
+        every_linear = is_all_linear(config.target_modules)
         expand_targets(self.model, config, {})
         if config.feedforward_modules is None:
             config.feedforward_modules = set()
         chosen = select(self.model, Selection.of(config, config.target_modules or ()))
+        if every_linear:
+            warn_of_left_frozen(self.model, config)
         config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)
         feedforward = config.feedforward_modules
         for entry in [feedforward] if isinstance(feedforward, str) else sorted(feedforward):

@@ -22,11 +22,13 @@ from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import fill_state
 from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,
     Selection,
     base_of,
     expand_targets,
+    is_all_linear,
     select,
 )
 
@@ -199,8 +201,11 @@ class VeraModel(LayerTuner):
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
+        every_linear = is_all_linear(config.target_modules)
         given = expand_targets(self.model, config, ATTENTION_PROJECTIONS)
         chosen = select(self.model, Selection.of(config, config.target_modules or (), given=given))
+        if every_linear:
+            warn_of_left_frozen(self.model, config)
         for path, module in chosen:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(

@@ -45,6 +45,7 @@ class AdaLoraModel(LoraModel):
     """
 
     layer_class = SVDLinear  # type: ignore[assignment]
+    adapts_parameters: ClassVar[bool] = False
     usual = TARGETS
     #: The end of a layer's key in `rank_pattern`.
     _KEY: ClassVar[str] = "lora_E"

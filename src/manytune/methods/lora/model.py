@@ -15,13 +15,22 @@ from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
 from manytune.methods.lora.embedding import Embedding
+from manytune.methods.lora.experts import grouped_experts, name_experts, regrouped
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
+from manytune.methods.lora.parameter_targets import (
+    names_in_files,
+    refuse_both,
+    select_parameters,
+    wrappers_for,
+)
+from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,
     Selection,
@@ -29,6 +38,8 @@ from manytune.methods.tuners.targets import (
     candidates,
     expand_targets,
     first_match,
+    has_default,
+    is_all_linear,
     select,
 )
 from manytune.methods.tuners.unmatched import check_patterns
@@ -39,6 +50,8 @@ class LoraModel(LayerTuner):
 
     prefix: ClassVar[str] = "lora_"
     layer_class = LoraLayer
+    #: Whether it adapts parameters that no linear layer holds.
+    adapts_parameters: ClassVar[bool] = True
     #: What is adapted by default, by architecture.
     usual: ClassVar[Mapping[str, Sequence[str]]] = ATTENTION_PROJECTIONS
 
@@ -79,12 +92,29 @@ class LoraModel(LayerTuner):
 
     def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        given = expand_targets(self.model, config, self.usual)
-        chosen = select(self.model, Selection.of(config, config.target_modules or (), given=given))
+        every_linear = is_all_linear(config.target_modules)
+        if self.adapts_parameters:
+            name_experts(self.model, config)
+        chosen = self._select_modules(config)
         _settle_orientation(config, [base_of(module) for _, module in chosen])
         chosen = self._with_output_projections(chosen)
-        self.check_patterns(config, [path for path, _ in chosen])
-        return chosen
+        places = select_parameters(self.model, config)
+        refuse_both(chosen, places)
+        keys = [f"{path}.{name}" for path, name in places]
+        self.check_patterns(config, [*(path for path, _ in chosen), *keys])
+        if every_linear:
+            advice = "To adapt them, name them in target_parameters." if self.adapts_parameters else ""
+            warn_of_left_frozen(self.model, config, keys, advice)
+        wrappers, self.__dict__["_to_wrap"] = wrappers_for(self.model, places)
+        return [*chosen, *wrappers]
+
+    def _select_modules(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
+        parameters = bool(config.target_parameters)
+        if config.target_modules is None and parameters and not has_default(self.model, self.usual):
+            return []
+        given = expand_targets(self.model, config, self.usual)
+        names = config.target_modules or ()
+        return select(self.model, Selection.of(config, names, given=given)) if names or not parameters else []
 
     def check_patterns(self, config: LoraConfig, targeted: Sequence[str]) -> None:
         """Refuse ranks and alphas for what isn't targeted."""
@@ -115,6 +145,8 @@ class LoraModel(LayerTuner):
 
     def wrap(self, path: str, module: nn.Module, config: LoraConfig) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
+        if path in self._to_wrap:
+            return ParamWrapper(module, self._to_wrap[path])
         if isinstance(module, nn.Embedding):
             return Embedding(module)
         if is_quantized_linear(module):
@@ -135,6 +167,8 @@ class LoraModel(LayerTuner):
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: LoraConfig) -> None:
         """See `LayerTuner.add_to_layer`."""
         assert isinstance(layer, LoraLayer)
+        if isinstance(layer, ParamWrapper):
+            path = f"{holder(path)}.{layer.parameter_name}"
         rank_key = first_match(path, dict(config.rank_pattern or {}))
         alpha_key = first_match(path, config.alpha_pattern or {})
         layer.add_adapter(
@@ -143,6 +177,8 @@ class LoraModel(LayerTuner):
             lora_alpha=config.lora_alpha if alpha_key is None else config.alpha_pattern[alpha_key],
             config=config,
         )
+
+    _to_wrap: dict[str, str]
 
     # -- biases of the base
 
@@ -184,7 +220,25 @@ class LoraModel(LayerTuner):
 
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""
-        return {**super().state(adapter_name), **self._biases(adapter_name)}
+        names = names_in_files(self._layers, adapter_name)
+        own = {_moved(key, names): tensor for key, tensor in super().state(adapter_name).items()}
+        return {**own, **self._biases(adapter_name)}
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `Tuner.memory_name`."""
+        names = {there: here for here, there in names_in_files(self._layers, adapter_name).items()}
+        return super().memory_name(adapter_name, _moved(key, names))
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`; factors of single experts, as older files have them, are put together."""
+        names = names_in_files(self._layers, adapter_name)
+        if names:
+            wrappers: Any = {path: self._layers[path] for path in names}
+            keys = {f"{holder(p)}.{w.parameter_name}": names[p] for p, w in wrappers.items()}
+            tensors = regrouped(tensors, grouped_experts(self.model), keys)
+        return super().load_state(adapter_name, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
     def add_adapter(self, adapter_name: str, config: PeftConfig, **options: Any) -> None:
         """See `Tuner.add_adapter`; biases that will train are copied first, so that `unload` can put them back."""
@@ -224,6 +278,14 @@ class LoraModel(LayerTuner):
         self.__dict__["_base_biases"] = []
         self._particular.clear()
         return super()._detach()
+
+
+def _moved(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's key with its layer's path replaced."""
+    path = next(
+        (path for path in sorted(names, key=len, reverse=True) if key.startswith(f"{path}.lora_")), None
+    )
+    return key if path is None else names[path] + key.removeprefix(path)
 
 
 def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:

@@ -130,6 +130,8 @@ class LayerTuner(Tuner):
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
             raise
+        # A layer may lie within the base layer of another one, which then comes first.
+        wrapped = dict(sorted(wrapped.items(), key=lambda item: item[0].count(".base_layer")))
         new = {
             p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
         }
@@ -315,7 +317,7 @@ class LayerTuner(Tuner):
             for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
                 holders.setdefault(id(parameter), []).append(path)
         for layer in layers:
-            for parameter in layer.base_layer.parameters():
+            for parameter in layer.get_base_layer().parameters():
                 if len(holders[id(parameter)]) > 1:
                     raise AdapterError(
                         f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "

@@ -8,7 +8,6 @@ list; see `unmatched.py`.
 
 from __future__ import annotations
 
-import itertools
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
 from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.names import lists_around, shortest_names, shown
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.unmatched import check_layers, nearest, pattern_matches, report
 
@@ -106,6 +106,12 @@ class Selection:
         return not self.layers or layer_index(path, self.layers_pattern) in self.layers
 
 
+def has_default(model: nn.Module, usual: Mapping[str, Any]) -> bool:
+    """Whether a table has the architecture of a model."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return isinstance(model_type, str) and model_type in usual
+
+
 def default_targets(
     model: nn.Module, usual: Mapping[str, Sequence[Any]] = ATTENTION_PROJECTIONS
 ) -> Sequence[Any]:
@@ -115,13 +121,13 @@ def default_targets(
         ConfigError: The architecture isn't known, or the model isn't one of transformers'.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model_type, str) or model_type not in usual:
-        linear = _minimal_names(model, [path for path, module in candidates(model) if is_linear(module)])
+    if not has_default(model, usual):
+        linear = minimal_names(model, [path for path, module in candidates(model) if is_linear(module)])
         raise ConfigError(
             f"Please specify `target_modules` in `peft_config`: there is no default for model type {model_type!r}. "
             f"The model's linear layers are: {', '.join(sorted(linear)) or 'none'}."
         )
-    return usual[model_type]
+    return usual[str(model_type)]
 
 
 def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[str]:
@@ -149,7 +155,7 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
         raise NoMatchingPeftModuleError(
             "target_modules='all-linear', but the model has no linear layers to adapt."
         )
-    return _minimal_names(model, wanted)
+    return minimal_names(model, wanted)
 
 
 def expand_targets(model: nn.Module, config: Any, usual: Mapping[str, Sequence[Any]]) -> bool:
@@ -310,7 +316,7 @@ def _check_layers(selection: Selection, matching: Sequence[str]) -> None:
         if all(layer_index(path, [pattern]) is None for path in matching):
             report(
                 f"layers_pattern: no targeted module lies in a numbered list called {pattern!r}. "
-                f"{nearest([pattern], _lists_around(matching))}",
+                f"{nearest([pattern], lists_around(matching))}",
                 saved=selection.saved,
             )
     patterns = list(selection.layers_pattern)
@@ -321,12 +327,6 @@ def _check_layers(selection: Selection, matching: Sequence[str]) -> None:
         saved=selection.saved,
         pattern=f" of layers_pattern={patterns}" if patterns else "",
     )
-
-
-def _lists_around(paths: Sequence[str]) -> list[str]:
-    """What the numbered lists are called that paths lead through."""
-    parts = [path.split(".") for path in paths]
-    return [before for words in parts for before, word in itertools.pairwise(words) if word.isdigit()]
 
 
 def _check_exclusions(selection: Selection, paths: Sequence[str], excluded: Sequence[str]) -> None:
@@ -384,20 +384,6 @@ def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Seq
     )
 
 
-def _minimal_names(model: nn.Module, wanted: Sequence[str]) -> set[str]:
+def minimal_names(model: nn.Module, wanted: Sequence[str]) -> set[str]:
     """The shortest list of names for some modules: an ending where all modules with it are wanted, else the path."""
-    chosen = set(wanted)
-    by_ending: dict[str, list[str]] = {}
-    for path, _ in candidates(model):
-        by_ending.setdefault(path.rsplit(".", 1)[-1], []).append(path)
-    names: set[str] = set()
-    for path in wanted:
-        ending = path.rsplit(".", 1)[-1]
-        whole = not ending.isdigit() and all(other in chosen for other in by_ending[ending])
-        names.add(ending if whole else path)
-    return names
-
-
-def shown(names: str | Collection[str] | None) -> str:
-    """Names for a message, in an order that doesn't change from run to run."""
-    return repr(names) if names is None or isinstance(names, str) else repr(sorted(names))
+    return shortest_names([path for path, _ in candidates(model)], wanted)
