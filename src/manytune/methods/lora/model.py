@@ -29,20 +29,25 @@ from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.layer_terms import by_layer, lies_in
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
+from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,
     Selection,
     base_of,
     candidates,
     expand_targets,
-    first_match,
     has_default,
     is_all_linear,
     select,
 )
+from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError, joined
 from manytune.methods.tuners.unmatched import check_patterns
+
+_ORIGINAL = ".original_module."
 
 
 class LoraModel(LayerTuner):
@@ -169,16 +174,57 @@ class LoraModel(LayerTuner):
         assert isinstance(layer, LoraLayer)
         if isinstance(layer, ParamWrapper):
             path = f"{holder(path)}.{layer.parameter_name}"
-        rank_key = first_match(path, dict(config.rank_pattern or {}))
-        alpha_key = first_match(path, config.alpha_pattern or {})
         layer.add_adapter(
-            adapter_name,
-            r=config.r if rank_key is None else config.rank_pattern[rank_key],
-            lora_alpha=config.lora_alpha if alpha_key is None else config.alpha_pattern[alpha_key],
-            config=config,
+            adapter_name, r=config.rank_at(path), lora_alpha=config.alpha_at(path), config=config
         )
 
     _to_wrap: dict[str, str]
+
+    # -- terms
+
+    @classmethod
+    def scaling_at(cls, config: Any, path: str) -> float:
+        """See `LayerTuner.scaling_at`."""
+        scaling: float = config.scaling_at(path)
+        return scaling
+
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`.
+
+        Raises:
+            TermsError: The adapter fits no base but a changed one, or see `Tuner.terms`.
+        """
+        _refuse_parameters(config)
+        if starts_from_weight(config.init_lora_weights):
+            raise TermsError(
+                f"init_lora_weights={config.init_lora_weights!r}: the adapter runs beside a changed base, so it can't "
+                "share one. Save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter."
+            )
+        # With bias="all" files also hold biases of modules that aren't run: modules_to_save has copies of them.
+        tensors = {name: tensor for name, tensor in tensors.items() if _ORIGINAL not in name}
+        _, others = by_layer(tensors, cls.layer_class.adapter_layer_names)
+        biases = {
+            name: tensor
+            for name, tensor in others.items()
+            if name.endswith(".bias")
+            and config.bias != "none"
+            and not lies_in(name, config.modules_to_save or ())
+        }
+        rest = {n: t for n, t in tensors.items() if n.removeprefix(FILE_PREFIX) not in biases}
+        trained = replaced_terms(BaseLayers(model), biases, in_place=True)
+        return joined([super().terms(config, rest, model), trained])
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        _refuse_parameters(self.peft_config[adapter_name])
+        found = super().live_terms(adapter_name)
+        biases = {n: b.detach() for n, b in self._biases(adapter_name).items() if _ORIGINAL not in n}
+        return joined([found, replaced_terms(self._base_layers(), biases, in_place=True)])
+
+    def _base_layers(self) -> BaseLayers:
+        return BaseLayers(self.model, dict(self.__dict__["_base_biases"]))
 
     # -- biases of the base
 
@@ -278,6 +324,15 @@ class LoraModel(LayerTuner):
         self.__dict__["_base_biases"] = []
         self._particular.clear()
         return super()._detach()
+
+
+def _refuse_parameters(config: Any) -> None:
+    """Terms are of layers; a layer that holds the weights of several experts multiplies by them as it sees fit."""
+    if config.target_parameters:
+        raise TermsError(
+            f"target_parameters={sorted(config.target_parameters)}: what LoRA does to experts and other parameters has "
+            f"no terms, so it can't run in a mixed batch. {INSTEAD}"
+        )
 
 
 def _moved(key: str, names: Mapping[str, str]) -> str:
