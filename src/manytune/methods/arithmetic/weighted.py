@@ -189,6 +189,11 @@ def _config(tuner: LayerTuner, adapters: Sequence[str], how: Combination) -> Any
 
 def _refuse_unlike_sums(adapters: Sequence[str], configs: Sequence[Any]) -> None:
     for name, config in zip(adapters, configs, strict=True):
+        if config.target_parameters:
+            raise ConfigError(
+                f"Adapter '{name}' has target_parameters={sorted(config.target_parameters)}: sums of these aren't "
+                "implemented."
+            )
         if config.use_dora or config.lora_bias:
             option = "use_dora" if config.use_dora else "lora_bias"
             raise ConfigError(

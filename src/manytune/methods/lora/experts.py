@@ -119,7 +119,7 @@ def name_experts(model: nn.Module, config: LoraConfig) -> None:
     keys = [one.key for one in wanted] + [f"{path}.weight" for path in routers]
     if keys:
         known = [f"{path}.{name}" for path, name in parameter_keys(model)]
-        config.target_parameters = sorted({*own, *shortest_names(known, keys)})
+        config.target_parameters = sorted({*own, *shortest_names(known, keys, parts=2)})
     for option, value in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
         _widen(config, option, value, wanted)
 

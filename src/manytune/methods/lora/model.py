@@ -48,6 +48,7 @@ from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsErro
 from manytune.methods.tuners.unmatched import check_patterns
 
 _ORIGINAL = ".original_module."
+_ADVICE = "To adapt them, name them in target_parameters; torch.nn.MultiheadAttention may be in target_modules instead."
 
 
 class LoraModel(LayerTuner):
@@ -108,8 +109,7 @@ class LoraModel(LayerTuner):
         keys = [f"{path}.{name}" for path, name in places]
         self.check_patterns(config, [*(path for path, _ in chosen), *keys])
         if every_linear:
-            advice = "To adapt them, name them in target_parameters." if self.adapts_parameters else ""
-            warn_of_left_frozen(self.model, config, keys, advice)
+            warn_of_left_frozen(self.model, config, keys, _ADVICE if self.adapts_parameters else "")
         wrappers, self.__dict__["_to_wrap"] = wrappers_for(self.model, places)
         return [*chosen, *wrappers]
 

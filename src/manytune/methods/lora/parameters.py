@@ -3,7 +3,8 @@
     W' = W + s · B A                     for a matrix W (out × in)
     W'[e] = W[e] + s · B[e] A[e]         for weights W (experts × out × in) of several experts
 
-The layer that holds the parameter runs with W' in its place, whatever it computes with it.
+The layer that holds the parameter runs with W' in its place, whatever it computes with it; where it is known, the
+update is applied beside the weight instead, see `expert_products.py`.
 
 Shapes: A is one matrix (experts · r × in), expert by expert; B is (out × r · experts), in which the experts of one
 direction stand next to each other. Both are HF PEFT's, as are the wrappers around a layer that holds several targeted
@@ -13,14 +14,15 @@ parameters: each adapts one of them, and lies in the one before it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from manytune.errors import ConfigError
+from manytune.errors import AdapterError, ConfigError
 from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.expert_products import LowRank, experts_forward, follows_interface, is_hooked
 from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.init import initialise, refuse_beyond_linear
 from manytune.methods.lora.layer import LoraLayer
@@ -47,6 +49,8 @@ class ParamWrapper(LoraLayer):
     Raises:
         ConfigError: The parameter has another shape, or is packed.
     """
+
+    row_wise: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module, parameter_name: str) -> None:
         super().__init__(base_layer)
@@ -102,7 +106,8 @@ class ParamWrapper(LoraLayer):
 
     def make_factors(self, adapter_name: str, config: LoraConfig) -> None:
         """A (experts · r × in) and B (out × r · experts) as linear modules without bias."""
-        for option in ("lora_dropout", "lora_bias", "use_dora"):
+        beside = follows_interface(self.get_base_layer(), [self.parameter_name])
+        for option in ("lora_bias", "use_dora", *(() if beside else ("lora_dropout",))):
             if getattr(config, option):
                 raise ConfigError(
                     f"{option}={getattr(config, option)!r} is not supported for {self._named}: the update is added to "
@@ -143,18 +148,24 @@ class ParamWrapper(LoraLayer):
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
         """W + Σ s·BA, summed in float32 at least and rounded once."""
         weight = self.origin(adapter_names)
-        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        total = weight.to(_wide(weight.dtype, torch.float32), copy=True)
         for name in adapter_names:
             total += self.get_delta_weight(name)
         return {self.parameter_name: rounded(total, weight.dtype)}
 
     # -- running
 
-    def adapted_weight(self) -> Tensor | None:
-        """W + Σ s · BA over the active adapters, rounded once to W's dtype; None if there are none."""
+    def adapted_weight(self) -> Tensor:
+        """W' = W + Σ s · BA over the active adapters, of which there is one at least; rounded once to W's dtype."""
         names = self.live_adapters()
-        if not names:
-            return None
+        if any(
+            drop.training and isinstance(drop, nn.Dropout)
+            for drop in map(self.lora_dropout.__getitem__, names)
+        ):
+            raise AdapterError(
+                f"{self._named} has hooks, so it is run with the update in its weight, where lora_dropout has no "
+                "place. Remove the hooks, or train with lora_dropout=0."
+            )
         weight = self.weight
         left, right = self.factors(names[0])
         scaling = self.scaling[names[0]]
@@ -163,7 +174,7 @@ class ParamWrapper(LoraLayer):
             pairs = [(*self.factors(name), self.scaling[name]) for name in names]
             left = torch.cat([own * factor for own, _, factor in pairs], dim=-1)
             right, scaling = torch.cat([own for _, own, _ in pairs], dim=-2), 1.0
-        wide = torch.promote_types(weight.dtype, left.dtype)
+        wide = _wide(weight.dtype, left.dtype)
         add = torch.baddbmm if weight.dim() == 3 else torch.addmm
         # Autocast would take the sum, which becomes a weight, for a product of activations.
         with torch.autocast(weight.device.type, enabled=False):
@@ -180,10 +191,25 @@ class ParamWrapper(LoraLayer):
         Returns:
             What the layer gives.
         """
-        found = {layer.parameter_name: layer.adapted_weight() for layer in self.nested()}
-        weights = {name: weight for name, weight in found.items() if weight is not None}
         base = self.get_base_layer()
-        return functional_call(base, weights, args, kwargs) if weights else base(*args, **kwargs)
+        live = [layer for layer in self.nested() if layer.live_adapters()]
+        if not live:
+            return base(*args, **kwargs)
+        if follows_interface(base, [layer.parameter_name for layer in live]) and not is_hooked(base):
+            updates = {layer.parameter_name: layer.updates() for layer in live}
+            return experts_forward(base, updates, *args, **kwargs)
+        return functional_call(
+            base, {layer.parameter_name: layer.adapted_weight() for layer in live}, args, kwargs
+        )
+
+    def updates(self) -> list[LowRank]:
+        """The active adapters, as they are applied beside grouped experts."""
+        found = []
+        for name in self.live_adapters():
+            a = self.lora_A[name].get_parameter("weight").view(self.num_experts, -1, self.in_features)
+            b = self.lora_B[name].get_parameter("weight").view(self.out_features, -1, self.num_experts)
+            found.append(LowRank(a, b.permute(2, 0, 1), self.scaling[name], self.lora_dropout[name]))
+        return found
 
     def __getattr__(self, name: str) -> Any:
         # Mixtures of experts ask their experts and routers for sizes and biases.
@@ -197,6 +223,11 @@ class ParamWrapper(LoraLayer):
     def extra_repr(self) -> str:
         """The parameter's name, which alone tells apart the wrappers around one layer."""
         return f"parameter_name={self.parameter_name!r}"
+
+
+def _wide(weight: torch.dtype, factors: torch.dtype) -> torch.dtype:
+    """The dtype to add in; one of eight bits is promoted to none other by torch."""
+    return torch.promote_types(torch.float32 if weight.itemsize == 1 else weight, factors)
 
 
 def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:

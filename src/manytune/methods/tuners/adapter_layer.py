@@ -44,6 +44,8 @@ class AdapterLayer(Wrapper):
     other_param_names: ClassVar[tuple[str, ...]] = ()
     #: Whether merging adds ΔW, independent of the weight it is added to.
     additive: ClassVar[bool] = True
+    #: Whether the layer computes each row of its input by itself, so that it may be run on some of them.
+    row_wise: ClassVar[bool] = True
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

@@ -6,18 +6,29 @@ import itertools
 from collections.abc import Collection, Sequence
 
 
-def shortest_names(paths: Sequence[str], wanted: Sequence[str]) -> set[str]:
-    """The shortest list of names for some of all paths: an ending where all paths with it are wanted, else the path."""
+def shortest_names(paths: Sequence[str], wanted: Sequence[str], parts: int = 1) -> set[str]:
+    """The shortest list of names for some of all paths: an ending where all paths with it are wanted, else the path.
+
+    Args:
+        paths: All paths.
+        wanted: Those to name.
+        parts: How many parts of a path an ending may have.
+    """
     chosen = set(wanted)
+    names: set[str] = set()
     by_ending: dict[str, list[str]] = {}
     for path in paths:
-        by_ending.setdefault(path.rsplit(".", 1)[-1], []).append(path)
-    names: set[str] = set()
+        for ending in _endings(path, parts):
+            by_ending.setdefault(ending, []).append(path)
     for path in wanted:
-        ending = path.rsplit(".", 1)[-1]
-        whole = not ending.isdigit() and all(other in chosen for other in by_ending[ending])
-        names.add(ending if whole else path)
+        whole = (e for e in _endings(path, parts) if all(other in chosen for other in by_ending[e]))
+        names.add(next((ending for ending in whole if not ending.isdigit()), path))
     return names
+
+
+def _endings(path: str, parts: int) -> list[str]:
+    words = path.split(".")
+    return [".".join(words[-count:]) for count in range(1, min(parts, len(words)) + 1)]
 
 
 def lists_around(paths: Sequence[str]) -> list[str]:
