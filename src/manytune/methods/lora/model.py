@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, PeftWarning
+from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
+from manytune.methods.lora.conversion import as_plain_lora
 from manytune.methods.lora.embedding import Embedding
 from manytune.methods.lora.experts import grouped_experts, name_experts, regrouped
 from manytune.methods.lora.init import starts_from_weight
@@ -27,13 +30,15 @@ from manytune.methods.lora.parameter_targets import (
 )
 from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
+from manytune.methods.lora.sums import sum_options, write_sum
+from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.layer_terms import by_layer, lies_in
-from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.replaced import replaced_terms
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,
     Selection,
@@ -51,10 +56,11 @@ _ORIGINAL = ".original_module."
 _ADVICE = "To adapt them, name them in target_parameters; torch.nn.MultiheadAttention may be in target_modules instead."
 
 
-class LoraModel(LayerTuner):
+class LoraModel(SummedTuner):
     """LoRA attached to a model; see `LoraConfig`."""
 
     prefix: ClassVar[str] = "lora_"
+    mixes: ClassVar[bool] = True
     layer_class = LoraLayer
     #: Whether it adapts parameters that no linear layer holds.
     adapts_parameters: ClassVar[bool] = True
@@ -69,6 +75,11 @@ class LoraModel(LayerTuner):
         """
         found: dict[str, PeftConfig] = self.__dict__.setdefault("_particular_configs", {})
         return found
+
+    def changes_base(self, adapter_name: str) -> bool:
+        """See `LayerTuner.changes_base`."""
+        config = self._particular.get(adapter_name)
+        return config is not None and starts_from_weight(getattr(config, "init_lora_weights", True))
 
     def check(self, adapter_name: str, config: LoraConfig) -> None:
         """Biases belong to the base, of which there is one copy: only one adapter may train them.
@@ -179,6 +190,30 @@ class LoraModel(LayerTuner):
         )
 
     _to_wrap: dict[str, str]
+
+    # -- sums and other forms
+
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`."""
+        carrying = {p: layer for p, layer in self._layers.items() if any(map(layer.has_adapter, adapters))}
+        configs: list[Any] = [self.peft_config[name] for name in adapters]
+        return sum_options(adapters, configs, carrying, how)
+
+    def write_sum(self, layer: Any, *args: Any) -> None:
+        """See `SummedTuner.write_sum`."""
+        write_sum(layer, *args)
+
+    @classmethod
+    def converted(
+        cls, config: Any, tensors: Mapping[str, Tensor], initial: str | Path
+    ) -> tuple[PeftConfig, dict[str, Tensor]]:
+        """See `Tuner.converted`: PiSSA's and OLoRA's adapters."""
+        return as_plain_lora(config, tensors, initial)
+
+    @classmethod
+    def vllm_rank(cls, config: Any, names: Iterable[str]) -> int:
+        """See `Tuner.vllm_rank`."""
+        return vllm_rank(config, names)
 
     # -- terms
 
@@ -357,4 +392,4 @@ def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> Non
         config.fan_in_fan_out = False
 
 
-register(Method("lora", PeftType.LORA, LoraConfig, LoraModel))
+register(Method("lora", PeftType.LORA, LoraConfig, LoraModel, in_peft=True, rank="r"))

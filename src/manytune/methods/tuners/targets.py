@@ -387,3 +387,10 @@ def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Seq
 def minimal_names(model: nn.Module, wanted: Sequence[str]) -> set[str]:
     """The shortest list of names for some modules: an ending where all modules with it are wanted, else the path."""
     return shortest_names([path for path, _ in candidates(model)], wanted)
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    """The adapter layers of a model, by path."""
+    for path, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            yield path, module
