@@ -70,6 +70,8 @@ class CombinedConfig(PeftConfig):
                 "auto_mapping",
             ):
                 setattr(part, name, getattr(self, name))
+            if self.was_saved:
+                part.as_saved()
         return self.weights, self.prompt
 
     @property

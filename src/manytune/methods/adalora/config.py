@@ -104,6 +104,7 @@ class AdaLoraConfig(LoraConfig):
             "lora_bias": False,
             "freeze_a": False,
             "alpha_pattern": {},
+            "target_parameters": [],
         }
         for name, default in unused.items():
             value = getattr(self, name)
