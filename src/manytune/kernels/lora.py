@@ -2,7 +2,7 @@
 
     y = x Wᵀ + b + s · x Aᵀ Bᵀ            (LoRA, arXiv 2106.09685)
 
-For float32 on CPUs, inside `fast_products`, without dropout and with a frozen base. Shapes are those of `fused.py`.
+For float32 on CPUs, without dropout and with a frozen base. Shapes are those of `fused.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from manytune.kernels.products import is_fast, product
 
 
 def suits(x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> bool:
-    """Whether the kernel is there, is wanted and takes such operands."""
+    """Whether the kernel is there and takes such operands."""
     return (
         ready()
         and is_fast(x, weight)

@@ -256,8 +256,8 @@ def test_an_error_inside_leaves_the_model_as_it_was_and_nothing_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attached = model("llama", monkeypatch, layers=[2])
-    before = state(attached)
     with cache(attached) as lower:
+        before = state(attached)
         batch = builder("shared-prefix")(ROWS, pad_id=0)
         with pytest.raises(KeyError), lower(batch):
             raise KeyError
@@ -268,7 +268,7 @@ def test_an_error_inside_leaves_the_model_as_it_was_and_nothing_known(
                 loss_sum(attached, batch)
         with pytest.raises(KeyError), lower(batch):
             raise KeyError
-    assert state(attached) == before
+        assert state(attached) == before
 
 
 def test_a_batch_is_skipped_when_all_its_prefixes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

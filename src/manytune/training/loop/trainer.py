@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
 from manytune.errors import RunError
+from manytune.layer_forwards import uncompiled
 from manytune.training.batches import Builder
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
 from manytune.training.loop.counters import Tally
@@ -29,7 +30,6 @@ from manytune.training.loop.samplers import PlannedBatches, order_of
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.resume import Checkpoint, Position, save_checkpoint
 from manytune.training.speed.chunked_cross_entropy import loss_sum
-from manytune.training.speed.compilation import uncompiled
 from manytune.training.speed.frozen_layers import LowerLayers
 from manytune.training.training_plan import Schedule
 
@@ -190,7 +190,7 @@ class AdapterTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss per target token over the validation rows."""
-        with uncompiled(self._module):
+        with uncompiled(self._module.modules()):  # without gradients they would be compiled again
             loss = mean_loss(
                 self._module,
                 self._validation,

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from manytune.kernels.products import PLAIN
+from manytune.kernels.products import is_plain
+from manytune.layer_forwards import replaced_forwards
 from manytune.training.batches import Batch, Seq2SeqBatch
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
@@ -96,7 +97,7 @@ class _Targets:
     def owned(self, logits: Tensor) -> Tensor:
         """The logits' values in memory that may be written to: a linear layer's backward doesn't read its result."""
         values = logits.detach()
-        return values if self._cap is None and type(self._head) in PLAIN else values.clone()
+        return values if self._cap is None and is_plain(self._head) else values.clone()
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -171,12 +172,8 @@ def _without_cap(base: PreTrainedModel) -> Iterator[float | None]:
 @contextmanager
 def _without_head(base: PreTrainedModel, head: nn.Module) -> Iterator[float | None]:
     """Let a model return what its head reads in place of the logits; gives the soft cap that belongs to these."""
-    head.forward = _nothing  # in the instance, before its class's
-    try:
-        with _without_cap(base) as cap:
-            yield cap
-    finally:
-        del head.forward
+    with replaced_forwards({head: _nothing}), _without_cap(base) as cap:
+        yield cap
 
 
 def _nothing(hidden: Tensor) -> Tensor:

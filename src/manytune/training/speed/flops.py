@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from manytune.kernels.products import fast_products, product
+from manytune.kernels.products import product
 from manytune.training.speed.operations import matrices
 
 _FEWEST_ROWS, _MOST_ROWS = (
@@ -47,16 +47,15 @@ def matrix_speed(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
     ]
     spent = dict.fromkeys(chosen, 0.0)
     rounds = -1
-    with fast_products(model):  # as a training's steps have them
-        started = time.perf_counter()
-        while rounds < 1 or time.perf_counter() - started < seconds:
-            for shape, (_, weight, inputs, gradients) in zip(chosen, pairs, strict=True):
-                before = time.perf_counter()
-                product(inputs, weight)
-                product(gradients, weight.T)
-                if weight.is_cuda:
-                    torch.cuda.synchronize()
-                spent[shape] += time.perf_counter() - before if rounds >= 0 else 0.0
-            rounds += 1
+    started = time.perf_counter()
+    while rounds < 1 or time.perf_counter() - started < seconds:
+        for shape, (_, weight, inputs, gradients) in zip(chosen, pairs, strict=True):
+            before = time.perf_counter()
+            product(inputs, weight)
+            product(gradients, weight.T)
+            if weight.is_cuda:
+                torch.cuda.synchronize()
+            spent[shape] += time.perf_counter() - before if rounds >= 0 else 0.0
+        rounds += 1
     operations = sum(4 * rows * weight.numel() * count for count, weight, _, _ in pairs)
     return operations * rounds / sum(shapes[shape] * spent[shape] for shape in chosen)

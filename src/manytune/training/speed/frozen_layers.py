@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from manytune.data.encode import Encoded
 from manytune.errors import RunError
+from manytune.layer_forwards import replaced_forwards
 from manytune.training.batches import Batch, Builder, Seq2SeqBatch, TokenSequence
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.support import virtual_tokens
@@ -107,7 +108,7 @@ class FrozenLayers:
             def give(*_: Any, **__: Any) -> Any:
                 return given if self._beside is None else (given, *self._beside)
 
-            with _running(self.layers, give):
+            with replaced_forwards(dict.fromkeys(self.layers, give)):
                 yield True
         else:
             last = self.layers[-1]
@@ -118,7 +119,7 @@ class FrozenLayers:
                 self._keep(result, places, rows)
                 return result
 
-            with _running([last], keep):
+            with replaced_forwards({last: keep}):
                 yield False
 
     def _rows_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -314,24 +315,6 @@ def _hidden_of(result: Any) -> Tensor:
 def _random_state(device: torch.device) -> Tensor:
     host = torch.get_rng_state()
     return torch.cat((host, torch.cuda.get_rng_state(device))) if device.type == "cuda" else host
-
-
-@contextmanager
-def _running(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Let layers run this instead of their own forward inside the `with` block, and without their compiled form."""
-    before = [(layer, layer.__dict__.get("forward"), layer._compiled_call_impl) for layer in layers]
-    try:
-        for layer in layers:
-            layer.forward = forward  # in the instance, before its class's
-            layer._compiled_call_impl = None
-        yield
-    finally:
-        for layer, own, compiled in before:
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own
-            layer._compiled_call_impl = compiled
 
 
 @contextmanager
