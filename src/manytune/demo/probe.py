@@ -12,6 +12,7 @@ import torch
 from manytune.data.encode import Encoded
 from manytune.demo.plan import Workload
 from manytune.model.attach import get_peft_model
+from manytune.token_prefixes import common_prefix
 from manytune.training.batches import builder, packed_attention
 from manytune.training.recipe import Recipe
 from manytune.training.speed.chunked_cross_entropy import loss_sum
@@ -30,7 +31,7 @@ def workload_of(model: Any, papers: Sequence[Sequence[Encoded]]) -> Workload:
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     )
-    shared = [_common_prefix([row.prompt_ids for row in rows]) for rows in papers]
+    shared = [common_prefix(*(row.prompt_ids for row in rows)) for rows in papers]
     return Workload(
         layer_weights=layers,
         head_weights=head.weight.numel(),
@@ -68,9 +69,3 @@ def time_step(model: Any, paper: Sequence[Encoded], recipe: Recipe) -> float:
     finally:
         attached.unload()
         model.eval()
-
-
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with alike."""
-    columns = zip(*sequences, strict=False)
-    return next((at for at, tokens in enumerate(columns) if len(set(tokens)) > 1), min(map(len, sequences)))

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from manytune.model.peft_model import PeftModel
+from manytune.token_prefixes import common_prefix
 
 # Two prompts share a beginning if it is at least this much of the shorter one; and sharing has to save a fifth of the
 # tokens, since it reads in two steps what would be one.
@@ -100,7 +101,7 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
     runs = [[order[0]]]
     shared = [len(prompts[order[0]])]
     for before, row in pairwise(order):
-        common = _common_prefix(prompts[before], prompts[row])
+        common = common_prefix(prompts[before], prompts[row])
         if common >= _SHARED * min(len(prompts[before]), len(prompts[row])):
             runs[-1].append(row)
             shared[-1] = min(shared[-1], common)
@@ -111,11 +112,6 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
         _Group(tuple(run), min(length, min(len(prompts[row]) for row in run) - 1))
         for run, length in zip(runs, shared, strict=True)
     ]
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _keeps_every_position(model: Any) -> bool:

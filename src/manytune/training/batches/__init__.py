@@ -10,7 +10,7 @@ from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
 from manytune.training.batches.grouping import plan_batches
 from manytune.training.batches.seq2seq import Builder, Seq2SeqBatch
-from manytune.training.batches.support import unsupported_reason
+from manytune.training.batches.support import packed_training_obstacle
 from manytune.training.batches.token_counts import TokenCounts
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "TokenSequence",
     "builder",
     "packed_attention",
+    "packed_training_obstacle",
     "plan_batches",
-    "unsupported_reason",
 ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manytune.errors import DataError, RecipeError
+from manytune.token_prefixes import common_prefix
 from manytune.training.batches.batch import TokenSequence
 
 Plan = tuple[tuple[int, ...], ...]
@@ -145,17 +146,12 @@ class _SharedPrefix:
         place = bisect_left(self._sorted, inputs)
         # The longest common prefix with any sequence is the one with a neighbour in sorted order.
         neighbours = self._sorted[max(place - 1, 0) : place + 1]
-        shared = max((_common_prefix(inputs, other) for other in neighbours), default=0)
+        shared = max((common_prefix(inputs, other) for other in neighbours), default=0)
         return self._nodes + len(inputs) - shared
 
     def add(self, inputs: tuple[int, ...]) -> None:
         self._nodes = self.with_another(inputs)
         self._sorted.insert(bisect_left(self._sorted, inputs), inputs)
-
-
-def _common_prefix(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 _COMPUTED: dict[str, type[_Padded] | type[_PaddingFree] | type[_SharedPrefix]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from manytune.token_prefixes import common_prefix
 from manytune.training.batches import TokenSequence
 
 ENTRY_BYTES = 150  # what a prefix takes in the dictionary of `PrefixNumbers`, at most
@@ -49,8 +50,6 @@ def count_prefixes(sequences: Iterable[TokenSequence]) -> int:
     before: tuple[int, ...] = ()
     count = 0
     for tokens in sorted((*s.prompt_ids, *s.completion_ids[:-1]) for s in sequences):
-        pairs = enumerate(zip(before, tokens, strict=False))
-        common = next((i for i, (a, b) in pairs if a != b), min(len(before), len(tokens)))
-        count += len(tokens) - common
+        count += len(tokens) - common_prefix(before, tokens)
         before = tokens
     return count

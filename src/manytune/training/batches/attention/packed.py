@@ -35,7 +35,7 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     Enclose the forward and the backward: gradient checkpointing runs the forward again during the backward.
 
     Args:
-        model: A transformers model that `unsupported_reason` finds nothing against, or a wrapper of one.
+        model: A transformers model that `packed_training_obstacle` finds nothing against, or a wrapper of one.
     """
     base = base_model(model)
     prepare_kernels(base)
