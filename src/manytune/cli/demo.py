@@ -62,6 +62,7 @@ def demo(
 
 
 def _print_next(finished: Finished, console: Console) -> None:
+    from manytune.store.run_directory import RunDirectory
     from manytune.training.progress import duration
 
     run = finished.lora.directory
@@ -72,7 +73,7 @@ def _print_next(finished: Finished, console: Console) -> None:
         ["generate", "--adapter", str(run), "--with-base", "--file", str(finished.unseen)],
         [
             "train",
-            str(run / "recipe.yaml"),
+            str(RunDirectory(run).recipe_file),
             "--set",
             f"training.max_steps={steps}",
             "--set",

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from manytune.evaluation.results import Answer, Evaluation
     from manytune.store.base import Base
 
-RESULT_NAME = "evaluation.json"
-
 Adapters = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Run or adapter directories.", show_default=False),
@@ -292,11 +290,12 @@ def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> l
     from manytune.evaluation.compare import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores
+    from manytune.store.run_directory import RunDirectory
 
     written = []
     for one in chosen:
         if one.run is not None:
-            written.append(one.run / RESULT_NAME)
+            written.append(RunDirectory(one.run).evaluation_file)
             write_evaluation(part(evaluation, one.name), written[-1])
         if whole and one.stored.manifest is not None:
             add_scores(

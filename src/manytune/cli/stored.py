@@ -18,10 +18,10 @@ def store_at(directory: Path) -> AdapterStore:
 
 def directory_of(adapter: str, store: Path) -> Path:
     """The directory that an argument means: a run's or an adapter's own, or one in the store."""
-    from manytune.store.intake import adapter_in
+    from manytune.store.run_directory import adapter_at
 
     path = Path(adapter).expanduser()
     # A path that isn't there is reported as a path, a word as a name.
     if path.is_dir() or len(path.parts) > 1:
-        return adapter_in(path)
+        return adapter_at(path)
     return store_at(store).path(adapter)

@@ -36,7 +36,7 @@ def train(
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Compare with the machine's matrix speed after a short run too."),
+        typer.Option("--measure", help="Measure the machine's FLOP/s for the MFU after a short run too."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -51,7 +51,7 @@ def train(
 
     if dry_run and (resume or overwrite or keep_checkpoints or measure):
         raise typer.BadParameter(
-            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure mean nothing beside it",
+            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure don't go with it",
             param_hint="--dry-run",
         )
     loaded = load_recipe(recipe, overrides or [])
@@ -72,12 +72,12 @@ def train(
             resume=resume,
             overwrite=overwrite,
             keep_checkpoints=keep_checkpoints,
-            measure_speed=measure or None,
+            measure_flops=measure or None,
             report=progress,
             notify=lambda line: console.print(line, markup=False),
         )
     if as_json:
-        typer.echo(json.dumps(finished.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(finished.scores.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print(finished)
 
@@ -86,6 +86,7 @@ def _print(finished: TrainedRun) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from manytune.store.run_directory import RunDirectory
     from manytune.training.progress import duration
 
     training = finished.training
@@ -103,20 +104,21 @@ def _print(finished: TrainedRun) -> None:
         table.add_row("compiled in", duration(training.compile_seconds))
     if training.kernels is not None:
         table.add_row("kernels", training.kernels)
-    counts = training.tally.counts
+    counts = training.counters.tokens
     table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
     table.add_row("saved", _saved(counts))
     if training.cache is not None:
-        share = training.tally.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
+        share = training.counters.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
         layers = f"{training.cache.layers} of {training.cache.all_layers} layers"
         table.add_row("kept", f"{share:.0%} of the computed tokens skipped {layers}")
     table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
-    if training.achieved is not None and training.matrix_speed is not None:
-        speed = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
-        table.add_row("achieved", f"{training.achieved:.0%} of the matrix speed ({speed})")
+    if training.mfu is not None and training.matmul_flops_per_second is not None:
+        speed = f"{training.matmul_flops_per_second / 1e9:,.0f} GFLOP/s"
+        table.add_row("MFU", f"{training.mfu:.0%} of the {speed} that this machine's matrix products reach")
     table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
     if finished.left_out:
-        table.add_row("rows left out", f"{len(finished.left_out):,} (named in scores.json)")
+        named = RunDirectory(finished.directory).scores_file.name
+        table.add_row("rows left out", f"{len(finished.left_out):,} (named in {named})")
     Console(highlight=False).print(table)
     typer.echo(
         f"adapter: {finished.adapter}"

@@ -267,7 +267,7 @@ def encode_splits(
     )
 
 
-def content_hash(sequences: Sequence[Encoded]) -> str:
+def tokens_digest(sequences: Sequence[Encoded]) -> str:
     """A hash of the token ids and their order: what a resumed run must find unchanged."""
     digest = hashlib.sha256()
     for sequence in sequences:

@@ -19,7 +19,7 @@ from manytune.experiments.recipe import experiment_from
 from manytune.experiments.trials import Trial
 from manytune.experiments.workspace import Bench, open_bench
 from manytune.store.files import held
-from manytune.training.progress import Report
+from manytune.store.run_log import Report
 from manytune.training.recipe import recipe_from
 
 Phase = Literal["search", "finish"]

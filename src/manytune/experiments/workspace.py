@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from manytune.data.dataset import Splits, TokenSplits, content_hash, encode_splits, read_splits
+from manytune.data.dataset import Splits, TokenSplits, tokens_digest
 from manytune.data.encode import Encoder
 from manytune.errors import DataError, RunError
 from manytune.evaluation.answers import Question, questions_from
@@ -25,12 +25,14 @@ from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.spectra import spectrum_of
 from manytune.experiments.trials import Trial, train
 from manytune.experiments.variants import Variants
-from manytune.store.base import Base, load_base
+from manytune.store.base import Base
 from manytune.store.files import atomic_write, clean_leftovers, sha256_file
-from manytune.training.loop.train import check_device
-from manytune.training.progress import Report
+from manytune.store.run_log import Report
+from manytune.training.inputs import read_inputs
+from manytune.training.loop.arguments import check_device
+from manytune.training.loop.rows import TrainingRows
 from manytune.training.recipe import Recipe
-from manytune.training.training_plan import total_steps
+from manytune.training.training_plan import count_steps
 
 _FACTS = "experiment.json"
 _DIVERGED = "diverged.txt"
@@ -97,7 +99,8 @@ class Bench:
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        return total_steps(self.base.model, settings, self.data.train, self.data.mixture)
+        rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
+        return count_steps(self.base.model, settings, rows)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -272,9 +275,8 @@ def open_bench(experiment: Experiment, show: Show, *, ranks: bool = False) -> Be
     """
     recipe = experiment.recipe
     check_device(recipe.training)
-    splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=show.line)
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    inputs = read_inputs(recipe, notify=show.line)
+    splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
     probes = load_probes(experiment.forgetting, base)
@@ -305,8 +307,8 @@ def _keep_facts(experiment: Experiment, base: Base, data: TokenSplits) -> None:
     own = {"learning_rate", "seed", "max_steps", "epochs", "device", "tensorboard", "checkpoint_every"}
     facts = {
         "format": 1,
-        "train": content_hash(data.train),
-        "validation": content_hash(data.validation),
+        "train": tokens_digest(data.train),
+        "validation": tokens_digest(data.validation),
         "base": base.fingerprint.to_dict(),
         "training": {
             key: value

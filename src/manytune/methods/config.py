@@ -85,6 +85,14 @@ class PeftConfig:
                 f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {known}."
             )
 
+    @classmethod
+    def for_training(cls, **options: Any) -> Self:
+        """An object for a training whose number of steps isn't known yet.
+
+        A method whose options depend on that number gets it from `TrainingHooks.begin_training`.
+        """
+        return cls(**options)
+
     @property
     def is_prompt_learning(self) -> bool:
         """Whether the method trains virtual tokens rather than weights."""

@@ -95,7 +95,7 @@ def peft_config_from(name: str, **options: Any) -> PeftConfig:
     unknown = sorted(set(options) - fields)
     if unknown:
         raise ConfigError(f"Method {name!r} has no option {unknown[0]!r}.{_nearest(unknown[0], fields)}")
-    return kind(**options)
+    return kind.for_training(**options)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

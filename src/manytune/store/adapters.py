@@ -18,6 +18,7 @@ from manytune.store.base import Base
 from manytune.store.files import atomic_directory, atomic_write, moved_aside, sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Encoding, Manifest
+from manytune.store.run_directory import adapter_at
 
 CONFIG_NAME = "adapter_config.json"  # HF PEFT's
 _TENSORS = ".safetensors"
@@ -212,6 +213,6 @@ def _what_is_there(path: Path) -> str:
         return f"its replacement was interrupted; rename {aside} to {path.name} to have the former one back"
     if not path.is_dir():
         return "there is no such directory"
-    if (path / "adapter" / CONFIG_NAME).is_file():
-        return f"this is a run; its adapter is in {path / 'adapter'}"
+    if (inner := adapter_at(path)) != path:
+        return f"this is a run; its adapter is in {inner}"
     return "this directory holds no adapter"

@@ -20,6 +20,7 @@ from manytune.store.adapters import CONFIG_NAME, open_adapter
 from manytune.store.base import Base
 from manytune.store.files import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.run_directory import adapter_at
 
 _CARD = "README.md"
 _ID = re.compile(rb"[0-9a-f]{64}")
@@ -39,7 +40,7 @@ def gather(source: Path, target: Path, base: Base | None = None) -> Manifest:
         BaseMismatchError: The adapter was trained on another base.
         ConfigError: Its options are none that manytune implements.
     """
-    origin = adapter_in(source)
+    origin = adapter_at(source)
     stored = open_adapter(origin, base=base)
     if stored.manifest is not None:
         names = list(stored.manifest.files)
@@ -62,12 +63,6 @@ def gather(source: Path, target: Path, base: Base | None = None) -> Manifest:
         manifest = stored.manifest
     (target / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-def adapter_in(source: Path) -> Path:
-    """The adapter's own directory: the one in a run, or the source itself."""
-    inner = source / "adapter"
-    return inner if (inner / CONFIG_NAME).is_file() and not (source / CONFIG_NAME).is_file() else source
 
 
 def content_id_in(file: Path) -> str | None:

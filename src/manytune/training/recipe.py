@@ -8,7 +8,6 @@ was expected.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
@@ -26,7 +25,7 @@ from manytune.training.batches import BUILDERS
 
 
 class MethodRecipe(BaseModel):
-    """What is trained: the method's name, and the options of its configuration class beside it."""
+    """What is trained: the method's name, and with it the options of its configuration class."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -38,22 +37,17 @@ class MethodRecipe(BaseModel):
         self.peft_config()
         return self
 
-    def peft_config(self, task_type: str = "CAUSAL_LM", *, steps: int | None = None) -> PeftConfig:
-        """A new configuration object.
+    def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:
+        """A new configuration object; a method that plans ahead learns its number of steps when the training begins.
 
         Args:
             task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
                 encoder-decoder.
-            steps: How many the training has, for a method that plans ahead (`total_step`), unless the recipe says;
-                None while it isn't known.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
         """
-        options = {"task_type": task_type, **(self.model_extra or {})}
-        if self.name == "adalora" and options.get("total_step") is None:
-            options["total_step"] = sys.maxsize if steps is None else steps
-        return peft_config_from(self.name, **options)
+        return peft_config_from(self.name, **{"task_type": task_type, **(self.model_extra or {})})
 
 
 class TrainingRecipe(Section):
@@ -72,8 +66,8 @@ class TrainingRecipe(Section):
     """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
     learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
     """AdamW's peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate goes to zero after the warm-up, or that it doesn't."""
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to zero after the warm-up; `constant` keeps it."""
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.03
     """The share of the steps over which the learning rate rises from zero."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0

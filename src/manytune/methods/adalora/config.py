@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
+from typing import Any, Self
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType
 from manytune.methods.lora.config import LoraConfig
+
+_UNPLANNED = sys.maxsize  # in place of a number of steps that isn't known yet
 
 
 @dataclass
@@ -58,6 +62,26 @@ class AdaLoraConfig(LoraConfig):
         self._check_budget()
         self._check_schedule()
         self._check_pattern()
+
+    @classmethod
+    def for_training(cls, **options: Any) -> Self:
+        """See `PeftConfig.for_training`; without `total_step`, `plan_steps` sets it."""
+        return cls(**{**options, "total_step": options.get("total_step") or _UNPLANNED})
+
+    def plan_steps(self, total_steps: int) -> None:
+        """Take in how many steps the training has.
+
+        Raises:
+            ConfigError: The last cut comes after it, or there is no step to cut at.
+        """
+        if self.total_step == _UNPLANNED:
+            self.total_step = total_steps
+            self._check_schedule()
+        if self.final_step > total_steps:
+            raise ConfigError(
+                f"AdaLoRA's last cut is at step {self.final_step} (total_step less tfinal) and the training has "
+                f"{total_steps} steps, so the ranks would never come down to target_r. Set total_step to {total_steps}."
+            )
 
     @property
     def final_step(self) -> int:

@@ -18,6 +18,7 @@ from manytune.methods.lora.model import LoraModel
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
+from manytune.methods.tuners.training_hooks import TrainingHooks
 
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -150,13 +151,27 @@ class AdaLoraModel(LoraModel):
             if kept is not None and len(kept) == len(e):
                 e.masked_fill_(~torch.tensor(kept, device=e.device).unsqueeze(1), 0.0)
 
-    @property
-    def last_cut(self) -> int:
-        """The step at which the last of the adapters that train has its final ranks."""
-        return max((self._config(name).final_step for name in self._training()), default=0)
+    # -- as `TrainingHooks`
 
-    def allocation_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """What allocation knows at this step, for a checkpoint: by parameter, in its shape."""
+    def training_hooks(self) -> TrainingHooks | None:
+        """See `Tuner.training_hooks`: the penalty, and reallocating the ranks after each step."""
+        return self if self._training() else None
+
+    def begin_training(self, total_steps: int) -> None:
+        """See `TrainingHooks`."""
+        for name in self._training():
+            self._config(name).plan_steps(total_steps)
+
+    def penalty(self) -> Tensor | None:
+        """See `TrainingHooks`."""
+        return self.orthogonality_penalty()
+
+    def after_step(self, step: int) -> None:
+        """See `TrainingHooks`."""
+        self.update_and_allocate(step)
+
+    def step_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """See `TrainingHooks`: the averages that the choice rests on, and which triplets are kept."""
         found: dict[nn.Parameter, dict[str, Tensor]] = {}
         for name in self._training():
             averages = self._allocators[name].averages if name in self._allocators else {}
@@ -170,8 +185,8 @@ class AdaLoraModel(LoraModel):
                     found[parameter] = own
         return found
 
-    def load_allocation_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
-        """Go on from what `allocation_state` gave; other entries are passed over."""
+    def load_step_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        """See `TrainingHooks`."""
         for name in self._training():
             config, allocator = self._config(name), RankAllocator(self._config(name))
             pattern = {}

@@ -20,6 +20,7 @@ from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
+from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.methods.tuners.walk import every_parameter
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
@@ -188,6 +189,10 @@ class Tuner(nn.Module, ABC):
     def applied(self, base_model: nn.Module) -> AbstractContextManager[None]:
         """Within this context, calls and generation of `base_model` (or a replica of it) use the adapters in use."""
         return nullcontext()
+
+    def training_hooks(self) -> TrainingHooks | None:
+        """What the loop that trains the adapters in use has to call; None if nothing."""
+        return None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the adapters in use."""

@@ -14,7 +14,7 @@ from manytune.errors import DataError, RecipeError
 from manytune.token_prefixes import common_prefix
 from manytune.training.batches.batch import TokenSequence
 
-Plan = tuple[tuple[int, ...], ...]
+BatchPlan = tuple[tuple[int, ...], ...]
 
 
 def plan_batches(
@@ -26,7 +26,7 @@ def plan_batches(
     token_budget: int | None = None,
     layout: str = "shared-prefix",
     group_prefixes: bool = False,
-) -> Plan:
+) -> BatchPlan:
     """One epoch's batches: each example in exactly one of them.
 
     Args:

@@ -10,7 +10,7 @@ from torch import nn
 from manytune.data.encode import Encoded
 from manytune.training.batches import Builder
 from manytune.training.speed.chunked_cross_entropy import loss_sum
-from manytune.training.speed.frozen_layers import LowerLayers, computed
+from manytune.training.speed.frozen_layers import LowerLayers, every_layer_runs
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def mean_loss(
     *,
     batch_size: int,
     pad_id: int,
-    lower: LowerLayers = computed,
+    lower: LowerLayers = every_layer_runs,
 ) -> float:
     """The mean negative log likelihood per target token over a set of sequences, in nats.
 
