@@ -150,13 +150,13 @@ class World:
         self.answers: dict[tuple[str, str, int], Known] = {}
 
     def learn(self) -> None:
-        """Have every version answer every question with no other adapter beside it."""
+        """Have every version answer every question with no other adapter running."""
         encoder = Encoder(self.base.tokenizer, max_length=None)
         prompts = {question: encoder.prompt_ids([Segment("user", question)]) for question in QUESTIONS}
         engine = Engine(self.base.model, self.base.tokenizer, end_ids=[encoder.end_id])
         for path in [None, *(path for paths in self.versions.values() for path in paths)]:
             adapter = None if path is None else read_resident(path)
-            name = "base" if adapter is None else f"adapter_{adapter.id[:12]}"
+            name = "base" if adapter is None else f"adapter_{adapter.digest[:12]}"
             if adapter is not None:
                 engine.add_adapter(name, adapter)
             own = None if adapter is None else name
@@ -229,7 +229,7 @@ class Load:
             self.server.port, "POST", "/v1/chat/completions", body, key=KEY, stop_after=stop_after
         )
         if reply.status == 429:
-            self.seen.counts["told to come again"] += 1
+            self.seen.counts["refused with 429"] += 1
             await asyncio.sleep(draw.random())
             return
         if name in ("wild", "broken"):

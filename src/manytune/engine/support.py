@@ -1,6 +1,6 @@
 """Which models the engine runs, and why not the rest.
 
-It packs tokens of many sequences into one row and keeps keys and values itself.
+It puts tokens of many sequences into one row and keeps keys and values itself.
 """
 
 from __future__ import annotations

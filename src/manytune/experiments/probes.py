@@ -11,18 +11,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from manytune.atomic import atomic_write
 from manytune.data.encode import Encoded, Encoder
 from manytune.data.readers import read
 from manytune.data.templates import Example, Segment, render_all
 from manytune.errors import DataError
 from manytune.evaluation.answers import Question, questions_from
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.results import Item, Probe
 from manytune.experiments import general_text
 from manytune.experiments.recipe import ForgettingRecipe, ProbeRecipe
 from manytune.store.base import Base
-from manytune.store.files import atomic_write
 
 _GIVEN, _MOST = 32, 192  # tokens of a passage that are given, and that are read in all
 _QUESTIONS = "general_questions.jsonl"
@@ -65,32 +65,37 @@ def load_probes(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]
 
 
 def probe_results(
-    probes: Sequence[LoadedProbe], answers: Mapping[str, Sequence[System]], *, seed: int = 0
+    probes: Sequence[LoadedProbe], answers: Mapping[str, Sequence[System]]
 ) -> tuple[Probe, ...]:
     """Score every probe and compare each system with the untouched base.
 
     Args:
         probes: What was asked.
         answers: By the probe's name, the systems with their answers, the base first.
-        seed: Of the resampling.
     """
     return tuple(
         Probe(
             probe.name,
             probe.description,
-            evaluate(probe.items, answers[probe.name], metrics_named([probe.metric]), seed=seed),
+            evaluate(probe.items, answers[probe.name], metrics_named([probe.metric])),
         )
         for probe in probes
     )
 
 
-def fingerprint(probes: Sequence[LoadedProbe]) -> str:
-    """A hash over everything that is asked."""
+def questions_digest(questions: Sequence[Question]) -> str:
+    """Changes with the questions' prompts and their right answers."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(f"{question.prompt_ids}{question.item.references}".encode())
+    return digest.hexdigest()
+
+
+def probes_digest(probes: Sequence[LoadedProbe]) -> str:
+    """Changes with everything that probes ask."""
     digest = hashlib.sha256()
     for probe in probes:
-        digest.update(f"{probe.name}{probe.metric}".encode())
-        for question in probe.questions:
-            digest.update(f"{question.prompt_ids}{question.item.references}".encode())
+        digest.update(f"{probe.name}{probe.metric}{questions_digest(probe.questions)}".encode())
         for passage in probe.passages:
             digest.update(f"{passage.input_ids}".encode())
     return digest.hexdigest()
@@ -150,6 +155,12 @@ def load_passages(
     )
 
 
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model reads at once; None if its configuration sets no limit, or if an encoder has another."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and not model.config.is_encoder_decoder else None
+
+
 def manual_probe(tokenizer: Any, *, most: int, positions: int | None) -> LoadedProbe:
     """The perplexity of passages of Python's manual."""
     texts = general_text.probe_passages()
@@ -186,7 +197,7 @@ def question_probe(base: Base) -> LoadedProbe:
 
 def _defaults(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]:
     return question_probe(base), manual_probe(
-        base.tokenizer, most=recipe.passages, positions=_positions(base)
+        base.tokenizer, most=recipe.passages, positions=positions_of(base.model)
     )
 
 
@@ -208,7 +219,7 @@ def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProb
             texts,
             base.tokenizer,
             most=recipe.passages,
-            positions=_positions(base),
+            positions=positions_of(base.model),
             source=probe.file,
         )
     questions = questions_from(render_all(template, records).kept, _encoder(base))
@@ -228,11 +239,6 @@ def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProb
         tuple(question.item for question in questions),
         questions=questions,
     )
-
-
-def _positions(base: Base) -> int | None:
-    found = getattr(base.model.config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and not base.is_encoder_decoder else None
 
 
 def _encoder(base: Base) -> Encoder:

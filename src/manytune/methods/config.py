@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError, ConfigError, PeftWarning
 from manytune.methods import load_methods
-from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file, write_atomically
+from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -85,18 +86,37 @@ class PeftConfig:
                 f"Invalid task type: '{self.task_type}'. Must be one of the following task types: {known}."
             )
 
-    @classmethod
-    def for_training(cls, **options: Any) -> Self:
-        """An object for a training whose number of steps isn't known yet.
-
-        A method whose options depend on that number gets it from `TrainingHooks.begin_training`.
-        """
-        return cls(**options)
-
     @property
     def is_prompt_learning(self) -> bool:
         """Whether the method trains virtual tokens rather than weights."""
         return False
+
+    # -- what a method's options may say, with defaults
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """The options that hold names or prose; a server takes any other string for a pattern of module names."""
+        return frozenset({"auto_mapping", "base_model_name_or_path", "revision"})
+
+    @property
+    def loading_note(self) -> str | None:
+        """What someone who loads the adapter from a file ought to know, as a sentence; None for nothing."""
+        return None
+
+    def for_loading(self) -> Self:
+        """The options with which to attach a saved adapter and detach it again: nothing that only a training needs."""
+        return self
+
+    @classmethod
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a training whose length isn't known yet; `TrainingHooks.plan_steps` brings it later.
+
+        Args:
+            options: What the recipe says, which stays.
+        """
+        return dict(options)
+
+    # -- files
 
     def to_dict(self) -> dict[str, Any]:
         """The options as they stand in memory, by name."""
@@ -113,7 +133,7 @@ class PeftConfig:
         if directory.is_file():
             raise ConfigError(f"Provided path ({directory}) should be a directory, not a file.")
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / CONFIG_NAME, self.to_json().encode())
+        atomic_write(directory / CONFIG_NAME, self.to_json())
 
     @classmethod
     def from_json_file(cls, path_json_file: str | Path, **kwargs: Any) -> dict[str, Any]:

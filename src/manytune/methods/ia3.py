@@ -8,7 +8,7 @@ With l = 1 at the start nothing changes. Merging multiplies: rows of W and b by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
+from manytune.methods.arithmetic.combination import Combination
+from manytune.methods.arithmetic.pruning import weighted_sum
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
@@ -30,6 +33,7 @@ from manytune.methods.tuners.targets import (
     matches,
     select,
 )
+from manytune.methods.tuners.terms import Factors, Terms
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
 _QV_DOWN = (("q_proj", "v_proj"), ("down_proj",))
@@ -109,6 +113,7 @@ class Layer(AdapterLayer):
     """
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("ia3_l",)
+    kind: ClassVar[str] = "ia3"
     additive: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module, *, is_feedforward: bool) -> None:
@@ -136,6 +141,18 @@ class Layer(AdapterLayer):
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """See `AdapterLayer.tensors`."""
         return {"ia3_l": self.ia3_l[adapter_name]} if adapter_name in self.ia3_l else {}
+
+    @classmethod
+    def terms(cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: Any, scaling: float) -> Terms:
+        """See `AdapterLayer.terms`: a = l in feed-forward modules, c = l elsewhere, as the stored shape says."""
+        base.require_linear()
+        base.require_tensors(tensors, cls.adapter_layer_names)
+        factors = tensors["ia3_l"]
+        if factors.dim() == 2 and factors.shape[0] == 1 and base.outputs > 1:
+            base.require_shape("ia3_l", factors, (1, base.inputs))
+            return Terms(factors={base.path: Factors(inputs=factors.flatten())})
+        base.require_shape("ia3_l", factors, (base.outputs, 1))
+        return Terms(factors={base.path: Factors(outputs=factors.flatten())})
 
     def _factors(self, adapter_names: Sequence[str]) -> Tensor:
         product: Tensor = self.ia3_l[adapter_names[0]]
@@ -209,7 +226,7 @@ _KINDS: dict[type[nn.Module], type[Layer]] = {
 }
 
 
-class IA3Model(LayerTuner):
+class IA3Model(SummedTuner):
     """IA3 attached to a model; see `IA3Config`."""
 
     prefix: ClassVar[str] = "ia3_"
@@ -258,9 +275,31 @@ class IA3Model(LayerTuner):
             )
         layer.add_adapter(adapter_name, config)
 
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`; HF PEFT adds up the factors, whichever way is asked for."""
+        feedforward: set[str] = set()
+        for name in adapters:
+            named = getattr(self.peft_config[name], "feedforward_modules", None)
+            feedforward |= set() if not named else {named} if isinstance(named, str) else named
+        return {"feedforward_modules": feedforward}
+
+    def write_sum(
+        self,
+        layer: AdapterLayer,
+        path: str,
+        adapter_name: str,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        how: Combination,
+    ) -> None:
+        """See `SummedTuner.write_sum`."""
+        layer.tensors(adapter_name)["ia3_l"].copy_(
+            weighted_sum([layer.tensors(name)["ia3_l"] for name in adapters], weights)
+        )
+
     @staticmethod
     def _is_feedforward(path: str, config: IA3Config) -> bool:
         return matches(path, config.feedforward_modules or set())
 
 
-register(Method("ia3", PeftType.IA3, IA3Config, IA3Model))
+register(Method("ia3", PeftType.IA3, IA3Config, IA3Model, in_peft=True, learning_rate=1e-2))

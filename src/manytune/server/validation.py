@@ -6,7 +6,6 @@ Its files are looked at before anything reads them, its tensors by name, shape a
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import os
@@ -24,7 +23,6 @@ from torch import nn
 from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import get_state
 from manytune.methods.config import PeftConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
 from manytune.methods.registry import method_of
 from manytune.store.resident import ResidentAdapter
 
@@ -37,15 +35,6 @@ _LONGEST_PATTERN = 1000
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _REPETITION = re.compile(r"[*+{]")
 _MOST_REPETITIONS = 5
-#: Options that hold texts, not expressions.
-_TEXTS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "prompt_tuning_init_text",
-    "revision",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-}
 
 
 def check_files(root: Path, directory: Path, *, most_bytes: int) -> None:
@@ -100,7 +89,7 @@ class Skeleton:
             StoreError: A tensor is missing, left over, or not what the base needs.
         """
         check_options(adapter.config)
-        who = f"adapter {adapter.id[:12]}"
+        who = f"adapter {adapter.digest[:12]}"
         expected = self._shapes(adapter.config)
         found = adapter.tensors
         for word, names in (("lacks", set(expected) - set(found)), ("has also", set(found) - set(expected))):
@@ -132,14 +121,7 @@ class Skeleton:
         return self._known[key]
 
     def _ask(self, config: PeftConfig) -> Mapping[str, tuple[int, ...]]:
-        if isinstance(config, PromptTuningConfig):
-            # How it began is past, and would load a tokenizer.
-            config = dataclasses.replace(
-                config,
-                prompt_tuning_init=PromptTuningInit.RANDOM,
-                prompt_tuning_init_text=None,
-                tokenizer_kwargs=None,
-            )
+        config = config.for_loading()
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tuner = method_of(config).tuner(self._model, config, "default", low_cpu_mem_usage=True)
@@ -162,12 +144,13 @@ def check_options(config: PeftConfig) -> None:
             f"modules_to_save={saved!r}: modules trained in full can't run in a mixed batch. Merge the adapter into a "
             "model of its own."
         )
+    texts = config.texts
     for where, value in _values(json.loads(config.to_json())):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}={value}: expected a finite number.")
         if (
             isinstance(value, str)
-            and _TEXTS.isdisjoint(where.split("."))
+            and texts.isdisjoint(where.split("."))
             and (
                 len(value) > _LONGEST_PATTERN
                 or _REPEATED_GROUP.search(value)

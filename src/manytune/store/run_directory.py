@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manytune.atomic import atomic_write
 from manytune.errors import RunError
 from manytune.methods.config import CONFIG_NAME
-from manytune.store.files import atomic_write
 from manytune.store.run_log import Report, read_reports
 
 _ADAPTER = "adapter"
@@ -99,7 +99,8 @@ class RunScores:
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds and `manytune train --json` prints."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from manytune.store.files import atomic_write
+from manytune.atomic import atomic_write
 
 
 @dataclass(frozen=True)

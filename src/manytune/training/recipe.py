@@ -20,7 +20,7 @@ from manytune.data.recipe import DataRecipe, TaskRecipe
 from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
-from manytune.methods.registry import peft_config_from
+from manytune.methods.registry import methods, peft_config_from
 from manytune.training.batches import BUILDERS
 
 
@@ -47,7 +47,10 @@ class MethodRecipe(BaseModel):
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
         """
-        return peft_config_from(self.name, **{"task_type": task_type, **(self.model_extra or {})})
+        options = {"task_type": task_type, **(self.model_extra or {})}
+        if self.name in methods():
+            options = methods()[self.name].config.unplanned(options)
+        return peft_config_from(self.name, **options)
 
 
 class TrainingRecipe(Section):

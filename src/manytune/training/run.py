@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from manytune.atomic import atomic_write, clean_leftovers
 from manytune.data.mixing import Mixture
 from manytune.data.records import Rejected
 from manytune.errors import RunError
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
-from manytune.store.files import atomic_write, clean_leftovers, held
+from manytune.store.locking import held
+from manytune.store.manifest import Description
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report, RunLog
 from manytune.training.environment import environment
@@ -224,14 +226,16 @@ def _save(
     save_adapter(
         model,
         directory.adapter,
-        method=recipe.method.name,
-        base=inputs.base.name,
-        fingerprint=inputs.base.fingerprint,
-        template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
-        templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
-        encoding=inputs.data.mode,
-        recipe=recipe.model_dump(mode="json"),
-        scores={} if loss is None else {"validation_loss": loss},
+        Description(
+            method=recipe.method.name,
+            base=inputs.base.name,
+            fingerprint=inputs.base.fingerprint,
+            template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
+            templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
+            encoding=inputs.data.mode,
+            recipe=recipe.model_dump(mode="json"),
+            scores={} if loss is None else {"validation_loss": loss},
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Methods that act on the training loop: AdaLoRA."""
+"""A method's own part in the training loop; AdaLoRA has one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.store.tiny import tiny_model
 from tests.training.tiny_run import as_rows, lora, recipe_content, sequences, settings, weights_digest
 from torch import nn
 
-from manytune.errors import ConfigError
+from manytune.errors import RunError
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.training.batches import builder
@@ -103,12 +103,12 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path: Path, interrupted_at
 
 
 def test_a_schedule_longer_than_the_training_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"last cut is at step 6 .* 3 steps.* Set total_step to 3"):
+    with pytest.raises(RunError, match=r"last cut is at step 6 .* 3 steps.* Set method.total_step to 3"):
         train_model(adalora(), as_rows(sequences(4)), settings(max_steps=3))
 
 
 def test_other_methods_train_without_it() -> None:
-    assert method_callbacks(lora(), total_steps=3) == []
+    assert method_callbacks(lora(), steps=3) == []
 
 
 def test_a_recipe_plans_for_its_own_number_of_steps(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType
@@ -64,24 +65,41 @@ class AdaLoraConfig(LoraConfig):
         self._check_pattern()
 
     @classmethod
-    def for_training(cls, **options: Any) -> Self:
-        """See `PeftConfig.for_training`; without `total_step`, `plan_steps` sets it."""
-        return cls(**{**options, "total_step": options.get("total_step") or _UNPLANNED})
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See `PeftConfig.unplanned`: the budget falls over the whole training, unless `total_step` says otherwise."""
+        found = super().unplanned(options)
+        if found.get("total_step") is None:
+            found["total_step"] = _UNPLANNED
+        return found
 
-    def plan_steps(self, total_steps: int) -> None:
+    def plan_steps(self, steps: int) -> None:
         """Take in how many steps the training has.
 
         Raises:
-            ConfigError: The last cut comes after it, or there is no step to cut at.
+            ConfigError: The last cut comes after it, or no step is left to cut at.
         """
         if self.total_step == _UNPLANNED:
-            self.total_step = total_steps
+            self.total_step = steps
             self._check_schedule()
-        if self.final_step > total_steps:
+        if self.final_step > steps:
             raise ConfigError(
                 f"AdaLoRA's last cut is at step {self.final_step} (total_step less tfinal) and the training has "
-                f"{total_steps} steps, so the ranks would never come down to target_r. Set total_step to {total_steps}."
+                f"{steps} steps, so the ranks would never come down to target_r. Set method.total_step to {steps}."
             )
+
+    def rank_at(self, path: str) -> int:
+        """The rank at the layer of a path: how many triplets `rank_pattern` keeps of the `init_r`."""
+        kept = (self.rank_pattern or {}).get(f"{path}.lora_E")
+        return self.init_r if kept is None else sum(kept)
+
+    def scaling_at(self, path: str) -> float:
+        """s, the same for all layers and ranks: alpha / init_r, as HF PEFT computes it."""
+        return svd_scaling(self.alpha, self.init_r)
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha`, or `init_r` if that isn't positive, so that s is 1."""
+        return self.lora_alpha if self.lora_alpha > 0 else float(self.init_r)
 
     @property
     def final_step(self) -> int:
@@ -155,3 +173,8 @@ class AdaLoraConfig(LoraConfig):
                 raise ConfigError(
                     f"rank_pattern[{key!r}]: expected a list of init_r={self.init_r} booleans, found {kept!r}."
                 )
+
+
+def svd_scaling(alpha: float, init_r: float) -> float:
+    """The factor s = alpha / (init_r + 1e-5)."""
+    return alpha / (init_r + 1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.model import LoraModel
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
 from manytune.methods.tuners.training_hooks import TrainingHooks
 
@@ -42,6 +43,9 @@ class AdaLoraModel(LoraModel):
 
     Call `update_and_allocate` at every step of a training. manytune's trainer does.
     """
+
+    mixes: ClassVar[bool] = False
+    no_sum: ClassVar[str | None] = "each adapter keeps another selection of triplets"
 
     layer_class = SVDLinear  # type: ignore[assignment]
     #: The end of a layer's key in `rank_pattern`.
@@ -82,15 +86,22 @@ class AdaLoraModel(LoraModel):
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
         """See `LayerTuner.add_to_layer`; a layer that a file's `rank_pattern` names has the rank that is left."""
         assert isinstance(layer, SVDLinear)
-        kept = (config.rank_pattern or {}).get(f"{path}.{self._KEY}")
-        layer.add_adapter(adapter_name, config, rank=config.init_r if kept is None else sum(kept))
+        layer.add_adapter(adapter_name, config, rank=config.rank_at(path))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """See `Tuner.delete_adapter`."""
         super().delete_adapter(adapter_name)
         self._allocators.pop(adapter_name, None)
 
+    # What LoRA's files can be turned into, AdaLoRA's can't.
+    converted = Tuner.converted
+    vllm_rank = Tuner.vllm_rank
+
     # -- training
+
+    def training_hooks(self) -> Sequence[TrainingHooks]:
+        """See `Tuner.training_hooks`."""
+        return (_Allocation(self),)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; a loss in its output has `orthogonality_penalty` added while an adapter trains."""
@@ -151,27 +162,19 @@ class AdaLoraModel(LoraModel):
             if kept is not None and len(kept) == len(e):
                 e.masked_fill_(~torch.tensor(kept, device=e.device).unsqueeze(1), 0.0)
 
-    # -- as `TrainingHooks`
+    def plan_steps(self, steps: int) -> None:
+        """Take in how many steps the training has; an adapter whose `total_step` wasn't given plans for these.
 
-    def training_hooks(self) -> TrainingHooks | None:
-        """See `Tuner.training_hooks`: the penalty, and reallocating the ranks after each step."""
-        return self if self._training() else None
+        Mutates: the configurations' `total_step`, where it wasn't given.
 
-    def begin_training(self, total_steps: int) -> None:
-        """See `TrainingHooks`."""
+        Raises:
+            ConfigError: An adapter's last cut comes after the training.
+        """
         for name in self._training():
-            self._config(name).plan_steps(total_steps)
+            self._config(name).plan_steps(steps)
 
-    def penalty(self) -> Tensor | None:
-        """See `TrainingHooks`."""
-        return self.orthogonality_penalty()
-
-    def after_step(self, step: int) -> None:
-        """See `TrainingHooks`."""
-        self.update_and_allocate(step)
-
-    def step_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """See `TrainingHooks`: the averages that the choice rests on, and which triplets are kept."""
+    def allocation_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """What allocation knows at this step, for a checkpoint: by parameter, in its shape."""
         found: dict[nn.Parameter, dict[str, Tensor]] = {}
         for name in self._training():
             averages = self._allocators[name].averages if name in self._allocators else {}
@@ -185,8 +188,8 @@ class AdaLoraModel(LoraModel):
                     found[parameter] = own
         return found
 
-    def load_step_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
-        """See `TrainingHooks`."""
+    def load_allocation_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Go on from what `allocation_state` gave; other entries are passed over."""
         for name in self._training():
             config, allocator = self._config(name), RankAllocator(self._config(name))
             pattern = {}
@@ -253,4 +256,29 @@ class AdaLoraModel(LoraModel):
         return super().load_state(adapter_name, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
 
-register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel))
+class _Allocation:
+    """AdaLoRA's part in a training loop; see `TrainingHooks`.
+
+    With `tfinal` 0 the last cut is at the last step.
+    """
+
+    def __init__(self, tuner: AdaLoraModel) -> None:
+        self._tuner = tuner
+
+    def plan_steps(self, steps: int) -> None:
+        self._tuner.plan_steps(steps)
+
+    def penalty(self) -> Tensor | None:
+        return self._tuner.orthogonality_penalty()
+
+    def after_step(self, step: int) -> None:
+        self._tuner.update_and_allocate(step)
+
+    def state(self) -> Mapping[nn.Parameter, Mapping[str, Tensor]]:
+        return self._tuner.allocation_state()
+
+    def load_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        self._tuner.load_allocation_state(state)
+
+
+register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel, in_peft=True))

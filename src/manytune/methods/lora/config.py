@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
-from manytune.methods.lora.init import is_known, starts_from_weight
+from manytune.methods.lora.init import is_known, starts_from_sketch, starts_from_weight
+from manytune.methods.tuners.targets import first_match
 
 
 @dataclass
@@ -130,6 +132,31 @@ class LoraConfig(PeftConfig):
         if self.lora_bias and self.use_dora:
             raise ConfigError("lora_bias=True doesn't go with use_dora=True. Choose one of them.")
 
+    @property
+    def loading_note(self) -> str | None:
+        """See `PeftConfig.loading_note`."""
+        if not starts_from_sketch(self.init_lora_weights):
+            return None
+        return (
+            f"init_lora_weights={self.init_lora_weights!r} is a randomised start, which the file doesn't hold. "
+            "manytune draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT "
+            "saved so would compute something else. There, save it with path_initial_model_for_weight_conversion."
+        )
+
+    def rank_at(self, path: str) -> int:
+        """The rank at the layer of a path."""
+        key = first_match(path, dict(self.rank_pattern or {}))
+        return self.r if key is None else self.rank_pattern[key]
+
+    def alpha_at(self, path: str) -> float:
+        """Alpha at the layer of a path."""
+        key = first_match(path, self.alpha_pattern or {})
+        return self.lora_alpha if key is None else self.alpha_pattern[key]
+
+    def scaling_at(self, path: str) -> float:
+        """s, the factor before BA, at the layer of a path."""
+        return scaling_of(self.alpha_at(path), self.rank_at(path), use_rslora=self.use_rslora)
+
     def _has_patterns(self) -> bool:
         return bool(self.rank_pattern or self.alpha_pattern)
 
@@ -145,6 +172,11 @@ class LoraConfig(PeftConfig):
             raise ConfigError(
                 "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
             )
+
+
+def scaling_of(alpha: float, rank: int, *, use_rslora: bool) -> float:
+    """The factor s = alpha / r, or alpha / √r with `use_rslora`."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 class UnknownBiasError(ConfigError, NotImplementedError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,26 +15,35 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.embeddings import base_tables
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
-from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.layer_merging import merge_layers
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms
+from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.targets import base_of, candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.switching import named_in_layers, written
+from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.terms import Terms, joined
+from manytune.methods.tuners.tied import refuse_tied
+from manytune.methods.tuners.walk import replace_module
 
 
 class LayerTuner(Tuner):
     """A method whose adapters sit beside layers of the model.
 
-    A subclass defines `select`, `wrap` and `add_to_layer`. The tuner keeps an index of its own layers, so
-    that adding, loading, switching and saving one adapter costs the same however many are loaded.
+    A subclass defines `select`, `wrap` and `add_to_layer`; its `layer_class` states the terms. The tuner keeps an
+    index of its own layers, so that adding, loading, switching and saving costs the same however many are loaded.
 
     Mutates: replaces each targeted layer in its parent by an `AdapterLayer`, and each of `modules_to_save` by
     a `ModulesToSaveWrapper`; `unload` puts the originals back.
     """
 
-    #: What the layers are, for the error message on a module that can't carry this method.
-    layer_class: ClassVar[type[AdapterLayer]]
+    #: What the layers are; its `terms` are those of the method, which has none without.
+    layer_class: ClassVar[type[AdapterLayer]] = AdapterLayer  # type: ignore[type-abstract]
 
     def __init__(
         self,
@@ -50,6 +60,8 @@ class LayerTuner(Tuner):
         self.__dict__["_active"] = []
         # Tables of the base that a checkpoint has replaced, and what they were.
         self.__dict__["_tables"] = {}
+        # Where merged weights are written while adapters are switched.
+        self.__dict__["_rooms"] = {}
         super().__init__(
             model,
             config,
@@ -62,6 +74,7 @@ class LayerTuner(Tuner):
     _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
     _tables: dict[str, tuple[Tensor, Tensor]]
+    _rooms: dict[str, Tensor | None]
 
     # -- what a subclass says
 
@@ -83,6 +96,10 @@ class LayerTuner(Tuner):
 
     def check(self, adapter_name: str, config: Any) -> None:
         """Refuse an adapter that can't live beside those already there."""
+
+    def changes_base(self, adapter_name: str) -> bool:
+        """Whether layers do more than use another name when this adapter comes into use or goes out of it."""
+        return any(type(layer).temporarily is not AdapterLayer.temporarily for layer in self._layers.values())
 
     # -- adapters
 
@@ -180,6 +197,17 @@ class LayerTuner(Tuner):
             for module in self._carriers().values():
                 module.set_requires_grad(name, requires_grad=requires_grad)
 
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        one_by_one = any(self.changes_base(name) for name in {*adapter_names, *self._active})
+        with named_in_layers(self._layers, self._saved, self._active, adapter_names, one_by_one=one_by_one):
+            if not merged or self.enabled is False:
+                yield
+                return
+            with written(self._layers, adapter_names, self._rooms, partial(refuse_tied, self.model)):
+                yield
+
     @property
     def active_adapters(self) -> list[str]:
         """The adapters in use."""
@@ -187,7 +215,7 @@ class LayerTuner(Tuner):
 
     @property
     def active_adapter(self) -> list[str]:
-        """The same as `active_adapters`."""
+        """See `active_adapters`."""
         return list(self._active)
 
     def enable_adapters(self, *, enabled: bool) -> None:
@@ -257,6 +285,39 @@ class LayerTuner(Tuner):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
 
+    # -- terms
+
+    @classmethod
+    def scaling_at(cls, config: Any, path: str) -> float:
+        """The factor before the update of a layer, by the options of a saved adapter; see `AdapterLayer.terms`."""
+        return 1.0
+
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`; each layer's part is for `layer_class.terms` to say."""
+        base, kind = BaseLayers(model), cls.layer_class
+        if kind is AdapterLayer:
+            return super().terms(config, tensors, model)
+        layers, others = by_layer(tensors, kind.adapter_layer_names)
+        parts = [kind.terms(base.at(p), t, config, cls.scaling_at(config, p)) for p, t in layers.items()]
+        return joined([*parts, saved_terms(base, config, others)])
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        base, config = self._base_layers(), self.peft_config[adapter_name]
+        parts = [
+            layer.live_terms(base.at(path), adapter_name, config)
+            for path, layer in self._layers.items()
+            if layer.has_adapter(adapter_name)
+        ]
+        saved = {f"{p}.{n}": t for p, k in self._saved.items() for n, t in k.tensors(adapter_name).items()}
+        return joined([*parts, replaced_terms(base, saved, in_place=False)])
+
+    def _base_layers(self) -> BaseLayers:
+        """The base under what is attached; a subclass may know of values that are trained in place."""
+        return BaseLayers(self.model)
+
     # -- merging
 
     def merge_adapter(
@@ -270,58 +331,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [
-            layer for layer in self._layers.values() if any(layer.has_adapter(name) for name in names)
-        ]
-        if (
-            carrying
-            and all(set(names) & set(layer.merged_adapters) for layer in carrying)
-            and all(
-                not layer.has_adapter(name) or name in layer.merged_adapters
-                for layer in carrying
-                for name in names
-            )
-        ):
-            warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
-            return None
-        self._refuse_tied(carrying)
-        if low_memory:
-            # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
-            for layer in carrying:
-                layer.check_merge(names, safe_merge=safe_merge)
-        warn_of_dequantizing([layer.base_layer for layer in carrying])
-        before = [(layer, list(layer.merged_adapters)) for layer in carrying]
-        total: MergeError | None = None
-        try:
-            for layer in carrying:
-                error = layer.merge(safe_merge, names, low_memory=low_memory)
-                total = error if total is None or error is None else total + error
-        except AdapterError:
-            # All or nothing: a merge refused at one layer must not stay in the layers before it.
-            for layer, merged in before:
-                if layer.merged_adapters != merged:
-                    layer.unmerge()
-                    if merged:
-                        layer.merge(adapter_names=merged, low_memory=low_memory)
-            raise
-        if total is not None:
-            warn_of_merge_error(total)
-        return total
-
-    def _refuse_tied(self, layers: Sequence[AdapterLayer]) -> None:
-        """A weight that another module holds too, such as an output head tied to the embedding, would change there."""
-        holders: dict[int, list[str]] = {}
-        for path, module in candidates(self.model):
-            for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
-                holders.setdefault(id(parameter), []).append(path)
-        for layer in layers:
-            for parameter in layer.base_layer.parameters():
-                if len(holders[id(parameter)]) > 1:
-                    raise AdapterError(
-                        f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
-                        "written into the one would change the other. Use the adapter unmerged, or load the base with "
-                        "tie_word_embeddings=False."
-                    )
+        return merge_layers(self.model, self._layers.values(), names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
@@ -335,9 +345,9 @@ class LayerTuner(Tuner):
         """See `Tuner.unload`."""
         # The last first: a layer may lie within the base layer of one before it.
         for path, layer in reversed(self._layers.items()):
-            _replace(self.model, path, layer.detach())
+            replace_module(self.model, path, layer.detach())
         for path, keeper in self._saved.items():
-            _replace(self.model, path, keeper.original_module)
+            replace_module(self.model, path, keeper.original_module)
         for table, original in self._tables.values():
             table.data.copy_(original)
         return self._detach()
@@ -361,10 +371,12 @@ class LayerTuner(Tuner):
         ):
             self.merge_adapter(names, safe_merge)
         for path, layer in reversed(self._layers.items()):
-            _replace(self.model, path, layer.base_layer)
+            replace_module(self.model, path, layer.base_layer)
         for path, keeper in self._saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
-            _replace(self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module)
+            replace_module(
+                self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module
+            )
         return self._detach()
 
     def _detach(self) -> nn.Module:
@@ -372,11 +384,7 @@ class LayerTuner(Tuner):
         self._saved.clear()
         self._active.clear()
         self._tables.clear()
+        self._rooms.clear()
         self.peft_config.clear()
         self._thaw()
         return self.model
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent_path, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent_path), name, module)

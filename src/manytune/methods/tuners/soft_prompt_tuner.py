@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -14,37 +13,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from manytune.errors import AdapterError, ConfigError, PeftWarning
-from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
-from manytune.methods.tuners.base import NotInLayersError, Tuner, fill_state
+from manytune.errors import AdapterError, PeftWarning
+from manytune.methods.config import PeftConfig, PromptLearningConfig
+from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.filling import fill_state
+from manytune.methods.tuners.layer_terms import lies_in
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
 from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
-
-PROMPT = "prompt_embeddings"
-
-
-class SoftPrompt(nn.Module):
-    """One adapter's virtual tokens.
-
-    A subclass may compute them from `embedding`, and then says so with `computed`. A checkpoint holds them
-    computed.
-
-    Args:
-        tokens: How many there are.
-        width: Their size.
-    """
-
-    #: Whether `forward` does more than look up `embedding`.
-    computed: ClassVar[bool] = False
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(tokens, width)
-
-    def forward(self) -> Tensor:
-        """The virtual tokens, (tokens, width)."""
-        return self.embedding.weight
+from manytune.methods.tuners.terms import Terms, TermsError, joined
+from manytune.methods.tuners.walk import replace_module
 
 
 class PromptTuner(Tuner):
@@ -59,6 +40,7 @@ class PromptTuner(Tuner):
     kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
     in_layers: ClassVar[bool] = False
+    no_sum: ClassVar[str | None] = "each soft prompt is trained to come directly before the input"
     model: PreTrainedModel
     prompt_encoder: nn.ModuleDict
     _saved: dict[str, ModulesToSaveWrapper]
@@ -88,7 +70,28 @@ class PromptTuner(Tuner):
     def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
         """Make calls of a model use a prompt, until the hooks are removed."""
 
+    @classmethod
+    @abstractmethod
+    def prompt_terms(cls, config: Any, values: Tensor, model: PreTrainedModel) -> Terms:
+        """The terms of computed virtual tokens, as a checkpoint holds them; see `Tuner.terms`."""
+
     # -- the contract
+
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`."""
+        saved = {
+            name.removeprefix("base_model."): tensor
+            for name, tensor in tensors.items()
+            if lies_in(name, config.modules_to_save or ())
+        }
+        if tensors.keys() - {f"base_model.{name}" for name in saved} != {PROMPT}:
+            raise TermsError(
+                f"{config.peft_type} adapter: expected {PROMPT!r} alone, found {', '.join(sorted(tensors))}."
+            )
+        assert isinstance(model, PreTrainedModel), "virtual tokens are for models of transformers"
+        prompt = cls.prompt_terms(config, tensors[PROMPT].detach(), model)
+        return joined([prompt, replaced_terms(BaseLayers(model), saved, in_place=False)])
 
     def mounted(self) -> dict[str, nn.Module]:
         """See `Tuner.mounted`: the user's model, and the prompts beside it."""
@@ -134,7 +137,7 @@ class PromptTuner(Tuner):
         for path, keeper in keepers.items():
             keeper.add(adapter_name)
             if path not in self._saved:
-                _replace(self.model, path, keeper)
+                replace_module(self.model, path, keeper)
         self._saved.update(keepers)
         self.peft_config[adapter_name] = config
 
@@ -156,13 +159,26 @@ class PromptTuner(Tuner):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             self._require(name)
-        if len(names) > 1:
-            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
+        self._require_one(names)
         for keeper in self._saved.values():
             keeper.set_adapter(names, inference_mode=inference_mode)
         self._active[:] = names
         self._trains = not inference_mode
         self._let_train()
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        self._require_one(adapter_names)
+        former = list(self._active)
+        with ExitStack() as stack:
+            for keeper in self._saved.values():
+                stack.enter_context(keeper.temporarily(adapter_names))
+            self._active[:] = adapter_names
+            try:
+                yield
+            finally:
+                self._active[:] = former
 
     @property
     def active_adapters(self) -> list[str]:
@@ -250,7 +266,7 @@ class PromptTuner(Tuner):
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
         for path, keeper in self._saved.items():
-            _replace(self.model, path, keeper.original_module)
+            replace_module(self.model, path, keeper.original_module)
         self._saved.clear()
         self._active.clear()
         self.peft_config.clear()
@@ -264,6 +280,11 @@ class PromptTuner(Tuner):
         raise NotInLayersError(
             f"{what}: virtual tokens are not weights of the model, so there is nothing to merge or unmerge."
         )
+
+    @staticmethod
+    def _require_one(names: list[str]) -> None:
+        if len(names) > 1:
+            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
 
     def _prompt(self, adapter_name: str) -> SoftPrompt:
         prompt = self.prompt_encoder[adapter_name]
@@ -289,75 +310,3 @@ class PromptTuner(Tuner):
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found
         }
-
-
-def embeddings_of(model: PreTrainedModel) -> Tensor:
-    """A model's table of token embeddings, (vocabulary, width)."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def computed(prompt: SoftPrompt) -> Tensor:
-    """A prompt's virtual tokens without gradient, and without dropout in computing them."""
-    if not prompt.computed:
-        return prompt.embedding.weight
-    was_training = prompt.training
-    with torch.no_grad():
-        values: Tensor = prompt.eval()()
-    prompt.train(was_training)
-    return values
-
-
-def in_this_thread(hook: Any) -> Any:
-    """A hook that does nothing when another thread calls the module: that thread puts in its own prompt."""
-    owner = threading.get_ident()
-
-    def guarded(*arguments: Any) -> Any:
-        return hook(*arguments) if threading.get_ident() == owner else None
-
-    return guarded
-
-
-def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
-    """Refuse a model that a soft prompt can't stand before, and settle how many tokens it has.
-
-    Raises:
-        ConfigError: It isn't a transformers model, or the configuration's task isn't the model's.
-    """
-    kind = type(config).__name__
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(
-            f"{kind}: virtual tokens need a transformers PreTrainedModel, found {type(model).__name__}."
-        )
-    if config.task_type is None:
-        raise ConfigError(f"{kind}: task_type is needed. One of {', '.join(TaskType)}.")
-    if (config.task_type == TaskType.SEQ_2_SEQ_LM) != bool(model.config.is_encoder_decoder):
-        found = "an encoder-decoder" if model.config.is_encoder_decoder else "not an encoder-decoder"
-        raise ConfigError(
-            f"{kind}: task_type is {config.task_type} and {type(model).__name__} is {found}. "
-            f"Virtual tokens for an encoder-decoder need {TaskType.SEQ_2_SEQ_LM}, and the other way round."
-        )
-    for name in (
-        "num_virtual_tokens",
-        "num_transformer_submodules",
-        "num_layers",
-        "num_attention_heads",
-        "token_dim",
-    ):
-        value = getattr(config, name)
-        given = value is not None or name == "num_virtual_tokens"
-        if given and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
-            raise ConfigError(f"{kind}: {name} should be a positive integer, found {value!r}.")
-    if config.num_transformer_submodules is None:
-        config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
-    text = model.config.get_text_config()
-    if config.num_layers is None:
-        config.num_layers = text.num_hidden_layers
-    if config.num_attention_heads is None:
-        config.num_attention_heads = text.num_attention_heads
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent_path, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent_path), name, module)

@@ -1,4 +1,4 @@
-"""What a method may want of the loop that trains it. Most want nothing."""
+"""What a method may do in the course of a training; the trainer calls it, whatever the method is."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ from torch import Tensor, nn
 
 
 class TrainingHooks(Protocol):
-    """Calls that a training loop makes to a method whose `Tuner.training_hooks` gives an object of this kind.
+    """A method's part in one training. Steps count from 1."""
 
-    Each mutates what trains, and nothing else.
-    """
-
-    def begin_training(self, total_steps: int) -> None:
-        """Take in how many optimizer steps the training has, before the first of them.
+    def plan_steps(self, steps: int) -> None:
+        """Take in how many steps the training has; called before the first.
 
         Raises:
-            ConfigError: The method's options don't go with so many steps.
+            ConfigError: The method can't train for so many; says which option to change.
         """
 
     def penalty(self) -> Tensor | None:
-        """A scalar that is added to the loss of every optimizer step; None for none. Called before its gradients."""
+        """What is added to the loss, a scalar; called once a step, before its first forward pass. None for nothing."""
 
     def after_step(self, step: int) -> None:
-        """Called after the optimizer moved the parameters, while the step's gradients are still there.
+        """Called after the optimizer's step, while the gradients are there."""
 
-        Args:
-            step: The number of the step, from 1.
-        """
+    def state(self) -> Mapping[nn.Parameter, Mapping[str, Tensor]]:
+        """What `after_step` has to remember; checkpoints keep it with the optimizer's state of the same parameter."""
 
-    def step_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """What the next step depends on, for a checkpoint: tensors of each parameter's shape, by any names."""
-
-    def load_step_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
-        """Go on from what `step_state` gave; entries of other names belong to the optimizer."""
+    def load_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Continue from what `state` gave, among the optimizer's entries."""

@@ -1,4 +1,4 @@
-"""A method's part in the training loop, if it has one: a penalty on the loss, and what it does after every step."""
+"""A method's own part in the training loop: a penalty, and what it does after every step."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from manytune.methods.tuners.base import Tuner
+from manytune.errors import ConfigError, RunError
 from manytune.methods.tuners.training_hooks import TrainingHooks
+from manytune.model.state_dicts import find_tuner
 
 
-def method_callbacks(model: nn.Module, *, total_steps: int) -> list[TrainerCallback]:
-    """The callbacks of the methods attached to a model, which learn here how many steps the training has.
+def method_callbacks(model: nn.Module, *, steps: int) -> list[TrainerCallback]:
+    """The callbacks of a model whose method has a part of its own in the loop; none for any other.
+
+    Args:
+        model: With its method attached.
+        steps: How many optimizer steps the training has, which the method learns here.
 
     Raises:
-        ConfigError: A method's options don't go with so many steps.
+        RunError: The method can't train for so many steps.
     """
-    tuners = [module for module in model.modules() if isinstance(module, Tuner)]
-    found = [hooks for tuner in tuners if (hooks := tuner.training_hooks()) is not None]
-    for hooks in found:
-        hooks.begin_training(total_steps)
+    tuner = find_tuner(model)
+    found = () if tuner is None else tuner.training_hooks()
+    try:
+        for hooks in found:
+            hooks.plan_steps(steps)
+    except ConfigError as error:
+        raise RunError(str(error)) from None
     return [MethodCallback(hooks) for hooks in found]
 
 
 class MethodCallback(TrainerCallback):
-    """Makes a method's calls at every optimizer step.
+    """Calls a method's hooks.
 
-    What the method keeps from step to step is kept with the optimizer's state of the same parameters, so checkpoints
-    hold it with that.
+    Their state is kept with the optimizer's of the same parameters; checkpoints hold it with that.
 
     Args:
-        hooks: The method's, attached to the model that is trained.
+        hooks: Of the method that is attached to the model that is trained.
     """
 
     def __init__(self, hooks: TrainingHooks) -> None:
@@ -46,9 +53,9 @@ class MethodCallback(TrainerCallback):
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Give the method of a resumed run what it kept."""
+        """Give the method of a resumed run the state that it had."""
         if state.global_step:
-            self._hooks.load_step_state(optimizer.state)
+            self._hooks.load_state(optimizer.state)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Begin the step's gradient with the penalty's; the reported loss stays the model's alone."""
@@ -57,11 +64,16 @@ class MethodCallback(TrainerCallback):
             torch.autograd.backward(penalty)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, optimizer: Any = None, **__: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
-        """Let the method act on the step, and keep what it needs for the next."""
+        """Let the method act on the step that was just taken."""
         self._hooks.after_step(state.global_step + 1)
-        for parameter, tensors in self._hooks.step_state().items():
+        for parameter, tensors in self._hooks.state().items():
             # A state of our own making alone would keep the optimizer from beginning its own.
             if optimizer.state.get(parameter):
                 optimizer.state[parameter].update(tensors)

@@ -66,10 +66,10 @@ def train_model(
             steps took so long that a second doesn't matter.
 
     Raises:
-        RunError: Nothing is trainable, the loss or the gradient is NaN or Inf, the device or TensorBoard
-            isn't there, no parameter changed, or `settings.cache_frozen` can't be.
+        DivergedError: The loss or the gradient is NaN or Inf.
+        RunError: Nothing is trainable, the method's options don't go with the number of steps, the device or
+            TensorBoard isn't there, no parameter changed, or `settings.cache_frozen` can't be.
         RecipeError: `settings.batching` names no layout.
-        ConfigError: The method's options don't go with the number of steps.
         DataError: A row alone exceeds `settings.token_budget`.
     """
     trainable = _trainable(model)
@@ -78,7 +78,7 @@ def train_model(
     if layout.note is not None and notify is not None:
         notify(layout.note)
     plan = plan_training(settings, rows, layout=layout)
-    callbacks = method_callbacks(model, total_steps=plan.steps)
+    callbacks = method_callbacks(model, steps=plan.steps)
     if settings.tensorboard:
         callbacks.append(tensorboard_callback(tensorboard_directory))
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}

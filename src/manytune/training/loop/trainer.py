@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encode import Encoded
-from manytune.errors import RunError
+from manytune.errors import DivergedError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import Builder
@@ -165,7 +165,7 @@ class AdapterTrainer(Trainer):
         """The batch's share of the accumulation window's mean loss per target token.
 
         Raises:
-            RunError: The loss is NaN or Inf; names the step and the rows.
+            DivergedError: The loss is NaN or Inf; names the step and the rows.
         """
         assert not return_outputs, "evaluation doesn't go through here"
         pending: PendingBatch = inputs["batch"]
@@ -174,7 +174,7 @@ class AdapterTrainer(Trainer):
             loss: Tensor = loss_sum(model, batch) / num_items_in_batch
         if not math.isfinite(value := loss.item()):
             step = self.state.global_step + 1
-            raise RunError(self._not_finite(step, f"the loss is {value}", pending.rows))
+            raise self._diverged(step, f"the loss is {value}", pending.rows)
         self.clock.counters += Counters.of(batch, skipped=skipped)
         return loss
 
@@ -207,17 +207,17 @@ class AdapterTrainer(Trainer):
         """Stop if the step that was just taken had a gradient with NaN or Inf.
 
         Raises:
-            RunError: Names the step and its rows.
+            DivergedError: Names the step and its rows.
         """
         if not math.isfinite(norm):
             step = self.state.global_step
-            raise RunError(self._not_finite(step, f"the gradient's norm is {norm}", self._window_rows))
+            raise self._diverged(step, f"the gradient's norm is {norm}", self._window_rows)
 
-    def _not_finite(self, step: int, what: str, rows: Sequence[str]) -> str:
+    def _diverged(self, step: int, what: str, rows: Sequence[str]) -> DivergedError:
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-        return (
-            f"step {step}: {what}. Rows of this step: {shown}. A lower "
-            "training.learning_rate, a longer training.warmup or float32 usually helps; check these rows too."
+        return DivergedError(
+            f"step {step}: {what}. Rows of this step: {shown}. A lower training.learning_rate, a longer "
+            "training.warmup or float32 usually helps; check these rows too."
         )
 
     # Checkpoints
@@ -299,7 +299,7 @@ class _Reporter(TrainerCallback):
         """Report a step's loss or, in a call of its own, a validation's.
 
         Raises:
-            RunError: The gradient is NaN or Inf. The step has been taken by now, and nothing was saved
+            DivergedError: The gradient is NaN or Inf. The step has been taken by now, and nothing was saved
                 since.
         """
         logs = logs or {}

@@ -1,0 +1,187 @@
+"""Files and directories that are either whole or absent.
+
+Everything manytune keeps is first written next to its target under a recognisable temporary name, flushed to
+the disk, and renamed. A process that is killed at any moment leaves the target as it was, or complete, and
+at worst a leftover that `clean_leftovers` finds by its name.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from manytune.errors import TargetExistsError
+
+_WRITING = ".manytune-tmp-"  # a target that isn't complete
+_REPLACED = ".manytune-old-"  # a complete directory that was moved away to make room for its successor
+
+
+@contextmanager
+def atomic_file(path: Path, *, within: Path | None = None) -> Iterator[Path]:
+    """Let a block write a file that appears under its name only when it is complete and on the disk.
+
+    The block receives the path of a temporary file, which it creates. When it ends, the file is flushed and renamed to
+    `path`, whose former content it replaces; when it raises, the temporary file is removed and `path` is as it was.
+
+    Args:
+        path: The file; its directory must exist.
+        within: Directory of the temporary file, on the same file system; None is the target's own.
+    """
+    temporary = _sibling(path, _WRITING) if within is None else within / secrets.token_hex(8)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_directory(path.parent)
+
+
+def atomic_write(path: Path, content: bytes | str, *, within: Path | None = None) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Args:
+        path: The file; its directory must exist.
+        content: What the file will hold; text is written as UTF-8.
+        within: See `atomic_file`.
+    """
+    with atomic_file(path, within=within) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_directory(
+    path: Path, *, existing: Literal["error", "keep", "replace"] = "error"
+) -> Iterator[Path]:
+    """Fill a directory that appears under its name only when it is complete and on the disk.
+
+    The block receives a temporary directory next to `path`. When it ends, every file in it is flushed and
+    the directory is renamed to `path`; when it raises, the temporary directory is removed and `path` is as
+    it was.
+
+    Args:
+        path: The directory to create. Missing parents are created.
+        existing: What to do when `path` exists at the end: refuse, keep it and drop the new one (two
+            processes that fill the same cache), or put the new one in its place. Directories can't be
+            exchanged in one step on every system, so a replaced one is moved aside first; `clean_leftovers`
+            moves it back if the process died there.
+
+    Raises:
+        TargetExistsError: `path` exists and `existing` is "error".
+    """
+    if existing == "error":
+        require_absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(path, _WRITING)
+    temporary.mkdir()
+    try:
+        yield temporary
+        flush_tree(temporary)
+        _move_into_place(temporary, path, existing)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    flush_directory(path.parent)
+
+
+def require_absent(path: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        TargetExistsError: There is something at `path`.
+    """
+    if path.exists():
+        raise TargetExistsError(f"{path} exists already. Remove it, or write somewhere else.")
+
+
+def clean_leftovers(directory: Path, *, older_than: float = 0.0) -> list[Path]:
+    """Remove what killed processes left in a directory, and finish what they began.
+
+    An unfinished file or directory is removed. A directory that was moved aside is moved back if its
+    successor never arrived, and removed otherwise.
+
+    Args:
+        directory: Where to look; not recursive. Need not exist.
+        older_than: Skip anything that changed within this many seconds: another process may be writing it.
+
+    Returns:
+        The leftovers that were dealt with, in the order of their names.
+    """
+    if not directory.is_dir():
+        return []
+    found = []
+    for leftover in sorted(directory.iterdir()):
+        kind = next((kind for kind in (_WRITING, _REPLACED) if kind in leftover.name), None)
+        if kind is None or not leftover.name.startswith("."):
+            continue
+        try:
+            if older_than and time.time() - leftover.stat().st_mtime < older_than:
+                continue
+        except FileNotFoundError:  # the process that wrote it finished meanwhile
+            continue
+        target = leftover.with_name(leftover.name[1:].rpartition(kind)[0])
+        if kind == _REPLACED and not target.exists():
+            leftover.rename(target)
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+        found.append(leftover)
+    return found
+
+
+def moved_aside(path: Path) -> Path | None:
+    """The complete directory that an interrupted replacement of `path` left; None if there is none."""
+    if path.exists() or not path.parent.is_dir():
+        return None
+    return next(path.parent.glob(f".{glob.escape(path.name)}{_REPLACED}*"), None)
+
+
+def flush_tree(directory: Path) -> None:
+    """Make sure that a directory and everything in it is on the disk."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with (Path(folder) / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        flush_directory(Path(folder))
+
+
+def flush_directory(directory: Path) -> None:
+    """Make sure that a directory's entries are on the disk: what was created, renamed or removed in it."""
+    if os.name == "nt":  # Windows can't open a directory; its renames are journalled
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_into_place(temporary: Path, path: Path, existing: str) -> None:
+    if existing == "replace" and path.exists():
+        replaced = _sibling(path, _REPLACED)
+        path.rename(replaced)
+        temporary.rename(path)
+        shutil.rmtree(replaced)
+        return
+    try:
+        temporary.rename(path)
+    except OSError as error:  # POSIX refuses to rename onto a directory that isn't empty
+        if not path.is_dir():
+            raise
+        if existing == "error":
+            raise TargetExistsError(
+                f"{path} was created by another process meanwhile; it was kept."
+            ) from error
+
+
+def _sibling(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}{kind}{secrets.token_hex(4)}")

@@ -1,0 +1,167 @@
+"""Adapters that are chosen by their paths on the command line: their templates, their encoder, their base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manytune.cli.bases import common_base
+from manytune.errors import StoreError
+from manytune.store.adapters import StoredAdapter, open_adapter
+from manytune.store.run_directory import RunDirectory, adapter_at
+
+if TYPE_CHECKING:
+    from manytune.data.encode import Encoder
+    from manytune.data.templates import PromptTemplate
+    from manytune.store.base import Base
+
+BASE_NAME = "base"
+"""What tables call the untouched base."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An adapter that was named on the command line.
+
+    Attributes:
+        name: What to call it: the run's or the adapter's directory, or its whole path if that isn't unique.
+        run: The run directory; None for an adapter without one.
+        stored: The adapter, its files checked.
+    """
+
+    name: str
+    run: Path | None
+    stored: StoredAdapter
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the run that trained it; empty if it isn't known."""
+        manifest = self.stored.manifest
+        return dict(manifest.recipe) if manifest is not None and manifest.recipe is not None else {}
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        if self.stored.manifest is not None:
+            return self.stored.manifest.method
+        return str(self._config().peft_type).lower()
+
+    @property
+    def base_spec(self) -> str | None:
+        """Where its base is; None if its files don't say."""
+        if "base" in self.recipe:
+            return str(self.recipe["base"])
+        if self.stored.manifest is not None:
+            return self.stored.manifest.base
+        name: str | None = self._config().base_model_name_or_path
+        return name
+
+    def templates(self, task: str | None = None) -> dict[str | None, PromptTemplate]:
+        """The templates that it was trained with, by task; a single task's is under None.
+
+        Args:
+            task: The task that is wanted, or one whose promptsource templates are wanted; None for all.
+
+        Raises:
+            StoreError: Its files don't say, or there is no such task.
+        """
+        from manytune.data.nearest import did_you_mean
+        from manytune.data.templates import PromptTemplate
+
+        manifest = self.stored.manifest
+        if manifest is None or (manifest.template is None and manifest.templates is None):
+            raise StoreError(
+                f"{self.stored.path}: the adapter doesn't say which prompt template it was trained with, so rows can't "
+                "be turned into its prompts. Adapters that manytune trains say so in manifest.json."
+            )
+        if manifest.template is not None:
+            if task is not None:
+                raise StoreError(
+                    f"{self.name} was trained on a single task without a name; leave --task out."
+                )
+            return {None: PromptTemplate.from_dict(manifest.template)}
+        named = manifest.templates or {}
+        chosen = [name for name in named if task is None or name == task or name.startswith(f"{task}/")]
+        if not chosen:
+            raise StoreError(
+                f"{self.name} has no task {task!r}{did_you_mean(str(task), named)} Its tasks: {', '.join(named)}."
+            )
+        return {name: PromptTemplate.from_dict(named[name]) for name in chosen}
+
+    def template(self, task: str | None = None) -> PromptTemplate:
+        """The one template that it was trained with, or a task's.
+
+        Raises:
+            StoreError: Its files don't say, or there are several to choose from.
+        """
+        found = self.templates(task)
+        if len(found) > 1:
+            listed = ", ".join(map(str, found))
+            raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
+        return next(iter(found.values()))
+
+    def encoder(self, base: Base) -> Encoder:
+        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""
+        from manytune.data.encode import Encoder
+
+        manifest = self.stored.manifest
+        chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
+        data = self.recipe.get("data", {})
+        if data.get("overflow") == "truncate_prompt":
+            return Encoder(
+                base.tokenizer,
+                max_length=data["max_length"],
+                overflow="truncate_prompt",
+                chat=chat,
+                encoder_decoder=base.is_encoder_decoder,
+            )
+        return Encoder(base.tokenizer, max_length=None, chat=chat, encoder_decoder=base.is_encoder_decoder)
+
+    def _config(self) -> Any:
+        from manytune.methods.config import PeftConfig
+
+        return PeftConfig.from_pretrained(self.stored.path)
+
+
+def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
+    """Open every adapter that was named; a run names the adapter in it.
+
+    Raises:
+        StoreError: A path is neither a run nor an adapter, or a file is damaged.
+    """
+    found = []
+    for path in paths:
+        adapter = adapter_at(path)
+        run = RunDirectory.of_adapter(adapter)
+        name = (run.path if run else path).resolve().name
+        found.append(Chosen(name, run.path if run else None, open_adapter(adapter)))
+    names = [chosen.name for chosen in found]
+    return tuple(
+        dataclasses.replace(chosen, name=str(path))
+        if names.count(chosen.name) > 1 or chosen.name == BASE_NAME
+        else chosen
+        for chosen, path in zip(found, paths, strict=True)
+    )
+
+
+def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
+    """Load the one base of all adapters and check that each was trained on it.
+
+    Raises:
+        StoreError: The adapters name different bases or none, or it can't be loaded.
+        BaseMismatchError: An adapter was trained on another base.
+    """
+    import torch
+
+    from manytune.store.base import load_base
+
+    spec = override or common_base({one.name: one.base_spec for one in chosen})
+    dtype = chosen[0].recipe.get("training", {}).get("dtype")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_base(spec, dtype=dtype, device=device)
+    for one in chosen:
+        open_adapter(one.stored.path, base=base)
+    return base
