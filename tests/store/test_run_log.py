@@ -12,7 +12,12 @@ def step(number: int) -> StepReport:
     return StepReport(number, 4, 0.5, 1 / 3, 0.1, 1.5, 10 * number, 0.5 * number, 0.6 * number)
 
 
-REPORTS: list[Report] = [ValidationReport(0, 4, 3.25, 0.1), step(1), step(2), ValidationReport(2, 4, 2.5, 1.3)]
+REPORTS: list[Report] = [
+    ValidationReport(0, 4, 3.25, 0.1),
+    step(1),
+    step(2),
+    ValidationReport(2, 4, 2.5, 1.3),
+]
 
 
 def write(path: Path, reports: list[Report], *, after: int | None = None) -> None:

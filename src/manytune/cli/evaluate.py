@@ -153,19 +153,18 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     from dataclasses import replace
 
     from manytune.data.dataset import read_splits
-    from manytune.data.readers import read
+    from manytune.data.readers import read_role
     from manytune.data.templates import render_all
     from manytune.training.recipe import recipe_from
 
     if data is not None:
-        split = None if Path(data).expanduser().is_file() else "test"
-        template = chosen.template(task)
-        examples = render_all(template, read(data, split=split).kept).kept
+        examples = render_all(chosen.template(task), read_role(data, "test").kept).kept
         return tuple(replace(example, task=task) for example in examples)
     wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:
         raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
-    recipe = recipe_from(chosen.recipe, where=f"{chosen.name}'s recipe")
+    # The rest of it may have keys of another release.
+    recipe = recipe_from({"data": chosen.recipe.get("data", {})}, where=f"{chosen.name}'s recipe")
     if not any(one.test is not None for one in recipe.data.tasks or (recipe.data,)):
         raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
     found = read_splits(recipe.data).test

@@ -24,6 +24,8 @@ from manytune.errors import RunError
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.run_log import Report, read_reports
 
+SCORES_NAME = "scores.json"
+"""What messages call the file that holds every row that was left out."""
 _ADAPTER = "adapter"
 
 
@@ -142,7 +144,7 @@ class RunDirectory:
     @property
     def scores_file(self) -> Path:
         """Validation loss and cost."""
-        return self.path / "scores.json"
+        return self.path / SCORES_NAME
 
     @property
     def checkpoints(self) -> Path:

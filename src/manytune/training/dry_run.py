@@ -19,6 +19,7 @@ from manytune.data.encode import Encoded
 from manytune.model.accounting import count_parameters
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
+from manytune.training.data_summary import describe_data
 from manytune.training.inputs import attach_method, read_inputs
 from manytune.training.loop.arguments import check_device
 from manytune.training.loop.counters import Counters
@@ -101,7 +102,8 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
     """
     check_device(recipe.training)
     inputs = read_inputs(recipe, notify=notify)
-    return estimate_training(attach_method(recipe, inputs.base), inputs.rows, recipe.training)
+    describe_data(notify or (lambda _: None), inputs.data, leaks=len(inputs.splits.leaks))
+    return estimate_training(attach_method(inputs), inputs.rows, recipe.training)
 
 
 def estimate_training(

@@ -21,7 +21,7 @@ _ROUNDING = ("threads", "torch", "transformers", "manytune")
 
 
 def run_identity(inputs: RunInputs) -> dict[str, object]:
-    """What the remaining steps of an interrupted run depend on besides the recipe."""
+    """What the remaining steps of an interrupted run depend on in addition to the recipe."""
     return {
         "train": tokens_digest(inputs.data.train),
         "validation": tokens_digest(inputs.data.validation),

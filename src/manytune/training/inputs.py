@@ -21,11 +21,13 @@ class RunInputs:
     """What a training starts from.
 
     Attributes:
+        recipe: The recipe, as it is run.
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
     """
 
+    recipe: Recipe
     base: Base
     splits: Splits
     data: TokenSplits
@@ -65,10 +67,10 @@ def read_inputs(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
         )
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
-    return RunInputs(base=base, splits=splits, data=data)
+    return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
 
 
-def attach_method(recipe: Recipe, base: Base) -> PeftModel:
+def attach_method(inputs: RunInputs) -> PeftModel:
     """Attach the recipe's method to the base. Its first weights come from the recipe's seed.
 
     Mutates: the base's model, and every random generator, which is seeded.
@@ -76,6 +78,7 @@ def attach_method(recipe: Recipe, base: Base) -> PeftModel:
     Raises:
         ConfigError: An option of the method can't be used with this base.
     """
+    recipe, base = inputs.recipe, inputs.base
     set_seed(recipe.training.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
     return get_peft_model(base.model, recipe.method.peft_config(task_type))

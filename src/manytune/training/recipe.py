@@ -1,7 +1,7 @@
 """The recipe: everything that decides a training run, in one checked file.
 
 A recipe is YAML with the sections below; each key has a default except `data.train`. `load_recipe` reads
-one, puts `--set a.b=c` overrides on top, and answers every mistake with the file, the key's path and what
+one, puts `--set a.b=c` overrides on top, and reports every mistake with the file, the key's path and what
 was expected.
 """
 
@@ -81,8 +81,8 @@ class TrainingRecipe(Section):
     """How rows are laid out for the model: `shared-prefix`, `padding-free` or `padded`, all with the same loss and
     gradients. A model that a layout doesn't suit trains with `padded`, and the run says so."""
     group_prefixes: bool = False
-    """Put rows that begin alike, such as several questions on one document, into the same batch; with
-    `shared-prefix` batches the beginning is computed once."""
+    """Put rows with a common prefix, such as several questions on one document, into the same batch; with
+    `shared-prefix` batches the prefix is computed once."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
@@ -150,7 +150,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a recipe's file as it stands, with the overrides put on top and `output` filled in.
+    """Read a recipe's file, with the overrides put on top and `output` filled in.
 
     Raises:
         RecipeError: The file can't be read, isn't YAML, or holds something else than a mapping.

@@ -192,7 +192,7 @@ class Checkpoints:
     Attributes:
         directory: Where they go.
         identity: What a resumed run must agree with; JSON.
-        resume_from: The state to continue from; None begins at the beginning.
+        resume_from: The state to continue from; None starts at the first step.
     """
 
     directory: Path

@@ -20,6 +20,7 @@ from manytune.store.locking import held
 from manytune.store.manifest import Description
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report, RunLog
+from manytune.training.data_summary import describe_data
 from manytune.training.environment import environment
 from manytune.training.identity import check_identity, check_recipe, run_identity
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
@@ -27,8 +28,6 @@ from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.train import train_model
 from manytune.training.recipe import Recipe
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
-
-_ROWS_NAMED = 5  # of those left out, in lines for people
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +121,14 @@ def run(
         keep_checkpoints: Leave the checkpoints in place at the end.
         measure_flops: As for `train_model`.
         report: Called after every step and every validation.
-        notify: Receives a line about each stage and each doubt.
+        notify: Receives a line about each stage and each warning.
         base: The recipe's base, already loaded and with nothing attached, for several runs over one copy; it is
             given back as it was. None loads it.
 
     Raises:
         RunError: The directory holds something else, there is nothing to resume, the recipe, the data or
             the base changed since the interruption, or the training failed.
+        DivergedError: The loss or the gradient became NaN or Inf.
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded, or another process is training in the directory.
     """
@@ -138,16 +138,15 @@ def run(
     with held(directory.path):
         _enter(directory, recipe, resume=resume, overwrite=overwrite)
         inputs = read_inputs(recipe, base=base, notify=say)
-        _describe(say, inputs, named_in=directory.scores_file.name)
+        describe_data(say, inputs.data, leaks=len(inputs.splits.leaks))
         checkpoints = _checkpoints(directory, inputs, say, resume=resume)
         if not resume:
-            atomic_write(directory.recipe_file, recipe.to_yaml())
+            atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
             facts = json.dumps(environment(recipe.training), indent=2, ensure_ascii=False)
             atomic_write(directory.environment_file, facts + "\n")
-        with _attached(recipe, inputs.base, shared=base is not None) as model:
+        with _attached(inputs, shared=base is not None) as model:
             training = _train(
                 model,
-                recipe,
                 directory,
                 inputs,
                 checkpoints,
@@ -155,8 +154,8 @@ def run(
                 report=report,
                 say=say,
             )
-            _save(model, recipe, directory, inputs, training)
-        finished = _finished(recipe, directory, inputs, checkpoints.resume_from, training)
+            _save(model, directory, inputs, training)
+        finished = _finished(directory, inputs, checkpoints.resume_from, training)
         directory.write_scores(finished.scores)
         if not keep_checkpoints:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
@@ -173,14 +172,14 @@ def _checkpoints(
         check_identity(found, identity, say)
         say(f"resuming after step {found.position.step}")
     elif resume:
-        say("no checkpoint was written before the interruption; starting at the beginning")
+        say("no checkpoint was written before the interruption; starting at the first step")
     return Checkpoints(directory=directory.checkpoints, identity=identity, resume_from=found)
 
 
 @contextlib.contextmanager
-def _attached(recipe: Recipe, base: Base, *, shared: bool) -> Iterator[PeftModel]:
+def _attached(inputs: RunInputs, *, shared: bool) -> Iterator[PeftModel]:
     """The base with the recipe's method; a shared one is given back as it was."""
-    model = attach_method(recipe, base)
+    model = attach_method(inputs)
     try:
         yield model
     finally:
@@ -190,7 +189,6 @@ def _attached(recipe: Recipe, base: Base, *, shared: bool) -> Iterator[PeftModel
 
 def _train(
     model: PeftModel,
-    recipe: Recipe,
     directory: RunDirectory,
     inputs: RunInputs,
     checkpoints: Checkpoints,
@@ -210,7 +208,7 @@ def _train(
         return train_model(
             model,
             inputs.rows,
-            recipe.training,
+            inputs.recipe.training,
             report=record,
             notify=say,
             checkpoints=checkpoints,
@@ -219,10 +217,8 @@ def _train(
         )
 
 
-def _save(
-    model: PeftModel, recipe: Recipe, directory: RunDirectory, inputs: RunInputs, training: TrainingResult
-) -> None:
-    loss = training.validation_loss
+def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training: TrainingResult) -> None:
+    recipe, loss = inputs.recipe, training.validation_loss
     save_adapter(
         model,
         directory.adapter,
@@ -240,7 +236,6 @@ def _save(
 
 
 def _finished(
-    recipe: Recipe,
     directory: RunDirectory,
     inputs: RunInputs,
     resumed: Checkpoint | None,
@@ -251,7 +246,7 @@ def _finished(
         directory=directory.path,
         adapter=directory.adapter,
         base=inputs.base.name,
-        method=recipe.method.name,
+        method=inputs.recipe.method.name,
         train_rows=len(data.train),
         validation_rows=len(data.validation),
         left_out=data.left_out,
@@ -298,20 +293,3 @@ def _enter(directory: RunDirectory, recipe: Recipe, *, resume: bool, overwrite: 
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-
-
-def _describe(say: Callable[[str], None], inputs: RunInputs, *, named_in: str) -> None:
-    data = inputs.data
-    say(f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate on")
-    for share in data.mixture.shares if data.mixture else ():
-        say(
-            f"task {share.name}: {share.rows:,} rows, {share.rows_per_epoch:,} in an epoch ({share.rate:.1%})"
-        )
-    for row in data.left_out[:_ROWS_NAMED]:
-        say(f"left out: {row.where}: {row.reason}")
-    if len(data.left_out) > _ROWS_NAMED:
-        say(f"left out: {len(data.left_out) - _ROWS_NAMED:,} more rows; {named_in} will name them")
-    if data.truncated:
-        say(f"{data.truncated:,} prompts were cut to data.max_length")
-    if leaks := len(inputs.splits.leaks):
-        say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")

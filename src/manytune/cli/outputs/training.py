@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from manytune.store.run_directory import RunDirectory
+from manytune.store.run_directory import SCORES_NAME
 from manytune.training.batches import TokenCounts
 from manytune.training.dry_run import Estimate
 from manytune.training.progress import duration
@@ -42,8 +42,7 @@ def print_run(finished: TrainedRun) -> None:
         table.add_row("MFU", f"{training.mfu:.0%} of the {speed} that this machine's matrix products reach")
     table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
     if finished.left_out:
-        named = RunDirectory(finished.directory).scores_file.name
-        table.add_row("rows left out", f"{len(finished.left_out):,} (named in {named})")
+        table.add_row("rows left out", f"{len(finished.left_out):,} (named in {SCORES_NAME})")
     Console(highlight=False).print(table)
     # Outside the table, which would break a path that is to be copied.
     typer.echo(f"adapter: {finished.adapter}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from manytune.data.nearest import did_you_mean
 from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention.packed import packed_attention
@@ -45,7 +44,6 @@ def builder(name: str) -> Builder:
     """
     if name in BUILDERS:
         return BUILDERS[name]
-    nearest = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.0)[0]
     raise RecipeError(
-        f"batching expects one of {', '.join(BUILDERS)}; found {name!r}. Did you mean {nearest!r}?"
+        f"batching: expected one of {', '.join(BUILDERS)}; found {name!r}{did_you_mean(name, BUILDERS)}"
     )

@@ -67,7 +67,7 @@ def plan_batches(
 
 
 def prefix_order(sequences: Sequence[TokenSequence], generator: np.random.Generator) -> list[int]:
-    """A random order in which every common prefix is one contiguous stretch.
+    """A random order in which sequences with a common prefix are next to each other.
 
     It is the depth-first order of the sequences' trie with its branches in random order: the alphabetical
     order after a random renaming of the tokens. Equal sequences come in random order.

@@ -51,7 +51,7 @@ def training_arguments(
         validates: Whether there are validation rows.
         resumes: Whether an interrupted training goes on.
         saves: Whether there is a place for checkpoints.
-        use_cache: The model's own setting, which comes back at the end.
+        use_cache: The model's own setting, which is restored at the end.
         scratch: A directory that transformers may create; nothing of ours goes there.
 
     Raises:

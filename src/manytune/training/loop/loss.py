@@ -25,7 +25,7 @@ def mean_loss(
 ) -> float:
     """The mean negative log likelihood per target token over a set of sequences, in nats.
 
-    The sequences are batched by length, and those of a group together, since they often begin alike. That
+    The sequences are batched by length, and those of a group together, since they often share a prefix. That
     changes only the rounding of the sum; no random number is drawn.
 
     Args:

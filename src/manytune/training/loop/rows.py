@@ -18,7 +18,7 @@ class TrainingRows:
         validation: The sequences to measure the loss on, before training, while it goes on and at its end; may be
             empty.
         mixture: Which of `train`'s rows an epoch holds, if they are several tasks'; None for all.
-        pad_id: Any valid token id; it only ever stands in masked columns.
+        pad_id: Any valid token id; it only fills masked columns.
     """
 
     train: Sequence[Encoded]

@@ -50,7 +50,7 @@ class SequenceDataset(Dataset[Encoded]):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSetup:
-    """What the loop works with besides the model and transformers' arguments.
+    """What the loop needs in addition to the model and transformers' arguments.
 
     Attributes:
         rows: What is trained on.
@@ -74,7 +74,7 @@ class LoopSetup:
 
     @property
     def resume_from(self) -> Checkpoint | None:
-        """The state to continue from; None begins at the beginning."""
+        """The state to continue from; None starts at the first step."""
         return self.checkpoints.resume_from if self.checkpoints else None
 
 

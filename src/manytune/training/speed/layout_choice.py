@@ -19,7 +19,7 @@ EVERY_MODEL = "padded"
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """A batch layout, and how it came to be used.
+    """A batch layout, and why it is used.
 
     Attributes:
         asked: What the recipe says.

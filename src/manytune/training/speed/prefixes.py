@@ -11,7 +11,7 @@ ENTRY_BYTES = 150  # what a prefix takes in the dictionary of `PrefixNumbers`, a
 
 
 class PrefixNumbers:
-    """Numbers prefixes from 0, in the order in which they first come up.
+    """Numbers prefixes from 0, in the order in which they first occur.
 
     A trie, held as a dictionary: the number of a prefix without its last token, and that token, give its number.
     """
@@ -37,7 +37,7 @@ class PrefixNumbers:
             del path[position:]
             if len(path) != position:
                 raise ValueError(
-                    f"position {position} follows a prefix of {len(path)} tokens, so it begins nowhere"
+                    f"position {position} follows a prefix of {len(path)} tokens, so it doesn't follow from it"
                 )
             parent = path[-1] + 1 if path else 0
             path.append(numbers.setdefault(parent << 32 | token, len(numbers)))
