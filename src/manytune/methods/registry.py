@@ -14,7 +14,7 @@ from manytune.errors import ConfigError
 from manytune.methods import load_methods
 from manytune.methods.config import PeftConfig, register_config
 from manytune.methods.tuners.base import Tuner
-from manytune.methods.tuners.terms import Adapter, Terms, TermsError
+from manytune.methods.tuners.terms import Adapter, Terms
 
 
 @dataclass(frozen=True)
