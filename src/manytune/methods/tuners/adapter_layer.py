@@ -133,9 +133,7 @@ class AdapterLayer(Wrapper):
     def pristine(self, name: str) -> Tensor:
         """See `Wrapper.pristine`: without what is merged; a merge in low memory has no such thing to give."""
         if self.merged_inexactly:
-            raise AdapterError(
-                f"{self.merged_adapters} are merged in low memory: there is no exact base. Unmerge."
-            )
+            raise AdapterError(f"{self.merged_adapters} are merged in low memory: unmerge them first.")
         return self._pristine[name] if name in self._pristine else super().pristine(name)
 
     @property
