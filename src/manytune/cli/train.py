@@ -33,7 +33,9 @@ def train(
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Compare with the machine's matrix speed after a short run too."),
+        typer.Option(
+            "--measure", help="Measure the machine's FLOP/s and the training's MFU after a short run, too."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

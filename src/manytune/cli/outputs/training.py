@@ -37,8 +37,10 @@ def print_run(finished: TrainedRun) -> None:
         table.add_row("kept", f"{share:.0%} of the computed tokens skipped {layers}")
     table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
     if training.achieved is not None and training.matrix_speed is not None:
-        speed = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
-        table.add_row("achieved", f"{training.achieved:.0%} of the matrix speed ({speed})")
+        peak = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
+        table.add_row(
+            "MFU", f"{training.achieved:.0%} of the {peak} of matrix products at the model's shapes"
+        )
     table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
     if finished.left_out:
         table.add_row("rows left out", f"{len(finished.left_out):,} (named in scores.json)")
