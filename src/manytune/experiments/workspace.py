@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
 from manytune.errors import DataError, DivergedError
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
+from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
@@ -33,10 +34,15 @@ from manytune.experiments.reporter import Reporter
 from manytune.experiments.spectra import spectrum_of
 from manytune.experiments.trials import Phase, Trial, train
 from manytune.experiments.variants import Variants
+from manytune.methods.registry import terms_of
+from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
-from manytune.store.base import Base, load_base
-from manytune.training.loop.train import check_device
-from manytune.training.training_plan import total_steps
+from manytune.store.base import Base
+from manytune.store.resident import read_resident
+from manytune.training.inputs import read_inputs
+from manytune.training.loop.arguments import check_device
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.training_plan import count_steps
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ class Workspace:
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        return total_steps(self.base.model, settings, self.data.train, self.data.mixture)
+        rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
+        return count_steps(self.base.model, settings, rows)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -180,11 +187,17 @@ class Workspace:
             validation=replies.validation,
             cost=trial.cost(),
             curves=trial.curves(),
-            spectrum=spectrum_of(single) if self.ranks and single is not None else None,
+            spectrum=self._spectrum(single) if self.ranks and single is not None else None,
             recipe={task or "": found.model_dump(mode="json") for task, found in trial.recipes.items()},
         )
         write_record(record, self.record_path(trial.name))
         return record
+
+    def _spectrum(self, adapter: Path) -> Spectrum | None:
+        try:
+            return spectrum_of(terms_of(read_resident(adapter), self.base.model))
+        except TermsError:
+            return None
 
     def ask_base(self) -> RunRecord:
         """Ask the untouched base everything, or read what it answered."""
@@ -272,9 +285,8 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     """
     recipe = experiment.recipe
     check_device(recipe.training)
-    splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=reporter.line)
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    inputs = read_inputs(recipe, notify=reporter.line)
+    splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
     probes = load_probes(experiment.forgetting, base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -91,6 +91,43 @@ class PeftConfig:
         """Whether the method trains virtual tokens rather than weights."""
         return False
 
+    @property
+    def was_saved(self) -> bool:
+        """Whether these are a saved adapter's options: what matches nothing in them is left over and no mistake."""
+        return bool(self.__dict__.get("_was_saved", False))
+
+    def as_saved(self) -> Self:
+        """The same object, as a saved adapter's options."""
+        self.__dict__["_was_saved"] = True
+        return self
+
+    # -- what a method's options may say, with defaults
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """The options that hold names or prose; a server takes any other string for a pattern of module names."""
+        return frozenset({"auto_mapping", "base_model_name_or_path", "revision"})
+
+    @property
+    def loading_note(self) -> str | None:
+        """What someone who loads the adapter from a file ought to know, as a sentence; None for nothing."""
+        return None
+
+    def for_loading(self) -> Self:
+        """The options with which to attach a saved adapter and detach it again: nothing that only a training needs."""
+        return self
+
+    @classmethod
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a training whose length isn't known yet; `TrainingHooks.plan_steps` brings it later.
+
+        Args:
+            options: What the recipe says, which stays.
+        """
+        return dict(options)
+
+    # -- files
+
     def to_dict(self) -> dict[str, Any]:
         """The options as they stand in memory, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -146,7 +183,7 @@ class PeftConfig:
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)
-        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs})
+        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs}).as_saved()
 
     @classmethod
     def from_peft_type(cls, **options: Any) -> PeftConfig:

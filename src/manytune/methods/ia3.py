@@ -8,6 +8,7 @@ With l = 1 at the start nothing changes. Merging multiplies: rows of W and b by 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,22 +17,27 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from manytune.errors import ConfigError, NoMatchingPeftModuleError
+from manytune.errors import ConfigError, PeftWarning
+from manytune.methods.arithmetic.combination import Combination
+from manytune.methods.arithmetic.pruning import weighted_sum
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
-from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
     Selection,
-    all_linear_targets,
     base_of,
     default_targets,
+    expand_targets,
+    is_all_linear,
     matches,
+    present,
     select,
 )
 from manytune.methods.tuners.terms import Factors, Terms
+from manytune.methods.tuners.unmatched import nearest, report
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
 _QV_DOWN = (("q_proj", "v_proj"), ("down_proj",))
@@ -111,6 +117,7 @@ class Layer(AdapterLayer):
     """
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("ia3_l",)
+    kind: ClassVar[str] = "ia3"
     additive: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module, *, is_feedforward: bool) -> None:
@@ -223,7 +230,7 @@ _KINDS: dict[type[nn.Module], type[Layer]] = {
 }
 
 
-class IA3Model(LayerTuner):
+class IA3Model(SummedTuner):
     """IA3 attached to a model; see `IA3Config`."""
 
     prefix: ClassVar[str] = "ia3_"
@@ -233,22 +240,33 @@ class IA3Model(LayerTuner):
         """See `LayerTuner.select`."""
         if config.target_modules is None:
             attention, feedforward = default_targets(self.model, USUAL_MODULES)
-            config.target_modules = {*attention, *feedforward}
+            config.target_modules = present(self.model, [*attention, *feedforward])
             if config.feedforward_modules is None:
-                config.feedforward_modules = set(feedforward)
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
+                config.feedforward_modules = config.target_modules & set(feedforward)
+            if feedforward and not config.feedforward_modules:
+                warnings.warn(
+                    f"IA3 scales the inputs of {', '.join(feedforward)} in models of this type, and this one has none: "
+                    "its feed-forward blocks stay as they are. Name linear layers in feedforward_modules, if it has "
+                    "any there.",
+                    PeftWarning,
+                    stacklevel=4,
+                )
+        every_linear = is_all_linear(config.target_modules)
+        expand_targets(self.model, config, {})
         if config.feedforward_modules is None:
             config.feedforward_modules = set()
-        chosen = select(self.model, Selection(config.target_modules, config.exclude_modules))
+        chosen = select(self.model, Selection.of(config, config.target_modules or ()))
+        if every_linear:
+            warn_of_left_frozen(self.model, config)
         config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)
         feedforward = config.feedforward_modules
         for entry in [feedforward] if isinstance(feedforward, str) else sorted(feedforward):
             names = entry if isinstance(feedforward, str) else [entry]
             if not any(matches(path, names) for path, _ in chosen):
-                raise NoMatchingPeftModuleError(
-                    f"feedforward_modules: {entry!r} names none of the targeted modules: "
-                    f"{', '.join(path for path, _ in chosen[:8])}{', ...' if len(chosen) > 8 else ''}."
+                report(
+                    f"feedforward_modules: {entry!r} names none of the targeted modules, so nothing is scaled at its "
+                    f"input for it. {nearest([entry], [path for path, _ in chosen], 'The targeted modules')}",
+                    saved=config.was_saved,
                 )
         return chosen
 
@@ -272,9 +290,31 @@ class IA3Model(LayerTuner):
             )
         layer.add_adapter(adapter_name, config)
 
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`; HF PEFT adds up the factors, whichever way is asked for."""
+        feedforward: set[str] = set()
+        for name in adapters:
+            named = getattr(self.peft_config[name], "feedforward_modules", None)
+            feedforward |= set() if not named else {named} if isinstance(named, str) else named
+        return {"feedforward_modules": feedforward}
+
+    def write_sum(
+        self,
+        layer: AdapterLayer,
+        path: str,
+        adapter_name: str,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        how: Combination,
+    ) -> None:
+        """See `SummedTuner.write_sum`."""
+        layer.tensors(adapter_name)["ia3_l"].copy_(
+            weighted_sum([layer.tensors(name)["ia3_l"] for name in adapters], weights)
+        )
+
     @staticmethod
     def _is_feedforward(path: str, config: IA3Config) -> bool:
         return matches(path, config.feedforward_modules or set())
 
 
-register(Method("ia3", PeftType.IA3, IA3Config, IA3Model))
+register(Method("ia3", PeftType.IA3, IA3Config, IA3Model, in_peft=True, learning_rate=1e-2))

@@ -20,17 +20,17 @@ from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import fill_state
 from manytune.methods.tuners.base_layers import BaseLayer, BaseLayers, linear_sizes, require_shape
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
     ATTENTION_PROJECTIONS,
     Selection,
-    all_linear_targets,
     base_of,
-    default_targets,
+    expand_targets,
+    is_all_linear,
     select,
 )
 from manytune.methods.tuners.terms import Terms, TermsError, Update, joined
@@ -129,6 +129,7 @@ class Linear(AdapterLayer):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("vera_lambda_b", "vera_lambda_d")
     other_param_names: ClassVar[tuple[str, ...]] = ("vera_dropout", "projections")
+    kind: ClassVar[str] = "vera"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -227,23 +228,18 @@ class VeraModel(LayerTuner):
     prefix: ClassVar[str] = "vera_lambda_"
     # A and B stand beside the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
+    no_sum: ClassVar[str | None] = (
+        "the vectors of two adapters don't add up to those of one that does what both do"
+    )
     layer_class = Linear
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        if config.target_modules is None:
-            config.target_modules = set(default_targets(self.model, ATTENTION_PROJECTIONS))
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
-        layers, pattern = config.layers_to_transform, config.layers_pattern
-        chosen = select(
-            self.model,
-            Selection(
-                names=config.target_modules,
-                layers=[layers] if isinstance(layers, int) else layers,
-                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
-            ),
-        )
+        every_linear = is_all_linear(config.target_modules)
+        given = expand_targets(self.model, config, ATTENTION_PROJECTIONS)
+        chosen = select(self.model, Selection.of(config, config.target_modules or (), given=given))
+        if every_linear:
+            warn_of_left_frozen(self.model, config)
         for path, module in chosen:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(
@@ -350,4 +346,4 @@ def _shared_name(key: str) -> str:
     return name if name in SHARED else ""
 
 
-register(Method("vera", PeftType.VERA, VeraConfig, VeraModel))
+register(Method("vera", PeftType.VERA, VeraConfig, VeraModel, in_peft=True, learning_rate=1e-2))

@@ -61,7 +61,7 @@ def combine(
     import tempfile
 
     from manytune.cli.outputs.adapters import print_added
-    from manytune.methods.arithmetic.weighted import Combination
+    from manytune.methods.arithmetic.combination import Combination
     from manytune.store.combining import combine_adapters
 
     how = Combination(kind, svd_rank=rank, density=density)
@@ -100,7 +100,7 @@ def export(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Write an adapter for another program; vllm takes several, merged writes them into one model."""
-    from manytune.store.base import load_config
+    from manytune.store.base import load_base, load_config
     from manytune.store.export_gguf import export_gguf
     from manytune.store.exports import export_peft, export_vllm
 
@@ -121,7 +121,8 @@ def export(
         export_peft(stored[0].path, output)
     else:
         require_absent(output)
-        export_gguf(stored[0].path, output, load_config(base or _base_of(stored)))
+        name = base or _base_of(stored)
+        export_gguf(stored[0].path, output, load_config(name), lambda: load_base(name).model)
     typer.echo(output)
 
 

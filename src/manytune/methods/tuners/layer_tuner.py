@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.embeddings import base_tables
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
+from manytune.methods.tuners.layer_merging import merge_layers
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
-from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.switching import named_in_layers, written
+from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.tied import refuse_tied
 from manytune.methods.tuners.walk import replace_module
@@ -38,8 +42,8 @@ class LayerTuner(Tuner):
     a `ModulesToSaveWrapper`; `unload` puts the originals back.
     """
 
-    #: What its layers are.
-    layer_class: ClassVar[type[AdapterLayer]]
+    #: What the layers are; its `terms` are those of the method, which has none without.
+    layer_class: ClassVar[type[AdapterLayer]] = AdapterLayer  # type: ignore[type-abstract]
 
     def __init__(
         self,
@@ -56,6 +60,8 @@ class LayerTuner(Tuner):
         self.__dict__["_active"] = []
         # Tables of the base that a checkpoint has replaced, and what they were.
         self.__dict__["_tables"] = {}
+        # Where merged weights are written while adapters are switched.
+        self.__dict__["_rooms"] = {}
         super().__init__(
             model,
             config,
@@ -68,6 +74,7 @@ class LayerTuner(Tuner):
     _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
     _tables: dict[str, tuple[Tensor, Tensor]]
+    _rooms: dict[str, Tensor | None]
 
     # -- what a subclass says
 
@@ -90,6 +97,10 @@ class LayerTuner(Tuner):
     def check(self, adapter_name: str, config: Any) -> None:
         """Refuse an adapter that can't live beside those already there."""
 
+    def changes_base(self, adapter_name: str) -> bool:
+        """Whether layers do more than use another name when this adapter comes into use or goes out of it."""
+        return any(type(layer).temporarily is not AdapterLayer.temporarily for layer in self._layers.values())
+
     # -- adapters
 
     def _carriers(self) -> dict[str, AdapterLayer | ModulesToSaveWrapper]:
@@ -110,7 +121,7 @@ class LayerTuner(Tuner):
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
         to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
-        warn_of_unsaved(self.model, saving, config.task_type)
+        refuse_unsaved(self.model, config)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
@@ -119,8 +130,7 @@ class LayerTuner(Tuner):
                 "No modules were targeted for adaptation: every module that target_modules names is also in "
                 f"modules_to_save={saving}. A module is either adapted or trained in full."
             )
-        # All wrappers are made and filled before the first is put in place, so an error leaves the model as
-        # it was.
+        # All wrappers are made and filled before the first is put in place: an error leaves the model as it was.
         wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}
         try:
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
@@ -136,6 +146,8 @@ class LayerTuner(Tuner):
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
             raise
+        # A layer may lie within the base layer of another one, which then comes first.
+        wrapped = dict(sorted(wrapped.items(), key=lambda item: item[0].count(".base_layer")))
         new = {
             p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
         }
@@ -185,6 +197,17 @@ class LayerTuner(Tuner):
             self._require(name)
             for module in self._carriers().values():
                 module.set_requires_grad(name, requires_grad=requires_grad)
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        one_by_one = any(self.changes_base(name) for name in {*adapter_names, *self._active})
+        with named_in_layers(self._layers, self._saved, self._active, adapter_names, one_by_one=one_by_one):
+            if not merged or self.enabled is False:
+                yield
+                return
+            with written(self._layers, adapter_names, self._rooms, partial(refuse_tied, self.model)):
+                yield
 
     @property
     def active_adapters(self) -> list[str]:
@@ -274,6 +297,8 @@ class LayerTuner(Tuner):
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`; each layer's part is for `layer_class.terms` to say."""
         base, kind = BaseLayers(model), cls.layer_class
+        if kind is AdapterLayer:
+            return super().terms(config, tensors, model)
         layers, others = by_layer(tensors, kind.adapter_layer_names)
         parts = [kind.terms(base.at(p), t, config, cls.scaling_at(config, p)) for p, t in layers.items()]
         return joined([*parts, saved_terms(base, config, others)])
@@ -283,7 +308,7 @@ class LayerTuner(Tuner):
         self._require(adapter_name)
         base, config = self._base_layers(), self.peft_config[adapter_name]
         parts = [
-            layer.live_terms(base.at(path), adapter_name, config)
+            layer.live_terms(base.under(layer, path), adapter_name, config)
             for path, layer in self._layers.items()
             if layer.has_adapter(adapter_name)
         ]
@@ -307,41 +332,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [layer for layer in self._layers.values() if any(map(layer.has_adapter, names))]
-        if (
-            carrying
-            and all(set(names) & set(layer.merged_adapters) for layer in carrying)
-            and all(
-                not layer.has_adapter(name) or name in layer.merged_adapters
-                for layer in carrying
-                for name in names
-            )
-        ):
-            warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
-            return None
-        refuse_tied(self.model, carrying)
-        if low_memory:
-            # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
-            for layer in carrying:
-                layer.check_merge(names, safe_merge=safe_merge)
-        warn_of_dequantizing([layer.base_layer for layer in carrying])
-        before = [(layer, list(layer.merged_adapters)) for layer in carrying]
-        total: MergeError | None = None
-        try:
-            for layer in carrying:
-                error = layer.merge(safe_merge, names, low_memory=low_memory)
-                total = error if total is None or error is None else total + error
-        except AdapterError:
-            # All or nothing: a merge refused at one layer must not stay in the layers before it.
-            for layer, merged in before:
-                if layer.merged_adapters != merged:
-                    layer.unmerge()
-                    if merged:
-                        layer.merge(adapter_names=merged, low_memory=low_memory)
-            raise
-        if total is not None:
-            warn_of_merge_error(total)
-        return total
+        return merge_layers(self.model, self._layers.values(), names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
@@ -394,6 +385,7 @@ class LayerTuner(Tuner):
         self._saved.clear()
         self._active.clear()
         self._tables.clear()
+        self._rooms.clear()
         self.peft_config.clear()
         self._thaw()
         return self.model
