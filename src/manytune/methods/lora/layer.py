@@ -171,8 +171,12 @@ class LoraLayer(AdapterLayer):
 
     def _make_magnitude(self, adapter_name: str) -> None:
         """Let m be ‖W + ΔW‖, so that it changes nothing at first."""
-        delta = self.get_delta_weight(adapter_name)
         weight = self.origin([adapter_name])
+        for parameter in self.tensors(adapter_name).values():
+            # Factors are made on the CPU, so that a seed gives the same ones everywhere; the weight may be elsewhere.
+            if not parameter.is_meta and not weight.is_meta:
+                parameter.data = parameter.data.to(weight.device)
+        delta = self.get_delta_weight(adapter_name)
         if delta.is_meta:
             norm = torch.empty(weight.shape[self.output_dim], device="meta", dtype=delta.dtype)
         else:
