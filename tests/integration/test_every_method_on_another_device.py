@@ -16,7 +16,7 @@ import torch
 from tests.engine.adapters import attached, configs_for, gpt2, in_memory, llama
 from tests.engine.conftest import tokenizer  # noqa: F401  (a fixture)
 from tests.methods import tiny_models
-from tests.methods.test_registry_contract import Case, cases, disturb
+from tests.methods.test_registry_contract import Case, Example, cases, disturb
 from tests.reference.strict_device import MixedDevicesError, in_own_process, strict_device
 from torch import Tensor, nn
 
@@ -30,8 +30,30 @@ from manytune.methods.tuners.terms import TermsError
 from manytune.store.resident import read_resident
 
 CPU = torch.device("cpu")
+#: What combines an adapter's tensors with the base's in other ways than the methods' examples do.
+OPTIONS = {
+    "lora/dora-biased": ("lora", {"r": 4, "use_dora": True, "target_modules": "all-linear"}),
+    "lora/dora-embedding": ("lora", {"r": 4, "use_dora": True, "target_modules": ["wte"]}),
+    "lora/pissa-transposed": ("lora", {"r": 4, "init_lora_weights": "pissa", "target_modules": ["c_fc"]}),
+    "lora/saved-embedding": ("lora", {"r": 4, "target_modules": ["c_fc"], "modules_to_save": ["wpe"]}),
+    "vera/not-saved": ("vera", {"r": 8, "target_modules": "all-linear", "save_projection": False}),
+    "selective/weights": ("selective", {"parameters": ["c_fc.weight"]}),
+    "selective/layer": ("selective", {"parameters": ["h.1"]}),
+}
+
+
+@dataclass(frozen=True)
+class Optioned(Case):
+    """A case of `OPTIONS`."""
+
+    @property
+    def example(self) -> Example:
+        return Example(OPTIONS[self.variant][1], merges=self.method != "selective")
+
+
 #: Tied tables, biases and transposed weights; encoder-decoders; classifiers. Variants on plain linear layers.
 CASES = [case for case in cases() if (case.family is tiny_models.LLAMA) == bool(case.variant)]
+CASES += [Optioned(method, tiny_models.GPT2, variant) for variant, (method, _) in OPTIONS.items()]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 #: Calls a function in the process that has the device.
 Call = Callable[..., Any]
@@ -241,7 +263,7 @@ def test_its_terms_are_where_its_own_tensors_are(case: Case, tmp_path: Path, cal
     call(assert_same, states_its_terms, case, tmp_path)
 
 
-def answers_in_one_batch(build: Callable[[], Any], tokenizer: Any) -> None:
+def answers_in_one_batch(build: Callable[[], Any], words: Any) -> None:
     names = list(configs_for(build()))
     adapters = {
         name: in_memory(attached(build(), configs_for(build())[name], seed=seed))
@@ -249,7 +271,7 @@ def answers_in_one_batch(build: Callable[[], Any], tokenizer: Any) -> None:
     }
 
     def answered(device: torch.device) -> dict[str, list[int]]:
-        engine = Engine(build().to(device), tokenizer)
+        engine = Engine(build().to(device), words)
         for name, adapter in adapters.items():
             engine.add_adapter(name, adapter)
         found: dict[str, list[int]] = {}

@@ -174,10 +174,10 @@ def _numpy(func: Callable[..., Any], tensor: Tensor, *args: Any, **options: Any)
     return func(tensor, *args, **options)
 
 
-def _getitem(func: Callable[..., Tensor], tensor: Tensor, index: Any) -> Tensor:
+def _item(func: Callable[..., Any], tensor: Tensor, index: Any, *values: Tensor) -> Any:
     """Lists of indices are made tensors where their values are read, not by the device."""
     parts = index if isinstance(index, tuple) else (index,)
-    return func(tensor, tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+    return func(tensor, tuple(torch.tensor(p) if isinstance(p, list) else p for p in parts), *values)
 
 
 def _set_data(func: Callable[..., Any], tensor: Tensor, value: Tensor) -> None:
@@ -220,7 +220,8 @@ def _attention(
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.tensor: _tensor,
-    Tensor.__getitem__: _getitem,
+    Tensor.__getitem__: _item,
+    Tensor.__setitem__: _item,
     Tensor.tolist: _tolist,
     Tensor.numpy: _numpy,
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
@@ -229,8 +230,10 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
 
 
 def _start() -> None:
+    """Before anything else is imported: views of tensors that are made of others don't go with inference mode."""
     registered()
     torch.set_num_threads(1)
+    torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc]
 
 
 @contextmanager

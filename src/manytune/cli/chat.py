@@ -37,7 +37,7 @@ def chat(
     Messages are encoded as the adapter was trained, but go through no template of its own; `manytune generate --field`
     does that.
     """
-    from manytune.cli.chosen import choose, load_common_base
+    from manytune.cli.chosen import answering_device, choose, load_common_base
     from manytune.data.encode import Encoder
     from manytune.data.templates import Segment
     from manytune.engine.engine import Engine
@@ -50,7 +50,7 @@ def chat(
         loaded = load_common_base(chosen, base)
         encoder = chosen[0].encoder(loaded)
     elif base is not None:
-        loaded = load_base(base)
+        loaded = load_base(base, device=answering_device())
         encoder = Encoder(loaded.tokenizer, max_length=None)
     else:
         raise typer.BadParameter("name an adapter, or a base alone", param_hint="--adapter or --base")
