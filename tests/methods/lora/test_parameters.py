@@ -245,29 +245,6 @@ def test_an_update_too_small_for_the_weights_dtype_is_not_rounded_away() -> None
         assert torch.equal(layer(*inputs), torch.zeros(1, 16, dtype=torch.bfloat16))
 
 
-def test_bfloat16_follows_float32_more_closely_than_peft_does() -> None:
-    mixture = QWEN3
-    exact, theirs = pair(mixture, target_modules=[])
-    half = {}
-    for name, library, source in (("mine", manytune, exact), ("theirs", peft, theirs)):
-        base = mixture.build().to(torch.bfloat16)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = library.get_peft_model(base, library.LoraConfig(**options(mixture, target_modules=[])))
-        for n, p in model.named_parameters():
-            if "lora_" in n:
-                assert p.dtype == torch.float32
-                p.data = source.get_parameter(n).data.clone()
-        half[name] = logits(model).detach().float()
-    reference = ours(mixture, target_modules=[])
-    for p in reference.parameters():
-        if not p.requires_grad:
-            p.data = p.data.bfloat16().float()
-    expected = logits(reference).detach()
-    errors = {name: float((output - expected).norm()) for name, output in half.items()}
-    assert errors["mine"] < errors["theirs"], errors
-
-
 def test_weights_of_eight_bits_take_an_update() -> None:
     class Holder(nn.Module):
         def __init__(self) -> None:
@@ -396,7 +373,7 @@ def test_adapters_may_target_different_parameters_and_keep_pefts_names_in_files(
             peft.get_peft_model_state_dict(alone)
         )
         torch.testing.assert_close(logits(back), expected, rtol=1e-5, atol=1e-5)
-        assert float((expected - logits(QWEN3.build())).abs().max()) > 1e-3
+        assert moved(model, QWEN3) > 1e-3
     loaded = PeftModel.from_pretrained(QWEN3.build(), tmp_path / "b", "b")
     assert loaded.load_adapter(tmp_path, "default").missing_keys == []
     for name in ("default", "b"):
