@@ -11,7 +11,14 @@ import torch
 from safetensors.torch import load_file
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import tiny_model
-from transformers import GemmaConfig, GemmaForCausalLM, GPT2Config, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from manytune import LoraConfig, PeftModel, get_peft_model
@@ -164,13 +171,11 @@ def test_an_update_of_an_output_head_of_its_own_is_written(tmp_path: Path, tiny_
     numpy.testing.assert_allclose(delta_of(fields, found, "output.weight"), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_an_update_of_the_embeddings_is_transposed_as_llama_cpp_looks_it_up(tmp_path: Path) -> None:
-    """Gemma's embeddings are multiplied by a factor of the model's, in llama.cpp after the update has been added."""
-    sizes = {"vocab_size": 29, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    config = GemmaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
-    torch.manual_seed(0)
-    model = GemmaForCausalLM(config)
-    adapter = attached(model, "embed_tokens", tmp_path / "a")
+def test_an_update_of_the_embeddings_is_transposed_as_llama_cpp_looks_it_up(
+    tmp_path: Path, tiny_base: Base
+) -> None:
+    config = untied(of_qwen2(tiny_base))
+    adapter = attached(Qwen2ForCausalLM(config), "embed_tokens", tmp_path / "a")
     export_gguf(adapter, tmp_path / "a.gguf", config)
     fields, found = read(tmp_path / "a.gguf")
     rows, high = found["token_embd.weight.lora_a"], found["token_embd.weight.lora_b"]
@@ -181,26 +186,46 @@ def test_an_update_of_the_embeddings_is_transposed_as_llama_cpp_looks_it_up(tmp_
     numpy.testing.assert_allclose(looked_up, (5 / 3 * b @ a).t().numpy(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
-def test_a_table_in_the_file_that_may_not_be_the_bases_is_refused(tmp_path: Path, tiny_base: Base) -> None:
-    adapter = make_adapter(tmp_path / "a", tiny_base, target_modules=["embed_tokens"])
-    config, other = tiny_base.model.config, lambda: tiny_model(seed=3)
-    for base in (None, other):
+def test_a_table_in_the_file_must_be_the_bases_own(tmp_path: Path, tiny_base: Base) -> None:
+    config = untied(of_qwen2(tiny_base))
+    torch.manual_seed(0)
+    model, other = Qwen2ForCausalLM(config), Qwen2ForCausalLM(config)
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["embed_tokens"]))
+    adapted.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    for base in (None, lambda: other):
         with pytest.raises(
-            StoreError, match=r"'model.embed_tokens.\S*weight', which is neither .* own table"
+            StoreError, match=r"'model\.embed_tokens\S*weight', which is neither .* own table"
         ):
-            export_gguf(adapter, tmp_path / "a.gguf", config, base)
-    export_gguf(adapter, tmp_path / "a.gguf", config, tiny_model)
+            export_gguf(tmp_path / "a", tmp_path / "a.gguf", config, base)
+    export_gguf(tmp_path / "a", tmp_path / "a.gguf", config, lambda: model)
     assert sorted(read(tmp_path / "a.gguf")[1]) == ["token_embd.weight.lora_a", "token_embd.weight.lora_b"]
 
 
-def test_a_head_that_shares_the_embeddings_weight_has_no_place_in_the_file(
-    tmp_path: Path, tiny_base: Base
+@pytest.mark.parametrize(
+    ("config", "target", "message"),
+    [
+        (
+            LlamaConfig,
+            "lm_head",
+            r"lm_head shares its weight with the embeddings, which llama\.cpp keeps once",
+        ),
+        (LlamaConfig, "embed_tokens", r"model\.embed_tokens shares its weight with the output head"),
+        (GemmaConfig, "embed_tokens", r"model\.embed_tokens shares its weight with the output head"),
+    ],
+)
+def test_a_weight_that_head_and_embeddings_share_has_no_place_in_the_file(
+    config: Any, target: str, message: str, tmp_path: Path
 ) -> None:
-    model = get_peft_model(tiny_model(), LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
-    with pytest.raises(StoreError, match=r"lm_head is the embeddings' weight, which llama\.cpp keeps once"):
-        export_gguf(tmp_path / "a", tmp_path / "a.gguf", tiny_base.model.config)
+    """llama.cpp would add the one's update to the other, and stops at its shape."""
+    own = config(
+        **{"vocab_size": 29, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8},
+        # llama.cpp's Gemma models have no head of their own.
+        tie_word_embeddings=config is LlamaConfig,
+    )
+    adapter = attached(AutoModelForCausalLM.from_config(own), target, tmp_path / "a")
+    with pytest.raises(StoreError, match=message):
+        export_gguf(adapter, tmp_path / "a.gguf", own)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.encode import Encoded, EncodedSet, Encoder
 from manytune.data.mixing import Mixture
-from manytune.data.readers import read
+from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
@@ -163,8 +162,7 @@ class _Rows:
         """Every row of the files as its examples, at least one a row."""
         found: list[tuple[Example, ...]] = []
         for spec in specs:
-            is_file = Path(spec).expanduser().is_file()
-            records = read(spec, split=None if is_file else role, on_error=self._on_error)
+            records = read_role(spec, role, on_error=self._on_error)
             self.left_out.extend(records.rejected)
             rendered = (self._render(record, templates, partial=partial) for record in records.kept)
             found.extend(row for row in rendered if row)
@@ -267,7 +265,7 @@ def encode_splits(
     )
 
 
-def content_hash(sequences: Sequence[Encoded]) -> str:
+def tokens_digest(sequences: Sequence[Encoded]) -> str:
     """A hash of the token ids and their order: what a resumed run must find unchanged."""
     digest = hashlib.sha256()
     for sequence in sequences:

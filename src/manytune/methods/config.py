@@ -118,12 +118,11 @@ class PeftConfig:
         return self
 
     @classmethod
-    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
-        """Options from a recipe, completed by what follows from the length of the training.
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a training whose length isn't known yet; `TrainingHooks.plan_steps` brings it later.
 
         Args:
             options: What the recipe says, which stays.
-            steps: How many optimizer steps it has; None while that isn't known.
         """
         return dict(options)
 

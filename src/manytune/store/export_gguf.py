@@ -25,7 +25,6 @@ from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.terms import Factors, Terms, TermsError, Update
 from manytune.store.adapters import open_adapter
 
@@ -38,7 +37,7 @@ ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "gemma": ("GEMMA", False),
     "gemma2": ("GEMMA2", False),
 }
-_HEAD = "output.weight"
+_EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
 
 
 def export_gguf(
@@ -67,17 +66,20 @@ def export_gguf(
     architecture, reordered = ARCHITECTURES[model_config.model_type]
     kind = gguf.MODEL_ARCH[architecture]
     names = gguf.get_tensor_name_map(kind, model_config.num_hidden_layers)
-    shape = _hollow(model_config)
-    updates = _updates(stored.path, shape, base)
+    updates = _updates(stored.path, _hollow(model_config), base)
     alpha = _alpha(updates.values())
+    # What is added to a weight is added wherever llama.cpp uses it.
+    has_head = names.get_name("lm_head.weight", try_suffixes=(".weight",)) is not None
+    shared = model_config.tie_word_embeddings or not has_head
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for path, update in updates.items():
         name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
         if name is None:
             raise StoreError(f"{stored.path}: llama.cpp's {architecture} models have nothing like {path}.")
-        if name == _HEAD and model_config.tie_word_embeddings:
+        if shared and name in (_EMBEDDINGS, _HEAD):
+            other = "embeddings" if name == _HEAD else "output head"
             raise _refusal(
-                stored.path, f"{path} is the embeddings' weight, which llama.cpp keeps once for both"
+                stored.path, f"{path} shares its weight with the {other}, which llama.cpp keeps once for both"
             )
         a, b = _pair(update, alpha)
         if reordered and path.endswith(("q_proj", "k_proj")):
@@ -136,17 +138,7 @@ def _updates(path: Path, shape: nn.Module, base: Callable[[], nn.Module] | None)
     obstacle = _obstacle(terms)
     if obstacle is not None:
         raise _refusal(path, obstacle)
-    layers = BaseLayers(shape)
-    return {
-        # llama.cpp multiplies what it has looked up by the model's own factor, update included.
-        where: Update(
-            one.down,
-            one.up,
-            one.scaling / layers.at(where).embed_scale if one.lookup else one.scaling,
-            lookup=one.lookup,
-        )
-        for where, one in terms.updates.items()
-    }
+    return dict(terms.updates)
 
 
 def _obstacle(terms: Terms) -> str | None:

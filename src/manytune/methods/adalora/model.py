@@ -169,10 +169,16 @@ class AdaLoraModel(LoraModel):
             if kept is not None and len(kept) == len(e):
                 e.masked_fill_(~torch.tensor(kept, device=e.device).unsqueeze(1), 0.0)
 
-    @property
-    def last_cut(self) -> int:
-        """The step at which the last of the adapters that train has its final ranks."""
-        return max((self._config(name).final_step for name in self._training()), default=0)
+    def plan_steps(self, steps: int) -> None:
+        """Take in how many steps the training has; an adapter whose `total_step` wasn't given plans for these.
+
+        Mutates: the configurations' `total_step`, where it wasn't given.
+
+        Raises:
+            ConfigError: An adapter's last cut comes after the training.
+        """
+        for name in self._training():
+            self._config(name).plan_steps(steps)
 
     def allocation_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """What allocation knows at this step, for a checkpoint: by parameter, in its shape."""
@@ -266,13 +272,8 @@ class _Allocation:
     def __init__(self, tuner: AdaLoraModel) -> None:
         self._tuner = tuner
 
-    def check_steps(self, steps: int) -> None:
-        last = self._tuner.last_cut
-        if last > steps:
-            raise ConfigError(
-                f"AdaLoRA's last cut is at step {last} (total_step less tfinal) and the training has {steps} steps, so "
-                f"the ranks would never come down to target_r. Set method.total_step to {steps}."
-            )
+    def plan_steps(self, steps: int) -> None:
+        self._tuner.plan_steps(steps)
 
     def penalty(self) -> Tensor | None:
         return self._tuner.orthogonality_penalty()

@@ -200,6 +200,10 @@ class BaseLayers:
                 )
         return layer
 
+    def under(self, wrapper: Wrapper, path: str) -> BaseLayer:
+        """The layer that a wrapper at this path has the place of; the same as `at`, without a search."""
+        return BaseLayer(path, wrapper.wrapped, wrapper, None, self._kept)
+
     def __iter__(self) -> Iterator[BaseLayer]:
         """Each layer once, by its first path."""
         seen: set[nn.Module] = set()

@@ -308,7 +308,7 @@ class LayerTuner(Tuner):
         self._require(adapter_name)
         base, config = self._base_layers(), self.peft_config[adapter_name]
         parts = [
-            layer.live_terms(base.at(path), adapter_name, config)
+            layer.live_terms(base.under(layer, path), adapter_name, config)
             for path, layer in self._layers.items()
             if layer.has_adapter(adapter_name)
         ]
