@@ -93,6 +93,7 @@ GROUPED: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("kind", GROUPED)
 @pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to a")
 def test_dora_at_a_grouped_convolution_is_dora_at_the_same_one_without_groups(kind: str, groups: int) -> None:
     """A convolution with groups is one without, whose weight is zero from group to group."""
     factory, kernel = GROUPED[kind]
