@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from manytune.errors import AdapterError
+from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.walk import every_module
@@ -103,6 +104,7 @@ class PeftModel(AdaptedModel):
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
         save_embedding_layers: bool | Literal["auto"] = "auto",
+        is_main_process: bool = True,
         path_initial_model_for_weight_conversion: str | Path | None = None,
     ) -> None:
         """Write adapters in HF PEFT's format.
@@ -115,6 +117,7 @@ class PeftModel(AdaptedModel):
             selected_adapters: Which ones; all by default.
             save_embedding_layers: Whether to save the base's input and output embeddings too; `"auto"` if the
                 adapter targets one of them.
+            is_main_process: Whether this process writes; of several one should.
             path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
                 training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
 
@@ -123,6 +126,8 @@ class PeftModel(AdaptedModel):
             CheckpointError: `safe_serialization` is False.
             ConfigError: The adapter can't be converted.
         """
+        if not is_main_process:
+            return
         save_adapters(
             self,
             save_directory,
@@ -131,6 +136,14 @@ class PeftModel(AdaptedModel):
             save_embedding_layers=save_embedding_layers,
             initial=path_initial_model_for_weight_conversion,
         )
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Write the README.md of a directory of adapters, or bring its metadata up to date.
+
+        Raises:
+            CheckpointError: The one that is there can't be read.
+        """
+        write_card(Path(output_dir), self.get_base_model(), self.active_peft_config)
 
     def push_to_hub(
         self,
@@ -292,9 +305,24 @@ class PeftModel(AdaptedModel):
     # -- training
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Recompute activations in the backward pass rather than keep them; arguments as the base takes them."""
+        """The same as `activation_checkpointing_enable`, by transformers' former name."""
+        options = kwargs.pop("gradient_checkpointing_kwargs", None)
+        given = {} if options is None else {"activation_checkpointing_kwargs": options}
+        self.activation_checkpointing_enable(*args, **given, **kwargs)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass rather than keep them; arguments as the base takes them.
+
+        Raises:
+            ConfigError: The method's adapters wouldn't be seen by layers that are recomputed.
+        """
+        self.tuner.refuse_checkpointing(planned=True)
         base: Any = self.get_base_model()
-        base.gradient_checkpointing_enable(*args, **kwargs)
+        enable: Any = getattr(base, "activation_checkpointing_enable", None)
+        if enable is None:
+            kwargs = {name.replace("activation_", "gradient_"): value for name, value in kwargs.items()}
+            enable = base.gradient_checkpointing_enable
+        enable(*args, **kwargs)
         self.prepare_model_for_gradient_checkpointing(base)
 
     def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> nn.Module:
