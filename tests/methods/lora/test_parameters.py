@@ -26,6 +26,7 @@ from manytune import (
     PeftModel,
 )
 from manytune.methods.lora.parameters import ParamWrapper
+from manytune.methods.lora.vllm import vllm_rank as manytune_vllm_rank
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
@@ -506,6 +507,26 @@ def test_sums_and_mixed_batches_are_refused_by_name() -> None:
         ConfigError, match=r"target_parameters=.*has no terms, so it can't run in a mixed batch"
     ):
         model.tuner.live_terms("default")
+
+
+def test_what_reads_adapters_without_a_model_refuses_them_by_name() -> None:
+    config = LoraConfig(**options(QWEN3))
+    with pytest.raises(ConfigError, match="vLLM runs plain LoRA adapters only, and it adapts parameters"):
+        manytune_vllm_rank(config, [])
+    with pytest.raises(ConfigError, match="can't tell from a state_dict which parameters"):
+        manytune.inject_adapter_in_model(config, QWEN3.build(), state_dict={})
+
+
+def test_injected_parameters_are_pefts(tmp_path: Path) -> None:
+    mine = manytune.inject_adapter_in_model(LoraConfig(**options(QWEN3)), QWEN3.build())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.inject_adapter_in_model(peft.LoraConfig(**options(QWEN3)), QWEN3.build())
+    scatter(mine)
+    scatter(theirs)
+    torch.testing.assert_close(logits(mine), logits(theirs), rtol=1e-5, atol=1e-5)
+    states = manytune.get_peft_model_state_dict(mine), peft.get_peft_model_state_dict(theirs)
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def test_a_recipe_names_parameters() -> None:
