@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from manytune.data.encode import Encoded, Encoder
+from manytune.data.printable import is_absent
 from manytune.data.records import Records, Rejected
 from manytune.data.splits import Leak, leaks, prompt_text, record_key
 from manytune.data.templates import Example, PromptTemplate, Rendered, render_all
@@ -185,7 +186,7 @@ def _in_order(rejected: Iterable[Rejected]) -> tuple[Rejected, ...]:
 
 
 def _is_empty(value: object) -> bool:
-    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
+    return is_absent(value) or value == [] or value == {} or (isinstance(value, str) and not value.strip())
 
 
 def _repeated(keys: Collection[str]) -> int:
