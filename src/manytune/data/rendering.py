@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import jinja2
 import jinja2.meta
+from jinja2 import nodes
 
 from manytune.data.jinja_text import MissingFieldError, TextEnvironment
 from manytune.data.nearest import did_you_mean
@@ -19,6 +20,7 @@ class EmptyPartError(TemplateError):
 
 
 _ENVIRONMENT = TextEnvironment()
+_ALL = "fields"  # by this name a template reaches all of a row's fields
 
 
 @functools.lru_cache(maxsize=256)
@@ -43,6 +45,26 @@ def compile_part(part: str, text: str) -> jinja2.Template:
 def named_fields(text: str) -> frozenset[str]:
     """Return the fields that a template names."""
     return frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
+
+
+@functools.lru_cache(maxsize=256)
+def used_fields(text: str) -> frozenset[str] | None:
+    """Return the fields that a template may use, those of `fields["name"]` too; None if that can be any of them."""
+    tree = _ENVIRONMENT.parse(text)
+    names = set(jinja2.meta.find_undeclared_variables(tree))
+    if _ALL not in names:
+        return frozenset(names)
+    by_attribute = [(node.node, node.attr) for node in tree.find_all(nodes.Getattr)]
+    by_item = [
+        (node.node, node.arg.value)
+        for node in tree.find_all(nodes.Getitem)
+        if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
+    ]
+    reached = [
+        key for owner, key in by_attribute + by_item if isinstance(owner, nodes.Name) and owner.name == _ALL
+    ]
+    uses = sum(node.name == _ALL for node in tree.find_all(nodes.Name))
+    return frozenset(names - {_ALL} | {*reached}) if len(reached) == uses else None
 
 
 def tokens(text: str) -> Iterator[tuple[str, str]]:
@@ -79,7 +101,7 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
             for name, value in values.items()
         }
     try:
-        rendered = template.render({"fields": values, **values})
+        rendered = template.render({_ALL: values, **values})
     except MissingFieldError as error:
         found = values if error.siblings is None else error.siblings
         raise TemplateError(f"the {part} template {no_field(error.name, found)}") from error
@@ -126,7 +148,7 @@ def no_field(name: str, values: Mapping[str, object]) -> str:
 def _named(text: str, values: Mapping[str, object]) -> dict[str, object]:
     """The row's fields that a template names; all of them if it names `fields`."""
     names = named_fields(text)
-    return {name: value for name, value in values.items() if name in names or "fields" in names}
+    return {name: value for name, value in values.items() if name in names or _ALL in names}
 
 
 def _absent(named: Mapping[str, object]) -> str:
