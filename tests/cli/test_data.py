@@ -204,6 +204,16 @@ def test_preview_marks_what_is_learned_in_the_text_that_the_model_sees(base: str
     assert "train.jsonl:2" not in result.stdout
 
 
+def test_preview_of_a_recipe_encodes_as_training_will(base: str) -> None:
+    write("train.jsonl", row(1))
+    recipe = (
+        "base: base\ndata: {train: train.jsonl, prompt: 'text {{ id }}', completion: short, chat: false}\n"
+    )
+    Path("recipe.yaml").write_text(recipe.replace("short", "'short {{ id }}'"))
+    shown = json.loads(data("preview", "--recipe", "recipe.yaml", "--json").stdout)["shown"]
+    assert shown[0]["prompt"] == "text 1"
+
+
 def test_preview_without_a_base_shows_the_templates_text() -> None:
     result = data("preview", write("train.jsonl", row(1)), *PROMPT, "--system", "Be brief.")
     shown = ["[system]", "Be brief.", "[user]", "Summarize: text 1", "[assistant]", ">>>short 1<<<"]

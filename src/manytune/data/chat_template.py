@@ -62,7 +62,7 @@ class ChatTemplate:
         text = str(tokenizer.get_chat_template())
         check_options(tokenizer, text, options)
         self._options = dict(options)
-        self.uses_date = "strftime_now" in text
+        self.uses_date = uses_date(tokenizer)
         self._text = _with_date(text, now) if self.uses_date and now is not None else text
         probe = [{"role": "user", "content": _PROBE}]
         opening, found, self.suffix = self.answered(probe, _PROBE).rpartition(_PROBE)
@@ -151,6 +151,11 @@ class ChatTemplate:
             raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
         assert isinstance(text, str)
         return text
+
+
+def uses_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer's chat template writes today's date."""
+    return "strftime_now" in str(tokenizer.get_chat_template())
 
 
 def check_options(tokenizer: PreTrainedTokenizerBase, template: str, options: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from manytune.model.attach import get_peft_model
 from manytune.store.base import load_base
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
+from manytune.training.data_summary import describe_data
 from manytune.training.loop.counters import Tally
 from manytune.training.loop.samplers import order_of
 from manytune.training.loop.train import check_device, peak_memory
@@ -101,6 +102,7 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
     splits = read_splits(recipe.data)
     base = load_base(recipe.base, dtype=settings.dtype, notify=say)
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    describe_data(say, data, leaks=len(splits.leaks))
     set_seed(settings.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
     steps = total_steps(base.model, settings, data.train, data.mixture)

@@ -35,6 +35,8 @@ from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.files import atomic_write, clean_leftovers, held
+from manytune.training.data_summary import describe_data
+from manytune.training.dates import dated
 from manytune.training.loop.train import TrainingResult, train_model
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
@@ -175,12 +177,13 @@ def _train(
 ) -> TrainedRun:
     splits = read_splits(recipe.data)
     base = shared or load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
+    recipe = dated(recipe, base.tokenizer, load_recipe(directory / RECIPE_NAME) if resume else None)
     if base.is_encoder:
         raise RunError(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
         )
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
-    _describe_data(say, data, leaks=len(splits.leaks))
+    describe_data(say, data, leaks=len(splits.leaks))
 
     identity = _identity(base, data)
     checkpoints = directory / "checkpoints"
@@ -302,6 +305,8 @@ def _check_recipe(directory: Path, recipe: Recipe) -> None:
     """Refuse to continue a run with another recipe: its past steps couldn't be repeated with it."""
     before = _flat(load_recipe(directory / RECIPE_NAME).model_dump(mode="json"))
     now = _flat(recipe.model_dump(mode="json"))
+    if recipe.data.date is None:
+        now["data.date"] = before["data.date"]  # that of the run's start
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
@@ -347,22 +352,6 @@ def _check_identity(
                 f"warning: {key} was {before.get(key)} before the interruption and is {identity[key]} now, so the "
                 "adapter may differ in its last bits from that of an uninterrupted run"
             )
-
-
-def _describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) -> None:
-    say(f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate on")
-    for share in data.mixture.shares if data.mixture else ():
-        say(
-            f"task {share.name}: {share.rows:,} rows, {share.rows_per_epoch:,} in an epoch ({share.rate:.1%})"
-        )
-    for row in data.left_out[:5]:
-        say(f"left out: {row.where}: {row.reason}")
-    if len(data.left_out) > 5:
-        say(f"left out: {len(data.left_out) - 5:,} more rows; scores.json will name them")
-    if data.truncated:
-        say(f"{data.truncated:,} prompts were cut to data.max_length")
-    if leaks:
-        say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
 
 
 def _pad_id(base: Base) -> int:

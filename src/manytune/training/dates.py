@@ -1,0 +1,24 @@
+"""The date in a chat template that writes today's: that of the run's start, as long as the run lasts."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING
+
+from manytune.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def dated(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, begun: Recipe | None = None) -> Recipe:
+    """Return a recipe that says the date, if the base's chat template writes one and the recipe doesn't say it.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: Of its base.
+        begun: The recipe of a run that is continued, whose date is kept.
+    """
+    date = begun.data.date if begun is not None else None
+    now = datetime.datetime.now().replace(microsecond=0).isoformat()
+    return recipe.model_copy(update={"data": recipe.data.dated(tokenizer, date or now)})
