@@ -1,10 +1,13 @@
-"""Tokens a second for many adapters over one base, beside HF PEFT's `adapter_names=` batch and transformers' own.
+"""Tokens a second for many adapters over one base, compared with HF PEFT's `adapter_names=` and transformers' own.
 
-    python benchmarks/serving.py [--rounds N] [--peer-all-linear]
+    python benchmarks/serving.py [--rounds N] [--peer-all-linear] [--only PART]
 
 32 requests with prompts of 16 to 64 tokens ask for 32 to 64 new tokens each, greedily. Every system answers the same
 requests in every round, in turn; a row's figure is the tokens that were asked for, divided by the median time of its
 rounds. A static batch runs until its longest answer is done, as it can't know better.
+
+`PeftModel` rows: one call of `model.generate(adapter_names=[...])` for 32 prompts of 16 tokens and 12 new tokens each,
+compared with the same call with adapters disabled, and with HF PEFT's own call.
 """
 
 from __future__ import annotations
@@ -19,16 +22,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import peft
 import torch
 from machine import LoadWatch, gemm_gflops
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+import manytune
 from manytune.engine.engine import Engine
 from manytune.engine.request import Request, SamplingParams
 from manytune.methods.lora.config import LoraConfig
 from manytune.store.base import Base, load_base
-from manytune.store.resident import ResidentAdapter, read_resident
+from manytune.store.resident import read_resident
 
 REQUESTS = 32
 RANK = 8
@@ -43,7 +48,15 @@ REQUIRED = (
     ("engine, base", "transformers, static batch", 1.3),
     ("engine, 32 adapters, q,v", "peft, 32 adapters, q,v", 1.4),
     ("engine, 32 adapters, all-linear", "peft, 32 adapters, all-linear", 5.0),
+    ("PeftModel, 32 adapters, q,v", "PeftModel, disabled, q,v", 0.85),
+    ("PeftModel, 32 adapters, all-linear", "PeftModel, disabled, all-linear", 0.7),
+    ("PeftModel, 32 adapters, q,v", "peft's call, 32 adapters, q,v", 4.0),
+    ("PeftModel, 32 adapters, all-linear", "peft's call, 32 adapters, all-linear", 4.0),
 )
+#: What the adapters of the models are called.
+NAMES = [f"a{number}" for number in range(REQUESTS)]
+#: What one call of `generate(adapter_names=)` reads and writes for each of its rows, in tokens.
+CALL = (16, 12)
 
 
 @dataclass(frozen=True)
@@ -123,15 +136,73 @@ def static_run(model: Any, asked: Sequence[Asked], **options: Any) -> Callable[[
     return run
 
 
-def peft_model(base: Any, paths: Sequence[Path]) -> Any:
-    import peft
-
+def with_adapters(library: Any, paths: Sequence[Path]) -> Any:
+    """A model with all adapters, on a base of its own: attaching changes the model."""
+    base = load_base("embedded").model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(base, str(paths[0]), adapter_name="a0", low_cpu_mem_usage=True)
+        model = library.PeftModel.from_pretrained(
+            base, str(paths[0]), adapter_name="a0", low_cpu_mem_usage=True
+        )
         for number, path in enumerate(paths[1:], 1):
             model.load_adapter(str(path), adapter_name=f"a{number}", low_cpu_mem_usage=True)
     return model.eval()
+
+
+def disabled(model: Any, run: Callable[[], None]) -> Callable[[], None]:
+    def run_disabled() -> None:
+        with model.disable_adapter():
+            run()
+
+    return run_disabled
+
+
+def engine_runs(scratch: Path, *, peer_all_linear: bool) -> dict[str, Callable[[], None]]:
+    base = load_base("embedded")
+    asked = asked_for(base.model.config.vocab_size)
+    engine = Engine(base.model, base.tokenizer, max_batch=REQUESTS)
+    runs: dict[str, Callable[[], None]] = {
+        "engine, base": engine_run(engine, asked, [None] * REQUESTS),
+        "transformers, static batch": static_run(base.model, asked),
+    }
+    peers: dict[str, Callable[[], None]] = {}
+    for name, targets in TARGETS.items():
+        paths = write_adapters(base, scratch / name, targets)
+        for number, path in enumerate(paths):
+            engine.add_adapter(f"{name} {number}", read_resident(path))
+        names = [f"{name} {number}" for number in range(REQUESTS)]
+        runs[f"engine, 32 adapters, {name}"] = engine_run(engine, asked, names)
+        if name == "q,v" or peer_all_linear:
+            peers[f"peft, 32 adapters, {name}"] = static_run(
+                with_adapters(peft, paths), asked, adapter_names=NAMES
+            )
+    return {**runs, **peers}
+
+
+def call_runs(scratch: Path) -> dict[str, Callable[[], None]]:
+    base = load_base("embedded")
+    generator = torch.Generator().manual_seed(1)
+    asked = [
+        Asked(tuple(torch.randint(100, 40000, (CALL[0],), generator=generator).tolist()), CALL[1])
+        for _ in range(REQUESTS)
+    ]
+    runs: dict[str, Callable[[], None]] = {}
+    for name, targets in TARGETS.items():
+        paths = write_adapters(base, scratch / f"call {name}", targets)
+        model = with_adapters(manytune, paths)
+        runs[f"PeftModel, disabled, {name}"] = disabled(model, static_run(model, asked))
+        runs[f"PeftModel, 32 adapters, {name}"] = static_run(model, asked, adapter_names=NAMES)
+        runs[f"peft's call, 32 adapters, {name}"] = static_run(
+            with_adapters(peft, paths), asked, adapter_names=NAMES
+        )
+    return runs
+
+
+def tokens_of(run: str) -> int:
+    """New tokens of a run."""
+    if run.startswith(("PeftModel", "peft's call")):
+        return REQUESTS * CALL[1]
+    return sum(one.tokens for one in asked_for(49152))
 
 
 def main() -> None:
@@ -140,30 +211,14 @@ def main() -> None:
     parser.add_argument(
         "--peer-all-linear", action="store_true", help="run HF PEFT with all-linear too: a minute a round"
     )
+    parser.add_argument("--only", choices=("engine", "calls"), help="one part alone")
     options = parser.parse_args()
-    base = load_base("embedded")
-    asked = asked_for(base.model.config.vocab_size)
-    tokens = sum(one.tokens for one in asked)
-    engine = Engine(base.model, base.tokenizer, max_batch=REQUESTS)
-    with TemporaryDirectory() as scratch:
-        runs: dict[str, Callable[[], None]] = {
-            "engine, base": engine_run(engine, asked, [None] * REQUESTS),
-            "transformers, static batch": static_run(base.model, asked),
-        }
-        peers: dict[str, Callable[[], None]] = {}
-        for name, targets in TARGETS.items():
-            paths = write_adapters(base, Path(scratch) / name, targets)
-            resident: list[ResidentAdapter] = [read_resident(path) for path in paths]
-            for number, adapter in enumerate(resident):
-                engine.add_adapter(f"{name} {number}", adapter)
-            names = [f"{name} {number}" for number in range(REQUESTS)]
-            runs[f"engine, 32 adapters, {name}"] = engine_run(engine, asked, names)
-            if name == "q,v" or options.peer_all_linear:
-                # A base of its own: HF PEFT changes the model that it is attached to.
-                model = peft_model(load_base("embedded").model, paths)
-                names = [f"a{number}" for number in range(REQUESTS)]
-                peers[f"peft, 32 adapters, {name}"] = static_run(model, asked, adapter_names=names)
-        runs |= peers
+    with TemporaryDirectory() as name:
+        runs: dict[str, Callable[[], None]] = {}
+        if options.only != "calls":
+            runs |= engine_runs(Path(name), peer_all_linear=options.peer_all_linear)
+        if options.only != "engine":
+            runs |= call_runs(Path(name))
         times: dict[str, list[float]] = {name: [] for name in runs}
         watch = LoadWatch()
         for _ in range(options.rounds):
@@ -174,8 +229,8 @@ def main() -> None:
                 print(f"    {name}: {times[name][-1]:.2f} s", flush=True)
         load = watch.stop()
     print(f"\n{load}; matrix products {gemm_gflops():.0f} GFLOP/s, {torch.get_num_threads()} threads")
-    print(f"{REQUESTS} requests, {tokens} tokens asked for, {options.rounds} rounds\n")
-    speed = {name: tokens / statistics.median(own) for name, own in times.items()}
+    print(f"{REQUESTS} requests, {options.rounds} rounds\n")
+    speed = {name: tokens_of(name) / statistics.median(own) for name, own in times.items()}
     for name, value in speed.items():
         print(f"{name:36s} {value:8.1f} tokens/s")
     print()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from manytune.errors import PeftWarning
+from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.bottleneck import BottleneckConfig
 from manytune.methods.checkpoint.format import get_state
 from manytune.methods.combined import CombinedConfig
@@ -21,6 +22,8 @@ from manytune.methods.lora.config import LoraConfig
 from manytune.methods.p_tuning import PromptEncoderConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.selective import SelectiveConfig
+from manytune.methods.vera import VeraConfig
 from manytune.model.attach import get_peft_model
 
 TASK = "CAUSAL_LM"
@@ -93,6 +96,19 @@ def llama_configs():
         ),
         "lora bias": LoraConfig(r=4, target_modules=["o_proj", "v_proj"], lora_bias=True, task_type=TASK),
         "dora": LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=True, task_type=TASK),
+        "lora head": LoraConfig(r=3, target_modules=["lm_head", "q_proj"], task_type=TASK),
+        "lora embeddings": LoraConfig(r=3, target_modules=["embed_tokens", "v_proj"], task_type=TASK),
+        "trained head": LoraConfig(
+            r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type=TASK
+        ),
+        "trained table": LoraConfig(
+            r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type=TASK
+        ),
+        "adalora": AdaLoraConfig(
+            init_r=4, target_r=2, total_step=10, target_modules=["q_proj", "up_proj"], task_type=TASK
+        ),
+        "vera": VeraConfig(r=6, target_modules=["q_proj", "o_proj"], task_type=TASK),
+        "norms": SelectiveConfig(parameters="layernorm", task_type=TASK),
         "ia3": IA3Config(
             target_modules=["k_proj", "v_proj", "down_proj"],
             feedforward_modules=["down_proj"],
@@ -128,6 +144,8 @@ def gpt2_configs():
             target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], task_type=TASK
         ),
         "prefix tuning": PrefixTuningConfig(num_virtual_tokens=4, task_type=TASK),
+        "bitfit": SelectiveConfig(parameters="bias", task_type=TASK),
+        "lora positions": LoraConfig(r=2, target_modules=["wpe", "wte"], task_type=TASK),
     }
 
 
@@ -141,11 +159,11 @@ def attached(model, config, *, seed):
         warnings.simplefilter("ignore", PeftWarning)  # a bias in B can't be merged here; nothing is
         adapted = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
+    fresh = ("lora_A", "lora_B", "lora_embedding", "bottleneck_", "prompt_encoder")
     for name, parameter in adapted.named_parameters():
-        if any(mark in name for mark in ("lora_", "ia3_", "bottleneck_", "prompt_encoder")):
+        if parameter.requires_grad and "ranknum" not in name:
             spread = 0.2 * torch.randn(parameter.shape, generator=generator)
-            keep = parameter.data if "magnitude" in name or "ia3_" in name else torch.zeros_like(parameter)
-            parameter.data = keep + spread
+            parameter.data.copy_(spread if any(mark in name for mark in fresh) else parameter.data + spread)
     return adapted.eval()
 
 

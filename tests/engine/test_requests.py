@@ -192,8 +192,8 @@ def test_a_batch_without_adapters_runs_the_plain_layers(tokenizer, monkeypatch):
     def refuse(*_):
         raise AssertionError("an adapter was called")
 
-    monkeypatch.setattr("manytune.mixed.products.Product.add", refuse)
-    monkeypatch.setattr("manytune.mixed.layers.AdaptedLayers._forward", refuse)
+    monkeypatch.setattr("manytune.mixed.updates.Product.add", refuse)
+    monkeypatch.setattr("manytune.mixed.layers.MixedLayers._forward", refuse)
     assert list(engine.generate([Request("a", PROMPT, free())])[0].token_ids) == expected(None)
 
 
@@ -280,7 +280,7 @@ def with_tensor(adapter, name, tensor):
     [
         (
             lambda: with_tensor(lora(1), "base_model.model.lm_head.weight", torch.zeros(VOCABULARY, 32)),
-            "'base_model.model.lm_head.weight' can't run in a mixed batch",
+            "its file holds 'lm_head.weight', which is neither a tensor of the method, nor of modules_to_save",
         ),
         (
             lambda: with_tensor(lora(1), f"{LAYERS}.7.mlp.up_proj.lora_A.weight", torch.zeros(4, 32)),
@@ -292,12 +292,6 @@ def with_tensor(adapter, name, tensor):
         ),
         (
             lambda: in_memory(
-                attached(llama(), LoraConfig(target_modules=["lm_head"], task_type=TASK), seed=0)
-            ),
-            "'lm_head' .Linear.; in a mixed batch adapters run beside linear layers",
-        ),
-        (
-            lambda: in_memory(
                 get_peft_model(
                     llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa", task_type=TASK)
                 )
@@ -306,7 +300,7 @@ def with_tensor(adapter, name, tensor):
         ),
         (
             lambda: InMemory("id", AdaLoraConfig(total_step=10, task_type=TASK), {}),
-            "ADALORA adapters can't run in a mixed batch; .*LORA",
+            "ADALORA adapter: its file holds no tensors, so it would change nothing",
         ),
         (
             lambda: InMemory(
@@ -315,7 +309,7 @@ def with_tensor(adapter, name, tensor):
             "PROMPT_TUNING adapter: expected 'prompt_embeddings' alone, found other",
         ),
     ],
-    ids=["trained head", "no such layer", "shape", "head", "pissa", "method", "no virtual tokens"],
+    ids=["stray table", "no such layer", "shape", "pissa", "no tensors", "no virtual tokens"],
 )
 def test_adapters_that_do_not_fit_are_refused_by_name(engine, adapter, message):
     with pytest.raises(ConfigError, match=message):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import peft
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 import manytune
 from manytune import AdapterError, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from manytune.methods.registry import peft_config_from
+from manytune.model import per_sample
 
 NAMES = ["second", "__base__", "default", "second"]
 IDS = torch.randint(3, VOCABULARY, (4, 7), generator=torch.Generator().manual_seed(2))
@@ -61,6 +65,22 @@ def separately(model: PeftModel, run: Callable[[int], Tensor]) -> list[Tensor]:
     return results
 
 
+@contextmanager
+def ways() -> Iterator[list[str]]:
+    """Which of the two ways calls take."""
+    taken: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mixed_samples", "row_by_row"):
+            plain = getattr(per_sample, name)
+
+            def noted(*args: Any, name: str = name, plain: Any = plain) -> Any:
+                taken.append(name)
+                return plain(*args)
+
+            patch.setattr(per_sample, name, noted)
+        yield taken
+
+
 TEXT_CASES = {
     "linear": (LLAMA, {"target_modules": ["q_proj", "up_proj", "lm_head"]}),
     "embedding": (LLAMA, {"target_modules": ["embed_tokens", "v_proj"]}),
@@ -72,11 +92,16 @@ TEXT_CASES = {
 }
 
 
+@pytest.mark.parametrize("gradients", [False, True], ids=["mixed forward", "with gradients"])
 @pytest.mark.parametrize(("family", "options"), TEXT_CASES.values(), ids=TEXT_CASES.keys())
-def test_each_sample_gets_what_its_own_adapter_gives_alone(family: Family, options: dict[str, Any]) -> None:
+def test_each_sample_gets_what_its_own_adapter_gives_alone(
+    family: Family, options: dict[str, Any], gradients: bool
+) -> None:
     mine, theirs = pair(family.build, **options)
     extra = {"decoder_input_ids": IDS[:, :3]} if family is T5 else {}
-    mixed = mine(input_ids=IDS, adapter_names=NAMES, **extra).logits
+    with torch.set_grad_enabled(gradients), ways() as taken:
+        mixed = mine(input_ids=IDS, adapter_names=NAMES, **extra).logits
+    assert taken == ["row_by_row" if gradients else "mixed_samples"]
     alone = separately(
         mine,
         lambda row: (
@@ -166,10 +191,76 @@ def test_what_peft_refuses_is_refused_with_its_words(
     assert said[0].startswith(said[1].split(".")[0])
 
 
-def test_an_adapter_with_dora_is_named() -> None:
-    model = get_peft_model(LLAMA.build(), LoraConfig(target_modules=["q_proj"], use_dora=True)).eval()
-    with pytest.raises(ValueError, match="when DoRA is enabled: adapter 'default' has it"):
-        model(input_ids=IDS, adapter_names=["default"] * 4)
+OTHER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("lora", {"target_modules": ["q_proj", "down_proj"], "use_dora": True}),
+    "pissa": ("lora", {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}),
+    "rslora": ("lora", {"target_modules": ["q_proj"], "use_rslora": True, "lora_alpha": 3}),
+    "adalora": ("adalora", {"target_modules": ["q_proj", "v_proj"], "total_step": 10}),
+    "vera": ("vera", {"target_modules": ["q_proj", "o_proj"], "r": 4}),
+    "ia3": ("ia3", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "bottleneck": ("bottleneck", {"bottleneck_size": 4}),
+    "parallel bottleneck": ("bottleneck", {"bottleneck_size": 4, "style": "parallel"}),
+    "norms": ("selective", {"parameters": ["norm"]}),
+}
+
+
+@pytest.mark.parametrize(("method", "options"), OTHER_METHODS.values(), ids=OTHER_METHODS.keys())
+def test_other_methods_answer_for_each_sample_too(method: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(LLAMA.build().double().eval(), peft_config_from(method, **options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", manytune.PeftWarning)  # what two PiSSA adapters see of the base
+        model.add_adapter("second", peft_config_from(method, **options))
+    generator = torch.Generator().manual_seed(1)
+    for name in ("default", "second"):
+        for key, tensor in model.tuner.state(name).items():
+            if tensor.is_floating_point() and "ranknum" not in key:
+                tensor.data += 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    if hasattr(model.tuner, "set_adapter"):
+        model.set_adapter("default")  # values of a selective method are put into the model
+    model.eval()
+    with torch.no_grad(), ways() as taken:
+        mixed = model(input_ids=IDS, adapter_names=NAMES).logits
+        alone = torch.cat(separately(model, lambda row: model(input_ids=IDS[row : row + 1]).logits))
+    assert taken == ["mixed_samples"]
+    torch.testing.assert_close(mixed, alone, rtol=1e-7, atol=1e-7)
+    assert not torch.allclose(alone[0], alone[2], atol=1e-3)
+
+
+def test_a_scale_that_was_set_counts() -> None:
+    model, _ = pair(LLAMA.build, target_modules=["q_proj"])
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("second", 3.0)
+    with torch.no_grad():
+        mixed = model(input_ids=IDS, adapter_names=NAMES).logits
+        alone = torch.cat(separately(model, lambda row: model(input_ids=IDS[row : row + 1]).logits))
+    torch.testing.assert_close(mixed, alone, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_that_changed_between_two_calls_count() -> None:
+    model, _ = pair(LLAMA.build, target_modules=["q_proj"])
+    with torch.no_grad():
+        model(input_ids=IDS, adapter_names=NAMES)
+        for name, parameter in model.named_parameters():
+            if "lora_B.second" in name:
+                parameter.data.mul_(-2)
+        mixed = model(input_ids=IDS, adapter_names=NAMES).logits
+        alone = torch.cat(separately(model, lambda row: model(input_ids=IDS[row : row + 1]).logits))
+    torch.testing.assert_close(mixed, alone, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_reach_the_adapters_that_samples_name() -> None:
+    model, theirs = pair(LLAMA.build, target_modules=["q_proj"])
+    grads = []
+    for one in (model, theirs):
+        one.base_model.set_adapter(["default", "second"])
+        one.eval()
+        one(input_ids=IDS, adapter_names=NAMES).logits.square().sum().backward()
+        grads.append({n: p.grad for n, p in one.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 4
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name])
 
 
 def test_a_norm_trained_in_full_is_a_type_error_that_lists_what_is_possible() -> None:

@@ -9,7 +9,7 @@ It has the methods that a server's loop uses of `Engine`; nothing ever runs betw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,8 +21,10 @@ from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
 from manytune.errors import ConfigError, RequestError
 from manytune.methods.tuners.terms import Adapter
-from manytune.mixed.layers import AdaptedLayers, Forward
-from manytune.mixed.slots import AdapterSlots, LayerTerms
+from manytune.mixed.layers import MixedLayers
+from manytune.mixed.owners import Owners
+from manytune.mixed.slots import AdapterSlots
+from manytune.mixed.stacks import LayerTerms, digest_of
 
 _BATCH = 4096  # tokens of a forward, padding included
 
@@ -57,7 +59,7 @@ class EncoderEngine:
         self._pooling = pooling
         self._pad_id = pad_id
         self._slots = AdapterSlots(model)
-        self._layers = _BatchedLayers(model, {})
+        self._layers = MixedLayers(dict(model.named_modules()), {})
         self._steps = self._read = self._finished = 0
         positions = getattr(model.config, "max_position_embeddings", None)
         given = [limit for limit in (pooling.most_tokens, positions) if limit is not None]
@@ -85,9 +87,8 @@ class EncoderEngine:
         try:
             for batch in _batches(texts):
                 rows = [texts[number] for number in batch]
-                tokens = len(rows) * max(map(len, rows))
-                spans = [] if snapshot is None else [(snapshot, slice(0, tokens))]
-                vectors = self._forward(rows, self._slots.choose([], spans))
+                owners = Owners((digest_of(snapshot),) * len(rows))
+                vectors = self._forward(rows, self._slots.choose(owners))
                 found |= zip(batch, vectors.tolist(), strict=True)
         finally:
             self._slots.end_forward()
@@ -158,7 +159,7 @@ class EncoderEngine:
             kv_tokens=0,
             kv_budget_tokens=0,
             adapters=len(self._slots.names),
-            adapters_in_slots=self._slots.in_slots,
+            adapters_in_slots=self._slots.held,
             prefix_tokens=0,
         )
 
@@ -176,7 +177,7 @@ class EncoderEngine:
         if outside is not None:
             raise RequestError(f"text {number} names token {outside}, and the model has {vocabulary} tokens.")
 
-    def _forward(self, texts: Sequence[Sequence[int]], terms: dict[str, LayerTerms]) -> Tensor:
+    def _forward(self, texts: Sequence[Sequence[int]], terms: Mapping[str, LayerTerms]) -> Tensor:
         width = max(map(len, texts))
         ids = torch.tensor([[*text, *[self._pad_id] * (width - len(text))] for text in texts])
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
@@ -195,18 +196,6 @@ class EncoderEngine:
         else:
             vectors = states.masked_fill(~real, 0).sum(1) / real.sum(1)
         return torch.nn.functional.normalize(vectors, dim=1) if self._pooling.normalize else vectors
-
-
-class _BatchedLayers(AdaptedLayers):
-    """Layers that see (texts, tokens, in), where the engine's other forwards have all tokens in one row."""
-
-    def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
-        flat = super()._forward(path, terms, keeps=keeps)
-
-        def batched(x: Tensor) -> Tensor:
-            return flat(x.reshape(1, -1, x.shape[-1])).view(*x.shape[:-1], -1)
-
-        return batched
 
 
 def _batches(texts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -31,7 +31,8 @@ from manytune.engine.support import unsupported_reason
 from manytune.engine.weights import Unchanged, Weights, linear_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.methods.tuners.terms import Adapter
-from manytune.mixed.slots import AdapterSlots, Snapshot
+from manytune.mixed.slots import AdapterSlots
+from manytune.mixed.stacks import Snapshot
 
 
 class Engine:
@@ -263,7 +264,7 @@ class Engine:
             kv_tokens=sum(self._cache.length(name) for name in self._cache.order),
             kv_budget_tokens=self._scheduler.kv_budget_tokens,
             adapters=len(self._slots.names),
-            adapters_in_slots=self._slots.in_slots,
+            adapters_in_slots=self._slots.held,
             prefix_tokens=self._prefixes.tokens,
         )
 
@@ -275,8 +276,8 @@ class Engine:
         running = {name for name, entry in self._entries.items() if entry.running}
         assert set(self._cache.order) == running
         assert len(self._entries) == self._scheduler.waiting + self._scheduler.running
-        held = {e.snapshot.id for e in self._entries.values() if e.running and e.snapshot is not None}
-        assert self._slots.in_slots == len(held)
+        held = {e.snapshot.digest for e in self._entries.values() if e.running and e.snapshot is not None}
+        assert self._slots.held == len(held)
 
     # -- parts
 
@@ -302,7 +303,7 @@ class Engine:
             virtual - prefix + len(request.prompt_ids),
             room,
             request.tenant,
-            None if snapshot is None else snapshot.id,
+            None if snapshot is None else snapshot.digest,
             request.priority,
             self._beginning(request, snapshot),
         )
@@ -316,7 +317,7 @@ class Engine:
     def _beginning(self, request: Request, snapshot: Snapshot | None) -> tuple[bytes, ...]:
         if not self._prefixes.budget:
             return ()
-        return block_keys(request.tenant, None if snapshot is None else snapshot.id, request.prompt_ids)
+        return block_keys(request.tenant, None if snapshot is None else snapshot.digest, request.prompt_ids)
 
     def _begin(self, entry: Entry) -> None:
         request, snapshot = entry.request, entry.snapshot

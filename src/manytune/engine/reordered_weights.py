@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manytune.mixed.layer_groups import Kind, kind_of, path_of, together
+from manytune.mixed.layer_groups import LayerGroup, group_of, path_of, with_same_input
 from manytune.mixed.layers import Forward
 
 # The number of rows that the order is made for: it suits fewer and many more as well.
@@ -38,18 +38,18 @@ def packed_layers(model: PreTrainedModel) -> Mapping[str, Forward]:
     Args:
         model: One that `can_pack` says yes to. It isn't changed, and must not change as long as these are in use.
     """
-    found: dict[Kind, list[int]] = {}
+    found: dict[LayerGroup, list[int]] = {}
     for path, module in model.named_modules():
         if type(module) is nn.Linear:
-            kind, block = kind_of(path, module.in_features, module.out_features)
-            found.setdefault(kind, []).append(block)
+            group, block = group_of(path, module.in_features, module.out_features)
+            found.setdefault(group, []).append(block)
     forwards: dict[str, Forward] = {}
-    for group in together(list(found)):
-        for block in found[group[0]]:
-            paths = [path_of(kind, block) for kind in group if block in found[kind]]
+    for family in with_same_input(list(found)):
+        for block in found[family[0]]:
+            paths = [path_of(group, block) for group in family if block in found[group]]
             forwards.update(_packed([model.get_submodule(path) for path in paths], paths))
-        for kind in group[1:]:
-            rest = [path_of(kind, block) for block in found[kind] if block not in found[group[0]]]
+        for group in family[1:]:
+            rest = [path_of(group, block) for block in found[group] if block not in found[family[0]]]
             for path in rest:
                 forwards.update(_packed([model.get_submodule(path)], [path]))
     return forwards

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from manytune.engine import attention
 from manytune.engine.attention import AttentionStep, Stretch
 from manytune.engine.kv_cache import KVCache
-from manytune.mixed.layers import AdaptedLayers, Forward
-from manytune.mixed.slots import AdapterSlots, Snapshot
+from manytune.mixed.layers import Forward, MixedLayers
+from manytune.mixed.owners import Owners
+from manytune.mixed.slots import AdapterSlots
+from manytune.mixed.stacks import Snapshot, digest_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Runner:
         self._model = model
         self._cache = cache
         self._slots = slots
-        self._layers = AdaptedLayers(model, weights)
+        self._layers = MixedLayers(dict(model.named_modules()), weights)
         self._device = model.device
 
     @torch.inference_mode()
@@ -98,7 +100,7 @@ class Runner:
             rows.extend([row] * count)
             positions.extend(range(start, start + count))
             stretches.append(Stretch(row, first, start, count))
-            spans.append((piece.adapter, slice(first, first + count)))
+            spans.append((digest_of(piece.adapter), slice(first, first + count)))
             if piece.wants_logits:
                 keep.append(first + count - 1)
         # One transfer for what every layer needs.
@@ -113,21 +115,23 @@ class Runner:
             guarded=any(one.adapter is not None for one in decode)
             or any(piece.adapter is not None for piece in pieces),
         )
-        terms = self._slots.choose([one.adapter for one in decode], spans)
-        inputs: dict[str, Tensor] = {"input_ids": index[:1]}
-        if virtual:
-            embeddings = self._model.get_input_embeddings()(index[:1])
-            for first, values in virtual:
-                embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
-            inputs = {"inputs_embeds": embeddings}
         wanted = len(keep)
         # The head always reads a token, if only to drop what it says.
-        kept = 0 if wanted == len(tokens) else torch.tensor(keep or [0], device=self._device)
+        read = None if wanted == len(tokens) else tuple(keep or [0])
+        kept = 0 if read is None else torch.tensor(read, device=self._device)
+        owners = Owners(tuple(digest_of(one.adapter) for one in decode), tuple(spans), read)
+        terms = self._slots.choose(owners)
         config = self._model.config
         before = config._attn_implementation
         self._model.set_attn_implementation(attention.NAME)
         try:
             with self._layers.applied(terms):
+                inputs: dict[str, Tensor] = {"input_ids": index[:1]}
+                if virtual:
+                    embeddings = self._model.get_input_embeddings()(index[:1])
+                    for first, values in virtual:
+                        embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
+                    inputs = {"inputs_embeds": embeddings}
                 logits: Tensor = self._model(
                     **inputs,
                     position_ids=index[2:],

@@ -8,7 +8,7 @@ from typing import Any
 from manytune.engine.detokenize import TextStream
 from manytune.engine.request import Completion, FinishReason, Request, TokenLogprobs, Usage
 from manytune.engine.sampling import Chooser
-from manytune.mixed.slots import Snapshot
+from manytune.mixed.stacks import Snapshot
 
 
 @dataclass

@@ -11,8 +11,10 @@ nonlinearity φ, so an adapter can't be merged into a weight.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,10 +25,11 @@ from manytune.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base_layers import BaseLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
 from manytune.methods.tuners.targets import Selection, base_of, select
-from manytune.methods.tuners.terms import NONLINEARITIES
+from manytune.methods.tuners.terms import NONLINEARITIES, Terms, Update
 
 STYLES = ("houlsby", "pfeiffer", "parallel")
 
@@ -168,6 +171,21 @@ class Layer(AdapterLayer):
             for name, parameter in getattr(self, container)[adapter_name].named_parameters()
         }
 
+    @classmethod
+    def terms(
+        cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: BottleneckConfig, scaling: float
+    ) -> Terms:
+        """See `AdapterLayer.terms`; a parallel adapter's source is for `BottleneckModel` to say."""
+        base.require_linear()
+        names = [f"{side}.{kind}" for side in cls.adapter_layer_names for kind in ("weight", "bias")]
+        base.require_tensors(tensors, names)
+        down, e, up, f = (tensors[name] for name in names)
+        size, hidden = config.bottleneck_size, base.outputs
+        for name, shape in zip(names, ((size, hidden), (size,), (hidden, size), (hidden,)), strict=True):
+            base.require_shape(name, tensors[name], shape)
+        update = Update(down, up, scaling, e, f)
+        return Terms({base.path: update}, config.non_linearity, reads_output=config.style != "parallel")
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The projection with its active adapters; exactly the base layer if there are none.
 
@@ -225,9 +243,9 @@ class BottleneckModel(LayerTuner):
 
     def select(self, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        places = self._places(config)
+        places = _places(self.model, config)
         wanted = [places.mlp] if config.style != "houlsby" else [places.attention, places.mlp]
-        found = self._find("|".join(f"(?:{pattern})" for pattern in wanted), config)
+        found = _find(self.model, "|".join(f"(?:{pattern})" for pattern in wanted), config)
         for path, module in found:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(
@@ -236,42 +254,10 @@ class BottleneckModel(LayerTuner):
                 )
         if config.style != "parallel":
             return found
-        sources = self._find(places.mlp_input, config)
-        if len(sources) != len(found):
-            raise NoMatchingPeftModuleError(
-                f"A parallel adapter needs one input for each MLP: mlp_modules names {len(found)} modules and "
-                f"mlp_input_modules {len(sources)}."
-            )
-        self.__dict__["_beside"] = {end: start for (start, _), (end, _) in zip(sources, found, strict=True)}
+        sources = _find(self.model, places.mlp_input, config)
+        self.__dict__["_beside"] = _paired(sources, found)
         # The source of each comes first: its layer must be there when the adapter is made.
         return [*sources, *found]
-
-    def _places(self, config: BottleneckConfig) -> Sublayers:
-        model_type = getattr(getattr(self.model, "config", None), "model_type", None)
-        known = SUBLAYERS.get(model_type) if isinstance(model_type, str) else None
-        given = (config.attention_modules, config.mlp_modules, config.mlp_input_modules)
-        usual = (known.attention, known.mlp, known.mlp_input) if known else (None, None, None)
-        needed = {
-            "houlsby": ("attention_modules", "mlp_modules"),
-            "pfeiffer": ("mlp_modules",),
-            "parallel": ("mlp_modules", "mlp_input_modules"),
-        }[config.style]
-        config.attention_modules, config.mlp_modules, config.mlp_input_modules = (
-            own or default for own, default in zip(given, usual, strict=True)
-        )
-        missing = [option for option in needed if getattr(config, option) is None]
-        if missing:
-            raise ConfigError(
-                f"It isn't known where the sublayers of model type {model_type!r} are. Give {' and '.join(missing)}: "
-                "regular expressions for whole module paths."
-            )
-        return Sublayers(
-            config.attention_modules or "", config.mlp_modules or "", config.mlp_input_modules or ""
-        )
-
-    def _find(self, pattern: str, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
-        layers = config.layers_to_transform
-        return select(self.model, Selection(pattern, layers=[layers] if isinstance(layers, int) else layers))
 
     def wrap(self, path: str, module: nn.Module, config: BottleneckConfig) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
@@ -288,6 +274,77 @@ class BottleneckModel(LayerTuner):
         if isinstance(layer, Layer):
             parallel = config.style == "parallel"
             layer.add_adapter(adapter_name, config, self._sources[self._beside[path]] if parallel else None)
+
+    @classmethod
+    def scaling_at(cls, config: BottleneckConfig, path: str) -> float:
+        """See `LayerTuner.scaling_at`."""
+        return config.scaling
+
+    @classmethod
+    def terms(cls, config: BottleneckConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`."""
+        found = super().terms(config, tensors, model)
+        if config.style != "parallel":
+            return found
+        config = copy.copy(config)  # the places that it leaves open are filled in
+        places = _places(model, config)
+        return _reading(
+            found, _paired(_find(model, places.mlp_input, config), _find(model, places.mlp, config))
+        )
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        paths = {source: path for path, source in self._sources.items()}
+        sources = {
+            path: paths[layer.sources[adapter_name]]
+            for path, layer in self._layers.items()
+            if isinstance(layer, Layer) and adapter_name in layer.sources
+        }
+        return _reading(super().live_terms(adapter_name), sources)
+
+
+def _places(model: nn.Module, config: BottleneckConfig) -> Sublayers:
+    """Where the sublayers of a model are; fills in what the configuration leaves open."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    known = SUBLAYERS.get(model_type) if isinstance(model_type, str) else None
+    given = (config.attention_modules, config.mlp_modules, config.mlp_input_modules)
+    usual = (known.attention, known.mlp, known.mlp_input) if known else (None, None, None)
+    needed = {
+        "houlsby": ("attention_modules", "mlp_modules"),
+        "pfeiffer": ("mlp_modules",),
+        "parallel": ("mlp_modules", "mlp_input_modules"),
+    }[config.style]
+    config.attention_modules, config.mlp_modules, config.mlp_input_modules = (
+        own or default for own, default in zip(given, usual, strict=True)
+    )
+    missing = [option for option in needed if getattr(config, option) is None]
+    if missing:
+        raise ConfigError(
+            f"It isn't known where the sublayers of model type {model_type!r} are. Give {' and '.join(missing)}: "
+            "regular expressions for whole module paths."
+        )
+    return Sublayers(config.attention_modules or "", config.mlp_modules or "", config.mlp_input_modules or "")
+
+
+def _find(model: nn.Module, pattern: str, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
+    layers = config.layers_to_transform
+    return select(model, Selection(pattern, layers=[layers] if isinstance(layers, int) else layers))
+
+
+def _paired(sources: list[tuple[str, nn.Module]], ends: list[tuple[str, nn.Module]]) -> dict[str, str]:
+    """For the path of each MLP's end, that of the layer which reads what the MLP reads."""
+    if len(sources) != len(ends):
+        raise NoMatchingPeftModuleError(
+            f"A parallel adapter needs one input for each MLP: mlp_modules names {len(ends)} modules and "
+            f"mlp_input_modules {len(sources)}."
+        )
+    return {end: source for (source, _), (end, _) in zip(sources, ends, strict=True)}
+
+
+def _reading(terms: Terms, sources: Mapping[str, str]) -> Terms:
+    """Terms whose updates read the inputs of other layers; each update and its source by path."""
+    updates = {p: dataclasses.replace(u, source=sources.get(p)) for p, u in terms.updates.items()}
+    return dataclasses.replace(terms, updates=updates)
 
 
 register(Method("bottleneck", PeftType.BOTTLENECK, BottleneckConfig, BottleneckModel))

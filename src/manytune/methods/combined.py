@@ -7,7 +7,7 @@ has no such method; `export_parts` writes two adapters that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from manytune.methods.registry import Method, method_of, peft_config_from, regis
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner
+from manytune.methods.tuners.terms import Terms, joined
 
 
 @dataclass
@@ -184,6 +185,17 @@ class CombinedModel(Tuner):
             [*foreign, *(f"{prefix}{key}" for key in unexpected), *left],
         )
 
+    @classmethod
+    def terms(cls, config: CombinedConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`: both parts'."""
+        pairs = zip(config.parts, _divided(tensors), strict=True)
+        return joined(method_of(part).tuner.terms(part, own, model) for part, own in pairs)
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        return joined([self.weights.live_terms(adapter_name), self.prompt.live_terms(adapter_name)])
+
     def merge_adapter(
         self,
         adapter_names: Sequence[str] | None = None,
@@ -254,7 +266,7 @@ def export_parts(source: str | Path, target: str | Path) -> tuple[Path, Path]:
     return directories
 
 
-def _divided(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _divided(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return (
         {key: tensor for key, tensor in tensors.items() if key != PROMPT},
         {key: tensor for key, tensor in tensors.items() if key == PROMPT},

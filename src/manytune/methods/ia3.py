@@ -8,7 +8,7 @@ With l = 1 at the start nothing changes. Merging multiplies: rows of W and b by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from manytune.errors import ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base_layers import BaseLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
@@ -30,6 +31,7 @@ from manytune.methods.tuners.targets import (
     matches,
     select,
 )
+from manytune.methods.tuners.terms import Factors, Terms
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
 _QV_DOWN = (("q_proj", "v_proj"), ("down_proj",))
@@ -136,6 +138,18 @@ class Layer(AdapterLayer):
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """See `AdapterLayer.tensors`."""
         return {"ia3_l": self.ia3_l[adapter_name]} if adapter_name in self.ia3_l else {}
+
+    @classmethod
+    def terms(cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: Any, scaling: float) -> Terms:
+        """See `AdapterLayer.terms`: a = l in feed-forward modules, c = l elsewhere, as the stored shape says."""
+        base.require_linear()
+        base.require_tensors(tensors, cls.adapter_layer_names)
+        factors = tensors["ia3_l"]
+        if factors.dim() == 2 and factors.shape[0] == 1 and base.outputs > 1:
+            base.require_shape("ia3_l", factors, (1, base.inputs))
+            return Terms(factors={base.path: Factors(inputs=factors.flatten())})
+        base.require_shape("ia3_l", factors, (base.outputs, 1))
+        return Terms(factors={base.path: Factors(outputs=factors.flatten())})
 
     def _factors(self, adapter_names: Sequence[str]) -> Tensor:
         product: Tensor = self.ia3_l[adapter_names[0]]

@@ -14,7 +14,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig
 from manytune.methods.registry import Method, register
-from manytune.methods.tuners.soft_prompt_tuner import PromptTuner, SoftPrompt, in_this_thread
+from manytune.methods.tuners.base_layers import require_shape
+from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner, SoftPrompt, in_this_thread
+from manytune.methods.tuners.terms import Terms
 from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
 
 
@@ -78,19 +80,11 @@ class PrefixTuningModel(PromptTuner):
         """See `PromptTuner.settle`: heads and sizes are those of the model's keys and values."""
         _reader(self.model)
         refuse_checkpointing(self.model)
+        needed, heads, size = _sizes(self.model)
         text = self.model.config.get_text_config()
-        uneven = {name: text.to_dict().get(name) for name in _UNEVEN}
-        if any(uneven.values()):
-            raise ConfigError(
-                f"Prefix tuning needs keys and values of one size in each layer; {type(self.model).__name__} has "
-                f"{', '.join(f'{name}={value}' for name, value in uneven.items() if value)}."
-            )
-        queries = text.num_attention_heads
-        heads = getattr(text, "num_key_value_heads", None) or queries
-        size = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // queries
         # HF PEFT, too, takes the attention's sizes as given by a user and replaces them by the keys'.
         for option, allowed, found in (
-            ("num_attention_heads", {queries, heads}, config.num_attention_heads),
+            ("num_attention_heads", {text.num_attention_heads, heads}, config.num_attention_heads),
             ("token_dim", {None, text.hidden_size, heads * size}, config.token_dim),
         ):
             if found not in allowed:
@@ -98,8 +92,6 @@ class PrefixTuningModel(PromptTuner):
                     f"{option}={found}: {type(self.model).__name__} has {heads} x {size} for keys."
                 )
         config.num_attention_heads, config.token_dim = heads, heads * size
-        layers = getattr(text, "num_decoder_layers", None) or getattr(text, "decoder_layers", None)
-        needed = layers if layers and text.is_encoder_decoder else text.num_hidden_layers
         if config.num_layers is None or config.num_layers < needed:
             raise ConfigError(
                 f"num_layers={config.num_layers}: the model has {needed} layers with a prefix each."
@@ -124,6 +116,15 @@ class PrefixTuningModel(PromptTuner):
         for parameter in last if config.init_weights == "zero" else ():
             nn.init.zeros_(parameter)
         return prompt
+
+    @classmethod
+    def prompt_terms(cls, config: PrefixTuningConfig, values: Tensor, model: PreTrainedModel) -> Terms:
+        """See `PromptTuner.prompt_terms`: the prefix as the cache holds it."""
+        needed, heads, size = _sizes(model)
+        tokens, written = config.num_virtual_tokens or len(values), config.num_layers or needed
+        require_shape("prefix", PROMPT, values, (tokens, written * 2 * heads * size))
+        parts = config.num_transformer_submodules or (2 if model.config.is_encoder_decoder else 1)
+        return Terms(prefix=_by_layer(values, written, heads, parts)[:needed])
 
     def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
         """See `PromptTuner.hooks`."""
@@ -153,6 +154,36 @@ class PrefixTuningModel(PromptTuner):
             reader.register_forward_pre_hook(in_this_thread(before), with_kwargs=True),
             reader.register_forward_hook(in_this_thread(after), with_kwargs=True),
         ]
+
+
+def _sizes(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Layers with a prefix, heads of keys and values, and a head's size.
+
+    Raises:
+        ConfigError: They aren't the same in each layer.
+    """
+    text = model.config.get_text_config()
+    uneven = {name: value for name in _UNEVEN if (value := text.to_dict().get(name))}
+    if uneven:
+        raise ConfigError(
+            f"Prefix tuning needs keys and values of one size in each layer; {type(model).__name__} has "
+            f"{', '.join(f'{name}={value}' for name, value in uneven.items())}."
+        )
+    queries = text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    size = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // queries
+    layers = getattr(text, "num_decoder_layers", None) or getattr(text, "decoder_layers", None)
+    return (layers if layers and text.is_encoder_decoder else text.num_hidden_layers), heads, size
+
+
+def _by_layer(values: Tensor, layers: int, heads: int, parts: int) -> Tensor:
+    """A prefix as a checkpoint holds it, (tokens, layers * 2 * heads * size), as (layers, 2, heads, tokens, size).
+
+    In HF PEFT's layout an encoder-decoder has four parts a layer: the last two, for cross-attention, are not used, and
+    the parts repeat after the first half of the layers. A checkpoint means this.
+    """
+    halves = values.view(len(values), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
+    return halves if parts == 1 else halves[[parts * layer % layers for layer in range(layers)]]
 
 
 def refuse_checkpointing(model: nn.Module) -> None:
@@ -191,18 +222,12 @@ def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: Pre
         raise ConfigError(f"Prefix tuning needs keys and values in each layer, found a layer with {odd[0]}.")
     rows = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "labels")
     batch = next(inputs[name].shape[0] for name in rows if name in inputs)
-    tokens, heads = config.num_virtual_tokens, config.num_attention_heads
-    assert tokens and heads and config.num_layers and config.num_transformer_submodules and config.token_dim
+    heads = config.num_attention_heads
+    assert heads and config.num_layers and config.num_transformer_submodules
     values = prompt().to(reader.device, reader.dtype)
-    halves = values.view(tokens, config.num_layers * 2, heads, -1).permute(
-        1, 2, 0, 3
-    )  # (2 layers, H, tokens, D)
-    for layer in range(config.num_layers):
-        # In HF PEFT's layout an encoder-decoder has four parts a layer: the last two, for cross-attention, are
-        # not used, and the parts repeat after the first half of the layers. A checkpoint means this.
-        first = 2 * config.num_transformer_submodules * layer % len(halves)
-        keys, own_values = halves[first], halves[first + 1]
-        own.update(keys.expand(batch, -1, -1, -1), own_values.expand(batch, -1, -1, -1), layer)
+    layers = _by_layer(values, config.num_layers, heads, config.num_transformer_submodules)
+    for number, (keys, own_values) in enumerate(layers):
+        own.update(keys.expand(batch, -1, -1, -1), own_values.expand(batch, -1, -1, -1), number)
     return cache
 
 

@@ -14,7 +14,15 @@ from transformers import PreTrainedModel
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig, TaskType
 from manytune.methods.registry import Method, register
-from manytune.methods.tuners.soft_prompt_tuner import PromptTuner, SoftPrompt, embeddings_of, in_this_thread
+from manytune.methods.tuners.base_layers import require_shape
+from manytune.methods.tuners.soft_prompt_tuner import (
+    PROMPT,
+    PromptTuner,
+    SoftPrompt,
+    embeddings_of,
+    in_this_thread,
+)
+from manytune.methods.tuners.terms import Terms
 from manytune.methods.tuners.virtual_tokens import (
     IGNORED,
     bound,
@@ -93,6 +101,14 @@ class InputPromptTuner(PromptTuner):
         """See `PromptTuner.shape`."""
         assert config.num_virtual_tokens and config.num_transformer_submodules and config.token_dim
         return config.num_virtual_tokens * config.num_transformer_submodules, config.token_dim
+
+    @classmethod
+    def prompt_terms(cls, config: PromptLearningConfig, values: Tensor, model: PreTrainedModel) -> Terms:
+        """See `PromptTuner.prompt_terms`: what is read, which in an encoder-decoder is the first half."""
+        tokens = config.num_virtual_tokens or len(values)
+        parts = config.num_transformer_submodules or (2 if model.config.is_encoder_decoder else 1)
+        require_shape("virtual tokens", PROMPT, values, (tokens * parts, embeddings_of(model).shape[1]))
+        return Terms(embeddings=values[:tokens])
 
     def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
         """See `PromptTuner.hooks`."""

@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from manytune.errors import ConfigError
 from manytune.methods import load_methods
 from manytune.methods.config import PeftConfig, register_config
 from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.terms import Adapter, Terms, TermsError
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,20 @@ def method_of(config: PeftConfig) -> Method:
         f"Unknown method: peft_type={config.peft_type!r}. Known: {names}. A method of your own is known once its file "
         "was imported and has called register()."
     )
+
+
+def terms_of(adapter: Adapter, model: nn.Module) -> Terms:
+    """What a saved adapter does to a base, as its method states it; see `Tuner.terms`.
+
+    Raises:
+        TermsError: It can't be written in terms, or doesn't fit the base.
+        ConfigError: Its method isn't known.
+    """
+    if not adapter.tensors:
+        raise TermsError(
+            f"{adapter.config.peft_type} adapter: its file holds no tensors, so it would change nothing."
+        )
+    return method_of(adapter.config).tuner.terms(adapter.config, adapter.tensors, model)
 
 
 def peft_config_from(name: str, **options: Any) -> PeftConfig:

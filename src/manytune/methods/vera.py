@@ -8,7 +8,7 @@ rows. d (r,) starts at a small constant and b (out,) at zero, so nothing changes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +21,8 @@ from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import fill_state
+from manytune.methods.tuners.base_layers import BaseLayer, BaseLayers, linear_sizes, require_shape
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
@@ -31,6 +33,7 @@ from manytune.methods.tuners.targets import (
     default_targets,
     select,
 )
+from manytune.methods.tuners.terms import Terms, TermsError, Update, joined
 
 
 @dataclass
@@ -90,6 +93,10 @@ class VeraConfig(PeftConfig):
             )
 
 
+#: What files call A and B.
+SHARED = ("vera_A", "vera_B")
+
+
 class Projections(nn.Module):
     """One adapter's frozen A and B.
 
@@ -126,7 +133,7 @@ class Linear(AdapterLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self._transposed = isinstance(base_layer, Conv1D)
-        self.in_features, self.out_features = sizes(base_layer)
+        self.in_features, self.out_features = linear_sizes(base_layer)
         self.vera_lambda_b = nn.ParameterDict()
         self.vera_lambda_d = nn.ParameterDict()
         self.vera_dropout = nn.ModuleDict()
@@ -156,6 +163,29 @@ class Linear(AdapterLayer):
         shared = self.projections[adapter_name]
         a = shared.vera_A[:, : self.in_features].to(d.device, d.dtype)
         return a, d, shared.vera_B[: self.out_features].to(d.device, d.dtype), b
+
+    @classmethod
+    def terms(
+        cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: VeraConfig, scaling: float
+    ) -> Terms:
+        """See `AdapterLayer.terms`: D = A and U = diag(b) B diag(d), so that all layers share one A.
+
+        `tensors` holds A and B, too.
+        """
+        base.require_linear()
+        base.require_tensors(tensors, (*cls.adapter_layer_names, *SHARED))
+        b, d, a, b_matrix = (tensors[name] for name in (*cls.adapter_layer_names, *SHARED))
+        base.require_shape("vera_lambda_b", b, (base.outputs,))
+        base.require_shape("vera_lambda_d", d, (len(a),))
+        down = a[:, : base.inputs].to(d.device, d.dtype)
+        up = b[:, None] * b_matrix[: base.outputs].to(d.device, d.dtype) * d
+        return Terms(updates={base.path: Update(down, up)})
+
+    def live_terms(self, base: BaseLayer, adapter_name: str, config: VeraConfig) -> Terms:
+        """See `AdapterLayer.live_terms`."""
+        shared = dict(self.projections[adapter_name].named_buffers())
+        tensors = {name: parameter.detach() for name, parameter in self.tensors(adapter_name).items()}
+        return self.terms(base, {**tensors, **shared}, config, 1.0)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = diag(b) B diag(d) A: (out, in), or (in, out) for `Conv1D`."""
@@ -221,7 +251,7 @@ class VeraModel(LayerTuner):
                     "torch.nn.Linear and transformers' Conv1D. Name layers of these kinds in target_modules."
                 )
         config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)
-        widths = [sizes(base_of(module)) for _, module in chosen]
+        widths = [linear_sizes(base_of(module)) for _, module in chosen]
         self.__dict__["_largest"] = (max(w[0] for w in widths), max(w[1] for w in widths))
         return chosen
 
@@ -270,9 +300,33 @@ class VeraModel(LayerTuner):
         saves = getattr(self.peft_config[adapter_name], "save_projection", True)
         return {**own, **(self._shared(adapter_name) if saves else {})}
 
+    @classmethod
+    def terms(cls, config: VeraConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`; A and B are the file's, or drawn once more from the seed if it has none."""
+        shared = {name: tensor for key, tensor in tensors.items() if (name := _shared_name(key))}
+        layers, others = by_layer(
+            {n: t for n, t in tensors.items() if not _shared_name(n)}, Linear.adapter_layer_names
+        )
+        base = BaseLayers(model)
+        found = {path: base.at(path) for path in layers}
+        for layer in found.values():
+            layer.require_linear()
+        inputs = max((layer.inputs for layer in found.values()), default=1)
+        outputs = max((layer.outputs for layer in found.values()), default=1)
+        if not shared:
+            shared = dict(Projections(config.r, inputs, outputs, config.projection_prng_key).named_buffers())
+        for name, shape in zip(SHARED, ((config.r, inputs), (outputs, config.r)), strict=True):
+            if name not in shared:
+                raise TermsError(
+                    f"expected {' and '.join(SHARED)} in the file, or neither; {name} is missing."
+                )
+            require_shape("the projections that all layers share", name, shared[name], shape)
+        parts = [Linear.terms(found[path], {**layers[path], **shared}, config, 1.0) for path in layers]
+        return joined([*parts, saved_terms(base, config, others)])
+
     def memory_name(self, adapter_name: str, key: str) -> str:
         """See `Tuner.memory_name`."""
-        if key in ("vera_A", "vera_B"):
+        if key in SHARED:
             return f"vera_projections.{adapter_name}.{key}"
         return f"model.{super().memory_name(adapter_name, key.removeprefix('model.'))}"
 
@@ -285,15 +339,15 @@ class VeraModel(LayerTuner):
             adapter_name,
             {**self.state(adapter_name), **self._shared(adapter_name)},
             tensors,
-            optional=() if saves else ("vera_A", "vera_B"),
+            optional=() if saves else SHARED,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
 
 
-def sizes(layer: nn.Module) -> tuple[int, int]:
-    """Input and output size of a linear layer."""
-    rows, columns = layer.get_parameter("weight").shape
-    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+def _shared_name(key: str) -> str:
+    """`vera_A` or `vera_B` if a name in a file is theirs, else nothing."""
+    name = key.removeprefix(VeraModel.file_prefix)
+    return name if name in SHARED else ""
 
 
 register(Method("vera", PeftType.VERA, VeraConfig, VeraModel))

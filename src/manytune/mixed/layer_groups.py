@@ -1,29 +1,34 @@
-"""Where in a model adapters sit: like layers of its blocks are one kind, and some kinds share their input."""
+"""Groups of like layers: a model's blocks repeat, so adapters keep the weights of like layers in one tensor.
+
+Some groups usually read the same tensor, such as queries, keys and values, so that one product can serve them.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _BLOCK = re.compile(r"(.*?)\.(\d+)\.(.*)")
 
-#: Last names of layers that usually read the same tensor, so that one product serves them. Whether they do is checked
-#: at each call.
-_TOGETHER = (
+#: Last names of layers that usually read the same tensor. Whether they do is checked at each call.
+_SAME_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
     ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("wi_0", "wi_1"),
 )
 
 
 @dataclass(frozen=True, order=True)
-class Kind:
+class LayerGroup:
     """Layers of one path but for the block's number, and of one shape.
 
     Attributes:
         path: With `*` for the number.
-        inputs: Number of inputs.
-        outputs: Number of outputs.
+        inputs: Number of inputs; 0 where it doesn't matter.
+        outputs: Number of outputs; 0 where it doesn't matter.
     """
 
     path: str
@@ -31,24 +36,24 @@ class Kind:
     outputs: int
 
 
-def kind_of(path: str, inputs: int, outputs: int) -> tuple[Kind, int]:
-    """A layer's kind, and the number of its block; 0 outside of blocks."""
+def group_of(path: str, inputs: int, outputs: int) -> tuple[LayerGroup, int]:
+    """A layer's group, and the number of its block; 0 outside of blocks."""
     found = _BLOCK.fullmatch(path)
     if found is None:
-        return Kind(path, inputs, outputs), 0
-    return Kind(f"{found[1]}.*.{found[3]}", inputs, outputs), int(found[2])
+        return LayerGroup(path, inputs, outputs), 0
+    return LayerGroup(f"{found[1]}.*.{found[3]}", inputs, outputs), int(found[2])
 
 
-def path_of(kind: Kind, block: int) -> str:
-    """The path of a kind's layer."""
-    return kind.path.replace("*", str(block), 1)
+def path_of(group: LayerGroup, block: int) -> str:
+    """The path of a group's layer."""
+    return group.path.replace("*", str(block), 1)
 
 
-def together(kinds: list[Kind]) -> list[tuple[Kind, ...]]:
-    """Kinds in groups that usually read the same tensor, in their order."""
-    groups: dict[tuple[str, int, tuple[str, ...]], list[Kind]] = {}
-    for kind in kinds:
-        parent, _, name = kind.path.rpartition(".")
-        family = next((names for names in _TOGETHER if name in names), (name,))
-        groups.setdefault((parent, kind.inputs, family), []).append(kind)
-    return [tuple(group) for group in groups.values()]
+def with_same_input(groups: Sequence[LayerGroup]) -> list[tuple[LayerGroup, ...]]:
+    """Groups that usually read the same tensor put together, in their order."""
+    families: dict[tuple[str, int, tuple[str, ...]], list[LayerGroup]] = {}
+    for group in groups:
+        parent, _, name = group.path.rpartition(".")
+        family = next((names for names in _SAME_INPUT if name in names), (name,))
+        families.setdefault((parent, group.inputs, family), []).append(group)
+    return [tuple(family) for family in families.values()]

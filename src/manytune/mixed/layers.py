@@ -1,37 +1,46 @@
-"""The base's linear layers, computed with the adapters' terms for the time of a forward.
+"""A base's layers, computed with adapters' terms for the time of a forward.
 
 A layer gets another `forward` in its own dictionary, which torch calls in place of its class's, and loses it again
-after the forward: outside of the engine's steps the model is what it was. A layer where no token has an adapter isn't
-touched.
+after the forward: outside of it the model is what it was. A layer where no token has an adapter isn't touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
-from manytune.mixed.products import Product
-from manytune.mixed.slots import LayerTerms
+from manytune.mixed.stacks import LayerTerms
+from manytune.mixed.updates import Product
 
 #: What computes a layer.
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 
-class AdaptedLayers:
-    """The linear layers of a base.
+class MixedLayers:
+    """The layers of a base.
 
     Args:
-        model: The base.
-        packed: Forwards to use in place of layers' own, by path.
+        modules: The base's modules by path.
+        forwards: What computes some of them in place of their class's `forward`, by path: reordered weights, or the
+            layer that an adapter layer is wrapped around.
+        prepare: What is done to a layer's input first; the same object if there is nothing to do.
     """
 
-    def __init__(self, model: nn.Module, packed: Mapping[str, Forward]) -> None:
-        self._modules = dict(model.named_modules())
-        self._packed = packed
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        forwards: Mapping[str, Forward],
+        *,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._modules = modules
+        self._forwards = forwards
+        self._prepare = prepare
         self._terms: Mapping[str, LayerTerms] | None = None
-        self._installed: list[tuple[dict[str, object], Forward]] = []
+        self._installed: list[tuple[dict[str, Any], Forward]] = []
         self._inputs: dict[str, Tensor] = {}  # what layers read that others' adapters need
 
     @contextmanager
@@ -39,7 +48,13 @@ class AdaptedLayers:
         """Within this context the layers compute the terms, too."""
         if terms is not self._terms:
             self._terms = terms
-            self._installed = self._forwards(terms)
+            self._installed = self._with_terms(terms)
+        # A forward of the module's own, such as one that moves inputs between devices, comes back afterwards.
+        own = [
+            (attributes, attributes["forward"])
+            for attributes, _ in self._installed
+            if "forward" in attributes
+        ]
         for attributes, forward in self._installed:
             attributes["forward"] = forward
         try:
@@ -47,47 +62,66 @@ class AdaptedLayers:
         finally:
             for attributes, _ in self._installed:
                 del attributes["forward"]
+            for attributes, forward in own:
+                attributes["forward"] = forward
             self._inputs.clear()
 
-    def _forwards(self, terms: Mapping[str, LayerTerms]) -> list[tuple[dict[str, object], Forward]]:
+    def _with_terms(self, terms: Mapping[str, LayerTerms]) -> list[tuple[dict[str, Any], Forward]]:
         paths: dict[str, LayerTerms] = dict(terms)
         sources = {p.source for one in terms.values() for p in one.products if p.source is not None}
         for source in sources:
             paths.setdefault(source, LayerTerms())
-        forwards = dict(self._packed)
+        forwards = dict(self._forwards)
         for path, own in paths.items():
             forwards[path] = self._forward(path, own, keeps=path in sources)
         return [(self._modules[path].__dict__, forward) for path, forward in forwards.items()]
 
     def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
         module = self._modules[path]
-        base: Forward = self._packed.get(path) or type(module).forward.__get__(module)
-        products, inputs = terms.products, self._inputs
-        if not terms.rescalings and not keeps and all(_reads_input(product) for product in products):
+        base: Forward = self._forwards.get(path) or type(module).forward.__get__(module)
+        products, rescalings, inputs, prepare = terms.products, terms.rescalings, self._inputs, self._prepare
+        if not rescalings and not keeps and all(_reads_input(product) for product in products):
 
-            def adapted(x: Tensor) -> Tensor:
-                y = base(x)
+            def with_updates(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                if prepare is not None:
+                    x = prepare(x)
+                y, rows = _rows(base(x, *args, **kwargs))
                 for product in products:
-                    product.add(x, y)
+                    product.add(x, rows)
                 return y
 
-            return adapted
+            return with_updates
 
-        def general(x: Tensor) -> Tensor:
+        def general(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if prepare is not None:
+                x = prepare(x)
             if keeps:
                 inputs[path] = x
             scaled = x
-            for rescaling in terms.rescalings:
+            for rescaling in rescalings:
                 scaled = rescaling.before(scaled)
-            y = base(scaled)
-            for rescaling in terms.rescalings:
-                rescaling.after(y)
+            y, rows = _rows(base(scaled, *args, **kwargs))
+            for rescaling in rescalings:
+                rescaling.after(rows)
             for product in products:
-                z = y if product.reads_output else x if product.source is None else inputs[product.source]
-                product.add(z, y)
+                z = rows if product.reads_output else x if product.source is None else inputs[product.source]
+                product.add(z, rows)
             return y
 
         return general
+
+
+def _rows(y: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's result, (..., out), and its rows, (tokens, out), in the same memory."""
+    if y.dim() == 2:
+        return y, y
+    if y.dim() == 3 and y.shape[0] == 1:
+        return y, y[0]
+    try:
+        return y, y.view(-1, y.shape[-1])
+    except RuntimeError:  # rows that aren't evenly spaced
+        y = y.contiguous()
+        return y, y.view(-1, y.shape[-1])
 
 
 def _reads_input(product: Product) -> bool:

@@ -1,4 +1,4 @@
-"""Adapters by name, and the numbered slots in which those that run have their weights.
+"""Adapters by name over one base, each as a snapshot.
 
 A request holds a snapshot: the adapter as it was when the request came. Replacing or removing a name concerns later
 requests only. Weights are in a slot while a running request needs them; equal content shares one, whatever its names.
@@ -6,49 +6,18 @@ requests only. Weights are in a slot while a running request needs them; equal c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
+from manytune.methods.registry import terms_of
 from manytune.methods.tuners.adapter_layer import adapter_layers
-from manytune.methods.tuners.terms import Adapter, Terms, linear_at, sizes
-from manytune.mixed import terms_of
-from manytune.mixed.products import Product, Shape, UpdateStack, shape_of
-from manytune.mixed.rescaling import FactorStack, Outline, Rescaling, outline_of
-from manytune.mixed.selection import select_tokens
+from manytune.methods.tuners.terms import Adapter
+from manytune.mixed.stacks import AdapterStacks, Snapshot, dtype_for, snapshot_of
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """An adapter as a request holds it.
-
-    Attributes:
-        id: The hash of its content.
-        terms: Its terms.
-        shape: Which stack of updates it belongs to, or None.
-        outline: Which stack of factors, or None.
-    """
-
-    id: str
-    terms: Terms
-    shape: Shape | None
-    outline: Outline | None
-
-
-@dataclass
-class LayerTerms:
-    """What adapters do at one layer in the present forward."""
-
-    products: list[Product] = field(default_factory=list)
-    rescalings: list[Rescaling] = field(default_factory=list)
-
-
-class AdapterSlots:
+class AdapterSlots(AdapterStacks):
     """The book of adapters over one base.
 
     Args:
@@ -56,20 +25,11 @@ class AdapterSlots:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self._device = model.device
-        half = model.dtype in (torch.float16, torch.bfloat16)
-        # As in training, adapters compute in float32 on a half-precision base, whatever their files hold.
-        self._dtype = torch.float32 if half else model.dtype
+        super().__init__(model.device)
+        self._model: nn.Module = model
+        self._dtype = dtype_for(model.dtype)
         self._names: dict[str, Snapshot] = {}
-        self._holders: dict[str, int] = {}  # running requests of each content
-        self._pairs: dict[Shape, UpdateStack] = {}
-        self._factors: dict[Outline, FactorStack] = {}
-        self._terms: dict[str, LayerTerms] = {}
-        self._chosen: Any = None
         self._carrying = next((path for path, _ in adapter_layers(model)), None)
-
-    # -- names
 
     @torch.no_grad()
     def register(self, name: str, adapter: Adapter) -> None:
@@ -80,14 +40,10 @@ class AdapterSlots:
         """
         if self._carrying is not None:
             raise ConfigError(
-                f"adapter {name!r} can't run beside the base: {self._carrying} has adapters attached to it already, "
+                f"adapter {name!r} can't run on this base: {self._carrying} has adapters attached to it already, "
                 "which act on every request. unload() them first, and make a new Engine."
             )
-        terms = terms_of(adapter, self._model)
-        where = {path: sizes(linear_at(self._model, path)) for path in terms.factors}
-        self._names[name] = Snapshot(
-            adapter.id, terms, shape_of(terms, self._dtype), outline_of(terms.factors, where)
-        )
+        self._names[name] = snapshot_of(adapter.id, terms_of(adapter, self._model), self._dtype)
 
     def unregister(self, name: str) -> None:
         """Forget a name.
@@ -114,113 +70,3 @@ class AdapterSlots:
     def names(self) -> tuple[str, ...]:
         """The known names."""
         return tuple(self._names)
-
-    # -- slots
-
-    @torch.no_grad()
-    def acquire(self, snapshot: Snapshot) -> None:
-        """Have an adapter's weights in a slot until it is released as often."""
-        count = self._holders.get(snapshot.id, 0)
-        self._holders[snapshot.id] = count + 1
-        if count:
-            return
-        self._chosen = None
-        if snapshot.shape is not None:
-            stack = self._pairs.get(snapshot.shape)
-            if stack is None:
-                stack = self._pairs[snapshot.shape] = UpdateStack(snapshot.shape, self._device)
-            stack.add(snapshot.id, snapshot.terms.updates)
-        if snapshot.outline is not None:
-            factors = self._factors.get(snapshot.outline)
-            if factors is None:
-                factors = self._factors[snapshot.outline] = FactorStack(
-                    snapshot.outline, self._dtype, self._device
-                )
-            factors.add(snapshot.id, snapshot.terms.factors)
-
-    def release(self, snapshot: Snapshot) -> None:
-        """Take back one `acquire`."""
-        self._holders[snapshot.id] -= 1
-        if self._holders[snapshot.id]:
-            return
-        del self._holders[snapshot.id]
-        self._chosen = None
-        if snapshot.shape is not None:
-            stack = self._pairs[snapshot.shape]
-            stack.remove(snapshot.id)
-            if not len(stack):
-                del self._pairs[snapshot.shape]
-        if snapshot.outline is not None:
-            factors = self._factors[snapshot.outline]
-            factors.remove(snapshot.id)
-            if not len(factors):
-                del self._factors[snapshot.outline]
-
-    @property
-    def in_slots(self) -> int:
-        """How many adapters have their weights in slots."""
-        return len(self._holders)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the slots' weights."""
-        return sum(stack.nbytes for stack in self._pairs.values())
-
-    # -- a forward
-
-    def choose(
-        self, decoding: Sequence[Snapshot | None], stretches: Sequence[tuple[Snapshot | None, slice]]
-    ) -> dict[str, LayerTerms]:
-        """Set which token of the next forward uses which adapter; all of them have slots.
-
-        Args:
-            decoding: The adapter of each token that decodes.
-            stretches: Adapters of the stretches of prompts, with their tokens.
-
-        Returns:
-            What adapters do, by path of the layer; empty if no token has an adapter with weights.
-        """
-        chosen = None if stretches else [snapshot and snapshot.id for snapshot in decoding]
-        if chosen is not None and chosen == self._chosen:
-            return self._terms
-        self._chosen = chosen
-        self._terms = {}
-        for shape, stack in self._pairs.items():
-            slots = {
-                own: stack.slot(own)
-                for own in {s.id for s in (*decoding, *(s for s, _ in stretches)) if s and s.shape == shape}
-            }
-            stack.selection = select_tokens(
-                [slots.get(s.id, -1) if s is not None else -1 for s in decoding],
-                [(slots[s.id], rows) for s, rows in stretches if s is not None and s.id in slots],
-                device=self._device,
-            )
-            if stack.selection is not None:
-                for path, product in stack.products.items():
-                    self._terms.setdefault(path, LayerTerms()).products.append(product)
-        for outline, factors in self._factors.items():
-            factors.slots = self._factor_slots(outline, factors, decoding, stretches)
-            if factors.slots is not None:
-                for path, rescaling in factors.rescalings.items():
-                    self._terms.setdefault(path, LayerTerms()).rescalings.append(rescaling)
-        return self._terms
-
-    def end_forward(self) -> None:
-        """Let go of the last forward's activations."""
-        for stack in self._pairs.values():
-            stack.end_forward()
-
-    def _factor_slots(
-        self,
-        outline: Outline,
-        factors: FactorStack,
-        decoding: Sequence[Snapshot | None],
-        stretches: Sequence[tuple[Snapshot | None, slice]],
-    ) -> Tensor | None:
-        def slot(snapshot: Snapshot | None) -> int:
-            return factors.slot(snapshot.id) if snapshot is not None and snapshot.outline == outline else 0
-
-        slots = [slot(snapshot) for snapshot in decoding]
-        for snapshot, rows in stretches:
-            slots.extend([slot(snapshot)] * (rows.stop - rows.start))
-        return torch.tensor(slots, device=self._device) if any(slots) else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from manytune.errors import AdapterError, ConfigError, PeftWarning
@@ -272,6 +273,7 @@ class AdaptedModel(nn.Module):
         base: Any = self.get_base_model()
         adapter_names = kwargs.pop("adapter_names", None)
         with (
+            torch.no_grad(),
             each_with_its_own(self.tuner, adapter_names, args, kwargs),
             self.tuner.applied(self.base_model),
         ):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from manytune.errors import CacheFullError, ManytuneError, StoreError
-from manytune.mixed import terms_of
+from manytune.methods.registry import terms_of
 from manytune.server.http_errors import Refusal
 from manytune.server.validation import Skeleton, check_files
 from manytune.store.adapters import open_adapter

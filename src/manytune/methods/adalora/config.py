@@ -59,6 +59,20 @@ class AdaLoraConfig(LoraConfig):
         self._check_schedule()
         self._check_pattern()
 
+    def rank_at(self, path: str) -> int:
+        """The rank at the layer of a path: how many triplets `rank_pattern` keeps of the `init_r`."""
+        kept = (self.rank_pattern or {}).get(f"{path}.lora_E")
+        return self.init_r if kept is None else sum(kept)
+
+    def scaling_at(self, path: str) -> float:
+        """s, the same for all layers and ranks: alpha / init_r, as HF PEFT computes it."""
+        return svd_scaling(self.alpha, self.init_r)
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha`, or `init_r` if that isn't positive, so that s is 1."""
+        return self.lora_alpha if self.lora_alpha > 0 else float(self.init_r)
+
     @property
     def final_step(self) -> int:
         """The step of the last cut."""
@@ -131,3 +145,8 @@ class AdaLoraConfig(LoraConfig):
                 raise ConfigError(
                     f"rank_pattern[{key!r}]: expected a list of init_r={self.init_r} booleans, found {kept!r}."
                 )
+
+
+def svd_scaling(alpha: float, init_r: float) -> float:
+    """The factor s = alpha / (init_r + 1e-5)."""
+    return alpha / (init_r + 1e-5)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from manytune.methods.adalora.config import AdaLoraConfig
+from manytune.methods.adalora.config import AdaLoraConfig, svd_scaling
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.vera import sizes
+from manytune.methods.tuners.base_layers import BaseLayer, linear_sizes
+from manytune.methods.tuners.terms import Terms, Update
 
 #: Standard deviation of A and B at first.
 _SPREAD = 0.02
@@ -58,7 +59,7 @@ class SVDLinear(AdapterLayer):
         self.r[adapter_name] = rank
         self.ranknum[adapter_name] = float(config.init_r)
         self.lora_alpha[adapter_name] = config.lora_alpha
-        self.scaling[adapter_name] = config.lora_alpha if config.lora_alpha > 0 else float(config.init_r)
+        self.scaling[adapter_name] = config.alpha
         self.lora_dropout[adapter_name] = (
             nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         )
@@ -80,6 +81,24 @@ class SVDLinear(AdapterLayer):
             return {}
         return {name: getattr(self, name)[adapter_name] for name in self.adapter_layer_names}
 
+    @classmethod
+    def terms(
+        cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: AdaLoraConfig, scaling: float
+    ) -> Terms:
+        """See `AdapterLayer.terms`: D = E ⊙ A and U = s · B, of the triplets whose E isn't zero."""
+        base.require_linear()
+        base.require_tensors(tensors, cls.adapter_layer_names)
+        a, b, e = (tensors[name] for name in cls.adapter_layer_names)
+        rank = len(e)
+        base.require_shape("lora_A", a, (rank, base.inputs))
+        base.require_shape("lora_B", b, (base.outputs, rank))
+        base.require_shape("lora_E", e, (rank, 1))
+        kept = e.flatten().nonzero().flatten()
+        if not len(kept):
+            return Terms()
+        down, up = (a * e).index_select(0, kept), b if len(kept) == rank else b.index_select(1, kept)
+        return Terms(updates={base.path: Update(down, up, scaling)})
+
     @torch.no_grad()
     def keep(self, adapter_name: str, kept: Sequence[bool]) -> None:
         """Forget the triplets that aren't kept; their parameters shrink."""
@@ -89,15 +108,16 @@ class SVDLinear(AdapterLayer):
             )
         self.r[adapter_name] = sum(kept)
 
-    def _factor(self, adapter_name: str) -> float:
-        return self.scaling[adapter_name] / (self.ranknum[adapter_name] + 1e-5)
+    def present_scaling(self, adapter_name: str) -> float:
+        """See `AdapterLayer.present_scaling`."""
+        return svd_scaling(self.scaling[adapter_name], self.ranknum[adapter_name])
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · B diag(E) A, in the shape of the base layer's weight."""
         parts = self.tensors(adapter_name)
         wide = torch.promote_types(parts["lora_A"].dtype, torch.float32)
         a, e, b = (parts[name].to(wide) for name in ("lora_A", "lora_E", "lora_B"))
-        delta: Tensor = b @ (a * e) * self._factor(adapter_name)
+        delta: Tensor = b @ (a * e) * self.present_scaling(adapter_name)
         return self.as_weight(delta)
 
     def as_weight(self, delta: Tensor) -> Tensor:
@@ -136,7 +156,7 @@ class SVDLinear(AdapterLayer):
         for name in self.live_adapters():
             a, e, b = self.lora_A[name], self.lora_E[name], self.lora_B[name]
             low = self.low(self.lora_dropout[name](x.to(a.dtype)), a * e)
-            result = result + self.high(low, b) * self._factor(name)
+            result = result + self.high(low, b) * self.present_scaling(name)
         return result.to(dtype)
 
 
@@ -171,7 +191,7 @@ def widths(layer: nn.Module) -> tuple[int, int]:
     """Columns of A and rows of B beside a layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel(), layer.out_channels
-    return sizes(layer)
+    return linear_sizes(layer)
 
 
 def cut(container: str, tensor: Tensor, kept: Sequence[bool]) -> Tensor:

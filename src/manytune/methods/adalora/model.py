@@ -81,8 +81,7 @@ class AdaLoraModel(LoraModel):
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
         """See `LayerTuner.add_to_layer`; a layer that a file's `rank_pattern` names has the rank that is left."""
         assert isinstance(layer, SVDLinear)
-        kept = (config.rank_pattern or {}).get(f"{path}.{self._KEY}")
-        layer.add_adapter(adapter_name, config, rank=config.init_r if kept is None else sum(kept))
+        layer.add_adapter(adapter_name, config, rank=config.rank_at(path))
 
     def delete_adapter(self, adapter_name: str) -> None:
         """See `Tuner.delete_adapter`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.lora.init import is_known, starts_from_weight
+from manytune.methods.tuners.targets import first_match
 
 
 @dataclass
@@ -130,6 +132,20 @@ class LoraConfig(PeftConfig):
         if self.lora_bias and self.use_dora:
             raise ConfigError("lora_bias=True doesn't go with use_dora=True. Choose one of them.")
 
+    def rank_at(self, path: str) -> int:
+        """The rank at the layer of a path."""
+        key = first_match(path, dict(self.rank_pattern or {}))
+        return self.r if key is None else self.rank_pattern[key]
+
+    def alpha_at(self, path: str) -> float:
+        """Alpha at the layer of a path."""
+        key = first_match(path, self.alpha_pattern or {})
+        return self.lora_alpha if key is None else self.alpha_pattern[key]
+
+    def scaling_at(self, path: str) -> float:
+        """s, the factor before BA, at the layer of a path."""
+        return scaling_of(self.alpha_at(path), self.rank_at(path), use_rslora=self.use_rslora)
+
     def _has_patterns(self) -> bool:
         return bool(self.rank_pattern or self.alpha_pattern)
 
@@ -145,6 +161,11 @@ class LoraConfig(PeftConfig):
             raise ConfigError(
                 "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
             )
+
+
+def scaling_of(alpha: float, rank: int, *, use_rslora: bool) -> float:
+    """The factor s = alpha / r, or alpha / √r with `use_rslora`."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 class UnknownBiasError(ConfigError, NotImplementedError):

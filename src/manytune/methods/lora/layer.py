@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, PeftWarning
-from manytune.methods.lora.config import LoraConfig
+from manytune.methods.lora.config import LoraConfig, scaling_of
 from manytune.methods.lora.dora import Magnitude, along, output_norm
+from manytune.methods.lora.terms import lora_terms
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.terms import Terms
 
 
 class _OnDemand:
@@ -116,8 +118,8 @@ class LoraLayer(AdapterLayer):
         """
         self.r[adapter_name] = r
         self.lora_alpha[adapter_name] = lora_alpha
-        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.use_rslora[adapter_name] = config.use_rslora
+        self.scaling[adapter_name] = self._initial_scaling(adapter_name)
         self.use_dora[adapter_name] = config.use_dora
         self.lora_bias[adapter_name] = config.lora_bias
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
@@ -145,6 +147,13 @@ class LoraLayer(AdapterLayer):
         if "lora_magnitude_vector" in self._modules and adapter_name in self.lora_magnitude_vector:
             found["lora_magnitude_vector"] = self.lora_magnitude_vector[adapter_name].get_parameter("weight")
         return found
+
+    @classmethod
+    def terms(
+        cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: LoraConfig, scaling: float
+    ) -> Terms:
+        """See `AdapterLayer.terms`."""
+        return lora_terms(base, tensors, config.rank_at(base.path), scaling)
 
     def memory_name(self, adapter_name: str, key: str) -> str:
         """See `AdapterLayer.memory_name`."""
@@ -204,8 +213,8 @@ class LoraLayer(AdapterLayer):
     # -- scaling
 
     def _initial_scaling(self, adapter_name: str) -> float:
-        r = self.r[adapter_name]
-        return self.lora_alpha[adapter_name] / (math.sqrt(r) if self.use_rslora[adapter_name] else r)
+        alpha, r = self.lora_alpha[adapter_name], self.r[adapter_name]
+        return scaling_of(alpha, r, use_rslora=self.use_rslora[adapter_name])
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set an adapter's scaling to a multiple of the configured one; nothing if this layer doesn't carry it."""

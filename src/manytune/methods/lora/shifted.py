@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.layer import LoraLayer
+from manytune.methods.lora.terms import lora_terms
+from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.terms import Terms
 
 
 class ShiftedLayer(LoraLayer):
@@ -44,6 +48,17 @@ class ShiftedLayer(LoraLayer):
             part = b @ a
             total -= part.t() if self.output_dim == 1 else part
         return total
+
+    def live_terms(self, base: BaseLayer, adapter_name: str, config: LoraConfig) -> Terms:
+        """See `AdapterLayer.live_terms`; the base is W, so what an adapter takes over is part of its update."""
+        tensors = {name: parameter.detach() for name, parameter in self.tensors(adapter_name).items()}
+        scaling, start = self.present_scaling(adapter_name), self._shifts.get(adapter_name)
+        return lora_terms(base, tensors, config.rank_at(base.path), scaling, start)
+
+    def pristine(self, name: str) -> Tensor:
+        """See `Wrapper.pristine`: with the parts that adapters have taken over."""
+        shifted = name == "weight" and self._original is not None
+        return self._original if shifted else super().pristine(name)  # type: ignore[return-value]
 
     def is_additive(self, adapter_name: str) -> bool:
         """See `AdapterLayer.is_additive`."""

@@ -10,7 +10,7 @@ precision while an adapter is merged.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError
-from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.base_layers import BaseLayer, Wrapper
+from manytune.methods.tuners.merging import MergeError, add_in_place, check_finite, subtract_in_place
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
+from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 
 _PLAIN = frozenset({bool, int, str, list, dict, set})
 
 
-class AdapterLayer(nn.Module, ABC):
+class AdapterLayer(Wrapper):
     """A layer of the base with adapters beside it.
 
     A subclass names its per-adapter containers in `adapter_layer_names` (those with parameters) and
@@ -81,6 +83,31 @@ class AdapterLayer(nn.Module, ABC):
             New tensors by parameter name (`weight`, `bias`), of the parameter's own dtype.
         """
 
+    @classmethod
+    def terms(cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: Any, scaling: float) -> Terms:
+        """What one adapter does at one layer, in the terms of `terms.py`.
+
+        Args:
+            base: The layer of the base.
+            tensors: The adapter's tensors, named as `tensors` names them; to be shared, not copied.
+            config: Its options.
+            scaling: The factor before its update, where the method has one.
+
+        Raises:
+            TermsError: It has no terms, or doesn't fit the layer; by default the method doesn't say.
+        """
+        raise TermsError(f"{cls.__module__}.{cls.__qualname__} doesn't state its terms. {INSTEAD}")
+
+    def live_terms(self, base: BaseLayer, adapter_name: str, config: Any) -> Terms:
+        """The terms of an attached adapter as it is now; see `terms`."""
+        tensors = {name: parameter.detach() for name, parameter in self.tensors(adapter_name).items()}
+        return self.terms(base, tensors, config, self.present_scaling(adapter_name))
+
+    def present_scaling(self, adapter_name: str) -> float:
+        """The factor before an adapter's update as it is now; 1 where the method has none."""
+        scalings: Mapping[str, float] = getattr(self, "scaling", {})
+        return scalings.get(adapter_name, 1.0)
+
     def is_additive(self, adapter_name: str) -> bool:
         """Whether merging this adapter adds a ΔW that doesn't depend on the weight."""
         return self.additive
@@ -91,6 +118,16 @@ class AdapterLayer(nn.Module, ABC):
         return f"{container}.{adapter_name}{dot}{rest}"
 
     # -- state
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """See `Wrapper.wrapped`; the packed layer, also while a plain copy has its place."""
+        return self.base_layer if self._packed is None else self._packed
+
+    def pristine(self, name: str) -> Tensor:
+        """See `Wrapper.pristine`: without what is merged, except in low memory."""
+        kept = self._pristine.get(name)
+        return super().pristine(name) if kept is None else kept
 
     @property
     def weight(self) -> Tensor:
@@ -280,7 +317,7 @@ class AdapterLayer(nn.Module, ABC):
         names = [name for name in adapter_names if self.has_adapter(name)]
         merged = self.merged_tensors(names)
         if safe_merge:
-            self._check_finite(merged, names)
+            check_finite(merged, names)
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -297,14 +334,16 @@ class AdapterLayer(nn.Module, ABC):
     @torch.no_grad()
     def _write(self, names: Sequence[str], *, safe: bool = False) -> MergeError | None:
         if self._low_memory:
-            return self._add(names, safe=safe)
+            if safe:
+                check_finite(self.merged_tensors(names), names)
+            return add_in_place(self.base_layer, names, self.merged_tensors)
         present = {key: self.base_layer.get_parameter(key).data for key in self._pristine}
         self._restore(names)
         self._unpack()
         try:
             merged = self.merged_tensors(names)
             if safe:
-                self._check_finite(merged, names)
+                check_finite(merged, names)
         except AdapterError:
             # Refused: what was merged before stays merged.
             self._swap_in(present)
@@ -324,7 +363,7 @@ class AdapterLayer(nn.Module, ABC):
     def _restore(self, names: Sequence[str]) -> None:
         if self._low_memory:
             for name in reversed(names):
-                self._subtract(name)
+                subtract_in_place(self.base_layer, name, self.merged_tensors)
         for key, value in self._pristine.items():
             self.base_layer.get_parameter(key).data = value
         self._pristine = {}
@@ -337,45 +376,6 @@ class AdapterLayer(nn.Module, ABC):
     def _repack(self) -> None:
         if self._packed is not None:
             self.base_layer, self.__dict__["_packed"] = self._packed, None
-
-    def _add(self, names: Sequence[str], *, safe: bool) -> MergeError:
-        if safe:
-            self._check_finite(self.merged_tensors(names), names)
-        before: dict[str, Tensor] = {}
-        for name in names:
-            merged = self.merged_tensors([name])
-            before |= {k: self.base_layer.get_parameter(k).clone() for k in merged.keys() - before.keys()}
-            self._assign(merged)
-        after = {key: self.base_layer.get_parameter(key).clone() for key in before}
-        # Rehearse the way back, so that the error stated is the error that will be.
-        for name in reversed(names):
-            self._subtract(name)
-        total = MergeError(0, 0, 0.0)
-        for key, value in before.items():
-            difference = (self.base_layer.get_parameter(key) - value).abs()
-            largest = float(difference.max()) if value.numel() else 0.0
-            total += MergeError(int((difference != 0).sum()), value.numel(), largest)
-        self._assign(after)
-        return total
-
-    def _subtract(self, name: str) -> None:
-        # merged_tensors gives W + ΔW for the present W, so W - ((W + ΔW) - W) takes ΔW away.
-        present = self.merged_tensors([name])
-        for key, value in present.items():
-            parameter = self.base_layer.get_parameter(key)
-            parameter.data.sub_(value.sub_(parameter.data))
-
-    def _assign(self, tensors: Mapping[str, Tensor]) -> None:
-        for key, value in tensors.items():
-            self.base_layer.get_parameter(key).data.copy_(value)
-
-    @staticmethod
-    def _check_finite(merged: Mapping[str, Tensor], names: Sequence[str]) -> None:
-        for value in merged.values():
-            if not torch.isfinite(value).all():
-                raise AdapterError(
-                    f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken"
-                )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # `model.to(...)` must move the pristine weights along with the merged ones.

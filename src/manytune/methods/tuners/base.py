@@ -1,9 +1,9 @@
 """The contract that every method meets.
 
-A method says: its configuration; how it attaches to a frozen model and detaches without a trace; which
-parameters train; its state and how that is loaded back; whether it merges into the weights, and the exact
-inverse. `get_peft_model`, checkpoints, the trainer and the engine know methods only through this page.
-Writing one: `docs/add-a-method.md`.
+A method says: its configuration; how it attaches to a frozen model and detaches without a trace; which parameters
+train; its state and how that is loaded back; whether it merges into the weights, and the exact inverse; and its terms:
+what an adapter computes, for all that run it without knowing the method. `get_peft_model`, checkpoints, the trainer and
+the engine know methods only through this page. Writing one: `docs/add-a-method.md`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
+from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.walk import every_parameter
+
+#: What a sample without an adapter is called.
+BASE = "__base__"
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
@@ -179,6 +183,36 @@ class Tuner(nn.Module, ABC):
     ) -> nn.Module:
         """Write adapters into the weights for good, detach, and give back the model."""
 
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """What a saved adapter does to the base, in the terms of `terms.py`.
+
+        From these alone adapters are served in mixed batches, switched, exported and accounted for. They share the
+        tensors' memory where they can.
+
+        Args:
+            config: Its options.
+            tensors: Its tensors by their names in the file.
+            model: The base; adapters may be attached to it.
+
+        Raises:
+            TermsError: It has none, or doesn't fit the base; by default the method doesn't say.
+        """
+        raise TermsError(f"{cls.__module__}.{cls.__qualname__} doesn't state its terms. {INSTEAD}")
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """The same of an attached adapter as it is now, in use or not: with its present scaling, say.
+
+        The base is what the model was before anything was attached, except for embedding tables that a checkpoint
+        brought. The terms share the parameters' memory where they can, and are right until the next change.
+
+        Raises:
+            AdapterError: There is no such adapter.
+            TermsError: See `terms`.
+        """
+        self._require(adapter_name)
+        return self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
+
     # -- shared
 
     def mounted(self) -> dict[str, nn.Module]:
@@ -192,6 +226,10 @@ class Tuner(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the adapters in use."""
         return self.model(*args, **kwargs)
+
+    def _file_tensors(self, adapter_name: str) -> dict[str, Tensor]:
+        state = self.state(adapter_name)
+        return {f"{self.file_prefix}{name}": tensor.detach() for name, tensor in state.items()}
 
     def _require(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:

@@ -8,7 +8,7 @@ nothing, and going back to the base is bit-exact.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.layer_terms import by_layer
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.replaced import replaced_terms
+from manytune.methods.tuners.terms import Terms, TermsError
 
 
 class DirectTuner(Tuner):
@@ -183,6 +187,25 @@ class DirectTuner(Tuner):
                 f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken"
             )
         return self._detach()
+
+    # -- terms
+
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`; `model` has the base's own values."""
+        _, values = by_layer(tensors, ())
+        return replaced_terms(BaseLayers(model), values, in_place=True)
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        if not self.keeps_base(self.peft_config[adapter_name]):
+            raise TermsError(
+                f"'{adapter_name}' was trained with keep_base=False, so the base's weights that its terms refer to are "
+                "gone. Save it, and load the base again."
+            )
+        kept = {self.model.get_parameter(name): value for name, value in self._pristine.items()}
+        return replaced_terms(BaseLayers(self.model, kept), self._values[adapter_name], in_place=True)
 
     # -- swapping
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -15,24 +15,30 @@ from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.embeddings import base_tables
 from manytune.methods.tuners.fitting import settle
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.targets import base_of, candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.terms import Terms, joined
+from manytune.methods.tuners.tied import refuse_tied
+from manytune.methods.tuners.walk import replace_module
 
 
 class LayerTuner(Tuner):
     """A method whose adapters sit beside layers of the model.
 
-    A subclass defines `select`, `wrap` and `add_to_layer`. The tuner keeps an index of its own layers, so
-    that adding, loading, switching and saving one adapter costs the same however many are loaded.
+    A subclass defines `select`, `wrap` and `add_to_layer`; its `layer_class` states the terms. The tuner keeps an
+    index of its own layers, so that adding, loading, switching and saving costs the same however many are loaded.
 
     Mutates: replaces each targeted layer in its parent by an `AdapterLayer`, and each of `modules_to_save` by
     a `ModulesToSaveWrapper`; `unload` puts the originals back.
     """
 
-    #: What the layers are, for the error message on a module that can't carry this method.
+    #: What its layers are.
     layer_class: ClassVar[type[AdapterLayer]]
 
     def __init__(
@@ -187,7 +193,7 @@ class LayerTuner(Tuner):
 
     @property
     def active_adapter(self) -> list[str]:
-        """The same as `active_adapters`."""
+        """See `active_adapters`."""
         return list(self._active)
 
     def enable_adapters(self, *, enabled: bool) -> None:
@@ -257,6 +263,37 @@ class LayerTuner(Tuner):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
 
+    # -- terms
+
+    @classmethod
+    def scaling_at(cls, config: Any, path: str) -> float:
+        """The factor before the update of a layer, by the options of a saved adapter; see `AdapterLayer.terms`."""
+        return 1.0
+
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`; each layer's part is for `layer_class.terms` to say."""
+        base, kind = BaseLayers(model), cls.layer_class
+        layers, others = by_layer(tensors, kind.adapter_layer_names)
+        parts = [kind.terms(base.at(p), t, config, cls.scaling_at(config, p)) for p, t in layers.items()]
+        return joined([*parts, saved_terms(base, config, others)])
+
+    def live_terms(self, adapter_name: str) -> Terms:
+        """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        base, config = self._base_layers(), self.peft_config[adapter_name]
+        parts = [
+            layer.live_terms(base.at(path), adapter_name, config)
+            for path, layer in self._layers.items()
+            if layer.has_adapter(adapter_name)
+        ]
+        saved = {f"{p}.{n}": t for p, k in self._saved.items() for n, t in k.tensors(adapter_name).items()}
+        return joined([*parts, replaced_terms(base, saved, in_place=False)])
+
+    def _base_layers(self) -> BaseLayers:
+        """The base under what is attached; a subclass may know of values that are trained in place."""
+        return BaseLayers(self.model)
+
     # -- merging
 
     def merge_adapter(
@@ -270,9 +307,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [
-            layer for layer in self._layers.values() if any(layer.has_adapter(name) for name in names)
-        ]
+        carrying = [layer for layer in self._layers.values() if any(map(layer.has_adapter, names))]
         if (
             carrying
             and all(set(names) & set(layer.merged_adapters) for layer in carrying)
@@ -284,7 +319,7 @@ class LayerTuner(Tuner):
         ):
             warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
             return None
-        self._refuse_tied(carrying)
+        refuse_tied(self.model, carrying)
         if low_memory:
             # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
             for layer in carrying:
@@ -308,21 +343,6 @@ class LayerTuner(Tuner):
             warn_of_merge_error(total)
         return total
 
-    def _refuse_tied(self, layers: Sequence[AdapterLayer]) -> None:
-        """A weight that another module holds too, such as an output head tied to the embedding, would change there."""
-        holders: dict[int, list[str]] = {}
-        for path, module in candidates(self.model):
-            for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
-                holders.setdefault(id(parameter), []).append(path)
-        for layer in layers:
-            for parameter in layer.base_layer.parameters():
-                if len(holders[id(parameter)]) > 1:
-                    raise AdapterError(
-                        f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
-                        "written into the one would change the other. Use the adapter unmerged, or load the base with "
-                        "tie_word_embeddings=False."
-                    )
-
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
         merged = [layer for layer in self._layers.values() if layer.merged]
@@ -335,9 +355,9 @@ class LayerTuner(Tuner):
         """See `Tuner.unload`."""
         # The last first: a layer may lie within the base layer of one before it.
         for path, layer in reversed(self._layers.items()):
-            _replace(self.model, path, layer.detach())
+            replace_module(self.model, path, layer.detach())
         for path, keeper in self._saved.items():
-            _replace(self.model, path, keeper.original_module)
+            replace_module(self.model, path, keeper.original_module)
         for table, original in self._tables.values():
             table.data.copy_(original)
         return self._detach()
@@ -361,10 +381,12 @@ class LayerTuner(Tuner):
         ):
             self.merge_adapter(names, safe_merge)
         for path, layer in reversed(self._layers.items()):
-            _replace(self.model, path, layer.base_layer)
+            replace_module(self.model, path, layer.base_layer)
         for path, keeper in self._saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
-            _replace(self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module)
+            replace_module(
+                self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module
+            )
         return self._detach()
 
     def _detach(self) -> nn.Module:
@@ -375,8 +397,3 @@ class LayerTuner(Tuner):
         self.peft_config.clear()
         self._thaw()
         return self.model
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent_path, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent_path), name, module)

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from manytune.errors import AdapterError, ConfigError
+from manytune.methods.tuners.base_layers import Wrapper
 
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
 
-class ModulesToSaveWrapper(nn.Module):
+class ModulesToSaveWrapper(Wrapper):
     """A module of the base, and for each adapter that asks for one, a copy that trains.
 
     Calls and attribute look-ups go to the active adapter's copy; to the original if the active adapter has
@@ -40,6 +41,11 @@ class ModulesToSaveWrapper(nn.Module):
         self._active_adapter: str | None = None
         self._trains = False
         self._disable_adapters = False
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """See `Wrapper.wrapped`."""
+        return self.original_module
 
     @property
     def active_adapter(self) -> str | None:

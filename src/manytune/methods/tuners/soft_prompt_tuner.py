@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 
@@ -17,9 +17,14 @@ from transformers import PreTrainedModel
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
 from manytune.methods.tuners.base import NotInLayersError, Tuner, fill_state
+from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.layer_terms import lies_in
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.terms import Terms, TermsError, joined
+from manytune.methods.tuners.walk import replace_module
 
 PROMPT = "prompt_embeddings"
 
@@ -88,7 +93,28 @@ class PromptTuner(Tuner):
     def hooks(self, model: PreTrainedModel, prompt: SoftPrompt, config: Any) -> list[RemovableHandle]:
         """Make calls of a model use a prompt, until the hooks are removed."""
 
+    @classmethod
+    @abstractmethod
+    def prompt_terms(cls, config: Any, values: Tensor, model: PreTrainedModel) -> Terms:
+        """The terms of computed virtual tokens, as a checkpoint holds them; see `Tuner.terms`."""
+
     # -- the contract
+
+    @classmethod
+    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
+        """See `Tuner.terms`."""
+        saved = {
+            name.removeprefix("base_model."): tensor
+            for name, tensor in tensors.items()
+            if lies_in(name, config.modules_to_save or ())
+        }
+        if tensors.keys() - {f"base_model.{name}" for name in saved} != {PROMPT}:
+            raise TermsError(
+                f"{config.peft_type} adapter: expected {PROMPT!r} alone, found {', '.join(sorted(tensors))}."
+            )
+        assert isinstance(model, PreTrainedModel), "virtual tokens are for models of transformers"
+        prompt = cls.prompt_terms(config, tensors[PROMPT].detach(), model)
+        return joined([prompt, replaced_terms(BaseLayers(model), saved, in_place=False)])
 
     def mounted(self) -> dict[str, nn.Module]:
         """See `Tuner.mounted`: the user's model, and the prompts beside it."""
@@ -134,7 +160,7 @@ class PromptTuner(Tuner):
         for path, keeper in keepers.items():
             keeper.add(adapter_name)
             if path not in self._saved:
-                _replace(self.model, path, keeper)
+                replace_module(self.model, path, keeper)
         self._saved.update(keepers)
         self.peft_config[adapter_name] = config
 
@@ -250,7 +276,7 @@ class PromptTuner(Tuner):
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
         for path, keeper in self._saved.items():
-            _replace(self.model, path, keeper.original_module)
+            replace_module(self.model, path, keeper.original_module)
         self._saved.clear()
         self._active.clear()
         self.peft_config.clear()
@@ -356,8 +382,3 @@ def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
         config.num_layers = text.num_hidden_layers
     if config.num_attention_heads is None:
         config.num_attention_heads = text.num_attention_heads
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent_path, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent_path), name, module)

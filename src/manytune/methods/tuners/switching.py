@@ -20,11 +20,11 @@ from manytune.methods.combined import CombinedModel
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.linear import Linear
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.base import BASE, Tuner
 from manytune.methods.tuners.direct_tuner import DirectTuner
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
-from manytune.model.per_sample import BASE
+from manytune.methods.tuners.tied import refuse_tied
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def _written(tuner: LayerTuner, names: list[str]) -> Iterator[None]:
         (path, layer, own) for path, layer in tuner._layers.items() if (own := _carried(layer, names))
     ]
     if any(path not in room for path, _, _ in carrying):
-        tuner._refuse_tied([layer for _, layer, _ in carrying])
+        refuse_tied(tuner.model, [layer for _, layer, _ in carrying])
     # Everything is looked up before anything is computed: between two products these small objects would have left the
     # processor's cache, and copying a few hundred weights takes no more than some milliseconds.
     sums: list[_Sum] = []

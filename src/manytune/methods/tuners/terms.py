@@ -11,13 +11,11 @@ values that stand in the cache before it. Each method uses some of these terms; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig
@@ -136,71 +134,53 @@ class Terms:
         return plain and all(update.source is None for update in self.updates.values())
 
 
-def by_layer(adapter: Adapter, endings: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """An adapter's tensors by the path of their layer, and there by the ending of their name.
+class TermsError(ConfigError):
+    """An adapter, or something in it, can't be written in terms, or doesn't fit the base that it is to run on."""
+
+
+#: What can be done with an adapter that has no terms.
+INSTEAD = "Use it attached to a model of its own (PeftModel.from_pretrained), or generate with generate_batch there."
+
+
+def joined(parts: Iterable[Terms]) -> Terms:
+    """The terms of an adapter that does several things, such as one for each layer.
+
+    A layer has one update. It may have factors twice if one of the two only shifts: the shifts add up.
 
     Raises:
-        ConfigError: A tensor is of another kind, such as a module trained in full.
+        TermsError: Two parts want the same place, or updates with and without a nonlinearity.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in adapter.tensors.items():
-        ending = next((e for e in endings if name.endswith(f".{e}")), None)
-        if ending is None or not name.startswith(FILE_PREFIX):
-            raise ConfigError(
-                f"{adapter.config.peft_type} adapter: {name!r} can't run in a mixed batch, which takes "
-                f"{', '.join(endings)} beside linear layers. Merge the adapter into a model of its own, or generate "
-                "with generate_batch."
-            )
-        path = name.removeprefix(FILE_PREFIX).removesuffix(f".{ending}")
-        found.setdefault(path, {})[ending] = tensor
-    return found
-
-
-def linear_at(model: nn.Module, path: str) -> nn.Module:
-    """The linear layer of a path.
-
-    Raises:
-        ConfigError: There is none, or adapters can't run beside it in a mixed batch.
-    """
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        raise ConfigError(
-            f"the adapter has weights for {path!r}, and {type(model).__name__} has no such layer. Was it trained on "
-            "another base?"
-        ) from None
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if not isinstance(module, (nn.Linear, Conv1D)) or module is head:
-        raise ConfigError(
-            f"the adapter has weights for {path!r} ({type(module).__name__}); in a mixed batch adapters run beside "
-            "linear layers, the language model's head excepted. Merge it into a model of its own."
+    updates: dict[str, Update] = {}
+    factors: dict[str, Factors] = {}
+    kinds: set[tuple[str | None, bool]] = set()
+    before: dict[str, Tensor] = {}
+    for part in parts:
+        if part.updates:
+            kinds.add((part.activation, part.reads_output))
+        for path, update in part.updates.items():
+            if path in updates:
+                raise TermsError(f"{path}: the adapter has two updates for one layer. {INSTEAD}")
+            updates[path] = update
+        for path, own in part.factors.items():
+            factors[path] = _both(path, factors[path], own) if path in factors else own
+        for name, value in (("embeddings", part.embeddings), ("prefix", part.prefix)):
+            if value is not None and name in before:
+                raise TermsError(f"the adapter has two soft prompts, and one can be read. {INSTEAD}")
+            if value is not None:
+                before[name] = value
+    if len(kinds) > 1:
+        raise TermsError(
+            "the adapter has updates with a nonlinearity and others without one, such as bottleneck layers and a "
+            f"module trained in full (modules_to_save); all updates of an adapter have one form. {INSTEAD}"
         )
-    return module
+    activation, reads_output = kinds.pop() if kinds else (None, False)
+    return Terms(updates, activation, reads_output, factors, before.get("embeddings"), before.get("prefix"))
 
 
-def sizes(module: nn.Module) -> tuple[int, int]:
-    """The numbers of inputs and outputs of a linear layer."""
-    weight = module.get_parameter("weight")
-    out, inputs = (weight.shape[1], weight.shape[0]) if isinstance(module, Conv1D) else weight.shape
-    return int(inputs), int(out)
-
-
-def check_shape(path: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    """Refuse a tensor that doesn't fit its layer.
-
-    Raises:
-        ConfigError: Its shape isn't the expected one.
-    """
-    if tuple(tensor.shape) != expected:
-        raise ConfigError(
-            f"{path}: {name} has shape {tuple(tensor.shape)}, expected {expected}. Was the adapter trained on another "
-            "base?"
-        )
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """A linear layer's weight as (out, in), at least in float32."""
-    weight = module.get_parameter("weight").detach()
-    if isinstance(module, Conv1D):
-        weight = weight.t()
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+def _both(path: str, first: Factors, second: Factors) -> Factors:
+    if second.inputs is not None or second.outputs is not None:
+        first, second = second, first
+    if second.inputs is not None or second.outputs is not None:
+        raise TermsError(f"{path}: the adapter scales one layer twice. {INSTEAD}")
+    shifts = [one.shift for one in (first, second) if one.shift is not None]
+    return replace(first, shift=sum(shifts[1:], shifts[0]) if shifts else None)

@@ -22,3 +22,12 @@ def every_parameter(model: nn.Module) -> Iterator[nn.Parameter]:
         for parameter in module._parameters.values():
             if parameter is not None:
                 yield parameter
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another one.
+
+    Mutates: the parent of the module at `path`.
+    """
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,206 @@
+"""The stacks that hold adapters' weights, and what they do at each layer in a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from manytune.methods.tuners.terms import Terms, Update
+from manytune.mixed.factors import FactorStack, Outline, Rescaling, outline_of
+from manytune.mixed.owners import Owners
+from manytune.mixed.selection import Selection, select_tokens
+from manytune.mixed.updates import Product, Shape, UpdateStack, divided
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An adapter as a request holds it.
+
+    Attributes:
+        digest: The hash of its content.
+        terms: Its terms.
+        updates: Its updates by the stack that they belong to.
+        outline: Which stack its factors belong to, or None.
+    """
+
+    digest: str
+    terms: Terms
+    updates: Mapping[Shape, Mapping[str, Update]]
+    outline: Outline | None
+
+
+def snapshot_of(digest: str, terms: Terms, dtype: torch.dtype) -> Snapshot:
+    """An adapter, ready for stacks.
+
+    Args:
+        digest: The hash of its content, or any name that is its own.
+        terms: Its terms.
+        dtype: In which its terms are computed.
+    """
+    return Snapshot(digest, terms, divided(terms, dtype), outline_of(terms.factors, dtype))
+
+
+def digest_of(snapshot: Snapshot | None) -> str | None:
+    """The digest of a snapshot; None for none."""
+    return None if snapshot is None else snapshot.digest
+
+
+def dtype_for(base: torch.dtype) -> torch.dtype:
+    """In which dtype adapters of a base are computed: as in training, float32 on a half-precision base."""
+    return torch.float32 if base in (torch.float16, torch.bfloat16) else base
+
+
+@dataclass
+class LayerTerms:
+    """What adapters do at one layer in the present forward."""
+
+    products: list[Product] = field(default_factory=list)
+    rescalings: list[Rescaling] = field(default_factory=list)
+
+
+class AdapterStacks:
+    """The weights of adapters that run.
+
+    Args:
+        device: Where they are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._holders: dict[str, int] = {}  # how often each adapter was acquired
+        self._updates: dict[Shape, UpdateStack] = {}
+        self._factors: dict[Outline, FactorStack] = {}
+        self._terms: dict[str, LayerTerms] = {}
+        self._owners: Owners | None = None
+
+    @torch.no_grad()
+    def acquire(self, snapshot: Snapshot) -> None:
+        """Have an adapter's weights in a slot until it is released as often."""
+        count = self._holders.get(snapshot.digest, 0)
+        self._holders[snapshot.digest] = count + 1
+        if count:
+            return
+        self._owners = None
+        for shape, updates in snapshot.updates.items():
+            stack = self._updates.get(shape)
+            if stack is None:
+                stack = self._updates[shape] = UpdateStack(shape, self._device)
+            stack.add(snapshot.digest, updates)
+        if snapshot.outline is not None:
+            factors = self._factors.get(snapshot.outline)
+            if factors is None:
+                factors = self._factors[snapshot.outline] = FactorStack(snapshot.outline, self._device)
+            factors.add(snapshot.digest, snapshot.terms.factors)
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Take back one `acquire`."""
+        self._holders[snapshot.digest] -= 1
+        if self._holders[snapshot.digest]:
+            return
+        del self._holders[snapshot.digest]
+        self._owners = None
+        for shape in snapshot.updates:
+            stack = self._updates[shape]
+            stack.remove(snapshot.digest)
+            if not len(stack):
+                del self._updates[shape]
+        if snapshot.outline is not None:
+            factors = self._factors[snapshot.outline]
+            factors.remove(snapshot.digest)
+            if not len(factors):
+                del self._factors[snapshot.outline]
+
+    @property
+    def held(self) -> int:
+        """How many adapters have their weights in slots."""
+        return len(self._holders)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the slots' weights."""
+        updates = sum(stack.nbytes for stack in self._updates.values())
+        return updates + sum(factors.nbytes for factors in self._factors.values())
+
+    # -- a forward
+
+    def choose(self, owners: Owners) -> Mapping[str, LayerTerms]:
+        """Set which token of the next forward uses which adapter; all of them were acquired.
+
+        Args:
+            owners: The adapter of each token.
+
+        Returns:
+            What adapters do, by path of the layer; empty if no token has an adapter with weights. The same object as
+            before if the owners are.
+        """
+        if self._owners is not None and not owners.chunks and _same(self._owners, owners):
+            return self._terms
+        self._owners = owners
+        self._terms = {}
+        digests = owners.digests
+        for stack in self._updates.values():
+            present = {digest: stack.slot(digest) for digest in digests if digest in stack}
+            stack.selection = _no_rows
+            if present:
+                stack.selection = cache(_selections(owners, present, self._device))
+                for path, product in stack.products.items():
+                    self._terms.setdefault(path, LayerTerms()).products.append(product)
+        for factors in self._factors.values():
+            present = {digest: factors.slot(digest) for digest in digests if digest in factors}
+            factors.slots = _no_rows
+            if present:
+                factors.slots = cache(_slots(owners, present, self._device))
+                for path, rescaling in factors.rescalings.items():
+                    self._terms.setdefault(path, LayerTerms()).rescalings.append(rescaling)
+        return self._terms
+
+    def end_forward(self) -> None:
+        """Let go of the last forward's activations."""
+        for stack in self._updates.values():
+            stack.end_forward()
+
+
+def _same(one: Owners, other: Owners) -> bool:
+    return one.single == other.single and one.chunks == other.chunks and one.kept == other.kept
+
+
+def _no_rows(rows: int) -> None:
+    return None
+
+
+def _selections(
+    owners: Owners, present: Mapping[str, int], device: torch.device
+) -> Callable[[int], Selection | None]:
+    def find(rows: int) -> Selection | None:
+        single, chunks = owners.of(rows)
+        return select_tokens(
+            [-1 if digest is None else present.get(digest, -1) for digest in single],
+            [
+                (present[digest], where)
+                for digest, where in chunks
+                if digest is not None and digest in present
+            ],
+            device=device,
+        )
+
+    return find
+
+
+def _slots(
+    owners: Owners, present: Mapping[str, int], device: torch.device
+) -> Callable[[int], Tensor | None]:
+    def slots_of(digests: Sequence[str | None]) -> list[int]:
+        return [0 if digest is None else present.get(digest, 0) for digest in digests]
+
+    def find(rows: int) -> Tensor | None:
+        single, chunks = owners.of(rows)
+        slots = slots_of(single)
+        for digest, where in chunks:
+            slots.extend(slots_of([digest]) * (where.stop - where.start))
+        return torch.tensor(slots, device=device) if any(slots) else None
+
+    return find
