@@ -156,7 +156,7 @@ class World:
         engine = Engine(self.base.model, self.base.tokenizer, end_ids=[encoder.end_id])
         for path in [None, *(path for paths in self.versions.values() for path in paths)]:
             adapter = None if path is None else read_resident(path)
-            name = "base" if adapter is None else f"adapter_{adapter.id[:12]}"
+            name = "base" if adapter is None else f"adapter_{adapter.digest[:12]}"
             if adapter is not None:
                 engine.add_adapter(name, adapter)
             own = None if adapter is None else name

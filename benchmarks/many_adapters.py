@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from manytune.methods.lora.config import LoraConfig
 from manytune.model.attach import get_peft_model
 from manytune.store.base import Base
-from manytune.store.files import sha256_file
+from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.store import AdapterStore
 
@@ -88,8 +88,6 @@ def _write_manifest(target: Path, base: Base) -> None:
         fingerprint=base.fingerprint,
         template={"prompt": "{{ text }}", "completion": "{{ answer }}"},
         encoding="chat",
-        recipe=None,
-        scores={},
         files={name: sha256_file(target / name) for name in names},
         created="2030-01-01T00:00:00Z",
         manytune="benchmark",

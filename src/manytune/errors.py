@@ -11,14 +11,22 @@
     │   └── TemplateError                a prompt template
     ├── RecipeError                      a recipe's keys and values
     ├── RunError                         a training run
+    │   └── DivergedError                its loss or its gradients became NaN or Inf
     ├── RequestError                     a request to generate
+    │   └── ContextLengthError           it exceeds the model's positions, or the engine's memory
     ├── ServeError                       a server can't start as asked
-    └── StoreError                       adapters on disk
-        └── CacheFullError               an adapter finds no room in memory now
+    └── StoreError                       adapters and bases on disk
+        ├── UnknownAdapterError          a store has no adapter of this name or digest
+        ├── NameTakenError               a name belongs to another adapter of the store
+        ├── DamagedError                 a file isn't what was written, or can't be trusted
+        ├── TargetExistsError            what is to be written exists already
+        ├── LockedError                  another process is using a directory
+        └── CacheFullError               an adapter exceeds the memory that is free now
 
     PeftWarning, DataWarning             warnings of the same origin
 
-A message says what was expected, what was found, where, and what to do. The command line prints it without a traceback;
+A message says what was expected, what was found, where, and what to do; what a program must distinguish has a
+class of its own, so that no program has to read messages. The command line prints an error without a traceback;
 anything that isn't a `ManytuneError` is a defect of manytune and keeps its traceback. The names `PeftError`,
 `PeftWarning` and `NoMatchingPeftModuleError` are HF PEFT's, and each class also derives from the built-in error that
 HF PEFT raises at that place, so that existing `except` clauses keep working.
@@ -80,8 +88,16 @@ class RunError(ManytuneError, RuntimeError):
     """A training run can't start, continue or finish."""
 
 
+class DivergedError(RunError):
+    """A training's loss or gradients became NaN or Inf; the same recipe would diverge again."""
+
+
 class RequestError(ManytuneError, ValueError):
     """A request to the engine has an unusable value, or can never be run."""
+
+
+class ContextLengthError(RequestError):
+    """A prompt, with the tokens to generate, exceeds the model's positions or the engine's memory."""
 
 
 class ServeError(ManytuneError, RuntimeError):
@@ -92,8 +108,28 @@ class StoreError(ManytuneError, OSError):
     """An adapter or a base on disk can't be read or written."""
 
 
+class UnknownAdapterError(StoreError):
+    """A store has no adapter of this name or digest, or several whose digests begin like this."""
+
+
+class NameTakenError(StoreError):
+    """A name belongs to another adapter of the store."""
+
+
+class DamagedError(StoreError):
+    """A file of an adapter is missing, changed, cut off, of a newer format, or a pickle: it must not be used."""
+
+
+class TargetExistsError(StoreError, FileExistsError):
+    """What is to be written exists already, and isn't replaced without being asked to."""
+
+
+class LockedError(StoreError):
+    """Another process is writing in a directory; it may be free later."""
+
+
 class CacheFullError(StoreError):
-    """An adapter finds no room beside those in use; it may later."""
+    """An adapter exceeds the memory that adapters in use leave free; it may fit later."""
 
 
 class PeftWarning(UserWarning):

@@ -70,7 +70,7 @@ def gpt2(*, spread=0.2):
 class InMemory:
     """What the engine takes."""
 
-    id: str
+    digest: str
     config: PeftConfig
     tensors: Mapping[str, Tensor]
 

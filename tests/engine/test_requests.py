@@ -128,10 +128,10 @@ def test_a_removed_adapter_goes_on_serving_and_takes_no_new_requests(engine):
 def test_adapters_kept_in_half_precision_compute_in_the_bases(engine, options):
     whole = lora(1, **options)
     half = dataclasses.replace(
-        whole, id="half", tensors={name: tensor.bfloat16() for name, tensor in whole.tensors.items()}
+        whole, digest="half", tensors={name: tensor.bfloat16() for name, tensor in whole.tensors.items()}
     )
     again = dataclasses.replace(
-        half, id="again", tensors={name: tensor.float() for name, tensor in half.tensors.items()}
+        half, digest="again", tensors={name: tensor.float() for name, tensor in half.tensors.items()}
     )
     params = free(3, logprobs=VOCABULARY)
     engine.add_adapter("half", half)

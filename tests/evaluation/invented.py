@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import METRICS, TEXT_METRICS
+from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.results import Answer, Cost, Curves, Item, LossPoint
 
 WORDS = [
@@ -106,7 +107,7 @@ def evaluation(papers=8, *, metrics=TEXT_METRICS, among=None, resamples=500, **o
         asked,
         among or systems(asked),
         [METRICS[name] for name in metrics],
-        resamples=resamples,
+        resampling=Resampling(resamples=resamples),
         provenance={"Base": "a base", "Data": "papers.jsonl"},
         **options,
     )

@@ -47,11 +47,11 @@ def changed(path, change):
     [
         (lambda record: record.update(format=1), "expected an evaluation of format 2, found format 1; run"),
         (lambda record: record.pop("format"), "expected an evaluation of format 2, found format None"),
-        (lambda record: record.pop("items"), "not a whole evaluation: items: Field required"),
-        (lambda record: record.update(mood="good"), "not a whole evaluation: mood: "),
+        (lambda record: record.pop("items"), "not an evaluation: items: Field required"),
+        (lambda record: record.update(mood="good"), "not an evaluation: mood: "),
         (
             lambda record: record["results"][1]["scores"][0].update(value="high"),
-            "not a whole evaluation: results.1.scores.0.value: ",
+            "not an evaluation: results.1.scores.0.value: ",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def probe(name, verdict):
     return Probe(name, "", dataclasses.replace(evaluation, results=results))
 
 
-def test_what_a_system_forgot_is_said_beside_the_verdict():
+def test_what_a_system_forgot_is_said_next_to_the_verdict():
     evaluation, _ = compared("better")
     assert wording.forgotten_sentence(evaluation) is None
     asked = dataclasses.replace(
@@ -101,7 +101,7 @@ def test_what_a_system_forgot_is_said_beside_the_verdict():
     assert wording.forgotten_sentence(asked) == "Forgotten: trivia (ROUGE-1, base 0.300): lora 0.200."
     kept = dataclasses.replace(evaluation, forgetting=(probe("text", "cannot tell"),))
     assert wording.forgotten_sentence(kept) == (
-        "No system is shown to have forgotten what it was asked beside the task."
+        "No system is shown to have forgotten what it was asked outside its task."
     )
 
 
@@ -109,7 +109,7 @@ def test_what_a_system_forgot_is_said_beside_the_verdict():
     ("units", "tests", "least"),
     [(5, 1, "0.062"), (6, 1, None), (8, 11, "0.086"), (16, 11, None), (400, 66, None), (400, 600, "0.06")],
 )
-def test_too_few_units_for_so_many_comparisons_are_said_to_find_nothing(units, tests, least):
+def test_too_few_units_for_any_significance_are_reported(units, tests, least):
     evaluation, _ = compared("better")
     found = dataclasses.replace(evaluation.comparisons[0], metric=evaluation.primary)
     inference = dataclasses.replace(evaluation.inference, clusters=units, resamples=10_000)
@@ -117,7 +117,7 @@ def test_too_few_units_for_so_many_comparisons_are_said_to_find_nothing(units, t
     sentence = wording.blunt_sentence(evaluation)
     assert (sentence is None) == (least is None)
     assert sentence is None or sentence.startswith(f"With {units} independent units and {tests} comparison")
-    assert sentence is None or f"below {least}, whatever the difference" in sentence
+    assert sentence is None or f"below {least}, so no difference can be significant" in sentence
 
 
 def test_many_verdicts_are_said_together():

@@ -102,7 +102,7 @@ def test_after_a_kill_at_any_moment_every_adapter_is_whole_or_absent(tmp_path: P
     known = AdapterStore(tmp_path / "all")
     ids = plain_ids(base, "abc")
     expected = {
-        (own := known.add(source).id): alone(base, known, own, ids, max_new_tokens=4).text
+        (own := known.add(source).digest): alone(base, known, own, ids, max_new_tokens=4).text
         for source in sources
     }
     root = tmp_path / "store"

@@ -88,14 +88,14 @@ def run(root: Path, sources: list[Path], kill_at: int | None = None) -> int:
 
 
 def check_whole(root: Path, sources: list[Path], tmp_path: Path) -> None:
-    known = {AdapterStore(tmp_path / "known").add(source).id for source in sources}
+    known = {AdapterStore(tmp_path / "known").add(source).digest for source in sources}
     store = AdapterStore(root)
     entries = store.entries()
-    assert {entry.id for entry in entries} <= known
+    assert {entry.digest for entry in entries} <= known
     for entry in entries:
-        assert read_resident(entry.path).id == entry.id  # checks every file against its hash
+        assert read_resident(entry.path).digest == entry.digest  # checks every file against its hash
         for name in entry.names:
-            assert store.resolve(name) == entry.id
+            assert store.resolve(name) == entry.digest
     for name in (path.name for path in (root / "names").glob("*")):
         assert name in store, "a name without its adapter"
 
@@ -105,7 +105,7 @@ def test_a_writer_killed_at_any_call_leaves_whole_adapters_and_the_next_one_fini
     sources: list[Path], tmp_path: Path
 ) -> None:
     total = run(tmp_path / "whole", sources)
-    expected = {str(entry): entry.id for entry in AdapterStore(tmp_path / "whole").entries()}
+    expected = {str(entry): entry.digest for entry in AdapterStore(tmp_path / "whole").entries()}
     assert sorted(expected) == ["alias", "first"]
     draw = random.Random(SEED)
     moments = sorted(draw.sample(range(1, total + 1), k=min(total, MOMENTS)))
@@ -119,7 +119,7 @@ def test_a_writer_killed_at_any_call_leaves_whole_adapters_and_the_next_one_fini
         change_again = {"alias": sources[1], "first": sources[2]}
         for name, source in change_again.items():
             store.add(source, name=name, move=True)
-        assert {str(e): e.id for e in store.entries() if str(e) in expected} == expected
+        assert {str(e): e.digest for e in store.entries() if str(e) in expected} == expected
         assert list((root / "staging").iterdir()) == []
 
 
@@ -128,4 +128,4 @@ def test_a_killed_writer_does_not_keep_others_waiting(sources: list[Path], tmp_p
     total = run(tmp_path / "whole", sources)
     run(root, sources, kill_at=total // 2)
     store = AdapterStore(root)
-    assert store.add(sources[0]).id in store
+    assert store.add(sources[0]).digest in store

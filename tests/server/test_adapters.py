@@ -14,7 +14,7 @@ from tests.store.tiny import save_tiny_base
 
 from manytune.server.auth import Key, Keys
 from manytune.store.base import load_base
-from manytune.store.files import sha256_file
+from manytune.store.digests import sha256_file
 from manytune.store.resident import read_resident
 
 ADMIN = {"authorization": "Bearer root"}

@@ -28,7 +28,7 @@ from tests.store.adapters_made import make_adapter
 from manytune.errors import ManytuneError
 from manytune.server.auth import Key, Keys
 from manytune.store.base import Base
-from manytune.store.intake import content_id
+from manytune.store.digests import digest_of
 from manytune.store.manifest import Manifest
 from manytune.store.store import AdapterStore
 
@@ -82,7 +82,7 @@ def plant(store: AdapterStore, mutant: Path) -> None:
     """Put a directory into a store past all checks, as somebody with the right to write there could."""
     try:
         assert is_small(mutant / MANIFEST)
-        own = content_id(Manifest.from_json((mutant / MANIFEST).read_text(), where=""))
+        own = digest_of(Manifest.from_json((mutant / MANIFEST).read_text(), where=""))
     except Exception:
         own = "ab" * 32
     target = store.directory(own)

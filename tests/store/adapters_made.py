@@ -12,6 +12,7 @@ from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
+from manytune.store.manifest import Description
 
 
 def make_adapter(directory: Path, base: Base, *, seed: int = 0, method: str = "lora", **options: Any) -> Path:
@@ -30,9 +31,7 @@ def make_adapter(directory: Path, base: Base, *, seed: int = 0, method: str = "l
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape))
-    save_adapter(
-        model,
-        directory,
+    description = Description(
         method=method,
         base=base.name,
         fingerprint=base.fingerprint,
@@ -40,4 +39,5 @@ def make_adapter(directory: Path, base: Base, *, seed: int = 0, method: str = "l
         encoding="plain",
         scores={"validation_loss": 1.0 + seed},
     )
+    save_adapter(model, directory, description)
     return directory

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.store.tiny import save_tiny_base, tiny_model
 
-from manytune.errors import BaseMismatchError, StoreError
+from manytune.errors import BaseMismatchError, DamagedError, StoreError
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.store.adapters import add_scores, open_adapter, save_adapter
 from manytune.store.base import Base, load_base
-from manytune.store.files import sha256_file
-from manytune.store.manifest import Manifest
+from manytune.store.digests import sha256_file
+from manytune.store.manifest import Description, Manifest
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 @pytest.fixture
 def adapter(tmp_path: Path, base: Base) -> Path:
     model = get_peft_model(tiny_model(), peft_config_from("lora", r=2, target_modules=["q_proj"]))
-    save_adapter(
-        model,
-        tmp_path / "adapter",
+    description = Description(
         method="lora",
         base=base.name,
         fingerprint=base.fingerprint,
@@ -37,6 +35,7 @@ def adapter(tmp_path: Path, base: Base) -> Path:
         recipe={"method": {"name": "lora", "r": 2}},
         scores={"validation_loss": 1.25},
     )
+    save_adapter(model, tmp_path / "adapter", description)
     return tmp_path / "adapter"
 
 
@@ -62,7 +61,7 @@ def test_what_was_saved_is_read_back_in_full(adapter: Path, base: Base) -> None:
 
 def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(adapter: Path, base: Base) -> None:
     model = get_peft_model(tiny_model(), peft_config_from("lora", r=3, target_modules=["q_proj"]))
-    save_adapter(model, adapter, method="lora", base="other", fingerprint=base.fingerprint)
+    save_adapter(model, adapter, Description(method="lora", base="other", fingerprint=base.fingerprint))
     manifest = open_adapter(adapter).manifest
     assert manifest is not None
     assert manifest.base == "other"
@@ -70,7 +69,7 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(adapter: Pa
     assert [entry.name for entry in adapter.parent.iterdir()] == ["adapter"]
 
 
-def test_scores_are_added_beside_those_that_are_there(adapter: Path) -> None:
+def test_scores_are_added_to_those_that_are_there(adapter: Path) -> None:
     add_scores(adapter, {"rouge1": 0.5})
     manifest = open_adapter(adapter).manifest
     assert manifest is not None
@@ -94,19 +93,19 @@ def test_a_single_changed_byte_is_found(adapter: Path, name: str) -> None:
     content = bytearray((adapter / name).read_bytes())
     content[-2] ^= 1
     (adapter / name).write_bytes(content)
-    with pytest.raises(StoreError, match=rf"{name}: the file was changed or damaged.*SHA-256"):
+    with pytest.raises(DamagedError, match=rf"{name}: the file was changed or damaged.*SHA-256"):
         open_adapter(adapter)
 
 
 def test_a_missing_file_is_named(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"adapter_model\.safetensors: the manifest names this file"):
+    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors: the manifest names this file"):
         open_adapter(adapter)
 
 
 def test_a_tensor_file_that_the_manifest_does_not_name_is_refused(adapter: Path) -> None:
     (adapter / "more.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
-    with pytest.raises(StoreError, match=r"more\.safetensors: the manifest doesn't name this file"):
+    with pytest.raises(DamagedError, match=r"more\.safetensors: the manifest doesn't name this file"):
         open_adapter(adapter)
 
 
@@ -114,14 +113,14 @@ def test_a_tensor_file_that_the_manifest_does_not_name_is_refused(adapter: Path)
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.safetensors", "notes.txt"])
 def test_a_pickle_is_refused_whatever_its_name(adapter: Path, name: str, protocol: int) -> None:
     (adapter / name).write_bytes(pickle.dumps({"weight": [1.0]}, protocol=protocol))
-    with pytest.raises(StoreError, match=rf"{name}: this is a pickle.*safetensors"):
+    with pytest.raises(DamagedError, match=rf"{name}: this is a pickle.*safetensors"):
         open_adapter(adapter)
 
 
 def test_a_file_of_torch_save_is_refused(adapter: Path) -> None:
     # A torch checkpoint is a zip archive that holds a pickle; only its first bytes matter here.
     (adapter / "adapter_model.bin").write_bytes(b"PK\x03\x04" + bytes(60))
-    with pytest.raises(StoreError, match="this is a pickle"):
+    with pytest.raises(DamagedError, match="this is a pickle"):
         open_adapter(adapter)
 
 
@@ -136,7 +135,7 @@ def test_safetensors_whose_header_length_looks_like_a_pickle_are_accepted(adapte
 def test_a_cut_off_safetensors_file_is_recognised_without_a_manifest(adapter: Path) -> None:
     (adapter / "manifest.json").unlink()
     (adapter / "adapter_model.safetensors").write_bytes(b"\x01")
-    with pytest.raises(StoreError, match="not a readable safetensors file; it may have been cut off"):
+    with pytest.raises(DamagedError, match="not a readable safetensors file; it may have been cut off"):
         open_adapter(adapter)
 
 
@@ -186,7 +185,7 @@ def test_a_manifest_that_is_not_understood_is_refused(
     adapter: Path, changes: dict[str, Any], message: str
 ) -> None:
     edit(adapter, **changes)
-    with pytest.raises(StoreError, match=rf"manifest\.json: .*{message}"):
+    with pytest.raises(DamagedError, match=rf"manifest\.json: .*{message}"):
         open_adapter(adapter)
 
 
@@ -195,7 +194,7 @@ def test_a_manifest_that_is_not_understood_is_refused(
 )
 def test_a_manifest_that_is_not_a_json_object_is_refused(adapter: Path, text: str, message: str) -> None:
     (adapter / "manifest.json").write_text(text)
-    with pytest.raises(StoreError, match=message):
+    with pytest.raises(DamagedError, match=message):
         open_adapter(adapter)
 
 

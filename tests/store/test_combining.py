@@ -9,7 +9,7 @@ from tests.store.adapters_made import make_adapter
 from tests.store.tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from manytune.errors import AdapterError, ConfigError, StoreError
+from manytune.errors import AdapterError, ConfigError, TargetExistsError
 from manytune.methods.arithmetic.weighted import Combination
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
@@ -48,7 +48,7 @@ def test_a_combination_adds_the_weighted_updates_and_says_what_it_is_made_of(
         found = tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
         torch.testing.assert_close(found, 0.75 * delta - 0.5 * second[name], rtol=1e-4, atol=1e-5)
     store = AdapterStore(tmp_path / "store")
-    ids = [store.add(path).id for path in pair]
+    ids = [store.add(path).digest for path in pair]
     assert manifest.combination == {
         "kind": "cat",
         "adapters": [{"adapter": ids[0], "weight": 0.75}, {"adapter": ids[1], "weight": -0.5}],
@@ -79,7 +79,7 @@ def test_a_merged_model_is_a_plain_one_that_gives_the_adapters_logits(
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(plain(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").get_vocab() == tiny_base.tokenizer.get_vocab()
-    with pytest.raises(StoreError, match="merged exists already"):
+    with pytest.raises(TargetExistsError, match="merged exists already"):
         merge_adapters(pair[:1], tmp_path / "merged", load_base(tiny_base.name))
 
 

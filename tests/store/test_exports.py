@@ -10,7 +10,7 @@ import torch
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import tiny_model
 
-from manytune.errors import StoreError
+from manytune.errors import StoreError, TargetExistsError
 from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base
 from manytune.store.exports import export_peft, export_vllm
@@ -78,7 +78,7 @@ def test_vllm_gets_the_adapters_and_the_arguments_that_serve_them(tmp_path: Path
     for name, path in adapters.items():
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             assert (folder / name / file).read_bytes() == (path / file).read_bytes()
-    with pytest.raises(StoreError, match="out exists already"):
+    with pytest.raises(TargetExistsError, match="out exists already"):
         export_vllm(adapters, tmp_path / "out")
 
 

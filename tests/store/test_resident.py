@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.store.adapters_made import make_adapter
 
-from manytune.errors import StoreError
+from manytune.errors import DamagedError
 from manytune.methods.lora.config import LoraConfig
 from manytune.store.base import Base
 from manytune.store.resident import MappedTensors, read_resident
@@ -75,14 +75,14 @@ def test_a_file_that_is_not_whole_is_refused(damage: str, tmp_path: Path) -> Non
             "empty": b"",
         }[damage]
     )
-    with pytest.raises(StoreError, match="it may have been cut off"):
+    with pytest.raises(DamagedError, match="it may have been cut off"):
         MappedTensors(file)
 
 
 def test_a_resident_adapter_says_what_it_is(adapter: Path, tmp_path: Path) -> None:
     one = read_resident(adapter)
     entry = AdapterStore(tmp_path / "store").add(adapter)
-    assert one.id == entry.id
+    assert one.digest == entry.digest
     assert isinstance(one.config, LoraConfig)
     assert one.config.r == 2
     assert one.manifest == entry.manifest
@@ -90,13 +90,13 @@ def test_a_resident_adapter_says_what_it_is(adapter: Path, tmp_path: Path) -> No
     assert one.nbytes == sum(t.nbytes for t in load_file(adapter / "adapter_model.safetensors").values())
 
 
-def test_without_a_manifest_the_files_alone_decide_the_hash(
+def test_without_a_manifest_the_files_alone_decide_the_digest(
     adapter: Path, tmp_path: Path, tiny_base: Base
 ) -> None:
     other = make_adapter(tmp_path / "other", tiny_base, seed=1)
     for path in (adapter, other):
         (path / "manifest.json").unlink()
-    assert read_resident(adapter).id == read_resident(adapter).id != read_resident(other).id
+    assert read_resident(adapter).digest == read_resident(adapter).digest != read_resident(other).digest
     assert read_resident(adapter).templates == {}
 
 
@@ -105,5 +105,5 @@ def test_a_changed_byte_is_found_before_the_adapter_runs(adapter: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(StoreError, match="changed or damaged"):
+    with pytest.raises(DamagedError, match="changed or damaged"):
         read_resident(adapter)

@@ -3,13 +3,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_base
 
-from manytune.errors import BaseMismatchError, StoreError
+from manytune.errors import (
+    BaseMismatchError,
+    DamagedError,
+    NameTakenError,
+    StoreError,
+    UnknownAdapterError,
+)
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.store import AdapterStore
@@ -33,13 +40,13 @@ def without_manifest(adapter: Path, target: Path) -> Path:
     return target
 
 
-def test_an_adapter_is_found_by_name_hash_and_start_of_hash(store: AdapterStore, made: list[Path]) -> None:
+def test_an_adapter_is_found_by_name_digest_and_first_digits(store: AdapterStore, made: list[Path]) -> None:
     added = store.add(made[0], name="summaries", tags=["production"])
     assert (added.names, added.tags) == (("summaries",), ("production",))
     assert added.manifest.scores == {"validation_loss": 1.0}
     assert added.nbytes == sum(file.stat().st_size for file in made[0].iterdir())
-    for reference in ("summaries", added.id, added.id[:6]):
-        assert store.resolve(reference) == added.id
+    for reference in ("summaries", added.digest, added.digest[:6]):
+        assert store.resolve(reference) == added.digest
         assert store.entry(reference) == added
         assert reference in store
     for file in ("adapter_model.safetensors", "adapter_config.json"):
@@ -56,7 +63,7 @@ def test_the_same_content_is_kept_once_with_the_names_and_scores_of_both(
     manifest.update(scores={"rouge1": 0.5}, created="2030-01-01T00:00:00Z", recipe={"output": "elsewhere"})
     (again / "manifest.json").write_text(json.dumps(manifest))
     second = store.add(again, name="two")
-    assert second.id == first.id
+    assert second.digest == first.digest
     assert second.names == ("one", "two")
     assert second.manifest.scores == {"validation_loss": 1.0, "rouge1": 0.5}
     assert len(list((store.root / "objects").glob("*/*"))) == 1
@@ -75,14 +82,14 @@ def test_what_decides_an_answer_makes_another_adapter(
     else:
         manifest["files"] = json.loads((made[1] / "manifest.json").read_text())["files"]
     (other / "manifest.json").write_text(json.dumps(manifest))
-    assert store.add(other).id != store.add(made[0]).id
+    assert store.add(other).digest != store.add(made[0]).digest
 
 
 def test_a_run_stands_for_its_adapter(
     store: AdapterStore, made: list[Path], tmp_path: Path, tiny_base: Base
 ) -> None:
     make_adapter(tmp_path / "run" / "adapter", tiny_base, seed=0)
-    assert store.add(tmp_path / "run").id == store.add(made[0]).id
+    assert store.add(tmp_path / "run").digest == store.add(made[0]).digest
 
 
 def test_a_checkpoint_of_peft_gets_a_manifest_from_its_base(
@@ -112,14 +119,16 @@ def test_what_is_damaged_or_unknown_is_not_taken_in(
     cut = without_manifest(made[0], tmp_path / "cut")
     whole = (cut / "adapter_model.safetensors").read_bytes()
     (cut / "adapter_model.safetensors").write_bytes(whole[:-8])
-    with pytest.raises(StoreError, match=r"cut/adapter_model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(
+        DamagedError, match=r"cut/adapter_model\.safetensors: not a readable safetensors file"
+    ):
         store.add(cut, base=tiny_base)
     (cut / "adapter_model.safetensors").write_bytes(whole)
     (cut / "adapter_config.json").write_text("{}")
     with pytest.raises(StoreError, match=r"adapter_config\.json: The configuration has no `peft_type`"):
         store.add(cut, base=tiny_base)
     (cut / "adapter_model.safetensors").unlink()
-    with pytest.raises(StoreError, match=r"expected the adapter's tensors in adapter_model\.safetensors"):
+    with pytest.raises(DamagedError, match=r"expected the adapter's tensors in adapter_model\.safetensors"):
         store.add(cut, base=tiny_base)
     assert store.entries() == ()
     assert list((store.root / "staging").iterdir()) == []
@@ -127,20 +136,52 @@ def test_what_is_damaged_or_unknown_is_not_taken_in(
 
 def test_a_name_belongs_to_one_adapter_until_it_is_moved(store: AdapterStore, made: list[Path]) -> None:
     first = store.add(made[0], name="summaries")
-    with pytest.raises(StoreError, match=f"'summaries' belongs to adapter {first.id[:12]}"):
+    with pytest.raises(NameTakenError, match=f"'summaries' belongs to adapter {first.digest[:12]}"):
         store.add(made[1], name="summaries")
     second = store.add(made[1], name="summaries", move=True)
-    assert store.resolve("summaries") == second.id
-    assert store.entry(first.id).names == ()
-    store.alias(first.id, "former")
-    with pytest.raises(StoreError, match="belongs to adapter"):
+    assert store.resolve("summaries") == second.digest
+    assert store.entry(first.digest).names == ()
+    store.alias(first.digest, "former")
+    with pytest.raises(NameTakenError, match="belongs to adapter"):
         store.alias("former", "summaries")
     store.alias("former", "summaries", move=True)
-    assert store.entry(first.id).names == ("former", "summaries")
+    assert store.entry(first.digest).names == ("former", "summaries")
     store.unalias("former")
     assert "former" not in store
-    with pytest.raises(StoreError, match="there is no adapter 'former'"):
+    with pytest.raises(UnknownAdapterError, match="there is no adapter 'former'"):
         store.unalias("former")
+
+
+def test_first_digits_that_several_adapters_share_are_refused(store: AdapterStore, made: list[Path]) -> None:
+    digest = store.add(made[0]).digest
+    twin = store.directory(digest[:6] + "0" * 58)
+    shutil.copytree(store.directory(digest), twin)
+    with pytest.raises(UnknownAdapterError, match=r"is the start of 2 adapters.*Give more digits"):
+        store.resolve(digest[:6])
+    assert digest[:6] not in store
+    assert store.resolve(digest) == digest
+
+
+def test_a_name_whose_file_was_damaged_can_be_taken_away(store: AdapterStore, made: list[Path]) -> None:
+    store.add(made[0], name="a")
+    (store.root / "names" / "a").write_text("no digest")
+    assert "a" not in store
+    store.unalias("a")
+    assert store.names() == {}
+
+
+def test_an_unreadable_manifest_is_reported_and_the_other_adapters_are_listed(
+    store: AdapterStore, made: list[Path]
+) -> None:
+    bad, good = store.add(made[0], name="bad"), store.add(made[1], name="good")
+    (bad.path / "manifest.json").write_text("{")
+    with pytest.raises(DamagedError, match="expected JSON"):
+        store.entries()
+    reported: dict[str, str] = {}
+    entries = store.entries(unreadable=lambda digest, error: reported.update({digest: str(error)}))
+    assert entries == (good,)
+    assert list(reported) == [bad.digest]
+    assert "expected JSON" in reported[bad.digest]
 
 
 def test_tags_choose_among_adapters(store: AdapterStore, made: list[Path]) -> None:
@@ -160,21 +201,23 @@ def test_what_is_removed_leaves_no_name_tag_or_file(store: AdapterStore, made: l
     store.alias("one", "uno")
     second = store.add(made[1], name="two", tags=["t"])
     store.remove("one")
-    assert [entry.id for entry in store.entries()] == [second.id]
-    assert not any(reference in store for reference in ("one", "uno", first.id))
+    assert [entry.digest for entry in store.entries()] == [second.digest]
+    assert not any(reference in store for reference in ("one", "uno", first.digest))
     assert not first.path.exists()
     assert [path.name for path in (store.root / "names").iterdir()] == ["two"]
     assert list((store.root / "staging").iterdir()) == []
-    assert store.add(made[0]).id == first.id
+    assert store.add(made[0]).digest == first.digest
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest(store: AdapterStore, made: list[Path]) -> None:
-    with pytest.raises(StoreError, match="Its adapters have no names, or there are none"):
+    with pytest.raises(UnknownAdapterError, match="Its adapters have no names, or there are none"):
         store.resolve("summaries")
     store.add(made[0], name="summaries")
-    with pytest.raises(StoreError, match=r"there is no adapter 'sumaries'\. Did you mean 'summaries'\?"):
+    with pytest.raises(
+        UnknownAdapterError, match=r"there is no adapter 'sumaries'\. Did you mean 'summaries'\?"
+    ):
         store.entry("sumaries")
-    with pytest.raises(StoreError, match=r"'xyzzy'\. Its adapters: summaries"):
+    with pytest.raises(UnknownAdapterError, match=r"'xyzzy'\. Its adapters: summaries"):
         store.remove("xyzzy")
 
 
@@ -198,7 +241,7 @@ def test_another_directory_is_not_taken_for_a_store(tmp_path: Path, made: list[P
         AdapterStore(tmp_path / "absent").tag("a", "b")
 
 
-def test_scores_are_put_beside_those_that_are_there(store: AdapterStore, made: list[Path]) -> None:
+def test_scores_are_added_to_those_that_are_there(store: AdapterStore, made: list[Path]) -> None:
     store.add(made[0], name="a")
     store.add_scores("a", {"rouge1": 0.25})
     assert store.entry("a").manifest.scores == {"validation_loss": 1.0, "rouge1": 0.25}

@@ -14,7 +14,8 @@ from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
-from manytune.store.files import sha256_file
+from manytune.store.digests import sha256_file
+from manytune.store.manifest import Description
 from manytune.store.verification import verify_adapter
 
 TENSORS = "adapter_model.safetensors"
@@ -78,7 +79,7 @@ def test_without_a_base_only_the_files_are_checked(adapter: Path) -> None:
 def test_a_value_that_is_not_finite_is_named(value: float, adapter: Path) -> None:
     rewritten(adapter, layers_1_self_attn_v_proj_lora_B=torch.full((16, 2), value))
     with pytest.raises(
-        StoreError, match=r"layers\.1\.self_attn\.v_proj\.lora_B\.weight has values that aren't finite"
+        StoreError, match=r"layers\.1\.self_attn\.v_proj\.lora_B\.weight has values that are NaN or Inf"
     ):
         verify_adapter(adapter)
 
@@ -94,9 +95,8 @@ def test_shapes_and_names_that_do_not_fit_the_base_are_named(adapter: Path, tiny
 
 def test_an_adapter_that_changes_nothing_is_found(tmp_path: Path, tiny_base: Base) -> None:
     model = get_peft_model(tiny_model(), peft_config_from("lora", r=2, target_modules=["q_proj"]))
-    save_adapter(
-        model, tmp_path / "new", method="lora", base=tiny_base.name, fingerprint=tiny_base.fingerprint
-    )
+    description = Description(method="lora", base=tiny_base.name, fingerprint=tiny_base.fingerprint)
+    save_adapter(model, tmp_path / "new", description)
     assert verify_adapter(tmp_path / "new").effect is None
     with pytest.raises(StoreError, match=r"new: the adapter changes nothing.*never have been trained"):
         verify_adapter(tmp_path / "new", base=tiny_base)

@@ -12,7 +12,7 @@ from manytune.errors import DataError, RunError, StoreError
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
-from manytune.store.files import held
+from manytune.store.locking import held
 from manytune.training.progress import Report, StepReport
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
 from manytune.training.run import TrainedRun, run

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manytune.errors import StoreError
-from manytune.store.adapters import CONFIG_NAME, StoredAdapter, open_adapter
+from manytune.methods.config import CONFIG_NAME
+from manytune.store.adapters import StoredAdapter, open_adapter
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
@@ -174,15 +174,3 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
     for one in chosen:
         open_adapter(one.stored.path, base=base)
     return base
-
-
-@contextmanager
-def attached(base: Base, chosen: Chosen | None) -> Iterator[Any]:
-    """The base with an adapter for the block, or the base itself; afterwards the base is as it was."""
-    if chosen is None:
-        yield base.model
-        return
-    from manytune.store import attaching
-
-    with attaching.attached(base, chosen.stored.path) as model:
-        yield model

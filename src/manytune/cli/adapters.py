@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from manytune.cli import adapters_make
 from manytune.cli.outputs import adapters as adapters_output
 from manytune.cli.stored import directory_of, store_at
 from manytune.errors import ManytuneError
-
-if TYPE_CHECKING:
-    pass
 
 Store = Annotated[
     Path,
@@ -23,12 +20,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Adapter = Annotated[
     str,
     typer.Argument(
-        help="A name in the store, a content hash or its beginning; or a run's or an adapter's directory.",
+        help="A name in the store, a digest or its first digits; or a run's or an adapter's directory.",
         show_default=False,
     ),
 ]
 Kept = Annotated[
-    str, typer.Argument(help="A name in the store, a content hash or its beginning.", show_default=False)
+    str, typer.Argument(help="A name in the store, a digest or its first digits.", show_default=False)
 ]
 DEFAULT_STORE = Path("adapters")
 
@@ -74,7 +71,7 @@ def add(
     if as_json:
         adapters_output.print_json(adapters_output.summary(entry))
     else:
-        typer.echo(f"{called}  {entry.id[:12]}  {entry.nbytes / 1e6:,.2f} MB")
+        typer.echo(f"{called}  {entry.digest[:12]}  {entry.nbytes / 1e6:,.2f} MB")
 
 
 def list_(
@@ -119,7 +116,7 @@ def verify(
     store: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Check adapters: their files' hashes, values that aren't finite, and with --base whether they fit and do anything.
+    """Check adapters: their hashes, NaN or Inf among their values, and with --base whether they fit and do anything.
 
     Exit status 1 if anything is wrong.
     """
@@ -188,14 +185,14 @@ def untag(
 def remove(
     adapters: Annotated[
         list[str],
-        typer.Argument(help="Names in the store, content hashes or their beginnings.", show_default=False),
+        typer.Argument(help="Names in the store, digests or their first digits.", show_default=False),
     ],
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Remove adapters from the store, with all their names and tags."""
     kept = store_at(store)
-    for own in dict.fromkeys([kept.resolve(adapter) for adapter in adapters]):
-        kept.remove(own)
+    for digest in dict.fromkeys([kept.resolve(adapter) for adapter in adapters]):
+        kept.remove(digest)
 
 
 def _name_of(source: Path) -> str:

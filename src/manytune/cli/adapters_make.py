@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.atomic import require_absent
 from manytune.cli.stored import directory_of
 from manytune.errors import StoreError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Adapters = Annotated[
     list[str],
     typer.Argument(
-        help="Names in the store, content hashes or their beginnings; or runs' or adapters' directories.",
+        help="Names in the store, digests or their first digits; or runs' or adapters' directories.",
         show_default=False,
     ),
 ]
@@ -87,7 +88,7 @@ def combine(
         combined = Path(folder) / "combined"
         combine_adapters([one.path for one in stored], chosen, combined, loaded, how)
         entry = AdapterStore(store).add(combined, name=name)
-    typer.echo(f"{name}  {entry.id[:12]}  {entry.nbytes / 1e6:,.2f} MB")
+    typer.echo(f"{name}  {entry.digest[:12]}  {entry.nbytes / 1e6:,.2f} MB")
 
 
 def merge(
@@ -135,8 +136,7 @@ def export(
     elif to is Target.PEFT:
         export_peft(stored[0].path, output)
     else:
-        if output.exists():
-            raise StoreError(f"{output} exists already. Remove it, or write to another file.")
+        require_absent(output)
         export_gguf(stored[0].path, output, load_config(base or _common_base(stored)))
     typer.echo(output)
 

@@ -72,7 +72,7 @@ def compare(
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
     from manytune.experiments.workspace import open_bench
-    from manytune.store.files import held
+    from manytune.store.locking import held
 
     experiment = load_experiment(recipe, overrides or [])
     # Progress goes to stderr, so that stdout holds the result alone.

@@ -154,10 +154,10 @@ def split(
     Rows stay together that share --group-by's field, or else their prompt if there is a template, or else
     everything. Where a row goes depends on its content and the seed, not on the order of the rows.
     """
+    from manytune.atomic import atomic_directory
     from manytune.cli.outputs.data import print_json, print_split
     from manytune.data.json_files import json_line
     from manytune.data.splits import split as divide
-    from manytune.store.files import atomic_directory
 
     plan = _plan(files, None, None, None, _chosen(template, prompt, completion, None, group_by))
     read = [_read(file, on_error=on_error) for file in plan.files]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.templates import Example
     from manytune.evaluation.answers import Question
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Answer, Evaluation
     from manytune.store.base import Base
@@ -84,7 +84,7 @@ def evaluate(
     from manytune.cli.adapted import choose, load_common_base
     from manytune.cli.outputs.evaluate import print_evaluation, print_json
     from manytune.evaluation.answers import questions_from
-    from manytune.evaluation.compare import evaluate as compare
+    from manytune.evaluation.evaluate import evaluate as compare
     from manytune.evaluation.report import write_report
 
     wanted = _metrics(metrics)
@@ -205,11 +205,12 @@ def _answers(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from manytune.cli.adapted import BASE_NAME, attached
+    from manytune.cli.adapted import BASE_NAME
     from manytune.engine.answering import answer_prompts
     from manytune.engine.static_batch import completion_nll
     from manytune.evaluation.answers import ask
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
+    from manytune.store.attaching import attached
 
     systems = []
     console = Console(stderr=True)
@@ -217,7 +218,7 @@ def _answers(
     with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
         for one in (None, *chosen):
             name = one.name if one else BASE_NAME
-            with attached(base, one) as model:
+            with attached(base, one.stored.path if one else None) as model:
                 generate = partial(
                     answer_prompts,
                     model,
@@ -253,7 +254,7 @@ def _bar(shown: Progress, description: str) -> Callable[[int, int], None]:
 
 
 def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
-    from manytune.evaluation.compare import System
+    from manytune.evaluation.evaluate import System
     from manytune.evaluation.results import Curves
     from manytune.evaluation.run_files import read_cost, read_curves
 
@@ -278,7 +279,7 @@ def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
 
 def _data_provenance(questions: Sequence[Question]) -> str:
     """The files that the questions came from, each with its hash if it is a file here."""
-    from manytune.store.files import sha256_file
+    from manytune.store.digests import sha256_file
 
     named = []
     for source in dict.fromkeys(question.item.source for question in questions):
@@ -289,7 +290,7 @@ def _data_provenance(questions: Sequence[Question]) -> str:
 
 def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
     """Keep each run's part of the evaluation beside it, and the scores in the manifests."""
-    from manytune.evaluation.compare import part
+    from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores
 

@@ -123,12 +123,12 @@ def _answer(
     batch_size: int,
 ) -> list[Generation]:
     """One system's answers: `answering` replies to prompts made as for `asking`."""
-    from manytune.cli.adapted import attached
     from manytune.engine.answering import answer_prompts
+    from manytune.store.attaching import attached
 
     encoder = asking.encoder(base)
     prompts = [encoder.prompt_ids(_segments(asking, task, one)) for one in asked]
-    with attached(base, answering) as model:
+    with attached(base, answering.stored.path if answering else None) as model:
         return answer_prompts(
             model,
             base.tokenizer,

@@ -45,7 +45,7 @@ def sweep(
     from manytune.experiments.sweep import sweep as run_sweep
     from manytune.experiments.sweep import sweep_experiment
     from manytune.experiments.workspace import open_bench
-    from manytune.store.files import held
+    from manytune.store.locking import held
 
     named = load_experiment(recipe, overrides or [])
     experiment = sweep_experiment(named, _ranks(ranks), targets or [])

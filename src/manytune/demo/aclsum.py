@@ -15,8 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from manytune.atomic import atomic_write
 from manytune.errors import DataError
-from manytune.store.files import atomic_write
 
 Split = Literal["train", "validation", "test"]
 

@@ -35,7 +35,7 @@ from manytune.demo.recipes import BASE, BASE_TITLE, DATA, MAX_LENGTH, MAX_NEW_TO
 from manytune.demo.systems import NAMES, Respondent, load_systems
 from manytune.demo.wording import plan_lines, rest_line
 from manytune.evaluation.answers import Question, questions_from
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.report import write_report
 from manytune.evaluation.results import Answer, Evaluation, write_evaluation

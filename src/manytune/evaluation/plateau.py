@@ -1,4 +1,4 @@
-"""Which rank is enough: the smallest that can't be told from the best, by a test on validation rows."""
+"""Which rank is enough: the smallest that isn't significantly worse than the best, by a test on validation rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 from manytune.evaluation.metrics.base import Floats
 from manytune.evaluation.ranks import RankPoint, Sweep
 from manytune.evaluation.records import GroupLoss
-from manytune.evaluation.significance import LEVEL, RESAMPLES, holm, paired_test
+from manytune.evaluation.resampling import DEFAULT, Resampling
+from manytune.evaluation.significance import holm, paired_test
 
-ALPHA = round(1 - LEVEL, 10)
+ALPHA = DEFAULT.alpha
+"""The significance level of the test."""
 
 
 def find_plateau(
@@ -20,23 +22,21 @@ def find_plateau(
     losses: Mapping[str, Sequence[Sequence[GroupLoss]]],
     *,
     rows: int,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resampling: Resampling = DEFAULT,
 ) -> Sweep:
-    """Find the smallest point that can't be told from the best one.
+    """Find the smallest point that isn't significantly worse than the best one.
 
     The best has the lowest validation loss, a mean over all target tokens and training seeds. Every other
     point is compared with it by a paired randomization test over independent groups of validation rows, and
-    the p-values are corrected for their number by Holm's method. Test rows play no part. The best was picked
-    with the same rows, which makes it look a little better than it is: if the rule errs, then towards a
+    the p-values are corrected for their number by Holm's method. Test rows aren't used. The best was selected
+    on the same rows, which makes it look a little better than it is: if the rule errs, then towards a
     larger rank.
 
     Args:
         points: What was tried; their p-values are filled in.
         losses: By system, for each training seed the loss on each group.
         rows: Validation rows in these groups.
-        resamples: Randomizations of a test.
-        seed: Of the randomizations.
+        resampling: Randomizations of a test, and their seed.
     """
     ordered = sorted(points, key=lambda point: (point.trainable_params, point.rank))
     clusters = {point.system: _over_seeds(losses[point.system]) for point in ordered}
@@ -44,7 +44,7 @@ def find_plateau(
     others = [point for point in ordered if point is not best]
     p_values = holm(
         [
-            paired_test(_loss, clusters[best.system], clusters[other.system], resamples=resamples, seed=seed)
+            paired_test(_loss, clusters[best.system], clusters[other.system], resampling=resampling)
             for other in others
         ]
     )
@@ -80,6 +80,6 @@ def _reason(chosen: RankPoint, best: RankPoint, points: Sequence[RankPoint], gro
     share = chosen.trainable_params / best.trainable_params
     return (
         f"The lowest validation loss is that of {best.system} ({best.validation_loss:.3f}), and {chosen.system} "
-        f"({chosen.validation_loss:.3f}) is the smallest that can't be told from it (p = {chosen.p_value:.2f}, "
-        f"{groups} groups) with {share:.0%} of its parameters."
+        f"({chosen.validation_loss:.3f}) is the smallest that isn't significantly worse (p = {chosen.p_value:.2f}, "
+        f"{groups} groups), with {share:.0%} of its parameters."
     )

@@ -65,7 +65,7 @@ class Sweep:
     Attributes:
         points: In the order of their trainable parameters.
         best: The system with the lowest validation loss.
-        recommended: The smallest system that can't be told from the best.
+        recommended: The smallest system that isn't significantly worse than the best.
         reason: Why, in a sentence.
         rows: Validation rows that decided, and
         clusters: independent groups of them.
@@ -86,7 +86,4 @@ class Sweep:
         Raises:
             KeyError: There is none.
         """
-        for point in self.points:
-            if point.system == system:
-                return point
-        raise KeyError(system)
+        return {point.system: point for point in self.points}[system]

@@ -1,19 +1,17 @@
-"""One result record a run: what a later evaluation needs of it, so that no finished run is ever run again."""
+"""One result record a run: what a later evaluation needs of it, so that no finished run has to be repeated."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
-from manytune.errors import RunError
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.results import Answer, Cost, Curves
-from manytune.store.files import atomic_write
+from manytune.evaluation.versioned import read_versioned, write_versioned
 
 FORMAT = 1
 """Version of the JSON form. A reader refuses every other one."""
@@ -88,27 +86,14 @@ _RECORD = TypeAdapter(RunRecord)
 
 def write_record(record: RunRecord, path: Path) -> None:
     """Write the JSON form, whole or not at all; its directory is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, _RECORD.dump_json(record, indent=1) + b"\n")
+    write_versioned(record, path, _RECORD)
 
 
 def read_record(path: Path) -> RunRecord:
     """Read the JSON form.
 
     Raises:
-        RunError: It isn't a record, or one of another format version.
+        DataError: It can't be read, isn't a record, or is one of another format version.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise RunError(
-                f"{path}: expected a run's record of format {FORMAT}, found format {found}; remove the file to have "
-                "the run asked again"
-            )
-        return _RECORD.validate_python(content)
-    except (ValueError, ValidationError) as error:
-        first = str(error).partition("\n")[0]
-        raise RunError(
-            f"{path}: not a run's record ({first}); remove the file to have the run asked again"
-        ) from error
+    remedy = "remove the file to have the run evaluated again"
+    return read_versioned(path, _RECORD, version=FORMAT, what="a run's record", remedy=remedy)

@@ -15,17 +15,16 @@ that nothing has to be generated twice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
-from manytune.errors import DataError
 from manytune.evaluation.ranks import Sweep
-from manytune.store.files import atomic_write
+from manytune.evaluation.resampling import Resampling
+from manytune.evaluation.versioned import read_versioned, write_versioned
 
 FORMAT = 2
 """Version of the JSON form. A reader refuses every other one."""
@@ -44,7 +43,7 @@ class Item:
         references: The answers that count as right; at least one.
         source: File or dataset that it came from.
         row: Its 1-based number there; of the first row, if several rows shared the prompt.
-        group: Items with the same group aren't independent and are resampled together; `None` stands alone.
+        group: Items with the same group aren't independent and are resampled together; `None` is a unit of its own.
         task: Which of several tasks it belongs to.
     """
 
@@ -165,7 +164,7 @@ class Cost:
         total_params: All parameters, the trained ones included.
         seconds: Training time, evaluation excluded.
         peak_memory_bytes: Largest resident memory of the training process.
-        adapter_bytes: Size on disk of what must be kept beside the base.
+        adapter_bytes: Size on disk of what must be kept in addition to the base.
         tokens_per_second: Training throughput in input tokens.
     """
 
@@ -233,28 +232,19 @@ class RunResult:
         Raises:
             KeyError: It wasn't computed.
         """
-        for score in self.scores:
-            if score.metric == metric:
-                return score
-        raise KeyError(metric)
+        return {score.metric: score for score in self.scores}[metric]
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """How intervals and tests were made.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inference(Resampling):
+    """How intervals and tests were made, and of how much.
 
     Attributes:
-        level: Confidence level of the intervals; a test decides at `1 - level`.
-        resamples: Bootstrap samples, and randomizations of a test.
-        seed: Of both.
         clusters: How many independent units (groups, or items without one) were resampled.
     """
 
     __pydantic_config__ = _STRICT
 
-    level: float
-    resamples: int
-    seed: int
     clusters: int
 
 
@@ -284,7 +274,7 @@ class Evaluation:
         results: The systems, the baseline first.
         comparisons: Every other system against the baseline, by every metric; perhaps other pairs, too.
         inference: How intervals and tests were made.
-        primary: The metric that the verdict rests on, chosen before the answers were seen.
+        primary: The metric that decides the verdict, chosen before the answers were seen.
         provenance: Facts needed to make all this again.
         shares: How much of the reference's gain the others have, by every metric.
         forgetting: What the systems lost elsewhere.
@@ -311,10 +301,7 @@ class Evaluation:
         Raises:
             KeyError: There is none.
         """
-        for result in self.results:
-            if result.name == name:
-                return result
-        raise KeyError(name)
+        return {result.name: result for result in self.results}[name]
 
     def comparison(self, system: str, metric: str, baseline: str | None = None) -> Comparison:
         """One system's comparison with another, by default the first one, by one metric.
@@ -322,11 +309,8 @@ class Evaluation:
         Raises:
             KeyError: It wasn't made.
         """
-        wanted = (system, metric, baseline or self.results[0].name)
-        for comparison in self.comparisons:
-            if (comparison.system, comparison.metric, comparison.baseline) == wanted:
-                return comparison
-        raise KeyError(wanted)
+        found = {(one.system, one.metric, one.baseline): one for one in self.comparisons}
+        return found[system, metric, baseline or self.results[0].name]
 
     def share(self, system: str, metric: str) -> GainShare | None:
         """One system's share of the reference's gain by one metric; `None` if it wasn't computed."""
@@ -339,7 +323,7 @@ _EVALUATION = TypeAdapter(Evaluation)
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Write the JSON form, whole or not at all."""
-    atomic_write(path, _EVALUATION.dump_json(evaluation, indent=1) + b"\n")
+    write_versioned(evaluation, path, _EVALUATION)
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -348,23 +332,5 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         DataError: The file can't be read, isn't an evaluation, or is one of another format version.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"can't be read: {error.strerror}", where=str(path)) from error
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"expected JSON: {error}", where=str(path)) from error
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise DataError(
-            f"expected an evaluation of format {FORMAT}, found format {found}; run `manytune evaluate` again",
-            where=str(path),
-        )
-    try:
-        return _EVALUATION.validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"not a whole evaluation: {place}: {first['msg']}", where=str(path)) from error
+    remedy = "run `manytune evaluate` again"
+    return read_versioned(path, _EVALUATION, version=FORMAT, what="an evaluation", remedy=remedy)

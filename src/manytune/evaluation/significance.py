@@ -4,7 +4,7 @@ What varies is which items were drawn: everything here resamples items, or whole
 of a group aren't independent (three questions about one paper). It says how far the scores would move on
 other items of the same kind. It doesn't say how far another training seed would move them.
 
-Both functions work on sufficient statistics, one row a cluster, and on any score that is a function of
+Everything works on sufficient statistics, one row a cluster, and on any score that is a function of
 their sum, so that means and corpus scores are treated alike (see `metrics/base.py`).
 """
 
@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from manytune.evaluation.metrics.base import Floats
+from manytune.evaluation.resampling import DEFAULT, Resampling
 from manytune.evaluation.results import Verdict
 
 Aggregate = Callable[[Floats], Floats]
 """Scores of sums of statistics, `[..., k]` to `[...]`."""
 
-LEVEL = 0.95
-RESAMPLES = 10_000
 _CHUNK = 1_000  # resamples computed at once: bounds the memory, whatever the number of items
 _DIGITS = 1e-12  # differences closer than this, relative to the observed one, count as equal
 
@@ -40,7 +39,7 @@ class Interval:
 def cluster_sums(statistics: Floats, groups: Sequence[str | None]) -> Floats:
     """Sum the rows of each group, `[items, k]` to `[clusters, k]`; without a group an item is its own cluster.
 
-    Clusters stand in the order of their first items, so that two systems' rows correspond.
+    Clusters are in the order of their first items, so that two systems' rows correspond.
     """
     order: dict[tuple[str, object], int] = {}
     cluster = [
@@ -57,9 +56,7 @@ def bootstrap_interval(
     clusters: Floats,
     *,
     bounds: tuple[float, float],
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resampling: Resampling = DEFAULT,
 ) -> Interval | None:
     """Bootstrap interval: bias-corrected and accelerated (BCa, Efron 1987), with Student's quantiles.
 
@@ -70,7 +67,7 @@ def bootstrap_interval(
     (Hesterberg 2015, "expanded percentiles").
 
     Where every resample gives the same score (exact match with no match at all, or one cluster) resampling
-    knows nothing of the uncertainty. Then the chance `q` that a cluster would differ is bounded by `q ≤ 1 -
+    says nothing about the uncertainty. Then the chance `q` that a cluster would differ is bounded by `q ≤ 1 -
     (alpha / 2)^(1/n)` (Clopper and Pearson 1934) and the interval allows a share `q` of the clusters to
     have the lowest or the highest possible score.
 
@@ -78,9 +75,7 @@ def bootstrap_interval(
         aggregate: The score of a sum.
         clusters: Statistics, one row a cluster, `[n, k]`.
         bounds: Lowest and highest possible score.
-        level: Confidence level.
-        resamples: Number of bootstrap samples.
-        seed: Of the resampling.
+        resampling: Confidence level, number of bootstrap samples, and seed.
 
     Returns:
         The interval; `None` if all resamples agree and the score has no bound, so that nothing can be said.
@@ -93,24 +88,18 @@ def bootstrap_interval(
         raise ValueError("an interval needs at least one item")
     total = clusters.sum(axis=0)
     observed = float(aggregate(total))
-    scores = np.concatenate(
-        [aggregate(weights @ clusters) for weights in _resampled(n, resamples, np.random.default_rng(seed))]
-    )
+    scores = np.concatenate([aggregate(weights @ clusters) for weights in _resampled(n, resampling)])
     if n == 1 or np.ptp(scores) <= _DIGITS * max(1.0, abs(observed)):
-        return _without_variation(observed, n, bounds, level)
+        return _without_variation(observed, n, bounds, resampling.level)
 
-    below = np.mean(scores < observed) + 0.5 * np.mean(scores == observed)
-    bias = stats.norm.ppf(np.clip(below, 1 / (resamples + 1), resamples / (resamples + 1)))
-    left_out = aggregate(total - clusters)
-    deviations = left_out.mean() - left_out
-    spread = float((deviations**2).sum())
-    acceleration = float((deviations**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-    half = stats.t.ppf(0.5 + level / 2, n - 1) * np.sqrt(n / (n - 1))
+    bias = _bias(scores, observed)
+    acceleration = _acceleration(aggregate(total - clusters))
+    half = stats.t.ppf(0.5 + resampling.level / 2, n - 1) * np.sqrt(n / (n - 1))
     ends = []
     for quantile in (-half, half):
         shifted = bias + quantile
-        stretch = 1 - acceleration * shifted
-        share = stats.norm.cdf(bias + shifted / stretch) if stretch > 0 else float(quantile > 0)
+        divisor = 1 - acceleration * shifted
+        share = stats.norm.cdf(bias + shifted / divisor) if divisor > 0 else float(quantile > 0)
         ends.append(float(np.quantile(scores, share)))
     return Interval(*ends)
 
@@ -121,9 +110,7 @@ def paired_interval(
     system: Floats,
     *,
     bounds: tuple[float, float],
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resampling: Resampling = DEFAULT,
 ) -> Interval | None:
     """Bootstrap interval of `score(system) - score(baseline)`, both resampled with the same clusters.
 
@@ -132,9 +119,7 @@ def paired_interval(
         baseline: Statistics of the baseline, one row a cluster, `[n, k]`.
         system: Statistics of the system on the same clusters in the same order.
         bounds: Lowest and highest possible score.
-        level: Confidence level.
-        resamples: Number of bootstrap samples.
-        seed: Of the resampling.
+        resampling: Confidence level, number of bootstrap samples, and seed.
 
     Raises:
         ValueError: The clusters don't correspond, or there are none.
@@ -150,9 +135,7 @@ def paired_interval(
         difference,
         np.hstack([baseline, system]),
         bounds=(-span, span),
-        level=level,
-        resamples=resamples,
-        seed=seed,
+        resampling=resampling,
     )
 
 
@@ -161,15 +144,14 @@ def paired_test(
     baseline: Floats,
     system: Floats,
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resampling: Resampling = DEFAULT,
 ) -> float:
     """Two-sided p-value of the paired randomization test (Fisher 1935; for text, Riezler and Maxwell 2005).
 
     Null hypothesis: it makes no difference which of the two systems gave which of the two answers. Under it
     the pair of every cluster may be swapped; the p-value is the share of all ways to swap under which the
     scores differ at least as much as they do. For a mean of item scores this is the sign-flip test of the
-    differences. Up to `resamples` ways are gone through one by one and the p-value is exact; of more,
+    differences. If there are no more than `resamples` ways, all are tried and the p-value is exact; otherwise
     `resamples` are drawn at random and the observed way is counted among them, `(1 + hits) / (1 +
     resamples)`, so that the test keeps its level.
 
@@ -177,8 +159,7 @@ def paired_test(
         aggregate: The score of a sum.
         baseline: Statistics of the baseline, one row a cluster, `[n, k]`.
         system: Statistics of the system on the same clusters in the same order.
-        resamples: Number of randomizations.
-        seed: Of the randomizations.
+        resampling: Number of randomizations, and seed.
 
     Returns:
         The p-value; with `n` clusters it can't be below `2^(1 - n)`.
@@ -192,14 +173,14 @@ def paired_test(
     total_baseline, total_system = baseline.sum(axis=0), system.sum(axis=0)
     observed = abs(float(aggregate(total_system) - aggregate(total_baseline)))
     threshold = observed * (1 - _DIGITS) - np.finfo(np.float64).tiny
-    exact = 2.0**n <= resamples
-    swaps = _all_swaps(n) if exact else _random_swaps(n, resamples, np.random.default_rng(seed))
+    exact = 2.0**n <= resampling.resamples
+    swaps = _all_swaps(n) if exact else _random_swaps(n, resampling)
     hits = 0
     for swapped in swaps:
         moved = swapped @ exchange
         differences = aggregate(total_system - moved) - aggregate(total_baseline + moved)
         hits += int((np.abs(differences) >= threshold).sum())
-    return hits / 2.0**n if exact else (1 + hits) / (1 + resamples)
+    return hits / 2.0**n if exact else (1 + hits) / (1 + resampling.resamples)
 
 
 def gain_share(
@@ -208,23 +189,19 @@ def gain_share(
     reference: Floats,
     system: Floats,
     *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resampling: Resampling = DEFAULT,
 ) -> tuple[float, Interval | None]:
     """`(score(system) - score(baseline)) / (score(reference) - score(baseline))`, and its bootstrap interval.
 
-    All three are resampled with the same clusters. It means something only if the reference is clearly better
-    or worse than the baseline: a gain that may be zero has no shares.
+    All three are resampled with the same clusters. It is meaningful only if the reference differs significantly
+    from the baseline: a gain that may be zero has no shares.
 
     Args:
         aggregate: The score of a sum.
         baseline: Statistics of the untouched base, one row a cluster, `[n, k]`.
         reference: Of the system whose gain counts as 1.
         system: Of the system whose share is wanted.
-        level: Confidence level.
-        resamples: Number of bootstrap samples.
-        seed: Of the resampling.
+        resampling: Confidence level, number of bootstrap samples, and seed.
 
     Raises:
         ValueError: The clusters don't correspond, or there are none.
@@ -239,9 +216,7 @@ def gain_share(
 
     clusters = np.hstack([baseline, reference, system])
     unbounded = (-np.inf, np.inf)
-    interval = bootstrap_interval(
-        share, clusters, bounds=unbounded, level=level, resamples=resamples, seed=seed
-    )
+    interval = bootstrap_interval(share, clusters, bounds=unbounded, resampling=resampling)
     return float(share(clusters.sum(axis=0))), interval
 
 
@@ -261,9 +236,10 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def verdict(difference: float, p_value: float, *, higher_is_better: bool, level: float = LEVEL) -> Verdict:
-    """The test's result in words: `"cannot tell"` unless `p_value` is below `1 - level`."""
-    alpha = round(1 - level, 10)  # 1 - 0.95 is not 0.05 in binary
+def verdict(
+    difference: float, p_value: float, *, higher_is_better: bool, alpha: float = DEFAULT.alpha
+) -> Verdict:
+    """The test's result in words: `"cannot tell"` unless `p_value` is below `alpha`."""
     if p_value >= alpha or difference == 0:
         return "cannot tell"
     return "better" if (difference > 0) == higher_is_better else "worse"
@@ -288,15 +264,31 @@ def _check_paired(baseline: Floats, system: Floats) -> None:
         )
 
 
-def _resampled(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+def _bias(scores: Floats, observed: float) -> float:
+    """BCa's z₀, the normal quantile of the share of resampled scores below the observed one; finite."""
+    below = np.mean(scores < observed) + 0.5 * np.mean(scores == observed)
+    n = len(scores)
+    return float(stats.norm.ppf(np.clip(below, 1 / (n + 1), n / (n + 1))))
+
+
+def _acceleration(left_out: Floats) -> float:
+    """BCa's a, from the scores without each of the clusters (jackknife)."""
+    deviations = left_out.mean() - left_out
+    spread = float((deviations**2).sum())
+    return float((deviations**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+
+
+def _resampled(n: int, resampling: Resampling) -> Iterator[Floats]:
     """How often each of `n` clusters is in each bootstrap sample, `[chunk, n]`."""
-    for size in _chunks(resamples):
+    rng = np.random.default_rng(resampling.seed)
+    for size in _chunks(resampling.resamples):
         yield rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
 
 
-def _random_swaps(n: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
+def _random_swaps(n: int, resampling: Resampling) -> Iterator[Floats]:
     """Rows of fair coins, `[chunk, n]`."""
-    for size in _chunks(resamples):
+    rng = np.random.default_rng(resampling.seed)
+    for size in _chunks(resampling.resamples):
         yield rng.integers(0, 2, size=(size, n)).astype(np.float64)
 
 

@@ -10,7 +10,7 @@ from manytune.evaluation.results import Comparison, Evaluation, GainShare, Probe
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 MARKS = {"better": "▲", "worse": "▼", "cannot tell": "○"}
-"""A sign beside each verdict, so that it doesn't rest on colour."""
+"""A sign next to each verdict, so that it doesn't depend on colour."""
 
 _MOST_ALONE = 4  # more systems than this share a sentence
 _TOGETHER = {
@@ -97,7 +97,7 @@ def claim(found: Comparison) -> str:
 
 
 def evidence(evaluation: Evaluation, found: Comparison) -> str:
-    """What a claim rests on.
+    """The evidence for a claim.
 
     For example `ROUGE-1 0.412 against 0.301, a difference of +0.111 (95% interval +0.090 to +0.133; p <
     0.001). Their intervals don't overlap.`
@@ -118,7 +118,7 @@ def evidence(evaluation: Evaluation, found: Comparison) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict on one system or on several, and what it rests on."""
+    """A verdict on one system or on several, and the evidence for it."""
 
     verdict: str
     claim: str
@@ -153,7 +153,7 @@ def findings(evaluation: Evaluation) -> list[Finding]:
 
 
 def basis_sentence(evaluation: Evaluation) -> str:
-    """On how much all this rests."""
+    """How much was asked."""
     items, clusters = len(evaluation.items), evaluation.inference.clusters
     asked = f"{items:,} prompt{'' if items == 1 else 's'}"
     if clusters != items:
@@ -173,7 +173,7 @@ def between_systems(evaluation: Evaluation) -> list[str]:
 
 
 def share_text(found: GainShare) -> str:
-    """A share of the gain with its interval, such as `97% (88–106%)`; a dash where there is no gain to share."""
+    """A share of the gain with its interval, such as `97% (88–106%)`; a dash where there is no gain."""
     if found.share is None:
         return DASH
     text = f"{100 * found.share:.0f}%".replace("-", MINUS)
@@ -194,7 +194,7 @@ def share_sentence(evaluation: Evaluation) -> str | None:
     if others[0].share is None:
         return (
             f"{reference} is not shown to be better than {evaluation.results[0].name} by {label}, so there is no gain "
-            "to have a share of."
+            "to compare with."
         )
     best = max(others, key=lambda found: found.share or 0.0)
     trained = evaluation.result(best.system).cost
@@ -204,7 +204,7 @@ def share_sentence(evaluation: Evaluation) -> str | None:
 
 
 def forgotten_sentence(evaluation: Evaluation) -> str | None:
-    """Which systems became worse at what the training wasn't about; `None` if nothing else was asked."""
+    """Which systems became worse outside the training's task; `None` if nothing else was asked."""
     if not any(probe.evaluation.comparisons for probe in evaluation.forgetting):
         return None
     losses = []
@@ -220,7 +220,7 @@ def forgotten_sentence(evaluation: Evaluation) -> str | None:
             before = score(base.score(metric.name).value, metric)
             losses.append(f"{probe.name} ({metric.label}, {base.name} {before}): {', '.join(worse)}")
     if not losses:
-        return "No system is shown to have forgotten what it was asked beside the task."
+        return "No system is shown to have forgotten what it was asked outside its task."
     return f"Forgotten: {'; '.join(losses)}."
 
 
@@ -233,7 +233,7 @@ def correction_sentence(evaluation: Evaluation) -> str | None:
 
 
 def blunt_sentence(evaluation: Evaluation) -> str | None:
-    """That no test here can find anything, for want of independent units; `None` if one can."""
+    """That no test can be significant with so few independent units; `None` if one can."""
     tests = sum(found.metric == evaluation.primary for found in evaluation.comparisons)
     units, resamples = evaluation.inference.clusters, evaluation.inference.resamples
     ways = 2.0**units
@@ -242,17 +242,17 @@ def blunt_sentence(evaluation: Evaluation) -> str | None:
         return None
     return (
         f"With {units} independent unit{'s' * (units != 1)} and {tests} comparisons no p-value can be below "
-        f"{min(least, 1.0):.2g}, whatever the difference: ask more."
+        f"{min(least, 1.0):.2g}, so no difference can be significant: evaluate on more prompts."
     )
 
 
 def asked_sentence(probe: Probe) -> str:
-    """What a probe asks, and if it can't find anything."""
+    """What a probe asks, and that its tests can't be significant, if they can't."""
     return " ".join(filter(None, (probe.description, blunt_sentence(probe.evaluation))))
 
 
 def seeds_sentence(evaluation: Evaluation) -> str | None:
-    """How far training seeds are apart, apart from what other prompts would change; `None` for a single seed."""
+    """The spread over training seeds, which the intervals don't cover; `None` for a single seed."""
     metric = METRICS[evaluation.primary]
     spreads = [
         f"{result.name} {score(min(found.seeds), metric)} to {score(max(found.seeds), metric)}"
@@ -263,7 +263,7 @@ def seeds_sentence(evaluation: Evaluation) -> str | None:
         return None
     seeds = max(len(result.seeds) for result in evaluation.results)
     return (
-        f"Scores are means over {seeds} training seeds; intervals are about prompts. The seeds' own {metric.label}: "
+        f"Scores are means over {seeds} training seeds; intervals cover the choice of prompts. {metric.label} by seed: "
         f"{', '.join(spreads)}."
     )
 

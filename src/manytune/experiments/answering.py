@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +14,6 @@ from manytune.engine.static_batch import completion_nll
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.records import GroupLoss
 from manytune.evaluation.results import Answer
-from manytune.methods.config import PeftConfig
-from manytune.methods.full import FullConfig
-from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.layout_choice import batch_builder, choose_layout, prepared
@@ -27,28 +22,6 @@ Notice = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and of how much."""
 
 _ROWS_AT_ONCE = 8
-
-
-@contextmanager
-def attached(base: Base, adapter: Path | None) -> Iterator[Any]:
-    """The base with an adapter for the block, or the base itself; afterwards the base is as it was.
-
-    Args:
-        base: With nothing attached.
-        adapter: The adapter's directory; None for the base.
-    """
-    if adapter is None:
-        yield base.model
-        return
-    config = PeftConfig.from_pretrained(adapter)
-    if isinstance(config, FullConfig):
-        config.keep_base = True  # training in place needs no way back, answering in turn does
-    model = PeftModel.from_pretrained(base.model, adapter, config=config, strict=True)
-    try:
-        yield model
-    finally:
-        if model.tuner.in_layers:
-            model.unload()
 
 
 def ask_model(

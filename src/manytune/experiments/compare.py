@@ -14,7 +14,7 @@ import torch
 
 from manytune import __version__
 from manytune.errors import RunError
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
 from manytune.experiments.probes import probe_results

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
+from manytune.atomic import atomic_write
 from manytune.evaluation.report import write_report
 from manytune.evaluation.report.latex import render_latex
 from manytune.evaluation.report.markdown import render_markdown
 from manytune.evaluation.results import Evaluation, write_evaluation
 from manytune.experiments.recipe import Experiment
-from manytune.store.files import atomic_write
 
 RECIPE_NAME = "recipe.yaml"
 

@@ -11,18 +11,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from manytune.atomic import atomic_write
 from manytune.data.encode import Encoded, Encoder
 from manytune.data.readers import read
 from manytune.data.templates import Example, Segment, render_all
 from manytune.errors import DataError
 from manytune.evaluation.answers import Question, questions_from
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.results import Item, Probe
 from manytune.experiments import general_text
 from manytune.experiments.recipe import ForgettingRecipe, ProbeRecipe
 from manytune.store.base import Base
-from manytune.store.files import atomic_write
 
 _GIVEN, _MOST = 32, 192  # tokens of a passage that are given, and that are read in all
 _QUESTIONS = "general_questions.jsonl"
@@ -65,20 +65,19 @@ def load_probes(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]
 
 
 def probe_results(
-    probes: Sequence[LoadedProbe], answers: Mapping[str, Sequence[System]], *, seed: int = 0
+    probes: Sequence[LoadedProbe], answers: Mapping[str, Sequence[System]]
 ) -> tuple[Probe, ...]:
     """Score every probe and compare each system with the untouched base.
 
     Args:
         probes: What was asked.
         answers: By the probe's name, the systems with their answers, the base first.
-        seed: Of the resampling.
     """
     return tuple(
         Probe(
             probe.name,
             probe.description,
-            evaluate(probe.items, answers[probe.name], metrics_named([probe.metric]), seed=seed),
+            evaluate(probe.items, answers[probe.name], metrics_named([probe.metric])),
         )
         for probe in probes
     )

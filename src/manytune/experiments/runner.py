@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from manytune.atomic import atomic_write
 from manytune.errors import RunError
 from manytune.experiments.trials import Trial
 from manytune.experiments.worker import Phase, Work
 from manytune.experiments.workspace import Bench
-from manytune.store.files import atomic_write
 
 
 class Runner(Protocol):

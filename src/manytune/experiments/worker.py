@@ -18,7 +18,7 @@ from manytune.errors import ManytuneError, StoreError
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.trials import Trial
 from manytune.experiments.workspace import Bench, open_bench
-from manytune.store.files import held
+from manytune.store.locking import held
 from manytune.training.progress import Report
 from manytune.training.recipe import recipe_from
 

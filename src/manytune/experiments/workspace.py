@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from manytune.atomic import atomic_write, clean_leftovers
 from manytune.data.dataset import Splits, TokenSplits, content_hash, encode_splits, read_splits
 from manytune.data.encode import Encoder
 from manytune.errors import DataError, RunError
@@ -19,14 +20,15 @@ from manytune.evaluation.metrics import Metric, metrics_named
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments import probes as probing
-from manytune.experiments.answering import ask_model, attached, group_losses, is_of_task, read_texts
+from manytune.experiments.answering import ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.probes import LoadedProbe, load_probes, write_rehearsal
 from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.spectra import spectrum_of
 from manytune.experiments.trials import Trial, train
 from manytune.experiments.variants import Variants
+from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
-from manytune.store.files import atomic_write, clean_leftovers, sha256_file
+from manytune.store.digests import sha256_file
 from manytune.training.loop.train import check_device
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe
@@ -123,7 +125,7 @@ class Bench:
         A sweep's record answers a comparison, too, and not the other way round.
 
         Raises:
-            RunError: The file isn't a record.
+            DataError: The file isn't a record.
         """
         path = self.record_path(name)
         if not path.is_file():

@@ -9,13 +9,13 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from manytune.atomic import atomic_file
 from manytune.caches import cache_directory
 from manytune.kernels.check import difference  # with torch: whose OpenMP the library then shares
 
@@ -120,12 +120,8 @@ def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     if target.exists():
         return target
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        made = Path(scratch) / "kernels.so"
+    with atomic_file(target) as made:  # several processes may make it at once
         _run([compiler, *flags, *map(str, files), "-o", str(made)], _COMPILE_SECONDS)
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        made.replace(target)  # several processes may make it at once: each file is whole
     return target
 
 

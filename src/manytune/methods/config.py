@@ -11,9 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError, ConfigError, PeftWarning
 from manytune.methods import load_methods
-from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file, write_atomically
+from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -105,7 +106,7 @@ class PeftConfig:
         if directory.is_file():
             raise ConfigError(f"Provided path ({directory}) should be a directory, not a file.")
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / CONFIG_NAME, self.to_json().encode())
+        atomic_write(directory / CONFIG_NAME, self.to_json())
 
     @classmethod
     def from_json_file(cls, path_json_file: str | Path, **kwargs: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class AdapterSlots(AdapterStacks):
                 f"adapter {name!r} can't run on this base: {self._carrying} has adapters attached to it already, "
                 "which act on every request. unload() them first, and make a new Engine."
             )
-        self._names[name] = snapshot_of(adapter.id, terms_of(adapter, self._model), self._dtype)
+        self._names[name] = snapshot_of(adapter.digest, terms_of(adapter, self._model), self._dtype)
 
     def unregister(self, name: str) -> None:
         """Forget a name.

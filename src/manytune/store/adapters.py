@@ -8,18 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import safetensors
 
 from manytune import __version__
-from manytune.errors import BaseMismatchError, StoreError
+from manytune.atomic import atomic_directory, atomic_write, moved_aside
+from manytune.errors import BaseMismatchError, DamagedError, StoreError
+from manytune.methods.config import CONFIG_NAME
 from manytune.store.base import Base
-from manytune.store.files import atomic_directory, atomic_write, moved_aside, sha256_file
+from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
-from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Encoding, Manifest
+from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
 
-CONFIG_NAME = "adapter_config.json"  # HF PEFT's
 _TENSORS = ".safetensors"
 
 
@@ -45,53 +46,32 @@ class StoredAdapter:
     note: str | None
 
 
-def save_adapter(
-    model: Saveable,
-    directory: Path,
-    *,
-    method: str,
-    base: str,
-    fingerprint: Fingerprint,
-    template: Mapping[str, str] | None = None,
-    templates: Mapping[str, Mapping[str, str]] | None = None,
-    encoding: Encoding | None = None,
-    recipe: Mapping[str, Any] | None = None,
-    scores: Mapping[str, float] | None = None,
-    combination: Mapping[str, Any] | None = None,
-) -> Manifest:
+def save_adapter(model: Saveable, directory: Path, description: Description) -> Manifest:
     """Write an adapter and its manifest; an adapter that is there already is replaced.
 
     Args:
         model: The base with the adapter attached.
         directory: The adapter's directory; it appears under this name only when it is complete.
-        method: The method's name, such as "lora".
-        base: The base's name, and
-        fingerprint: what recognises it, both as `load_base` gave them before anything was attached.
-        template: The prompt template's parts.
-        templates: The same of each task, if there are several; instead of `template`.
-        encoding: Whether prompts went through the chat template.
-        recipe: The recipe of the run.
-        scores: Measured numbers by name.
-        combination: What it was combined from; see `Manifest`.
+        description: What the manifest says about the adapter.
     """
     with atomic_directory(directory, existing="replace") as temporary:
         model.save_pretrained(str(temporary))
-        manifest = Manifest(
-            method=method,
-            base=base,
-            fingerprint=fingerprint,
-            template=template,
-            templates=templates,
-            combination=combination,
-            encoding=encoding,
-            recipe=recipe,
-            scores=dict(scores or {}),
-            files={name: sha256_file(temporary / name) for name in _deciding_files(temporary)},
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            manytune=__version__,
-        )
+        files = {name: sha256_file(temporary / name) for name in _deciding_files(temporary)}
+        manifest = manifest_of(description, files)
         (temporary / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def manifest_of(description: Description, files: Mapping[str, str]) -> Manifest:
+    """The manifest of an adapter that is written now.
+
+    Args:
+        description: What the adapter is.
+        files: The SHA-256 of its files by name.
+    """
+    values = {f.name: getattr(description, f.name) for f in dataclasses.fields(Description)}
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Manifest(**values, files=files, created=created, manytune=__version__)
 
 
 def open_adapter(directory: str | Path, *, base: Base | None = None) -> StoredAdapter:
@@ -105,7 +85,8 @@ def open_adapter(directory: str | Path, *, base: Base | None = None) -> StoredAd
         base: The base that the adapter is to run on.
 
     Raises:
-        StoreError: The directory holds no adapter, a pickle, a damaged file or an unreadable manifest.
+        StoreError: The directory holds no adapter.
+        DamagedError: It holds a pickle, a damaged file or an unreadable manifest.
         BaseMismatchError: The adapter was trained on another base.
     """
     path = Path(directory).expanduser()
@@ -122,15 +103,37 @@ def open_adapter(directory: str | Path, *, base: Base | None = None) -> StoredAd
     manifest = Manifest.read(path / MANIFEST_NAME)
     _check_files(path, manifest)
     if base is not None:
-        _check_base(path, manifest, base)
+        check_base(path, manifest, base.fingerprint, name=base.name)
     return StoredAdapter(path, manifest, None)
 
 
-def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:
-    """Put scores into an adapter's manifest, beside those that are there.
+def check_base(path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name: str = "another") -> None:
+    """Refuse an adapter of another base.
+
+    Args:
+        path: The adapter's directory, for the message.
+        manifest: What it says about itself.
+        fingerprint: What identifies the base that it is to run on.
+        name: What that base is called.
 
     Raises:
-        StoreError: The directory isn't an intact adapter, or has no manifest.
+        BaseMismatchError: The adapter was trained on another base.
+    """
+    differing = manifest.fingerprint.differences(fingerprint)
+    if differing:
+        raise BaseMismatchError(
+            f"{path}: the adapter was trained on another base; the {' and the '.join(differing)} differ. "
+            f"Expected {manifest.base} ({manifest.fingerprint}); found {name} ({fingerprint}). "
+            "Load the base that it was trained on."
+        )
+
+
+def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:
+    """Add scores to those in an adapter's manifest; a score of the same name is replaced.
+
+    Raises:
+        StoreError: The directory holds no adapter, or one without a manifest.
+        DamagedError: It holds a damaged one.
     """
     stored = open_adapter(directory)
     if stored.manifest is None:
@@ -140,6 +143,25 @@ def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:
     return manifest
 
 
+def check_safetensors(file: Path, *, origin: Path | None = None) -> None:
+    """Refuse a file of tensors whose header doesn't fit its size, to the byte.
+
+    Args:
+        file: The file.
+        origin: What it is a copy of, for the message.
+
+    Raises:
+        DamagedError: It isn't a whole safetensors file.
+    """
+    try:
+        with safetensors.safe_open(file, framework="pt"):
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DamagedError(
+            f"{origin or file}: not a readable safetensors file; it may have been cut off ({error})."
+        ) from None
+
+
 def _deciding_files(directory: Path) -> list[str]:
     """The files that decide what an adapter computes, by their path in the directory."""
     found = (file for file in _files(directory) if file.suffix == _TENSORS or file.name == CONFIG_NAME)
@@ -147,7 +169,7 @@ def _deciding_files(directory: Path) -> list[str]:
 
 
 def _files(directory: Path) -> list[Path]:
-    # Not rglob: a store's cache does this for each adapter that it loads, and it takes several times as long.
+    # Not rglob, which takes several times as long: a store's cache does this for each adapter that it loads.
     return sorted(Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
 
 
@@ -155,34 +177,24 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise StoreError(
+            raise DamagedError(
                 f"{file}: the manifest names this file, and it isn't there. Restore or train it again."
             )
         found = sha256_file(file)
         if found != expected:
-            raise StoreError(
+            raise DamagedError(
                 f"{file}: the file was changed or damaged after it was written: expected SHA-256 {expected}, "
                 f"found {found}. Restore it, or train the adapter again."
             )
     unnamed = sorted(set(_deciding_files(path)) - set(manifest.files))
     if unnamed:
-        raise StoreError(f"{path / unnamed[0]}: the manifest doesn't name this file. Remove it.")
-
-
-def _check_base(path: Path, manifest: Manifest, base: Base) -> None:
-    differing = manifest.fingerprint.differences(base.fingerprint)
-    if differing:
-        raise BaseMismatchError(
-            f"{path}: the adapter was trained on another base; the {' and the '.join(differing)} differ. "
-            f"Expected {manifest.base} ({manifest.fingerprint}); found {base.name} ({base.fingerprint}). "
-            "Load the base that it was trained on."
-        )
+        raise DamagedError(f"{path / unnamed[0]}: the manifest doesn't name this file. Remove it.")
 
 
 def _check_content(file: Path) -> None:
     """Refuse by content: a pickle can run any program when it is loaded, under whatever name."""
     if not file.is_file():  # a pipe would keep its reader waiting
-        raise StoreError(f"{file}: expected a plain file.")
+        raise DamagedError(f"{file}: expected a plain file.")
     size = file.stat().st_size
     with file.open("rb") as opened:
         head = opened.read(9)
@@ -190,26 +202,20 @@ def _check_content(file: Path) -> None:
     is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     is_torch_file = head[:4] == b"PK\x03\x04"  # torch.save writes a zip archive with a pickle in it
     if (is_pickle and not is_safetensors) or is_torch_file:
-        raise StoreError(
+        raise DamagedError(
             f"{file}: this is a pickle, which can run any program when it is loaded. manytune reads safetensors "
             "only; let its author convert it."
         )
     if file.suffix == _TENSORS:
-        try:
-            with safetensors.safe_open(file, framework="pt"):
-                pass  # its header fits the file, to the byte
-        except safetensors.SafetensorError as error:
-            raise StoreError(
-                f"{file}: not a readable safetensors file; it may have been cut off ({error})."
-            ) from None
+        check_safetensors(file)
     elif file.name in (CONFIG_NAME, MANIFEST_NAME) and size > MOST_BYTES:
-        raise StoreError(f"{file}: {size:,} bytes; expected at most {MOST_BYTES:,} of JSON.")
+        raise DamagedError(f"{file}: {size:,} bytes; expected at most {MOST_BYTES:,} of JSON.")
 
 
 def _what_is_there(path: Path) -> str:
     aside = moved_aside(path)
     if aside is not None:
-        return f"its replacement was interrupted; rename {aside} to {path.name} to have the former one back"
+        return f"its replacement was interrupted; rename {aside} to {path.name} to restore the former one"
     if not path.is_dir():
         return "there is no such directory"
     if (path / "adapter" / CONFIG_NAME).is_file():

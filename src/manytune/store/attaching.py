@@ -1,10 +1,11 @@
-"""A base with an adapter from disk, for the length of a block."""
+"""A base with an adapter from disk, for the duration of a block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from manytune.methods.config import PeftConfig
 from manytune.methods.full import FullConfig
@@ -13,12 +14,19 @@ from manytune.store.base import Base
 
 
 @contextmanager
-def attached(base: Base, directory: Path) -> Iterator[PeftModel]:
+def attached(base: Base, directory: Path | None) -> Iterator[Any]:
     """The base with an adapter, which must fit tensor by tensor; afterwards the base is as it was.
+
+    Args:
+        base: With nothing attached.
+        directory: The adapter's directory; None gives the base itself.
 
     Raises:
         CheckpointError: A tensor is missing, left over or of another shape.
     """
+    if directory is None:
+        yield base.model
+        return
     config = PeftConfig.from_pretrained(directory)
     if isinstance(config, FullConfig):
         config.keep_base = True  # training in place needs no way back, answering in turn does

@@ -1,4 +1,4 @@
-"""Adapters in memory, as many as a budget allows; the least recently used make room.
+"""Adapters in memory, as many as a budget allows; the least recently used are evicted first.
 
 Semantics: `get` is `read_resident` of the adapter's directory. The cache only saves doing it again.
 """
@@ -19,20 +19,20 @@ from manytune.store.resident import ResidentAdapter, read_resident
 from manytune.store.store import AdapterStore
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CacheCounters:
-    """What a cache has done, and how it stands.
+    """What a cache has done, and what it holds.
 
     Attributes:
         hits: Requests that found their adapter in memory, or on its way.
         misses: Requests that had to load it.
         prefetched: Loads that nobody waited for.
-        evictions: Adapters that made room for others.
+        evictions: Adapters that were evicted to load others.
         load_seconds: Time spent loading, of all threads together.
         resident: Adapters in memory.
-        pinned: Those of them that can't make room now.
+        pinned: Those of them that can't be evicted now.
         nbytes: Size of the tensors in memory.
-        budget: What that may come to.
+        budget: Its upper bound.
     """
 
     hits: int
@@ -52,10 +52,10 @@ class CacheCounters:
 
 
 class AdapterCache:
-    """Adapters of a store in memory, in their own dtype. Any number of threads may use it.
+    """Adapters of a store in memory, in their digest dtype. Any number of threads may use it.
 
-    An adapter in use should be pinned: one that isn't may make room, and is then loaded anew for the next who asks,
-    while those who hold it keep its memory alive outside the budget.
+    An adapter in use should be pinned: one that isn't may be evicted. It is then loaded again for the next `get`, while
+    those who hold it keep its memory alive outside the budget.
 
     Args:
         store: Where adapters come from.
@@ -77,12 +77,14 @@ class AdapterCache:
         self._load_seconds = 0.0
 
     def get(self, reference: str) -> ResidentAdapter:
-        """An adapter by name or content hash, from memory if it is there. One that several ask for is loaded once.
+        """An adapter by name or digest, from memory if it is there. One that several threads ask for is loaded once.
 
         Raises:
-            CacheFullError: It doesn't fit into the budget beside what is pinned now.
-            StoreError: There is no such adapter, it is damaged, or larger than the budget.
+            UnknownAdapterError: There is no such adapter.
+            DamagedError: It is damaged.
             BaseMismatchError: It was trained on another base.
+            CacheFullError: It exceeds what pinned adapters leave of the budget; it may fit later.
+            StoreError: It exceeds the whole budget.
         """
         return self._get(self.store.resolve(reference), asked=True)
 
@@ -97,18 +99,18 @@ class AdapterCache:
 
     def pin(self, reference: str) -> ResidentAdapter:
         """Keep an adapter in memory until it is unpinned as often as it was pinned; see `get`."""
-        own = self.store.resolve(reference)
+        digest = self.store.resolve(reference)
         with self._lock:
-            self._pins[own] = self._pins.get(own, 0) + 1
+            self._pins[digest] = self._pins.get(digest, 0) + 1
         try:
-            return self._get(own, asked=True)
+            return self._get(digest, asked=True)
         except BaseException:
-            self._release(own)
+            self._release(digest)
             raise
 
     def unpin(self, adapter: ResidentAdapter) -> None:
         """Take back one pin."""
-        self._release(adapter.id)
+        self._release(adapter.digest)
 
     def prefetch(self, references: Iterable[str]) -> list[Future[ResidentAdapter]]:
         """Begin to load adapters in the background, one after another, and return at once.
@@ -123,34 +125,34 @@ class AdapterCache:
         return [prefetcher.submit(self._prefetch, reference) for reference in references]
 
     def evict(self, reference: str) -> bool:
-        """Let an adapter go, unless it is pinned or not there. Says whether it went."""
-        own = self.store.resolve(reference)
+        """Drop an adapter from memory, unless it is pinned or not there. Returns whether it was dropped."""
+        digest = self.store.resolve(reference)
         with self._lock:
-            return own not in self._pins and self._drop(own)
+            return digest not in self._pins and self._drop(digest)
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """The content hashes of the adapters in memory."""
+        """The digests of the adapters in memory."""
         with self._lock:
             return tuple(self._resident)
 
     def counters(self) -> CacheCounters:
-        """What the cache has done so far, and how it stands."""
+        """What the cache has done so far, and what it holds now."""
         with self._lock:
             return CacheCounters(
-                self._hits,
-                self._misses,
-                self._prefetched,
-                self._evictions,
-                self._load_seconds,
-                len(self._resident),
-                sum(own in self._pins for own in self._resident),
-                self._nbytes,
-                self.budget,
+                hits=self._hits,
+                misses=self._misses,
+                prefetched=self._prefetched,
+                evictions=self._evictions,
+                load_seconds=self._load_seconds,
+                resident=len(self._resident),
+                pinned=sum(digest in self._pins for digest in self._resident),
+                nbytes=self._nbytes,
+                budget=self.budget,
             )
 
     def close(self) -> None:
-        """Finish what is being prefetched; afterwards the cache holds nothing."""
+        """Wait for the adapter that is being prefetched; afterwards the cache holds nothing."""
         if self._prefetcher is not None:
             self._prefetcher.shutdown(cancel_futures=True)
         with self._lock:
@@ -162,12 +164,12 @@ class AdapterCache:
     def _prefetch(self, reference: str) -> ResidentAdapter:
         return self._get(self.store.resolve(reference), asked=False)
 
-    def _get(self, own: str, *, asked: bool) -> ResidentAdapter:
+    def _get(self, digest: str, *, asked: bool) -> ResidentAdapter:
         with self._lock:
-            present = self._resident.get(own)
-            pending = self._loading.get(own)
+            present = self._resident.get(digest)
+            pending = self._loading.get(digest)
             if present is not None:
-                self._resident.move_to_end(own)
+                self._resident.move_to_end(digest)
             if present is not None or pending is not None:
                 self._hits += asked
             elif asked:
@@ -176,51 +178,51 @@ class AdapterCache:
                 self._prefetched += 1
             if present is None and pending is None:
                 mine: Future[ResidentAdapter] = Future()
-                self._loading[own] = mine
+                self._loading[digest] = mine
         if present is not None:
             return present
-        return pending.result() if pending is not None else self._load(own, mine)
+        return pending.result() if pending is not None else self._load(digest, mine)
 
-    def _load(self, own: str, promise: Future[ResidentAdapter]) -> ResidentAdapter:
+    def _load(self, digest: str, promise: Future[ResidentAdapter]) -> ResidentAdapter:
         start = time.perf_counter()
         try:
-            adapter = read_resident(self.store.directory(own), fingerprint=self._fingerprint)
+            adapter = read_resident(self.store.directory(digest), fingerprint=self._fingerprint)
             with self._lock:
-                self._make_room(adapter)
-                self._resident[own] = adapter
+                self._evict_for(adapter)
+                self._resident[digest] = adapter
                 self._nbytes += adapter.nbytes
         except BaseException as error:
             with self._lock:
-                del self._loading[own]
+                del self._loading[digest]
             promise.set_exception(error)
             raise
         with self._lock:
-            del self._loading[own]
+            del self._loading[digest]
             self._load_seconds += time.perf_counter() - start
         promise.set_result(adapter)
         return adapter
 
-    def _make_room(self, adapter: ResidentAdapter) -> None:
-        pinned = sum(self._resident[own].nbytes for own in self._pins if own in self._resident)
+    def _evict_for(self, adapter: ResidentAdapter) -> None:
+        pinned = sum(self._resident[digest].nbytes for digest in self._pins if digest in self._resident)
         if pinned + adapter.nbytes > self.budget:
             kind = StoreError if adapter.nbytes > self.budget else CacheFullError
             raise kind(
-                f"adapter {adapter.id[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, of "
-                f"which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests have "
-                "finished."
+                f"adapter {adapter.digest[:12]} has {adapter.nbytes:,} bytes; the cache's budget is {self.budget:,}, "
+                f"of which {pinned:,} are in use by pinned adapters. Give it a larger budget, or wait until requests "
+                "have finished."
             )
         while self._nbytes + adapter.nbytes > self.budget:
-            self._drop(next(own for own in self._resident if own not in self._pins))
+            self._drop(next(digest for digest in self._resident if digest not in self._pins))
             self._evictions += 1
 
-    def _drop(self, own: str) -> bool:
-        going = self._resident.pop(own, None)
-        if going is not None:
-            self._nbytes -= going.nbytes
-        return going is not None
+    def _drop(self, digest: str) -> bool:
+        dropped = self._resident.pop(digest, None)
+        if dropped is not None:
+            self._nbytes -= dropped.nbytes
+        return dropped is not None
 
-    def _release(self, own: str) -> None:
+    def _release(self, digest: str) -> None:
         with self._lock:
-            left = self._pins.pop(own) - 1
+            left = self._pins.pop(digest) - 1
             if left:
-                self._pins[own] = left
+                self._pins[digest] = left

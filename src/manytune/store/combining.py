@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.errors import StoreError
+from manytune.atomic import atomic_directory, require_absent
 from manytune.methods.arithmetic.weighted import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.model.peft_model import PeftModel
-from manytune.store.adapters import open_adapter, save_adapter
-from manytune.store.base import Base, without_bars
-from manytune.store.files import atomic_directory
-from manytune.store.intake import content_id
-from manytune.store.manifest import Manifest
+from manytune.store.adapters import StoredAdapter, open_adapter, save_adapter
+from manytune.store.base import Base
+from manytune.store.base_source import without_bars
+from manytune.store.digests import digest_of
+from manytune.store.manifest import Description, Manifest
 
 
 def combine_adapters(
@@ -57,22 +57,15 @@ def combine_adapters(
         return save_adapter(
             _Combined(model),
             target,
-            method=method_of(config).name,
-            base=base.name,
-            fingerprint=base.fingerprint,
-            template=one.template if one is not None else None,
-            templates=one.templates if one is not None else None,
-            encoding=one.encoding if one is not None else None,
-            combination={
-                "kind": how.kind,
-                "adapters": [
-                    {
-                        "adapter": str(source) if own.manifest is None else content_id(own.manifest),
-                        "weight": weight,
-                    }
-                    for source, own, weight in zip(sources, stored, weights, strict=True)
-                ],
-            },
+            Description(
+                method=method_of(config).name,
+                base=base.name,
+                fingerprint=base.fingerprint,
+                template=one.template if one is not None else None,
+                templates=one.templates if one is not None else None,
+                encoding=one.encoding if one is not None else None,
+                combination={"kind": how.kind, "adapters": _parts(stored, weights)},
+            ),
         )
     finally:
         model.unload()
@@ -87,12 +80,12 @@ def merge_adapters(sources: Sequence[Path], target: Path, base: Base) -> None:
         base: Their base. Its model is used up: afterwards it has the merged weights.
 
     Raises:
-        StoreError: A directory holds no adapter or a damaged one; or the target exists.
+        StoreError: A directory holds no adapter or a damaged one.
+        TargetExistsError: The target exists.
         BaseMismatchError: An adapter was trained on another base.
         AdapterError: An adapter isn't in the weights, as a soft prompt isn't; or the merged weights aren't finite.
     """
-    if target.exists():
-        raise StoreError(f"{target} exists already. Remove it, or write to another directory.")
+    require_absent(target)
     for source in sources:
         open_adapter(source, base=base)
     model, names = _loaded(sources, base)
@@ -119,6 +112,14 @@ def _loaded(sources: Sequence[Path], base: Base) -> tuple[PeftModel, list[str]]:
     for name, source in zip(names[1:], sources[1:], strict=True):
         model.load_adapter(source, name, strict=True)
     return model, names
+
+
+def _parts(stored: Sequence[StoredAdapter], weights: Sequence[float]) -> list[dict[str, object]]:
+    """What a combination is made of, by digest; an adapter without a manifest by its directory."""
+    return [
+        {"adapter": str(one.path) if one.manifest is None else digest_of(one.manifest), "weight": weight}
+        for one, weight in zip(stored, weights, strict=True)
+    ]
 
 
 def _asks_alike(one: Manifest, other: Manifest) -> bool:

@@ -16,6 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from manytune.atomic import atomic_file
 from manytune.errors import StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
@@ -60,8 +61,7 @@ def export_gguf(directory: str | Path, target: Path, model_config: Any) -> None:
     kind = gguf.MODEL_ARCH[architecture]
     names = gguf.get_tensor_name_map(kind, model_config.num_hidden_layers)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[kind])
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[kind])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(config.lora_alpha))
@@ -74,14 +74,11 @@ def export_gguf(directory: str | Path, target: Path, model_config: Any) -> None:
             b = llama_cpp_order(b, _heads(model_config, path))
         writer.add_tensor(f"{name}.lora_a", _array(a))
         writer.add_tensor(f"{name}.lora_b", _array(b))
-    try:
-        writer.write_header_to_file()
+    with atomic_file(target) as temporary:
+        writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def llama_cpp_order(rows: Tensor, heads: int) -> Tensor:

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from manytune.atomic import atomic_directory
 from manytune.errors import StoreError
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.combined import CombinedConfig, export_parts
-from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.config import CONFIG_NAME, PeftConfig, PeftType
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.init import starts_from_weight
-from manytune.store.adapters import CONFIG_NAME, open_adapter
-from manytune.store.files import atomic_directory
+from manytune.store.adapters import open_adapter
 from manytune.store.resident import MappedTensors
 
 #: The methods that HF PEFT has, too.

@@ -1,4 +1,4 @@
-"""What recognises a base model, so that an adapter never runs on another one unnoticed."""
+"""What identifies a base model, so that an adapter never runs on another one unnoticed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from manytune.errors import StoreError
+from manytune.errors import DamagedError
 from manytune.methods.tuners.quantized_layers import readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SAMPLES = 256  # values looked at in each weight
-# What differs between two loads of one model: where it came from, which release read it, how it will be
-# run.
+_SAMPLES = 256  # values sampled from each weight
+# What differs between two loads of one model: where it came from, which release read it, how it will be run.
 _VOLATILE = {
     "_attn_implementation",
     "_name_or_path",
@@ -35,7 +34,7 @@ _VOLATILE = {
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Three hashes, in hexadecimal digits, that together recognise a base.
+    """Three SHA-256 hashes, in hexadecimal digits, that together identify a base.
 
     Attributes:
         config: Of the architecture's settings.
@@ -61,13 +60,13 @@ class Fingerprint:
         """Read what `to_dict` wrote.
 
         Raises:
-            StoreError: A part is missing, unknown or not text.
+            DamagedError: A part is missing, unknown or not text.
         """
         parts = set(cls.__dataclass_fields__)
         if isinstance(data, dict) and set(data) == parts and all(isinstance(v, str) for v in data.values()):
             return cls(**data)
         expected = ", ".join(sorted(parts))
-        raise StoreError(f"a base fingerprint has the texts {expected}; found {data!r}.")
+        raise DamagedError(f"a base fingerprint has the texts {expected}; found {data!r}.")
 
     def __str__(self) -> str:
         return f"config {self.config[:12]}, weights {self.weights[:12]}, tokenizer {self.tokenizer[:12]}"
@@ -77,8 +76,8 @@ def fingerprint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> F
     """Take the fingerprint of a base model, in a fraction of a second.
 
     Sampled values are rounded to bfloat16, so loading one float32 checkpoint as float32 or as bfloat16
-    gives the same fingerprint; float16 rounds twice and may not. The reverse of that tolerance: two bases
-    whose sampled values differ by less than bfloat16 resolves are taken for one.
+    gives the same fingerprint; float16 rounds twice and may not. The price of that tolerance: two bases
+    whose sampled values are equal in bfloat16 have the same fingerprint.
 
     Args:
         model: The base, with or without adapters attached: a wrapped module counts as the layer in it.
@@ -97,14 +96,14 @@ def _config_hash(model: torch.nn.Module) -> str:
 
 
 def _weights_hash(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, weight in sorted(_base_weights(model, "")):
         flat = readable(weight.detach()).reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         sample = flat[::step][:_SAMPLES].to(device="cpu", dtype=torch.bfloat16)
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+        hashed.update(f"{name}{tuple(weight.shape)}".encode())
+        hashed.update(sample.view(torch.int16).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _base_weights(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -128,8 +127,7 @@ def _base_weights(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, t
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # The text begins with the truncation and padding that the last call happened to use; the rules
-        # follow.
+        # The text begins with the truncation and padding that the last call happened to use; the rules follow.
         rules = backend.to_str().partition('"added_tokens":')[2]
     else:
         rules = _json(sorted(tokenizer.get_vocab().items()))

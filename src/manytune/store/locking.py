@@ -1,4 +1,4 @@
-"""One writer at a time, among the threads and processes that share a store."""
+"""One writer at a time, among the threads and processes that share a store or a run's directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from manytune.errors import StoreError
+from manytune.errors import LockedError
 
 _POLL = 0.01  # seconds between two tries; what is done under the lock takes about as long
 _PATIENCE = 60.0
@@ -27,26 +27,43 @@ def locked(file: Path, *, patience: float = _PATIENCE) -> Iterator[None]:
         patience: Seconds to wait.
 
     Raises:
-        StoreError: It is still held after that.
+        LockedError: It is still held after that.
     """
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
+    with _opened(file, os.O_RDWR | os.O_CREAT) as descriptor:
         deadline = time.monotonic() + patience
         while not try_lock(descriptor):
             if time.monotonic() > deadline:
-                raise StoreError(
+                raise LockedError(
                     f"{file.parent}: another process has held it for {patience:.0f} s. Wait for it, or stop it."
                 )
             time.sleep(_POLL)
         yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a directory for this process while the block runs; it is created if it isn't there.
+
+    The hold ends with the process, however that ends, so nothing has to be cleaned up after a kill. Windows can't hold
+    a directory; there the block runs without.
+
+    Args:
+        directory: The directory.
+
+    Raises:
+        LockedError: Another process holds it; it isn't waited for.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    with _opened(directory, os.O_RDONLY) as descriptor:
+        if not try_lock(descriptor):
+            raise LockedError(f"{directory}: another process is writing here. Wait for it, or stop it.")
+        yield
 
 
 def try_lock(descriptor: int) -> bool:
@@ -58,3 +75,17 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    import fcntl
+
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        fcntl.flock(
+            descriptor, fcntl.LOCK_UN
+        )  # closing isn't enough if a forked child has the descriptor, too
+        os.close(descriptor)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from manytune.errors import StoreError
+from manytune.errors import DamagedError, StoreError
 from manytune.store.fingerprint import Fingerprint
 
 MANIFEST_NAME = "manifest.json"
@@ -20,42 +20,58 @@ MOST_BYTES = 16 << 20
 Encoding = Literal["chat", "plain"]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What was trained, on what, with what, and what the files must be.
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What an adapter is: what was trained, on what, with what.
 
     Attributes:
         method: The method's name, such as "lora".
         base: What the base was called when the adapter was trained: a hub id, a directory or a file.
-        fingerprint: What recognises that base.
+        fingerprint: What identifies that base, taken before anything was attached to it.
         template: The prompt template's parts by name (`prompt`, `completion`, `system`, `group_by`); None
             if there was none.
+        templates: For several tasks, the template's parts of each by the task's name; `template` is None
+            then. None for a single task.
         encoding: Whether prompts went through the tokenizer's chat template or not; None if it isn't known.
         recipe: The recipe of the run; None if there was none.
         scores: Measured numbers by name.
-        files: The SHA-256 of each file that decides what the adapter computes, by name.
-        created: When, in UTC, as `2026-01-31T12:00:00Z`.
-        manytune: The release that wrote it.
-        templates: For several tasks, the template's parts of each by the task's name; `template` is None
-            then. None for a single task.
-        combination: For an adapter that was combined from others: the kind, and of each its content hash and weight.
+        combination: For an adapter that was combined from others: the kind, and of each its digest and weight.
             None for one that was trained.
-        format: The version of this description.
     """
 
     method: str
     base: str
     fingerprint: Fingerprint
-    template: Mapping[str, str] | None
-    encoding: Encoding | None
-    recipe: Mapping[str, Any] | None
-    scores: Mapping[str, float]
+    template: Mapping[str, str] | None = None
+    templates: Mapping[str, Mapping[str, str]] | None = None
+    encoding: Encoding | None = None
+    recipe: Mapping[str, Any] | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    combination: Mapping[str, Any] | None = None
+
+    @property
+    def templates_by_task(self) -> Mapping[str | None, Mapping[str, str]]:
+        """The template's parts of each task; a single task's are under None."""
+        if self.template is not None:
+            return {None: self.template}
+        return {task: parts for task, parts in (self.templates or {}).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Description):
+    """An adapter's description, and what its files must be.
+
+    Attributes:
+        files: The SHA-256 of each file that decides what the adapter computes, by name.
+        created: When, in UTC, as `2026-01-31T12:00:00Z`.
+        manytune: The release that wrote it.
+        format: The version of this manifest's format.
+    """
+
     files: Mapping[str, str]
     created: str
     manytune: str
-    templates: Mapping[str, Mapping[str, str]] | None = None
-    combination: Mapping[str, Any] | None = None
-    format: int = field(default=FORMAT)
+    format: int = FORMAT
 
     def to_json(self) -> str:
         """As it is written to `manifest.json`."""
@@ -63,7 +79,7 @@ class Manifest:
         values["fingerprint"] = self.fingerprint.to_dict()
         for key in ("templates", "combination"):
             if values[key] is None:
-                del values[key]  # only adapters of several tasks, or out of several adapters, have the key
+                del values[key]  # only adapters of several tasks, or made of several adapters, have the key
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
@@ -73,18 +89,18 @@ class Manifest:
 
         Raises:
             FileNotFoundError: It isn't there.
-            StoreError: It isn't a manifest; see `from_json`.
+            DamagedError: It isn't a manifest; see `from_json`.
         """
         found = file.stat()
         # A pipe would keep its reader waiting, and some devices never end.
         if not stat.S_ISREG(found.st_mode):
-            raise StoreError(f"{file}: expected a plain file.")
+            raise DamagedError(f"{file}: expected a plain file.")
         if found.st_size > MOST_BYTES:
-            raise StoreError(f"{file}: {found.st_size:,} bytes; a manifest has at most {MOST_BYTES:,}.")
+            raise DamagedError(f"{file}: {found.st_size:,} bytes; a manifest has at most {MOST_BYTES:,}.")
         try:
             return cls.from_json(file.read_text(encoding="utf-8"), where=str(file))
         except UnicodeDecodeError as error:
-            raise StoreError(f"{file}: expected JSON in UTF-8: {error}.") from None
+            raise DamagedError(f"{file}: expected JSON in UTF-8: {error}.") from None
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
@@ -95,45 +111,50 @@ class Manifest:
             where: The file, for messages.
 
         Raises:
-            StoreError: It isn't JSON, has another format, or a key is missing, unknown or of the wrong
+            DamagedError: It isn't JSON, has another format, or a key is missing, unknown or of the wrong
                 kind.
         """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise StoreError(f"{where}: expected JSON: {error}.") from error
+            raise DamagedError(f"{where}: expected JSON: {error}.") from error
         if not isinstance(values, dict):
-            raise StoreError(f"{where}: expected a JSON object; found {type(values).__name__}.")
+            raise DamagedError(f"{where}: expected a JSON object; found {type(values).__name__}.")
         values.setdefault("templates", None)
         values.setdefault("combination", None)
         if values.get("format") != FORMAT:
-            raise StoreError(
-                f"{where}: expected manifest format {FORMAT}; found {shorten(values.get('format'))}. "
+            raise DamagedError(
+                f"{where}: expected manifest format {FORMAT}; found {_shorten(values.get('format'))}. "
                 "A newer manytune may have written it: update manytune, or train the adapter again."
             )
-        known = {f.name for f in fields(cls)}
-        for word, keys in (("misses", known - set(values)), ("has the unknown", set(values) - known)):
-            if keys:
-                raise StoreError(f"{where}: the manifest {word} key {', '.join(sorted(keys))[:200]}.")
-        for key, (kinds, expected) in _KINDS.items():
-            if not isinstance(values[key], kinds):
-                raise StoreError(f"{where}: {key} must be {expected}; found {shorten(values[key])}.")
-        for key, (fits, expected) in _INNER.items():
-            for name, value in (values[key] or {}).items():
-                if not fits(name, value):
-                    raise StoreError(f"{where}: {key} must hold {expected}; found {shorten({name: value})}.")
-        if values["encoding"] not in ("chat", "plain", None):
-            raise StoreError(
-                f'{where}: encoding must be "chat", "plain" or null; found {shorten(values["encoding"])}.'
-            )
+        _check_values(values, where)
         try:
-            recognised = Fingerprint.from_dict(values.pop("fingerprint"))
+            fingerprint = Fingerprint.from_dict(values.pop("fingerprint"))
         except StoreError as error:
-            raise StoreError(f"{where}: {error}") from error
-        return cls(fingerprint=recognised, **cast(dict[str, Any], values))
+            raise DamagedError(f"{where}: {error}") from error
+        return cls(fingerprint=fingerprint, **cast(dict[str, Any], values))
 
 
-def shorten(value: object) -> str:
+def _check_values(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a manifest's JSON object if a key is missing, unknown or of the wrong kind."""
+    known = {f.name for f in fields(Manifest)}
+    for word, keys in (("misses", known - set(values)), ("has the unknown", set(values) - known)):
+        if keys:
+            raise DamagedError(f"{where}: the manifest {word} key {', '.join(sorted(keys))[:200]}.")
+    for key, (kinds, expected) in _KINDS.items():
+        if not isinstance(values[key], kinds):
+            raise DamagedError(f"{where}: {key} must be {expected}; found {_shorten(values[key])}.")
+    for key, (fits, expected) in _INNER.items():
+        for name, value in (values[key] or {}).items():
+            if not fits(name, value):
+                raise DamagedError(f"{where}: {key} must hold {expected}; found {_shorten({name: value})}.")
+    if values["encoding"] not in ("chat", "plain", None):
+        raise DamagedError(
+            f'{where}: encoding must be "chat", "plain" or null; found {_shorten(values["encoding"])}.'
+        )
+
+
+def _shorten(value: object) -> str:
     """A value as a message shows it."""
     try:
         shown = repr(value)

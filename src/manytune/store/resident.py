@@ -7,7 +7,6 @@ the same shape, and a view is made when it is asked for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -19,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manytune.errors import BaseMismatchError, StoreError
+from manytune.errors import DamagedError
 from manytune.methods.checkpoint.format import TENSORS_NAME
-from manytune.methods.config import PeftConfig
-from manytune.store.adapters import CONFIG_NAME, open_adapter
+from manytune.methods.config import CONFIG_NAME, PeftConfig
+from manytune.store.adapters import check_base, open_adapter
+from manytune.store.digests import digest_of, digest_of_files
 from manytune.store.fingerprint import Fingerprint
-from manytune.store.intake import content_id
 from manytune.store.manifest import Manifest
 
 _DTYPES = {
@@ -48,7 +47,7 @@ class ResidentAdapter:
     """An adapter that is ready to run. Nothing in it may be changed: others hold the same one.
 
     Attributes:
-        id: The hash of its content. Equal ids mean equal answers on the same base.
+        digest: Identifies its content. Equal digests mean equal answers on the same base.
         config: Its options.
         tensors: Its tensors by their names in HF PEFT's file, in their own dtype.
         nbytes: The size of the tensors.
@@ -56,7 +55,7 @@ class ResidentAdapter:
             no store.
     """
 
-    id: str
+    digest: str
     config: PeftConfig
     tensors: Mapping[str, Tensor]
     nbytes: int
@@ -65,16 +64,12 @@ class ResidentAdapter:
     @property
     def templates(self) -> Mapping[str | None, Mapping[str, str]]:
         """The parts of the prompt template of each task; a single task's are under None."""
-        if self.manifest is None:
-            return {}
-        if self.manifest.template is not None:
-            return {None: self.manifest.template}
-        return {task: parts for task, parts in (self.manifest.templates or {}).items()}
+        return {} if self.manifest is None else self.manifest.templates_by_task
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor stands in the part of a file that holds tensors; `start` and `size` in bytes."""
+    """Where a tensor is in the part of a file that holds tensors; `start` and `size` in bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -91,7 +86,7 @@ class MappedTensors(Mapping[str, Tensor]):
             no harm.
 
     Raises:
-        StoreError: It isn't a whole safetensors file.
+        DamagedError: It isn't a whole safetensors file.
     """
 
     __slots__ = ("_data_start", "_places", "_storage", "nbytes")
@@ -104,12 +99,12 @@ class MappedTensors(Mapping[str, Tensor]):
         try:
             self._places, self.nbytes = _layout(header)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(
+            raise DamagedError(
                 f"{path}: this isn't a safetensors file; it may have been cut off ({error})."
             ) from None
         self._data_start = 8 + length
         if self._data_start + self.nbytes != size:
-            raise StoreError(
+            raise DamagedError(
                 f"{path}: expected {self._data_start + self.nbytes:,} bytes, found {size:,}; it may have been cut off."
             )
         # Private: what is written to a view by mistake never reaches the file.
@@ -141,31 +136,25 @@ def read_resident(directory: str | Path, *, fingerprint: Fingerprint | None = No
         fingerprint: The base that it is to run on; None leaves that to the caller.
 
     Raises:
-        StoreError: The directory holds no adapter, or a damaged one.
+        StoreError: The directory holds no adapter.
+        DamagedError: It holds a damaged one.
         BaseMismatchError: The adapter was trained on another base.
     """
     stored = open_adapter(directory)
     manifest = stored.manifest
     if manifest is not None:
-        own = content_id(manifest)
-        differing = manifest.fingerprint.differences(fingerprint) if fingerprint is not None else ()
-        if differing:
-            raise BaseMismatchError(
-                f"{stored.path}: the adapter was trained on another base ({manifest.base}); the "
-                f"{' and the '.join(differing)} differ. Run it on the base that it was trained on."
-            )
+        if fingerprint is not None:
+            check_base(stored.path, manifest, fingerprint)
+        digest = digest_of(manifest)
     else:
-        digest = hashlib.sha256()
-        for name in (CONFIG_NAME, TENSORS_NAME):
-            digest.update((stored.path / name).read_bytes())
-        own = digest.hexdigest()
+        digest = digest_of_files(stored.path / CONFIG_NAME, stored.path / TENSORS_NAME)
     tensors = MappedTensors(stored.path / TENSORS_NAME)
-    return ResidentAdapter(own, PeftConfig.from_pretrained(stored.path), tensors, tensors.nbytes, manifest)
+    return ResidentAdapter(digest, PeftConfig.from_pretrained(stored.path), tensors, tensors.nbytes, manifest)
 
 
 @lru_cache(maxsize=64)
 def _layout(header: bytes) -> tuple[Mapping[str, _Place], int]:
-    """What a header says, as places and the bytes that they take; many adapters have the very same header."""
+    """A header's tensors as places, and the bytes that they take; many adapters have the very same header."""
     described: Any = json.loads(header)
     places = {}
     for name, entry in described.items():

@@ -1,4 +1,4 @@
-"""Where a store's files are written before they appear, and go before they are removed."""
+"""Where a store's files are written before they appear, and moved before they are removed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from manytune.store.files import flush_directory
+from manytune.atomic import atomic_write, flush_directory
 from manytune.store.locking import locked, try_lock
 
 
 class Staging:
-    """A directory beside what it serves, on the same file system, and the lock that goes with it.
+    """A directory next to what it serves, on the same file system, and the lock that goes with it.
 
-    A directory that is being filled is held by its writer, and everything else in here belongs to somebody who has the
-    lock. So with the lock in hand whatever nobody holds was left by a process that was killed.
+    A directory that is being filled is held by its writer, and everything else in here belongs to whoever has the lock.
+    So with the lock in hand, whatever nobody holds was left by a process that was killed.
 
     Args:
         directory: Made when it is first used.
@@ -44,7 +44,7 @@ class Staging:
             directory.mkdir()
             if sys.platform != "win32":
                 descriptor = os.open(directory, os.O_RDONLY)
-                try_lock(descriptor)  # the sign that it is being filled
+                try_lock(descriptor)  # marks it as being filled
         try:
             yield directory
         finally:
@@ -54,21 +54,15 @@ class Staging:
 
     def put(self, path: Path, text: str) -> None:
         """Write a file that appears whole, or replaces another at once. With the lock in hand."""
-        temporary = self._path()
-        with temporary.open("xb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        flush_directory(path.parent)
+        atomic_write(path, text, within=self._directory)
 
     def take(self, directory: Path) -> Path:
-        """Make a directory disappear at once. With the lock in hand; the caller removes what is given back."""
+        """Make a directory disappear at once. With the lock in hand; the caller removes what is returned."""
         self._directory.mkdir(exist_ok=True)
-        going = self._path()
-        directory.rename(going)
+        moved = self._path()
+        directory.rename(moved)
         flush_directory(directory.parent)
-        return going
+        return moved
 
     def _path(self) -> Path:
         return self._directory / secrets.token_hex(8)

@@ -1,21 +1,19 @@
-"""A directory of adapters in which each is kept once, under the hash of its content.
+"""A directory of adapters in which each is kept once, under its digest.
 
     store.json                the format's version
     objects/ab/abcdef…/       an adapter: HF PEFT's files and manifest.json; only its scores ever change
-    names/summaries           the hash of the adapter that the name stands for
+    names/summaries           the digest of the adapter that has the name
     tags/production/abcdef…   empty: the adapter has the tag
-    staging/                  adapters on their way in or out
-    .lock                     held while an adapter, a name or a tag appears or goes
+    staging/                  adapters that are being added or removed
+    .lock                     held while an adapter, a name or a tag is added or removed
 
-What appears is renamed into place, and a name appears after its adapter and goes before it: whoever reads sees whole
-adapters only, without a lock, whenever a writer is killed. What a killed writer leaves in `staging` is removed by the
-next one.
+What is added is renamed into place; a name is added after its adapter and removed before it. So readers need no lock
+and see whole adapters only, whenever a writer is killed. What it leaves in `staging` is removed by the next writer.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import shutil
@@ -24,17 +22,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.errors import StoreError
+from manytune.atomic import atomic_write, flush_directory, flush_tree
+from manytune.errors import StoreError, UnknownAdapterError
 from manytune.store.base import Base
-from manytune.store.files import atomic_write, flush_directory, flush_tree
-from manytune.store.intake import content_id, content_id_in, gather
+from manytune.store.digests import digest_of
+from manytune.store.intake import gather
+from manytune.store.labels import Labels, check_word
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.staging import Staging
 
 _FORMAT = 1
 _DESCRIPTION = "store.json"
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_ID_START = re.compile(r"[0-9a-f]{6,64}")
+_DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class StoreEntry:
     """An adapter in a store.
 
     Attributes:
-        id: The hash of its content; see `intake.content_id`.
+        digest: Identifies its content; see `digests.digest_of`.
         path: Its directory, which HF PEFT reads, too.
         manifest: What it says about itself.
         names: What it is called, sorted.
@@ -50,7 +49,7 @@ class StoreEntry:
         nbytes: The size of its files.
     """
 
-    id: str
+    digest: str
     path: Path
     manifest: Manifest
     names: tuple[str, ...]
@@ -58,7 +57,7 @@ class StoreEntry:
     nbytes: int
 
     def __str__(self) -> str:
-        return self.names[0] if self.names else self.id[:12]
+        return self.names[0] if self.names else self.digest[:12]
 
 
 class AdapterStore:
@@ -74,32 +73,34 @@ class AdapterStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
         self._staging = Staging(self.root / "staging", self.root / ".lock")
+        self._labels = Labels(self.root, self._staging)
         self._check_format()
 
     # -- reading
 
     def resolve(self, reference: str) -> str:
-        """The content hash that a name, a hash or the first 6 or more digits of one stand for.
+        """The digest of the adapter that is called by a name, a digest, or the first 6 or more digits of one.
 
         Raises:
-            StoreError: Nothing or more than one adapter is called so.
+            UnknownAdapterError: No adapter is called so, or more than one.
         """
-        if _WORD.fullmatch(reference):
-            named = content_id_in(self.root / "names" / reference)
-            if named is not None and self.directory(named).is_dir():
-                return named
-        if _ID_START.fullmatch(reference):
+        named = self._labels.named(reference)
+        if named is not None and self.directory(named).is_dir():
+            return named
+        if _DIGEST_START.fullmatch(reference):
             shard = self.root / "objects" / reference[:2]
             found = sorted(path.name for path in shard.glob(f"{reference}*"))
             if len(found) == 1:
                 return found[0]
             if found:
-                raise StoreError(f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}.")
-        raise StoreError(self._unknown(reference))
+                raise UnknownAdapterError(
+                    f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}. Give more digits."
+                )
+        raise self._unknown(reference)
 
-    def directory(self, own: str) -> Path:
-        """The directory of the adapter with a content hash, whether it is there or not."""
-        return self.root / "objects" / own[:2] / own
+    def directory(self, digest: str) -> Path:
+        """The directory of the adapter with a digest, whether it is there or not."""
+        return self.root / "objects" / digest[:2] / digest
 
     def path(self, reference: str) -> Path:
         """The directory of an adapter; see `resolve`."""
@@ -108,16 +109,16 @@ class AdapterStore:
     def __contains__(self, reference: str) -> bool:
         try:
             self.resolve(reference)
-        except StoreError:
+        except UnknownAdapterError:
             return False
         return True
 
     def entry(self, reference: str) -> StoreEntry:
         """One adapter; see `resolve`."""
-        found = self.resolve(reference)
-        entry = self._entry(found, self._labels("names"), self._labels("tags"))
+        digest = self.resolve(reference)
+        entry = self._entry(digest, self._labels.names(), self._labels.tags())
         if entry is None:
-            raise StoreError(self._unknown(reference))
+            raise self._unknown(reference)
         return entry
 
     def entries(
@@ -127,28 +128,30 @@ class AdapterStore:
 
         Args:
             tag: The tag.
-            unreadable: Told the hash of each adapter whose manifest can't be read, and why; they aren't listed. None
-                raises for the first.
+            unreadable: Called with the digest of each adapter whose manifest can't be read, and why; they aren't
+                listed. None raises for the first.
         """
-        names, tags = self._labels("names"), self._labels("tags")
+        names, tags = self._labels.names(), self._labels.tags()
         found = []
-        for own in self._ids():
-            if tag is not None and tag not in tags.get(own, ()):
+        for digest in self._digests():
+            if tag is not None and tag not in tags.get(digest, ()):
                 continue
             try:
-                entry = self._entry(own, names, tags)
+                entry = self._entry(digest, names, tags)
             except StoreError as error:
                 if unreadable is None:
                     raise
-                unreadable(own, error)
+                unreadable(digest, error)
                 continue
             if entry is not None:  # else another process has removed it meanwhile
                 found.append(entry)
-        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.id)))
+        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
 
     def names(self) -> dict[str, str]:
-        """All names, sorted, with the content hashes that they stand for."""
-        return dict(sorted((name, own) for own, called in self._labels("names").items() for name in called))
+        """All names, sorted, with the digests of the adapters that have them."""
+        return dict(
+            sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
+        )
 
     # -- writing
 
@@ -165,45 +168,44 @@ class AdapterStore:
 
         Args:
             source: A run, an adapter's directory, or a checkpoint of HF PEFT.
-            name: What to call it; None for its hash alone.
+            name: What to call it; None for its digest alone.
             move: Take the name from another adapter that has it.
             tags: Tags to give it.
             base: Its base, to be checked; needed for a checkpoint of HF PEFT.
 
         Raises:
-            StoreError: There is no whole adapter; the name is taken, or can't be one; or the base is missing.
+            StoreError: There is no adapter; the name can't be one; or the base is missing.
+            DamagedError: A file of the adapter is missing, damaged, or a pickle.
+            NameTakenError: The name is taken.
             BaseMismatchError: The adapter was trained on another base.
-            ConfigError: Its options are none that manytune implements.
+            ConfigError: manytune doesn't implement its options.
         """
         tags = tuple(tags)
         for word in (*([name] if name is not None else []), *tags):
-            _check_word(word)
+            check_word(word)
         self._create()
         with self._staging.filling() as staged:
             manifest = gather(Path(source).expanduser(), staged, base)
             flush_tree(staged)
-            own = content_id(manifest)
+            digest = digest_of(manifest)
             with self._lock():
                 if name is not None and not move:
-                    self._check_free(name, own)
-                target = self.directory(own)
-                is_new = not target.is_dir()
-                if not is_new:
-                    self._put_scores(own, manifest.scores)
+                    self._labels.require_free(name, digest)
+                is_new = not self.directory(digest).is_dir()
+                if is_new:
+                    self._put_files(digest, staged)
                 else:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    staged.rename(target)
-                    flush_directory(target.parent)
+                    self._put_scores(digest, manifest.scores)
                 if name is not None:
-                    self._put_name(name, own)
+                    self._labels.put_name(name, digest)
                 for tag in tags:
-                    self._put_tag(tag, own)
+                    self._labels.put_tag(tag, digest)
         if not is_new:
-            return self.entry(own)
-        # The same, without looking through all names and tags for those of an adapter that has just come.
-        names = {own: [name]} if name is not None else {}
-        entry = self._entry(own, names, {own: sorted(set(tags))})
-        return entry if entry is not None else self.entry(own)
+            return self.entry(digest)
+        # The same, without looking through all names and tags for those of an adapter that was just added.
+        names = {digest: [name]} if name is not None else {}
+        entry = self._entry(digest, names, {digest: sorted(set(tags))})
+        return entry if entry is not None else self.entry(digest)
 
     def alias(self, reference: str, name: str, *, move: bool = False) -> None:
         """Call an adapter by one more name.
@@ -214,68 +216,67 @@ class AdapterStore:
             move: Take the name from another adapter that has it.
 
         Raises:
-            StoreError: There is no such adapter; or the name is taken, or can't be one.
+            UnknownAdapterError: There is no such adapter.
+            NameTakenError: The name is taken.
+            StoreError: The name can't be one.
         """
-        _check_word(name)
+        check_word(name)
         with self._lock():
-            own = self.resolve(reference)
+            digest = self.resolve(reference)
             if not move:
-                self._check_free(name, own)
-            self._put_name(name, own)
+                self._labels.require_free(name, digest)
+            self._labels.put_name(name, digest)
 
     def unalias(self, name: str) -> None:
         """Forget a name; the adapter stays.
 
         Raises:
-            StoreError: There is no such name.
+            UnknownAdapterError: There is no such name.
         """
         with self._lock():
-            if not _WORD.fullmatch(name) or not (self.root / "names" / name).is_file():
-                raise StoreError(self._unknown(name))
-            (self.root / "names" / name).unlink()
-            flush_directory(self.root / "names")
+            if not self._labels.has_name(name):
+                raise self._unknown(name)
+            self._labels.take_names(name)
 
     def tag(self, reference: str, *tags: str) -> None:
         """Give an adapter tags.
 
         Raises:
-            StoreError: There is no such adapter, or a tag can't be one.
+            UnknownAdapterError: There is no such adapter.
+            StoreError: A tag can't be one.
         """
         for tag in tags:
-            _check_word(tag)
+            check_word(tag)
         with self._lock():
-            own = self.resolve(reference)
+            digest = self.resolve(reference)
             for tag in tags:
-                self._put_tag(tag, own)
+                self._labels.put_tag(tag, digest)
 
     def untag(self, reference: str, *tags: str) -> None:
-        """Take tags from an adapter; those that it doesn't have are passed over."""
+        """Take tags from an adapter; those that it doesn't have are skipped."""
         with self._lock():
-            own = self.resolve(reference)
+            digest = self.resolve(reference)
             for tag in tags:
-                if _WORD.fullmatch(tag):
-                    self._take_tag(tag, own)
+                self._labels.take_tag(tag, digest)
 
     def add_scores(self, reference: str, scores: Mapping[str, float]) -> None:
-        """Put scores beside those that an adapter has; a score of the same name is replaced."""
+        """Add scores to those that an adapter has; a score of the same name is replaced."""
         with self._lock():
             self._put_scores(self.resolve(reference), scores)
 
     def remove(self, reference: str) -> None:
-        """Remove an adapter with all its names and tags. Who has its files open keeps them.
+        """Remove an adapter with all its names and tags. A process that has its files open keeps them.
 
         Raises:
-            StoreError: There is no such adapter.
+            UnknownAdapterError: There is no such adapter.
         """
         with self._lock():
-            own = self.resolve(reference)
-            for name in self._labels("names").get(own, ()):
-                (self.root / "names" / name).unlink()
-            for tag in self._labels("tags").get(own, ()):
-                self._take_tag(tag, own)
-            flush_directory(self.root / "names")
-            going = self._staging.take(self.directory(own))
-        shutil.rmtree(going, ignore_errors=True)
+            digest = self.resolve(reference)
+            self._labels.take_names(*self._labels.names().get(digest, ()))
+            for tag in self._labels.tags().get(digest, ()):
+                self._labels.take_tag(tag, digest)
+            removed = self._staging.take(self.directory(digest))
+        shutil.rmtree(removed, ignore_errors=True)
 
     # -- parts
 
@@ -300,7 +301,7 @@ class AdapterStore:
         self.root.mkdir(parents=True, exist_ok=True)
         with self._staging.lock():
             if not (self.root / _DESCRIPTION).is_file():
-                # First of all: a directory with anything in it and without this isn't a store.
+                # Before anything else: a directory that has anything in it, but not this, isn't a store.
                 atomic_write(self.root / _DESCRIPTION, json.dumps({"format": _FORMAT}) + "\n")
             for part in ("objects", "names", "tags", "staging"):
                 (self.root / part).mkdir(exist_ok=True)
@@ -312,81 +313,39 @@ class AdapterStore:
             )
         return self._staging.lock()
 
-    def _ids(self) -> Iterator[str]:
+    def _digests(self) -> Iterator[str]:
         objects = self.root / "objects"
         for shard in sorted(objects.iterdir()) if objects.is_dir() else ():
             if shard.is_dir():
                 yield from sorted(path.name for path in shard.iterdir())
 
-    def _labels(self, kind: str) -> dict[str, list[str]]:
-        """All names, or all tags, by content hash."""
-        found: dict[str, list[str]] = {}
-        folder = self.root / kind
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            try:
-                named = content_id_in(path) if kind == "names" else None
-                owners = [p.name for p in path.iterdir()] if kind == "tags" else [named] if named else []
-            except (FileNotFoundError, NotADirectoryError):  # another process took it back meanwhile
-                continue
-            for own in owners:
-                found.setdefault(own, []).append(path.name)
-        return found
-
     def _entry(
-        self, own: str, names: Mapping[str, list[str]], tags: Mapping[str, list[str]]
+        self, digest: str, names: Mapping[str, list[str]], tags: Mapping[str, list[str]]
     ) -> StoreEntry | None:
-        path = self.directory(own)
+        path = self.directory(digest)
         try:
             manifest = Manifest.read(path / MANIFEST_NAME)
             nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         except FileNotFoundError:
             return None
-        return StoreEntry(own, path, manifest, tuple(names.get(own, ())), tuple(tags.get(own, ())), nbytes)
+        return StoreEntry(
+            digest, path, manifest, tuple(names.get(digest, ())), tuple(tags.get(digest, ())), nbytes
+        )
 
-    def _check_free(self, name: str, own: str) -> None:
-        file = self.root / "names" / name
-        if (taken := content_id_in(file)) not in (None, own):
-            raise StoreError(
-                f"{self.root}: the name {name!r} belongs to adapter {str(taken)[:12]}. Choose another name, or move it."
-            )
+    def _put_files(self, digest: str, staged: Path) -> None:
+        target = self.directory(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(target)
+        flush_directory(target.parent)
 
-    def _put_name(self, name: str, own: str) -> None:
-        self._staging.put(self.root / "names" / name, own)
-
-    def _put_tag(self, tag: str, own: str) -> None:
-        folder = self.root / "tags" / tag
-        folder.mkdir(exist_ok=True)
-        (folder / own).touch()
-        flush_directory(folder)
-
-    def _take_tag(self, tag: str, own: str) -> None:
-        folder = self.root / "tags" / tag
-        (folder / own).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-    def _put_scores(self, own: str, scores: Mapping[str, float]) -> None:
-        file = self.directory(own) / MANIFEST_NAME
+    def _put_scores(self, digest: str, scores: Mapping[str, float]) -> None:
+        file = self.directory(digest) / MANIFEST_NAME
         manifest = Manifest.read(file)
         together = {**manifest.scores, **scores}
         if together != manifest.scores:
             self._staging.put(file, dataclasses.replace(manifest, scores=together).to_json())
 
-    def _unknown(self, reference: str) -> str:
-        folder = self.root / "names"
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        close = difflib.get_close_matches(reference, names, n=1)
-        if close:
-            return f"{self.root}: there is no adapter {reference!r}. Did you mean {close[0]!r}?"
-        listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-        return f"{self.root}: there is no adapter {reference!r}. " + (
-            f"Its adapters: {listed}." if names else "Its adapters have no names, or there are none."
-        )
-
-
-def _check_word(word: str) -> None:
-    if not _WORD.fullmatch(word):
-        raise StoreError(
-            f"{word!r} can't be a name or a tag: expected up to 100 letters, digits, dots, dashes and underscores, the "
-            "first one a letter or a digit."
+    def _unknown(self, reference: str) -> UnknownAdapterError:
+        return UnknownAdapterError(
+            f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
         )

@@ -1,4 +1,4 @@
-"""Whether an adapter on disk is what it says it is, and whether it does anything."""
+"""Whether an adapter on disk is intact, fits its base, and changes the base's output."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ class Verification:
 
 
 def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verification:
-    """Check an adapter's hashes and values; with a base also that it belongs to it, fits it, and changes its output.
+    """Check an adapter's hashes and values; with a base also that it fits this base and changes its output.
 
     Args:
         directory: The adapter's directory.
         base: The base that it is to run on; left as it was.
 
     Raises:
-        StoreError: A file is missing, damaged or a pickle; a value isn't finite; or the adapter changes nothing.
+        DamagedError: A file is missing, damaged or a pickle.
+        StoreError: A value is NaN or Inf, or the adapter changes nothing.
         BaseMismatchError: It was trained on another base.
         CheckpointError: A tensor is missing, left over or of another shape than the base needs.
     """
@@ -60,8 +61,8 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise StoreError(
-                f"{stored.path / TENSORS_NAME}: {name} has values that aren't finite. Its training has diverged; train "
-                "it again, with a lower learning rate."
+                f"{stored.path / TENSORS_NAME}: {name} has values that are NaN or Inf. Its training has diverged; "
+                "train it again, with a lower learning rate."
             )
     effect = None if base is None else _effect(stored.path, base)
     return Verification(
@@ -84,7 +85,7 @@ def _effect(path: Path, base: Base) -> float:
             "may never have been trained."
         )
     if not difference < float("inf"):
-        raise StoreError(f"{path}: with the adapter the base gives logits that aren't finite.")
+        raise StoreError(f"{path}: with the adapter the base gives logits that are NaN or Inf.")
     return difference
 
 

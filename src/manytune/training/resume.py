@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerState
 
+from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.errors import RunError
-from manytune.store.files import atomic_directory, clean_leftovers
 from manytune.training.loop.counters import Tally
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other

@@ -27,6 +27,7 @@ import torch
 from transformers import set_seed
 
 from manytune import __version__
+from manytune.atomic import atomic_write, clean_leftovers
 from manytune.data.dataset import TokenSplits, content_hash, encode_splits, read_splits
 from manytune.data.mixing import Mixture
 from manytune.data.records import Rejected
@@ -34,7 +35,8 @@ from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
-from manytune.store.files import atomic_write, clean_leftovers, held
+from manytune.store.locking import held
+from manytune.store.manifest import Description
 from manytune.training.data_summary import describe_data
 from manytune.training.dates import dated
 from manytune.training.loop.train import TrainingResult, train_model
@@ -153,16 +155,8 @@ def run(
     _check_place(directory, resume=resume, overwrite=overwrite)
     with held(directory):
         _enter(directory, recipe, resume=resume, overwrite=overwrite)
-        return _train(
-            recipe,
-            directory,
-            resume,
-            keep_checkpoints,
-            measure_speed,
-            report,
-            notify or (lambda _: None),
-            base,
-        )
+        say = notify or (lambda _: None)
+        return _train(recipe, directory, resume, keep_checkpoints, measure_speed, report, say, base)
 
 
 def _train(
@@ -235,14 +229,17 @@ def _train(
         save_adapter(
             model,
             directory / "adapter",
-            method=recipe.method.name,
-            base=base.name,
-            fingerprint=base.fingerprint,
-            template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
-            templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
-            encoding=data.mode,
-            recipe=recipe.model_dump(mode="json"),
-            scores={} if loss is None else {"validation_loss": loss},
+            Description(
+                method=recipe.method.name,
+                base=base.name,
+                fingerprint=base.fingerprint,
+                template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
+                templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()}
+                or None,
+                encoding=data.mode,
+                recipe=recipe.model_dump(mode="json"),
+                scores={} if loss is None else {"validation_loss": loss},
+            ),
         )
     finished = TrainedRun(
         directory=directory,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from manytune.store.files import atomic_write
+from manytune.atomic import atomic_write
 from manytune.training.progress import Report, StepReport
 
 LOG_NAME = "log.jsonl"

@@ -1,4 +1,4 @@
-"""Accuracy, macro F1 and containment; expected numbers by hand from their definitions."""
+"""Accuracy and macro F1; expected numbers by hand from their definitions."""
 
 import pytest
 
@@ -53,11 +53,6 @@ def test_a_heads_choices_are_scored_like_answers():
     assert total("accuracy", chosen(["positive", "negative", "neutral", "neutral"]), LABELS) == 0.75
 
 
-def test_contains_looks_for_whole_words():
-    answers = said("The capital is Paris.", "Parisian", "about 7 days", "70 days")
-    assert total("contains", answers, [["paris"], ["paris"], ["7", "seven"], ["7", "seven"]]) == 0.5
-
-
 def test_too_many_labels_are_no_classification():
     references = [[f"text {n}"] for n in range(201)]
     with pytest.raises(DataError, match="201 different ones"):
@@ -66,4 +61,3 @@ def test_too_many_labels_are_no_classification():
 
 def test_signatures_say_how_answers_are_read():
     assert METRICS["f1"].signature(LABELS).startswith("nrefs:1|labels:3|read:prefix|")
-    assert "whole words" in METRICS["contains"].signature(LABELS)

@@ -3,10 +3,13 @@ import dataclasses
 import pytest
 from tests.evaluation import invented
 
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
+from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.results import Answer, Curves, Item, LossPoint
+
+FEW = Resampling(resamples=9)
 
 
 def with_curves(*curves):
@@ -15,7 +18,7 @@ def with_curves(*curves):
         System(f"s{place}", "lora", invented.answers(asked, 0.5, place, 2.0), curves=one)
         for place, one in enumerate(curves)
     ]
-    return evaluate(asked, systems, [METRICS["rouge1"]], resamples=20)
+    return evaluate(asked, systems, [METRICS["rouge1"]], resampling=Resampling(resamples=20))
 
 
 def points(*pairs):
@@ -75,7 +78,7 @@ def test_whiskers_hold_their_points_and_stay_on_the_axis():
 def test_whiskers_without_an_interval_or_variation_are_points():
     asked = [Item("p", ("a",), "s", 1)]
     perplexed = System("base", "base", (Answer("a", 1, "stop", 2.0, 2),))
-    (whisker,) = whisker_chart(evaluate(asked, [perplexed], [METRICS["perplexity"]], resamples=9)).whiskers
+    (whisker,) = whisker_chart(evaluate(asked, [perplexed], [METRICS["perplexity"]], resampling=FEW)).whiskers
     assert whisker.low == whisker.at == whisker.high
     assert whisker.interval == "no interval"
 

@@ -4,7 +4,7 @@ from manytune.evaluation.report.documents import marked
 
 
 def shared(text, *references):
-    return [piece.text for piece in marked(text, references) if piece.shared]
+    return [span.text for span in marked(text, references) if span.shared]
 
 
 def test_words_of_the_reference_in_its_order_are_marked_with_the_space_between_them():
@@ -16,5 +16,5 @@ def test_case_does_not_matter_and_of_several_references_the_most_similar_counts(
 
 
 @pytest.mark.parametrize("text", ["", "...", " a  b\nc ", "no word in common!"])
-def test_the_pieces_are_the_whole_answer(text):
-    assert "".join(piece.text for piece in marked(text, ["x y z"])) == text
+def test_the_spans_are_the_whole_answer(text):
+    assert "".join(span.text for span in marked(text, ["x y z"])) == text

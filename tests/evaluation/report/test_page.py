@@ -5,11 +5,13 @@ from html.parser import HTMLParser
 import pytest
 from tests.evaluation import invented
 
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import render_report, write_report
+from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.results import Answer, Cost, Item
 
+FEW = Resampling(resamples=9)
 VOID = {"meta", "br", "img", "input", "link", "hr", "path", "rect"}
 
 
@@ -70,7 +72,7 @@ def test_the_page_needs_nothing_else(evaluation):
     assert not re.search(r"https?:|url\(|@import", html)
 
 
-def test_the_verdict_stands_first_in_a_sentence(page):
+def test_the_verdict_comes_first_in_a_sentence(page):
     first, second = page.texts("div", "verdict")
     assert first.startswith("▲ full is better than base: ROUGE-1 0.")
     assert second.startswith("▲ lora is better than base: ROUGE-1 0.")
@@ -81,7 +83,10 @@ def test_a_system_that_is_not_better_is_said_not_to_be():
     base = invented.systems(asked)[0]
     rambling = System("lora", "lora", invented.answers(asked, 0.0, 9, 3.0))
     page = Page(
-        render_report(evaluate(asked, [base, rambling], [METRICS["rouge1"]], resamples=200), title="x")
+        render_report(
+            evaluate(asked, [base, rambling], [METRICS["rouge1"]], resampling=Resampling(resamples=99)),
+            title="x",
+        )
     )
     (verdict,) = page.texts("div", "verdict")
     assert verdict.startswith("○ lora is not shown to be better than base, nor worse: ROUGE-1")
@@ -141,7 +146,7 @@ def test_text_of_users_and_models_is_escaped():
     attack = "<script>alert('x')</script>"
     item = Item(attack, (attack,), attack, 1, task=attack)
     systems = [System(name, "lora", (Answer(attack, 3, "stop"),)) for name in ("base", attack)]
-    evaluation = evaluate([item], systems, [METRICS["rouge1"]], resamples=9, provenance={attack: attack})
+    evaluation = evaluate([item], systems, [METRICS["rouge1"]], resampling=FEW, provenance={attack: attack})
     html = render_report(evaluation, title=attack)
     assert html.count("<script") == 1 and "<script>alert" not in html  # the page's own filters
     assert len(re.findall("&lt;script&gt;", html)) > 10
@@ -152,7 +157,13 @@ def test_empty_and_cut_answers_are_marked():
     answers = (Answer(" ", 0, "stop"), Answer("b and", 2, "length"))
     page = Page(
         render_report(
-            evaluate(asked, [System("base", "base", answers)], [METRICS["rouge1"]], resamples=9), title="x"
+            evaluate(
+                asked,
+                [System("base", "base", answers)],
+                [METRICS["rouge1"]],
+                resampling=FEW,
+            ),
+            title="x",
         )
     )
     assert page.texts("p", "empty") == ["no answer"]
@@ -163,7 +174,7 @@ def test_empty_and_cut_answers_are_marked():
 def test_one_system_without_costs_or_curves_leaves_their_parts_out():
     asked = invented.items(2)
     alone = System("base", "base", invented.answers(asked, 0.5, 1, 2.0))
-    page = Page(render_report(evaluate(asked, [alone], [METRICS["bleu"]], resamples=9), title="x"))
+    page = Page(render_report(evaluate(asked, [alone], [METRICS["bleu"]], resampling=FEW), title="x"))
     assert page.texts("h2") == ["Scores", "Documents", "How this was made"]
 
 
@@ -197,10 +208,12 @@ def crowded():
         System(f"s{n}", "lora", invented.answers(asked, skill, n, 2.0), Cost(trainable_params=n or None))
         for n, skill in enumerate(skills)
     ]
-    return evaluate(asked, systems, [METRICS["rouge1"], METRICS["chrf"]], resamples=2000)
+    return evaluate(
+        asked, systems, [METRICS["rouge1"], METRICS["chrf"]], resampling=Resampling(resamples=2000)
+    )
 
 
-def test_many_systems_stand_below_each_other_and_share_their_verdicts(crowded):
+def test_many_systems_are_rows_and_share_their_verdicts(crowded):
     page = Page(render_report(crowded, title="x"))
     head, first, *_ = page.texts("tr")
     assert (head, first.split()[0]) == ("System ROUGE-1 chrF", "s0")

@@ -23,7 +23,7 @@ def print_json(value: object) -> None:
 def summary(entry: StoreEntry) -> dict[str, Any]:
     """An adapter of the store in a few words."""
     return {
-        "id": entry.id,
+        "id": entry.digest,
         "names": list(entry.names),
         "tags": list(entry.tags),
         "method": entry.manifest.method,
@@ -48,7 +48,9 @@ def print_entries(entries: Sequence[StoreEntry]) -> None:
         scores = ", ".join(f"{name} {score:.4g}" for name, score in entry.manifest.scores.items())
         size = f"{entry.nbytes / 1e6:,.2f} MB"
         names, tags = ", ".join(entry.names), ", ".join(entry.tags)
-        table.add_row(names, entry.id[:12], entry.manifest.method, size, scores, tags, entry.manifest.base)
+        table.add_row(
+            names, entry.digest[:12], entry.manifest.method, size, scores, tags, entry.manifest.base
+        )
     Console(highlight=False).print(table)
 
 

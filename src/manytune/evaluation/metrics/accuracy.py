@@ -7,31 +7,23 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manytune.evaluation.metrics.base import Floats, mean, number_of_references, with_count
+from manytune.evaluation.metrics.base import MeanOfItems, number_of_references
 from manytune.evaluation.results import Answer
 
 
 @dataclass(frozen=True, slots=True)
-class ExactMatch:
+class ExactMatch(MeanOfItems):
     """Share of items whose answer equals one of the references after `normalise`, on both sides."""
 
     name: str = "exact_match"
     label: str = "Exact match"
-    bounds: tuple[float, float] = (0.0, 1.0)
-    higher_is_better: bool = True
-    digits: int = 3
 
-    def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
-        """Rows `(1 or 0, 1)`."""
-        scores = [
+    def scores(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        """1 or 0 an item."""
+        return [
             float(normalise(answer.text) in {normalise(text) for text in texts})
             for answer, texts in zip(answers, references, strict=True)
         ]
-        return with_count(scores)
-
-    def aggregate(self, sums: Floats) -> Floats:
-        """Share of matches."""
-        return mean(sums)
 
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """For example `nrefs:1|norm:nfkc+casefold+whitespace|mrefs:any`."""
@@ -39,7 +31,7 @@ class ExactMatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Contains:
+class Contains(MeanOfItems):
     """Share of items whose answer has one of the references in it as whole words, after `normalise`.
 
     For short facts (`Paris`) in answers of free form (`The capital is Paris.`).
@@ -47,22 +39,15 @@ class Contains:
 
     name: str = "contains"
     label: str = "Answer found"
-    bounds: tuple[float, float] = (0.0, 1.0)
-    higher_is_better: bool = True
-    digits: int = 3
 
-    def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
-        """Rows `(1 or 0, 1)`."""
+    def scores(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        """1 or 0 an item."""
         found = []
         for answer, texts in zip(answers, references, strict=True):
             said = normalise(answer.text)
             wanted = (rf"(?<!\w){re.escape(normalise(text))}(?!\w)" for text in texts)
             found.append(float(any(re.search(pattern, said) for pattern in wanted)))
-        return with_count(found)
-
-    def aggregate(self, sums: Floats) -> Floats:
-        """Share of answers that have it."""
-        return mean(sums)
+        return found
 
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """For example `nrefs:1|match:whole words|norm:nfkc+casefold+whitespace|mrefs:any`."""

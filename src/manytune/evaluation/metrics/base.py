@@ -9,7 +9,9 @@ sentence BLEUs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -58,18 +60,37 @@ class Metric(Protocol):
         """How the score is computed, in the manner of sacrebleu: `key:value|key:value`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a metric says about itself, see `Metric`; by default a share, shown with three decimals."""
+
+    name: str
+    label: str
+    bounds: tuple[float, float] = (0.0, 1.0)
+    higher_is_better: bool = True
+    digits: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MeanOfItems(Described, ABC):
+    """A metric that is the mean of every item's score."""
+
+    @abstractmethod
+    def scores(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        """Each item's score."""
+
+    def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
+        """Rows `(score, 1)`."""
+        scores = self.scores(answers, references)
+        return np.column_stack([np.asarray(scores, dtype=np.float64), np.ones(len(scores))])
+
+    def aggregate(self, sums: Floats) -> Floats:
+        """The mean."""
+        result: Floats = sums[..., 0] / sums[..., 1]
+        return result
+
+
 def number_of_references(references: Sequence[Sequence[str]]) -> str:
     """The `nrefs` of a signature: a number, or `var` if items differ."""
     counts = {len(texts) for texts in references}
     return str(counts.pop()) if len(counts) == 1 else "var"
-
-
-def mean(sums: Floats) -> Floats:
-    """Mean of item scores, from rows `(score, 1)` summed."""
-    result: Floats = sums[..., 0] / sums[..., 1]
-    return result
-
-
-def with_count(scores: Sequence[float]) -> Floats:
-    """Rows `(score, 1)`, whose sums `mean` turns into the mean."""
-    return np.column_stack([np.asarray(scores, dtype=np.float64), np.ones(len(scores))])

@@ -17,7 +17,7 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from manytune.evaluation.metrics.base import Floats
+from manytune.evaluation.metrics.base import Described, Floats
 from manytune.evaluation.results import Answer
 
 _WORD_ORDER = 4
@@ -26,7 +26,7 @@ _BETA_SQUARED = 4.0  # chrF2 weighs recall twice as much as precision
 
 
 @dataclass(frozen=True, slots=True)
-class Bleu:
+class Bleu(Described):
     """Corpus BLEU with sacrebleu's defaults: mixed case, `13a` tokenizer, exponential smoothing.
 
     `BLEU = 100 · min(1, e^(1 - r/c)) · (p1·p2·p3·p4)^(1/4)` with `c` and `r` the lengths of answers and
@@ -37,7 +37,6 @@ class Bleu:
     name: str = "bleu"
     label: str = "BLEU"
     bounds: tuple[float, float] = (0.0, 100.0)
-    higher_is_better: bool = True
     digits: int = 1
 
     def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
@@ -67,7 +66,7 @@ class Bleu:
 
 
 @dataclass(frozen=True, slots=True)
-class Chrf:
+class Chrf(Described):
     """Corpus chrF2 with sacrebleu's defaults: character n-grams to order 6, no white space, mixed case.
 
     `chrF = 100 · (1 + 2²) · P · R / (2² · P + R)` with `P` and `R` the mean precision and recall over the
@@ -77,7 +76,6 @@ class Chrf:
     name: str = "chrf"
     label: str = "chrF"
     bounds: tuple[float, float] = (0.0, 100.0)
-    higher_is_better: bool = True
     digits: int = 1
 
     def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:

@@ -16,7 +16,7 @@ import numpy as np
 
 from manytune.errors import DataError
 from manytune.evaluation.metrics.accuracy import normalise
-from manytune.evaluation.metrics.base import Floats, mean, number_of_references, with_count
+from manytune.evaluation.metrics.base import Described, Floats, MeanOfItems, number_of_references
 from manytune.evaluation.results import Answer
 
 MOST_LABELS = 200
@@ -24,31 +24,23 @@ MOST_LABELS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
+class Accuracy(MeanOfItems):
     """Share of items whose answer is read as one of the item's labels."""
 
     name: str = "accuracy"
     label: str = "Accuracy"
-    bounds: tuple[float, float] = (0.0, 1.0)
-    higher_is_better: bool = True
-    digits: int = 3
 
-    def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
-        """Rows `(1 or 0, 1)`.
+    def scores(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        """1 or 0 an item.
 
         Raises:
             DataError: There are too many labels.
         """
         read = read_labels(answers, references)
-        right = [
+        return [
             float(label is not None and label in map(normalise, texts))
             for label, texts in zip(read, references, strict=True)
         ]
-        return with_count(right)
-
-    def aggregate(self, sums: Floats) -> Floats:
-        """Share of right ones."""
-        return mean(sums)
 
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """For example `nrefs:1|labels:3|read:prefix|norm:nfkc+casefold+whitespace`."""
@@ -56,14 +48,11 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
-class MacroF1:
+class MacroF1(Described):
     """Mean over the labels of `F1 = 2·TP / (2·TP + FP + FN)`; labels that don't occur are left out of the mean."""
 
     name: str = "f1"
     label: str = "Macro F1"
-    bounds: tuple[float, float] = (0.0, 1.0)
-    higher_is_better: bool = True
-    digits: int = 3
 
     def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
         """Rows `(TP, FP, FN)` for each label; with several labels to an item, a miss is of the first.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from manytune.errors import DataError
-from manytune.evaluation.metrics.base import Floats, number_of_references
+from manytune.evaluation.metrics.base import Described, Floats, number_of_references
 from manytune.evaluation.results import Answer
 
 
 @dataclass(frozen=True, slots=True)
-class Perplexity:
+class Perplexity(Described):
     """`exp(sum of negative log likelihoods / tokens)` over all completion tokens, end tokens included.
 
     Per token, not per item: a long reference weighs more than a short one. It depends on the tokenizer, so

@@ -19,14 +19,14 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from manytune.evaluation.metrics.base import Floats, mean, number_of_references, with_count
+from manytune.evaluation.metrics.base import MeanOfItems, number_of_references
 from manytune.evaluation.results import Answer
 
 _SENTENCE_END = re.compile(r"""(?<=[.!?])(["'\u201d\u2019)\]]*)\s+""")
 
 
 @dataclass(frozen=True, slots=True)
-class Rouge:
+class Rouge(MeanOfItems):
     """One of the ROUGE scores; the mean over items of each item's F1.
 
     Attributes:
@@ -35,14 +35,8 @@ class Rouge:
         label: What tables call it.
     """
 
-    name: str
-    label: str
-    bounds: tuple[float, float] = (0.0, 1.0)
-    higher_is_better: bool = True
-    digits: int = 3
-
-    def statistics(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Floats:
-        """Rows `(F1, 1)`."""
+    def scores(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        """F1 of each item."""
         scorer = _scorer(self.name)
         scores = []
         for answer, texts in zip(answers, references, strict=True):
@@ -50,11 +44,7 @@ class Rouge:
             if self.name == "rougeLsum":
                 prediction, targets = split_sentences(prediction), [split_sentences(text) for text in targets]
             scores.append(float(scorer.score_multi(targets, prediction)[self.name].fmeasure))
-        return with_count(scores)
-
-    def aggregate(self, sums: Floats) -> Floats:
-        """Mean F1."""
-        return mean(sums)
+        return scores
 
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """For example `nrefs:1|type:rouge1|score:f1|stemmer:porter|mrefs:max|rouge_score:0.1.2`."""

@@ -1,4 +1,4 @@
-"""Axes of the report's charts: ranges with air, places in per cent, round ticks."""
+"""Axes of the report's charts: padded ranges, positions in per cent, round ticks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Axis:
     ticks: tuple[Tick, ...]
 
     def at(self, value: float) -> float:
-        """A value's place in per cent from the origin; values outside stand at an end."""
+        """A value's place in per cent from the origin; values outside are put at an end."""
         if self.logarithmic:
             place = percent(math.log(value), math.log(self.low), math.log(self.high))
         else:
@@ -72,9 +72,9 @@ def short(value: float) -> str:
 
 
 def padded(low: float, high: float) -> tuple[float, float]:
-    """A range with air at both ends, and never an empty one."""
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
-    return low - room, high + room
+    """A range with a margin at both ends, and never an empty one."""
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - margin, high + margin
 
 
 def percent(value: float, low: float, high: float) -> float:

@@ -1,7 +1,7 @@
 """Charts as plain geometry in per cent of their area; the page draws them.
 
-Lines are drawn in an SVG that stretches with the page, and every letter stands in HTML beside it, so that a
-chart is as legible on a telephone as on a wall.
+Lines are drawn in an SVG that stretches with the page, and all text is HTML around it, so that a chart is as
+legible on a telephone as on a wall.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_CURVES = 5  # of more systems the training losses would hide each other
 _MOST_POINTS = 50  # a batch's loss says little: longer curves are averaged over neighbouring steps
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """A curve of one system; places are `x y` pairs in per cent from the top left."""
 
@@ -30,7 +30,7 @@ class Line:
     dots: tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
     """Loss over optimizer steps."""
 
@@ -40,7 +40,7 @@ class LineChart:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Whisker:
     """One system's score and interval, in per cent from the left."""
 
@@ -69,14 +69,22 @@ def whisker_chart(evaluation: Evaluation) -> WhiskerChart:
     ends = [end for one in found for end in (one.value, one.low, one.high) if end is not None]
     low, high = padded(min(ends), max(ends))
     low, high = max(low, metric.bounds[0]), min(high, metric.bounds[1])
-    if high <= low:  # everything sits on a bound
+    if high <= low:  # every end is at a bound
         low, high = low - 0.5, high + 0.5
     whiskers = []
     for index, (result, one) in enumerate(zip(evaluation.results, found, strict=True)):
         left, right = (one.value if end is None else end for end in (one.low, one.high))
         at, start, end = (percent(value, low, high) for value in (one.value, left, right))
         whiskers.append(
-            Whisker(index, result.name, at, start, end, score(one.value, metric), interval(one, metric))
+            Whisker(
+                system=index,
+                name=result.name,
+                at=at,
+                low=start,
+                high=end,
+                label=score(one.value, metric),
+                interval=interval(one, metric),
+            )
         )
     ticks = tuple(Tick(percent(value, low, high), text) for value, text in round_values(low, high, 4))
     return WhiskerChart(metric.label, ticks, tuple(whiskers))
@@ -109,7 +117,8 @@ def loss_chart(evaluation: Evaluation) -> LineChart | None:
             if math.isfinite(point.loss)
         )
         path = " ".join(f"{'L' if place else 'M'}{x:.2f} {y:.2f}" for place, (x, y) in enumerate(places))
-        lines.append(Line(index, name, kind, path, places if kind == "validation" else ()))
+        dots = places if kind == "validation" else ()
+        lines.append(Line(system=index, name=name, kind=kind, path=path, dots=dots))
     return LineChart(
         x_ticks=tuple(Tick(percent(value, 0, last), text) for value, text in round_values(0, last, 5)),
         y_ticks=tuple(Tick(percent(value, low, high), text) for value, text in round_values(low, high, 5)),

@@ -1,4 +1,4 @@
-"""The documents that the page shows: chosen by rule, with every answer and what it has in common with the reference."""
+"""The documents that the page shows: selected by rule, with every answer and what it shares with the reference."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.results import Answer, Evaluation
+from manytune.evaluation.results import Evaluation, RunResult
 from manytune.evaluation.wording import score, signed
 
 DOCUMENTS = 24
 """How many documents the page shows."""
 
-_PIECES = re.compile(r"\w+|\W+")
+_SPANS = re.compile(r"\w+|\W+")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Span:
     """A part of an answer, and whether the reference has it in the same order."""
 
     text: str
     shared: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentAnswer:
     """One system's answer on the page."""
 
     system: int
     name: str
-    pieces: tuple[Piece, ...]
+    spans: tuple[Span, ...]
     score: str
     cut: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """One item on the page.
 
@@ -64,7 +64,7 @@ class Document:
 def featured(evaluation: Evaluation) -> int:
     """Number of the system that the documents are about: the one that a sweep recommends, or else the best one.
 
-    What the others' gains are measured by is passed over if there is another.
+    The system that the others' gains are shares of is skipped if there is another.
     """
     names = [result.name for result in evaluation.results]
     if evaluation.sweep is not None:
@@ -82,7 +82,7 @@ def featured(evaluation: Evaluation) -> int:
 def documents(evaluation: Evaluation) -> list[Document]:
     """Documents from the largest gain to the largest loss of the featured system, evenly spaced in that ranking.
 
-    Picked by rule and not by taste: the page shows where the system failed as surely as where it shone.
+    Selected by rule and not by taste: the page shows where the system failed as well as where it succeeded.
     """
     metric = METRICS[evaluation.primary]
     references = [item.references for item in evaluation.items]
@@ -98,52 +98,45 @@ def documents(evaluation: Evaluation) -> list[Document]:
     found = []
     for place in ranking[chosen]:
         item = evaluation.items[place]
-        answers = tuple(
-            _answer(
-                number,
-                result.name,
-                result.answers[place],
-                item.references,
-                score(float(scores[place]), metric),
-            )
-            for number, (result, scores) in enumerate(zip(evaluation.results, by_system, strict=True))
-        )
         difference = float(ours[place] - by_system[0][place])
         found.append(
             Document(
-                f"{item.source}:{item.row}",
-                item.task,
-                item.prompt,
-                item.references,
-                answers,
-                signed(difference, metric) if len(evaluation.results) > 1 else "",
-                "gain" if change[place] > 0 else "loss" if change[place] < 0 else "same",
+                where=f"{item.source}:{item.row}",
+                task=item.task,
+                prompt=item.prompt,
+                references=item.references,
+                answers=tuple(
+                    _answer(number, result, place, item.references, score(float(scores[place]), metric))
+                    for number, (result, scores) in enumerate(zip(evaluation.results, by_system, strict=True))
+                ),
+                change=signed(difference, metric) if len(evaluation.results) > 1 else "",
+                direction="gain" if change[place] > 0 else "loss" if change[place] < 0 else "same",
             )
         )
     return found
 
 
-def marked(text: str, references: Sequence[str]) -> tuple[Piece, ...]:
-    """An answer cut into pieces that the most similar reference has in the same order, and others.
+def marked(text: str, references: Sequence[str]) -> tuple[Span, ...]:
+    """An answer split into spans that the most similar reference has in the same order, and others.
 
-    Words are compared, whatever their case; what stands between two shared words is shared if it is white space.
+    Words are compared, whatever their case; white space between two shared words is shared, too.
     """
-    pieces = _PIECES.findall(text)
-    words = [place for place, piece in enumerate(pieces) if piece[0].isalnum() or piece[0] == "_"]
-    said = [pieces[place].lower() for place in words]
+    parts = _SPANS.findall(text)
+    words = [place for place, part in enumerate(parts) if part[0].isalnum() or part[0] == "_"]
+    said = [parts[place].lower() for place in words]
     shared = max((_common(said, reference) for reference in references), key=len, default=frozenset())
-    flags = [False] * len(pieces)
+    flags = [False] * len(parts)
     for word, place in enumerate(words):
         flags[place] = word in shared
-    for place in range(1, len(pieces) - 1):
-        if pieces[place].isspace():
+    for place in range(1, len(parts) - 1):
+        if parts[place].isspace():
             flags[place] = flags[place - 1] and flags[place + 1]
-    joined: list[Piece] = []
-    for piece, flag in zip(pieces, flags, strict=True):
+    joined: list[Span] = []
+    for part, flag in zip(parts, flags, strict=True):
         if joined and joined[-1].shared == flag:
-            joined[-1] = Piece(joined[-1].text + piece, flag)
+            joined[-1] = Span(joined[-1].text + part, flag)
         else:
-            joined.append(Piece(piece, flag))
+            joined.append(Span(part, flag))
     return tuple(joined)
 
 
@@ -154,6 +147,14 @@ def _common(said: Sequence[str], reference: str) -> frozenset[int]:
     return frozenset(block.a + step for block in blocks for step in range(block.size))
 
 
-def _answer(system: int, name: str, answer: Answer, references: Sequence[str], found: str) -> DocumentAnswer:
-    pieces = marked(answer.text.strip(), references)
-    return DocumentAnswer(system, name, pieces, found, cut=answer.finished == "length")
+def _answer(
+    number: int, result: RunResult, place: int, references: Sequence[str], found: str
+) -> DocumentAnswer:
+    answer = result.answers[place]
+    return DocumentAnswer(
+        system=number,
+        name=result.name,
+        spans=marked(answer.text.strip(), references),
+        score=found,
+        cut=answer.finished == "length",
+    )

@@ -1,18 +1,20 @@
-"""What a gain cost, how rank matters, and what was forgotten: the geometry of these charts."""
+"""What a gain cost, the effect of rank, and what was forgotten: the geometry of these charts."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.plateau import ALPHA
+from manytune.evaluation.ranks import RankPoint
 from manytune.evaluation.report.axes import Axis, Tick, linear, logarithmic, short
-from manytune.evaluation.results import Evaluation
+from manytune.evaluation.results import Comparison, Evaluation
 from manytune.evaluation.wording import asked_sentence, count, difference_interval, score, seconds, signed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
     """One system in a chart; places in per cent from the left and from the top.
 
@@ -23,7 +25,7 @@ class Dot:
         y: Its place from the top.
         low: The lower end of its interval, from the top.
         high: The upper end.
-        label: What it stands for, in words.
+        label: What it shows, in words.
         hollow: Whether it is drawn as a ring.
     """
 
@@ -37,7 +39,7 @@ class Dot:
     hollow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scatter:
     """Points over two axes.
 
@@ -64,7 +66,7 @@ class Scatter:
     plateau: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeBar:
     """How one system changed on a probe; places in per cent from the left."""
 
@@ -80,7 +82,7 @@ class ChangeBar:
     verdict: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeChart:
     """How every system changed on a probe; the base is the zero line."""
 
@@ -121,35 +123,18 @@ def rank_chart(evaluation: Evaluation) -> Scatter | None:
     several = len({point.targets for point in sweep.points}) > 1
     ticks = None if several else {float(p.trainable_params): f"r={p.rank}" for p in sweep.points}
     x = logarithmic(min(sizes), max(sizes), ticks)
-    dots = []
-    for point in sweep.points:
-        at, ends = x.at(point.trainable_params), (min(point.seed_losses), max(point.seed_losses))
-        within = point.p_value is None or point.p_value >= ALPHA
-        dots.append(
-            Dot(
-                numbers[point.system],
-                point.system,
-                at,
-                100 - y.at(point.validation_loss),
-                100 - y.at(ends[0]),
-                100 - y.at(ends[1]),
-                f"validation loss {point.validation_loss:.3f}, "
-                + ("not told from the best" if within else "worse than the best"),
-                hollow=not within,
-            )
-        )
+    dots = tuple(_rank_dot(point, numbers[point.system], x, y) for point in sweep.points)
     path = "" if several else " ".join(f"{'L' if n else 'M'}{dot.x} {dot.y}" for n, dot in enumerate(dots))
-    chosen = next(dot for dot in dots if dot.name == sweep.recommended)
     return Scatter(
-        "Validation loss by rank",
-        "trained parameters" if several else "rank",
-        x.ticks,
-        y.ticks,
-        tuple(dots),
-        None,
-        "; ".join(f"{dot.name}: {dot.label}" for dot in dots),
-        path,
-        chosen.x,
+        title="Validation loss by rank",
+        x_label="trained parameters" if several else "rank",
+        x_ticks=x.ticks,
+        y_ticks=y.ticks,
+        dots=dots,
+        zero=None,
+        summary=_summary(dots),
+        path=path,
+        plateau=next(dot for dot in dots if dot.name == sweep.recommended).x,
     )
 
 
@@ -164,38 +149,57 @@ def change_charts(evaluation: Evaluation) -> list[ChangeChart]:
         found = [inner.comparison(result.name, metric.name) for result in others]
         if not found:
             continue
-        ends = [
-            0.0,
-            *(end for one in found for end in (one.low, one.high, one.difference) if end is not None),
-        ]
-        finite = [end for end in ends if math.isfinite(end)]
+        ends = [end for one in found for end in (one.low, one.high, one.difference) if end is not None]
+        finite = [0.0, *(end for end in ends if math.isfinite(end))]
         axis = linear(min(finite), max(finite), about=3)
+        bars = [
+            _change_bar(one, result.score(metric.name).value, numbers[one.system], axis)
+            for one, result in zip(found, others, strict=True)
+        ]
         charts.append(
             ChangeChart(
-                probe.name,
-                asked_sentence(probe),
-                metric.label + ("" if metric.higher_is_better else ", lower is better"),
-                score(base.score(metric.name).value, metric),
-                axis.at(0.0),
-                axis.ticks,
-                tuple(
-                    ChangeBar(
-                        numbers[one.system],
-                        one.system,
-                        min(axis.at(0.0), axis.at(one.difference)),
-                        round(abs(axis.at(one.difference) - axis.at(0.0)), 2),
-                        axis.at(one.difference if one.low is None else one.low),
-                        axis.at(one.difference if one.high is None else one.high),
-                        score(result.score(metric.name).value, metric),
-                        signed(one.difference, metric),
-                        difference_interval(one, metric),
-                        one.verdict,
-                    )
-                    for one, result in zip(found, others, strict=True)
-                ),
+                name=probe.name,
+                description=asked_sentence(probe),
+                label=metric.label + ("" if metric.higher_is_better else ", lower is better"),
+                base=score(base.score(metric.name).value, metric),
+                zero=axis.at(0.0),
+                ticks=axis.ticks,
+                bars=tuple(bars),
             )
         )
     return charts
+
+
+def _rank_dot(point: RankPoint, number: int, x: Axis, y: Axis) -> Dot:
+    worse = point.p_value is not None and point.p_value < ALPHA
+    words = "significantly worse than the best" if worse else "not significantly worse than the best"
+    return Dot(
+        system=number,
+        name=point.system,
+        x=x.at(point.trainable_params),
+        y=100 - y.at(point.validation_loss),
+        low=100 - y.at(min(point.seed_losses)),
+        high=100 - y.at(max(point.seed_losses)),
+        label=f"validation loss {point.validation_loss:.3f}, {words}",
+        hollow=worse,
+    )
+
+
+def _change_bar(found: Comparison, value: float, number: int, axis: Axis) -> ChangeBar:
+    metric = METRICS[found.metric]
+    zero, end = axis.at(0.0), axis.at(found.difference)
+    return ChangeBar(
+        system=number,
+        name=found.system,
+        start=min(zero, end),
+        width=round(abs(end - zero), 2),
+        low=end if found.low is None else axis.at(found.low),
+        high=end if found.high is None else axis.at(found.high),
+        value=score(value, metric),
+        change=signed(found.difference, metric),
+        interval=difference_interval(found, metric),
+        verdict=found.verdict,
+    )
 
 
 def _gain_chart(evaluation: Evaluation, title: str, label: str, places: dict[int, float]) -> Scatter:
@@ -213,22 +217,32 @@ def _gain_chart(evaluation: Evaluation, title: str, label: str, places: dict[int
     dots = []
     for number, place in places.items():
         one = found[number]
-        low = sign * (one.difference if one.low is None else one.low)
-        high = sign * (one.difference if one.high is None else one.high)
         spent = count(round(place)) if "parameters" in label else seconds(place)
         dots.append(
             Dot(
-                number,
-                evaluation.results[number].name,
-                x.at(place),
-                100 - y.at(sign * one.difference),
-                100 - y.at(low),
-                100 - y.at(high),
-                f"{signed(one.difference, metric)} {metric.label} with {spent}",
+                system=number,
+                name=one.system,
+                x=x.at(place),
+                y=100 - y.at(sign * one.difference),
+                low=100 - y.at(sign * (one.difference if one.low is None else one.low)),
+                high=100 - y.at(sign * (one.difference if one.high is None else one.high)),
+                label=f"{signed(one.difference, metric)} {metric.label} with {spent}",
             )
         )
-    summary = "; ".join(f"{dot.name}: {dot.label}" for dot in dots)
-    return Scatter(title, label, x.ticks, y.ticks, tuple(dots), 100 - y.at(0.0), summary)
+    return Scatter(
+        title=title,
+        x_label=label,
+        x_ticks=x.ticks,
+        y_ticks=y.ticks,
+        dots=tuple(dots),
+        zero=100 - y.at(0.0),
+        summary=_summary(dots),
+    )
+
+
+def _summary(dots: Sequence[Dot]) -> str:
+    """What a chart shows, for those who can't see it."""
+    return "; ".join(f"{dot.name}: {dot.label}" for dot in dots)
 
 
 def _scale(values: list[float]) -> Axis:

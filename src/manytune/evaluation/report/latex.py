@@ -17,7 +17,7 @@ _SPECIAL = {
 def render_latex(evaluation: Evaluation) -> str:
     r"""A `tabular` with every score, half the width of its interval, and the trained parameters.
 
-    It needs `\usepackage{booktabs}`. An arrow says that the paired test found the system better or worse than
+    It needs `\usepackage{booktabs}`. An arrow marks a system that the paired test found better or worse than
     the first one.
     """
     scores = evaluation.results[0].scores

@@ -21,13 +21,13 @@ from manytune.evaluation.wording import (
     share_sentence,
 )
 
-_FEW = 3  # systems side by side where a line has little room
+_FEW = 3  # systems as columns where a line has little room
 
 
 def render_markdown(evaluation: Evaluation, *, title: str) -> str:
     """The whole report as text that reads well unrendered, too."""
     provenance = evaluation.provenance
-    files = [key for key, value in provenance.items() if "\n" in value]  # a recipe is shown as it stands
+    files = [key for key, value in provenance.items() if "\n" in value]  # a recipe is shown verbatim
     sentences = (share_sentence(evaluation), forgotten_sentence(evaluation), basis_sentence(evaluation))
     asked = [f"- {probe.name}: {_text(asked_sentence(probe))}" for probe in evaluation.forgetting] + [""]
     parts = [
@@ -54,7 +54,7 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; numbers stand at the right."""
+    """A Markdown table; numbers are right-aligned."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return [f"| {' | '.join(map(_text, line))} |" for line in lines] + [""]
 
@@ -107,7 +107,7 @@ def _reference(evaluation: Evaluation) -> str:
 
 
 def _code(text: str) -> list[str]:
-    """A block of text as it stands."""
+    """A block of text, verbatim."""
     return [f"    {line}" for line in text.rstrip().splitlines()]
 
 

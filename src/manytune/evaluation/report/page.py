@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jinja2
 
+from manytune.atomic import atomic_write
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import tables
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
@@ -25,9 +26,8 @@ from manytune.evaluation.wording import (
     seeds_sentence,
     share_sentence,
 )
-from manytune.store.files import atomic_write
 
-_MOST_ANSWERS = 5  # beside each other under one prompt
+_MOST_ANSWERS = 5  # next to each other under one prompt
 
 
 def write_report(evaluation: Evaluation, path: Path, *, title: str) -> None:
@@ -77,7 +77,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
 
 
 def _ticked(evaluation: Evaluation, shown: int) -> set[int]:
-    """Whose answers are shown before anybody asks for more: everybody's, or of many the few that matter most."""
+    """Whose answers are shown at first: everybody's, or of many systems the few that matter most."""
     numbers = {result.name: number for number, result in enumerate(evaluation.results)}
     if len(numbers) <= _MOST_ANSWERS:
         return set(numbers.values())

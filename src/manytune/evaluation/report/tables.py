@@ -1,4 +1,4 @@
-"""The report's tables: what each cell says, and which way round a table stands."""
+"""The report's tables: what each cell says, and whether systems are rows or columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from manytune.evaluation.wording import (
 )
 
 MOST_ACROSS = 4
-"""With more systems than this they stand below each other, and what was measured stands side by side."""
+"""With more systems than this they are the rows, and what was measured are the columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,14 @@ def of_systems(
     *,
     most_across: int = MOST_ACROSS,
 ) -> Table:
-    """A table of what was measured of each system: the systems side by side, or below each other if they are many.
+    """A table of what was measured of each system: systems are the columns, or the rows if they are many.
 
     Args:
         label: What it shows.
         corner: What the measures are, as in "Metric".
         systems: The systems.
         measures: Each measure with a cell a system.
-        most_across: The most systems that stand side by side.
+        most_across: The most systems that are columns.
     """
     if len(systems) <= most_across:
         return Table(label, corner, tuple(systems), tuple((head, tuple(cells)) for head, cells in measures))
@@ -163,7 +163,7 @@ def task_table(evaluation: Evaluation) -> Table | None:
 
 
 def forgetting_table(evaluation: Evaluation, *, most_across: int = MOST_ACROSS) -> Table | None:
-    """What every system scores on what the training wasn't about; None if nothing was asked."""
+    """What every system scores outside the training's task; None if nothing was asked."""
     measures = []
     for probe in evaluation.forgetting:
         inner = probe.evaluation
@@ -198,7 +198,7 @@ def cost_table(evaluation: Evaluation, *, most_across: int = MOST_ACROSS) -> Tab
         (Head("Trained parameters"), trained),
         (Head("Training time"), [Cell(seconds(cost.seconds)) for cost in costs]),
         (Head("Peak memory"), [Cell(size(cost.peak_memory_bytes)) for cost in costs]),
-        (Head("On disk, beside the base"), [Cell(size(cost.adapter_bytes)) for cost in costs]),
+        (Head("On disk, in addition to the base"), [Cell(size(cost.adapter_bytes)) for cost in costs]),
         (Head("Training tokens per second"), [Cell(count(speed)) for speed in speeds]),
     ]
     nothing = count(None)

@@ -10,8 +10,8 @@ import yaml
 from torch import nn
 from transformers import PreTrainedModel
 
+from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError
-from manytune.methods.checkpoint.files import write_atomically
 from manytune.methods.config import PeftConfig, TaskType
 
 _METADATA = re.compile(r"---\r?\n(.*?)^---\r?$\n?", re.DOTALL | re.MULTILINE)
@@ -85,7 +85,7 @@ def write_card(directory: Path, base: nn.Module, config: PeftConfig) -> None:
     if config.task_type == TaskType.CAUSAL_LM:
         data.setdefault("pipeline_tag", "text-generation")
     head = yaml.safe_dump(data, allow_unicode=True)
-    write_atomically(path, f"---\n{head}---\n{text}".encode())
+    atomic_write(path, f"---\n{head}---\n{text}")
 
 
 def _parted(path: Path) -> tuple[dict[str, Any], str]:

@@ -1,9 +1,7 @@
-"""Where an adapter's files come from and how they are written: a directory, or a hub's cache; never half a file."""
+"""Where an adapter's files come from: a directory, or a hub's cache."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +39,3 @@ def find_adapter_file(source: str | Path, name: str, *, subfolder: str | None = 
             f"Can't find '{name}' at '{source}': it is neither a directory here nor an adapter that a hub gave "
             f"({type(error).__name__}). Check the path, or the id and the network."
         ) from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_UMASK)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _read_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-# Read once at import: reading it means setting it, which isn't safe once threads run.
-_UMASK = _read_umask()

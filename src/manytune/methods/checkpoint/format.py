@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError
-from manytune.methods.checkpoint.files import find_adapter_file, write_atomically
+from manytune.methods.checkpoint.files import find_adapter_file
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
 
@@ -87,13 +88,11 @@ def write_adapter(directory: Path, config: PeftConfig, tensors: Mapping[str, Ten
     """
     directory.mkdir(parents=True, exist_ok=True)
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    write_atomically(
+    atomic_write(
         directory / TENSORS_NAME, safetensors.torch.save(_unshared(ready), metadata={"format": "pt"})
     )
     options = json.loads(config.to_json()) | {"inference_mode": True}
-    write_atomically(
-        directory / "adapter_config.json", json.dumps(options, indent=2, sort_keys=True).encode()
-    )
+    atomic_write(directory / "adapter_config.json", json.dumps(options, indent=2, sort_keys=True))
 
 
 def read_tensors(

@@ -36,8 +36,8 @@ class Adapter(Protocol):
     """An adapter in memory, as `manytune.store.resident.ResidentAdapter` is one. Nothing in it may change."""
 
     @property
-    def id(self) -> str:
-        """The hash of its content."""
+    def digest(self) -> str:
+        """Identifies its content."""
 
     @property
     def config(self) -> PeftConfig:

@@ -1,6 +1,6 @@
 """Files and directories that are either whole or absent.
 
-Everything manytune keeps is first written beside its target under a recognisable temporary name, flushed to
+Everything manytune keeps is first written next to its target under a recognisable temporary name, flushed to
 the disk, and renamed. A process that is killed at any moment leaves the target as it was, or complete, and
 at worst a leftover that `clean_leftovers` finds by its name.
 """
@@ -8,42 +8,36 @@ at worst a leftover that `clean_leftovers` finds by its name.
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from manytune.errors import StoreError
+from manytune.errors import TargetExistsError
 
 _WRITING = ".manytune-tmp-"  # a target that isn't complete
 _REPLACED = ".manytune-old-"  # a complete directory that was moved away to make room for its successor
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def atomic_file(path: Path, *, within: Path | None = None) -> Iterator[Path]:
+    """Let a block write a file that appears under its name only when it is complete and on the disk.
 
-
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
+    The block receives the path of a temporary file, which it creates. When it ends, the file is flushed and renamed to
+    `path`, whose former content it replaces; when it raises, the temporary file is removed and `path` is as it was.
 
     Args:
-        path: The file; its directory must exist. Text is written as UTF-8.
-        content: What the file will hold.
+        path: The file; its directory must exist.
+        within: Directory of the temporary file, on the same file system; None is the target's own.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = _sibling(path, _WRITING)
+    temporary = _sibling(path, _WRITING) if within is None else within / secrets.token_hex(8)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
@@ -52,13 +46,25 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     flush_directory(path.parent)
 
 
+def atomic_write(path: Path, content: bytes | str, *, within: Path | None = None) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Args:
+        path: The file; its directory must exist.
+        content: What the file will hold; text is written as UTF-8.
+        within: See `atomic_file`.
+    """
+    with atomic_file(path, within=within) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def atomic_directory(
     path: Path, *, existing: Literal["error", "keep", "replace"] = "error"
 ) -> Iterator[Path]:
     """Fill a directory that appears under its name only when it is complete and on the disk.
 
-    The block receives a temporary directory beside `path`. When it ends, every file in it is flushed and
+    The block receives a temporary directory next to `path`. When it ends, every file in it is flushed and
     the directory is renamed to `path`; when it raises, the temporary directory is removed and `path` is as
     it was.
 
@@ -70,10 +76,10 @@ def atomic_directory(
             moves it back if the process died there.
 
     Raises:
-        StoreError: `path` exists and `existing` is "error".
+        TargetExistsError: `path` exists and `existing` is "error".
     """
-    if existing == "error" and path.exists():
-        raise StoreError(f"{path} exists already. Remove it, or write to another directory.")
+    if existing == "error":
+        require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path, _WRITING)
     temporary.mkdir()
@@ -86,6 +92,16 @@ def atomic_directory(
     flush_directory(path.parent)
 
 
+def require_absent(path: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        TargetExistsError: There is something at `path`.
+    """
+    if path.exists():
+        raise TargetExistsError(f"{path} exists already. Remove it, or write somewhere else.")
+
+
 def clean_leftovers(directory: Path, *, older_than: float = 0.0) -> list[Path]:
     """Remove what killed processes left in a directory, and finish what they began.
 
@@ -94,8 +110,7 @@ def clean_leftovers(directory: Path, *, older_than: float = 0.0) -> list[Path]:
 
     Args:
         directory: Where to look; not recursive. Need not exist.
-        older_than: Leave anything changed within this many seconds alone: another process may be writing
-            it.
+        older_than: Skip anything that changed within this many seconds: another process may be writing it.
 
     Returns:
         The leftovers that were dealt with, in the order of their names.
@@ -130,6 +145,26 @@ def moved_aside(path: Path) -> Path | None:
     return next(path.parent.glob(f".{glob.escape(path.name)}{_REPLACED}*"), None)
 
 
+def flush_tree(directory: Path) -> None:
+    """Make sure that a directory and everything in it is on the disk."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with (Path(folder) / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        flush_directory(Path(folder))
+
+
+def flush_directory(directory: Path) -> None:
+    """Make sure that a directory's entries are on the disk: what was created, renamed or removed in it."""
+    if os.name == "nt":  # Windows can't open a directory; its renames are journalled
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _move_into_place(temporary: Path, path: Path, existing: str) -> None:
     if existing == "replace" and path.exists():
         replaced = _sibling(path, _REPLACED)
@@ -143,57 +178,10 @@ def _move_into_place(temporary: Path, path: Path, existing: str) -> None:
         if not path.is_dir():
             raise
         if existing == "error":
-            raise StoreError(f"{path} was created by another process meanwhile; it was kept.") from error
+            raise TargetExistsError(
+                f"{path} was created by another process meanwhile; it was kept."
+            ) from error
 
 
 def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}{kind}{secrets.token_hex(4)}")
-
-
-def flush_tree(directory: Path) -> None:
-    """See that a directory and everything in it is on the disk."""
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            with (Path(folder) / name).open("rb+") as file:
-                os.fsync(file.fileno())
-        flush_directory(Path(folder))
-
-
-def flush_directory(directory: Path) -> None:
-    """See that a directory's entries are on the disk: what was created, renamed or removed in it."""
-    if os.name == "nt":  # Windows can't open a directory; its renames are journalled
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold a directory for this process while the block runs; it is created if it isn't there.
-
-    The hold ends with the process, however that ends, so nothing has to be cleaned up after a kill. Windows can't hold
-    a directory; there the block runs without.
-
-    Raises:
-        StoreError: Another process holds it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"{directory}: another process is writing here. Wait for it, or stop it."
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)

@@ -6,22 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from manytune.errors import StoreError
-from manytune.store.files import atomic_directory, atomic_write, clean_leftovers, held, sha256_file
+from manytune.atomic import atomic_directory, atomic_file, atomic_write, clean_leftovers
+from manytune.errors import TargetExistsError
 
 
 def names(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
-def test_sha256_of_a_file_is_the_published_value_for_abc(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    # FIPS 180-2, appendix B.1
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256_file(tmp_path / "abc") == expected
-
-
-def test_atomic_write_replaces_the_content_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_atomic_write_replaces_the_content_and_leaves_nothing_next_to_it(tmp_path: Path) -> None:
     atomic_write(tmp_path / "a.json", "é")
     atomic_write(tmp_path / "a.json", b"second")
     assert (tmp_path / "a.json").read_bytes() == b"second"
@@ -39,6 +32,34 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
         atomic_write(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_temporary_file_elsewhere_takes_the_targets_place(tmp_path: Path) -> None:
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "a").write_text("old")
+    with atomic_file(tmp_path / "a", within=tmp_path / "staging") as temporary:
+        assert temporary.parent == tmp_path / "staging"
+        temporary.write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path / "staging") == []
+
+
+def test_a_file_that_was_never_written_is_an_error_and_keeps_the_old_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_new_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "a", "content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_directory_is_invisible_until_it_is_complete(tmp_path: Path) -> None:
@@ -60,7 +81,7 @@ def test_a_directory_whose_filling_failed_never_appears(tmp_path: Path) -> None:
 def test_an_existing_directory_is_refused_by_default(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     with (
-        pytest.raises(StoreError, match=r"adapter exists already.*another directory"),
+        pytest.raises(TargetExistsError, match=r"adapter exists already.*somewhere else"),
         atomic_directory(tmp_path / "adapter"),
     ):
         pass
@@ -85,7 +106,7 @@ def test_keep_lets_the_first_of_two_writers_win(tmp_path: Path) -> None:
 
 def test_a_writer_that_expected_no_rival_says_so_and_keeps_the_rivals_directory(tmp_path: Path) -> None:
     with (
-        pytest.raises(StoreError, match="created by another process"),
+        pytest.raises(TargetExistsError, match="created by another process"),
         atomic_directory(tmp_path / "a") as slow,
     ):
         (slow / "by").write_text("slow")
@@ -97,7 +118,7 @@ def test_a_writer_that_expected_no_rival_says_so_and_keeps_the_rivals_directory(
 def test_what_a_killed_writer_leaves_is_recognised_and_removed(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, time\n"
-        "from manytune.store.files import atomic_directory\n"
+        "from manytune.atomic import atomic_directory\n"
         "with atomic_directory(pathlib.Path(sys.argv[1])) as d:\n"
         "    (d / 'half').write_text('h'); print('ready', flush=True); time.sleep(60)\n"
     )
@@ -147,24 +168,3 @@ def test_cleaning_touches_nothing_else(tmp_path: Path) -> None:
     assert clean_leftovers(tmp_path) == []
     assert clean_leftovers(tmp_path / "absent") == []
     assert names(tmp_path) == [".hidden", "adapter"]
-
-
-def test_a_directory_is_held_by_one_process_at_a_time_and_let_go_by_its_death(tmp_path: Path) -> None:
-    script = (
-        "import sys, pathlib, time\n"
-        "from manytune.store.files import held\n"
-        "with held(pathlib.Path(sys.argv[1])):\n"
-        "    print('ready', flush=True); time.sleep(60)\n"
-    )
-    target = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    with pytest.raises(StoreError, match=r"run: another process is writing here"), held(target):
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    with held(target):
-        pass
-    assert names(target) == []

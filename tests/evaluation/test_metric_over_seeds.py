@@ -1,4 +1,4 @@
-"""Holm's correction, shares of the gain, several seeds and all pairs."""
+"""All pairs, shares of the gain, and several training seeds."""
 
 import dataclasses
 
@@ -7,63 +7,13 @@ import pytest
 from tests.evaluation import invented
 
 from manytune.errors import DataError
-from manytune.evaluation.compare import System, evaluate
+from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.significance import gain_share, holm
-from manytune.evaluation.wording import (
-    correction_sentence,
-    seeds_sentence,
-    share_sentence,
-    share_text,
-)
+from manytune.evaluation.resampling import Resampling
+from manytune.evaluation.significance import holm
+from manytune.evaluation.wording import correction_sentence, seeds_sentence, share_sentence, share_text
 
-
-def mean(sums):
-    return sums[..., 0] / sums[..., 1]
-
-
-def rows(scores):
-    return np.column_stack([scores, np.ones(len(scores))])
-
-
-@pytest.mark.parametrize(
-    ("p_values", "expected"),
-    [
-        ([], ()),
-        ([0.03], (0.03,)),
-        ([0.01, 0.04, 0.03], (0.03, 0.06, 0.06)),  # 3·0.01; 2·0.03; 0.04 is not below the one before it
-        ([0.5, 0.9], (1.0, 1.0)),
-        ([0.02, 0.02], (0.04, 0.04)),
-    ],
-)
-def test_holms_correction_is_that_of_the_textbook(p_values, expected):
-    assert holm(p_values) == pytest.approx(expected)
-
-
-def test_a_share_is_the_part_of_the_references_gain_and_its_interval_holds_it():
-    rng = np.random.default_rng(0)
-    base = rng.beta(2, 6, size=200)
-    full = base + 0.2 + rng.normal(0, 0.02, size=200)
-    ours = base + 0.15 + rng.normal(0, 0.02, size=200)
-    share, interval = gain_share(mean, rows(base), rows(full), rows(ours), resamples=2000)
-    assert share == pytest.approx((ours.mean() - base.mean()) / (full.mean() - base.mean()))
-    assert interval.low < 0.75 < interval.high
-    assert interval.high - interval.low < 0.1
-    whole, certain = gain_share(mean, rows(base), rows(full), rows(full), resamples=500)
-    assert whole == 1.0 and certain is None  # every resample gives 1, and a share has no bounds
-
-
-@pytest.mark.slow
-def test_intervals_of_shares_hold_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(1)
-    held = 0
-    for simulation in range(1000):
-        base = rng.beta(2, 6, size=40)
-        full = base + 0.2 + rng.normal(0, 0.1, size=40)
-        ours = base + 0.15 + rng.normal(0, 0.1, size=40)
-        _, interval = gain_share(mean, rows(base), rows(full), rows(ours), resamples=500, seed=simulation)
-        held += interval.low <= 0.75 <= interval.high
-    assert 0.93 <= held / 1000 <= 0.97
+ROUGE = [METRICS["rouge1"]]
 
 
 def three(share_of_full, share_of_lora):
@@ -76,7 +26,7 @@ def three(share_of_full, share_of_lora):
 
 def test_with_all_pairs_every_pair_is_tested_once_and_the_verdict_follows_the_corrected_test():
     asked, systems = three(0.6, 0.6)
-    evaluation = evaluate(asked, systems, [METRICS["rouge1"]], all_pairs=True, resamples=500)
+    evaluation = evaluate(asked, systems, ROUGE, all_pairs=True, resampling=Resampling(resamples=500))
     pairs = [(found.system, found.baseline) for found in evaluation.comparisons]
     assert pairs == [("full", "base"), ("lora", "base"), ("lora", "full")]
     assert holm([found.p_value for found in evaluation.comparisons]) == tuple(
@@ -90,7 +40,7 @@ def test_with_all_pairs_every_pair_is_tested_once_and_the_verdict_follows_the_co
 def test_what_is_significant_alone_may_not_be_among_many():
     asked, (base, *_) = three(0.6, 0.6)
     others = [System(f"s{n}", "lora", invented.answers(asked, 0.15, 10 + n, 2.0)) for n in range(8)]
-    evaluation = evaluate(asked, [base, *others], [METRICS["rouge1"]], resamples=2000)
+    evaluation = evaluate(asked, [base, *others], ROUGE, resampling=Resampling(resamples=2000))
     alone = [found for found in evaluation.comparisons if found.p_value < 0.05]
     corrected = [found for found in evaluation.comparisons if found.verdict != "cannot tell"]
     assert len(corrected) < len(alone)
@@ -99,7 +49,7 @@ def test_what_is_significant_alone_may_not_be_among_many():
 
 def test_shares_of_the_gain_are_said_with_their_interval():
     asked, systems = three(0.6, 0.5)
-    evaluation = evaluate(asked, systems, [METRICS["rouge1"]], reference="full", resamples=500)
+    evaluation = evaluate(asked, systems, ROUGE, reference="full", resampling=Resampling(resamples=500))
     found = evaluation.share("lora", "rouge1")
     scores = [result.score("rouge1").value for result in evaluation.results]
     assert found.share == pytest.approx((scores[2] - scores[0]) / (scores[1] - scores[0]))
@@ -107,9 +57,9 @@ def test_shares_of_the_gain_are_said_with_their_interval():
     assert share_sentence(evaluation) == f"lora has {share_text(found)} of full's ROUGE-1 gain."
 
 
-def test_without_a_gain_there_is_nothing_to_have_a_share_of():
+def test_without_a_gain_there_are_no_shares():
     asked, systems = three(0.0, 0.6)
-    evaluation = evaluate(asked, systems, [METRICS["rouge1"]], reference="full", resamples=500)
+    evaluation = evaluate(asked, systems, ROUGE, reference="full", resampling=Resampling(resamples=500))
     assert evaluation.share("lora", "rouge1").share is None
     assert share_text(evaluation.share("lora", "rouge1")) == "–"
     assert "no gain" in share_sentence(evaluation)
@@ -120,10 +70,12 @@ def test_a_system_with_several_seeds_scores_the_mean_of_their_scores(metric):
     asked, (base, full, _) = three(0.6, 0.6)
     second, third = (invented.answers(asked, share, 20, 2.0) for share in (0.5, 0.7))
     several = dataclasses.replace(full, other_seeds=(second, third), seeds=(0, 1, 2))
-    evaluation = evaluate(asked, [base, several], [METRICS[metric]], resamples=300)
+    evaluation = evaluate(asked, [base, several], [METRICS[metric]], resampling=Resampling(resamples=300))
     score = evaluation.result("full").score(metric)
     alone = [
-        evaluate(asked, [base, System("x", "full", one)], [METRICS[metric]], resamples=9)
+        evaluate(
+            asked, [base, System("x", "full", one)], [METRICS[metric]], resampling=Resampling(resamples=9)
+        )
         .result("x")
         .score(metric)
         for one in (full.answers, second, third)
@@ -141,7 +93,7 @@ def test_answers_and_seeds_must_match():
     two = dataclasses.replace(full, other_seeds=(lora.answers,))
     three_seeds = dataclasses.replace(lora, other_seeds=(full.answers, full.answers))
     with pytest.raises(DataError, match="'full' was trained with 2 seeds and another system with 3"):
-        evaluate(asked, [base, two, three_seeds], [METRICS["rouge1"]], resamples=9)
+        evaluate(asked, [base, two, three_seeds], ROUGE, resampling=Resampling(resamples=9))
     short = dataclasses.replace(full, other_seeds=(lora.answers[:-1],))
     with pytest.raises(DataError, match="'full' has 35 answers to 36 items"):
-        evaluate(asked, [base, short], [METRICS["rouge1"]], resamples=9)
+        evaluate(asked, [base, short], ROUGE, resampling=Resampling(resamples=9))

@@ -1,0 +1,54 @@
+"""What identifies content: the SHA-256 of a file, and the digest of an adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from manytune.store.manifest import Manifest
+
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(manifest: Manifest) -> str:
+    """The digest that identifies an adapter by its content: a SHA-256, in hexadecimal digits.
+
+    It covers all that decides an answer: the files, the base, and how prompts are made. Scores, the recipe and the date
+    describe the adapter and don't change what it is.
+    """
+    content = [
+        dict(manifest.files),
+        manifest.fingerprint.to_dict(),
+        dict(manifest.template) if manifest.template is not None else None,
+        {task: dict(parts) for task, parts in (manifest.templates or {}).items()},
+        manifest.encoding,
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def digest_of_files(*paths: Path) -> str:
+    """The digest of an adapter without a manifest: the SHA-256 of its files, one after another."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest_in(file: Path) -> str | None:
+    """The digest that a file holds; None if there is no such file, or something else in it."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(65)
+    except FileNotFoundError:  # another process took it back meanwhile
+        return None
+    return content.decode() if _DIGEST.fullmatch(content) else None

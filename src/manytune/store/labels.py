@@ -1,0 +1,134 @@
+"""Names and tags of a store's adapters, each a file or a directory of its own.
+
+    names/summaries           the digest of the adapter that has the name
+    tags/production/abcdef…   empty: the adapter of this digest has the tag
+
+Whatever changes something is to be called with the store's lock in hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from manytune.atomic import flush_directory
+from manytune.errors import NameTakenError, StoreError
+from manytune.store.digests import digest_in
+from manytune.store.staging import Staging
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LISTED = 10  # names in a message
+
+
+class Labels:
+    """What the adapters of a store are called.
+
+    Args:
+        root: The store's directory.
+        staging: Where its files are written before they appear.
+    """
+
+    def __init__(self, root: Path, staging: Staging) -> None:
+        self._root = root
+        self._names = root / "names"
+        self._tags = root / "tags"
+        self._staging = staging
+
+    # -- reading
+
+    def names(self) -> dict[str, list[str]]:
+        """All names, sorted, by digest."""
+        found: dict[str, list[str]] = {}
+        for path in _sorted(self._names):
+            digest = digest_in(path)
+            if digest is not None:
+                found.setdefault(digest, []).append(path.name)
+        return found
+
+    def tags(self) -> dict[str, list[str]]:
+        """All tags, sorted, by digest."""
+        found: dict[str, list[str]] = {}
+        for path in _sorted(self._tags):
+            try:
+                tagged = [entry.name for entry in path.iterdir()]
+            except (FileNotFoundError, NotADirectoryError):  # another process took it back meanwhile
+                continue
+            for digest in tagged:
+                found.setdefault(digest, []).append(path.name)
+        return found
+
+    def named(self, name: str) -> str | None:
+        """The digest of the adapter that has a name; None if none has it."""
+        return digest_in(self._names / name) if _WORD.fullmatch(name) else None
+
+    def has_name(self, name: str) -> bool:
+        """Whether a name is taken, even if its file is damaged."""
+        return _WORD.fullmatch(name) is not None and (self._names / name).is_file()
+
+    def suggestions(self, reference: str) -> str:
+        """What to say to someone who asked for an adapter that isn't there."""
+        names = [path.name for path in _sorted(self._names)]
+        close = difflib.get_close_matches(reference, names, n=1)
+        if close:
+            return f"Did you mean {close[0]!r}?"
+        if not names:
+            return "Its adapters have no names, or there are none."
+        return f"Its adapters: {', '.join(names[:_LISTED])}{', …' if len(names) > _LISTED else ''}."
+
+    # -- writing
+
+    def require_free(self, name: str, digest: str) -> None:
+        """Refuse a name that belongs to another adapter.
+
+        Raises:
+            NameTakenError: It does.
+        """
+        taken = self.named(name)
+        if taken is not None and taken != digest:
+            raise NameTakenError(
+                f"{self._root}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or move it."
+            )
+
+    def put_name(self, name: str, digest: str) -> None:
+        """Give an adapter a name, which it takes from another one that has it."""
+        self._staging.put(self._names / name, digest)
+
+    def take_names(self, *names: str) -> None:
+        """Take names away."""
+        for name in names:
+            (self._names / name).unlink()
+        flush_directory(self._names)
+
+    def put_tag(self, tag: str, digest: str) -> None:
+        """Give an adapter a tag."""
+        folder = self._tags / tag
+        folder.mkdir(exist_ok=True)
+        (folder / digest).touch()
+        flush_directory(folder)
+
+    def take_tag(self, tag: str, digest: str) -> None:
+        """Take a tag from an adapter, if it has it."""
+        if not _WORD.fullmatch(tag):
+            return
+        folder = self._tags / tag
+        (folder / digest).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def check_word(word: str) -> None:
+    """Refuse what can't be a name or a tag.
+
+    Raises:
+        StoreError: It isn't up to 100 letters, digits, dots, dashes and underscores.
+    """
+    if not _WORD.fullmatch(word):
+        raise StoreError(
+            f"{word!r} can't be a name or a tag: expected up to 100 letters, digits, dots, dashes and underscores, the "
+            "first one a letter or a digit."
+        )
+
+
+def _sorted(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,32 @@
+import pytest
+from tests.evaluation.report.whole import whole
+
+from manytune.evaluation.report.gains import change_charts, gain_charts, rank_chart
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return whole()
+
+
+def test_gains_are_shown_over_parameters_and_seconds(evaluation):
+    parameters, seconds = gain_charts(evaluation)
+    assert [dot.name for dot in parameters.dots] == ["full", "lora"]
+    full, lora = parameters.dots
+    assert lora.x < full.x  # fewer parameters
+    assert all(dot.high < dot.y < dot.low < parameters.zero for dot in parameters.dots)  # places from the top
+    assert [dot.name for dot in seconds.dots] == ["full", "lora"]
+
+
+def test_the_plateau_begins_at_the_recommended_rank(evaluation):
+    chart = rank_chart(evaluation)
+    assert [dot.hollow for dot in chart.dots] == [True, False]
+    assert chart.plateau == chart.dots[1].x
+    assert [tick.label for tick in chart.x_ticks] == ["r=1", "r=8"]
+
+
+def test_changes_are_drawn_on_the_side_of_their_sign(evaluation):
+    text, questions = change_charts(evaluation)
+    assert "lower is better" in text.label
+    assert all(bar.start + bar.width == pytest.approx(text.zero) for bar in text.bars)  # perplexity fell
+    assert all(bar.low <= bar.high for chart in (text, questions) for bar in chart.bars)
