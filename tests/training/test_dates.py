@@ -11,6 +11,7 @@ import pytest
 from tests.training.tiny_run import file_hash, recipe_content
 
 from manytune.errors import RecipeError, RunError
+from manytune.store.adapters import open_adapter
 from manytune.store.base import load_tokenizer
 from manytune.training import dates
 from manytune.training.dates import dated
@@ -73,6 +74,9 @@ def test_the_runs_recipe_and_its_adapter_say_the_date(tmp_path: Path, today: Any
     today("2026-03-05T17:04:00")
     finished = run(recipe(tmp_path))
     assert load_recipe(finished.directory / "recipe.yaml").data.date == "2026-03-05T17:04:00"
+    manifest = open_adapter(finished.adapter).manifest
+    assert manifest is not None
+    assert manifest.encoding_options == {"date": "2026-03-05T17:04:00"}
 
 
 def test_a_recipe_may_say_the_date_and_another_one_is_another_run(tmp_path: Path, today: Any) -> None:

@@ -103,21 +103,19 @@ class Chosen:
         return next(iter(found.values()))
 
     def encoder(self, base: Base) -> Encoder:
-        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""
-        from manytune.data.encode import Encoder
+        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there.
+
+        Raises:
+            DataError: The base's chat template doesn't take what the adapter was trained with.
+        """
+        from manytune.data.encoding_options import EncodingOptions
 
         manifest = self.stored.manifest
         chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
-        data = self.recipe.get("data", {})
-        if data.get("overflow") == "truncate_prompt":
-            return Encoder(
-                base.tokenizer,
-                max_length=data["max_length"],
-                overflow="truncate_prompt",
-                chat=chat,
-                encoder_decoder=base.is_encoder_decoder,
-            )
-        return Encoder(base.tokenizer, max_length=None, chat=chat, encoder_decoder=base.is_encoder_decoder)
+        options = EncodingOptions.from_dict(
+            (manifest.encoding_options if manifest is not None else None) or {}
+        )
+        return options.encoder(base.tokenizer, chat=chat, encoder_decoder=base.is_encoder_decoder)
 
     def _config(self) -> Any:
         from manytune.methods.config import PeftConfig

@@ -237,6 +237,7 @@ def _train(
                 templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()}
                 or None,
                 encoding=data.mode,
+                encoding_options=recipe.data.encoding_options(max_prompt=data.max_prompt).to_dict() or None,
                 recipe=recipe.model_dump(mode="json"),
                 scores={} if loss is None else {"validation_loss": loss},
             ),

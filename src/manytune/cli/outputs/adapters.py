@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 def print_json(value: object) -> None:
     """Print a value as JSON."""
-    import json
-
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -56,8 +55,6 @@ def print_entries(entries: Sequence[StoreEntry]) -> None:
 
 def described(stored: StoredAdapter) -> dict[str, Any]:
     """All that an adapter says about itself."""
-    import json
-
     size = sum(file.stat().st_size for file in stored.path.rglob("*") if file.is_file())
     if stored.manifest is not None:
         content: dict[str, Any] = json.loads(stored.manifest.to_json())
@@ -95,6 +92,8 @@ def print_described(description: dict[str, Any], stored: StoredAdapter) -> None:
             for part, text in parts.items():
                 add(f"{task}: {part}", text)
         add("encoding", manifest.encoding or "?")
+        for name, value in (manifest.encoding_options or {}).items():
+            add(f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         if manifest.combination is not None:
             add("combination", manifest.combination["kind"])
             for one in manifest.combination["adapters"]:
