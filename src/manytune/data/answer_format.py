@@ -60,6 +60,10 @@ class AnswerFormat:
         return written.removesuffix(self.end) if self.end and written.endswith(self.end) else completion
 
 
+BARE = AnswerFormat()
+"""Nothing around an answer: all generated text is the answer."""
+
+
 class AnswerStream:
     """Takes an answer apart while it comes: no text is given out before it is certain what it belongs to.
 

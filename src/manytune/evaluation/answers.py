@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from manytune.data.answer_format import AnswerFormat
+from manytune.data.answer_format import BARE, AnswerFormat
 from manytune.data.encode import Encoded, Encoder
 from manytune.data.templates import Example
 from manytune.errors import DataError
@@ -51,7 +51,7 @@ class Question:
 
     item: Item
     encoded: tuple[Encoded, ...]
-    form: AnswerFormat = AnswerFormat()
+    form: AnswerFormat = BARE
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
