@@ -27,6 +27,7 @@ from serving import TARGETS, Asked, asked_for, engine_run, write_adapters
 from serving_client import Server, call, free_port, served
 
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.store.base import Base, load_base
 from manytune.store.resident import read_resident
 from manytune.store.store import AdapterStore
@@ -225,7 +226,7 @@ def main() -> None:
 
 def engine(base: Base, asked: Sequence[Asked], paths: Sequence[Path]) -> Callable[[], None]:
     """The engine with the same adapters and requests, in this process."""
-    made = Engine(base.model, base.tokenizer, max_batch=len(asked))
+    made = Engine(base.model, base.tokenizer, EngineOptions(max_batch=len(asked)))
     for path in paths:
         made.add_adapter(path.name, read_resident(path))
     return engine_run(made, asked, [path.name for path in paths])

@@ -30,6 +30,7 @@ from transformers import GenerationConfig
 
 import manytune
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.methods.lora.config import LoraConfig
 from manytune.store.base import Base, load_base
@@ -160,7 +161,7 @@ def disabled(model: Any, run: Callable[[], None]) -> Callable[[], None]:
 def engine_runs(scratch: Path, *, peer_all_linear: bool) -> dict[str, Callable[[], None]]:
     base = load_base("embedded")
     asked = asked_for(base.model.config.vocab_size)
-    engine = Engine(base.model, base.tokenizer, max_batch=REQUESTS)
+    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS))
     runs: dict[str, Callable[[], None]] = {
         "engine, base": engine_run(engine, asked, [None] * REQUESTS),
         "transformers, static batch": static_run(base.model, asked),

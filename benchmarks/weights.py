@@ -19,18 +19,19 @@ from torch.nn import functional
 
 from manytune.demo.aclsum import read_papers
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.weights import Weights, linear_layers
-from manytune.mixed.layers import AdaptedLayers
+from manytune.mixed.layers import MixedLayers
 from manytune.store.base import Base, load_base
 
-FORMS: tuple[Weights, ...] = ("plain", "packed", "int8", "int4")
+FORMS: tuple[Weights, ...] = ("plain", "reordered", "int8", "int4")
 NEW_TOKENS = 48
 PAPERS = 12
 
 
 def nats_per_token(base: Base, form: Weights) -> float:
-    layers = AdaptedLayers(base.model, linear_layers(base.model, form))
+    layers = MixedLayers(dict(base.model.named_modules()), linear_layers(base.model, form))
     total, count = 0.0, 0
     for paper in read_papers("test")[:PAPERS]:
         ids = torch.tensor([base.tokenizer(paper.abstract)["input_ids"][:256]])
@@ -62,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     base = load_base("embedded")
     vocabulary = base.model.config.vocab_size
-    engines = {form: Engine(base.model, base.tokenizer, weights=form) for form in FORMS}
+    engines = {form: Engine(base.model, base.tokenizer, EngineOptions(weights=form)) for form in FORMS}
     times: dict[tuple[Weights, int], list[float]] = {}
     watch = LoadWatch()
     for number in range(options.rounds + 1):

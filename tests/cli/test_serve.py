@@ -45,6 +45,13 @@ def test_without_its_extra_it_says_what_to_install(world, monkeypatch):
     assert result.exit_code == 1 and "pip install 'manytune[serve]'" in " ".join(result.stderr.split())
 
 
+def test_the_former_name_of_reordered_weights_is_refused_with_the_new_one(world):
+    directory, _, store = world
+    result = run("serve", "--base", str(directory), "--adapters", str(store.root), "--weights", "packed")
+    assert result.exit_code == 2
+    assert "'packed' is called 'reordered' now" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
     directory, _, store = world
     for options, message in (
@@ -128,7 +135,7 @@ def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
         assert "ZeroDivisionError" in process.stderr.read()
 
 
-def test_chat_keeps_the_conversation_and_begins_anew_at_an_empty_line(world):
+def test_chat_keeps_the_conversation_until_an_empty_line(world):
     directory, base, store = world
     engine = Engine(base.model, base.tokenizer)
     engine.add_adapter("one", read_resident(store.path("one")))

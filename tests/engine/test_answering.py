@@ -1,7 +1,7 @@
 """Prompts that are known beforehand: the answers are those of one prompt at a time, whoever gives them."""
 
 import pytest
-from tests.engine.test_static_batch import END, MODELS, PROMPTS, gpt2, llama, tokenizer, with_lora
+from tests.engine.systems import END, MODELS, PROMPTS, gpt2, llama, with_lora
 from tests.reference.one_at_a_time import greedy
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -15,8 +15,6 @@ from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
 from manytune.model.attach import get_peft_model
-
-__all__ = ["tokenizer"]
 
 DOCUMENTS = (tuple(range(2, 22)), tuple(range(20, 40)))
 ASKED = [(*document, *question) for question in ((4, 5), (6,), (2, 3, 4)) for document in DOCUMENTS]
@@ -90,8 +88,8 @@ def test_what_prompts_share_is_read_once(tokenizer, monkeypatch):
     monkeypatch.setattr(
         Runner,
         "forward",
-        lambda self, decode, pieces: (
-            read.extend(len(p.tokens) for p in pieces) or forward(self, decode, pieces)
+        lambda self, decode, chunks: (
+            read.extend(len(chunk.tokens) for chunk in chunks) or forward(self, decode, chunks)
         ),
     )
     answer_prompts(llama(), tokenizer, ASKED, max_new_tokens=2, batch_size=6)

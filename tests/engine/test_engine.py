@@ -7,14 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.adapters import attached, configs_for, gpt2, in_memory, llama
-from tests.engine.test_static_batch import END, VOCABULARY, tokenizer
+from tests.engine.adapters import END, VOCABULARY, attached, configs_for, gpt2, in_memory, llama
 from tests.reference.single_adapter import answer
 
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
-
-__all__ = ["tokenizer"]
 
 LIMIT = 10
 GENERATOR = torch.Generator().manual_seed(11)
@@ -42,7 +40,7 @@ class World:
                 self.expected[name, number] = answer(system, prompt, max_new_tokens=LIMIT, end_id=END)
 
     def engine(self, tokenizer, **options):
-        engine = Engine(self.model, tokenizer, **options)
+        engine = Engine(self.model, tokenizer, EngineOptions(**options))
         for name, adapter in self.adapters.items():
             engine.add_adapter(name, adapter)
         return engine

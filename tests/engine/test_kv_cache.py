@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manytune.engine.kv_cache import GRANULE, KVCache, rounded
+from manytune.engine.kv_cache import WIDTH_MULTIPLE, KVCache, row_width
 
 
-def cache(budget=8 * GRANULE, max_rows=8):
+def cache(budget=8 * WIDTH_MULTIPLE, max_rows=8):
     return KVCache(
         layers=2,
         heads=2,
@@ -34,18 +34,18 @@ def test_each_sequence_keeps_its_own_values(data):
         name = str(number)
         action = data.draw(st.sampled_from(["add", "add", "write", "decode", "remove"]))
         if action == "add":
-            room = data.draw(st.integers(1, 3 * GRANULE))
-            widest = rounded(max([room, *(entry[0] for entry in wrote.values())]))
-            if (len(wrote) + 1) * widest <= 8 * GRANULE:
-                kept.add(name, room)
-                wrote[name] = (room, values(number, 0))
+            max_tokens = data.draw(st.integers(1, 3 * WIDTH_MULTIPLE))
+            widest = row_width(max([max_tokens, *(entry[0] for entry in wrote.values())]))
+            if (len(wrote) + 1) * widest <= 8 * WIDTH_MULTIPLE:
+                kept.add(name, max_tokens)
+                wrote[name] = (max_tokens, values(number, 0))
         elif wrote:
             name = data.draw(st.sampled_from(sorted(wrote)))
-            room, own = wrote[name]
-            if action == "write" and own.shape[3] < room:
-                more = values(1000 + number, data.draw(st.integers(1, room - own.shape[3])))
+            max_tokens, own = wrote[name]
+            if action == "write" and own.shape[3] < max_tokens:
+                more = values(1000 + number, data.draw(st.integers(1, max_tokens - own.shape[3])))
                 kept.write(name, more)
-                wrote[name] = (room, torch.cat((own, more), dim=3))
+                wrote[name] = (max_tokens, torch.cat((own, more), dim=3))
             elif action == "decode" and name not in decoding:
                 kept.start_decoding(name)
                 decoding.add(name)
@@ -78,7 +78,7 @@ def test_what_was_never_written_is_finite(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *shape, **options: torch.full(*shape, float("nan"), **options))
     kept = cache()
     for number in range(3):
-        kept.add(str(number), 2 + number * GRANULE // 2)
+        kept.add(str(number), 2 + number * WIDTH_MULTIPLE // 2)
         for layer in range(2):
             for part in kept.layer(layer):
                 assert torch.isfinite(part[: len(kept)]).all()

@@ -1,4 +1,4 @@
-"""Beginnings are found by the same tenant, adapter and tokens alone, and the least recently used make room."""
+"""Prefixes are found by the same tenant, adapter and tokens only, and the least recently used are evicted."""
 
 import torch
 from hypothesis import given, settings
@@ -9,9 +9,9 @@ from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 PROMPT = tuple(range(3 * BLOCK + 5))
 
 
-def numbers(prompt, ahead=0):
+def numbers(prompt, virtual_tokens=0):
     """Values that say which tokens they stand for: -1 for what is before the prompt."""
-    row = torch.tensor([-1.0] * ahead + [float(token) for token in prompt])
+    row = torch.tensor([-1.0] * virtual_tokens + [float(token) for token in prompt])
     return lambda tokens: row[:tokens].view(1, 1, 1, -1, 1).clone()
 
 
@@ -19,18 +19,22 @@ def find(cache, tenant, adapter, prompt):
     return cache.find(block_keys(tenant, adapter, prompt[:-1]))
 
 
-def store(cache, tenant, adapter, prompt, ahead=0):
-    cache.store(block_keys(tenant, adapter, prompt), ahead=ahead, read=numbers(prompt, ahead))
+def store(cache, tenant, adapter, prompt, virtual_tokens=0):
+    cache.store(
+        block_keys(tenant, adapter, prompt),
+        virtual_tokens=virtual_tokens,
+        read=numbers(prompt, virtual_tokens),
+    )
 
 
-def stored(prompt=PROMPT, *, tenant="t", adapter="a", budget=1000, ahead=0):
+def stored(prompt=PROMPT, *, tenant="t", adapter="a", budget=1000, virtual_tokens=0):
     cache = PrefixCache(budget)
-    store(cache, tenant, adapter, prompt, ahead)
+    store(cache, tenant, adapter, prompt, virtual_tokens)
     return cache
 
 
-def test_the_longest_common_beginning_is_found_in_whole_blocks():
-    cache = stored(ahead=2)
+def test_the_longest_common_prefix_is_found_in_whole_blocks():
+    cache = stored(virtual_tokens=2)
     tokens, values = find(cache, "t", "a", (*PROMPT[: 2 * BLOCK + 3], 999, 998))
     assert tokens == 2 * BLOCK
     assert values.flatten().tolist() == [-1.0, -1.0, *PROMPT[: 2 * BLOCK]]
@@ -51,7 +55,7 @@ def test_another_tenant_adapter_or_token_finds_nothing():
     assert find(cache, "t", "a", (7, *PROMPT[1:])) is None
 
 
-def test_the_least_recently_used_make_room():
+def test_the_least_recently_used_are_evicted():
     cache = PrefixCache(2 * BLOCK)
     one, two, three = (tuple(range(start, start + BLOCK)) for start in (0, 100, 200))
     for prompt in (one, two):
@@ -73,7 +77,7 @@ def test_nothing_is_kept_without_a_budget():
     ),
     st.integers(0, 8),
 )
-def test_what_is_found_is_what_was_stored_and_the_book_stays_consistent(prompts, blocks):
+def test_what_is_found_is_what_was_stored_and_the_bookkeeping_stays_consistent(prompts, blocks):
     cache = PrefixCache(blocks * BLOCK)
     for tenant, kinds in prompts:
         prompt = tuple(kind * 1000 + place for kind in kinds for place in range(BLOCK))

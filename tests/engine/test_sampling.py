@@ -8,7 +8,7 @@ import torch
 from tests.reference.sampling import probabilities
 
 from manytune.engine.request import SamplingParams
-from manytune.engine.sampling import Chooser, choose_tokens
+from manytune.engine.sampling import Sampler, sample_tokens
 from manytune.errors import RequestError
 
 VOCABULARY = 20
@@ -33,13 +33,13 @@ def logits(seed=0):
 
 
 def after(params, answer):
-    """A chooser that has chosen these tokens."""
-    chooser = Chooser(params, PROMPT)
+    """A sampler that has chosen these tokens."""
+    sampler = Sampler(params, PROMPT)
     for token in answer:
         forced = torch.full((VOCABULARY,), -1e9)
         forced[token] = 1e9
-        assert chooser.choose(forced)[0] == token
-    return chooser
+        assert sampler.sample(forced)[0] == token
+    return sampler
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -48,7 +48,7 @@ def test_draws_follow_transformers_processors(options):
     expected = probabilities(params, logits(), PROMPT, [])
     draws = 4000
     counts = Counter(
-        Chooser(SamplingParams(seed=seed, **options), PROMPT).choose(logits())[0] for seed in range(draws)
+        Sampler(SamplingParams(seed=seed, **options), PROMPT).sample(logits())[0] for seed in range(draws)
     )
     for token in range(VOCABULARY):
         share = float(expected[token])
@@ -72,10 +72,10 @@ def test_draws_follow_transformers_processors(options):
 )
 @pytest.mark.parametrize("seed", range(6))
 def test_greedy_takes_the_likeliest_after_penalties(options, seed):
-    chooser = after(SamplingParams(**options), ANSWER)
+    sampler = after(SamplingParams(**options), ANSWER)
     warm = SamplingParams(temperature=1.0, **options)
     expected = probabilities(warm, logits(seed), PROMPT, ANSWER).argmax()
-    assert chooser.choose(logits(seed))[0] == expected
+    assert sampler.sample(logits(seed))[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_greedy_takes_the_likeliest_after_penalties(options, seed):
 @pytest.mark.parametrize("largest", [1.0, 3e38])
 def test_numbers_beyond_all_measure_still_choose_a_token_that_can_be(options, largest):
     logits = torch.tensor([-math.inf, -largest, 0.0, largest, largest / 2, -math.inf])
-    chooser = Chooser(SamplingParams(logprobs=6, seed=0, **options), [2, 3, 0])
+    sampler = Sampler(SamplingParams(logprobs=6, seed=0, **options), [2, 3, 0])
     for _ in range(4):
-        token, logprobs = chooser.choose(logits)
+        token, logprobs = sampler.sample(logits)
         assert 0 < token < 5
         assert all(-9999 <= logprob <= 0 for _, logprob in logprobs.top)
         if options["temperature"] < 1e-30:
@@ -107,15 +107,15 @@ def test_numbers_beyond_all_measure_still_choose_a_token_that_can_be(options, la
 def test_a_seed_settles_the_draws():
     params = SamplingParams(temperature=1.5, seed=3)
     rows = [logits(seed) for seed in range(12)]
-    one, other = Chooser(params, PROMPT), Chooser(params, PROMPT)
-    assert [one.choose(row) for row in rows] == [other.choose(row) for row in rows]
-    third = Chooser(SamplingParams(temperature=1.5, seed=4), PROMPT)
-    assert [one.choose(row) for row in rows] != [third.choose(row) for row in rows]
+    one, other = Sampler(params, PROMPT), Sampler(params, PROMPT)
+    assert [one.sample(row) for row in rows] == [other.sample(row) for row in rows]
+    third = Sampler(SamplingParams(temperature=1.5, seed=4), PROMPT)
+    assert [one.sample(row) for row in rows] != [third.sample(row) for row in rows]
 
 
 def test_logprobs_are_the_models_own():
     params = SamplingParams(logprobs=3, logit_bias={0: 100.0})
-    token, found = Chooser(params, PROMPT).choose(logits())
+    token, found = Sampler(params, PROMPT).sample(logits())
     expected = logits().log_softmax(0)
     assert token == 0 and found.token_id == 0
     assert found.logprob == pytest.approx(float(expected[0]))
@@ -126,15 +126,15 @@ def test_logprobs_are_the_models_own():
 def test_top_p_looks_as_far_as_it_must():
     flat = torch.zeros(5000)
     params = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
-    chooser = Chooser(params, PROMPT)
-    assert len({chooser.choose(flat)[0] for _ in range(600)}) > 500
+    sampler = Sampler(params, PROMPT)
+    assert len({sampler.sample(flat)[0] for _ in range(600)}) > 500
 
 
 def test_a_batch_chooses_as_its_rows_do():
     settings = [SamplingParams(), SamplingParams(temperature=1.0, seed=1), SamplingParams(logprobs=2)]
     rows = torch.stack([logits(seed) for seed in range(3)])
-    together = choose_tokens(rows, [Chooser(one, PROMPT) for one in settings])
-    assert together == [Chooser(one, PROMPT).choose(row) for one, row in zip(settings, rows, strict=True)]
+    together = sample_tokens(rows, [Sampler(one, PROMPT) for one in settings])
+    assert together == [Sampler(one, PROMPT).sample(row) for one, row in zip(settings, rows, strict=True)]
 
 
 @pytest.mark.parametrize(

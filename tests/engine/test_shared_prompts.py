@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.engine.test_static_batch import END, VOCABULARY, gpt2, llama, tokenizer, with_lora
+from tests.engine.systems import END, VOCABULARY, gpt2, llama, with_lora
 from tests.reference.one_at_a_time import greedy
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -13,8 +13,6 @@ from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
 from manytune.model.attach import get_peft_model
-
-__all__ = ["tokenizer"]
 
 DOCUMENTS = (tuple(range(5, 17)), tuple(range(20, 29)), tuple(range(30, 46)))
 QUESTIONS = ((2, 3), (4,), (2, 5, 6, 7))

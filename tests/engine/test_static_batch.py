@@ -1,73 +1,13 @@
-from dataclasses import dataclass
+"""Static batches give the answers of one prompt at a time."""
 
 import pytest
 import torch
-from tests.engine import adapters
-from tests.reference.one_at_a_time import beam_search, greedy, negative_log_likelihood
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.engine.systems import END, MODELS, PROMPTS, VOCABULARY, llama, with_lora
+from tests.reference.one_at_a_time import beam_search, greedy
+from transformers import LlamaForCausalLM
 
-from manytune.engine.static_batch import Generation, completion_nll, generate_batch
+from manytune.engine.static_batch import Generation, generate_batch
 from manytune.errors import DataError
-from manytune.methods.lora.config import LoraConfig
-from manytune.model.attach import get_peft_model
-
-VOCABULARY, END = adapters.VOCABULARY, adapters.END
-PROMPTS = [(5, 6, 7), (8,), (9, 10, 11, 12, 13, 14, 15), (16, 17), (5, 6, 7, 8), (20, 21, 22, 23, 24)]
-
-
-@dataclass(frozen=True)
-class Sequence:
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-
-
-SEQUENCES = [
-    Sequence((5, 6, 7), (8, 9, END)),
-    Sequence((8,), (30, END)),
-    Sequence((9, 10, 11, 12, 13, 14, 15), (END,)),
-    Sequence((16, 17), (18, 19, 20, 21, 22, END)),
-    Sequence((40, 41, 42, 43), (2, 2, 2)),
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = {"<pad>": 0, "</s>": END, **{f"w{i}": i for i in range(2, VOCABULARY)}}
-    core = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>")
-
-
-def llama():
-    return adapters.llama(spread=0.5)
-
-
-def gpt2():
-    return adapters.gpt2(spread=0.5)
-
-
-def with_lora(model):
-    targets = ["c_attn"] if isinstance(model, GPT2LMHeadModel) else ["q_proj", "v_proj"]
-    fan_in_fan_out = isinstance(model, GPT2LMHeadModel)
-    adapted = get_peft_model(
-        model, LoraConfig(r=4, target_modules=targets, fan_in_fan_out=fan_in_fan_out, task_type="CAUSAL_LM")
-    )
-    torch.manual_seed(5)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return adapted.eval()
-
-
-MODELS = {
-    "llama": llama,
-    "gpt2": gpt2,
-    "llama with LoRA": lambda: with_lora(llama()),
-    "gpt2 with LoRA": lambda: with_lora(gpt2()),
-}
 
 
 @pytest.fixture(params=list(MODELS))
@@ -88,15 +28,6 @@ def test_batched_beams_are_those_of_one_prompt_at_a_time(model, tokenizer, batch
     assert [answer.token_ids for answer in answers] == [
         beam_search(model, prompt, max_new_tokens=9, beams=3, end_id=END) for prompt in PROMPTS
     ]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_batched_likelihoods_are_those_of_one_token_at_a_time(model, batch_size):
-    results = completion_nll(model, SEQUENCES, batch_size=batch_size)
-    assert [tokens for _, tokens in results] == [3, 2, 1, 6, 3]
-    for (nll, _), sequence in zip(results, SEQUENCES, strict=True):
-        expected = negative_log_likelihood(model, sequence.prompt_ids, sequence.completion_ids)
-        assert nll == pytest.approx(expected, rel=1e-5)
 
 
 def forced(model, following):
@@ -154,9 +85,8 @@ def test_modes_of_all_modules_are_restored_even_after_an_error(tokenizer):
     frozen = model.get_base_model().model.norm
     frozen.eval()
     generate_batch(model, tokenizer, PROMPTS, max_new_tokens=1)
-    completion_nll(model, SEQUENCES)
     with pytest.raises(IndexError):
-        completion_nll(model, [Sequence((VOCABULARY + 3,), (END,))])
+        generate_batch(model, tokenizer, [(VOCABULARY + 3,)], max_new_tokens=1)
     assert model.training and not frozen.training
     assert all(module.training for module in model.modules() if module is not frozen)
 
@@ -178,43 +108,23 @@ def test_batches_go_longest_first_and_progress_counts_sequences(tokenizer):
     assert reports == [(4, 6), (6, 6)]
 
 
-def test_only_the_completions_columns_reach_the_head():
-    model, shapes = llama(), []
-    model.lm_head.register_forward_hook(lambda _module, _args, output: shapes.append(tuple(output.shape)))
-    completion_nll(model, SEQUENCES)
-    assert shapes == [(5, 7, VOCABULARY)]
-
-
 def test_no_prompts_give_no_answers(tokenizer):
     assert generate_batch(llama(), tokenizer, [], max_new_tokens=3) == []
-    assert completion_nll(llama(), []) == []
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("prompts", "message"),
     [
+        ([(3,), ()], "prompt 1 has no tokens"),
         (
-            lambda model, tok: generate_batch(model, tok, [(3,), ()], max_new_tokens=2),
-            "prompt 1 has no tokens",
-        ),
-        (
-            lambda model, tok: generate_batch(model, tok, [(3,) * 60], max_new_tokens=5),
+            [(3,) * 60],
             "sequence 0 has 60 tokens and 5 to generate, but the model has 64 positions; shorten .* or lower",
-        ),
-        (
-            lambda model, tok: completion_nll(model, [Sequence((3,), ())]),
-            "sequence 0 has no completion tokens",
-        ),
-        (lambda model, tok: completion_nll(model, [Sequence((), (3,))]), "prompt 0 has no tokens"),
-        (
-            lambda model, tok: completion_nll(model, [Sequence((3,) * 60, (4,) * 5)]),
-            "sequence 0 has 65 tokens, but the model has 64 positions",
         ),
     ],
 )
-def test_what_cannot_be_computed_is_an_error_that_says_why(tokenizer, call, message):
+def test_what_cannot_be_computed_is_an_error_that_says_why(tokenizer, prompts, message):
     with pytest.raises(DataError, match=message):
-        call(llama(), tokenizer)
+        generate_batch(llama(), tokenizer, prompts, max_new_tokens=5)
 
 
 @pytest.mark.parametrize(

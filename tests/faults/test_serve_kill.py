@@ -1,4 +1,4 @@
-"""SIGKILL to a server that loads and unloads, and to a writer beside it: what is left is whole or absent."""
+"""SIGKILL to a server that loads and unloads, and to a writer to its store: what is left is whole or absent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 import uvicorn
 from tests.faults.test_store_kill import PROCESSES, check_whole
-from tests.server.test_hostile_adapters import ROOT, Client
+from tests.server.api_client import ROOT, Client
 from tests.server.world import alone, app_of, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
 

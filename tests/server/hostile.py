@@ -187,8 +187,8 @@ def other_header(draw: random.Random, directory: Path) -> None:
         text = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
     elif choice < 0.15:
         text = json.dumps([header]).encode()
-    told = draw.choice([len(text)] * 6 + [len(text) - 1, 2**63, 2**64 - 1, len(content) * 2])
-    (directory / TENSORS).write_bytes(told.to_bytes(8, "little") + text + data)
+    declared = draw.choice([len(text)] * 6 + [len(text) - 1, 2**63, 2**64 - 1, len(content) * 2])
+    (directory / TENSORS).write_bytes(declared.to_bytes(8, "little") + text + data)
 
 
 # -- what the adapter says about itself
@@ -408,12 +408,12 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
             return False
         if not (mutant / MANIFEST).is_file():
             return not (original / MANIFEST).is_file() or linked
-        told, meant = (json.loads((place / MANIFEST).read_text()) for place in (mutant, original))
+        declared, meant = (json.loads((place / MANIFEST).read_text()) for place in (mutant, original))
         return (
-            told["fingerprint"] == meant["fingerprint"]
-            and {CONFIG, TENSORS} <= set(told["files"])
-            and all(digest(mutant / name) == known for name, known in told["files"].items())
-            and all("/" not in name for name in told["files"])
+            declared["fingerprint"] == meant["fingerprint"]
+            and {CONFIG, TENSORS} <= set(declared["files"])
+            and all(digest(mutant / name) == known for name, known in declared["files"].items())
+            and all("/" not in name for name in declared["files"])
         )
     except Exception:
         return False

@@ -1,7 +1,8 @@
-"""A tiny base that speaks in letters, a store with adapters of it, and what the engine answers by itself."""
+"""A tiny base that generates letters, a store with adapters of it, and the answers of an engine without a server."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.store.tiny import tiny_model, tiny_tokenizer
 from manytune.data.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Completion, Request, SamplingParams
 from manytune.server.app import create_app
 from manytune.server.settings import Settings
@@ -52,8 +54,22 @@ def new_version(store: AdapterStore, directory: Path, base: Base, name: str, see
 
 def app_of(base: Base, store: AdapterStore, keys: Any = None, **settings: Any) -> Any:
     """The application, with limits as small as the base."""
-    values = {"base_name": "base", "max_answer_tokens": 40, "watch_seconds": 3600.0, **settings}
-    return create_app(base, store, Settings(**values), keys, max_batch=8, weights="plain", drain_seconds=5)
+    values = {
+        "base_name": "base",
+        "max_answer_tokens": 40,
+        "watch_seconds": 3600.0,
+        "drain_seconds": 5.0,
+        **settings,
+    }
+    return create_app(base, store, Settings(**values), keys, EngineOptions(max_batch=8, weights="plain"))
+
+
+def routes_of(app: Any) -> list[tuple[str, str]]:
+    """Every method and path that the application answers, with `one` in place of parameters."""
+    found = [("GET", "/"), ("GET", "/operator"), ("GET", "/openapi.json")]
+    for path, methods in app.openapi()["paths"].items():
+        found += [(method.upper(), re.sub(r"\{.*?\}", "one", path)) for method in methods]
+    return found
 
 
 def plain_ids(base: Base, text: str) -> tuple[int, ...]:
@@ -69,10 +85,10 @@ def chat_ids(base: Base, text: str) -> tuple[int, ...]:
 def alone(
     base: Base, store: AdapterStore, name: str | None, ids: tuple[int, ...], **params: Any
 ) -> Completion:
-    """What an engine with nothing else to do answers."""
+    """The answer of an engine that has no other request."""
     params.setdefault("max_new_tokens", LIMIT)
     end_ids = [Encoder(base.tokenizer, max_length=None).end_id]
-    engine = Engine(base.model, base.tokenizer, weights="plain", end_ids=end_ids)
+    engine = Engine(base.model, base.tokenizer, EngineOptions(weights="plain"), end_ids=end_ids)
     if name is not None:
         engine.add_adapter(name, read_resident(store.path(name)))
     (completion,) = engine.generate([Request("only", ids, SamplingParams(**params), name)])

@@ -207,7 +207,7 @@ def _answers(
 
     from manytune.cli.adapted import BASE_NAME
     from manytune.engine.answering import answer_prompts
-    from manytune.engine.static_batch import completion_nll
+    from manytune.engine.likelihood import completion_nll
     from manytune.evaluation.answers import ask
     from manytune.evaluation.evaluate import System
     from manytune.store.attaching import attached

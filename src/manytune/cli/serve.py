@@ -13,7 +13,9 @@ import typer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from uvicorn import Server
 
+    from manytune.server.loop import EngineLoop
     from manytune.store.base import Base
     from manytune.store.store import AdapterStore
 
@@ -21,10 +23,18 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Weights(StrEnum):
-    packed = "packed"
+    reordered = "reordered"
     plain = "plain"
     int8 = "int8"
     int4 = "int4"
+
+
+def _parse_weights(value: str) -> _Weights:
+    if value == "packed":
+        raise typer.BadParameter("'packed' is called 'reordered' now; use --weights reordered.")
+    if value not in list(_Weights):
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(_Weights)}.")
+    return _Weights(value)
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +54,7 @@ def serve(
         ),
     ] = Path("adapters"),
     host: Annotated[
-        str, typer.Option(help="The address to listen at; others than loopback need keys.")
+        str, typer.Option(help="The address to listen on; others than loopback need keys.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 for any free one.")] = 8000,
     keys: Annotated[
@@ -55,43 +65,52 @@ def serve(
         ),
     ] = None,
     base_name: Annotated[
-        str | None, typer.Option(help="What requests call the plain base; its own name if not given.")
+        str | None,
+        typer.Option(help="The plain base's name in requests; by default the last part of --base."),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="The base's type, such as bfloat16; as stored if not given.")
     ] = None,
     weights: Annotated[
-        _Weights, typer.Option(help="How the engine keeps the base's weights on a CPU; int8 and int4 round.")
-    ] = _Weights.packed,
+        _Weights,
+        typer.Option(
+            help=f"How the engine keeps the base's weights on a CPU: {', '.join(_Weights)}; the last two round.",
+            parser=_parse_weights,
+            metavar=f"[{'|'.join(_Weights)}]",
+        ),
+    ] = _Weights.reordered,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait beside them; more are refused with 429.")
+        int,
+        typer.Option(
+            min=0, help="Requests that may wait in addition to the running ones; more are refused with 429."
+        ),
     ] = 64,
     kv_tokens: Annotated[
-        int, typer.Option(min=16, help="Tokens of all running requests that there is memory for.")
+        int, typer.Option(min=16, help="Capacity of the KV cache: tokens of all running requests.")
     ] = 32768,
     prefix_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens of prompts kept for prompts that begin alike; 0 for none.")
+        int, typer.Option(min=0, help="Prompt tokens kept in the prefix cache; 0 for none.")
     ] = 0,
-    max_answer_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Largest max_tokens of a request.")] = 1024,
     adapter_memory: Annotated[int, typer.Option(min=1, help="MiB that adapters in memory may take.")] = 1024,
     watch_seconds: Annotated[
-        float, typer.Option(min=0.1, help="How often the store is looked at for new versions.")
+        float, typer.Option(min=0.1, help="Interval at which the store is checked for new versions.")
     ] = 2.0,
     drain_seconds: Annotated[
-        int, typer.Option(min=0, help="How long running answers may go on after SIGTERM.")
+        int, typer.Option(min=0, help="How long running answers may continue after SIGTERM.")
     ] = 30,
     log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Put prompts and answers into the log, too.")
+        bool, typer.Option("--log-prompts", help="Log prompts and answers as well.")
     ] = False,
 ) -> None:
     """Serve a base and every adapter of a store behind an OpenAI-compatible address.
 
     The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
 
-    An adapter is loaded when it is first asked for; a new version under its name serves from the next request on.
+    An adapter is loaded when it is first requested; a new version under its name serves from the next request on.
 
-    Without keys it answers this machine alone, and routes for admins are off. The log is JSON, on stderr.
+    Without keys the server answers this machine only, and admin routes are off. The log is JSON, on stderr.
     """
     from manytune.errors import ServeError
 
@@ -104,13 +123,14 @@ def serve(
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
+    from manytune.engine.options import EngineOptions
     from manytune.server.settings import Settings
 
-    recognised = read_keys(keys, os.environ)
-    if host not in _LOOPBACK and not recognised:
+    api_keys = read_keys(keys, os.environ)
+    if host not in _LOOPBACK and not api_keys:
         raise ServeError(
             f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
-            "or listen at 127.0.0.1."
+            "or listen on 127.0.0.1."
         )
 
     def make() -> tuple[FastAPI, AdapterStore, str]:
@@ -121,23 +141,19 @@ def serve(
             max_answer_tokens=max_answer_tokens,
             adapter_memory=adapter_memory << 20,
             watch_seconds=watch_seconds,
+            drain_seconds=drain_seconds,
             log_prompts=log_prompts,
         )
-        app = create_app(
-            loaded,
-            store,
-            settings,
-            recognised,
+        options = EngineOptions(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
             weights=weights.value,
-            drain_seconds=drain_seconds,
         )
-        return app, store, name
+        return create_app(loaded, store, settings, api_keys, options), store, name
 
-    # A thread that has computed something keeps its OpenMP helpers for life. With those of the engine's thread there
-    # would be more than cores, and then all of them go to sleep between any two products: so this thread ends.
+    # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
+    # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
         app, store, name = loading.submit(make).result()
     log_to_stderr()
@@ -153,22 +169,26 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=drain_seconds + 1,
     )
-    server, loop = uvicorn.Server(config), app.state.service.loop
+    if not _run(uvicorn.Server(config), app.state.service.loop):
+        raise typer.Exit(1)
+
+
+def _run(server: Server, loop: EngineLoop) -> bool:
+    """Serve until SIGTERM or a failure of the engine. False if the server has failed, or couldn't start."""
 
     def end() -> None:
         server.should_exit = True
 
-    loop.on_failure = end  # whatever runs the server starts it again
-    with suppress(KeyboardInterrupt):  # it has stopped in order by then
+    loop.on_failure = end  # the service manager restarts the process
+    with suppress(KeyboardInterrupt):  # raised after the orderly shutdown
         server.run()
-    if loop.failure is not None or not server.started:
-        raise typer.Exit(1)
+    return loop.failure is None and server.started
 
 
 def _load(
     base: str, adapters: Path, base_name: str | None, dtype: str | None
 ) -> tuple[Base, AdapterStore, str]:
-    """The base, the store, and what the base is called."""
+    """The base, the store, and the base's name in requests."""
     import torch
 
     from manytune.errors import ServeError
@@ -181,7 +201,9 @@ def _load(
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
     store = AdapterStore(adapters)
     if not store.root.is_dir():
-        raise ServeError(f"{adapters}: there is no store of adapters. `manytune adapters add RUN` makes one.")
+        raise ServeError(
+            f"{adapters}: there is no store of adapters. `manytune adapters add RUN` creates one."
+        )
     if name in store.names():
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."

@@ -1,7 +1,7 @@
-"""Answers to prompts that are all known beforehand: by the engine where it can run the model, else in static batches.
+"""Answers to a fixed list of prompts: by the engine where it supports the model, else in static batches.
 
-This is how evaluation, the demo and `manytune generate` answer. A static batch waits for its longest answer; the engine
-gives the place of an answer that has ended to the next prompt, and reads what prompts begin with once.
+Evaluation, the demo and `manytune generate` use this. A static batch runs until its longest answer ends; the engine
+gives the place of an answer that has ended to the next prompt, and computes shared prefixes once.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from manytune.engine.base_model import check_lengths, evaluation_mode, has_virtual_tokens
 from manytune.engine.engine import Engine
-from manytune.engine.kv_cache import rounded
+from manytune.engine.kv_cache import row_width
+from manytune.engine.options import EngineOptions
 from manytune.engine.prefix_cache import block_keys
 from manytune.engine.request import Request, SamplingParams
-from manytune.engine.static_batch import Generation, Progress, check_lengths, evaluating, generate_batch
+from manytune.engine.static_batch import Generation, Progress, generate_batch
 from manytune.engine.support import unsupported_reason
 from manytune.model.peft_model import PeftModel
 
-#: Bytes of a model's weights up to which a second copy, in the order that is multiplied fastest, is worth its memory.
-_PACKED_UP_TO = 2 * 2**30
+#: Size of a model, in bytes, up to which a second, reordered copy of its weights is worth its memory.
+_REORDERED_UP_TO = 2 * 2**30
 
 
 def answer_prompts(
@@ -37,34 +39,28 @@ def answer_prompts(
 ) -> list[Generation]:
     """Answer every prompt by greedy decoding, or by beam search.
 
-    The answers are those of `generate_batch`, which also gives them for models that the engine can't run, for soft
-    prompts, and with beams. The model is in evaluation mode meanwhile, and as before afterwards.
+    The answers are those of `generate_batch`, which is used for models that the engine can't run, for soft prompts, and
+    with beams. The model is in evaluation mode meanwhile, and in its former mode afterwards.
 
     Args:
         model: A transformers causal language model or encoder-decoder, plain or with adapters attached.
-        tokenizer: Its tokenizer; decodes, and names the end token.
-        prompts: Token ids, one sequence a prompt.
+        tokenizer: Its tokenizer; decodes, and has the end token.
+        prompts: Token ids, one sequence for each prompt.
         max_new_tokens: Limit on the length of an answer, in tokens.
         batch_size: Prompts that are answered at once.
-        beams: Beginnings of an answer that are followed at once; 1 takes the likeliest token at each step.
-        end_ids: Tokens that end an answer besides the model's and the tokenizer's own.
-        progress: Told whenever answers are finished.
+        beams: Number of beams; 1 for greedy decoding.
+        end_ids: Tokens that end an answer in addition to those of the model and the tokenizer.
+        progress: Called whenever answers have ended.
 
     Returns:
-        One answer a prompt, in the order of `prompts`.
+        One answer for each prompt, in the order of `prompts`.
 
     Raises:
-        DataError: A prompt is empty, or doesn't fit the model's positions together with `max_new_tokens`.
+        DataError: A prompt is empty, or together with `max_new_tokens` longer than the model's positions.
         ValueError: `max_new_tokens`, `batch_size` or `beams` is below 1.
     """
-    own = _token_by_token(model)
-    if (
-        own is None
-        or unsupported_reason(own) is not None
-        or not prompts
-        or beams != 1
-        or min(max_new_tokens, batch_size) < 1
-    ):
+    base = _engine_model(model)
+    if base is None or not prompts or beams != 1 or min(max_new_tokens, batch_size) < 1:
         return generate_batch(
             model,
             tokenizer,
@@ -77,20 +73,18 @@ def answer_prompts(
         )
     check_lengths(model, [len(prompt) for prompt in prompts], new_tokens=max_new_tokens)
     rows = min(batch_size, len(prompts))
-    room = rows * rounded(max(map(len, prompts)) + max_new_tokens)
-    with evaluating(model):
-        engine = Engine(
-            own,
-            tokenizer,
-            kv_budget_tokens=room,
-            max_batch=rows,
-            prefix_cache_tokens=room if _begin_alike(prompts) else 0,
-            end_ids=end_ids,
-            weights="packed" if _size(own) <= _PACKED_UP_TO else "plain",
-        )
-        # Prompts that begin alike follow one another, so that what they share is still there.
-        for place in sorted(range(len(prompts)), key=lambda place: tuple(prompts[place])):
-            request = Request(str(place), tuple(prompts[place]), SamplingParams(max_new_tokens))
+    budget = rows * row_width(max(map(len, prompts)) + max_new_tokens)
+    options = EngineOptions(
+        kv_budget_tokens=budget,
+        max_batch=rows,
+        prefix_cache_tokens=budget if _share_prefixes(prompts) else 0,
+        weights="reordered" if _size(base) <= _REORDERED_UP_TO else "plain",
+    )
+    with evaluation_mode(model):
+        engine = Engine(base, tokenizer, options, end_ids=end_ids)
+        # Prompts with a common prefix follow one another, so that it is still in the cache.
+        for index in sorted(range(len(prompts)), key=lambda index: tuple(prompts[index])):
+            request = Request(str(index), tuple(prompts[index]), SamplingParams(max_new_tokens))
             engine.submit(request, stream=False)
         return _answers(engine, tokenizer, len(prompts), progress)
 
@@ -101,34 +95,32 @@ def _answers(engine: Engine, tokenizer: Any, count: int, progress: Progress | No
     while engine.busy:
         before = len(found)
         for output in engine.step():
-            place = int(output.request_id)
+            index = int(output.request_id)
             if output.token_id is not None:
-                tokens[place].append(output.token_id)
+                tokens[index].append(output.token_id)
             if output.finish_reason is not None:
                 stopped = output.finish_reason == "stop"
-                kept = tuple(tokens[place][:-1] if stopped else tokens[place])
+                kept = tuple(tokens[index][:-1] if stopped else tokens[index])
                 text = tokenizer.decode(kept, skip_special_tokens=True)
-                found[place] = Generation(kept, text, "stop" if stopped else "length")
+                found[index] = Generation(kept, text, "stop" if stopped else "length")
         if progress is not None and len(found) > before:
             progress(len(found), count)
-    return [found[place] for place in range(count)]
+    return [found[index] for index in range(count)]
 
 
-def _token_by_token(model: Any) -> PreTrainedModel | None:
-    """The transformers model, if whatever adapters it has act on each token by itself; None for soft prompts."""
-    own = model
-    if isinstance(model, PeftModel):
-        if any(model.peft_config[name].is_prompt_learning for name in model.tuner.active_adapters):
-            return None
-        own = model.get_base_model()
-    return own if isinstance(own, PreTrainedModel) else None
+def _engine_model(model: Any) -> PreTrainedModel | None:
+    """The transformers model, with whatever adapters are in its layers; None if the engine can't run it."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel) or has_virtual_tokens(model):
+        return None
+    return base if unsupported_reason(base) is None else None
 
 
 def _size(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _begin_alike(prompts: Sequence[Sequence[int]]) -> bool:
-    """Whether any two prompts share a beginning that is worth keeping."""
+def _share_prefixes(prompts: Sequence[Sequence[int]]) -> bool:
+    """Whether any two prompts have the first block of tokens in common."""
     first = Counter(key for prompt in prompts for key in block_keys("", None, prompt)[:1])
     return any(count > 1 for count in first.values())

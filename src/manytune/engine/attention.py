@@ -1,9 +1,9 @@
 """The attention function of the engine, registered with transformers under `manytune-engine`.
 
-A forward holds tokens of many sequences in one row: first one token of each sequence that decodes, in the order of
-their rows in the cache, then stretches of prompts. Each token's key and value go into the cache, and its query reads
-the cache of its own sequence. What belongs to whom arrives as the keyword argument `manytune_step`, which transformers
-passes on to the attention function in every model that declares `_supports_attention_backend`.
+A forward holds tokens of many sequences in one row: first one token of each decoding sequence, in the order of their
+rows in the cache, then prompt chunks. Each token's key and value are written to the cache, and its query attends to
+the cache of its own sequence. Which token belongs to which sequence is passed as the keyword argument `manytune_step`,
+which transformers hands to the attention function in every model that declares `_supports_attention_backend`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from manytune.engine.kv_cache import KVCache, bounded
 
 NAME = "manytune-engine"
 
-# Arguments that change what attention computes and that this function doesn't know how to honour.
-_UNKNOWN_TERMS = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
+# Arguments that change what attention computes and that this function doesn't implement.
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Tokens of one prompt in a forward.
+class ChunkSpan:
+    """Where the tokens of a prompt chunk are.
 
     Attributes:
         row: The sequence's row in the cache.
-        first: Place of the first token in the forward.
-        start: Its position in the sequence.
-        count: How many tokens there are.
+        first: Index of the chunk's first token in the forward.
+        start: Position of that token in its sequence.
+        count: Number of tokens.
     """
 
     row: int
@@ -43,16 +43,16 @@ class Stretch:
 
 @dataclass
 class AttentionStep:
-    """Who reads what in one forward.
+    """Which part of the cache each token of a forward writes and reads.
 
     Attributes:
         cache: Keys and values.
         rows: The cache's row of each token, `(T,)`.
         positions: Each token's position in its sequence, `(T,)`.
-        decoding: How many tokens decode; token i of them belongs to row i.
-        longest: Positions in the longest of their sequences, the present token's included.
-        stretches: The rest of the tokens.
-        guarded: Whether an adapter takes part, which may make of a key whatever it likes.
+        decoding: Number of decoding tokens, which come first; token i of them belongs to row i.
+        longest: Length of the longest decoding sequence, the present token included.
+        chunks: The other tokens.
+        guarded: Whether keys and values may be NaN or Inf, because an adapter takes part.
     """
 
     cache: KVCache
@@ -60,41 +60,39 @@ class AttentionStep:
     positions: Tensor
     decoding: int
     longest: int
-    stretches: tuple[Stretch, ...]
+    chunks: tuple[ChunkSpan, ...]
     guarded: bool = False
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What the queries that decode may see: 0 or -inf, `(decoding, 1, 1, longest)`."""
+        """The mask of the decoding queries: 0 or -inf, `(decoding, 1, 1, longest)`."""
         key = (window, -1)
         if key not in self._masks:
-            own = self.positions[: self.decoding, None]
-            places = torch.arange(self.longest, device=own.device)
-            hidden = places > own
-            if window is not None:
-                hidden |= places <= own - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=own.device).masked_fill_(
-                hidden, float("-inf")
-            )
+            mask = _causal_mask(self.positions[: self.decoding], self.longest, window, dtype)
             self._masks[key] = mask[:, None, None]
         return self._masks[key]
 
-    def stretch_mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """The same for a stretch, `(count, start + count)`; None if it is the plain causal triangle."""
-        stretch = self.stretches[index]
-        end = stretch.start + stretch.count
-        if stretch.start == 0 and (window is None or window >= end):
+    def chunk_mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The mask of a chunk's queries, `(count, start + count)`; None if it is the plain causal triangle."""
+        chunk = self.chunks[index]
+        end = chunk.start + chunk.count
+        if chunk.start == 0 and (window is None or window >= end):
             return None
         key = (window, index)
         if key not in self._masks:
-            own = torch.arange(stretch.start, end, device=self.rows.device)[:, None]
-            places = torch.arange(end, device=self.rows.device)
-            hidden = places > own
-            if window is not None:
-                hidden |= places <= own - window
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=own.device)
-            self._masks[key] = mask.masked_fill_(hidden, float("-inf"))
+            positions = torch.arange(chunk.start, end, device=self.rows.device)
+            self._masks[key] = _causal_mask(positions, end, window, dtype)
         return self._masks[key]
+
+
+def _causal_mask(positions: Tensor, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where the query of a position sees a key, else -inf, `(queries, keys)`."""
+    queries = positions[:, None]
+    places = torch.arange(keys, device=positions.device)
+    hidden = places > queries
+    if window is not None:
+        hidden |= places <= queries - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(hidden, float("-inf"))
 
 
 def engine_attention_forward(
@@ -123,12 +121,12 @@ def engine_attention_forward(
         query: Shape `(1, heads, T, head_dim)`.
         key: Shape `(1, key_heads, T, head_dim)`, where `key_heads` divides `heads`.
         value: Shape `(1, key_heads, T, head_dim)`.
-        attention_mask: None; the step takes its place.
+        attention_mask: None; the masks are those of the step.
         scaling: Factor of the scores; `head_dim ** -0.5` if None.
         dropout: Must be 0.
         sliding_window: How many last positions a query sees, itself included; None for all.
         softcap: Bound of the scores, as in Gemma 2; None for none.
-        manytune_step: Who reads what.
+        manytune_step: Which part of the cache each token writes and reads.
         kwargs: Arguments that other attention functions use.
 
     Returns:
@@ -137,11 +135,12 @@ def engine_attention_forward(
     Raises:
         RuntimeError: The step is missing, or the model asks for a term that isn't part of the formula above.
     """
-    unknown = [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]
-    if manytune_step is None or attention_mask is not None or unknown or dropout:
+    unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if manytune_step is None or attention_mask is not None or unsupported or dropout:
+        how = " and ".join(unsupported) or "no manytune_step, a mask, or dropout"
         raise RuntimeError(
-            f"attention function {NAME!r} runs the engine's own forwards; {type(module).__name__} was called with "
-            f"{' and '.join(unknown) or 'something else'}. Call the model outside the engine's step."
+            f"attention function {NAME!r} is for the engine's forwards only; {type(module).__name__} called it with "
+            f"{how}. Call the model outside of Engine.step()."
         )
     step = manytune_step
     if scaling is None:
@@ -156,19 +155,19 @@ def engine_attention_forward(
     out = query.new_empty((tokens, heads, size))
     n = step.decoding
     if n:
-        # The queries that share a head of keys stand where several positions of one head would.
+        # Grouped-query attention: the queries that share a key head take the dimension of query positions.
         q = query[0, :, :n].transpose(0, 1).reshape(n, -1, groups, size)
         visible = step.decode_mask(sliding_window, query.dtype)
         found = _attend(
             q, keys[:n, :, : step.longest], values[:n, :, : step.longest], visible, scaling, softcap
         )
         out[:n] = found.reshape(n, heads, size)
-    for index, stretch in enumerate(step.stretches):
-        end = stretch.start + stretch.count
-        span = slice(stretch.first, stretch.first + stretch.count)
+    for index, chunk in enumerate(step.chunks):
+        end = chunk.start + chunk.count
+        span = slice(chunk.first, chunk.first + chunk.count)
         q = query[0, :, span].unflatten(0, (-1, groups))  # (key_heads, groups, count, size)
-        k, v = (part[stretch.row, :, None, :end].expand(-1, groups, -1, -1) for part in (keys, values))
-        mask = step.stretch_mask(index, sliding_window, query.dtype)
+        k, v = (part[chunk.row, :, None, :end].expand(-1, groups, -1, -1) for part in (keys, values))
+        mask = step.chunk_mask(index, sliding_window, query.dtype)
         out[span] = _attend(q, k, v, mask, scaling, softcap).flatten(0, 1).transpose(0, 1)
     return out.unsqueeze(0), None
 
@@ -176,7 +175,7 @@ def engine_attention_forward(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
-    """Plain attention of (batch, heads, queries, size); without a mask each query sees the keys up to its own place."""
+    """Attention of (batch, heads, queries, size); without a mask it is causal."""
     if softcap is None:
         if mask is not None and mask.dim() == 4:
             mask = mask.expand(-1, -1, query.shape[2], -1)

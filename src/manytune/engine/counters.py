@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Counters:
-    """What an engine has done, and how it stands.
+    """What an engine has done so far, and its present state.
 
     Attributes:
         steps: Forwards.
-        prompt_tokens: Tokens of prompts that were read.
-        cached_tokens: Tokens of prompts that came from cached prefixes.
-        completion_tokens: Tokens chosen.
-        finished: Requests that ended by themselves.
+        prompt_tokens: Prompt tokens that were computed.
+        cached_tokens: Prompt tokens that were taken from cached prefixes.
+        completion_tokens: Tokens generated.
+        finished: Requests that ended without being cancelled.
         cancelled: Requests that were cancelled.
-        waiting: Requests that wait.
-        running: Requests that run.
-        kv_tokens: Tokens in the cache of the running ones.
-        kv_budget_tokens: What it has room for.
-        adapters: Known adapters.
-        adapters_in_slots: Those whose weights are in slots.
-        prefix_tokens: Tokens kept for prompts to come.
+        waiting: Requests in the queue.
+        running: Requests in the batch.
+        kv_tokens: Tokens of running requests in the KV cache.
+        kv_budget_tokens: Capacity of the KV cache.
+        adapters: Registered adapters.
+        adapters_in_slots: Adapters whose weights are in slots.
+        prefix_tokens: Tokens in the prefix cache.
     """
 
     steps: int

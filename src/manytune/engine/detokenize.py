@@ -1,7 +1,7 @@
-"""Tokens to text as they come: never half a character, never the beginning of a stop string.
+"""Incremental detokenization: never half a character, never the beginning of a stop string.
 
-A token may end in the middle of a character, and what a token looks like may depend on the one before it. So a few
-tokens are decoded together each time, and the text is given out once it doesn't end in a broken character.
+A token may end in the middle of a character, and its text may depend on the token before it. So a few tokens are
+decoded together each time, and text is returned once it doesn't end in an incomplete character.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class TextStream:
     """The text of one answer.
 
     Args:
-        tokenizer: Decodes.
+        tokenizer: The model's tokenizer.
         stop: Strings that end the answer.
     """
 
@@ -24,15 +24,17 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._context = 0  # from here tokens are decoded again, so that the new ones look as they should
-        self._given = 0  # tokens whose text is out
+        self._context = (
+            0  # tokens from here are decoded again with the new ones, whose text may depend on them
+        )
+        self._given = 0  # tokens whose text has been returned
         self._held = ""  # text that may be the beginning of a stop string
 
     def push(self, token: int) -> tuple[str, bool]:
-        """Take a token.
+        """Add a token.
 
         Returns:
-            The text that is certain now, and whether a stop string has ended the answer.
+            The text that is complete now, and whether a stop string has ended the answer.
         """
         self._ids.append(token)
         before, after = self._decode(self._context, self._given), self._decode(self._context, None)
@@ -42,7 +44,7 @@ class TextStream:
         return self._release(after[len(before) :])
 
     def finish(self) -> tuple[str, bool]:
-        """What is still held back, as the answer has ended, and whether a stop string was in it."""
+        """The text that is still held back when the answer ends, and whether a stop string was in it."""
         before, after = self._decode(self._context, self._given), self._decode(self._context, None)
         self._context = self._given = len(self._ids)
         text, stopped = self._release(after[len(before) :])
@@ -67,6 +69,6 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest beginning of `stop` that `text` ends with."""
+    """Length of the longest prefix of `stop` that `text` ends with."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,10 +1,10 @@
-"""Embeddings from an encoder, each text with its own adapter or none: the engine of a base that writes no text.
+"""Embeddings from an encoder with any of many adapters: the engine of a base that generates no text.
 
     engine = EncoderEngine(model, Pooling())
-    engine.add_adapter("support", adapter)             # as the store's cache gives it
+    engine.add_adapter("support", adapter)             # as the store's cache returns it
     vectors = engine.embed([ids], "support")
 
-It has the methods that a server's loop uses of `Engine`; nothing ever runs between two steps.
+It has the methods of `Engine` that a server's loop calls; it has no queue, so its steps do nothing.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from transformers import PreTrainedModel
 
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
-from manytune.errors import ConfigError, RequestError
-from manytune.methods.tuners.terms import Adapter
+from manytune.errors import ConfigError, ContextLengthError, RequestError
+from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import LayerTerms, digest_of
 
-_BATCH = 4096  # tokens of a forward, padding included
+_BATCH_TOKENS = 4096  # of a forward, padding included
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the vectors of a text's tokens become one.
+    """How the vectors of a text's tokens are combined.
 
     Attributes:
-        mode: Their mean, the first one's, or the largest value in each place.
-        normalize: Whether the result is divided by its length.
-        most_tokens: The longest text; None for as many as the model has positions.
+        mode: Their mean, the first token's vector, or the maximum of each component.
+        normalize: Whether the result is divided by its L2 norm.
+        max_tokens: Length of the longest text; None for as many tokens as the model has positions.
     """
 
     mode: Literal["mean", "cls", "max"] = "mean"
     normalize: bool = True
-    most_tokens: int | None = None
+    max_tokens: int | None = None
 
 
 class EncoderEngine:
-    """Runs an encoder with adapters in its linear layers. Belongs to one thread.
+    """Runs an encoder with adapters in its linear layers. It must be used from one thread.
 
     Args:
         model: The encoder, without a head.
-        pooling: How a text's vectors become one.
-        pad_id: The token that fills short texts up.
+        pooling: How the vectors of a text's tokens are combined.
+        pad_id: The pad token.
     """
 
     def __init__(self, model: PreTrainedModel, pooling: Pooling, *, pad_id: int = 0) -> None:
@@ -62,9 +62,9 @@ class EncoderEngine:
         self._layers = MixedLayers(dict(model.named_modules()), {})
         self._steps = self._read = self._finished = 0
         positions = getattr(model.config, "max_position_embeddings", None)
-        given = [limit for limit in (pooling.most_tokens, positions) if limit is not None]
-        #: The longest text, in tokens.
-        self.most_tokens: int | None = min(given, default=None)
+        limits = [limit for limit in (pooling.max_tokens, positions) if limit is not None]
+        #: Length of the longest text, in tokens.
+        self.max_tokens: int | None = min(limits, default=None)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
@@ -72,11 +72,12 @@ class EncoderEngine:
 
         Args:
             texts: Token ids, with the special tokens that the encoder expects.
-            adapter: Which adapter reads them; None for the plain base.
+            adapter: Name of the adapter to use; None for the plain base.
 
         Raises:
-            RequestError: A text is empty, too long, or has a token that the model doesn't.
-            AdapterError: The adapter isn't known.
+            RequestError: A text is empty, or has a token that the model doesn't know.
+            ContextLengthError: A text is too long.
+            AdapterError: The adapter isn't registered.
         """
         for number, ids in enumerate(texts):
             self._check(number, ids)
@@ -100,53 +101,53 @@ class EncoderEngine:
 
     # -- what a loop uses of an engine
 
-    def add_adapter(self, name: str, adapter: Adapter) -> None:
+    def add_adapter(self, name: str, adapter: Adapter, *, terms: Terms | None = None) -> None:
         """See `Engine.add_adapter`.
 
         Raises:
-            ConfigError: It can't run beside others, doesn't fit the base, or has virtual tokens.
+            ConfigError: It can't run in a mixed batch, doesn't fit the base, or has virtual tokens.
         """
-        self._slots.register(name, adapter)
+        self._slots.register(name, adapter, terms)
         if self._slots.snapshot(name).terms.virtual_tokens:
             self._slots.unregister(name)
             raise ConfigError(
-                f"{adapter.config.peft_type} adapters put virtual tokens before a text; embeddings of an encoder take "
-                "adapters in its layers."
+                f"{adapter.config.peft_type} adapters put virtual tokens before a text, which embeddings don't "
+                "support. Use an adapter in the encoder's layers, such as LoRA."
             )
 
     def remove_adapter(self, name: str) -> bool:
-        """See `Engine.remove_adapter`; no request ever holds it."""
+        """See `Engine.remove_adapter`; no request ever uses it afterwards."""
         self._slots.unregister(name)
         return False
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The names of the known adapters."""
+        """The names of the registered adapters."""
         return self._slots.names
 
     @property
     def busy(self) -> bool:
-        """False: everything is done at once."""
+        """False: `embed` returns when it is done."""
         return False
 
     def submit(self, request: Request) -> None:
-        """Refuse.
+        """Refuse a request to generate text.
 
         Raises:
             RequestError: Always.
         """
-        raise RequestError("this base is an encoder: it gives embeddings, and writes no text.")
+        raise RequestError("this base is an encoder: it computes embeddings and generates no text.")
 
     def cancel(self, request_id: str) -> Output | None:
         """None: there are no requests."""
         return None
 
     def step(self) -> list[Output]:
-        """Nothing."""
+        """No outputs: there are no requests."""
         return []
 
     def counters(self) -> Counters:
-        """What has been done so far."""
+        """What the engine has done so far."""
         return Counters(
             steps=self._steps,
             prompt_tokens=self._read,
@@ -169,13 +170,15 @@ class EncoderEngine:
         vocabulary = self._model.config.vocab_size
         if not ids:
             raise RequestError(f"text {number} has no tokens.")
-        if self.most_tokens is not None and len(ids) > self.most_tokens:
-            raise RequestError(
-                f"text {number} has {len(ids)} tokens; the model has {self.most_tokens} positions."
+        if self.max_tokens is not None and len(ids) > self.max_tokens:
+            raise ContextLengthError(
+                f"text {number} has {len(ids)} tokens; the model has {self.max_tokens} positions."
             )
-        outside = next((token for token in ids if not 0 <= token < vocabulary), None)
-        if outside is not None:
-            raise RequestError(f"text {number} names token {outside}, and the model has {vocabulary} tokens.")
+        unknown = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if unknown is not None:
+            raise RequestError(
+                f"text {number} contains token {unknown}, and the model has {vocabulary} tokens."
+            )
 
     def _forward(self, texts: Sequence[Sequence[int]], terms: Mapping[str, LayerTerms]) -> Tensor:
         width = max(map(len, texts))
@@ -199,10 +202,10 @@ class EncoderEngine:
 
 
 def _batches(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Numbers of texts, like lengths together, so that little is filled up."""
+    """Indices of texts in batches of similar lengths, so that there is little padding."""
     batches: list[list[int]] = []
     for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
-        if batches and len(texts[batches[-1][0]]) * (len(batches[-1]) + 1) <= _BATCH:
+        if batches and len(texts[batches[-1][0]]) * (len(batches[-1]) + 1) <= _BATCH_TOKENS:
             batches[-1].append(number)
         else:
             batches.append([number])

@@ -1,10 +1,10 @@
 """Keys and values of the running sequences, in contiguous slots that are kept compact.
 
-The cache is one block of `budget` tokens, divided into rows of equal width. Sequences that decode have the first
-rows, those whose prompts are still being read have the next, and no row between them is free, so that a step reads
-views. When a sequence ends, the last one takes its row.
+The cache is one block of `budget` tokens, divided into rows of equal width. Decoding sequences have the first rows,
+those in prefill the next, and no row in between is free, so that a step reads views, not copies. When a sequence ends,
+the last one moves to its row.
 
-Shapes: keys and values of a layer are (rows, heads of keys, width, size of a head).
+Shapes: keys and values of a layer are (rows, key heads, width, head size).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Widths are multiples of this, so that few sequences ask for a new division of the block.
-GRANULE = 64
+#: Widths are multiples of this, so that few sequences make a new division of the block necessary.
+WIDTH_MULTIPLE = 64
 
 
-def rounded(tokens: int) -> int:
-    """The width of a row that has room for so many tokens."""
-    return -(-tokens // GRANULE) * GRANULE
+def row_width(tokens: int) -> int:
+    """The width of a row for a sequence of so many tokens."""
+    return -(-tokens // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
 # Models have keys and values of up to a few hundred.
@@ -26,22 +26,22 @@ _BOUND = 32768.0
 
 
 def bounded(computed: Tensor) -> Tensor:
-    """Keys or values that an adapter had a part in, as the cache takes them.
+    """Keys or values that were computed with an adapter, clamped, and with 0 in place of NaN.
 
-    What a sequence leaves in the cache is masked for the next one in its row, and a mask doesn't hide NaN or infinite
-    scores. So what an adapter has driven out of all bounds comes back within them: its own answer is lost, no other is.
+    What a sequence leaves in the cache is masked for the next one in its row, but a mask doesn't hide NaN or infinite
+    scores. With bounded values an adapter that diverges spoils its own answers only.
     """
     return computed.clamp(-_BOUND, _BOUND).nan_to_num_(0.0)
 
 
 class KVCache:
-    """Keys and values, and the book of whose they are.
+    """Keys and values, and which sequence each row belongs to.
 
     Args:
         layers: Number of layers.
         heads: Heads of keys and values.
         head_dim: Size of a key.
-        budget: Tokens that there is room for, all rows together.
+        budget: Capacity in tokens, all rows together.
         max_rows: Largest number of rows.
         dtype: Of keys and values.
         device: Where they are.
@@ -64,14 +64,14 @@ class KVCache:
         self._options = {"dtype": dtype, "device": device}
         self._order: list[str] = []  # the sequence in each row
         self._row: dict[str, int] = {}
-        self._room: dict[str, int] = {}
+        self._max_tokens: dict[str, int] = {}
         self._length: dict[str, int] = {}
         self._width = 0
-        self._used = 0  # rows that have been used since the block was divided
+        self._used = 0  # rows that have been used since the last division of the block
         self.decoding = 0
         self._data = self._block(0, 0)
 
-    # -- the book
+    # -- which sequence has which row
 
     def __len__(self) -> int:
         return len(self._order)
@@ -96,33 +96,34 @@ class KVCache:
         """Note that a forward wrote so many more tokens.
 
         Raises:
-            AssertionError: They don't fit into what was reserved.
+            AssertionError: The sequence has more tokens than were reserved for it.
         """
         self._length[sequence] += tokens
-        assert self._length[sequence] <= self._room[sequence], f"{sequence} outgrew its row"
+        assert self._length[sequence] <= self._max_tokens[sequence], f"{sequence} outgrew its row"
 
-    def add(self, sequence: str, room: int) -> None:
-        """Give a new sequence the row behind the others, with room for so many tokens.
+    def add(self, sequence: str, max_tokens: int) -> None:
+        """Give a new sequence the row after the others, for up to `max_tokens` tokens.
 
-        Mutates: divides the block anew if there are too few rows or they are too narrow; views taken before are void.
+        Mutates: divides the block again if there are too few rows or they are too narrow, which invalidates views taken
+        before.
         """
         assert sequence not in self._row, f"{sequence} has a row already"
-        needed = rounded(max(room, *self._room.values(), 0) if self._room else room)
+        needed = row_width(max([max_tokens, *self._max_tokens.values()]))
         if needed > self._width or len(self._order) == self._data.shape[2]:
             self._divide(needed)
         assert len(self._order) < self._data.shape[2], "no row left; the scheduler admitted too many"
         row = len(self._order)
         if row == self._used:
-            # What a row is masked for may be anything but NaN, which new memory may hold.
+            # Masked positions may hold any number but NaN, which new memory may contain.
             self._data[:, :, row] = 0
             self._used = row + 1
         self._row[sequence] = row
         self._order.append(sequence)
-        self._room[sequence] = room
+        self._max_tokens[sequence] = max_tokens
         self._length[sequence] = 0
 
     def start_decoding(self, sequence: str) -> None:
-        """Count a sequence whose prompt has been read among those that decode."""
+        """Move a sequence whose prompt has been read to the decoding ones."""
         row, first = self._row[sequence], self.decoding
         assert row >= first, f"{sequence} decodes already"
         if row != first:
@@ -135,7 +136,7 @@ class KVCache:
         self.decoding += 1
 
     def remove(self, sequence: str) -> None:
-        """Give a sequence's row up; the last of its kind takes it, so that no row between is free."""
+        """Free a sequence's row and fill it with the last sequence of its kind, so that no row in between is free."""
         row = self._row.pop(sequence)
         hole = row
         if row < self.decoding:
@@ -143,14 +144,14 @@ class KVCache:
             hole = self._fill(row, self.decoding)
         hole = self._fill(hole, len(self._order) - 1)
         assert hole == len(self._order) - 1
-        del self._order[hole], self._room[sequence], self._length[sequence]
+        del self._order[hole], self._max_tokens[sequence], self._length[sequence]
 
     def check_integrity(self) -> None:
-        """Assert that the book is consistent."""
+        """Assert that the bookkeeping is consistent."""
         assert {name: row for row, name in enumerate(self._order)} == self._row
-        assert self._row.keys() == self._room.keys() == self._length.keys()
+        assert self._row.keys() == self._max_tokens.keys() == self._length.keys()
         assert 0 <= self.decoding <= len(self._order) <= self._data.shape[2] or not self._order
-        assert all(self._length[name] <= self._room[name] <= self._width for name in self._order)
+        assert all(self._length[name] <= self._max_tokens[name] <= self._width for name in self._order)
         assert self._data.shape[2] * self._width <= self._budget
 
     # -- the tensors
@@ -171,7 +172,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Size of the block. The system gives memory to those parts only that were written to."""
+        """Size of the block. The operating system allocates only the pages that were written to."""
         return self._data.numel() * self._data.element_size()
 
     # -- parts
@@ -190,7 +191,7 @@ class KVCache:
             self._data[:, :, row, :, : self._length[name]] = old[:, :, row, :, : self._length[name]]
 
     def _fill(self, hole: int, last: int) -> int:
-        """Move the sequence in row `last` into a hole; gives back where the hole is now."""
+        """Move the sequence in row `last` to a free row; returns the row that is free then."""
         if hole != last:
             self._move(last, hole)
             self._place(self._order[last], hole)

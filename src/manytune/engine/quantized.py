@@ -3,9 +3,9 @@
     int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
     int4: W[o, g] = s[o, g] · (Q[o, g] - 8) + z[o, g]        Q from 0 to 15, two numbers for each 32 inputs of an output
 
-These layers read and write bfloat16, whatever the base's type, and add up in float32: torch's kernels for other types
-go through the weights one by one, at a tenth of the plain layers' speed. Adapters stay on top in their own type. What
-this rounding costs in quality, and what it gains, is measured in `benchmarks/weights.py`.
+These layers read and write bfloat16, whatever the base's dtype, and accumulate in float32: torch's kernels for other
+dtypes aren't vectorised and run at a tenth of the plain layers' speed. Adapters are added in their own dtype. The cost
+of rounding in quality, and its gain in speed, are measured in `benchmarks/weights.py`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from manytune.mixed.layers import Forward
 
 Bits = Literal[8, 4]
 
-#: Inputs that share two numbers in 4 bits.
+#: Inputs of a group, which shares s and z in 4 bits.
 GROUP = 32
 
 
 def quantized_layers(model: PreTrainedModel, bits: Bits) -> Mapping[str, Forward]:
-    """Forwards that compute with rounded weights what the model's linear layers do, by path.
+    """Forwards that compute the model's linear layers with rounded weights, by path.
 
-    The head, which chooses among all tokens, keeps 8 bits in either case.
+    The language model's head keeps 8 bits in either case.
 
     Args:
         model: On a CPU. It isn't changed.
-        bits: Of a weight.
+        bits: Bits of a weight.
 
     Raises:
         ConfigError: The model isn't on a CPU, or a layer's inputs don't divide into groups.
@@ -60,7 +60,7 @@ def quantized_layers(model: PreTrainedModel, bits: Bits) -> Mapping[str, Forward
 def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Q, (out, in), and s, (out,) in bfloat16."""
     scale = (weight.abs().amax(1).clamp(min=1e-12) / 127).to(torch.bfloat16)
-    # Codes for the factor as it was rounded, so that its rounding costs nothing but a little at the largest weights.
+    # Codes for the factor after its rounding to bfloat16, which then costs accuracy at the largest weights only.
     codes = (weight.float() / scale[:, None].float()).round().clamp(-127, 127)
     return codes.to(torch.int8), scale
 
@@ -87,10 +87,10 @@ def _int8(module: nn.Linear) -> Forward:
 
 def _int4(module: nn.Linear) -> Forward:
     codes, pairs = int4_weight(module.weight.detach())
-    packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+    weight = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
 
     def product(x: Tensor) -> Tensor:
-        return torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, pairs)
+        return torch._weight_int4pack_mm_for_cpu(x, weight, GROUP, pairs)
 
     return _in_bfloat16(product, module.bias)
 

@@ -1,4 +1,4 @@
-"""What the engine is asked and what it answers: frozen values, without a tensor in them."""
+"""The engine's input and output: frozen records without tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from manytune.errors import RequestError
 
-#: Why a request ended: an end token or a stop string, its limit, its caller, or logits that aren't finite.
+#: Why a request ended: an end token or a stop string, its token limit, its caller, or logits with NaN or Inf.
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
 
 
@@ -22,16 +22,17 @@ class SamplingParams:
         temperature: 0 takes the likeliest token; else logits are divided by it and a token is drawn.
         top_k: Draw among this many likeliest tokens.
         top_p: Draw among the likeliest tokens that together have this probability.
-        min_p: Draw among tokens at least this probable in proportion to the likeliest one.
+        min_p: Draw among tokens whose probability is at least this share of the likeliest one's.
         repetition_penalty: Divide positive logits of tokens in the prompt or the answer by it, and multiply negative
             ones (Keskar et al., arXiv 1909.05858).
-        presence_penalty: Take this off the logit of each token in the answer so far.
-        frequency_penalty: Take this off the logit of a token for each time it stands in the answer so far.
+        presence_penalty: Take this off the logit of each token that occurs in the answer so far.
+        frequency_penalty: Take this off the logit of a token for each time it occurs in the answer so far.
         stop: Strings that end the answer; they aren't part of it.
         logit_bias: Added to the logits of these tokens.
         logprobs: Report log probabilities of the chosen token and of this many likeliest ones; None for none.
-        seed: Of the draws. The same request with the same seed gives the same answer, whatever runs beside it.
-        ignore_eos: Go on after an end token, up to the limit.
+        seed: Seed of the draws. The same request with the same seed gives the same answer, whatever else is in the
+            batch.
+        ignore_eos: Continue after an end token, up to the limit.
 
     Raises:
         RequestError: A value is out of range.
@@ -80,9 +81,9 @@ class Request:
     Attributes:
         id: A name that no other request in the engine has.
         prompt_ids: The prompt's tokens.
-        params: How to answer.
-        adapter: Which adapter answers; None for the plain base.
-        tenant: Whom it is for. Tenants get equal shares of the engine, and never each other's cached prefixes.
+        params: How to generate.
+        adapter: Name of the adapter to use; None for the plain base.
+        tenant: Whom it belongs to. Tenants get equal shares of the engine, and never each other's cached prefixes.
         priority: Higher goes first; waiting raises it.
 
     Raises:
@@ -99,13 +100,13 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise RequestError(
-                f"request {self.id!r} has no prompt tokens; a model needs one to continue from."
+                f"request {self.id!r} has no prompt tokens; a model needs at least one to continue from."
             )
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities at one place of an answer, of the model's own distribution, before any sampling option.
+    """Log probabilities at one position of an answer, of the model's distribution before any sampling option.
 
     Attributes:
         token_id: The chosen token.
@@ -120,12 +121,12 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request has taken so far.
+    """Token counts of a request so far.
 
     Attributes:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: How many of them came from a cached prefix.
-        completion_tokens: Tokens chosen, with the end token.
+        completion_tokens: Generated tokens, the end token included.
     """
 
     prompt_tokens: int
@@ -138,14 +139,13 @@ class Output:
     """An event of one request: a token, its end, or both.
 
     Attributes:
-        request_id: Whose.
-        token_id: The token that was chosen, an end token too; None if the request was cancelled
-            or has failed.
-        text: What the answer's text grew by: whole characters only, and nothing that may still turn out to be the
-            beginning of a stop string. The last event brings whatever was held back.
-        finish_reason: Why it ended; None while it goes on.
-        logprobs: If they were asked for.
-        usage: So far.
+        request_id: The request.
+        token_id: The token that was chosen, also if it is an end token; None if the request was cancelled or failed.
+        text: The new text of the answer: whole characters only, and nothing that may still turn out to be the beginning
+            of a stop string. The last event contains whatever was held back.
+        finish_reason: Why the request ended; None while it runs.
+        logprobs: The token's, if the request asked for them.
+        usage: Token counts so far.
     """
 
     request_id: str
@@ -161,12 +161,12 @@ class Completion:
     """A request's whole answer.
 
     Attributes:
-        request_id: Whose.
+        request_id: The request.
         token_ids: The tokens, without the end token.
         text: Their text, without special tokens, cut before a stop string.
         finish_reason: Why it ended.
-        logprobs: One for each token, the end token's too, if they were asked for.
-        usage: What it took.
+        logprobs: One for each token, the end token included, if the request asked for them.
+        usage: Token counts.
     """
 
     request_id: str

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine import attention
-from manytune.engine.attention import AttentionStep, Stretch
+from manytune.engine.attention import AttentionStep, ChunkSpan
 from manytune.engine.kv_cache import KVCache
 from manytune.mixed.layers import Forward, MixedLayers
 from manytune.mixed.owners import Owners
@@ -21,7 +20,7 @@ from manytune.mixed.stacks import Snapshot, digest_of
 
 @dataclass(frozen=True)
 class NextToken:
-    """A sequence that decodes: its last token, which the forward reads."""
+    """A decoding sequence: its last token, which the forward reads."""
 
     sequence: str
     token: int
@@ -29,15 +28,15 @@ class NextToken:
 
 
 @dataclass(frozen=True)
-class PromptPiece:
-    """A stretch of a prompt.
+class PromptChunk:
+    """A chunk of a sequence's prompt.
 
     Attributes:
-        sequence: Whose.
-        tokens: Its token ids.
-        adapter: The adapter that reads it.
+        sequence: The sequence.
+        tokens: Token ids.
+        adapter: The adapter that reads them.
         embeddings: Virtual tokens before them, (tokens, hidden), or None.
-        wants_logits: Whether the prompt ends with it, so that a token has to be chosen.
+        wants_logits: Whether the prompt ends with this chunk, so that the next token has to be chosen.
     """
 
     sequence: str
@@ -46,9 +45,35 @@ class PromptPiece:
     embeddings: Tensor | None
     wants_logits: bool
 
+    @property
+    def embedded_tokens(self) -> int:
+        """Number of virtual tokens."""
+        return 0 if self.embeddings is None else self.embeddings.shape[0]
+
+
+@dataclass
+class _TokenRow:
+    """All tokens of a forward, one after the other.
+
+    Attributes:
+        ids: Token ids; 0 for virtual tokens.
+        rows: Their rows in the cache.
+        positions: Their positions in their sequences.
+        keep: Indices of the tokens whose logits are needed.
+        chunks: Where the prompt chunks are.
+        virtual: Index of the first token and embeddings of each chunk with virtual tokens.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    keep: list[int] = field(default_factory=list)
+    chunks: list[ChunkSpan] = field(default_factory=list)
+    virtual: list[tuple[int, Tensor]] = field(default_factory=list)
+
 
 class Runner:
-    """Runs a base with adapters; the model is untouched between forwards.
+    """Runs a base with adapters; the model is unchanged between forwards.
 
     Args:
         model: The base, in evaluation mode.
@@ -67,83 +92,89 @@ class Runner:
         self._device = model.device
 
     @torch.inference_mode()
-    def forward(self, decode: Sequence[NextToken], pieces: Sequence[PromptPiece]) -> Tensor:
-        """Read tokens, and write their keys and values.
+    def forward(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> Tensor:
+        """Read tokens, and write their keys and values to the cache.
 
         Args:
-            decode: The sequences that decode, in the order of the cache's rows, all of them.
-            pieces: Stretches of prompts.
+            decode: All decoding sequences, in the order of the cache's rows.
+            chunks: Prompt chunks.
 
         Returns:
-            Logits, (sequences that a token is to be chosen for, vocabulary): those that decode, then the pieces that
+            Logits, (sequences whose next token is to be chosen, vocabulary): the decoding ones, then the chunks that
             want them.
         """
-        cache = self._cache
-        lengths = [cache.length(one.sequence) for one in decode]
-        tokens = [one.token for one in decode]
-        rows = list(range(len(decode)))
-        positions = list(lengths)
-        keep = list(rows)
-        stretches, spans = [], []
-        virtual: list[tuple[int, Tensor]] = []
-        for piece in pieces:
-            first = len(tokens)
-            ahead = 0 if piece.embeddings is None else piece.embeddings.shape[0]
-            if piece.embeddings is not None:
-                virtual.append((first, piece.embeddings))
-            count, start, row = (
-                ahead + len(piece.tokens),
-                cache.length(piece.sequence),
-                cache.row(piece.sequence),
-            )
-            tokens.extend(chain([0] * ahead, piece.tokens))
-            rows.extend([row] * count)
-            positions.extend(range(start, start + count))
-            stretches.append(Stretch(row, first, start, count))
-            spans.append((digest_of(piece.adapter), slice(first, first + count)))
-            if piece.wants_logits:
-                keep.append(first + count - 1)
-        # One transfer for what every layer needs.
-        index = torch.tensor([tokens, rows, positions], device=self._device)  # (3, T)
-        step = AttentionStep(
-            cache,
-            index[1],
-            index[2],
-            len(decode),
-            max(lengths, default=0) + 1,
-            tuple(stretches),
-            guarded=any(one.adapter is not None for one in decode)
-            or any(piece.adapter is not None for piece in pieces),
+        tokens = self._token_row(decode, chunks)
+        # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.
+        kept = None if len(tokens.keep) == len(tokens.ids) else tuple(tokens.keep or [0])
+        owners = Owners(
+            tuple(digest_of(one.adapter) for one in decode),
+            tuple(
+                (digest_of(chunk.adapter), slice(span.first, span.first + span.count))
+                for chunk, span in zip(chunks, tokens.chunks, strict=True)
+            ),
+            kept,
         )
-        wanted = len(keep)
-        # The head always reads a token, if only to drop what it says.
-        read = None if wanted == len(tokens) else tuple(keep or [0])
-        kept = 0 if read is None else torch.tensor(read, device=self._device)
-        owners = Owners(tuple(digest_of(one.adapter) for one in decode), tuple(spans), read)
-        terms = self._slots.choose(owners)
-        config = self._model.config
-        before = config._attn_implementation
+        # One transfer for what every layer needs.
+        index = torch.tensor([tokens.ids, tokens.rows, tokens.positions], device=self._device)  # (3, T)
+        step = AttentionStep(
+            self._cache,
+            rows=index[1],
+            positions=index[2],
+            decoding=len(decode),
+            longest=max(tokens.positions[: len(decode)], default=0) + 1,
+            chunks=tuple(tokens.chunks),
+            guarded=bool(owners.digests),
+        )
+        logits = self._logits(index, tokens, step, owners)[: len(tokens.keep)]
+        for one in decode:
+            self._cache.extend(one.sequence, 1)
+        for chunk, span in zip(chunks, tokens.chunks, strict=True):
+            self._cache.extend(chunk.sequence, span.count)
+        return logits
+
+    def _token_row(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> _TokenRow:
+        row = _TokenRow(
+            ids=[one.token for one in decode],
+            rows=list(range(len(decode))),
+            positions=[self._cache.length(one.sequence) for one in decode],
+            keep=list(range(len(decode))),
+        )
+        for chunk in chunks:
+            first, start = len(row.ids), self._cache.length(chunk.sequence)
+            count = chunk.embedded_tokens + len(chunk.tokens)
+            span = ChunkSpan(self._cache.row(chunk.sequence), first, start, count)
+            row.chunks.append(span)
+            row.ids.extend((*[0] * chunk.embedded_tokens, *chunk.tokens))
+            row.rows.extend([span.row] * count)
+            row.positions.extend(range(start, start + count))
+            if chunk.embeddings is not None:
+                row.virtual.append((first, chunk.embeddings))
+            if chunk.wants_logits:
+                row.keep.append(first + count - 1)
+        return row
+
+    def _logits(self, index: Tensor, tokens: _TokenRow, step: AttentionStep, owners: Owners) -> Tensor:
+        """Logits of the tokens that the head reads."""
+        before = self._model.config._attn_implementation
         self._model.set_attn_implementation(attention.NAME)
         try:
-            with self._layers.applied(terms):
+            with self._layers.applied(self._slots.choose(owners)):
                 inputs: dict[str, Tensor] = {"input_ids": index[:1]}
-                if virtual:
+                if tokens.virtual:
                     embeddings = self._model.get_input_embeddings()(index[:1])
-                    for first, values in virtual:
+                    for first, values in tokens.virtual:
                         embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
                     inputs = {"inputs_embeds": embeddings}
                 logits: Tensor = self._model(
                     **inputs,
                     position_ids=index[2:],
-                    logits_to_keep=kept,
+                    logits_to_keep=0
+                    if owners.kept is None
+                    else torch.tensor(owners.kept, device=self._device),
                     use_cache=False,
                     manytune_step=step,
                 ).logits[0]
         finally:
             self._model.set_attn_implementation(before)
             self._slots.end_forward()
-        for one in decode:
-            cache.extend(one.sequence, 1)
-        for piece, stretch in zip(pieces, stretches, strict=True):
-            cache.extend(piece.sequence, stretch.count)
-        return logits[:wanted]
+        return logits

@@ -2,57 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from manytune.engine.detokenize import TextStream
-from manytune.engine.request import Completion, FinishReason, Request, TokenLogprobs, Usage
-from manytune.engine.sampling import Chooser
-from manytune.mixed.stacks import Snapshot
+from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
+from manytune.engine.runner import NextToken, PromptChunk
+from manytune.engine.sampling import Sampler
+from manytune.engine.scheduler import Job
+from manytune.mixed.stacks import Snapshot, digest_of
 
 
-@dataclass
-class Entry:
-    """A request and how far it has come.
+@dataclass(kw_only=True)
+class RunningRequest:
+    """A request and its progress, from submission to its end.
 
     Attributes:
-        request: What was asked.
-        snapshot: Its adapter, as it was when the request came.
-        chooser: Chooses its tokens.
-        text: Turns them into text; None if nobody wants that before the end.
-        beginning: Keys of its prompt's blocks, if beginnings are shared.
-        tokens: Chosen so far, with the end token.
-        cached: Tokens of the prompt that came from a cached prefix.
-        running: Whether it has been admitted.
+        request: The request.
+        adapter: Its adapter, as it was when the request was submitted.
+        sampler: Chooses its tokens.
+        text: Detokenizes them; None if the text isn't needed before the end.
+        end_ids: Tokens that end its answer.
+        max_tokens: The largest number of tokens that it may have: virtual ones, prompt and answer.
+        prefix_keys: Keys of its prompt's blocks, if prefixes are cached.
+        tokens: The tokens chosen so far, the end token included.
+        cached_tokens: Prompt tokens that were taken from the prefix cache.
+        is_admitted: Whether it is in the batch, and no longer in the queue.
     """
 
     request: Request
-    snapshot: Snapshot | None
-    chooser: Chooser
+    adapter: Snapshot | None
+    sampler: Sampler
     text: TextStream | None
-    beginning: tuple[bytes, ...]
+    end_ids: frozenset[int]
+    max_tokens: int
+    prefix_keys: tuple[bytes, ...]
     tokens: list[int] = field(default_factory=list)
-    cached: int = 0
-    running: bool = False
+    cached_tokens: int = 0
+    is_admitted: bool = False
+
+    # -- what is to be read
+
+    @property
+    def embeddings(self) -> Tensor | None:
+        """Virtual tokens to read before the prompt, (tokens, hidden), or None."""
+        return None if self.adapter is None else self.adapter.terms.embeddings
+
+    @property
+    def embedded_tokens(self) -> int:
+        """Number of virtual tokens to read before the prompt."""
+        return 0 if self.embeddings is None else self.embeddings.shape[0]
+
+    def job(self) -> Job:
+        """The request as the scheduler sees it."""
+        return Job(
+            self.request.id,
+            self.embedded_tokens + len(self.request.prompt_ids),
+            self.max_tokens,
+            self.request.tenant,
+            digest_of(self.adapter),
+            self.request.priority,
+            self.prefix_keys,
+        )
+
+    def chunk(self, start: int, count: int, *, wants_logits: bool) -> PromptChunk:
+        """A chunk of the virtual tokens and the prompt, divided into embeddings and token ids."""
+        embedded, end = self.embedded_tokens, start + count
+        embeddings = None
+        if self.embeddings is not None and start < embedded:
+            embeddings = self.embeddings[start : min(end, embedded)]
+        tokens = self.request.prompt_ids[max(0, start - embedded) : max(0, end - embedded)]
+        return PromptChunk(self.request.id, tokens, self.adapter, embeddings, wants_logits)
+
+    def next_token(self) -> NextToken:
+        """The last token, which the next forward reads."""
+        return NextToken(self.request.id, self.tokens[-1], self.adapter)
+
+    # -- what comes out
 
     @property
     def usage(self) -> Usage:
-        """What it has taken so far."""
-        return Usage(len(self.request.prompt_ids), self.cached, len(self.tokens))
+        """Token counts so far."""
+        return Usage(len(self.request.prompt_ids), self.cached_tokens, len(self.tokens))
 
-    def completion(
-        self, tokenizer: Any, text: str, reason: FinishReason, logprobs: list[TokenLogprobs], *, ended: bool
-    ) -> Completion:
+    def add_token(self, token: int, logprobs: TokenLogprobs | None) -> Output:
+        """Append a token to the answer, which may end with it."""
+        self.tokens.append(token)
+        text, reason = "", self._reason_to_stop(token)
+        if reason is None and self.text is not None:
+            text, is_stopped = self.text.push(token)
+            reason = "stop" if is_stopped else None
+        if reason is None and len(self.tokens) == self.request.params.max_new_tokens:
+            reason = "length"
+        if reason is not None and self.text is not None:
+            rest, is_stopped = self.text.finish()
+            text, reason = text + rest, "stop" if is_stopped else reason
+        return Output(self.request.id, token, text, reason, logprobs, self.usage)
+
+    def end(self, reason: FinishReason) -> Output:
+        """End the answer without another token."""
+        rest = self.text.finish()[0] if self.text is not None else ""
+        return Output(self.request.id, None, rest, reason, None, self.usage)
+
+    def completion(self, tokenizer: Any, outputs: Sequence[Output]) -> Completion:
         """The whole answer.
 
         Args:
-            tokenizer: Decodes the tokens, if they haven't been turned into text on the way.
-            text: What its outputs brought.
-            reason: Why it ended.
-            logprobs: What its outputs brought.
-            ended: Whether the last token is an end token.
+            tokenizer: Decodes the tokens, if the outputs have no text.
+            outputs: All outputs of the request.
         """
-        tokens = self.tokens[:-1] if ended else self.tokens
+        reason = outputs[-1].finish_reason
+        assert reason is not None, f"{self.request.id} hasn't ended"
+        is_ended = bool(self.tokens) and self._reason_to_stop(self.tokens[-1]) is not None
+        tokens = self.tokens[:-1] if is_ended else self.tokens
         if self.text is None:
             text = tokenizer.decode(tokens, skip_special_tokens=True)
-        return Completion(self.request.id, tuple(tokens), text, reason, tuple(logprobs), self.usage)
+        else:
+            text = "".join(output.text for output in outputs)
+        logprobs = tuple(output.logprobs for output in outputs if output.logprobs is not None)
+        return Completion(self.request.id, tuple(tokens), text, reason, logprobs, self.usage)
+
+    def _reason_to_stop(self, token: int) -> FinishReason | None:
+        return "stop" if token in self.end_ids else None

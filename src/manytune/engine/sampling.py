@@ -14,20 +14,20 @@ from torch import Tensor
 
 from manytune.engine.request import SamplingParams, TokenLogprobs
 
-# How many of the likeliest tokens are looked at first for top-p.
-_HEAD = 256
+# How many of the likeliest tokens top-p looks at first.
+_FIRST = 256
 
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-#: Instead of a log probability beyond all numbers, as in OpenAI's API.
+#: Replaces a log probability of -inf, as in OpenAI's API.
 _UNLIKELY = -9999.0
 
 
-class Chooser:
-    """One request's choices, token by token.
+class Sampler:
+    """Chooses one request's tokens.
 
     Args:
-        params: How to choose.
-        prompt_ids: The prompt, which the repetition penalty counts in.
+        params: The sampling options.
+        prompt_ids: The prompt, whose tokens the repetition penalty includes.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
@@ -41,14 +41,14 @@ class Chooser:
             self._generator.manual_seed(params.seed)
         penalised = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
         self._adjusts = bool(penalised or params.logit_bias)
-        #: Whether the likeliest token is the choice, and nothing else is asked for.
-        self.is_plain = not self._adjusts and params.temperature == 0.0 and params.logprobs is None
+        #: Whether the next token is the argmax of the logits, without log probabilities.
+        self.is_greedy = not self._adjusts and params.temperature == 0.0 and params.logprobs is None
 
-    def choose(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
+    def sample(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
         """The next token.
 
         Args:
-            logits: The model's, (vocabulary,).
+            logits: The model's logits, (vocabulary,).
         """
         logits = logits.float()
         adjusted = self._adjusted(logits) if self._adjusts else logits
@@ -74,7 +74,7 @@ class Chooser:
 
     def _draw(self, logits: Tensor) -> int:
         params = self.params
-        # The largest is 0, so that nothing becomes infinite however small the temperature is.
+        # The largest score is 0, so that no score is infinite, however small the temperature.
         scores = (logits - logits.max()) / _within(params.temperature)
         ids: Tensor | None = None
         if params.top_k is not None:
@@ -85,7 +85,7 @@ class Chooser:
             ids = order if ids is None else ids[order]
         if params.min_p > 0.0:
             probabilities = probabilities * (probabilities >= params.min_p * probabilities.max())
-        # On the CPU, so that a seed means the same everywhere.
+        # On the CPU, so that a seed gives the same draws on every device.
         place = int(torch.multinomial(probabilities.cpu(), 1, generator=self._generator))
         return place if ids is None else int(ids[place])
 
@@ -97,36 +97,36 @@ class Chooser:
         return TokenLogprobs(token, float(log[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def choose_tokens(
-    logits: Tensor, choosers: Sequence[Chooser]
+def sample_tokens(
+    logits: Tensor, samplers: Sequence[Sampler]
 ) -> list[tuple[int, TokenLogprobs | None] | None]:
-    """The next token of each request; the plain ones at once.
+    """The next token of each request; those of greedy requests in one operation.
 
     Args:
         logits: (requests, vocabulary).
-        choosers: One for each.
+        samplers: One for each request.
 
     Returns:
-        None for a request whose logits say nothing: NaN or infinity is among them.
+        For each request its token and log probabilities; None if its logits contain NaN or infinity.
     """
     likeliest = logits.argmax(1, keepdim=True)  # NaN counts as the largest
     finite = logits.gather(1, likeliest).isfinite().flatten().tolist()
     return [
-        None if not sound else (token, None) if chooser.is_plain else chooser.choose(row)
-        for token, sound, chooser, row in zip(
-            likeliest.flatten().tolist(), finite, choosers, logits, strict=True
+        None if not is_finite else (token, None) if sampler.is_greedy else sampler.sample(row)
+        for token, is_finite, sampler, row in zip(
+            likeliest.flatten().tolist(), finite, samplers, logits, strict=True
         )
     ]
 
 
 def _within(number: float) -> float:
-    """The nearest positive number that float32 has."""
+    """The nearest positive number that float32 can represent."""
     return min(max(number, _SMALLEST), _LARGEST)
 
 
 def _likeliest(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens that together have a share of the probability, likeliest first, and which they are."""
-    size = min(_HEAD, len(probabilities))
+    """Probabilities and ids of the likeliest tokens that together have a share of the probability, likeliest first."""
+    size = min(_FIRST, len(probabilities))
     while True:
         found, ids = probabilities.topk(size)
         total = found.cumsum(0)

@@ -1,11 +1,12 @@
-"""Which sequences run in a step: admission, reading prompts in pieces, fairness, priorities. No tensors.
+"""Which requests run in a step: admission, chunked prefill, fairness, priorities. No tensors.
 
-Each step takes one token further every sequence that decodes, and reads up to `prefill_chunk` tokens of prompts. A
-sequence is admitted when a row for all that it may grow to fits into the budget beside those that run: nothing
-that was begun has to be given up. The next to be admitted is the one with the highest priority, which rises by one for
+Each step generates one token for every decoding request, and reads up to `prefill_chunk` tokens of prompts. A request
+is admitted when a row for its `max_tokens` fits into the budget together with those that run, so that no running
+request ever has to be preempted. The next to be admitted is the one with the highest priority, which rises by one for
 each `AGING` steps of waiting; then one of the tenant that has had the fewest tokens; of this tenant's, one of the
-adapter that has had the fewest; then the oldest. If it doesn't fit, nobody overtakes it. So each request's turn comes.
-One thing goes before: a request whose prompt begins with what another is reading just now waits until it can share it.
+adapter that has had the fewest; then the oldest. If it doesn't fit, no other request overtakes it, so no request
+starves. One exception: a request whose prompt shares a prefix with a prompt in prefill waits until it can take it from
+the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from manytune.engine.kv_cache import rounded
+from manytune.engine.kv_cache import row_width
 
 #: Steps of waiting that are worth one unit of priority.
 AGING = 64
@@ -24,31 +25,31 @@ _Name = TypeVar("_Name")
 
 @dataclass(frozen=True)
 class Job:
-    """What the scheduler knows of a request.
+    """What the scheduler needs to know of a request.
 
     Attributes:
-        id: The request's.
-        prompt: Tokens to read before the first is chosen, virtual ones included; at least 1.
-        room: Tokens that it may come to.
-        tenant: Whom it is for.
-        adapter: A name for the weights that it needs; None for the base's.
+        id: The request's id.
+        prompt_tokens: Tokens to read before the first is chosen, virtual ones included; at least 1.
+        max_tokens: The largest number of tokens that it may have: virtual ones, prompt and answer.
+        tenant: Whom it belongs to.
+        adapter: Identifies the weights that it needs; None for the base's.
         priority: Higher goes first.
-        beginning: Keys of the blocks that the prompt begins with, if what was read of them can be shared: equal keys
-            mean an equal beginning up to there.
+        prefix_keys: Keys of the prompt's blocks, if their keys and values can be shared: equal keys mean equal prefixes
+            up to the end of that block.
     """
 
     id: str
-    prompt: int
-    room: int
+    prompt_tokens: int
+    max_tokens: int
     tenant: str = "default"
     adapter: str | None = None
     priority: int = 0
-    beginning: tuple[bytes, ...] = ()
+    prefix_keys: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a prompt that a step reads: `count` tokens from position `start`."""
+class ScheduledChunk:
+    """A chunk of a prompt that a step reads: `count` tokens from position `start`."""
 
     id: str
     start: int
@@ -60,13 +61,13 @@ class Plan:
     """One step.
 
     Attributes:
-        decode: Those that get one token further.
-        pieces: What is read of prompts, in the order of admission.
-        ready: Those whose prompts are read to the end in this step.
+        decode: Ids of the requests that decode.
+        chunks: Prompt chunks to read, in the order of admission.
+        ready: Ids of the requests whose prompts end in this step.
     """
 
     decode: tuple[str, ...]
-    pieces: tuple[Piece, ...]
+    chunks: tuple[ScheduledChunk, ...]
     ready: tuple[str, ...]
 
 
@@ -81,16 +82,16 @@ class _Waiting:
 class _Running:
     job: Job
     read: int = 0
-    shared: int = 0  # blocks of its beginning that came from elsewhere
+    shared_blocks: int = 0  # blocks of its prompt that came from the prefix cache
 
 
 class Scheduler:
-    """The book of what waits and what runs.
+    """The waiting and the running requests.
 
     Args:
-        kv_budget_tokens: Tokens that the cache has room for: rows times the width of the widest.
-        max_batch: Sequences that may run at once.
-        prefill_chunk: Tokens of prompts read in one step, at most.
+        kv_budget_tokens: Capacity of the KV cache in tokens: rows times the width of the widest.
+        max_batch: Requests that may run at once.
+        prefill_chunk: Largest number of prompt tokens that one step reads.
         max_adapters: Different adapters that may run at once.
     """
 
@@ -108,31 +109,31 @@ class Scheduler:
         self._added = 0
         self._steps = 0
 
-    # -- what there is
+    # -- state
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """Number of waiting requests."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """How many sequences run."""
+        """Number of running requests."""
         return len(self._running)
 
-    def holds(self, job: Job) -> bool:
-        """Whether a request could run, were it alone."""
-        return rounded(job.room) <= self.kv_budget_tokens
+    def fits(self, job: Job) -> bool:
+        """Whether a request could run if it were the only one."""
+        return row_width(job.max_tokens) <= self.kv_budget_tokens
 
     # -- changes
 
     def add(self, job: Job) -> None:
-        """Let a request wait for its turn."""
+        """Put a request into the queue."""
         assert job.id not in self._waiting and job.id not in self._running, f"{job.id} is there already"
-        assert self.holds(job) and 1 <= job.prompt <= job.room
-        # Whoever was away has saved no claim: counting begins where the least served of those present is.
-        self._join(self._tenants, job.tenant, {entry.tenant for entry in self._jobs()})
-        mine = {(entry.tenant, entry.adapter) for entry in self._jobs() if entry.tenant == job.tenant}
+        assert self.fits(job) and 1 <= job.prompt_tokens <= job.max_tokens
+        # A tenant that was away gains no advantage from it: it starts level with the least served one present.
+        self._join(self._tenants, job.tenant, {other.tenant for other in self._jobs()})
+        mine = {(other.tenant, other.adapter) for other in self._jobs() if other.tenant == job.tenant}
         self._join(self._adapters, (job.tenant, job.adapter), mine)
         self._waiting[job.id] = _Waiting(job, self._added, self._steps)
         self._added += 1
@@ -147,70 +148,71 @@ class Scheduler:
             self._adapters = {key: had for key, had in self._adapters.items() if key[0] in present}
 
     def admit(self) -> list[str]:
-        """Let requests begin, as many as fit."""
+        """Move requests from the queue to the batch, as many as fit; returns their ids."""
         admitted = []
-        rooms = [entry.job.room for entry in self._running.values()]
-        adapters = {entry.job.adapter for entry in self._running.values()} - {None}
-        claimed: dict[str, int] = {}  # tokens that those just admitted will have: the next turn is another's
+        lengths = [running.job.max_tokens for running in self._running.values()]
+        adapters = {running.job.adapter for running in self._running.values()} - {None}
+        claimed: dict[str, int] = {}  # tokens that those just admitted will have, so that tenants take turns
         while len(self._running) < self.max_batch:
             candidates = self._candidates()
             if not candidates:
                 break
-            job = min(candidates, key=lambda entry: self._turn(entry, claimed)).job
+            job = min(candidates, key=lambda waiting: self._turn(waiting, claimed)).job
             needed = adapters | ({job.adapter} - {None})
-            width = rounded(max([*rooms, job.room]))
-            if (len(rooms) + 1) * width > self.kv_budget_tokens or len(needed) > self.max_adapters:
+            width = row_width(max([*lengths, job.max_tokens]))
+            if (len(lengths) + 1) * width > self.kv_budget_tokens or len(needed) > self.max_adapters:
                 break
             del self._waiting[job.id]
             self._running[job.id] = _Running(job)
-            rooms.append(job.room)
+            lengths.append(job.max_tokens)
             adapters = needed
-            claimed[job.tenant] = claimed.get(job.tenant, 0) + job.room
+            claimed[job.tenant] = claimed.get(job.tenant, 0) + job.max_tokens
             admitted.append(job.id)
         return admitted
 
     def skip(self, request_id: str, tokens: int, blocks: int) -> None:
-        """Note that the first tokens of a prompt needn't be read; its last one always is.
+        """Note that the first tokens of a prompt come from the prefix cache; its last one never does.
 
         Args:
-            request_id: One that was just admitted.
-            tokens: How many.
-            blocks: How many blocks of its beginning they cover.
+            request_id: A request that was just admitted.
+            tokens: How many tokens.
+            blocks: How many blocks of its prompt they cover.
         """
-        entry = self._running[request_id]
-        assert entry.read == 0 and 0 <= tokens < entry.job.prompt
-        entry.read, entry.shared = tokens, blocks
+        running = self._running[request_id]
+        assert running.read == 0 and 0 <= tokens < running.job.prompt_tokens
+        running.read, running.shared_blocks = tokens, blocks
 
     def plan(self) -> Plan:
-        """The next step. It is taken as done: what it reads counts as read."""
+        """The next step. Mutates: the tokens of its chunks count as read."""
         self._steps += 1
-        decode, pieces, ready = [], [], []
+        decode, chunks, ready = [], [], []
         left = self.prefill_chunk
-        for name, entry in self._running.items():
-            unread = entry.job.prompt - entry.read
+        for name, running in self._running.items():
+            unread = running.job.prompt_tokens - running.read
             if not unread:
                 decode.append(name)
-                self._charge(entry.job, 1)
+                self._charge(running.job, 1)
                 continue
             count = min(unread, left)
             if not count:
                 continue
             left -= count
-            pieces.append(Piece(name, entry.read, count))
-            entry.read += count
-            self._charge(entry.job, count)
+            chunks.append(ScheduledChunk(name, running.read, count))
+            running.read += count
+            self._charge(running.job, count)
             if count == unread:
                 ready.append(name)
-        return Plan(tuple(decode), tuple(pieces), tuple(ready))
+        return Plan(tuple(decode), tuple(chunks), tuple(ready))
 
     def check_integrity(self) -> None:
-        """Assert that the book is consistent and within its limits."""
+        """Assert that the bookkeeping is consistent and within its limits."""
         assert not self._waiting.keys() & self._running.keys()
-        assert len(self._running) <= self.max_batch
-        rooms = [entry.job.room for entry in self._running.values()]
-        assert not rooms or len(rooms) * rounded(max(rooms)) <= self.kv_budget_tokens
-        assert len({e.job.adapter for e in self._running.values()} - {None}) <= self.max_adapters
-        assert all(0 <= entry.read <= entry.job.prompt for entry in self._running.values())
+        running = self._running.values()
+        assert len(running) <= self.max_batch
+        widest = max((row_width(one.job.max_tokens) for one in running), default=0)
+        assert len(running) * widest <= self.kv_budget_tokens
+        assert len({one.job.adapter for one in running} - {None}) <= self.max_adapters
+        assert all(0 <= one.read <= one.job.prompt_tokens for one in running)
         assert all(
             job.tenant in self._tenants and (job.tenant, job.adapter) in self._adapters
             for job in self._jobs()
@@ -219,31 +221,34 @@ class Scheduler:
     # -- parts
 
     def _jobs(self) -> Iterable[Job]:
-        yield from (entry.job for entry in self._waiting.values())
-        yield from (entry.job for entry in self._running.values())
+        yield from (waiting.job for waiting in self._waiting.values())
+        yield from (running.job for running in self._running.values())
 
     def _candidates(self) -> list[_Waiting]:
-        """Those that may begin: not those whose beginning another is reading just now, and will have to share soon."""
-        reading: dict[bytes, list[_Running]] = {}
-        for entry in self._running.values():
-            if entry.job.beginning and entry.read < entry.job.prompt:
-                reading.setdefault(entry.job.beginning[0], []).append(entry)
-        if not reading:
+        """Requests that may begin: not those that will soon be able to share a prefix that is being read now."""
+        in_prefill: dict[bytes, list[_Running]] = {}
+        for running in self._running.values():
+            if running.job.prefix_keys and running.read < running.job.prompt_tokens:
+                in_prefill.setdefault(running.job.prefix_keys[0], []).append(running)
+        if not in_prefill:
             return list(self._waiting.values())
         return [
-            entry
-            for entry in self._waiting.values()
+            waiting
+            for waiting in self._waiting.values()
             if not any(
-                _common(entry.job.beginning, other.job.beginning) > other.shared
-                for other in reading.get(entry.job.beginning[0] if entry.job.beginning else b"", ())
+                _common_blocks(waiting.job.prefix_keys, other.job.prefix_keys) > other.shared_blocks
+                for other in in_prefill.get(
+                    waiting.job.prefix_keys[0] if waiting.job.prefix_keys else b"", ()
+                )
             )
         ]
 
-    def _turn(self, entry: _Waiting, claimed: dict[str, int]) -> tuple[int, int, int, int]:
-        job = entry.job
-        priority = job.priority + (self._steps - entry.since) // AGING
+    def _turn(self, waiting: _Waiting, claimed: dict[str, int]) -> tuple[int, int, int, int]:
+        """The sort key of the queue: the smallest is admitted next."""
+        job = waiting.job
+        priority = job.priority + (self._steps - waiting.since) // AGING
         had = self._tenants[job.tenant] + claimed.get(job.tenant, 0)
-        return -priority, had, self._adapters[job.tenant, job.adapter], entry.order
+        return -priority, had, self._adapters[job.tenant, job.adapter], waiting.order
 
     def _charge(self, job: Job, tokens: int) -> None:
         self._tenants[job.tenant] += tokens
@@ -255,8 +260,8 @@ class Scheduler:
         counts[name] = counts[name] if name in present else max(counts.get(name, 0), least)
 
 
-def _common(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> int:
-    """How many keys two beginnings have in common. An equal key means that those before it are equal too."""
+def _common_blocks(one: tuple[bytes, ...], other: tuple[bytes, ...]) -> int:
+    """How many blocks two prompts have in common. An equal key means that those before it are equal too."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

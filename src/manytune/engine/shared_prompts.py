@@ -1,8 +1,8 @@
-"""Reading what several prompts of a batch begin with only once.
+"""Computing a prefix that several prompts of a batch share only once.
 
-Several questions on one document are prompts with a long common beginning. Its keys and values are the same in
-each of them, so they are computed in one row and copied to the others; the rest of each prompt follows.
-Semantics: the prompts are read one by one.
+Several questions on one document are prompts with a long common prefix. Its keys and values are the same in each of
+them, so they are computed in one row and copied to the others; the rest of each prompt follows. Semantics: the prompts
+are read one by one.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from manytune.engine.base_model import base_of, has_virtual_tokens
 from manytune.model.peft_model import PeftModel
 
-# Two prompts share a beginning if it is at least this much of the shorter one; and sharing has to save a fifth of the
-# tokens, since it reads in two steps what would be one.
+# A common prefix is shared if it is at least this much of the shorter prompt; and sharing has to save a fifth of the
+# tokens, since it takes two forwards instead of one.
 _SHARED = 0.5
 _WORTHWHILE = 0.8
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Prompts of which the beginnings were read.
+    """Prompts whose prefixes have been computed.
 
     Attributes:
-        input_ids: `(B, P + S)`: the beginnings, left padded to P, and the rests, left padded to S.
+        input_ids: `(B, P + S)`: the prefixes, left padded to P, and the rest of each prompt, left padded to S.
         attention_mask: `(B, P + S)`, 0 for pad tokens.
         cache: Keys and values of the first P columns.
     """
@@ -42,14 +43,14 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class _Group:
-    """Prompts that begin alike: their places, and how many tokens they share."""
+    """Prompts with a common prefix: their rows, and how many tokens they share."""
 
     rows: tuple[int, ...]
     length: int
 
 
 def prefill_shared(model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int) -> Prefilled | None:
-    """Read the beginnings that prompts share, each once.
+    """Compute each prefix that prompts share once.
 
     Args:
         model: A causal language model, plain or with adapters, in evaluation mode.
@@ -57,7 +58,7 @@ def prefill_shared(model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int)
         pad_id: Any valid token id.
 
     Returns:
-        What `generate` needs to go on; None if sharing would save little, or if the model keeps something else
+        What `generate` needs to continue; None if sharing would save little, or if the model's cache has something else
         than the keys and values of every position.
     """
     groups = _groups(prompts)
@@ -79,13 +80,13 @@ def prefill_shared(model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int)
             source[row] = number
     ids, mask = ids.to(device), mask.to(device)
     firsts = [group.rows[0] for group in groups]
-    cache = DynamicCache(config=_innermost(model).config)
+    cache = DynamicCache(config=base_of(model).config)
     with torch.no_grad():
-        begun = mask[firsts, :widest]
+        prefix_mask = mask[firsts, :widest]
         model(
             input_ids=ids[firsts, :widest],
-            attention_mask=begun,
-            position_ids=(begun.cumsum(dim=1) - 1).clamp(min=0),
+            attention_mask=prefix_mask,
+            position_ids=(prefix_mask.cumsum(dim=1) - 1).clamp(min=0),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -95,7 +96,7 @@ def prefill_shared(model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int)
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
-    """Put prompts that begin alike together; a rest of at least one token remains of each."""
+    """Group prompts by common prefixes, which leave at least one token of each prompt."""
     order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
     runs = [[order[0]]]
     shared = [len(prompts[order[0]])]
@@ -121,18 +122,10 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 def _keeps_every_position(model: Any) -> bool:
     """Whether the cache is keys and values of all positions: no sliding window, no recurrent state.
 
-    In a window the pad tokens between a beginning and its rest would count as positions.
+    In a window the pad tokens between a prefix and the rest of its prompt would count as positions; virtual tokens
+    would come before the prefix.
     """
-    if isinstance(model, PeftModel):
-        # Virtual tokens come before the beginning, alone or together with a method in the layers.
-        if any(model.peft_config[name].is_prompt_learning for name in model.tuner.active_adapters):
-            return False
-    elif not isinstance(model, PreTrainedModel):
+    if not isinstance(model, (PeftModel, PreTrainedModel)) or has_virtual_tokens(model):
         return False
-    inner = _innermost(model)
-    layers = DynamicCache(config=inner.config).layers
+    layers = DynamicCache(config=base_of(model).config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def _innermost(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model

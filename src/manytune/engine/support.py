@@ -1,6 +1,6 @@
 """Which models the engine runs, and why not the rest.
 
-It packs tokens of many sequences into one row and keeps keys and values itself, which is exact where a token reaches
+It puts tokens of many sequences into one row and keeps keys and values itself, which is exact where a token affects
 another through attention alone and where its position is an input.
 """
 

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.engine.quantized import quantized_layers
-from manytune.engine.reordered_weights import can_pack, packed_layers
+from manytune.engine.reordered_weights import can_reorder, reordered_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.mixed.layers import Forward
 
-Weights = Literal["packed", "plain", "int8", "int4"]
+Weights = Literal["reordered", "plain", "int8", "int4"]
 
 
 def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forward]:
@@ -21,7 +21,7 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
 
     Args:
         model: The base; it isn't changed.
-        weights: The form; `"packed"` is `"plain"` where the machine has no better order.
+        weights: The form; `"reordered"` is the same as `"plain"` where reordering isn't supported.
 
     Raises:
         ConfigError: There is no such form, or the model can't have it.
@@ -29,21 +29,23 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
     match weights:
         case "plain":
             return {}
-        case "packed":
-            return packed_layers(model) if can_pack(model) else {}
+        case "reordered":
+            return reordered_layers(model) if can_reorder(model) else {}
         case "int8":
             return quantized_layers(model, 8)
         case "int4":
             return quantized_layers(model, 4)
+    if weights == "packed":
+        raise ConfigError("weights='packed': 'packed' is called 'reordered' now. Use weights='reordered'.")
     raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
 
 
-class Unchanged:
-    """Notices that weights changed after a copy of them was made.
+class WeightVersions:
+    """Detects that weights were changed after a copy of them was made.
 
     Args:
         model: The model.
-        paths: Its layers of which there are copies.
+        paths: The layers of which there are copies.
     """
 
     def __init__(self, model: nn.Module, paths: Mapping[str, object]) -> None:
@@ -51,7 +53,7 @@ class Unchanged:
         self._states = [(weight.data_ptr(), weight._version) for _, weight in self._weights]
 
     def check(self) -> None:
-        """Refuse to go on with copies of other weights.
+        """Refuse to continue with outdated copies.
 
         Raises:
             RequestError: A weight was replaced or changed in place.
@@ -60,5 +62,5 @@ class Unchanged:
             if (weight.data_ptr(), weight._version) != state:
                 raise RequestError(
                     f"the base's weights changed while the engine has a copy of them ({path}): an adapter was merged, "
-                    "or training went on. Restore them, make a new Engine, or use weights='plain'."
+                    "or training continued. Restore them, make a new Engine, or use weights='plain'."
                 )

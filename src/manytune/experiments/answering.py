@@ -10,7 +10,7 @@ import torch
 
 from manytune.data.encode import Encoded
 from manytune.engine.answering import answer_prompts
-from manytune.engine.static_batch import completion_nll
+from manytune.engine.likelihood import completion_nll
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.records import GroupLoss
 from manytune.evaluation.results import Answer

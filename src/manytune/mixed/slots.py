@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.adapter_layer import adapter_layers
-from manytune.methods.tuners.terms import Adapter
+from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.stacks import AdapterStacks, Snapshot, dtype_for, snapshot_of
 
 
@@ -32,8 +32,13 @@ class AdapterSlots(AdapterStacks):
         self._carrying = next((path for path, _ in adapter_layers(model)), None)
 
     @torch.no_grad()
-    def register(self, name: str, adapter: Adapter) -> None:
+    def register(self, name: str, adapter: Adapter, terms: Terms | None = None) -> None:
         """Make an adapter known under a name, in place of one that had it.
+
+        Args:
+            name: The name.
+            adapter: The adapter.
+            terms: Its terms for this base, if they have been computed already.
 
         Raises:
             ConfigError: It can't run in a mixed batch, or doesn't fit the base.
@@ -43,7 +48,8 @@ class AdapterSlots(AdapterStacks):
                 f"adapter {name!r} can't run on this base: {self._carrying} has adapters attached to it already, "
                 "which act on every request. unload() them first, and make a new Engine."
             )
-        self._names[name] = snapshot_of(adapter.digest, terms_of(adapter, self._model), self._dtype)
+        terms = terms_of(adapter, self._model) if terms is None else terms
+        self._names[name] = snapshot_of(adapter.digest, terms, self._dtype)
 
     def unregister(self, name: str) -> None:
         """Forget a name.

@@ -1,7 +1,7 @@
-"""The adapters of a store as a server sees them: by name, in memory while they answer, each version by its content.
+"""The adapters of a store by name: which version a name stands for, which are in memory, pinned and in use.
 
-The engine knows an adapter by the hash of its content. So a name that gets a new version serves it from the next
-request on, and requests that run go on with the version that they began with.
+The engine identifies an adapter by its digest, the hash of its content. So a name that gets a new version serves it
+from the next request on, and running requests continue with the version that they began with.
 """
 
 from __future__ import annotations
@@ -14,61 +14,80 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+import torch
+
 from manytune.errors import CacheFullError, ManytuneError, StoreError
 from manytune.methods.registry import terms_of
-from manytune.server.http_errors import Refusal
+from manytune.methods.tuners.terms import Terms
+from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import Skeleton, check_files
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
+from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.store import AdapterStore, StoreEntry
 from manytune.store.verification import Verification, verify_adapter
 
 _log = logging.getLogger(__name__)
 
-#: What a model may be called in a request.
+#: Valid names of models.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
 class Model:
-    """Who answers a request.
+    """The model that answers a request.
 
     Attributes:
-        name: What the request called it.
+        name: Its name in the request.
         adapter: In memory until it is released; None for the base.
-        virtual_tokens: Tokens that it puts before a prompt.
+        terms: The adapter's terms for the base; None for the base.
     """
 
     name: str
     adapter: ResidentAdapter | None = None
-    virtual_tokens: int = 0
+    terms: Terms | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """The adapter's digest; None for the base."""
+        return None if self.adapter is None else self.adapter.digest
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The adapter's manifest; None for the base."""
+        return None if self.adapter is None else self.adapter.manifest
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that the adapter takes before a prompt."""
+        return 0 if self.terms is None else self.terms.virtual_tokens
 
 
 @dataclass(frozen=True)
 class Failures:
-    """What went wrong with one version of an adapter.
+    """The errors of one version of an adapter.
 
     Attributes:
-        version: The hash of its content.
-        count: How often.
+        digest: The version.
+        count: How many there were.
         last: The last message.
     """
 
-    version: str
+    digest: str
     count: int
     last: str
 
 
-class Adapters:
+class AdapterRegistry:
     """Names to adapters in memory. Any number of threads may use it.
 
     Args:
-        store: Where they are kept.
+        store: Where the adapters are kept.
         base: What they run on.
         memory: Bytes that their tensors may take.
-        base_name: What requests call the plain base; an adapter of this name can't be reached.
+        base_name: The plain base's name in requests; an adapter of this name isn't accessible.
     """
 
     def __init__(self, store: AdapterStore, base: Base, *, memory: int, base_name: str) -> None:
@@ -77,10 +96,11 @@ class Adapters:
         self.cache = AdapterCache(store, budget=memory, fingerprint=base.fingerprint)
         self._base = base
         self._lock = threading.Lock()
-        self._using: Counter[str] = Counter()
+        self._in_use: Counter[str] = Counter()  # requests by digest
         self._pins: dict[str, ResidentAdapter] = {}  # by name
-        self._checked: dict[str, int] = {}  # virtual tokens by hash, of those that were found sound
         self._checking = threading.Lock()
+        self._valid: set[str] = set()  # digests of the adapters that passed all checks
+        self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
         self._skeleton = Skeleton(base.model)
         self._failures: dict[str, Failures] = {}  # by name
 
@@ -90,128 +110,129 @@ class Adapters:
         """The model of a name; an adapter stays in memory until `release`.
 
         Raises:
-            Refusal: 404 if there is none.
+            HttpError: 404 if there is none.
             StoreError: It is damaged, or there is no memory for it now.
             BaseMismatchError: It was trained on another base.
             ConfigError: It can't run in a mixed batch.
         """
         if name == self.base_name:
             return Model(name)
-        own = self.resolve(name)
-        with self._noting(name, own):
-            if own not in self._checked:
-                check_files(self.store.root, self.store.directory(own), most_bytes=self.cache.budget)
-            adapter = self.cache.pin(own)
-            if adapter.id != own:
-                self.cache.unpin(replace(adapter, id=own))
+        digest = self.resolve(name)
+        with self._recording_failures(name, digest):
+            if digest not in self._valid:
+                check_files(self.store.root, self.store.directory(digest), most_bytes=self.cache.budget)
+            adapter = self.cache.pin(digest)
+            if adapter.digest != digest:
+                self.cache.unpin(replace(adapter, digest=digest))
                 raise StoreError(
-                    f"{self.store.directory(own)}: the manifest was changed after the adapter was added. Add it again."
+                    f"{self.store.directory(digest)}: the manifest was changed after the adapter was added. Add it "
+                    "again."
                 )
             try:
-                virtual = self._check(adapter)
+                terms = self._checked_terms(adapter)
             except BaseException:
                 self.cache.unpin(adapter)
-                self.drop(own)
+                self.drop(digest)
                 raise
         with self._lock:
-            self._using[own] += 1
-        return Model(name, adapter, virtual)
+            self._in_use[digest] += 1
+        return Model(name, adapter, terms)
 
     def release(self, model: Model) -> None:
-        """Take back one `acquire`."""
+        """Undo one `acquire`."""
         if model.adapter is None:
             return
         with self._lock:
-            self._using[model.adapter.id] -= 1
-            self._using += Counter()  # forgets those at zero
+            self._in_use[model.adapter.digest] -= 1
+            self._in_use += Counter()  # drops entries at zero
         self.cache.unpin(model.adapter)
 
     def resolve(self, name: str) -> str:
-        """The hash that a name stands for now.
+        """The digest of the version that a name stands for now.
 
         Raises:
-            Refusal: It isn't the name of an adapter in the store.
+            HttpError: It isn't the name of an adapter in the store.
         """
-        unknown = Refusal(
-            404,
-            f"there is no model {name[:100]!r}; GET /v1/models lists them.",
-            code="model_not_found",
-            param="model",
-        )
         if not MODEL_NAME.fullmatch(name):
-            raise unknown
+            raise model_not_found(name)
         link = self.store.root / "names" / name
         if link.is_symlink() or not link.is_file():
-            raise unknown
+            raise model_not_found(name)
         try:
             return self.store.resolve(name)
         except StoreError:
-            raise unknown from None
+            raise model_not_found(name) from None
 
     # -- for operators
 
     def names(self) -> dict[str, str]:
-        """All names with the hashes that they stand for."""
-        return {name: own for name, own in self.store.names().items() if name != self.base_name}
+        """The digest of each name."""
+        return {name: digest for name, digest in self.store.names().items() if name != self.base_name}
 
     def entries(self) -> Iterator[tuple[str, StoreEntry]]:
         """All adapters by name, without those whose manifests can't be read."""
-        for entry in self.store.entries(unreadable=lambda own, error: None):
+        for entry in self.store.entries(unreadable=lambda digest, error: None):
             for name in entry.names:
                 if name != self.base_name and MODEL_NAME.fullmatch(name):
                     yield name, entry
 
     def unreadable(self) -> dict[str, tuple[str, str]]:
-        """The others: their hashes and what is wrong, by name."""
-        wrong: dict[str, str] = {}
-        self.store.entries(unreadable=lambda own, error: wrong.update({own: str(error)}))
-        return {name: (own, wrong[own]) for name, own in self.names().items() if own in wrong}
+        """The adapters whose manifests can't be read: digest and error message by name."""
+        errors: dict[str, str] = {}
+        self.store.entries(unreadable=lambda digest, error: errors.update({digest: str(error)}))
+        return {name: (digest, errors[digest]) for name, digest in self.names().items() if digest in errors}
 
-    def note_failure(self, name: str, own: str, message: str) -> None:
+    def record_failure(self, name: str, digest: str, message: str) -> None:
         """Count that a version of an adapter couldn't be used."""
         with self._lock:
             former = self._failures.get(name)
-            count = former.count if former is not None and former.version == own else 0
-            self._failures[name] = Failures(own, count + 1, message)
+            count = former.count if former is not None and former.digest == digest else 0
+            self._failures[name] = Failures(digest, count + 1, message)
 
-    def failures(self, name: str, own: str) -> Failures | None:
-        """What went wrong with a version of an adapter since the server started."""
+    def failures(self, name: str, digest: str) -> Failures | None:
+        """The errors of a version of an adapter since the server started."""
         with self._lock:
             found = self._failures.get(name)
-        return found if found is not None and found.version == own else None
+        return found if found is not None and found.digest == digest else None
 
     def load(self, name: str) -> ResidentAdapter:
-        """Bring an adapter into memory; see `acquire`."""
+        """Load an adapter into memory; see `acquire`."""
         model = self.acquire(name)
         self.release(model)
         assert model.adapter is not None
         return model.adapter
 
     def unload(self, name: str) -> bool:
-        """Let an adapter's memory go. False if it wasn't there.
+        """Remove an adapter from memory. False if it wasn't there.
 
         Raises:
-            Refusal: 409 if it is pinned or answering.
+            HttpError: 409 if it is pinned or in use.
         """
-        own = self.resolve(name)
-        if self.is_pinned(name) or self.in_use(own):
-            raise Refusal(
+        digest = self.resolve(name)
+        if self.is_pinned(name) or self.in_use(digest):
+            raise HttpError(
                 409,
-                f"{name} is pinned or answering; unpin it, or wait for its requests.",
+                f"{name} is pinned or in use; unpin it, or wait until its requests have ended.",
                 code="adapter_in_use",
             )
-        return self.cache.evict(own)
+        return self.cache.evict(digest)
 
-    def drop(self, own: str) -> None:
-        """Let go a version that no name stands for, if it is in memory and nobody uses it."""
-        if own in self.cache.resident:
-            with suppress(StoreError):  # it has left the store, too: the cache lets it go in its own time
-                self.cache.evict(own)
+    def drop(self, digest: str) -> None:
+        """Remove a version from memory, if it is there and not in use."""
+        if digest in self.cache.resident:
+            with suppress(StoreError):  # it was removed from the store as well; the cache evicts it later
+                self.cache.evict(digest)
+
+    def forget_absent(self) -> None:
+        """Drop what is kept for adapters that aren't in memory any more."""
+        resident = set(self.cache.resident)
+        with self._checking:
+            self._terms = {digest: terms for digest, terms in self._terms.items() if digest in resident}
 
     def pin(self, name: str) -> ResidentAdapter:
-        """Keep an adapter in memory until `unpin`, through new versions."""
+        """Keep an adapter in memory until `unpin`; new versions take the place of former ones."""
         adapter = self.load(name)
-        self.cache.pin(adapter.id)
+        self.cache.pin(adapter.digest)
         with self._lock:
             former = self._pins.get(name)
             self._pins[name] = adapter
@@ -220,7 +241,7 @@ class Adapters:
         return adapter
 
     def unpin(self, name: str) -> bool:
-        """Take back `pin`. False if it wasn't pinned."""
+        """Undo `pin`. False if it wasn't pinned."""
         with self._lock:
             adapter = self._pins.pop(name, None)
         if adapter is not None:
@@ -234,46 +255,49 @@ class Adapters:
             StoreError: A file is missing or damaged, or a value isn't finite.
             BaseMismatchError: It was trained on another base.
         """
-        own = self.resolve(name)
-        directory = self.store.directory(own)
-        with self._noting(name, own):
+        digest = self.resolve(name)
+        directory = self.store.directory(digest)
+        with self._recording_failures(name, digest):
             check_files(self.store.root, directory, most_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
             return verify_adapter(directory)
 
     def is_pinned(self, name: str) -> bool:
-        """Whether an operator has pinned it."""
+        """Whether an adapter is pinned."""
         with self._lock:
             return name in self._pins
 
-    def in_use(self, own: str) -> int:
-        """How many requests hold an adapter."""
+    def in_use(self, digest: str) -> int:
+        """How many requests use a version of an adapter."""
         with self._lock:
-            return self._using[own]
+            return self._in_use[digest]
 
     # -- parts
 
-    def _check(self, adapter: ResidentAdapter) -> int:
-        """Refuse what must not reach the engine; once for each content."""
-        with self._checking:
-            if adapter.id not in self._checked:
+    def _checked_terms(self, adapter: ResidentAdapter) -> Terms:
+        """An adapter's terms, computed once for as long as it is in memory; its tensors are checked once for ever."""
+        digest = adapter.digest
+        with self._checking, torch.no_grad():
+            if digest not in self._valid:
                 self._skeleton.check(adapter)
-                self._checked[adapter.id] = terms_of(adapter, self._base.model).virtual_tokens
-            return self._checked[adapter.id]
+            if digest not in self._terms:
+                self._terms[digest] = terms_of(adapter, self._base.model)
+            self._valid.add(digest)
+            return self._terms[digest]
 
     @contextmanager
-    def _noting(self, name: str, own: str) -> Iterator[None]:
-        """Count what goes wrong, and make a refusal of whatever an adapter's files can bring about."""
+    def _recording_failures(self, name: str, digest: str) -> Iterator[None]:
+        """Count errors, and turn whatever a malformed file can raise into a `StoreError`."""
         try:
             yield
         except CacheFullError:  # not the adapter's fault
             raise
         except Exception as error:
-            self.note_failure(name, own, str(error))
+            self.record_failure(name, digest, str(error))
             if isinstance(error, ManytuneError):
                 raise
             _log.warning("adapter %s can't be read", name, exc_info=error)
             raise StoreError(
-                f"{self.store.directory(own)}: the adapter can't be read ({type(error).__name__}: {str(error)[:200]}). "
-                "Add it again from its source."
+                f"{self.store.directory(digest)}: the adapter can't be read ({type(error).__name__}: "
+                f"{str(error)[:200]}). Add it again from its source."
             ) from error

@@ -1,4 +1,4 @@
-"""Who asks: API keys with a tenant each, the adapters that they may use, and their limits."""
+"""API keys, with the tenant, the models and the limits of each."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manytune.errors import ServeError
-from manytune.server.http_errors import Refusal
+from manytune.server.http_errors import HttpError, model_not_found
 
 
 class Key(BaseModel):
-    """One entry of a file of keys.
+    """One entry of a key file.
 
     Attributes:
-        name: For the log.
-        sha256: Of the key, in hexadecimal digits; the key itself is nowhere in the file.
-        tenant: Who shares the engine fairly with the other tenants; the name if it isn't given.
-        models: Patterns of the models that it may ask, such as `support-*`; the base is one of them.
+        name: The name in the log.
+        sha256: Hash of the key in hexadecimal digits; the key itself isn't in the file.
+        tenant: Whose share of the engine its requests count towards; the name if it isn't given.
+        models: Patterns of the models that it may use, such as `support-*`; the base is a model like others.
         requests_per_minute: None for no limit.
         concurrent: Requests at once; None for no limit.
         admin: Whether it may load and unload adapters, and read the metrics.
@@ -43,7 +43,7 @@ class Key(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_tenant(cls, values: object) -> object:
+    def _default_tenant(cls, values: object) -> object:
         if isinstance(values, dict) and not values.get("tenant"):
             return {**values, "tenant": values.get("name", "")}
         return values
@@ -56,10 +56,10 @@ class _KeyFile(BaseModel):
 
 
 class Principal:
-    """Who has been recognised, with the state of the limits.
+    """The sender of authenticated requests, with the state of the limits.
 
     Args:
-        key: Whose; None on a server without keys.
+        key: The key; None on a server without keys.
     """
 
     def __init__(self, key: Key | None) -> None:
@@ -71,34 +71,29 @@ class Principal:
         self._tokens = float(key.requests_per_minute or 0) if key is not None else 0.0
         self._filled = time.monotonic()
 
-    def may_ask(self, model: str) -> bool:
+    def may_use(self, model: str) -> bool:
         """Whether a model is among those of the key."""
         return self.key is None or any(fnmatch.fnmatchcase(model, pattern) for pattern in self.key.models)
 
     def check_model(self, model: str) -> None:
-        """Refuse a model that isn't the key's.
+        """Refuse a model that isn't among those of the key.
 
         Raises:
-            Refusal: 404, as for a model that doesn't exist: which there are is nobody's business.
+            HttpError: 404, as for a model that doesn't exist, so that nobody learns which others exist.
         """
-        if not self.may_ask(model):
-            raise Refusal(
-                404,
-                f"there is no model {model[:100]!r}; GET /v1/models lists them.",
-                code="model_not_found",
-                param="model",
-            )
+        if not self.may_use(model):
+            raise model_not_found(model)
 
     def enter(self) -> None:
-        """Count a request in.
+        """Count a request that begins.
 
         Raises:
-            Refusal: 429 if there are too many at once, or too many in a minute.
+            HttpError: 429 if there are too many at once, or too many in a minute.
         """
         if self.key is None:
             return
         if self.key.concurrent is not None and self._running >= self.key.concurrent:
-            raise Refusal(
+            raise HttpError(
                 429,
                 f"this key may have {self.key.concurrent} requests at once.",
                 code="concurrency_limit_exceeded",
@@ -109,7 +104,7 @@ class Principal:
         self._running += 1
 
     def leave(self) -> None:
-        """Count a request out."""
+        """Count a request that has ended."""
         if self.key is not None:
             self._running -= 1
 
@@ -118,7 +113,7 @@ class Principal:
         self._tokens = min(per_minute, self._tokens + (now - self._filled) * per_minute / 60)
         self._filled = now
         if self._tokens < 1:
-            raise Refusal(
+            raise HttpError(
                 429,
                 f"this key may make {per_minute} requests a minute.",
                 code="rate_limit_exceeded",
@@ -128,7 +123,7 @@ class Principal:
 
 
 class Keys:
-    """All keys of a server; none means that everybody who reaches it may ask, and nobody administer."""
+    """All keys of a server. Without keys, everybody who reaches the server may use its models, and nobody is admin."""
 
     def __init__(self, keys: Sequence[Key] = ()) -> None:
         self._principals = [Principal(key) for key in keys]
@@ -138,26 +133,26 @@ class Keys:
     def __len__(self) -> int:
         return len(self._principals)
 
-    def recognise(self, authorization: str | None) -> Principal:
-        """Whose key a request brings.
+    def authenticate(self, authorization: str | None) -> Principal:
+        """The owner of the key in a request.
 
         Args:
             authorization: The header of this name, `Bearer KEY`.
 
         Raises:
-            Refusal: 401 if there are keys, and it brings none of them.
+            HttpError: 401 if there are keys, and it has none of them.
         """
         if not self._principals:
             return self._anonymous
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found = None
-        # All are compared, so that the time says nothing about which one is close.
-        for principal, own in zip(self._principals, self._digests, strict=True):
-            if hmac.compare_digest(digest, own):
+        # All are compared, so that the time doesn't depend on which one matches.
+        for principal, known in zip(self._principals, self._digests, strict=True):
+            if hmac.compare_digest(digest, known):
                 found = principal
         if found is None or scheme.lower() != "bearer":
-            raise Refusal(
+            raise HttpError(
                 401,
                 "this server needs an API key, as in `Authorization: Bearer KEY`.",
                 code="invalid_api_key",
@@ -166,10 +161,10 @@ class Keys:
 
 
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
-    """Keys from a file of JSON, from `MANYTUNE_API_KEY` and from `MANYTUNE_ADMIN_KEY`.
+    """Keys from a JSON file, from `MANYTUNE_API_KEY` and from `MANYTUNE_ADMIN_KEY`.
 
     Raises:
-        ServeError: The file can't be used, or a key stands for two.
+        ServeError: The file can't be used, or two keys are the same.
     """
     keys = [] if file is None else list(_read(file))
     for variable, admin in (("MANYTUNE_API_KEY", False), ("MANYTUNE_ADMIN_KEY", True)):

@@ -15,14 +15,14 @@ Decode = Callable[[int], str]
 
 
 @dataclass
-class Collected:
-    """One answer as far as it has come.
+class PartialAnswer:
+    """One answer so far.
 
     Attributes:
         text: Its text.
-        logprobs: Of its tokens without the end token, if they were asked for.
-        reason: Why it ended; None while it goes on.
-        usage: What it took.
+        logprobs: Those of its tokens without the end token, if the request asked for them.
+        reason: Why it ended; None while it runs.
+        usage: Token counts.
     """
 
     text: str = ""
@@ -31,7 +31,7 @@ class Collected:
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
     def add(self, output: Output, end_ids: frozenset[int]) -> list[TokenLogprobs]:
-        """Take an event; returns the log probabilities that it brought to the answer."""
+        """Add an event; returns the log probabilities that it adds to the answer."""
         self.text += output.text
         self.reason = output.finish_reason
         self.usage = output.usage
@@ -42,15 +42,15 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Head:
-    """What all parts of one answer have in common.
+class Envelope:
+    """The fields that all chunks of one answer have in common.
 
     Attributes:
-        kind: `"chatcmpl"` or `"cmpl"`.
-        model: The name that was asked.
-        fingerprint: Which version of it answers.
-        id: The answer's.
-        created: When, in seconds since 1970.
+        kind: Prefix of the answer's id: `"chatcmpl"` or `"cmpl"`.
+        model: The model's name in the request.
+        fingerprint: Identifies the version of the model.
+        id: The answer's id, without the prefix.
+        created: Time in seconds since 1970.
     """
 
     kind: str
@@ -59,8 +59,8 @@ class Head:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def around(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """An object with these choices."""
+    def wrap(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """An object of a kind, such as `"chat.completion"`, with these choices."""
         return {
             "id": f"{self.kind}-{self.id}",
             "object": kind,
@@ -72,26 +72,26 @@ class Head:
         }
 
 
-def usage_of(answers: Iterable[Collected], prompts: Iterable[Collected]) -> dict[str, Any]:
-    """Counts of tokens.
+def usage_of(answers: Iterable[PartialAnswer], prompts: Iterable[PartialAnswer]) -> dict[str, Any]:
+    """Token counts of a response.
 
     Args:
-        answers: All of them.
+        answers: All answers.
         prompts: One answer to each prompt: a prompt counts once, however many answers it has.
     """
-    asked = list(prompts)
-    prompt = sum(one.usage.prompt_tokens for one in asked)
+    prompts = list(prompts)
+    prompt = sum(one.usage.prompt_tokens for one in prompts)
     completion = sum(one.usage.completion_tokens for one in answers)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(one.usage.cached_tokens for one in asked)},
+        "prompt_tokens_details": {"cached_tokens": sum(one.usage.cached_tokens for one in prompts)},
     }
 
 
 def chat_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode) -> dict[str, Any]:
-    """Log probabilities as chat has them."""
+    """Log probabilities in the format of chat completions."""
     return {
         "content": [
             {
@@ -105,7 +105,7 @@ def chat_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode) -> dict[str, 
 
 
 def text_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode, *, offset: int = 0) -> dict[str, Any]:
-    """Log probabilities as completions have them; `offset` is where the first token's text begins."""
+    """Log probabilities in the format of completions; `offset` is where the first token's text begins."""
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for one in tokens:
         text = decode(one.token_id)
@@ -127,6 +127,6 @@ DONE = "data: [DONE]\n\n"
 
 def _token(token: int, logprob: float, decode: Decode) -> dict[str, Any]:
     text = decode(token)
-    # A token that is a part of a character has no text of its own.
+    # A token that is a part of a character has no text.
     whole = "\ufffd" not in text
     return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

@@ -1,4 +1,4 @@
-"""Refusals in the form that OpenAI's clients turn into their exceptions."""
+"""Errors as HTTP answers, in the form that OpenAI's clients turn into their exceptions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from manytune.errors import (
     CacheFullError,
+    ContextLengthError,
     DataError,
     ManytuneError,
     PeftError,
@@ -15,15 +16,15 @@ from manytune.errors import (
 )
 
 
-class Refusal(Exception):  # noqa: N818  (an answer like others)
-    """An answer that says why there is none.
+class HttpError(Exception):
+    """A request is answered with an error.
 
     Args:
-        status: Of HTTP.
+        status: The HTTP status.
         message: What was expected, what was found, what to do.
         code: A word for programs.
-        param: The field of the request that is to blame.
-        retry_after: Seconds after which it may be tried again.
+        param: The field of the request that caused it.
+        retry_after: Seconds after which the request may be repeated.
     """
 
     def __init__(
@@ -61,26 +62,38 @@ class Refusal(Exception):  # noqa: N818  (an answer like others)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def refusal_of(error: ManytuneError) -> Refusal:
-    """A refusal for an error of the engine, the store or a template."""
+def http_error_of(error: ManytuneError) -> HttpError:
+    """The answer for an error of the engine, the store or a template."""
     message = str(error)
-    if isinstance(error, CacheFullError):
-        return Refusal(429, message, code="adapter_memory_full", param="model", retry_after=1)
-    if isinstance(error, RequestError):
-        too_long = "positions" in message or "may come to" in message
-        return Refusal(400, message, code="context_length_exceeded" if too_long else "invalid_value")
-    if isinstance(error, DataError):
-        return Refusal(400, message, code="invalid_prompt")
-    if isinstance(error, (StoreError, PeftError)):
-        return Refusal(409, message, code="adapter_unusable", param="model")
-    return Refusal(500, message, code="internal_error")
+    match error:
+        case CacheFullError():
+            return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
+        case ContextLengthError():
+            return HttpError(400, message, code="context_length_exceeded")
+        case RequestError():
+            return HttpError(400, message, code="invalid_value")
+        case DataError():
+            return HttpError(400, message, code="invalid_prompt")
+        case StoreError() | PeftError():
+            return HttpError(409, message, code="adapter_unusable", param="model")
+    return HttpError(500, message, code="internal_error")
 
 
-def full(retry_after: int = 1) -> Refusal:
-    """The queue is full."""
-    return Refusal(
+def model_not_found(name: str) -> HttpError:
+    """A model doesn't exist, or isn't among those of the key: the answer doesn't say which."""
+    return HttpError(
+        404,
+        f"there is no model {name[:100]!r}; GET /v1/models lists them.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def queue_full() -> HttpError:
+    """The server has as many requests as it takes."""
+    return HttpError(
         429,
         "the server has as many requests as it takes; try again shortly.",
         code="queue_full",
-        retry_after=retry_after,
+        retry_after=1,
     )

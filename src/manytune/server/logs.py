@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 
 class JsonLines(logging.Formatter):
-    """A record with what was noted beside its message."""
+    """A record with its message and its `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -18,7 +18,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "noted", {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -26,7 +26,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Have the server's and uvicorn's log on stderr as JSON."""
+    """Write the server's and uvicorn's log to stderr as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("manytune", "uvicorn"):
@@ -34,5 +34,5 @@ def log_to_stderr(level: int = logging.INFO) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
-    # Each request has its line from the gate already.
+    # The middleware logs each request already.
     logging.getLogger("uvicorn.access").disabled = True

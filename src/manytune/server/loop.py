@@ -1,6 +1,6 @@
-"""The one thread that owns the engine, and the streams that carry its outputs to the web server's event loop.
+"""The thread that runs the engine, and the streams that carry its outputs to the web server's event loop.
 
-Requests, cancellations and questions come in through one queue. Between two steps the thread does all that has come;
+Requests, cancellations and calls arrive through one queue. Between two steps the thread handles all that have arrived;
 after a step the outputs go to their streams, with one wake-up of the event loop for all of them.
 """
 
@@ -20,15 +20,15 @@ from typing import Any, Protocol, TypeVar
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
 from manytune.errors import ManytuneError
-from manytune.methods.tuners.terms import Adapter
-from manytune.server.http_errors import Refusal, full
+from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.server.http_errors import HttpError, queue_full
 
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 class AnyEngine(Protocol):
-    """What a loop uses of an `Engine`; an `EncoderEngine` has it, too."""
+    """The methods of `Engine` and `EncoderEngine` that a loop calls."""
 
     @property
     def busy(self) -> bool: ...  # noqa: D102
@@ -36,7 +36,9 @@ class AnyEngine(Protocol):
     @property
     def adapters(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    def add_adapter(self, name: str, adapter: Adapter) -> None: ...  # noqa: D102
+    def add_adapter(  # noqa: D102
+        self, name: str, adapter: Adapter, *, terms: Terms | None = None
+    ) -> None: ...
 
     def remove_adapter(self, name: str) -> bool: ...  # noqa: D102
 
@@ -50,7 +52,7 @@ class AnyEngine(Protocol):
 
 
 class Stream:
-    """The outputs of some requests in the order in which they come. Belongs to the event loop that asked."""
+    """The outputs of some requests as they are generated. It must be used on the event loop that submitted them."""
 
     def __init__(self, owner: EngineLoop) -> None:
         self._owner = owner
@@ -69,9 +71,9 @@ class Stream:
             yield event
 
     def close(self) -> None:
-        """Give up the requests that haven't ended; their places are free after the present step."""
+        """Cancel the requests that haven't ended; their places are free after the present step."""
         for request_id in self._open:
-            self._owner._give_up(request_id)
+            self._owner._cancel_later(request_id)
         self._open.clear()
         self._events.put_nowait(None)
 
@@ -83,16 +85,33 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request with its adapter, which it names by the hash of its content."""
+class Submission:
+    """A request with its adapter.
+
+    Attributes:
+        request: The request; its `adapter` is the digest.
+        adapter: The adapter, or None.
+        terms: The adapter's terms for the base, if they have been computed.
+    """
 
     request: Request
-    adapter: Adapter | None
+    adapter: Adapter | None = None
+    terms: Terms | None = None
+
+
+def ensure_adapter(engine: AnyEngine, adapter: Adapter | None, terms: Terms | None) -> None:
+    """Register an adapter under its digest, unless the engine has it.
+
+    Raises:
+        ConfigError: It can't run in a mixed batch, or doesn't fit the base.
+    """
+    if adapter is not None and adapter.digest not in engine.adapters:
+        engine.add_adapter(adapter.digest, adapter, terms=terms)
 
 
 @dataclass(frozen=True)
 class _Submit:
-    asked: Sequence[Asked]
+    submissions: Sequence[Submission]
     stream: Stream
     accepted: Future[None]
 
@@ -112,26 +131,26 @@ class EngineLoop:
     """Runs an engine in a thread of its own.
 
     Args:
-        engine: Nobody else may use it from now on.
+        engine: The engine; nothing else may use it from now on.
         max_running: Requests that the engine runs at once.
-        max_queue: Requests that may wait beside them.
+        max_queue: Requests that may wait in addition to those that run.
 
     Attributes:
-        failure: What the engine failed with; it can't go on after that.
-        on_failure: Called then, in the engine's thread.
-        counters: The engine's, after the last step.
+        failure: The exception that the engine failed with; it has stopped then.
+        on_failure: Called after a failure, in the engine's thread.
+        counters: The engine's counters after the last step.
     """
 
     def __init__(self, engine: AnyEngine, *, max_running: int, max_queue: int) -> None:
         self._engine = engine
-        self._places = max_running + max_queue
+        self._max_open = max_running + max_queue
         self._commands: queue.SimpleQueue[_Submit | _Cancel | _Call | None] = queue.SimpleQueue()
-        self._streams: dict[str, Stream] = {}  # of the engine's thread
-        self._open: set[str] = set()  # of the event loop
+        self._streams: dict[str, Stream] = {}  # used by the engine's thread only
+        self._open: set[str] = set()  # used by the event loop only
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
-        self._over = False
+        self._ended = False
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self.counters: Counters = engine.counters()
@@ -139,13 +158,13 @@ class EngineLoop:
     # -- for the event loop
 
     def start(self) -> None:
-        """Begin; called on the event loop that will ask."""
+        """Start the thread; to be called on the event loop that will submit requests."""
         self._event_loop = asyncio.get_running_loop()
         self._thread.start()
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self._thread.is_alive() and self.failure is None and not self._stopping
 
     @property
@@ -153,68 +172,68 @@ class EngineLoop:
         """Requests that wait or run."""
         return len(self._open)
 
-    def check_room(self, requests: int = 1) -> None:
-        """See that so many more requests fit.
+    def check_capacity(self, requests: int = 1) -> None:
+        """Check that so many more requests can be accepted.
 
         Raises:
-            Refusal: 429 if they don't; 503 if the server is stopping or the engine has failed.
+            HttpError: 429 if they can't; 503 if the server is stopping or the engine has failed.
         """
         if not self.is_ready:
-            raise Refusal(503, "the server is stopping or its engine has failed.", code="unavailable")
-        if len(self._open) + requests > self._places:
-            raise full()
+            raise HttpError(503, "the server is stopping or its engine has failed.", code="unavailable")
+        if len(self._open) + requests > self._max_open:
+            raise queue_full()
 
-    async def submit(self, asked: Sequence[Asked], stream: Stream) -> None:
-        """Let requests wait for their turn, all of them or none. They begin together if there is room.
+    async def submit(self, submissions: Sequence[Submission], stream: Stream) -> None:
+        """Put requests into the engine's queue, all of them or none. They begin in the same step if they fit.
 
         Args:
-            asked: The requests.
-            stream: Takes their outputs.
+            submissions: The requests.
+            stream: Gets their outputs.
 
         Raises:
-            Refusal: There is no room; see `check_room`.
+            HttpError: They can't be accepted now; see `check_capacity`.
             ManytuneError: The engine refuses one.
         """
-        self.check_room(len(asked))
+        self.check_capacity(len(submissions))
         accepted: Future[None] = Future()
-        ids = [one.request.id for one in asked]
+        ids = [one.request.id for one in submissions]
         self._open.update(ids)
-        self._command(_Submit(asked, stream, accepted))
+        self._command(_Submit(submissions, stream, accepted))
         try:
             await asyncio.wrap_future(accepted)
         except asyncio.CancelledError:
             for request_id in ids:
-                self._give_up(request_id)
+                self._cancel_later(request_id)
             raise
         except BaseException:
             self._open.difference_update(ids)
             raise
         stream._expect(ids)
 
-    async def call(self, run: Callable[[Any], _Answer]) -> _Answer:
-        """Do something with the engine between two of its steps."""
+    async def call(self, run: Callable[[Any], _Result]) -> _Result:
+        """Call a function with the engine between two of its steps."""
         result: Future[Any] = Future()
         self._command(_Call(run, result))
-        answer: _Answer = await asyncio.wrap_future(result)
-        return answer
+        returned: _Result = await asyncio.wrap_future(result)
+        return returned
 
-    async def ask(self, run: Callable[[Any], _Answer]) -> _Answer:
-        """The same for a client, who takes a place like a request.
+    async def call_as_request(self, run: Callable[[Any], _Result]) -> _Result:
+        """The same on behalf of a client: it counts as an open request.
 
         Raises:
-            Refusal: There is no room; see `check_room`.
+            HttpError: It can't be accepted now; see `check_capacity`.
             ManytuneError: The engine refuses.
         """
-        self.check_room()
-        place = uuid.uuid4().hex
-        self._open.add(place)
+        self.check_capacity()
+        request_id = uuid.uuid4().hex
+        self._open.add(request_id)
         try:
             return await self.call(run)
         finally:
-            self._open.discard(place)
+            self._open.discard(request_id)
 
     async def stop(self, *, patience: float) -> None:
-        """Take no more requests, let the open ones end for so many seconds, then cancel the rest."""
+        """Accept no more requests, wait up to `patience` seconds for the open ones, then cancel the rest."""
         self._stopping = True
         end = asyncio.get_running_loop().time() + patience
         while self._open and self.failure is None and asyncio.get_running_loop().time() < end:
@@ -224,10 +243,10 @@ class EngineLoop:
 
     def _command(self, command: _Submit | _Call) -> None:
         self._commands.put(command)
-        if self._over:  # the engine's thread may have looked for the last time
+        if self._ended:  # the engine's thread may have read the queue for the last time
             self._refuse_commands()
 
-    def _give_up(self, request_id: str) -> None:
+    def _cancel_later(self, request_id: str) -> None:
         self._commands.put(_Cancel(request_id))
 
     def _deliver(self, events: list[tuple[Stream, str, Output | BaseException]]) -> None:
@@ -252,13 +271,13 @@ class EngineLoop:
             self.failure = error
         self._send([(stream, name, _stopped()) for name, stream in self._streams.items()])
         self._streams.clear()
-        self._over = True
+        self._ended = True
         self._refuse_commands()
         if self.failure is not None:
             self.on_failure()
 
     def _do_commands(self) -> bool:
-        """Do all that has come; wait for something if there is nothing to compute. False to stop."""
+        """Handle all commands in the queue; wait for one if there is nothing to compute. False to stop."""
         while True:
             try:
                 command = self._commands.get(block=not self._engine.busy)
@@ -271,17 +290,16 @@ class EngineLoop:
             elif isinstance(command, _Cancel):
                 self._cancel(command.request_id)
             else:
-                _answer(command, self._engine)
+                _call(command, self._engine)
             self.counters = self._engine.counters()
 
     def _submit(self, command: _Submit) -> None:
         if not command.accepted.set_running_or_notify_cancel():
-            return  # whoever asked has gone, and the cancellation follows
+            return  # the submitter was cancelled; it cancels the requests too
         submitted: list[str] = []
         try:
-            for one in command.asked:
-                if one.adapter is not None and one.adapter.id not in self._engine.adapters:
-                    self._engine.add_adapter(one.adapter.id, one.adapter)
+            for one in command.submissions:
+                ensure_adapter(self._engine, one.adapter, one.terms)
                 self._engine.submit(one.request)
                 submitted.append(one.request.id)
         except ManytuneError as error:
@@ -320,17 +338,17 @@ class EngineLoop:
             self._event_loop.call_soon_threadsafe(self._deliver, events)
 
 
-def _answer(command: _Call, engine: AnyEngine) -> None:
+def _call(command: _Call, engine: AnyEngine) -> None:
     if not command.result.set_running_or_notify_cancel():
         return
     try:
         command.result.set_result(command.run(engine))
-    except (ManytuneError, Refusal) as error:
+    except (ManytuneError, HttpError) as error:
         command.result.set_exception(error)
     except BaseException:
         command.result.set_exception(_stopped())
         raise
 
 
-def _stopped() -> Refusal:
-    return Refusal(503, "the server stopped before the answer was complete.", code="unavailable")
+def _stopped() -> HttpError:
+    return HttpError(503, "the server stopped before the answer was complete.", code="unavailable")

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""The server's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 6
 
 
 class Metrics:
-    """Counts per model, and the engine's and the cache's own counters, read when they are asked for.
+    """Counts per model; the counters of the engine and the cache are read when the metrics are.
 
     Args:
         loop: Runs the engine.
@@ -25,47 +25,51 @@ class Metrics:
     """
 
     def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
-        self._registry = CollectorRegistry()
-        own = self._registry
+        self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "manytune_requests",
-            "Requests to the engine that ended, by how.",
+            "Requests that ended, by outcome.",
             ["model", "outcome"],
-            registry=own,
+            registry=registry,
         )
-        self.refusals = Counter(
-            "manytune_refusals", "Requests refused, by HTTP status.", ["status"], registry=own
+        self.http_errors = Counter(
+            "manytune_refusals",
+            "Requests answered with an error, by HTTP status.",
+            ["status"],
+            registry=registry,
         )
-        self.prompt_tokens = Counter("manytune_prompt_tokens", "Tokens of prompts.", ["model"], registry=own)
+        self.prompt_tokens = Counter(
+            "manytune_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry
+        )
         self.answer_tokens = Counter(
-            "manytune_completion_tokens", "Tokens of answers.", ["model"], registry=own
+            "manytune_completion_tokens", "Tokens of answers.", ["model"], registry=registry
         )
         self.first_token = Histogram(
             "manytune_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
             ["model"],
             buckets=_SECONDS,
-            registry=own,
+            registry=registry,
         )
         self.next_token = Histogram(
             "manytune_inter_token_seconds",
             "Between tokens of an answer.",
             ["model"],
             buckets=_SECONDS,
-            registry=own,
+            registry=registry,
         )
-        own.register(_States(loop, cache))
+        registry.register(_StateCollector(loop, cache))
 
     def text(self) -> bytes:
-        """In Prometheus' format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class Timing:
-    """Notes one request's tokens as they come.
+    """Measures one request.
 
     Args:
-        metrics: Where they are counted.
+        metrics: Where it is counted.
         model: The name of the model.
     """
 
@@ -75,7 +79,7 @@ class Timing:
         self._last = time.perf_counter()
         self._begun = False
 
-    def note(self, output: Output) -> None:
+    def observe(self, output: Output) -> None:
         """Count one event."""
         now = time.perf_counter()
         if output.token_id is not None:
@@ -92,7 +96,7 @@ class Timing:
         self._metrics.requests.labels(self._model, outcome).inc()
 
 
-class _States(Collector):
+class _StateCollector(Collector):
     def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
         self._loop = loop
         self._cache = cache
@@ -101,26 +105,26 @@ class _States(Collector):
         engine, cache = self._loop.counters, self._cache.counters()
         for name, text, value in (
             ("running_requests", "Requests in the batch.", engine.running),
-            ("waiting_requests", "Requests that wait for a place in the batch.", engine.waiting),
-            ("kv_tokens", "Tokens in the cache of keys and values.", engine.kv_tokens),
-            ("kv_budget_tokens", "Tokens that it has room for.", engine.kv_budget_tokens),
-            ("adapters_in_batch", "Adapters with weights in the batch's slots.", engine.adapters_in_slots),
+            ("waiting_requests", "Requests in the queue.", engine.waiting),
+            ("kv_tokens", "Tokens in the KV cache.", engine.kv_tokens),
+            ("kv_budget_tokens", "Capacity of the KV cache in tokens.", engine.kv_budget_tokens),
+            ("adapters_in_batch", "Adapters whose weights are in slots.", engine.adapters_in_slots),
             ("adapters_resident", "Adapters in memory.", cache.resident),
-            ("adapters_pinned", "Adapters in memory that can't make room now.", cache.pinned),
+            ("adapters_pinned", "Adapters in memory that can't be evicted now.", cache.pinned),
             ("adapter_bytes", "Size of the adapters in memory.", cache.nbytes),
-            ("adapter_budget_bytes", "What that may come to.", cache.budget),
+            ("adapter_budget_bytes", "Limit of that size.", cache.budget),
         ):
             yield GaugeMetricFamily(f"manytune_{name}", text, value)
         for name, text, count in (
             ("steps", "Forwards of the model.", engine.steps),
             (
                 "prefix_cached_tokens",
-                "Tokens of prompts that came from cached beginnings.",
+                "Prompt tokens that were taken from cached prefixes.",
                 engine.cached_tokens,
             ),
             ("adapter_hits", "Requests that found their adapter in memory.", cache.hits),
             ("adapter_loads", "Loads of adapters into memory.", cache.misses + cache.prefetched),
-            ("adapter_evictions", "Adapters that made room for others.", cache.evictions),
+            ("adapter_evictions", "Adapters evicted from memory.", cache.evictions),
             ("adapter_load_seconds", "Time spent loading adapters.", cache.load_seconds),
         ):
             yield CounterMetricFamily(f"manytune_{name}", text, count)

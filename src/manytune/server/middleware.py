@@ -1,7 +1,7 @@
-"""The gate before all routes: request ids, keys, limits, the body's size, and one line of log for each request.
+"""The middleware of all routes: request ids, authentication, limits, body size, and a log line for each request.
 
-A path is open, for every key, or for admins. One that is in no list is for admins: a new route is shut until somebody
-decides otherwise.
+A path is public, for every key, or for admins. A path that isn't listed is for admins, so that a new route is denied by
+default.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manytune.server.auth import Keys, Principal
-from manytune.server.http_errors import Refusal
+from manytune.server.http_errors import HttpError
 from manytune.server.metrics import Metrics
 
-#: Paths that need no key, with nothing in them that needs one.
-OPEN = frozenset({"/", "/operator", "/healthz", "/readyz"})
+#: Paths that need no key, and contain nothing that does.
+PUBLIC_PATHS = frozenset({"/", "/operator", "/healthz", "/readyz"})
 #: Paths for every key.
-FOR_KEYS = re.compile(
+KEY_PATHS = re.compile(
     r"/v1/(chat/completions|completions|compare|embeddings|models|models/[A-Za-z0-9._-]{1,100})|/openapi\.json"
 )
-#: What an operator may look at on a server without keys, which listens to its own machine alone.
-LOCAL = frozenset({"/metrics"})
+#: Admin paths that are public on a server without keys, which can be reached from its own machine only.
+LOCAL_PATHS = frozenset({"/metrics"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BODY_SECONDS = 30.0
 _log = logging.getLogger("manytune.server.requests")
 
 
-class Gate:
-    """Lets a request through to the app, or refuses it.
+class RequestMiddleware:
+    """Passes requests that are allowed to the app, and answers the others with an error.
 
     Args:
         app: The app.
-        keys: Who may ask.
-        metrics: Where refusals are counted.
-        max_body_bytes: The largest body.
+        keys: The API keys.
+        metrics: Counts errors.
+        max_body_bytes: Size of the largest body.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, max_body_bytes: int) -> None:
@@ -54,16 +54,19 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
-            # There are no web sockets, and the lifespan is nobody's request.
-            if scope["type"] == "lifespan":
+            if scope["type"] == "lifespan":  # there are no web sockets
                 await self._app(scope, receive, send)
             return
         began = time.perf_counter()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        noted: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
-        status = 499  # the client has gone before there was an answer
+        log_fields: dict[str, Any] = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+        }
+        status = 499  # until there is an answer: the client may disconnect before
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -75,33 +78,33 @@ class Gate:
         entered: Principal | None = None
         try:
             try:
-                principal = self._admit(scope["path"], headers.get("authorization"))
-                noted["key"] = principal.name
-                if scope["path"] not in OPEN:
+                principal = self._authorize(scope["path"], headers.get("authorization"))
+                log_fields["key"] = principal.name
+                if scope["path"] not in PUBLIC_PATHS:
                     principal.enter()
                     entered = principal
                 body = await self._body(headers, receive)
-            except Refusal as refusal:
-                response = JSONResponse(refusal.body(), refusal.status, refusal.headers)
+            except HttpError as error:
+                response = JSONResponse(error.body(), error.status, error.headers)
                 await response(scope, receive, answer)
                 return
-            scope.setdefault("state", {}).update(principal=principal, noted=noted)
+            scope.setdefault("state", {}).update(principal=principal, log_fields=log_fields)
             await self._app(scope, _replay(body, receive), answer)
         finally:
             if entered is not None:
                 entered.leave()
             if status >= 400:
-                self._metrics.refusals.labels(str(status)).inc()
-            noted |= {"status": status, "seconds": round(time.perf_counter() - began, 4)}
-            _log.info("request", extra={"noted": noted})
+                self._metrics.http_errors.labels(str(status)).inc()
+            log_fields |= {"status": status, "seconds": round(time.perf_counter() - began, 4)}
+            _log.info("request", extra={"fields": log_fields})
 
-    def _admit(self, path: str, authorization: str | None) -> Principal:
-        if path in OPEN:
-            return Keys().recognise(None)
-        principal = self._keys.recognise(authorization)
-        if principal.is_admin or FOR_KEYS.fullmatch(path) or (not self._keys and path in LOCAL):
+    def _authorize(self, path: str, authorization: str | None) -> Principal:
+        if path in PUBLIC_PATHS:
+            return Keys().authenticate(None)
+        principal = self._keys.authenticate(authorization)
+        if principal.is_admin or KEY_PATHS.fullmatch(path) or (not self._keys and path in LOCAL_PATHS):
             return principal
-        raise Refusal(
+        raise HttpError(
             403,
             f"{path[:100]} needs an admin key, or doesn't exist."
             + ("" if self._keys else " This server was started without one."),
@@ -109,7 +112,7 @@ class Gate:
         )
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        too_large = Refusal(
+        too_large = HttpError(
             413, f"the body is larger than {self._max_body_bytes:,} bytes.", code="body_too_large"
         )
         length = headers.get("content-length", "0")
@@ -121,25 +124,25 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(400, "the body isn't complete.", code="incomplete_body")
+                        raise HttpError(400, "the body isn't complete.", code="incomplete_body")
                     body += message.get("body", b"")
                     if len(body) > self._max_body_bytes:
                         raise too_large
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise Refusal(408, "the body took too long to arrive.", code="body_too_slow") from None
+            raise HttpError(408, "the body took too long to arrive.", code="body_too_slow") from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, and then what comes."""
-    given = False
+    """A `receive` that returns the body that was read, and then further messages."""
+    is_replayed = False
 
     async def next_message() -> Message:
-        nonlocal given
-        if given:
+        nonlocal is_replayed
+        if is_replayed:
             return await receive()
-        given = True
+        is_replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message

@@ -1,4 +1,4 @@
-"""How an encoder's vectors become one, as sentence-transformers notes it beside a model."""
+"""The pooling of an encoder, read from sentence-transformers' files in its directory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MODES = {
 
 
 def pooling_of(base: str) -> Pooling:
-    """What the directory of a base says; the normalized mean if it says nothing.
+    """The pooling that the directory of a base specifies; the normalized mean if it specifies none.
 
     Raises:
-        ServeError: It asks for a way that isn't implemented.
+        ServeError: It specifies one that isn't implemented.
     """
     directory = Path(base).expanduser()
     modules = directory / "modules.json"
@@ -33,9 +33,12 @@ def pooling_of(base: str) -> Pooling:
         options = json.loads((directory / kinds["Pooling"] / "config.json").read_text())
     chosen = [key for key, value in options.items() if key.startswith("pooling_mode") and value]
     if unknown or len(chosen) > 1 or not set(chosen) <= set(_MODES):
-        asked = ", ".join([*unknown, *chosen])
-        raise ServeError(f"{modules}: {asked}: embeddings here are a mean, a first token's or a maximum.")
+        found = ", ".join([*unknown, *chosen])
+        raise ServeError(
+            f"{modules}: {found}: this server pools by {', '.join(_MODES.values())}, with or without normalization. "
+            "Serve the base with sentence-transformers instead."
+        )
     lengths = directory / "sentence_bert_config.json"
-    most = json.loads(lengths.read_text()).get("max_seq_length") if lengths.is_file() else None
+    max_tokens = json.loads(lengths.read_text()).get("max_seq_length") if lengths.is_file() else None
     mode: Any = _MODES[chosen[0]] if chosen else "mean"
-    return Pooling(mode, "Normalize" in kinds, most)
+    return Pooling(mode, "Normalize" in kinds, max_tokens)

@@ -1,4 +1,4 @@
-"""From what a client sends to the tokens that an adapter was trained on."""
+"""From messages, texts and fields of a request to the prompt tokens that an adapter was trained on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import PromptTemplate, Segment
-from manytune.server.http_errors import Refusal
+from manytune.server.http_errors import HttpError
 from manytune.store.base import Base
 from manytune.store.manifest import Manifest
 
 
 class Prompts:
-    """Makes prompts as training did: the encoding is the adapter's, and so is the template for fields.
+    """Makes prompts in the same way as training: with the adapter's encoding, and for fields with its template.
 
     Args:
-        base: Whose tokenizer it is. A copy of it is used, as the engine decodes with the original in another thread.
-        max_chars: The longest text to tokenize.
+        base: The base. Its tokenizer is copied, as the engine decodes with the original in another thread.
+        max_chars: Length of the longest text to tokenize.
     """
 
     def __init__(self, base: Base, *, max_chars: int) -> None:
@@ -28,42 +28,42 @@ class Prompts:
         self._lock = threading.Lock()
         if not base.is_encoder:
             self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
-            self._chat = Encoder(self._tokenizer, max_length=None)  # plain again without a chat template
+            self._chat = Encoder(self._tokenizer, max_length=None)  # plain too if there is no chat template
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion in one of the encodings; none of an encoder's."""
+        """Tokens that end a completion in one of the encodings; none for an encoder."""
         if self._is_encoder:
             return ()
         return tuple(sorted({self._plain.end_id, self._chat.end_id}))
 
     def token_text(self, token: int) -> str:
-        """The text of one token, a special one's name included."""
+        """The text of one token, also of a special one."""
         with self._lock:
             return str(self._tokenizer.decode([token]))
 
     def conversation(self, segments: Sequence[Segment], manifest: Manifest | None) -> tuple[int, ...]:
-        """The tokens of messages, in an adapter's own encoding; in the tokenizer's for the base.
+        """The tokens of messages, in an adapter's encoding, or in the tokenizer's for the base.
 
         Raises:
-            Refusal: It is too long.
+            HttpError: It is too long.
             TemplateError: The chat template refuses the messages.
         """
         self._check_length(segment.text for segment in segments)
-        self._check_writes()
+        self._check_generates()
         encoder = self._plain if manifest is not None and manifest.encoding == "plain" else self._chat
         with self._lock:
             return encoder.prompt_ids(segments)
 
     def text(self, text: str) -> tuple[int, ...]:
-        """The tokens of bare text, after a BOS token if the tokenizer adds one."""
+        """The tokens of text without a template, after a BOS token if the tokenizer adds one."""
         self._check_length([text])
-        self._check_writes()
+        self._check_generates()
         with self._lock:
             return self._plain.prompt_ids([Segment("user", text)])
 
     def passage(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text to embed, with the special ones that the tokenizer puts around it."""
+        """The tokens of a text to embed, with the special tokens that the tokenizer adds."""
         self._check_length([text])
         with self._lock:
             return tuple(self._tokenizer(text, verbose=False)["input_ids"])
@@ -71,20 +71,20 @@ class Prompts:
     def fields(
         self, fields: Mapping[str, object], task: str | None, manifest: Manifest | None
     ) -> tuple[int, ...]:
-        """The tokens of an adapter's own template with fields in it.
+        """The tokens of an adapter's prompt template filled with fields.
 
         Raises:
-            Refusal: The adapter has no template, or several and none was chosen.
+            HttpError: The adapter has no template, or several and none was chosen.
             TemplateError: A field is missing, or isn't text.
         """
         template = template_of(manifest, task)
         return self.conversation(template.render_prompt(fields), manifest)
 
-    def _check_writes(self) -> None:
+    def _check_generates(self) -> None:
         if self._is_encoder:
-            raise Refusal(
+            raise HttpError(
                 400,
-                "the base of this server is an encoder: it gives embeddings at /v1/embeddings, and writes no text.",
+                "the base of this server is an encoder: it has embeddings at /v1/embeddings and generates no text.",
                 code="unsupported_model",
                 param="model",
             )
@@ -92,9 +92,9 @@ class Prompts:
     def _check_length(self, texts: Iterable[str]) -> None:
         length = sum(map(len, texts))
         if length > self._max_chars:
-            raise Refusal(
+            raise HttpError(
                 400,
-                f"the prompt has {length:,} characters; this server takes {self._max_chars:,}.",
+                f"the prompt has {length:,} characters; this server accepts {self._max_chars:,}.",
                 code="context_length_exceeded",
             )
 
@@ -103,18 +103,18 @@ def template_of(manifest: Manifest | None, task: str | None) -> PromptTemplate:
     """The template that an adapter was trained with.
 
     Raises:
-        Refusal: There is none, or there are several and `task` names none of them.
+        HttpError: There is none, or there are several and `task` names none of them.
     """
     if manifest is None or (manifest.template is None and manifest.templates is None):
-        raise Refusal(
+        raise HttpError(
             400,
-            "fields go through the prompt template of an adapter, and this model has none; send messages or a prompt.",
+            "fields need a model with a prompt template, and this one has none; send messages or a prompt.",
             code="no_template",
             param="fields",
         )
     if manifest.template is not None:
         if task is not None:
-            raise Refusal(
+            raise HttpError(
                 400,
                 "this adapter was trained on a single task without a name; leave task out.",
                 code="unknown_task",
@@ -123,7 +123,7 @@ def template_of(manifest: Manifest | None, task: str | None) -> PromptTemplate:
         return PromptTemplate.from_dict(manifest.template)
     templates = manifest.templates or {}
     if task is None or task not in templates:
-        raise Refusal(
+        raise HttpError(
             400,
             f"this adapter was trained on several tasks; set task to one of {', '.join(templates)}"
             + (f", not {task!r}." if task is not None else "."),

@@ -1,4 +1,4 @@
-"""Sending answers: whole, or as server-sent events."""
+"""Responses with answers: whole, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from manytune.engine.request import Output
-from manytune.server.formats import DONE, Collected, event
-from manytune.server.http_errors import Refusal
+from manytune.server.formats import DONE, PartialAnswer, event
+from manytune.server.http_errors import HttpError
 from manytune.server.service import NOT_FINITE, Answers, Service
 
 _log = logging.getLogger("manytune.server.prompts")
 
-#: Turns an event into what the client is sent, if anything: its place, the event, and the answer so far.
-ToChunk = Callable[[int, Output, Collected], dict[str, Any] | None]
+#: Turns an event into the chunk that the client gets, if any: index of the answer, the event, and the answer so far.
+ToChunk = Callable[[int, Output, PartialAnswer], dict[str, Any] | None]
 
 
-async def collect(service: Service, http: Request, answers: Answers, count: int) -> list[Collected]:
+async def collect(service: Service, http: Request, answers: Answers, count: int) -> list[PartialAnswer]:
     """All answers, when they are complete.
 
     Raises:
-        Refusal: The server stopped before that, or all answers failed.
+        HttpError: The server stopped before that, or all answers failed.
     """
-    found = [Collected() for _ in range(count)]
+    found = [PartialAnswer() for _ in range(count)]
     try:
-        async for place, output in answers:
-            found[place].add(output, service.end_ids)
+        async for index, output in answers:
+            found[index].add(output, service.end_ids)
     finally:
         answers.close()
     if any(one.reason in (None, "cancelled") for one in found):
-        raise Refusal(503, "the answer was cancelled.", code="unavailable")
+        raise HttpError(503, "the answer was cancelled.", code="unavailable")
     if all(one.reason == "failed" for one in found):
         raise failed()
-    note(service, http, found)
+    _log_answers(service, http, found)
     return found
 
 
-def failed() -> Refusal:
-    """There is no answer, as the adapter's values aren't finite."""
-    return Refusal(409, NOT_FINITE, code="adapter_unusable", param="model")
+def failed() -> HttpError:
+    """There is no answer, as the model's logits are NaN or Inf."""
+    return HttpError(409, NOT_FINITE, code="adapter_unusable", param="model")
 
 
 def stream(
@@ -53,56 +53,50 @@ def stream(
     *,
     opening: Sequence[dict[str, Any]],
     to_chunk: ToChunk,
-    closing: Callable[[list[Collected]], dict[str, Any] | None],
+    closing: Callable[[list[PartialAnswer]], dict[str, Any] | None],
 ) -> StreamingResponse:
-    """Answers as they come.
+    """A stream of answers as they are generated.
 
     Args:
-        service: The server.
+        service: The parts of the server.
         http: The request.
-        answers: To send.
+        answers: The answers.
         count: How many there are.
-        opening: Sent at once.
-        to_chunk: Makes the chunks.
-        closing: Makes the last chunk.
+        opening: Chunks that are sent at once.
+        to_chunk: Makes a chunk of an event.
+        closing: Makes the last chunk, if any, of the complete answers.
     """
 
     async def body() -> AsyncIterator[str]:
-        found = [Collected() for _ in range(count)]
+        found = [PartialAnswer() for _ in range(count)]
         try:
             for chunk in opening:
                 yield event(chunk)
-            async for place, output in answers:
+            async for index, output in answers:
                 if output.finish_reason == "failed" and count == 1:
                     raise failed()
-                made = to_chunk(place, output, found[place])
-                if made is not None:
-                    yield event(made)
+                part = to_chunk(index, output, found[index])
+                if part is not None:
+                    yield event(part)
             last = closing(found)
             if last is not None:
                 yield event(last)
             yield DONE
-            note(service, http, found)
-        except Refusal as refusal:
-            yield event(refusal.body())
+            _log_answers(service, http, found)
+        except HttpError as error:
+            yield event(error.body())
         finally:
             answers.close()
 
-    # Nothing on the way may gather what should be seen as it comes.
+    # Proxies must not buffer the stream.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
 
 
-def note(service: Service, http: Request, found: Sequence[Collected]) -> None:
-    """What the request's line of log says about its answers."""
-    http.state.noted["completion_tokens"] = sum(one.usage.completion_tokens for one in found)
+def _log_answers(service: Service, http: Request, answers: Sequence[PartialAnswer]) -> None:
+    """Add the answers' tokens to the request's log line; log their texts if the operator wants that."""
+    log_fields = http.state.log_fields
+    log_fields["completion_tokens"] = sum(one.usage.completion_tokens for one in answers)
     if service.settings.log_prompts:
-        _log.info(
-            "answers",
-            extra={
-                "noted": {
-                    "request_id": http.state.noted["request_id"],
-                    "answers": [one.text for one in found],
-                }
-            },
-        )
+        fields = {"request_id": log_fields["request_id"], "answers": [one.text for one in answers]}
+        _log.info("answers", extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""What requests may say. Every field of OpenAI's is honoured or refused by name; none is ignored."""
+"""The bodies of requests. Every field of OpenAI's API is implemented or refused by name; none is ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.data.templates import Segment
 from manytune.engine.request import SamplingParams
-from manytune.server.http_errors import Refusal
+from manytune.server.http_errors import HttpError
 
 _Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
 _Refused = dict[str, tuple[Any, ...]]
@@ -20,7 +20,7 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    #: OpenAI's fields that this server doesn't implement, each with the values that ask for nothing.
+    #: OpenAI's fields that this server doesn't implement, each with the values that have no effect.
     refused: ClassVar[_Refused] = {}
 
     @model_validator(mode="before")
@@ -30,7 +30,7 @@ class _Body(BaseModel):
             return values
         for name, neutral in cls.refused.items():
             if name in values and values[name] is not None and values[name] not in neutral:
-                raise Refusal(
+                raise HttpError(
                     400,
                     f"{name} isn't implemented by this server; leave it out.",
                     code="unsupported_parameter",
@@ -43,14 +43,14 @@ class _Body(BaseModel):
 
 
 class StreamOptions(_Body):
-    """What a stream brings beside text."""
+    """What a stream contains in addition to text."""
 
     refused: ClassVar[_Refused] = {"include_obfuscation": (False,)}
     include_usage: bool = False
 
 
-class Sampling(_Body):
-    """How tokens are chosen; the same in all routes."""
+class GenerationBody(_Body):
+    """The fields of all routes that generate text."""
 
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -63,37 +63,37 @@ class Sampling(_Body):
     max_tokens: int | None = Field(None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=200, description="Goes into the log.")
+    user: str | None = Field(None, max_length=200, description="Written to the log.")
     # Not OpenAI's.
     top_k: int | None = Field(None, ge=1)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
-    ignore_eos: bool = Field(False, description="Go on after an end token, up to the limit.")
+    ignore_eos: bool = Field(False, description="Continue after an end token, up to the limit.")
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise Refusal(
-                400, "stream_options goes with stream=true.", code="invalid_value", param="stream_options"
+            raise HttpError(
+                400, "stream_options needs stream=true.", code="invalid_value", param="stream_options"
             )
         return self
 
     @property
-    def wanted_tokens(self) -> int | None:
-        """The limit that was asked for."""
+    def requested_tokens(self) -> int | None:
+        """The requested limit of the answer."""
         return self.max_tokens
 
     @property
-    def wanted_logprobs(self) -> int | None:
-        """How many likeliest tokens to report at each place; None for no log probabilities."""
+    def requested_logprobs(self) -> int | None:
+        """How many likeliest tokens to report at each position; None for no log probabilities."""
         return None
 
     def params(self, max_new_tokens: int, choice: int) -> SamplingParams:
-        """For the engine.
+        """The engine's sampling options.
 
         Args:
-            max_new_tokens: The limit.
-            choice: Which of the answers to one prompt; a seed is counted on by it.
+            max_new_tokens: Limit of the answer.
+            choice: Index of the answer among those to one prompt; it is added to the seed.
         """
         return SamplingParams(
             max_new_tokens=max_new_tokens,
@@ -110,14 +110,14 @@ class Sampling(_Body):
             if isinstance(self.stop, str)
             else tuple(self.stop),
             logit_bias=_biases(self.logit_bias),
-            logprobs=self.wanted_logprobs,
+            logprobs=self.requested_logprobs,
             ignore_eos=self.ignore_eos,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
         )
 
 
 class TextPart(_Body):
-    """A piece of a message."""
+    """A part of a message."""
 
     type: Literal["text"]
     text: str
@@ -139,7 +139,7 @@ class Message(_Body):
     content: str | list[TextPart]
 
     def segment(self) -> Segment:
-        """As training has it."""
+        """The message as training has it."""
         role: Literal["system", "user", "assistant"] = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Segment(role, text)
@@ -169,29 +169,34 @@ _REFUSED_IN_CHAT: _Refused = {
 }
 
 
-class Conversation(Sampling):
-    """Messages, or fields for an adapter's own template."""
+class Conversation(GenerationBody):
+    """Messages, or fields for an adapter's prompt template."""
 
     messages: list[Message] = Field(default_factory=list, max_length=1000)
     fields: dict[str, Any] | None = Field(
-        None, description="For the adapter's own prompt template, in place of messages."
+        None, description="For the adapter's prompt template, in place of messages."
     )
-    task: str | None = Field(None, description="Whose template, for an adapter trained on several tasks.")
+    task: str | None = Field(
+        None, description="The task whose template to use, for an adapter trained on several."
+    )
     max_completion_tokens: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
         if bool(self.messages) == (self.fields is not None):
-            raise Refusal(400, "give either messages or fields.", code="invalid_value", param="messages")
+            raise HttpError(400, "give either messages or fields.", code="invalid_value", param="messages")
         if self.task is not None and self.fields is None:
-            raise Refusal(
-                400, "task chooses a template for fields; there are none.", code="invalid_value", param="task"
+            raise HttpError(
+                400,
+                "task selects the template for fields, and there are no fields.",
+                code="invalid_value",
+                param="task",
             )
         if (
             None not in (self.max_tokens, self.max_completion_tokens)
             and self.max_tokens != self.max_completion_tokens
         ):
-            raise Refusal(
+            raise HttpError(
                 400,
                 "max_tokens and max_completion_tokens differ; give one.",
                 code="invalid_value",
@@ -200,8 +205,8 @@ class Conversation(Sampling):
         return self
 
     @property
-    def wanted_tokens(self) -> int | None:
-        """The limit that was asked for."""
+    def requested_tokens(self) -> int | None:
+        """The requested limit of the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -216,14 +221,14 @@ class ChatRequest(Conversation):
     @model_validator(mode="after")
     def _logprobs_together(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise Refusal(
-                400, "top_logprobs goes with logprobs=true.", code="invalid_value", param="top_logprobs"
+            raise HttpError(
+                400, "top_logprobs needs logprobs=true.", code="invalid_value", param="top_logprobs"
             )
         return self
 
     @property
-    def wanted_logprobs(self) -> int | None:
-        """How many likeliest tokens to report at each place; None for no log probabilities."""
+    def requested_logprobs(self) -> int | None:
+        """How many likeliest tokens to report at each position; None for no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -236,7 +241,7 @@ class CompareRequest(Conversation):
     stream: bool = True
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(GenerationBody):
     """`POST /v1/completions`."""
 
     refused: ClassVar[_Refused] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
@@ -245,12 +250,12 @@ class CompletionRequest(Sampling):
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
-    def wanted_logprobs(self) -> int | None:
-        """How many likeliest tokens to report at each place; None for no log probabilities."""
+    def requested_logprobs(self) -> int | None:
+        """How many likeliest tokens to report at each position; None for no log probabilities."""
         return self.logprobs
 
     def prompts(self) -> list[str | list[int]]:
-        """One or more, each text or tokens."""
+        """One or more prompts, each text or token ids."""
         return _one_or_more(self.prompt, "prompt")
 
 
@@ -260,25 +265,25 @@ class EmbeddingRequest(_Body):
     model: str
     input: str | list[str] | list[int] | list[list[int]]
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="Of the vectors; only what the model has.")
-    user: str | None = Field(None, max_length=200, description="Goes into the log.")
+    dimensions: int | None = Field(None, ge=1, description="Size of the vectors; only the model's own.")
+    user: str | None = Field(None, max_length=200, description="Written to the log.")
 
     def texts(self) -> list[str | list[int]]:
-        """One or more, each text or tokens."""
-        return _one_or_more(self.input, "input", most=2048)
+        """One or more texts, each text or token ids."""
+        return _one_or_more(self.input, "input", max_texts=2048)
 
 
 def _one_or_more(
-    given: str | list[str] | list[int] | list[list[int]], name: str, *, most: int | None = None
+    given: str | list[str] | list[int] | list[list[int]], name: str, *, max_texts: int | None = None
 ) -> list[str | list[int]]:
     if isinstance(given, str):
         return [given]
     if given and isinstance(given[0], int):
         return [[token for token in given if isinstance(token, int)]]
     found: list[str | list[int]] = [one for one in given if not isinstance(one, int)]
-    if not found or (most is not None and len(found) > most):
-        what = "is empty" if not found else f"has {len(found):,} texts; at most {most:,} go at once"
-        raise Refusal(400, f"{name} {what}.", code="invalid_value", param=name)
+    if not found or (max_texts is not None and len(found) > max_texts):
+        what = "is empty" if not found else f"has {len(found):,} texts; expected at most {max_texts:,}"
+        raise HttpError(400, f"{name} {what}.", code="invalid_value", param=name)
     return found
 
 
@@ -286,7 +291,7 @@ def _biases(given: dict[str, float]) -> dict[int, float]:
     found = {}
     for token, bias in given.items():
         if not token.isascii() or not token.isdigit() or len(token) > 9 or not -100 <= bias <= 100:
-            raise Refusal(
+            raise HttpError(
                 400,
                 f"logit_bias: expected token ids with numbers from -100 to 100, found {token[:20]!r}: {bias}.",
                 code="invalid_value",

@@ -1,4 +1,4 @@
-"""From a request's body to the stream of its answers, with the adapters held for as long as they are needed."""
+"""From the body of a request to the stream of its answers; adapters stay in memory for as long as they are needed."""
 
 from __future__ import annotations
 
@@ -13,53 +13,57 @@ from starlette.requests import Request as HttpRequest
 
 from manytune.engine.request import Output, Request
 from manytune.errors import ManytuneError
-from manytune.server.adapters import Adapters, Model
+from manytune.server.adapters import AdapterRegistry, Model
 from manytune.server.auth import Principal
-from manytune.server.http_errors import Refusal, refusal_of
-from manytune.server.loop import Asked, EngineLoop, Stream
+from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
 from manytune.server.prompts import Prompts
-from manytune.server.schema import Sampling
+from manytune.server.schema import GenerationBody
 from manytune.server.settings import Settings
 from manytune.store.manifest import Manifest
 
 _log = logging.getLogger("manytune.server.prompts")
 
-#: What is said of an answer that failed.
-NOT_FINITE = (
-    "the model's values for the next token aren't finite: its adapter drives the base out of all bounds."
-)
+#: The error of an answer that failed.
+NOT_FINITE = "the model's logits for the next token are NaN or Inf: the values of its adapter are too large."
 
-#: Makes a prompt's tokens for the adapter with a manifest, or for the base.
+#: Makes the prompt's tokens for an adapter with this manifest, or for the base.
 PromptMaker = Callable[[Manifest | None], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One answer that a request asks for."""
+class WantedAnswer:
+    """One answer of a request.
+
+    Attributes:
+        model: The name of the model.
+        prompt: Makes its prompt.
+        choice: Index of the answer among those of the model to this prompt.
+    """
 
     model: str
     prompt: PromptMaker
     choice: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Service:
     """The parts of a running server.
 
     Attributes:
-        settings: What the operator decided.
+        settings: Limits and behaviour.
         adapters: Names to adapters in memory.
-        prompts: What clients send to tokens.
+        prompts: Makes prompts of what clients send.
         loop: Runs the engine.
-        metrics: What is counted.
+        metrics: Counts and times.
         end_ids: Tokens that end an answer.
-        positions: The longest sequence that the base takes; None for no limit.
-        decode: Text of one token.
+        positions: Length of the longest sequence that the base takes; None for no limit.
+        decode: The text of one token.
     """
 
     settings: Settings
-    adapters: Adapters
+    adapters: AdapterRegistry
     prompts: Prompts
     loop: EngineLoop
     metrics: Metrics
@@ -69,45 +73,43 @@ class Service:
 
 
 class Answers:
-    """What came of the wanted answers: their outputs, until all have ended or the client has gone."""
+    """The answers of a request: their outputs, until all have ended or the client has disconnected."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._stream = Stream(service.loop)
         self._timings: list[Timing] = []
-        self._places: dict[str, int] = {}
+        self._running: dict[str, int] = {}  # request id to index of the answer
         self._watch: asyncio.Task[None] | None = None
-        self._closed = False
+        self._is_closed = False
         self.models: list[Model] = []
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Output]]:
-        """Each output with the place of its answer among the wanted ones."""
+        """Each output with the index of its answer."""
         async for output in self._stream:
-            place = (
-                self._places.pop(output.request_id)
-                if output.finish_reason
-                else self._places[output.request_id]
-            )
-            self._timings[place].note(output)
+            index = self._running[output.request_id]
+            if output.finish_reason is not None:
+                del self._running[output.request_id]
+            self._timings[index].observe(output)
             if output.finish_reason == "failed":
-                self._note_failure(self.models[place])
-            yield place, output
+                self._record_failure(self.models[index])
+            yield index, output
 
     def close(self) -> None:
-        """Give up what hasn't ended, and let the adapters go. May be called again."""
-        if self._closed:
+        """Cancel what hasn't ended, and release the adapters. May be called again."""
+        if self._is_closed:
             return
-        self._closed = True
+        self._is_closed = True
         self._stream.close()
-        for place in self._places.values():
-            self._timings[place].end("cancelled")
+        for index in self._running.values():
+            self._timings[index].end("cancelled")
         for model in self.models:
             self._service.adapters.release(model)
         if self._watch is not None:
             self._watch.cancel()
 
-    def close_when_gone(self, http: HttpRequest) -> None:
-        """Close as soon as the client hangs up."""
+    def close_on_disconnect(self, http: HttpRequest) -> None:
+        """Close as soon as the client disconnects."""
 
         async def watch() -> None:
             while (await http.receive())["type"] != "http.disconnect":
@@ -117,86 +119,84 @@ class Answers:
 
         self._watch = asyncio.create_task(watch())
 
-    def _note_failure(self, model: Model) -> None:
+    def _record_failure(self, model: Model) -> None:
         if model.adapter is not None:
-            self._service.adapters.note_failure(model.name, model.adapter.id, NOT_FINITE)
+            self._service.adapters.record_failure(model.name, model.adapter.digest, NOT_FINITE)
 
-    async def _prepare(self, wanted: Wanted, body: Sampling, principal: Principal) -> Asked:
-        """Hold the adapter, and make the prompt."""
+    async def _prepare(self, wanted: WantedAnswer, body: GenerationBody, principal: Principal) -> Submission:
+        """Acquire the adapter, and make the prompt."""
         service = self._service
         self._timings.append(Timing(service.metrics, wanted.model))
         model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
         self.models.append(model)
-        manifest = None if model.adapter is None else model.adapter.manifest
-        ids = await asyncio.to_thread(wanted.prompt, manifest)
-        request = Request(
-            uuid.uuid4().hex,
-            ids,
-            body.params(_limit(service, body, model, len(ids)), wanted.choice),
-            None if model.adapter is None else model.adapter.id,
-            principal.tenant,
-        )
-        return Asked(request, model.adapter)
+        ids = await asyncio.to_thread(wanted.prompt, model.manifest)
+        params = body.params(_max_new_tokens(service, body, model, len(ids)), wanted.choice)
+        request = Request(uuid.uuid4().hex, ids, params, model.digest, principal.tenant)
+        return Submission(request, model.adapter, model.terms)
 
-    async def _submit(self, wanted: Sequence[Wanted], body: Sampling, principal: Principal) -> None:
-        asked = [await self._prepare(one, body, principal) for one in wanted]
-        await self._service.loop.submit(asked, self._stream)
-        self._places = {one.request.id: place for place, one in enumerate(asked)}
+    async def _submit(
+        self, wanted: Sequence[WantedAnswer], body: GenerationBody, principal: Principal
+    ) -> None:
+        submissions = [await self._prepare(one, body, principal) for one in wanted]
+        await self._service.loop.submit(submissions, self._stream)
+        self._running = {one.request.id: index for index, one in enumerate(submissions)}
 
 
-async def ask(service: Service, http: HttpRequest, body: Sampling, each: Iterable[Wanted]) -> Answers:
-    """Submit all wanted answers, or none.
+async def generate(
+    service: Service, http: HttpRequest, body: GenerationBody, wanted: Iterable[WantedAnswer]
+) -> Answers:
+    """Submit the requests for all wanted answers, or none.
 
     Args:
-        service: The server.
-        http: The request that brought the body; it says who asks, and when nobody waits for the answer any more.
-        body: How to answer.
-        each: What to answer; it is read no further than the server answers at once.
+        service: The parts of the server.
+        http: The HTTP request; it has the sender, and its end closes the answers.
+        body: How to generate.
+        wanted: The answers; read no further than `max_choices` allows.
 
     Raises:
-        Refusal: One of them can't be answered.
+        HttpError: One of them can't be answered.
     """
     principal: Principal = http.state.principal
-    most = service.settings.max_choices
-    wanted = list(islice(each, most + 1))
-    if len(wanted) > most:
-        raise Refusal(
+    limit = service.settings.max_choices
+    answers_wanted = list(islice(wanted, limit + 1))
+    if len(answers_wanted) > limit:
+        raise HttpError(
             400,
-            f"this server gives {most} answers at once, and more were asked for.",
+            f"the request asks for more than {limit} answers, which is this server's limit for one request.",
             code="invalid_value",
             param="n",
         )
-    for name in dict.fromkeys(one.model for one in wanted):
+    for name in dict.fromkeys(one.model for one in answers_wanted):
         principal.check_model(name)
-    service.loop.check_room(len(wanted))
+    service.loop.check_capacity(len(answers_wanted))
     if service.settings.log_prompts:
-        asked = body.model_dump(include={"messages", "fields", "prompt"}, exclude_none=True)
-        _log.info("prompt", extra={"noted": {"request_id": http.state.noted["request_id"], **asked}})
+        prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_none=True)
+        _log.info("prompt", extra={"fields": {"request_id": http.state.log_fields["request_id"], **prompt}})
     answers = Answers(service)
     try:
-        await answers._submit(wanted, body, principal)
+        await answers._submit(answers_wanted, body, principal)
     except ManytuneError as error:
         answers.close()
-        raise refusal_of(error) from error
+        raise http_error_of(error) from error
     except BaseException:
         answers.close()
         raise
-    answers.close_when_gone(http)
+    answers.close_on_disconnect(http)
     return answers
 
 
-def _limit(service: Service, body: Sampling, model: Model, prompt: int) -> int:
-    """How many tokens an answer may have: what was asked for, or else what fits."""
-    most = service.settings.max_answer_tokens
-    if body.wanted_tokens is not None:
-        if body.wanted_tokens > most:
-            raise Refusal(
+def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt_tokens: int) -> int:
+    """The token limit of an answer: the requested one, or else what the model has positions for."""
+    limit = service.settings.max_answer_tokens
+    if body.requested_tokens is not None:
+        if body.requested_tokens > limit:
+            raise HttpError(
                 400,
-                f"max_tokens is {body.wanted_tokens}; this server gives {most} at most.",
+                f"max_tokens is {body.requested_tokens}; this server allows at most {limit}.",
                 code="invalid_value",
                 param="max_tokens",
             )
-        return body.wanted_tokens
+        return body.requested_tokens
     if service.positions is None:
-        return most
-    return max(1, min(most, service.positions - prompt - model.virtual_tokens))
+        return limit
+    return max(1, min(limit, service.positions - prompt_tokens - model.virtual_tokens))

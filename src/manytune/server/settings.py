@@ -1,24 +1,25 @@
-"""What an operator decides about a server."""
+"""The settings of a server."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits and habits of a server.
+    """Limits and behaviour of a server.
 
     Attributes:
-        base_name: What requests call the plain base.
-        max_queue: Requests that may wait beside those that run; more are refused with 429.
-        max_answer_tokens: The most tokens that a request may ask for, and what it gets at most if it doesn't say.
-        max_choices: The most answers that one request may ask for: prompts times `n`, or adapters to compare.
-        max_body_bytes: The largest body of a request.
-        max_prompt_chars: The longest prompt, in characters; text is measured before it is tokenized.
+        base_name: The plain base's name in requests.
+        max_queue: Requests that may wait in addition to those that run; further ones are refused with 429.
+        max_answer_tokens: Largest `max_tokens` of a request, and the limit of an answer without one.
+        max_choices: Largest number of answers to one request: prompts times `n`, or models to compare.
+        max_body_bytes: Size of the largest request body.
+        max_prompt_chars: Length of the longest prompt, in characters; text is measured before it is tokenized.
         adapter_memory: Bytes that the tensors of adapters in memory may take.
-        watch_seconds: How often the store is looked at for new versions.
-        log_prompts: Whether prompts and answers go into the log.
+        watch_seconds: Interval at which the store is checked for new versions.
+        drain_seconds: How long running requests may continue when the server stops.
+        log_prompts: Whether prompts and answers are logged.
     """
 
     base_name: str
@@ -29,4 +30,5 @@ class Settings:
     max_prompt_chars: int = 200_000
     adapter_memory: int = 1 << 30
     watch_seconds: float = 2.0
+    drain_seconds: float = 30.0
     log_prompts: bool = False

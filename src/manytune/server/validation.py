@@ -100,7 +100,7 @@ class Skeleton:
             StoreError: A tensor is missing, left over, or not what the base needs.
         """
         check_options(adapter.config)
-        who = f"adapter {adapter.id[:12]}"
+        who = f"adapter {adapter.digest[:12]}"
         expected = self._shapes(adapter.config)
         found = adapter.tensors
         for word, names in (("lacks", set(expected) - set(found)), ("has also", set(found) - set(expected))):

@@ -1,4 +1,4 @@
-"""Looks at the store for new versions, so that their first request doesn't wait, and former ones leave memory."""
+"""Follows changes of the store: loads new versions before they are requested, and removes former ones from memory."""
 
 from __future__ import annotations
 
@@ -6,69 +6,70 @@ import asyncio
 import logging
 
 from manytune.errors import CacheFullError, ManytuneError
-from manytune.server.adapters import Adapters
-from manytune.server.http_errors import Refusal
+from manytune.server.adapters import AdapterRegistry
+from manytune.server.http_errors import HttpError
 from manytune.server.loop import AnyEngine, EngineLoop
 
 _log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Compares the store's names with those that it saw before.
+    """Compares the store's names with those of the last time.
 
-    A request finds the present version of its adapter by itself. The watcher brings new versions of what is in memory
-    there, too, moves pins to them, and lets go what no name stands for any more and what the cache has dropped.
+    A request always gets the present version of its adapter. The watcher loads new versions of adapters that are in
+    memory, moves pins to them, and removes versions without a name from memory and evicted ones from the engine.
 
     Args:
         adapters: Names to adapters.
         loop: Runs the engine.
-        seconds: How often to look.
+        seconds: Interval between two checks.
     """
 
-    def __init__(self, adapters: Adapters, loop: EngineLoop, seconds: float) -> None:
+    def __init__(self, adapters: AdapterRegistry, loop: EngineLoop, seconds: float) -> None:
         self._adapters = adapters
         self._loop = loop
         self._seconds = seconds
-        self._seen = adapters.names()
-        self._former: set[str] = set()  # versions that may still be in memory, as requests were using them
-        self._looking = asyncio.Lock()
+        self._names = adapters.names()
+        self._former: set[str] = set()  # digests of former versions that may still be in memory
+        self._checking = asyncio.Lock()
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Check at intervals, until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                await self.look()
-            except (ManytuneError, OSError, Refusal) as error:
-                _log.warning("the store couldn't be followed: %s", error)
+                await self.check()
+            except (ManytuneError, OSError, HttpError) as error:
+                _log.warning("the store can't be checked for new versions: %s", error)
 
-    async def look(self) -> dict[str, list[str]]:
-        """What has come, changed and gone since the last time, by name."""
-        async with self._looking:
-            before, now = self._seen, await asyncio.to_thread(self._adapters.names)
-            self._seen = now
+    async def check(self) -> dict[str, list[str]]:
+        """Follow changes of the store; returns the names that were added, updated and removed since the last time."""
+        async with self._checking:
+            before, now = self._names, await asyncio.to_thread(self._adapters.names)
+            self._names = now
             changed = {
                 "added": sorted(now.keys() - before.keys()),
                 "updated": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
                 "removed": sorted(before.keys() - now.keys()),
             }
             if any(changed.values()):
-                _log.info("the store has changed", extra={"noted": changed})
+                _log.info("the store has changed", extra={"fields": changed})
                 await asyncio.to_thread(self._follow, changed, before)
             self._former = (self._former & set(self._adapters.cache.resident)) - set(now.values())
-            for own in self._former:
-                self._adapters.drop(own)
+            for digest in self._former:
+                self._adapters.drop(digest)
             await self.forget_absent()
             return changed
 
     async def forget_absent(self) -> None:
-        """Have the engine forget adapters that aren't in memory any more."""
+        """Remove adapters that aren't in memory any more from the engine."""
+        await asyncio.to_thread(self._adapters.forget_absent)
         resident = set(self._adapters.cache.resident)
 
         def forget(engine: AnyEngine) -> None:
-            for own in engine.adapters:
-                if own not in resident:
-                    engine.remove_adapter(own)
+            for digest in engine.adapters:
+                if digest not in resident:
+                    engine.remove_adapter(digest)
 
         if self._loop.is_ready:
             await self._loop.call(forget)
@@ -82,7 +83,7 @@ class Watcher:
                 elif before[name] in resident:
                     self._adapters.load(name)
             except CacheFullError as error:
-                _log.warning("the new version of %s waits until it is asked for: %s", name, error)
+                _log.warning("the new version of %s isn't loaded until it is requested: %s", name, error)
             except Exception as error:
                 _log.error("the new version of %s can't be used: %s", name, error)
         for name in changed["removed"]:

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from manytune.cli.main import build_app
 from manytune.data.encode import Encoded, Encoder
 from manytune.data.templates import Example, Segment
-from manytune.engine.static_batch import completion_nll, generate_batch
+from manytune.engine.likelihood import completion_nll
+from manytune.engine.static_batch import generate_batch
 from manytune.errors import RunError
 from manytune.training.batches.seq2seq import builder_for
 from manytune.training.loop.loss import mean_loss

@@ -37,7 +37,7 @@ class Adapter(Protocol):
 
     @property
     def digest(self) -> str:
-        """Identifies its content."""
+        """The hash of its content."""
 
     @property
     def config(self) -> PeftConfig:

@@ -1,1 +1,1 @@
-"""The server's routes, a file for each family."""
+"""The server's routes, one file for each group of paths."""

@@ -1,4 +1,4 @@
-"""`/v1/adapters`: the operator's view, for admins."""
+"""`/v1/adapters`: the state of all adapters and what operators do with them, for admins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from manytune.server.http_errors import Refusal
+from manytune.server.adapters import AdapterRegistry
+from manytune.server.http_errors import HttpError
 from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/adapters")
@@ -16,18 +17,18 @@ router = APIRouter(prefix="/v1/adapters")
 
 @router.get("")
 async def list_adapters(http: Request) -> dict[str, Any]:
-    """All adapters with their size, whether they are in memory, pinned and answering, and what went wrong."""
+    """All adapters with size, errors, and whether they are in memory, pinned and in use."""
     service: Service = http.app.state.service
     entries = await asyncio.to_thread(lambda: list(service.adapters.entries()))
     unreadable = await asyncio.to_thread(service.adapters.unreadable)
     resident = set(service.adapters.cache.resident)
     readable = [
         {
-            **_state(service, name, entry.id),
+            **_state(service, name, entry.digest),
             "method": entry.manifest.method,
             "created": entry.manifest.created,
             "bytes": entry.nbytes,
-            "resident": entry.id in resident,
+            "resident": entry.digest in resident,
             "scores": {
                 key: score if math.isfinite(score) else None for key, score in entry.manifest.scores.items()
             },
@@ -36,7 +37,7 @@ async def list_adapters(http: Request) -> dict[str, Any]:
     ]
     others = [
         {
-            **_state(service, name, own),
+            **_state(service, name, digest),
             "method": None,
             "created": None,
             "bytes": None,
@@ -44,49 +45,43 @@ async def list_adapters(http: Request) -> dict[str, Any]:
             "scores": {},
             "last_error": message,
         }
-        for name, (own, message) in unreadable.items()
+        for name, (digest, message) in unreadable.items()
     ]
     return {"object": "list", "data": sorted([*readable, *others], key=lambda one: one["id"])}
 
 
 @router.post("/reload")
 async def reload_all(http: Request) -> dict[str, Any]:
-    """Look at the store now instead of at the watcher's next turn."""
-    changed = await http.app.state.watcher.look()
+    """Check the store for new versions now instead of at the watcher's next interval."""
+    changed = await http.app.state.watcher.check()
     return {"changed": changed}
 
 
 @router.post("/{name}/load")
 async def load(name: str, http: Request) -> dict[str, Any]:
-    """Bring an adapter into memory before it is asked for."""
-    service: Service = http.app.state.service
-    _not_base(service, name)
-    adapter = await asyncio.to_thread(service.adapters.load, name)
-    return {"id": name, "root": adapter.id, "resident": True}
+    """Load an adapter into memory before it is requested."""
+    adapter = await asyncio.to_thread(_registry(http, name).load, name)
+    return {"id": name, "root": adapter.digest, "resident": True}
 
 
 @router.post("/{name}/unload")
 async def unload(name: str, http: Request) -> dict[str, Any]:
-    """Let an adapter's memory go; the next request for it loads it again."""
-    service: Service = http.app.state.service
-    _not_base(service, name)
-    went = await asyncio.to_thread(service.adapters.unload, name)
+    """Remove an adapter from memory; the next request for it loads it again."""
+    was_resident = await asyncio.to_thread(_registry(http, name).unload, name)
     await http.app.state.watcher.forget_absent()
-    return {"id": name, "unloaded": went}
+    return {"id": name, "unloaded": was_resident}
 
 
 @router.post("/{name}/pin")
 async def pin(name: str, http: Request) -> dict[str, Any]:
-    """Keep an adapter in memory, through new versions, until it is unpinned."""
-    service: Service = http.app.state.service
-    _not_base(service, name)
-    adapter = await asyncio.to_thread(service.adapters.pin, name)
-    return {"id": name, "root": adapter.id, "pinned": True}
+    """Keep an adapter in memory until it is unpinned; new versions take the place of former ones."""
+    adapter = await asyncio.to_thread(_registry(http, name).pin, name)
+    return {"id": name, "root": adapter.digest, "pinned": True}
 
 
 @router.post("/{name}/unpin")
 async def unpin(name: str, http: Request) -> dict[str, Any]:
-    """Take back a pin."""
+    """Undo a pin."""
     service: Service = http.app.state.service
     return {"id": name, "pinned": False, "was_pinned": service.adapters.unpin(name)}
 
@@ -94,27 +89,32 @@ async def unpin(name: str, http: Request) -> dict[str, Any]:
 @router.post("/{name}/verify")
 async def verify(name: str, http: Request) -> dict[str, Any]:
     """Check an adapter's files, values and base on disk."""
-    service: Service = http.app.state.service
-    _not_base(service, name)
-    found = await asyncio.to_thread(service.adapters.verify, name)
+    found = await asyncio.to_thread(_registry(http, name).verify, name)
     return {"id": name, "files": found.files, "tensors": found.tensors, "sound": True, "note": found.note}
 
 
-def _state(service: Service, name: str, own: str) -> dict[str, Any]:
-    """What the server itself knows of an adapter."""
-    failures = service.adapters.failures(name, own)
+def _state(service: Service, name: str, digest: str) -> dict[str, Any]:
+    """The state of an adapter in the server."""
+    failures = service.adapters.failures(name, digest)
     return {
         "id": name,
-        "root": own,
+        "root": digest,
         "pinned": service.adapters.is_pinned(name),
-        "requests": service.adapters.in_use(own),
+        "requests": service.adapters.in_use(digest),
         "errors": 0 if failures is None else failures.count,
         "last_error": None if failures is None else failures.last,
     }
 
 
-def _not_base(service: Service, name: str) -> None:
+def _registry(http: Request, name: str) -> AdapterRegistry:
+    """The adapters of the server.
+
+    Raises:
+        HttpError: The name is the base's.
+    """
+    service: Service = http.app.state.service
     if name == service.settings.base_name:
-        raise Refusal(
+        raise HttpError(
             400, f"{name} is the base, which is always in memory.", code="invalid_value", param="name"
         )
+    return service.adapters

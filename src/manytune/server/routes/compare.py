@@ -1,4 +1,4 @@
-"""`/v1/compare`: one prompt, many models, one batch; their answers side by side as they come."""
+"""`/v1/compare`: one prompt for many models in one batch, with their answers in one stream."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.formats import Collected, usage_of
-from manytune.server.http_errors import Refusal
+from manytune.server.formats import PartialAnswer, usage_of
+from manytune.server.http_errors import HttpError
 from manytune.server.replies import collect, stream
-from manytune.server.routes.chat import fingerprint, prompt_maker
+from manytune.server.routes.chat import fingerprint_of, prompt_maker
 from manytune.server.schema import CompareRequest
-from manytune.server.service import Service, Wanted, ask
+from manytune.server.service import Service, WantedAnswer, generate
+from manytune.store.manifest import Manifest
 
 router = APIRouter(prefix="/v1/compare")
 
 
 @router.post("")
 async def compare(body: CompareRequest, http: Request) -> Response:
-    """Ask each model the same. Fields go through each adapter's own template; the base is asked as the first one.
+    """Give each model the same prompt. Fields go through each adapter's template; the base gets the first adapter's.
 
-    Events of the stream have the model's name, its place among `models`, the text that came, and with the last one the
-    reason and the usage.
+    Events of the stream have the model's name, its index among `models` and the new text; the last one of each model
+    has the finish reason and the usage.
     """
     service: Service = http.app.state.service
     if len(set(body.models)) < len(body.models):
-        raise Refusal(400, "models names one of them twice.", code="invalid_value", param="models")
-    http.state.noted |= {"models": body.models, "user": body.user}
+        raise HttpError(400, "models contains one of them twice.", code="invalid_value", param="models")
+    http.state.log_fields |= {"models": body.models, "user": body.user}
     wanted = await _wanted(service, http, body)
-    answers = await ask(service, http, body, wanted)
-    versions = [fingerprint(answers, place) for place in range(len(wanted))]
+    answers = await generate(service, http, body, wanted)
+    labels = [
+        {"index": index, "model": name, "system_fingerprint": fingerprint_of(model)}
+        for index, (name, model) in enumerate(zip(body.models, answers.models, strict=True))
+    ]
     if not body.stream:
         found = await collect(service, http, answers, len(wanted))
         return JSONResponse(
@@ -39,29 +43,25 @@ async def compare(body: CompareRequest, http: Request) -> Response:
                 "object": "comparison",
                 "answers": [
                     {
-                        "index": place,
-                        "model": body.models[place],
-                        "system_fingerprint": versions[place],
+                        **label,
                         "text": one.text,
                         "finish_reason": one.reason,
                         "usage": usage_of([one], [one]),
                     }
-                    for place, one in enumerate(found)
+                    for label, one in zip(labels, found, strict=True)
                 ],
             }
         )
 
-    def to_chunk(place: int, output: Output, answer: Collected) -> dict[str, Any] | None:
+    def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
         answer.add(output, service.end_ids)
-        done = output.finish_reason is not None
+        is_last = output.finish_reason is not None
         return {
             "object": "comparison.chunk",
-            "index": place,
-            "model": body.models[place],
-            "system_fingerprint": versions[place],
+            **labels[index],
             "text": output.text,
             "finish_reason": output.finish_reason,
-            "usage": usage_of([answer], [answer]) if done else None,
+            "usage": usage_of([answer], [answer]) if is_last else None,
         }
 
     return stream(
@@ -69,13 +69,16 @@ async def compare(body: CompareRequest, http: Request) -> Response:
     )
 
 
-async def _wanted(service: Service, http: Request, body: CompareRequest) -> list[Wanted]:
+async def _wanted(service: Service, http: Request, body: CompareRequest) -> list[WantedAnswer]:
     prompt = prompt_maker(service, body)
     adapters = [name for name in body.models if name != service.settings.base_name]
     if body.fields is None or not adapters or len(adapters) == len(body.models):
-        return [Wanted(name, prompt) for name in body.models]
+        return [WantedAnswer(name, prompt) for name in body.models]
     http.state.principal.check_model(adapters[0])
-    own = service.adapters.resolve(adapters[0])
-    first = service.adapters.store.entry(own).manifest
-    as_first = lambda manifest: prompt(first if manifest is None else manifest)  # noqa: E731
-    return [Wanted(name, as_first) for name in body.models]
+    digest = service.adapters.resolve(adapters[0])
+    first = service.adapters.store.entry(digest).manifest
+
+    def prompt_for(manifest: Manifest | None) -> tuple[int, ...]:
+        return prompt(first if manifest is None else manifest)
+
+    return [WantedAnswer(name, prompt_for) for name in body.models]

@@ -1,4 +1,4 @@
-"""`/v1/models`: the base and the adapters that a key may ask."""
+"""`/v1/models`: the base and the adapters that a key may use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ router = APIRouter(prefix="/v1/models")
 
 @router.get("")
 async def list_models(http: Request) -> dict[str, Any]:
-    """All models that the key may ask, the base first."""
+    """All models that the key may use, the base first."""
     service: Service = http.app.state.service
     principal: Principal = http.state.principal
     adapters = await asyncio.to_thread(lambda: list(service.adapters.entries()))
     every = [_base(service), *(_model(name, entry, service) for name, entry in adapters)]
-    return {"object": "list", "data": [model for model in every if principal.may_ask(model["id"])]}
+    return {"object": "list", "data": [model for model in every if principal.may_use(model["id"])]}
 
 
 @router.get("/{name}")
@@ -35,8 +35,8 @@ async def show_model(name: str, http: Request) -> dict[str, Any]:
     http.state.principal.check_model(name)
     if name == service.settings.base_name:
         return _base(service)
-    own = await asyncio.to_thread(service.adapters.resolve, name)
-    return _model(name, await asyncio.to_thread(service.adapters.store.entry, own), service)
+    digest = await asyncio.to_thread(service.adapters.resolve, name)
+    return _model(name, await asyncio.to_thread(service.adapters.store.entry, digest), service)
 
 
 def _base(service: Service) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _base(service: Service) -> dict[str, Any]:
 
 
 def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
-    """A model with what can be asked of it: beyond OpenAI's keys, its version and the fields of its template."""
+    """A model; in addition to OpenAI's keys, with its version, and the fields and tasks of its templates."""
     manifest = entry.manifest
     templates: list[Mapping[str, str]] = [*(manifest.templates or {}).values()]
     if manifest.template is not None:
@@ -61,7 +61,7 @@ def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
         "created": _seconds(manifest.created),
         "owned_by": "manytune",
         "parent": service.settings.base_name,
-        "root": entry.id,
+        "root": entry.digest,
         "method": manifest.method,
         "fields": sorted({one for parts in templates for one in _fields(parts)}),
         "tasks": list(manifest.templates or {}),
@@ -72,7 +72,7 @@ def _fields(parts: Mapping[str, str]) -> frozenset[str]:
     texts = [parts[part] for part in ("prompt", "system") if part in parts]
     try:
         return frozenset(one for text in texts for one in named_fields(text)) - {"fields"}
-    except (jinja2.TemplateError, RecursionError):  # somebody else's adapter; whoever sends it fields is told
+    except (jinja2.TemplateError, RecursionError):  # a malformed template: requests with fields get the error
         return frozenset()
 
 

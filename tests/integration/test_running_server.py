@@ -1,4 +1,4 @@
-"""A server at work: who hangs up frees a place, who comes too late waits, new versions come, and it stops in order."""
+"""A running server: clients disconnect, the queue fills, new versions arrive, the engine fails, the server stops."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from tests.server.live import events_of, live, until
 from tests.server.world import alone, app_of, fill_store, new_version, plain_ids
 
 from manytune.engine.engine import Engine
-from manytune.server.http_errors import Refusal
+from manytune.server.http_errors import HttpError
 
 # No end token: answers are as long as they may be.
 LONG = {"temperature": 0, "max_tokens": 40, "stream": True, "logit_bias": {"0": -100}}
@@ -31,7 +31,7 @@ def slow_steps(monkeypatch):
     monkeypatch.setattr(Engine, "step", slow)
 
 
-def test_a_client_that_hangs_up_frees_its_place_and_its_adapter(base, store, slow_steps):
+def test_a_client_that_disconnects_frees_its_place_and_its_adapter(base, store, slow_steps):
     app = app_of(base, store)
     service = app.state.service
     with live(app) as server:
@@ -60,7 +60,7 @@ def _post_and_hang_up(server, body):
     return connection.close
 
 
-def test_requests_beyond_the_queue_are_told_to_come_back(base, store, slow_steps):
+def test_requests_beyond_the_queue_are_refused_for_now(base, store, slow_steps):
     app = app_of(base, store, max_queue=1)
     with live(app) as server:
         running = [server.post("/v1/chat/completions", long("one")) for _ in range(9)]
@@ -91,12 +91,12 @@ def test_a_new_version_serves_new_requests_while_running_ones_finish_on_the_old(
         until(lambda: former not in service.adapters.cache.resident, 5)
     new = alone(base, store, "one", ids, **options).text  # two engines can't use a base at once
     assert new != old
-    for chunks, text, own in ((begun, old, former), (answer, new, store.resolve("one"))):
+    for chunks, text, digest in ((begun, old, former), (answer, new, store.resolve("one"))):
         assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == text
-        assert {c["system_fingerprint"] for c in chunks} == {f"adapter_{own[:12]}"}
+        assert {c["system_fingerprint"] for c in chunks} == {f"adapter_{digest[:12]}"}
 
 
-def test_a_server_that_stops_lets_running_answers_end_and_takes_no_more(base, store, slow_steps):
+def test_a_server_that_stops_lets_running_answers_end_and_accepts_no_more(base, store, slow_steps):
     app = app_of(base, store)
     with live(app) as server:
         stream = events_of(server.post("/v1/chat/completions", long("one")))
@@ -140,13 +140,13 @@ def test_an_engine_that_fails_while_it_takes_a_request_answers_it(base, store, m
         assert app.state.service.adapters.in_use(store.resolve("one")) == 0
 
 
-def test_who_asks_an_engine_that_has_ended_is_refused_and_does_not_wait(base, store):
+def test_a_call_to_an_engine_that_has_ended_is_refused_and_does_not_wait(base, store):
     service = app_of(base, store).state.service
 
     async def ask():
         service.loop.start()
         await service.loop.stop(patience=0)
-        with pytest.raises(Refusal):
+        with pytest.raises(HttpError):
             await asyncio.wait_for(service.loop.call(lambda engine: engine.busy), 5)
 
     asyncio.run(ask())

@@ -1,5 +1,6 @@
-"""The pages: whole in themselves; a real browser asks, compares, loads and pins with them."""
+"""The pages need nothing but their server; a real browser asks, compares, loads and pins with them."""
 
+import asyncio
 import hashlib
 import html
 import json
@@ -12,7 +13,6 @@ from fastapi.responses import HTMLResponse
 from tests.server.live import live
 from tests.server.world import alone, app_of, plain_ids
 
-from manytune.server import middleware as gate
 from manytune.server.auth import Key, Keys
 
 BROWSER = next(
@@ -52,7 +52,7 @@ addEventListener("load", async () => {
 
 
 @pytest.mark.parametrize("path", ["/", "/operator"])
-def test_a_page_asks_nobody_but_its_server(client, path):
+def test_a_page_loads_nothing_from_elsewhere(client, path):
     response = client.get(path)
     assert "connect-src 'self'" in response.headers["content-security-policy"]
     assert not re.findall(r"(?:src|href|url|@import)\s*[=(]\s*[\"']?(?:https?:)?//", response.text)
@@ -86,16 +86,23 @@ addEventListener("load", async () => {
 </script></body>"""
 
 
-def driven(app, path, script, folder, monkeypatch):
+def with_page(app, address, content):
+    """The application with one more page, which needs no key."""
+
+    async def wrapped(scope, receive, send):
+        if scope["type"] == "http" and scope["path"] == address:
+            await HTMLResponse(content)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return wrapped
+
+
+def driven(app, path, script, folder):
     """What a browser sees that opens a page with a script added to it."""
-    monkeypatch.setattr(gate, "OPEN", gate.OPEN | {"/driven"})
-    page = next(route for route in app.routes if getattr(route, "path", None) == path).endpoint
-
-    @app.get("/driven")
-    async def with_script():
-        return HTMLResponse((await page()).body.decode().replace("</body>", script))
-
-    with live(app) as server:
+    endpoint = next(route for route in app.routes if getattr(route, "path", None) == path).endpoint
+    content = asyncio.run(endpoint()).body.decode().replace("</body>", script)
+    with live(with_page(app, "/driven", content)) as server:
         command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
         address = f"http://localhost:{server.port}/driven"
         seen = subprocess.run(
@@ -110,11 +117,13 @@ def driven(app, path, script, folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")
-def test_base_and_adapters_answer_side_by_side_in_a_browser(base, store, monkeypatch, tmp_path):
-    found, address = driven(app_of(base, store), "/", SCRIPT, tmp_path, monkeypatch)
+def test_base_and_adapters_answer_side_by_side_in_a_browser(base, store, tmp_path):
+    found, address = driven(app_of(base, store), "/", SCRIPT, tmp_path)
     ids = plain_ids(base, "abc")
     models = {"base": None, "one": "one", "two": "two"}
-    assert found["answers"] == {name: alone(base, store, own, ids).text for name, own in models.items()}
+    assert found["answers"] == {
+        name: alone(base, store, adapter, ids).text for name, adapter in models.items()
+    }
     assert all(re.match(r"\d+ tokens · .*(complete|cut at the limit)$", facts) for facts in found["facts"])
     assert found["models"] == list(models) and found["names"]
     assert found["width"] <= 360
@@ -124,9 +133,9 @@ def test_base_and_adapters_answer_side_by_side_in_a_browser(base, store, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no browser here")
-def test_an_operator_loads_pins_and_verifies_in_a_browser(base, store, monkeypatch, tmp_path):
+def test_an_operator_loads_pins_and_verifies_in_a_browser(base, store, tmp_path):
     keys = Keys([Key(name="root", sha256=hashlib.sha256(b"root").hexdigest(), admin=True)])
-    found, _ = driven(app_of(base, store, keys), "/operator", OPERATOR, tmp_path, monkeypatch)
+    found, _ = driven(app_of(base, store, keys), "/operator", OPERATOR, tmp_path)
     assert "needs an API key" in found["denied"]
     assert found["rows"] == ["one", "two"]
     pinned_stays = ["on disk", "in memory", "pinned", "pinned", "in memory", "on disk", "on disk"]

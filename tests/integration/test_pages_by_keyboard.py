@@ -129,8 +129,8 @@ def test_the_playground_says_where_a_key_is_wanted_and_asks_for_metrics_no_more_
             )
             page.wait("document.querySelector('#state').textContent === 'Done.'")
         assert "Together" in page.see("document.querySelector('#load').textContent")
-        refused = app.state.service.metrics.refusals
-        assert refused.labels("401")._value.get() == 1 and refused.labels("403")._value.get() == 1
+        errors = app.state.service.metrics.http_errors
+        assert errors.labels("401")._value.get() == 1 and errors.labels("403")._value.get() == 1
 
 
 @pytest.mark.parametrize(("width", "dark"), SCREENS)

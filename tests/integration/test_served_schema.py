@@ -1,8 +1,8 @@
-"""schemathesis makes requests of the schema that the server gives, right ones and wrong ones: none makes it fail.
+"""schemathesis makes requests of the schema that the server gives, valid and invalid ones: none makes it fail.
 
-    MANYTUNE_CASES=20000 pytest -s tests/server/test_served_schema.py
+    MANYTUNE_CASES=20000 pytest -s tests/integration/test_served_schema.py
 
-makes so many; the usual number is small.
+makes so many; the default is small.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from tests.server.api_client import ROOT
 from tests.server.live import live
-from tests.server.test_hostile_adapters import ROOT
 from tests.server.world import app_of, fill_store
 
 from manytune.server.auth import Keys

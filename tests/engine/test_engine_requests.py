@@ -1,23 +1,21 @@
-"""What happens to requests and adapters over their life: text, stops, cancelling, replacing, sharing, refusing."""
+"""Requests and adapters from submission to their end: text, stops, cancelling, replacing, sharing, refusing."""
 
 import dataclasses
 
 import pytest
 import torch
 from tests.engine.adapters import END, TASK, VOCABULARY, InMemory, attached, in_memory, llama
-from tests.engine.test_static_batch import tokenizer
 from tests.methods.tiny_models import BERT, T5
 from tests.reference.single_adapter import answer
 
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
-from manytune.errors import AdapterError, ConfigError, RequestError
+from manytune.errors import AdapterError, ConfigError, ContextLengthError, RequestError
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
 from manytune.model.attach import get_peft_model
-
-__all__ = ["tokenizer"]
 
 LAYERS = "base_model.model.model.layers"
 PROMPT = (5, 6, 7, 8, 9)
@@ -151,8 +149,8 @@ def test_equal_content_shares_a_slot(engine):
     assert outputs["x"][-1].token_id == outputs["y"][-1].token_id == expected(1)[-1]
 
 
-def test_a_cached_beginning_is_read_once_and_changes_nothing(tokenizer):
-    engine = Engine(llama(), tokenizer, prefix_cache_tokens=1000)
+def test_a_cached_prefix_is_read_once_and_changes_no_answer(tokenizer):
+    engine = Engine(llama(), tokenizer, EngineOptions(prefix_cache_tokens=1000))
     engine.add_adapter("x", lora(1))
     asked = [Request("first", LONG, free(), "x"), Request("second", (*LONG[:35], 3, 4), free(), "x")]
     first, second = (engine.generate([one])[0] for one in asked)
@@ -166,7 +164,7 @@ def test_a_cached_beginning_is_read_once_and_changes_nothing(tokenizer):
     "change", [{"tenant": "other"}, {"adapter": "y"}, {"adapter": None}], ids=["tenant", "adapter", "base"]
 )
 def test_another_tenant_or_adapter_gets_nothing_from_the_cache(tokenizer, change):
-    engine = Engine(llama(), tokenizer, prefix_cache_tokens=1000)
+    engine = Engine(llama(), tokenizer, EngineOptions(prefix_cache_tokens=1000))
     engine.add_adapter("x", lora(1))
     engine.add_adapter("y", lora(2))
     one = Request("one", LONG, free(), "x")
@@ -175,10 +173,10 @@ def test_another_tenant_or_adapter_gets_nothing_from_the_cache(tokenizer, change
     assert again.usage.cached_tokens == 0
 
 
-def test_virtual_tokens_are_in_the_cached_beginning(tokenizer):
+def test_virtual_tokens_are_in_the_cached_prefix(tokenizer):
     config = PromptTuningConfig(num_virtual_tokens=3, task_type=TASK)
     adapter = in_memory(attached(llama(), config, seed=4))
-    engine = Engine(llama(), tokenizer, prefix_cache_tokens=1000, prefill_chunk=7)
+    engine = Engine(llama(), tokenizer, EngineOptions(prefix_cache_tokens=1000, prefill_chunk=7))
     engine.add_adapter("x", adapter)
     first = engine.generate([Request("1", LONG[:37], free(), "x")])[0]
     second = engine.generate([Request("2", LONG[:37], free(), "x")])[0]
@@ -186,7 +184,7 @@ def test_virtual_tokens_are_in_the_cached_beginning(tokenizer):
 
 
 def test_a_batch_without_adapters_runs_the_plain_layers(tokenizer, monkeypatch):
-    engine = Engine(llama(), tokenizer, weights="plain")
+    engine = Engine(llama(), tokenizer, EngineOptions(weights="plain"))
     engine.add_adapter("x", lora(1))
 
     def refuse(*_):
@@ -213,9 +211,9 @@ def test_a_changed_base_is_noticed(tokenizer, change):
         engine.step()
 
 
-def test_generate_needs_the_engine_for_itself(engine):
+def test_generate_is_refused_while_there_are_other_requests(engine):
     engine.submit(Request("a", PROMPT, free()))
-    with pytest.raises(RequestError, match="needs the engine for itself"):
+    with pytest.raises(RequestError, match="while the engine has other requests"):
         engine.generate([Request("b", PROMPT, free())])
 
 
@@ -225,24 +223,24 @@ def test_generate_runs_nothing_if_one_request_cannot_run(engine):
     assert not engine.busy and engine.counters().steps == 0
 
 
-def test_requests_that_could_never_run_are_refused(tokenizer):
-    engine = Engine(llama(), tokenizer, kv_budget_tokens=64)
-    with pytest.raises(
-        RequestError, match="'a' has 40 tokens and 30 to generate, but the model has 64 positions"
-    ):
-        engine.submit(Request("a", LONG, free(30)))
-    small = Engine(llama(), tokenizer, kv_budget_tokens=63)
-    with pytest.raises(RequestError, match="may come to 13 tokens, and the engine has room for 63"):
-        small.submit(Request("a", PROMPT, free()))
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (Request("a", LONG, free(30)), ContextLengthError, "'a' has 40 tokens and 30 to generate"),
+        (Request("a", (1, 48), free()), RequestError, "'a': prompt_ids contains token 48"),
+        (Request("taken", PROMPT, free()), RequestError, "a request 'taken' already"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused(tokenizer, request_, error, message):
+    engine = Engine(llama(), tokenizer, EngineOptions(kv_budget_tokens=64))
+    engine.submit(Request("taken", PROMPT, free()))
+    with pytest.raises(error, match=message):
+        engine.submit(request_)
+
+
+def test_a_request_needs_a_prompt():
     with pytest.raises(RequestError, match="'a' has no prompt tokens"):
         Request("a", ())
-    with pytest.raises(RequestError, match="'a': prompt_ids names token 48, and the model has 48 tokens"):
-        engine.submit(Request("a", (1, 48), free()))
-    with pytest.raises(RequestError, match="'a': logit_bias names token -1"):
-        engine.submit(Request("a", PROMPT, free(logit_bias={-1: 1.0})))
-    engine.submit(Request("a", PROMPT, free()))
-    with pytest.raises(RequestError, match="a request 'a' already"):
-        engine.submit(Request("a", PROMPT, free()))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +260,7 @@ def test_models_that_the_engine_cannot_run_are_refused_with_the_reason(tokenizer
         Engine(build(), tokenizer)
 
 
-def test_no_adapter_runs_beside_attached_ones(tokenizer):
+def test_no_adapter_can_be_added_to_a_model_with_attached_ones(tokenizer):
     carrying = attached(llama(), LoraConfig(target_modules=["q_proj"], task_type=TASK), seed=0)
     engine = Engine(carrying.get_base_model(), tokenizer)
     with pytest.raises(
@@ -299,7 +297,7 @@ def with_tensor(adapter, name, tensor):
             "init_lora_weights='pissa': the adapter runs beside a changed base",
         ),
         (
-            lambda: InMemory("id", AdaLoraConfig(total_step=10, task_type=TASK), {}),
+            lambda: InMemory("digest", AdaLoraConfig(total_step=10, task_type=TASK), {}),
             "ADALORA adapter: its file holds no tensors, so it would change nothing",
         ),
         (
@@ -318,8 +316,9 @@ def test_adapters_that_do_not_fit_are_refused_by_name(engine, adapter, message):
 
 
 @pytest.mark.parametrize("size", [1e15, 1e30])
-def test_an_adapter_out_of_all_bounds_loses_its_own_answers_and_nobody_elses(tokenizer, size):
-    engine = Engine(llama(), tokenizer, prefill_chunk=8, max_batch=5, kv_budget_tokens=5 * 64)
+def test_an_adapter_whose_values_diverge_spoils_its_own_answers_only(tokenizer, size):
+    options = EngineOptions(prefill_chunk=8, max_batch=5, kv_budget_tokens=5 * 64)
+    engine = Engine(llama(), tokenizer, options)
     wild = lora(9)
     engine.add_adapter(
         "wild", dataclasses.replace(wild, tensors={k: v * size for k, v in wild.tensors.items()})

@@ -1,13 +1,12 @@
-"""Whatever lies in an adapter's directory: it is refused with a reason, or sound, and nobody else notices.
+"""Whatever is in an adapter's directory: it is refused with a reason, or valid, and other adapters aren't affected.
 
-    MANYTUNE_CASES=10000 pytest -s tests/server/test_hostile_adapters.py
+    MANYTUNE_CASES=10000 pytest -s tests/server/test_validation_hostile_adapters.py
 
-goes on until so many have been refused; the usual number is small.
+runs until so many have been refused; the default is small.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
@@ -15,18 +14,18 @@ import shutil
 import time
 import warnings
 from collections import Counter
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.server.api_client import ROOT, Client
 from tests.server.hostile import CONFIG, MANIFEST, MUTATIONS, TENSORS, forge, is_same, is_small, is_sound
 from tests.server.live import live
 from tests.server.world import app_of, fill_store
 from tests.store.adapters_made import make_adapter
 
 from manytune.errors import ManytuneError
-from manytune.server.auth import Key, Keys
+from manytune.server.auth import Keys
 from manytune.store.base import Base
 from manytune.store.digests import digest_of
 from manytune.store.manifest import Manifest
@@ -40,42 +39,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"num_virtual_tokens": 3},
     "prefix-tuning": {"num_virtual_tokens": 3},
 }
-ROOT = Key(name="root", sha256="4813494d137e1631bba301d5acab6e7bb7aa74ce1185d456565ef51d737677b2", admin=True)
-
-
-class Client(AbstractContextManager["Client"]):
-    """One connection that outlives refusals."""
-
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
-    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        headers = {"content-type": "application/json", "authorization": "Bearer root"}
-        content = None if body is None else json.dumps(body)
-        try:
-            self._connection.request(method, path, content, headers)
-            response = self._connection.getresponse()
-        except (
-            ConnectionError
-        ):  # a server lets go of a connection that has been idle; a dead one takes no other
-            self._connection.close()
-            self._connection.request(method, path, content, headers)
-            response = self._connection.getresponse()
-        content = response.read()
-        return response.status, json.loads(content) if content[:1] == b"{" else content
-
-    def ask(self, model: str) -> tuple[int, Any]:
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": "abc"}],
-            "max_tokens": 4,
-            "temperature": 0,
-        }
-        status, answer = self.call("POST", "/v1/chat/completions", body)
-        return status, answer["choices"] if status == 200 else answer["error"]
 
 
 def plant(store: AdapterStore, mutant: Path) -> None:
@@ -113,7 +76,7 @@ def copy_special(source: str, target: str) -> None:
 
 
 def outside(folder: Path, store: AdapterStore) -> set[str]:
-    """What lies beside the store and the directories that the mutants are made in."""
+    """What is next to the store and the directories that the mutants are made in."""
     known = {store.root.name, "work"}
     return {path.name for path in folder.iterdir() if path.name not in known} | {
         path.name for path in (store.root / "staging").iterdir()
@@ -151,7 +114,7 @@ def test_hostile_adapters_are_refused_and_the_others_answer_as_before(base: Base
             assert expected[source][0] == 200, expected[source]
         others = ["base", "one", "two", *(f"sound-{number}" for number in range(len(sources)))]
         before = [client.ask(name) for name in others]
-        beside = outside(tmp_path, store)
+        around = outside(tmp_path, store)
         case = 0
         while counts["refused"] < CASES:
             case += 1
@@ -166,27 +129,27 @@ def test_hostile_adapters_are_refused_and_the_others_answer_as_before(base: Base
             if draw.random() < 0.6:
                 forge(mutant)
             planted = draw.random() < 0.5
-            told = f"case {case} of seed {SEED}: {mutation.__name__} on {source.name}, planted={planted}"
+            label = f"case {case} of seed {SEED}: {mutation.__name__} on {source.name}, planted={planted}"
             sound = is_sound(source, mutant, linked=not planted)
             status, answer = try_it(client, store, base, mutant, planted)
-            assert 200 <= status < 500, f"{told}: {status} {answer}"
+            assert 200 <= status < 500, f"{label}: {status} {answer}"
             if status == 200:
-                assert sound, f"{told}: was not refused"
+                assert sound, f"{label}: was not refused"
                 if is_same(source, mutant):
-                    assert (status, answer) == expected[source], told
+                    assert (status, answer) == expected[source], label
                 counts["sound"] += 1
             else:
-                assert answer["message"] and answer["code"] != "internal_error", told
+                assert answer["message"] and answer["code"] != "internal_error", label
                 counts["refused"] += 1
                 counts[f"  {mutation.__name__}"] += 1
             if case % 50 == 0 or counts["refused"] == CASES:
-                assert [client.ask(name) for name in others] == before, told
+                assert [client.ask(name) for name in others] == before, label
                 for path in ("/healthz", "/v1/models", "/v1/adapters", "/metrics"):
-                    assert client.call("GET", path)[0] == 200, f"{told}: {path}"
-                assert client.call("POST", "/v1/adapters/reload")[0] == 200, told
-            assert outside(tmp_path, store) == beside, told
-            assert not (tmp_path / "work" / "executed").exists(), told
-            assert not (mutant.parent.parent / "escaped").exists(), told
+                    assert client.call("GET", path)[0] == 200, f"{label}: {path}"
+                assert client.call("POST", "/v1/adapters/reload")[0] == 200, label
+            assert outside(tmp_path, store) == around, label
+            assert not (tmp_path / "work" / "executed").exists(), label
+            assert not (mutant.parent.parent / "escaped").exists(), label
     seconds = time.monotonic() - began
     print(
         f"\n{case} directories in {seconds:.0f} s: {counts.pop('refused')} refused, {counts.pop('sound')} sound"
@@ -250,7 +213,7 @@ def test_a_name_whose_file_was_changed_is_no_adapter_and_the_others_are_listed(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
-def test_a_manifest_that_is_no_file_is_told_and_keeps_nobody_waiting(
+def test_a_manifest_that_is_no_file_is_reported_and_does_not_block(
     base: Base, tmp_path: Path, kind: str
 ) -> None:
     store = fill_store(tmp_path, base, ("one", "two"))

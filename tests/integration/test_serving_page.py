@@ -1,4 +1,4 @@
-"""What docs/serving.md says of routes, metrics and deployment against the program."""
+"""Routes, metrics and deployments in docs/serving.md are those of the program."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
-from tests.server.test_auth import routes_of
+from tests.server.world import routes_of
 from tests.test_docs import blocks, mistakes
 
-from manytune.server import middleware as gate
+from manytune.server.middleware import KEY_PATHS, PUBLIC_PATHS
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -39,7 +39,7 @@ def test_every_metric_is_explained_with_its_labels_and_no_other_is(client: TestC
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         exported[name] = labels
     explained = {}
-    for cell in first_cells("| metric | what it tells |"):
+    for cell in first_cells("| metric | meaning |"):
         name, _, labels = cell.rstrip("}").partition("{")
         explained[name] = set(labels.split(",")) - {""}
     assert explained == exported
@@ -60,8 +60,8 @@ def test_every_route_is_listed_with_who_may_use_it(client: TestClient) -> None:
             listed[method, path.replace("NAME", "one")] = who.strip()
     assert set(routes_of(client.app)) - {("GET", "/openapi.json")} == set(listed)
     for (_, path), who in listed.items():
-        assert (who == "everybody") == (path in gate.OPEN), path
-        assert (who == "every key") == bool(gate.FOR_KEYS.fullmatch(path)), path
+        assert (who == "everybody") == (path in PUBLIC_PATHS), path
+        assert (who == "every key") == bool(KEY_PATHS.fullmatch(path)), path
 
 
 def test_the_units_images_and_pods_shown_start_it_with_options_that_it_has() -> None:
@@ -79,7 +79,7 @@ def test_the_units_images_and_pods_shown_start_it_with_options_that_it_has() -> 
     for command in (found[1], shlex.join(entry + usual), shlex.join(entry + container["args"])):
         assert command.startswith("manytune serve ") and mistakes(command) == []
     paths = {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
-    assert paths <= gate.OPEN
+    assert paths <= PUBLIC_PATHS
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
     wanted = [word for word in entry + container["args"] if word.startswith("/")]
     assert wanted and all(any(word.startswith(one) for one in mounted) for word in wanted)

@@ -1,0 +1,31 @@
+"""How an engine is dimensioned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manytune.engine.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Memory and batching of an engine.
+
+    Attributes:
+        kv_budget_tokens: Capacity of the KV cache: running requests times the largest number of tokens that one of them
+            may have.
+        max_batch: Requests that may run at once.
+        prefill_chunk: Largest number of prompt tokens that one step reads; larger chunks let answers begin sooner,
+            smaller ones delay the running answers less.
+        max_adapters: Different adapters that may run at once; None for as many as requests.
+        prefix_cache_tokens: Prompt tokens whose keys and values are kept for prompts with the same prefix; 0 for none.
+        weights: `"reordered"` keeps, on a CPU, a second copy of the linear layers' weights in the memory order that is
+            multiplied fastest; `"int8"` and `"int4"` keep a rounded copy in fewer bits; `"plain"` keeps none.
+    """
+
+    kv_budget_tokens: int = 32768
+    max_batch: int = 32
+    prefill_chunk: int = 512
+    max_adapters: int | None = None
+    prefix_cache_tokens: int = 0
+    weights: Weights = "reordered"

@@ -1,0 +1,26 @@
+"""Before any route: host names, request ids and the size of bodies."""
+
+from starlette.testclient import TestClient
+from tests.server.world import app_of
+
+
+def test_a_body_that_is_too_large_is_refused_whatever_its_length_says(base, store):
+    with TestClient(app_of(base, store, max_body_bytes=1000), base_url="http://localhost") as client:
+        headers = {"content-type": "application/json"}
+        whole = client.post("/v1/chat/completions", content=b"x" * 1001, headers=headers)
+        pieces = client.post("/v1/chat/completions", content=iter([b"x" * 600] * 2), headers=headers)
+        assert whole.status_code == pieces.status_code == 413
+        assert whole.json()["error"]["code"] == "body_too_large"
+        for length in ("²", "9" * 5000, "-1"):  # no number that Python reads quietly
+            wrong = {**headers, "content-length": length.encode()}
+            assert client.post("/v1/chat/completions", content=b"{}", headers=wrong).status_code == 413
+
+
+def test_a_server_without_keys_answers_to_no_other_host_name(client):
+    assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_requests_have_ids(client):
+    given = client.get("/healthz", headers={"x-request-id": "mine-1"})
+    assert given.headers["x-request-id"] == "mine-1"
+    assert len(client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 32
