@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _Messages = Sequence[Mapping[str, str]]
 
 _PROBE = "manytune"  # an answer whose end can be found in what a chat template makes of it
+_ASKED = [{"role": "user", "content": _PROBE}]
 _THOUGHT = "thoughts of it"
 _THINK = ("<think>", "</think>")
 _NO_CHAT = "turn chat off (in a recipe, data.chat: false)"
@@ -124,10 +125,10 @@ class ChatTemplate:
             )
         return body + self.answers.closing
 
-    def _around_reasoning(self, probe: _Messages) -> tuple[str, str] | None:
+    def _around_reasoning(self) -> tuple[str, str] | None:
         """What the template puts before and after reasoning; None if it has none."""
         try:
-            answer = self.answered(probe, _PROBE, reasoning_content=_THOUGHT)
+            answer = self.answered(_ASKED, _PROBE, reasoning_content=_THOUGHT)
         except TemplateError:  # such as that of an empty block in the prompt, where reasoning is turned off
             answer = ""
         before, found, after = answer.partition(_THOUGHT)
@@ -135,7 +136,7 @@ class ChatTemplate:
             return before, after.partition(_PROBE)[0]
         if _THINK[1] not in self._text:
             return None
-        return ("" if self.prompt(probe).rstrip().endswith(_THINK[0]) else _THINK[0]), _THINK[1]
+        return ("" if self.prompt(_ASKED).rstrip().endswith(_THINK[0]) else _THINK[0]), _THINK[1]
 
     def _apply(self, messages: _Messages, *, generation_prompt: bool) -> str:
         try:
@@ -151,6 +152,15 @@ class ChatTemplate:
             raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
         assert isinstance(text, str)
         return text
+
+
+def _ending(suffix: str, special_tokens: Collection[str], eos: str | None) -> tuple[str, str | None]:
+    """What stands between an answer and the token that ends it, and that token.
+
+    A template without an end token, such as Alpaca's, gets the tokenizer's: generation must stop.
+    """
+    places = {suffix.index(token): token for token in special_tokens if token in suffix}
+    return (suffix[: min(places)], places[min(places)]) if places else ("", eos)
 
 
 def uses_date(tokenizer: PreTrainedTokenizerBase) -> bool:

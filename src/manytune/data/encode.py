@@ -291,7 +291,11 @@ def _encoded(example: Example, prompt: tuple[int, ...], completion: tuple[int, .
 
 
 def _messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
-    return [{"role": segment.role, "content": segment.text} for segment in segments]
+    return [
+        {"role": segment.role, "content": segment.text}
+        | ({} if segment.reasoning is None else {"reasoning_content": segment.reasoning})
+        for segment in segments
+    ]
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

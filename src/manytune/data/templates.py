@@ -28,10 +28,17 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Segment:
-    """One message of a prompt."""
+    """One message of a prompt.
+
+    Args:
+        role: Whose it is.
+        text: What it says.
+        reasoning: What the model wrote before an answer of its own; for chat templates that take it.
+    """
 
     role: Role
     text: str
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True)
