@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from manytune.data.answer_format import AnswerFormat
+from manytune.data.chat_template import end_token_of
 from manytune.data.encode import Encoder
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError, TemplateError
@@ -172,6 +173,21 @@ def test_a_template_that_is_refused_names_the_key_that_turns_it_off(make_tokeniz
     with pytest.raises(TemplateError, match=r"data\.chat: false"):
         Encoder(make_tokenizer(chat_template=different), max_length=None)
     assert Encoder(make_tokenizer(chat_template=different), max_length=None, chat=False).mode == "plain"
+
+
+def test_the_end_token_of_a_template_that_is_refused_is_known(make_tokenizer: MakeTokenizer) -> None:
+    different = PLAIN.replace("assistant\n{% endif", "answer:{% endif")
+    special = ("</s>", "<|im_end|>")
+    assert end_token_of(make_tokenizer(chat_template=different), special) == "<|im_end|>"
+    assert end_token_of(make_tokenizer(chat_template=PLAIN), special) == "<|im_end|>"
+    assert end_token_of(make_tokenizer(chat_template="{{ raise_exception('no') }}"), special) is None
+    assert end_token_of(make_tokenizer(), special) is None
+
+
+def test_reasoning_of_earlier_turns_reaches_a_template_that_takes_it(make_tokenizer: MakeTokenizer) -> None:
+    encoder = Encoder(make_tokenizer(chat_template=GLM), max_length=None)
+    segments = [Segment("user", "a"), Segment("assistant", "b", reasoning="so"), Segment("user", "c")]
+    assert "<think>so</think>\nb" in encoder.text(encoder.prompt_ids(segments))
 
 
 # The date

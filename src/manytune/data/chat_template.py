@@ -65,19 +65,15 @@ class ChatTemplate:
         self._options = dict(options)
         self.uses_date = uses_date(tokenizer)
         self._text = _with_date(text, now) if self.uses_date and now is not None else text
-        probe = [{"role": "user", "content": _PROBE}]
-        opening, found, self.suffix = self.answered(probe, _PROBE).rpartition(_PROBE)
+        opening, found, self.suffix = self.answered(_ASKED, _PROBE).rpartition(_PROBE)
         if not found:
             raise TemplateError(
                 f"the tokenizer's chat template leaves out the assistant's answer; {_NO_CHAT}"
             )
-        places = {self.suffix.index(token): token for token in special_tokens if token in self.suffix}
-        # A template without an end token, such as Alpaca's, gets the tokenizer's: generation must stop.
-        end = places[min(places)] if places else eos
+        closing, end = _ending(self.suffix, special_tokens, eos)
         if end is None:
             raise DataError(no_end_token(tokenizer))
-        closing = self.suffix[: min(places)] if places else ""
-        self.answers = AnswerFormat(opening, closing, end, self._around_reasoning(probe))
+        self.answers = AnswerFormat(opening, closing, end, self._around_reasoning())
 
     def prompt(self, messages: _Messages) -> str:
         """Return the messages' text and the beginning of an answer to them.
@@ -152,6 +148,21 @@ class ChatTemplate:
             raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
         assert isinstance(text, str)
         return text
+
+
+def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[str]) -> str | None:
+    """Return the token that ends an answer in a chat template, also in one that `ChatTemplate` refuses.
+
+    None if there is no template, or none of its tokens does.
+    """
+    if not tokenizer.chat_template:
+        return None
+    messages = [*_ASKED, {"role": "assistant", "content": _PROBE}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except jinja2.TemplateError:
+        return None
+    return _ending(text.rpartition(_PROBE)[2], special_tokens, None)[1]
 
 
 def _ending(suffix: str, special_tokens: Collection[str], eos: str | None) -> tuple[str, str | None]:
