@@ -1,4 +1,4 @@
-"""The C++ kernels beside torch's own operations for the same work, in one run.
+"""The C++ kernels compared with torch's own operations for the same work, in one run.
 
     python benchmarks/cpu_kernels.py --e2e devset.csv [--rounds 15] [--rank 8]
 

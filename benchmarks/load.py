@@ -151,7 +151,7 @@ class World:
         self.answers: dict[tuple[str, str, int], Known] = {}
 
     def learn(self) -> None:
-        """Have every version answer every question with no other adapter beside it."""
+        """Have every version answer every question with no other adapter running."""
         encoder = Encoder(self.base.tokenizer, max_length=None)
         prompts = {question: encoder.prompt_ids([Segment("user", question)]) for question in QUESTIONS}
         engine = Engine(self.base.model, self.base.tokenizer, end_ids=[encoder.end_id])
@@ -230,7 +230,7 @@ class Load:
             self.server.port, "POST", "/v1/chat/completions", body, key=KEY, stop_after=stop_after
         )
         if reply.status == 429:
-            self.seen.counts["told to come again"] += 1
+            self.seen.counts["refused with 429"] += 1
             await asyncio.sleep(draw.random())
             return
         if name in ("wild", "broken"):

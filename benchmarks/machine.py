@@ -1,4 +1,4 @@
-"""How fast the machine is, and whether anything else was using it: a benchmark states both beside its figures."""
+"""How fast the machine is, and whether anything else was using it: a benchmark states both with its figures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LoadWatch:
 
 
 def gemm_gflops(size: int = 1024, *, rounds: int = 9) -> float:
-    """Speed of float32 matrix products, in 10⁹ operations a second; the median of several rounds."""
+    """Float32 matrix products in GFLOP/s; the median of several rounds."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     times = []
     for _ in range(rounds + 2):

@@ -1,4 +1,4 @@
-"""What a merge and an unmerge leave of the base's weights, beside HF PEFT.
+"""What a merge and an unmerge leave of the base's weights, compared with HF PEFT.
 
     python benchmarks/merge_exactness.py [--cycles 100]
 

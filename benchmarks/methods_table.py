@@ -257,7 +257,7 @@ def table(records: list[Record]) -> str:
         f"answers of at most {LONGEST_ANSWER} tokens. CPU, float32 matrix products at {min(speeds):.0f} to "
         f"{max(speeds):.0f} GFLOP/s; other processes used at most {busy:.2f} cores on average.",
         "",
-        "¹ with padded batches, where each prompt reads the paper anew; the others share it between its three prompts.",
+        "¹ with padded batches, where the paper is read for each prompt; the others share it between three prompts.",
     ]
     return "\n".join(lines)
 

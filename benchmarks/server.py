@@ -1,4 +1,4 @@
-"""32 requests at once over 1, 8 and 32 adapters: manytune's server, beside the engine itself and beside other servers.
+"""32 requests at once over 1, 8 and 32 adapters: manytune's server, the engine itself, and other servers.
 
     python benchmarks/server.py [--rounds N] [--only NAME ...] [--vllm COMMAND]
 

@@ -1,4 +1,4 @@
-"""Switching, loading and keeping many adapters on SmolLM2-135M-Instruct, beside HF PEFT where it can do the same.
+"""Switching, loading and keeping many adapters on SmolLM2-135M-Instruct, and with HF PEFT where it can do the same.
 
     python benchmarks/switching.py [--part switch|attach|load|memory|scale|exact]... [--store DIR]
 
@@ -76,7 +76,7 @@ def interleaved(work: dict[str, Callable[[], object]], seconds: float = 12) -> d
 
 
 def switch(base: Base, folder: Path, store: Path) -> None:
-    """A merged and a slotted switch at 1 and at 1,001 adapters, beside one copy of the targeted weights."""
+    """A merged and a slotted switch at 1 and at 1,001 adapters, compared with one copy of the targeted weights."""
     for targets in TARGETS:
         model = copy.deepcopy(base.model)
         path, other = copies(folder, base, 2, targets)

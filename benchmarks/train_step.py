@@ -1,4 +1,4 @@
-"""One training step and one attachment, beside HF PEFT's, in one run.
+"""One training step and one attachment, compared with HF PEFT's, in one run.
 
     python benchmarks/train_step.py [--rounds 5] [--batch-size 8] [--json FILE]
 

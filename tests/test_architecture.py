@@ -8,6 +8,9 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "manytune"
 FILES = sorted(SRC.rglob("*.py"))
+TESTS = Path(__file__).parent
+# Tests of several rooms together, of processes that are killed, and the slow twins: no one source is theirs.
+ACROSS_ROOMS = {"integration", "faults", "reference"}
 
 # What each package may import besides itself and `errors`. A package that isn't here was added without
 # deciding where it stands.
@@ -174,3 +177,34 @@ def test_cluster_is_imported_only_when_asked_for(path: Path) -> None:
         ast.parse(path.read_text()), importer, is_package=is_package, inside_functions=False
     )
     assert package_of(importer) == "cluster" or "cluster" not in {package_of(name) for name, _ in at_import}
+
+
+def is_named_after_a_source(test: Path) -> bool:
+    """Whether `tests/room/test_NAME.py` or `test_NAME_aspect.py` has a file or a folder `src/manytune/room/NAME`."""
+    room = SRC / test.relative_to(TESTS).parent
+    sources = [path.stem for path in room.glob("*") if path.is_dir() or path.suffix == ".py"]
+    subject = test.stem.removeprefix("test_")
+    return any(subject == name or subject.startswith(f"{name}_") for name in sources)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test
+        for test in sorted(TESTS.glob("*/**/test_*.py"))
+        if test.relative_to(TESTS).parts[0] not in ACROSS_ROOMS
+    ],
+    ids=lambda test: str(test.relative_to(TESTS)),
+)
+def test_a_test_file_carries_the_name_of_the_source_that_it_covers(test: Path) -> None:
+    assert is_named_after_a_source(test), (
+        "no source of this name in the mirrored folder: rename it, or move it to tests/integration"
+    )
+
+
+def test_a_test_file_named_after_nothing_is_seen() -> None:
+    assert is_named_after_a_source(TESTS / "data" / "test_readers.py")
+    assert is_named_after_a_source(TESTS / "data" / "test_readers_of_large_files.py")
+    assert is_named_after_a_source(TESTS / "training" / "test_loop_resumed.py")  # a folder
+    assert not is_named_after_a_source(TESTS / "data" / "test_reading.py")
+    assert not is_named_after_a_source(TESTS / "readers" / "test_readers.py")

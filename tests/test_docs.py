@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -124,25 +122,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     config = load_config(str(tmp_path / "mkdocs.yml"), strict=True)
     mkdocs.build(config)
     assert (tmp_path / "site" / "index.html").stat().st_size > 1000
-
-
-def test_the_method_that_the_page_adds_works_when_it_is_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.store.tiny import tiny_model
-
-    from manytune.methods import registry
-    from manytune.methods.registry import Method, peft_config_from
-
-    source, line = blocks(ROOT / "docs" / "add-a-method.md", "python")
-    names: dict[str, Any] = {"__name__": "pasted", "Method": Method}
-    monkeypatch.setitem(sys.modules, "pasted", types.ModuleType("pasted"))
-    exec(compile(source, "add-a-method.md", "exec"), names)
-    method = eval(line, names)
-    monkeypatch.setattr(registry, "_METHODS", registry.methods())
-    registry.register(method)
-    config = peft_config_from("shift", target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = manytune.get_peft_model(tiny_model(), config)
-    # Two layers of two projections, 16 numbers each.
-    assert model.get_nb_trainable_parameters()[0] == 2 * 2 * 16
 
 
 def test_the_readmes_python_example_runs(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tests.word_base import word_tokenizer
+from transformers import BertConfig, BertModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED_WITH = ["accelerate_loop.py", "bare_loop.py", "hf_trainer.py", "seq2seq_trainer.py"]
@@ -67,12 +67,9 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_bert(tmp_path: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *"abcdefgh"]
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     target = tmp_path / "bert"
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        target
-    )
+    tokenizer = word_tokenizer(words, unknown="[UNK]", pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(target)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words),
@@ -99,7 +96,7 @@ def test_reviews_are_split_without_parting_neighbours_or_repeating_a_text(
     assert all(snippet.positive == ("good" in snippet.text) for part in parts for snippet in part)
 
 
-def test_reviews_are_told_apart_by_both_ways_of_training(archive: Path, small_bert: Path) -> None:
+def test_both_ways_of_training_learn_to_classify_reviews(archive: Path, small_bert: Path) -> None:
     ran = subprocess.run(
         [
             sys.executable,

@@ -62,7 +62,7 @@ def test_adapters_are_added_under_the_names_of_their_runs_and_listed(filled: Ada
         assert expected in listed
     found = json.loads(done("list", "--json"))
     assert [one["names"] for one in found] == [["questions"], ["summaries"]]
-    assert found[1]["id"] == filled.resolve("summaries")
+    assert found[1]["digest"] == filled.resolve("summaries")
     assert found[1]["scores"] == {"validation_loss": 1.0}
     assert json.loads(done("list", "--tag", "production", "--json"))[0]["names"] == ["summaries"]
     done("untag", "summaries", "production")

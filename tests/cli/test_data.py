@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tests.word_base import word_tokenizer
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -47,12 +46,9 @@ def lines(result: Any) -> list[str]:
 def base(folder: Path) -> str:
     """A directory with a tokenizer of one token a word, and the configuration that makes it a base."""
     words = ["<unk>", "<user>", "<end>", "Summarize:", "text", "short", *map(str, range(30))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    word_tokenizer(
+        words,
+        unknown="<unk>",
         unk_token="<unk>",
         eos_token="<end>",
         additional_special_tokens=["<user>"],
@@ -300,7 +296,7 @@ def test_split_keeps_rows_with_one_prompt_together() -> None:
     assert data("check", "parts/train.jsonl", "parts/validation.jsonl", *PROMPT).exit_code == 0
 
 
-def test_split_refuses_broken_rows_unless_told_to_skip_and_list_them() -> None:
+def test_split_refuses_broken_rows_unless_asked_to_skip_and_list_them() -> None:
     write("all.jsonl", *map(row, range(10)), "{", row(12, summary=""))
     refused = data("split", "all.jsonl", *PROMPT)
     assert refused.exit_code == 1

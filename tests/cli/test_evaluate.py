@@ -9,8 +9,7 @@ import pytest
 import torch
 from click.testing import Result
 from tests.reference.one_at_a_time import beam_search, greedy, negative_log_likelihood
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.word_base import save_word_base
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -48,21 +47,7 @@ def rows(*pairs: tuple[str, str]) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base, rows, and two runs: one that learned every opposite, one that learned little."""
     folder = tmp_path_factory.mktemp("trained")
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>").save_pretrained(
-        folder / "base"
-    )
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "initializer_range": 0.2,
-    }
-    config = LlamaConfig(vocab_size=len(WORDS), **sizes, bos_token_id=None, eos_token_id=1, pad_token_id=0)
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    save_word_base(folder / "base", WORDS)
     flipped = [(b, a) for a, b in PAIRS]
     (folder / "train.jsonl").write_text(rows(*PAIRS, *flipped))
     (folder / "test.jsonl").write_text(rows(*PAIRS, *flipped))
@@ -190,7 +175,7 @@ def test_a_limited_evaluation_asks_the_first_prompts_and_leaves_the_manifest_alo
     assert (folder / "runs/good/adapter/manifest.json").read_text() == before
 
 
-def test_an_adapter_that_stands_alone_is_scored_on_rows_that_are_named(folder: Path) -> None:
+def test_an_adapter_without_a_run_is_scored_on_rows_that_are_named(folder: Path) -> None:
     shutil.move("runs/good/adapter", "opposites")
     (folder / "other.jsonl").write_text(rows(("hot", "cold"), ("hot", "small")))
     found = evaluated("opposites", "--data", "other.jsonl", "--metrics", "exact_match")
@@ -256,7 +241,7 @@ def test_fields_go_through_the_adapters_own_template_and_one_answer_is_bare_text
     assert (result.exit_code, result.stdout) == (0, "dry\n")
 
 
-def test_a_prompt_is_the_users_message_as_it_stands(folder: Path) -> None:
+def test_a_prompt_is_the_users_message_unchanged(folder: Path) -> None:
     result = manytune("generate", "Opposite of new :", "--adapter", "runs/good/adapter")
     assert (result.exit_code, result.stdout) == (0, "old\n")
 

@@ -108,7 +108,7 @@ def test_a_dry_run_refuses_options_of_a_real_one(recipe: Path) -> None:
     assert "--dry-run" in result.stderr
 
 
-def test_train_refuses_to_overwrite_and_does_so_when_told(recipe: Path) -> None:
+def test_train_refuses_to_overwrite_and_does_so_when_asked(recipe: Path) -> None:
     assert manytune("train", recipe).exit_code == 0
     again = manytune("train", recipe)
     assert again.exit_code == 1

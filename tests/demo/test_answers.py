@@ -1,4 +1,4 @@
-"""Answering against the clock, with systems that take as long as they are told."""
+"""Answering against the clock, with systems that take a given time."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -99,8 +99,8 @@ def test_all_papers_are_answered_if_there_is_time_and_no_more() -> None:
     assert max(systems[0].batches) == 3 * MOST_PAPERS
 
 
-def test_progress_is_told_before_each_system_begins() -> None:
-    told: list[tuple[str, int, int]] = []
+def test_progress_is_reported_before_each_system_begins() -> None:
+    reported: list[tuple[str, int, int]] = []
     clock = Clock()
     systems = {name: System(name, clock, 1.0) for name in ("base", "LoRA")}
     answer_until(
@@ -108,11 +108,11 @@ def test_progress_is_told_before_each_system_begins() -> None:
         systems,
         seconds=1e9,
         least=4,
-        progress=lambda name, first, last: told.append((name, first, last)),
+        progress=lambda name, first, last: reported.append((name, first, last)),
         clock=clock,
     )
-    assert [name for name, _, _ in told] == ["base", "LoRA"] * (len(told) // 2)
-    spans = [(first, last) for name, first, last in told if name == "base"]
+    assert [name for name, _, _ in reported] == ["base", "LoRA"] * (len(reported) // 2)
+    spans = [(first, last) for name, first, last in reported if name == "base"]
     assert spans[0][0] == 1
     assert spans[-1][1] == 12
     assert all(before[1] + 1 == after[0] for before, after in pairwise(spans))

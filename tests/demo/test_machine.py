@@ -9,7 +9,7 @@ from manytune.demo import machine
 from manytune.demo.machine import measure
 
 
-def test_it_measures_for_about_as_long_as_it_is_told() -> None:
+def test_it_measures_for_about_as_long_as_it_is_asked_to() -> None:
     started = time.perf_counter()
     found = measure(seconds=0.2, device="cpu")
     assert 0.2 <= time.perf_counter() - started < 5

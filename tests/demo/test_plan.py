@@ -90,7 +90,7 @@ def test_at_100_gflops_the_test_set_is_large_enough_for_an_interval() -> None:
     assert plan.answers.units >= 15
 
 
-def test_a_machine_too_slow_for_the_budget_is_told_so() -> None:
+def test_a_machine_too_slow_for_the_budget_gets_a_warning() -> None:
     assert not make_plan(DEMO, Speed.expected(3), 8 * 60).fits
 
 

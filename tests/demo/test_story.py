@@ -12,7 +12,6 @@ from rich.console import Console
 from tests.store.tiny import LETTERS, save_tiny_base
 from typer.testing import CliRunner
 
-from manytune.cli.demo import _command_lines
 from manytune.cli.main import build_app
 from manytune.demo import aclsum, plan, recipes, story, systems
 from manytune.demo.machine import Machine
@@ -62,15 +61,17 @@ def invented_papers(directory: Path) -> Path:
     return directory
 
 
-def tell(directory: Path, minutes: float | None = 5.0) -> tuple[story.Finished, str]:
+def run_demo(directory: Path, minutes: float | None = 5.0) -> tuple[story.Finished, str]:
     out = StringIO()
     console = Console(file=out, width=60)
-    return story.tell(directory, minutes=minutes, console=console, started=time.monotonic()), out.getvalue()
+    return story.run_demo(
+        directory, minutes=minutes, console=console, started=time.monotonic()
+    ), out.getvalue()
 
 
 @pytest.mark.usefixtures("tiny")
 def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> None:
-    finished, told = tell(tmp_path / "demo")
+    finished, printed = run_demo(tmp_path / "demo")
     assert "<html" in finished.report.read_text()
     evaluation = read_evaluation(finished.results)
     assert evaluation == finished.evaluation
@@ -82,8 +83,8 @@ def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> Non
         result.curves.training and len(result.curves.validation) == 3 for result in evaluation.results[1:]
     )
     for heading in ("1. This machine", "2. LoRA", "3. Full fine-tuning", "4. The same test papers"):
-        assert heading in told
-    assert max(map(len, told.splitlines())) <= 60
+        assert heading in printed
+    assert max(map(len, printed.splitlines())) <= 60
     (probe,) = evaluation.forgetting  # there was time for that, too
     assert [result.name for result in probe.evaluation.results] == ["base", "LoRA", "full"]
     assert {found.system for found in evaluation.shares} == {"LoRA", "full"}
@@ -91,7 +92,7 @@ def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("tiny")
 def test_the_adapter_is_one_like_any_other_and_its_recipe_can_be_run_again(tmp_path: Path) -> None:
-    finished, _ = tell(tmp_path / "demo")
+    finished, _ = run_demo(tmp_path / "demo")
     scores = {score.metric: score.value for score in finished.evaluation.result("LoRA").scores}
     manifest = open_adapter(finished.lora.adapter).manifest
     assert manifest is not None
@@ -109,26 +110,26 @@ def test_the_adapter_is_one_like_any_other_and_its_recipe_can_be_run_again(tmp_p
 
 @pytest.mark.usefixtures("tiny")
 def test_the_base_answers_as_if_nothing_had_been_trained(tmp_path: Path) -> None:
-    finished, _ = tell(tmp_path / "demo")
+    finished, _ = run_demo(tmp_path / "demo")
     respond = systems.load_systems(finished.lora, finished.lora, device="cpu")
     questions = story.read_questions(tmp_path / "demo")[:6]
     before = respond["base"](questions)
     assert respond["LoRA"](questions) == respond["full"](
         questions
-    )  # the same adapter, merged and beside the base
+    )  # the same adapter, merged and as a layer of its own
     assert respond["base"](questions) == before
     assert tuple(before) == finished.evaluation.result("base").answers[:6]
 
 
 @pytest.mark.usefixtures("tiny")
 def test_a_second_demo_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
-    tell(tmp_path / "demo")
-    finished, _ = tell(tmp_path / "demo", minutes=None)
+    run_demo(tmp_path / "demo")
+    finished, _ = run_demo(tmp_path / "demo", minutes=None)
     assert finished.lora.training.steps == 5
     (tmp_path / "mine" / "lora").mkdir(parents=True)
     (tmp_path / "mine" / "lora" / "thesis.txt").write_text("precious")
     with pytest.raises(RunError, match="isn't empty and holds no run"):
-        tell(tmp_path / "mine")
+        run_demo(tmp_path / "mine")
     assert (tmp_path / "mine" / "lora" / "thesis.txt").read_text() == "precious"
 
 
@@ -156,14 +157,3 @@ def test_with_json_stdout_is_json_alone(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert [system["name"] for system in found["results"]] == ["base", "LoRA", "full"]
     assert found["items"] == 21
-
-
-def test_a_long_command_is_broken_so_that_a_shell_takes_it_as_one() -> None:
-    words = ["manytune", "generate", "--adapter", "runs/demo/lora", "--file", "my rows/unseen.jsonl"]
-    lines = _command_lines(words, width=40)
-    assert lines == [
-        "  manytune generate --adapter \\",
-        "      runs/demo/lora --file \\",
-        "      'my rows/unseen.jsonl'",
-    ]
-    assert shlex.split("\n".join(lines).replace("\\\n", "")) == words

@@ -31,23 +31,25 @@ VOCABULARY = 48
 END = 1
 
 
+#: Sizes of a tiny model of Llama's kind.
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": END,
+    "pad_token_id": 0,
+}
+
+
 def llama(*, spread=0.2):
-    """Two layers; weights of a size (`spread`) that gives varied answers without blowing up rounding errors."""
+    """Two layers; weights of a size (`spread`) that gives varied answers without amplifying rounding errors."""
     torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=spread,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**LLAMA, initializer_range=spread)).eval()
 
 
 def gpt2(*, spread=0.2):

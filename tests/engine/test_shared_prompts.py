@@ -1,8 +1,9 @@
-"""Prompts that begin alike: the answers are those of one prompt at a time, and less is read."""
+"""Prompts with common prefixes: the answers are those of one prompt at a time, and less is computed."""
 
 import pytest
 import torch
-from tests.engine.systems import END, VOCABULARY, gpt2, llama, with_lora
+from tests.engine.adapters import LLAMA
+from tests.engine.systems import END, gpt2, llama, with_lora
 from tests.reference.one_at_a_time import greedy
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -20,9 +21,9 @@ ASKED = [(*document, *question) for document in DOCUMENTS for question in QUESTI
 CASES = {
     "questions on documents": ASKED,
     "interleaved": [ASKED[place] for place in (0, 3, 6, 1, 4, 7, 2, 5, 8)],
-    "a prompt that is another's beginning": [*ASKED, DOCUMENTS[0]],
+    "a prompt that is another's prefix": [*ASKED, DOCUMENTS[0]],
     "the same prompt several times": [ASKED[0]] * 3 + [ASKED[4]] * 2,
-    "one that begins like no other": [*ASKED, (46, 47, 46, 47, 46)],
+    "one without a common prefix": [*ASKED, (46, 47, 46, 47, 46)],
 }
 MODELS = {
     "llama": llama,
@@ -71,20 +72,7 @@ def test_prompts_that_share_little_are_read_as_they_are():
 
 def test_a_sliding_window_is_read_as_it_is(tokenizer):
     torch.manual_seed(6)
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        sliding_window=6,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
+    config = MistralConfig(**LLAMA, sliding_window=6, initializer_range=0.5)
     model = MistralForCausalLM(config).eval()
     assert prefill_shared(model, ASKED, pad_id=0) is None
 

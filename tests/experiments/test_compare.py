@@ -7,23 +7,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.experiments.tiny_experiment import Told, content, experiment
+from tests.experiments.tiny_experiment import Reported, content, experiment
 from tests.training.tiny_run import write_rows
 
 from manytune.errors import RunError
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import Evaluation, read_evaluation
-from manytune.experiments import workspace as benches
+from manytune.experiments import workspace as workspaces
 from manytune.experiments.compare import compare
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.recipe import Experiment, experiment_from, load_experiment
 from manytune.experiments.runner import InTurn
-from manytune.experiments.workspace import open_bench
+from manytune.experiments.workspace import open_workspace
 
 
-def run(wanted: Experiment) -> tuple[Evaluation, Told]:
-    told = Told()
-    return compare(open_bench(wanted, told), InTurn()), told
+def run(wanted: Experiment) -> tuple[Evaluation, Reported]:
+    reported = Reported()
+    return compare(open_workspace(wanted, reported), InTurn()), reported
 
 
 HERE = Path(".")
@@ -48,7 +48,7 @@ def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_comparison_has_the_base_and_every_system_with_scores_costs_shares_and_forgetting(tmp_path):
     wanted = experiment(tmp_path, seeds=[0, 1])
-    evaluation, told = run(wanted)
+    evaluation, reported = run(wanted)
     assert [result.name for result in evaluation.results] == ["base", "full", "LoRA"]
     assert [(found.system, found.baseline) for found in evaluation.comparisons[:3]] == [
         ("full", "base"),
@@ -66,12 +66,12 @@ def test_a_comparison_has_the_base_and_every_system_with_scores_costs_shares_and
     assert {found.reference for found in evaluation.shares} == {"full"}
     (probe,) = evaluation.forgetting
     assert [result.name for result in probe.evaluation.results] == ["base", "full", "LoRA"]
-    # Two rates are tried for full, one of which goes on as the first seed; LoRA's is given.
-    assert sorted(told.trained()) == sorted(
+    # Two rates are tried for full, one of which is the first seed's; LoRA's is given.
+    assert sorted(reported.trained()) == sorted(
         [
             "full/lr-0.003-seed-0",
             "full/lr-0.03-seed-0",
-            next(name for name in told.trained() if name.startswith("full") and name.endswith("seed-1")),
+            next(name for name in reported.trained() if name.startswith("full") and name.endswith("seed-1")),
             "LoRA/lr-0.03-seed-0",
             "LoRA/lr-0.03-seed-1",
         ]
@@ -95,16 +95,16 @@ def test_the_learning_rate_is_the_one_with_the_lowest_validation_loss(tmp_path):
     assert not (wanted.directory / "trials/LoRA/lr-1e-05-seed-0/adapter").exists()
     assert (wanted.directory / "trials/LoRA/lr-0.03-seed-0/adapter").is_dir()
     # If it is wanted after all, it is trained again, and only it.
-    _, told = run(experiment(tmp_path, systems={"LoRA": {"learning_rates": [1e-5]}}))
-    assert told.trained() == ["LoRA/lr-1e-05-seed-0"]
+    _, reported = run(experiment(tmp_path, systems={"LoRA": {"learning_rates": [1e-5]}}))
+    assert reported.trained() == ["LoRA/lr-1e-05-seed-0"]
 
 
 def test_started_again_nothing_is_trained_or_asked_and_the_result_is_the_same(finished):
-    first, told = run(experiment(HERE))
+    first, reported = run(experiment(HERE))
     again, _ = run(experiment(HERE))
     assert again == first
-    assert told.trained() == [] and told.steps == 0
-    assert not any(line.startswith("asking") for line in told.lines)
+    assert reported.trained() == [] and reported.steps == 0
+    assert not any(line.startswith("asking") for line in reported.lines)
 
 
 def test_a_killed_comparison_goes_on_where_it_was_and_finds_the_same(tmp_path, monkeypatch):
@@ -115,21 +115,21 @@ def test_a_killed_comparison_goes_on_where_it_was_and_finds_the_same(tmp_path, m
 
     wanted = experiment(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        patch.setattr(benches, "write_record", killed)  # the base has answered, and nobody wrote it down
+        patch.setattr(workspaces, "write_record", killed)  # the base has answered, and nobody wrote it down
         with pytest.raises(KeyboardInterrupt):
             run(wanted)
     for after in (1, 5, 9, 4):  # in the middle of a training, whichever comes
-        told = Told()
+        reported = Reported()
         stops = after
 
-        def stopping(report, told=told, stops=stops):
-            told.steps += 1
-            if told.steps == stops:
+        def stopping(report, reported=reported, stops=stops):
+            reported.steps += 1
+            if reported.steps == stops:
                 raise KeyboardInterrupt
 
-        told.training = stopping
+        reported.training = stopping
         with pytest.raises(KeyboardInterrupt):
-            compare(open_bench(wanted, told), InTurn())
+            compare(open_workspace(wanted, reported), InTurn())
     again, _ = run(wanted)
     for one, other in zip(whole.results, again.results, strict=True):
         assert one.answers == other.answers
@@ -141,14 +141,14 @@ def test_a_system_added_later_is_all_that_is_trained(finished):
     systems = content(HERE)["compare"]["systems"] | {
         "IA3": {"method": {"name": "ia3"}, "learning_rates": [0.03]}
     }
-    evaluation, told = run(experiment(HERE, systems=systems))
-    assert told.trained() == ["IA3/lr-0.03-seed-0"]
+    evaluation, reported = run(experiment(HERE, systems=systems))
+    assert reported.trained() == ["IA3/lr-0.03-seed-0"]
     assert [result.name for result in evaluation.results] == ["base", "full", "LoRA", "IA3"]
 
 
 def test_other_questions_are_asked_without_training_again(finished):
-    evaluation, told = run(experiment(HERE, limit=3))
-    assert told.trained() == []
+    evaluation, reported = run(experiment(HERE, limit=3))
+    assert reported.trained() == []
     assert len(evaluation.items) == 3
 
 
@@ -180,10 +180,10 @@ def test_a_rate_that_diverges_loses_and_is_not_tried_again(tmp_path):
     wanted = experiment(
         tmp_path, systems={"full": {"method": {"name": "full"}, "learning_rates": [0.01, 1e30]}}
     )
-    evaluation, told = run(wanted)
+    evaluation, reported = run(wanted)
     assert "1e+30 (diverged)" in evaluation.result("full").provenance["Learning rate"]
-    _, told = run(dataclasses.replace(wanted))
-    assert told.trained() == []
+    _, reported = run(dataclasses.replace(wanted))
+    assert reported.trained() == []
     hopeless = experiment(
         tmp_path, systems={"full": {"method": {"name": "full"}, "learning_rates": [1e30, 1e31]}}
     )
@@ -193,19 +193,19 @@ def test_a_rate_that_diverges_loses_and_is_not_tried_again(tmp_path):
 
 def test_with_a_budget_in_seconds_steps_follow_from_a_timed_training(tmp_path):
     wanted = experiment(tmp_path, seconds=0.001, systems={"LoRA": {"learning_rates": [0.03]}})
-    evaluation, told = run(wanted)
-    assert told.trained()[0] == "LoRA/lr-0.03-seed-0-timing"
+    evaluation, reported = run(wanted)
+    assert reported.trained()[0] == "LoRA/lr-0.03-seed-0-timing"
     record = read_record(wanted.directory / "records/LoRA/lr-0.03-seed-0.json")
     assert record.steps == 1  # not the recipe's 6
-    again, told = run(wanted)
-    assert told.trained() == [] and again.results == evaluation.results
+    again, reported = run(wanted)
+    assert reported.trained() == [] and again.results == evaluation.results
 
 
 def test_a_shorter_search_is_not_the_final_training(tmp_path):
     systems = {"LoRA": {"learning_rates": [0.003, 0.03]}}
-    _, told = run(experiment(tmp_path, search_steps=2, systems=systems))
-    assert len(told.trained()) == 3
-    assert told.trained()[0] == "LoRA/lr-0.003-seed-0-search"
+    _, reported = run(experiment(tmp_path, search_steps=2, systems=systems))
+    assert len(reported.trained()) == 3
+    assert reported.trained()[0] == "LoRA/lr-0.003-seed-0-search"
 
 
 def test_the_outputs_are_a_page_markdown_a_table_and_json(finished):
@@ -249,7 +249,7 @@ def tasks_content(directory: Path) -> dict:
     return found
 
 
-def test_one_adapter_for_all_tasks_beside_one_for_each_and_beside_rehearsal(tmp_path):
+def test_one_adapter_for_all_tasks_one_for_each_and_rehearsal_are_compared(tmp_path):
     wanted = experiment_from(tasks_content(tmp_path))
     evaluation, _ = run(wanted)
     assert set(evaluation.result("one each").task_scores) == {"a", "b"}

@@ -4,11 +4,13 @@ import sys
 import types
 
 import pytest
-from tests.experiments.tiny_experiment import Told, experiment
+from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import RunError
 from manytune.experiments.ray_runner import OnRay
-from manytune.experiments.workspace import open_bench
+from manytune.experiments.trials import Phase
+from manytune.experiments.worker import Outcome
+from manytune.experiments.workspace import open_workspace
 
 
 class Ray(types.ModuleType):
@@ -39,17 +41,17 @@ class Ray(types.ModuleType):
     def remote(self, **_: object):
         return lambda function: types.SimpleNamespace(remote=function)
 
-    def get(self, messages):
+    def get(self, outcomes):
         if self.dies:
             raise self.exceptions.RayError("killed for its memory.")
-        return messages
+        return outcomes
 
 
-def run(tmp_path, monkeypatch, ray, failed=None):
+def run(tmp_path, monkeypatch, ray, error=None):
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr("manytune.experiments.ray_runner._work", lambda path, directory: failed)
-    bench = open_bench(experiment(tmp_path), Told())
-    OnRay(2).run(bench, "finish", [bench.variants.trial("LoRA", rate=0.03, seed=0, steps=2)])
+    monkeypatch.setattr("manytune.experiments.ray_runner._work", lambda path, directory: Outcome(error))
+    workspace = open_workspace(experiment(tmp_path), Reported())
+    OnRay(2).run(workspace, Phase.FINISH, [workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=2)])
 
 
 def test_a_start_that_fails_is_tried_once_more_and_ray_is_ended_again(tmp_path, monkeypatch):
@@ -65,16 +67,16 @@ def test_a_ray_that_runs_already_is_used_and_left_running(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("ray", "failed", "message"),
+    ("ray", "failure", "message"),
     [
         (Ray(failing_starts=9), None, "Ray could not be started, or not be reached: Timed out"),
         (Ray(dies=True), None, "A Ray worker ended before its work: killed for its memory."),
         (Ray(), "step 3: the loss is nan.", "2 of 2 Ray workers failed: step 3: the loss is nan."),
     ],
 )
-def test_what_goes_wrong_is_said_and_what_is_done_is_kept(tmp_path, monkeypatch, ray, failed, message):
+def test_what_goes_wrong_is_said_and_what_is_done_is_kept(tmp_path, monkeypatch, ray, failure, message):
     with pytest.raises(RunError) as error:
-        run(tmp_path, monkeypatch, ray, failed)
+        run(tmp_path, monkeypatch, ray, failure)
     assert str(error.value).startswith(message)
-    assert str(error.value).endswith("the same command goes on from there.")
+    assert str(error.value).endswith("the same command continues from there.")
     assert not ray.running

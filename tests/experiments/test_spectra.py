@@ -1,8 +1,8 @@
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from manytune.experiments.spectra import directions_holding, effective_rank, singular_values, spectrum_of
+from manytune.methods.tuners.terms import Terms, Update
 
 
 def factors(values, inside=12, outside=9, rank=4):
@@ -43,20 +43,16 @@ def test_directions_hold_their_share_of_the_squares():
     assert directions_holding(torch.zeros(3), 0.9) == 0
 
 
-def test_an_adapters_spectrum_is_the_mean_over_its_matrices(tmp_path):
+def test_an_adapters_spectrum_is_the_mean_over_its_updates():
     equal, single = factors([1.0, 1.0, 1.0, 1.0]), factors([1.0, 0.0, 0.0, 0.0])
-    tensors = {}
-    for module, (a, b) in (("q_proj", equal), ("v_proj", single)):
-        prefix = f"base_model.model.layers.0.{module}"
-        tensors[f"{prefix}.lora_A.weight"] = a.contiguous()
-        tensors[f"{prefix}.lora_B.weight"] = b.contiguous()
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    found = spectrum_of(tmp_path)
+    updates = {"layers.0.q_proj": Update(*equal, scaling=2.0), "layers.0.v_proj": Update(*single)}
+    found = spectrum_of(Terms(updates=updates))
     assert found.effective_rank == pytest.approx(2.5)
     assert found.directions == pytest.approx(2.5)
     assert found.by_module == pytest.approx({"q_proj": 4.0, "v_proj": 1.0})
 
 
-def test_an_adapter_without_pairs_has_no_spectrum(tmp_path):
-    save_file({"prompt_embeddings": torch.zeros(2, 3)}, tmp_path / "adapter_model.safetensors")
-    assert spectrum_of(tmp_path) is None
+def test_an_adapter_without_low_rank_updates_has_no_spectrum():
+    whole = {"head": Update(None, torch.ones(3, 3))}
+    for terms in (Terms(embeddings=torch.zeros(2, 3)), Terms(updates=whole)):
+        assert spectrum_of(terms) is None

@@ -1,22 +1,22 @@
 import dataclasses
 
 import pytest
-from tests.experiments.tiny_experiment import Told, content, experiment
+from tests.experiments.tiny_experiment import Reported, content, experiment
 
 from manytune.errors import RecipeError
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import read_evaluation, write_evaluation
-from manytune.experiments import workspace as benches
+from manytune.experiments import workspace as workspaces
 from manytune.experiments.compare import compare
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
-from manytune.experiments.workspace import open_bench
+from manytune.experiments.workspace import open_workspace
 
 
 def test_a_sweep_has_a_point_a_rank_with_loss_test_and_spectrum(tmp_path):
     wanted = sweep_experiment(experiment(tmp_path, seeds=[0, 1]), [4, 1], [])
-    evaluation = sweep(open_bench(wanted, Told(), ranks=True), InTurn())
+    evaluation = sweep(open_workspace(wanted, Reported(), ranks=True), InTurn())
     found = evaluation.sweep
     assert [(point.system, point.rank) for point in found.points] == [("r=1", 1), ("r=4", 4)]
     assert [point.trainable_params for point in found.points] == [
@@ -32,7 +32,7 @@ def test_a_sweep_has_a_point_a_rank_with_loss_test_and_spectrum(tmp_path):
 
 def test_the_loss_over_groups_is_the_validation_loss_of_the_training(tmp_path):
     wanted = sweep_experiment(experiment(tmp_path), [2], [])
-    sweep(open_bench(wanted, Told(), ranks=True), InTurn())
+    sweep(open_workspace(wanted, Reported(), ranks=True), InTurn())
     record = read_record(wanted.directory / "records/r=2/lr-0.01-seed-0.json")
     assert record.validation_loss == pytest.approx(record.curves.validation[-1].loss, rel=1e-5)
 
@@ -40,16 +40,16 @@ def test_the_loss_over_groups_is_the_validation_loss_of_the_training(tmp_path):
 def test_one_base_is_loaded_for_all_ranks_and_finished_ones_are_not_trained_again(tmp_path, monkeypatch):
     loads = []
     monkeypatch.setattr(
-        benches, "load_base", lambda *a, real=benches.load_base, **k: loads.append(a) or real(*a, **k)
+        workspaces, "load_base", lambda *a, real=workspaces.load_base, **k: loads.append(a) or real(*a, **k)
     )
-    told = Told()
+    reported = Reported()
     small = sweep_experiment(experiment(tmp_path), [1, 2], [])
-    sweep(open_bench(small, told, ranks=True), InTurn())
-    assert len(told.trained()) == 2 and len(loads) == 1
-    told = Told()
+    sweep(open_workspace(small, reported, ranks=True), InTurn())
+    assert len(reported.trained()) == 2 and len(loads) == 1
+    reported = Reported()
     larger = sweep_experiment(experiment(tmp_path), [1, 2, 4], [])
-    sweep(open_bench(larger, told, ranks=True), InTurn())
-    assert told.trained() == ["r=4/lr-0.01-seed-0"]
+    sweep(open_workspace(larger, reported, ranks=True), InTurn())
+    assert reported.trained() == ["r=4/lr-0.01-seed-0"]
 
 
 def test_alpha_and_learning_rate_stay_and_targets_make_more_systems(tmp_path):
@@ -76,13 +76,13 @@ def test_a_sweep_is_for_lora_and_each_rank_once(tmp_path):
 def test_a_sweeps_records_answer_a_comparison_and_not_the_other_way_round(tmp_path):
     wanted = sweep_experiment(experiment(tmp_path), [1], [])
     trial = "r=1/lr-0.01-seed-0"
-    told = Told()
-    bench = open_bench(wanted, told)
-    compare(bench, InTurn())
-    assert bench.record(trial) is not None
-    sweeping = dataclasses.replace(bench, ranks=True)
+    reported = Reported()
+    workspace = open_workspace(wanted, reported)
+    compare(workspace, InTurn())
+    assert workspace.record(trial) is not None
+    sweeping = dataclasses.replace(workspace, ranks=True)
     assert sweeping.record(trial) is None  # it has no losses by group
     sweep(sweeping, InTurn())
-    assert told.trained() == [trial] and told.lines.count(f"asking {trial}") == 2
+    assert reported.trained() == [trial] and reported.lines.count(f"asking {trial}") == 2
     assert sweeping.record(trial).validation
-    assert bench.record(trial) == sweeping.record(trial)
+    assert workspace.record(trial) == sweeping.record(trial)

@@ -13,8 +13,8 @@ from manytune.experiments.recipe import Experiment, experiment_from
 from manytune.training.progress import Report
 
 
-class Told:
-    """Keeps what an experiment says."""
+class Reported:
+    """A reporter that keeps what it is given."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

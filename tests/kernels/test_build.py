@@ -94,7 +94,7 @@ def test_they_are_compiled_once_and_read_from_the_cache_after(compiler, tmp_path
     assert kept() == [file] and runs(tmp_path) == 1
 
 
-def test_another_compiler_processor_or_source_is_compiled_anew(compiler, tmp_path, monkeypatch):
+def test_another_compiler_processor_or_source_is_compiled_again(compiler, tmp_path, monkeypatch):
     path = compiler(compile='echo > "$output"')
     made = [build.compiled(path), build.compiled(path, PLAIN)]
     compiler(version="echo two", compile='echo > "$output"')
@@ -128,7 +128,7 @@ def test_they_can_be_switched_off(monkeypatch):
     assert kept() == []
 
 
-def test_what_a_failing_compiler_says_is_told_and_nothing_stays(compiler, tmp_path):
+def test_what_a_failing_compiler_says_is_reported_and_nothing_stays(compiler, tmp_path):
     compiler(
         compile='echo half > "$output"; echo "in file one:" >&2; '
         'echo "one.cpp:3: error: no such instruction" >&2; echo "more" >&2; exit 1'
@@ -149,7 +149,7 @@ def test_a_compiler_that_fails_without_a_word_is_named(compiler):
     assert_none(path, "exit status 7")
 
 
-def test_a_compiler_that_cannot_give_its_version_is_told_in_its_words(compiler, tmp_path):
+def test_a_compiler_that_cannot_give_its_version_is_quoted(compiler, tmp_path):
     compiler(version="echo 'error: the licence has expired' >&2; exit 1", compile="exit 1")
     note = assert_none("error: the licence has expired")
     assert note.endswith("load: error: the licence has expired)")

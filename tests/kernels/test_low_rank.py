@@ -16,7 +16,7 @@ SCALING = 0.75
 
 
 def operands(rows, width, out, rank, *, seed=0):
-    """x, A, B, the gradient of y, and what stands in y and in the gradient of x before."""
+    """x, A, B, the gradient of y, and what y and the gradient of x hold before."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((rows, width), (rank, width), (out, rank), (rows, out), (rows, out), (rows, width))
     return [torch.randn(shape, generator=generator) for shape in shapes]

@@ -1,4 +1,4 @@
-"""Adding a method takes one file and one line that registers it: this file has both."""
+"""A method that says the least it can: what it can't do is refused in words, and all else works."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from tests.methods import test_contract as contract
 from tests.methods.tiny_models import LLAMA, Family
 from torch import Tensor, nn
 
+from manytune.errors import ConfigError, StoreError
 from manytune.methods import registry
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import Method, peft_config_from, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import NotInLayersError
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import Selection, all_linear_targets, select
+from manytune.methods.tuners.terms import TermsError
+from manytune.model.attach import get_peft_model
+from manytune.store.export_gguf import export_gguf
+from manytune.store.exports import export_peft, export_vllm
 
 
 @dataclass
@@ -95,3 +101,51 @@ def test_it_keeps_the_contract(family: Family, tmp_path: Path) -> None:
     contract.test_a_saved_adapter_gives_equal_logits_when_loaded(case, tmp_path)
     contract.test_a_disabled_adapter_gives_exactly_the_base(case)
     contract.test_two_adapters_beside_each_other_keep_their_own_outputs(case)
+
+
+@pytest.mark.usefixtures("registered")
+def test_repr_and_status_name_its_layers_by_their_class() -> None:
+    case = contract.Case("shift", LLAMA)
+    model = case.attach(case.base())
+    layer = model.get_layer_status()[0]
+    assert layer.module_type == "ShiftLayer"
+    assert repr(model.get_base_model().get_submodule(layer.name.removeprefix("model."))).startswith(
+        "ShiftLayer("
+    )
+    assert model.get_model_status().adapter_model_type == "ShiftModel"
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_it_does_not_say_is_refused_in_words(tmp_path: Path) -> None:
+    case = contract.Case("shift", LLAMA)
+    model: Any = case.attach(case.base()).eval()
+    with pytest.raises(TermsError, match=r"ShiftLayer doesn't state its terms\. Use it attached"):
+        model.tuner.live_terms("default")
+    with pytest.raises(
+        NotInLayersError, match=r"ShiftModel has no arithmetic .* doesn't say how they add up"
+    ):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+    with pytest.raises(ConfigError, match="'SHIFT' is not compatible with the `PeftMixedModel`"):
+        get_peft_model(case.base(), case.config(), mixed=True)
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(StoreError, match="HF PEFT has no method SHIFT"):
+        export_peft(tmp_path / "a", tmp_path / "out")
+    with pytest.raises(StoreError, match="vLLM runs plain LoRA adapters only, and it is of type SHIFT"):
+        export_vllm({"a": tmp_path / "a"}, tmp_path / "out")
+    with pytest.raises(StoreError, match="doesn't state its terms"):
+        export_gguf(tmp_path / "a", tmp_path / "a.gguf", model.config)
+
+
+@pytest.mark.usefixtures("registered")
+def test_samples_with_adapters_of_their_own_run_layer_by_layer_and_switching_works() -> None:
+    case = contract.Case("shift", LLAMA)
+    model: Any = case.attach(case.base())
+    contract.disturb(model)
+    model.eval()
+    inputs = {name: torch.cat([tensor[:1]] * 2) for name, tensor in LLAMA.inputs().items()}
+    with torch.no_grad():
+        both = model(**inputs, adapter_names=["default", "__base__"]).logits
+        torch.testing.assert_close(both[0], model(**inputs).logits[0])
+        with model.using("__base__"):
+            torch.testing.assert_close(both[1], model(**inputs).logits[1])
+    assert not torch.allclose(both[0], both[1])

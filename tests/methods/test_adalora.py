@@ -11,14 +11,17 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.engine.adapters import InMemory, in_memory
 from tests.methods.oracle import pair, random_tensors
 from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, OPT, T5, Family
+from tests.reference import terms as twin
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune import AdaLoraConfig, ConfigError, PeftModel, PeftWarning, get_peft_model
 from manytune.errors import AdapterError
 from manytune.methods.adalora.allocator import RankAllocator, budget_at
+from manytune.methods.registry import terms_of
 
 
 class Net(nn.Module):
@@ -322,3 +325,50 @@ def test_a_rank_is_said_to_be_unused() -> None:
 def test_an_unusable_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AdaLoraConfig(**{"total_step": 10, **options})
+
+
+# -- terms
+
+
+def test_terms_leave_out_the_triplets_that_were_cut_and_layers_that_lost_all() -> None:
+    model, _ = both(LLAMA.build, {"init_r": 4, "target_r": 2, "total_step": 12, "target_modules": ["q_proj"]})
+    model.eval()
+    layers = [model.get_submodule(f"base_model.model.model.layers.{n}.self_attn.q_proj") for n in range(2)]
+    with torch.no_grad():
+        layers[0].lora_E["default"][[0, 3]] = 0.0
+        layers[1].lora_E["default"].zero_()
+        expected = model(**LLAMA.inputs()).logits
+    live = model.tuner.live_terms("default")
+    assert {path: update.rank for path, update in live.updates.items()} == {
+        "model.layers.0.self_attn.q_proj": 2
+    }
+    saved = terms_of(in_memory(model), LLAMA.build())
+    for terms in (live, saved):
+        found = twin.logits(LLAMA.build().double().eval(), terms, LLAMA.inputs())
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_terms_of_a_file_with_cut_ranks_have_these_ranks() -> None:
+    config = AdaLoraConfig(
+        init_r=4,
+        target_r=2,
+        total_step=9,
+        lora_alpha=3,
+        target_modules=["lin"],
+        rank_pattern={"lin.lora_E": [True] * 2 + [False] * 2},
+    )
+    tensors = {"lora_A": torch.ones(2, 8), "lora_E": torch.tensor([[2.0], [3.0]]), "lora_B": torch.ones(6, 2)}
+    named = {f"base_model.model.lin.{name}": tensor for name, tensor in tensors.items()}
+    update = terms_of(InMemory("x", config, named), Net()).updates["lin"]
+    assert update.down is not None
+    assert torch.equal(update.down, torch.tensor([[2.0], [3.0]]).expand(2, 8))
+    assert update.scaling == pytest.approx(3 / (4 + 1e-5), rel=1e-12)
+    short = {**named, "base_model.model.lin.lora_B": torch.ones(6, 3)}
+    with pytest.raises(ConfigError, match=r"lin: lora_B has shape \(6, 3\), expected \(6, 2\)"):
+        terms_of(InMemory("x", config, short), Net())
+
+
+def test_convolutions_have_no_terms() -> None:
+    model = get_peft_model(Images(), AdaLoraConfig(**{**NET, "target_modules": ["first"]}))
+    with pytest.raises(ConfigError, match=r"'first' \(Conv2d\); what it does there has no terms"):
+        model.tuner.live_terms("default")

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.adapters import in_memory
 from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, T5, Family
+from tests.reference import terms as twin
 from torch import Tensor, nn
 
 import manytune
 from manytune.errors import ManytuneError
-from manytune.methods.registry import methods, peft_config_from
+from manytune.methods.registry import methods, peft_config_from, terms_of
+from manytune.methods.tuners.terms import Terms, TermsError
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,20 @@ VARIANTS: dict[str, Example] = {
         "dora-pissa": {"use_dora": True, "init_lora_weights": "pissa"},
     }.items()
 } | {
-    f"bottleneck/{style}": Example({"style": style, "bottleneck_size": 8})
+    f"bottleneck/{style}": Example({"style": style, "bottleneck_size": 8, "scaling": 1.5})
     for style in ("pfeiffer", "parallel")
+}
+
+#: Adapters that have no terms, with what the message says: those that take over a part of the base's weight have none
+#: in a file, and a classifier trained in full goes together with no nonlinearity.
+_NONE_IN_A_FILE = {
+    f"lora/{init}-{family}": "path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter"
+    for init in ("pissa", "olora", "dora-pissa")
+    for family in FAMILIES
+}
+_NONE = {
+    f"{bottleneck}-bert": "updates with a nonlinearity and others without one"
+    for bottleneck in ("bottleneck", "bottleneck/pfeiffer", "bottleneck/parallel")
 }
 
 
@@ -300,6 +315,41 @@ def test_a_copy_of_the_model_gives_the_same_output(case: Case) -> None:
     model = case.attach(case.base())
     disturb(model)
     assert torch.equal(case.logits(copy.deepcopy(model)), case.logits(model))
+
+
+@each_case
+def test_an_attached_adapters_terms_say_what_it_computes(case: Case) -> None:
+    model = case.attach(case.base(torch.float64))
+    disturb(model)
+    if str(case) in _NONE:
+        with pytest.raises(TermsError, match=_NONE[str(case)]):
+            model.tuner.live_terms("default")
+        return
+    assert_computed_by(model.tuner.live_terms("default"), case, model)
+
+
+@each_case
+def test_a_saved_adapters_terms_say_what_it_computes(case: Case) -> None:
+    model = case.attach(case.base(torch.float64))
+    disturb(model)
+    adapter = in_memory(model)
+    refusal = {**_NONE, **_NONE_IN_A_FILE}.get(str(case))
+    if refusal is not None:
+        with pytest.raises(TermsError, match=refusal):
+            terms_of(adapter, case.base(torch.float64))
+        return
+    assert_computed_by(terms_of(adapter, case.base(torch.float64)), case, model)
+
+
+def assert_computed_by(terms: Terms, case: Case, model: nn.Module) -> None:
+    """The base with an adapter's terms, written out, gives what the model with the adapter attached does."""
+    base = case.base(torch.float64)
+    # Norms of these families compute in float32.
+    bound = 1e-7 if case.family in (LLAMA, T5) else 1e-9
+    expected, found = case.logits(model), twin.logits(base, terms, case.family.inputs())
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound)
+    plain = case.logits(base)
+    assert plain.shape != found.shape or (plain - found).abs().max() > 1e-3
 
 
 def test_every_family_is_tried() -> None:

@@ -9,12 +9,15 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
+from tests.engine.adapters import InMemory, in_memory
 from tests.methods.oracle import assert_same, pair
 from tests.methods.tiny_models import FAMILIES, LLAMA, Family
+from tests.reference import terms as twin
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune import ConfigError, PeftModel, VeraConfig, get_peft_model
+from manytune.methods.registry import terms_of
 
 
 class Net(nn.Module):
@@ -138,3 +141,51 @@ def test_a_layer_that_is_not_linear_is_named() -> None:
 def test_an_unusable_option_is_named(option: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         VeraConfig(**option)  # type: ignore[arg-type]
+
+
+# -- terms
+
+
+@pytest.mark.parametrize("save_projection", [True, False])
+def test_terms_are_the_layers_slices_of_the_projections_in_the_file_or_from_the_seed(
+    save_projection: bool,
+) -> None:
+    config = VeraConfig(r=5, target_modules=LAYERS, projection_prng_key=7, save_projection=save_projection)
+    model = get_peft_model(Net().double(), config)
+    disturb(model)
+    adapter = in_memory(model)
+    assert ("base_model.vera_A" in adapter.tensors) is save_projection
+    terms = terms_of(adapter, Net())
+    plain = Net().double()
+    with twin.in_layers(plain, terms):
+        torch.testing.assert_close(run(plain), run(model), rtol=1e-12, atol=1e-12)
+    live = model.tuner.live_terms("default")
+    for path, update in terms.updates.items():
+        assert torch.equal(update.up, live.updates[path].up)
+
+
+def test_terms_of_all_layers_share_one_a() -> None:
+    model = get_peft_model(Net(), VeraConfig(r=5, target_modules=LAYERS))
+    start = model.tuner.vera_projections["default"].vera_A.data_ptr()
+    updates = model.tuner.live_terms("default").updates.values()
+    assert [update.down.data_ptr() for update in updates if update.down is not None] == [start] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vera_A": torch.zeros(5, 9)}, r"all layers share: vera_A has shape \(5, 9\), expected \(5, 10\)"),
+        ({"vera_B": None}, r"expected vera_A and vera_B in the file, or neither; vera_B is missing"),
+        (
+            {"model.lin.vera_lambda_d": torch.zeros(4)},
+            r"lin: vera_lambda_d has shape \(4,\), expected \(5,\)",
+        ),
+        ({"model.lin.vera_lambda_b": None}, r"lin: expected vera_lambda_b and vera_lambda_d"),
+    ],
+)
+def test_tensors_that_do_not_fit_have_no_terms(changes: dict[str, Tensor | None], message: str) -> None:
+    adapter = in_memory(get_peft_model(Net(), VeraConfig(r=5, target_modules=LAYERS)))
+    new = {f"base_model.{name}": tensor for name, tensor in changes.items()}
+    tensors = {name: t for name, t in {**adapter.tensors, **new}.items() if t is not None}
+    with pytest.raises(ConfigError, match=message):
+        terms_of(InMemory("x", adapter.config, tensors), Net())

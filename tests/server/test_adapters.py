@@ -66,7 +66,7 @@ def with_other_shape(tensors):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [(with_nan, "aren't finite"), (with_other_shape, "expected|shape|fit")]
+    ("change", "message"), [(with_nan, "are NaN or Inf"), (with_other_shape, "expected|shape|fit")]
 )
 def test_an_adapter_that_would_break_others_is_refused_and_the_others_answer(
     admin, base, own_store, tmp_path, change, message

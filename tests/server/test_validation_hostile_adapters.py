@@ -45,15 +45,15 @@ def plant(store: AdapterStore, mutant: Path) -> None:
     """Put a directory into a store past all checks, as somebody with the right to write there could."""
     try:
         assert is_small(mutant / MANIFEST)
-        own = digest_of(Manifest.from_json((mutant / MANIFEST).read_text(), where=""))
+        digest = digest_of(Manifest.from_json((mutant / MANIFEST).read_text(), where=""))
     except Exception:
-        own = "ab" * 32
-    target = store.directory(own)
+        digest = "ab" * 32
+    target = store.directory(digest)
     if target.exists():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(mutant, target, symlinks=True, copy_function=copy_special)
-    (store.root / "names" / "mutant").write_text(own)
+    (store.root / "names" / "mutant").write_text(digest)
 
 
 def new_content(directory: Path, number: int) -> None:

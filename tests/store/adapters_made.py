@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from tests.store.tiny import tiny_model
 
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
@@ -25,7 +25,9 @@ def make_adapter(directory: Path, base: Base, *, seed: int = 0, method: str = "l
             options["feedforward_modules"] = ["down_proj"]
     if method == "lora":
         options.setdefault("r", 2)
-    model = get_peft_model(tiny_model(), peft_config_from(method, task_type="CAUSAL_LM", **options))
+    model = get_peft_model(
+        copy.deepcopy(base.model), peft_config_from(method, task_type="CAUSAL_LM", **options)
+    )
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

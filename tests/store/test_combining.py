@@ -11,7 +11,7 @@ from tests.store.tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manytune.errors import AdapterError, ConfigError, TargetExistsError
-from manytune.methods.arithmetic.weighted import Combination
+from manytune.methods.arithmetic.combination import Combination
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base, load_base

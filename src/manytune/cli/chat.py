@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.options import MovedBase
+
 if TYPE_CHECKING:
     from manytune.engine.engine import Engine
     from manytune.engine.request import Request
@@ -22,26 +24,20 @@ def chat(
         Path | None,
         typer.Option(help="A run or adapter directory; none for the plain base.", show_default=False),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="The base, if it isn't where it was: a hub id, a directory, a .gguf file, or embedded.",
-            show_default=False,
-        ),
-    ] = None,
+    base: MovedBase = None,
     system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="0 for the likeliest answer; more for variety.")
     ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers at this many tokens.")] = 256,
 ) -> None:
-    """Talk to an adapter, each line a message. An empty line begins anew, Ctrl-D ends.
+    """Talk to an adapter, each line a message. An empty line starts over, Ctrl-D ends.
 
     Messages are encoded as the adapter was trained, but go through no template of its own; `manytune generate --field`
     does that.
     """
-    from manytune.cli.adapted import choose, load_common_base
+    from manytune.cli.chosen import choose, load_common_base
     from manytune.data.encode import Encoder
     from manytune.data.templates import Segment
     from manytune.engine.engine import Engine
@@ -61,13 +57,13 @@ def chat(
     engine = Engine(loaded.model, loaded.tokenizer, end_ids=[encoder.end_id])
     if adapter is not None:
         engine.add_adapter("adapter", read_resident(chosen[0].stored.path))
-    beginning = [] if system is None else [Segment("system", system)]
-    turns = list(beginning)
+    first_turns = [] if system is None else [Segment("system", system)]
+    turns = list(first_turns)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     interactive = typer.get_text_stream("stdin").isatty()
     while (message := _read(interactive)) is not None:
         if not message:
-            turns = list(beginning)
+            turns = list(first_turns)
             continue
         turns.append(Segment("user", message))
         request = Request(
@@ -93,7 +89,7 @@ def _answer(engine: Engine, request: Request) -> str:
             for output in engine.step():
                 typer.echo(output.text, nl=False)
                 text += output.text
-    except KeyboardInterrupt:  # this answer is enough; the conversation goes on
+    except KeyboardInterrupt:  # this answer is enough; the conversation continues
         engine.cancel(request.id)
     typer.echo()
     return text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from manytune.cli.options import AsJson
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ RecipeFile = Annotated[
 Task = Annotated[
     str | None, typer.Option(help="Which task of a recipe that has several.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +77,8 @@ def check(
 
     Exit status 1 if a row can't be used or a prompt is in two files.
     """
-    from manytune.cli.outputs.data import print_check, print_json
+    from manytune.cli.outputs.data import print_check
+    from manytune.cli.outputs.json_output import print_json
     from manytune.data.check import check as examine
 
     plan = _plan(files, recipe, task, base, _chosen(template, prompt, completion, system))
@@ -109,7 +110,8 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Show what the model will see, with the part that it learns between >>> and <<<."""
-    from manytune.cli.outputs.data import print_json, print_previews
+    from manytune.cli.outputs.data import print_previews
+    from manytune.cli.outputs.json_output import print_json
     from manytune.data.preview import Preview
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
@@ -155,7 +157,8 @@ def split(
     everything. Where a row goes depends on its content and the seed, not on the order of the rows.
     """
     from manytune.atomic import atomic_directory
-    from manytune.cli.outputs.data import print_json, print_split
+    from manytune.cli.outputs.data import print_split
+    from manytune.cli.outputs.json_output import print_json
     from manytune.data.json_files import json_line
     from manytune.data.splits import split as divide
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.options import AsJson, MovedBase
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from manytune.cli.adapted import Chosen
+    from manytune.cli.chosen import Chosen
     from manytune.data.encode import Encoder
     from manytune.data.templates import Example
     from manytune.evaluation.answers import Question
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Answer, Evaluation
+    from manytune.experiments.answering import Decoding
     from manytune.store.base import Base
 
 RESULT_NAME = "evaluation.json"
@@ -49,12 +49,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="The base, if it isn't where it was: a hub id, a directory, a .gguf file, or embedded."
-        ),
-    ] = None,
+    base: MovedBase = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask only this many prompts, the first ones.")
     ] = None,
@@ -73,19 +68,22 @@ def evaluate(
     ] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts to a batch.")] = 8,
     report: Annotated[Path | None, typer.Option(help="Also write an HTML page to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score adapters and their untouched base on the same prompts, with confidence intervals and paired tests.
 
     A run gets evaluation.json with every answer, and an adapter's manifest gets the scores, unless --limit
-    or --task is given. An adapter trained on several tasks gets the scores of each besides those over all.
+    or --task is given. An adapter trained on several tasks also gets the scores of each.
     """
     from manytune import __version__
-    from manytune.cli.adapted import choose, load_common_base
-    from manytune.cli.outputs.evaluate import print_evaluation, print_json
+    from manytune.cli.chosen import choose, load_common_base
+    from manytune.cli.outputs.evaluation import print_evaluation, summary
+    from manytune.cli.outputs.json_output import print_json
     from manytune.evaluation.answers import questions_from
-    from manytune.evaluation.evaluate import evaluate as compare
+    from manytune.evaluation.evaluate import evaluate as score
     from manytune.evaluation.report import write_report
+    from manytune.experiments.answering import Decoding
+    from manytune.experiments.provenance import describe_sources
 
     wanted = _metrics(metrics)
     if report is not None and not report.parent.is_dir():
@@ -95,23 +93,22 @@ def evaluate(
     loaded = load_common_base(chosen, base)
     encoder = _common_encoder(chosen, loaded)
     questions = questions_from(examples, encoder)[:limit]
-    systems = _answers(
-        loaded,
-        chosen,
-        questions,
-        encoder,
+    decoding = Decoding(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        end_ids=(encoder.end_id,),
         beams=beams,
-        likelihoods=any(metric.name == "perplexity" for metric in wanted),
+        likelihood_batch_size=batch_size,
     )
-    evaluation = compare(
+    likelihoods = any(metric.name == "perplexity" for metric in wanted)
+    systems = _systems(loaded, chosen, questions, decoding, likelihoods=likelihoods)
+    evaluation = score(
         [question.item for question in questions],
         systems,
         wanted,
         provenance={
             "Base": f"{loaded.name} ({loaded.fingerprint})",
-            "Data": _data_provenance(questions),
+            "Data": describe_sources(question.item.source for question in questions),
             "Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts",
             "Release": f"manytune {__version__}",
         },
@@ -121,7 +118,7 @@ def evaluate(
         write_report(evaluation, report, title=_title(chosen))
         written.append(report)
     if as_json:
-        print_json(evaluation, written)
+        print_json(summary(evaluation, written))
     else:
         print_evaluation(evaluation, written)
 
@@ -188,69 +185,41 @@ def _common_encoder(chosen: Sequence[Chosen], base: Base) -> Encoder:
     return encoders[0]
 
 
-def _answers(
+def _systems(
     base: Base,
     chosen: Sequence[Chosen],
     questions: Sequence[Question],
-    encoder: Encoder,
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    batch_size: int,
-    beams: int,
     likelihoods: bool,
 ) -> list[System]:
     """Ask the base and then every adapter, over one copy of the base."""
-    from functools import partial
-
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from manytune.cli.adapted import BASE_NAME
-    from manytune.engine.answering import answer_prompts
-    from manytune.engine.likelihood import completion_nll
-    from manytune.evaluation.answers import ask
+    from manytune.cli.chosen import BASE_NAME
+    from manytune.cli.outputs.progress import CommandProgress
     from manytune.evaluation.evaluate import System
+    from manytune.experiments.answering import ask_model
     from manytune.store.attaching import attached
 
     systems = []
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    with CommandProgress(Console(stderr=True)) as progress:
         for one in (None, *chosen):
             name = one.name if one else BASE_NAME
+
+            def notice(what: str, done: int, total: int, name: str = name) -> None:
+                progress.answering(f"{name}: {what}", done, total)
+
             with attached(base, one.stored.path if one else None) as model:
-                generate = partial(
-                    answer_prompts,
-                    model,
-                    base.tokenizer,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    beams=beams,
-                    end_ids=[encoder.end_id],
-                    progress=_bar(shown, f"{name}: answers"),
+                answers = ask_model(
+                    model, base.tokenizer, questions, decoding, likelihoods=likelihoods, notice=notice
                 )
-                likelihood = partial(
-                    completion_nll, model, batch_size=batch_size, progress=_bar(shown, f"{name}: likelihoods")
-                )
-                answers = ask(questions, generate, likelihood if likelihoods else None)
             systems.append(_system(one, answers) if one else System(name, "base", answers))
     return systems
 
 
 def _search(beams: int) -> str:
     return "greedy" if beams == 1 else f"best of {beams} beams"
-
-
-def _bar(shown: Progress, description: str) -> Callable[[int, int], None]:
-    task = None
-
-    def update(done: int, total: int) -> None:
-        nonlocal task
-        if task is None:
-            task = shown.add_task(description)
-        shown.update(task, completed=done, total=total)
-
-    return update
 
 
 def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
@@ -277,19 +246,8 @@ def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
     )
 
 
-def _data_provenance(questions: Sequence[Question]) -> str:
-    """The files that the questions came from, each with its hash if it is a file here."""
-    from manytune.store.digests import sha256_file
-
-    named = []
-    for source in dict.fromkeys(question.item.source for question in questions):
-        path = Path(source).expanduser()
-        named.append(f"{source} (SHA-256 {sha256_file(path)})" if path.is_file() else source)
-    return ", ".join(named)
-
-
 def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
-    """Keep each run's part of the evaluation beside it, and the scores in the manifests."""
+    """Keep each run's part of the evaluation in its directory, and the scores in the manifests."""
     from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores

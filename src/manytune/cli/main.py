@@ -28,7 +28,7 @@ COMMAND_MODULES = (
     "sweep",
     "generate",
     "chat",
-    "adapters",
+    "adapters.group",
     "serve",
 )
 

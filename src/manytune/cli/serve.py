@@ -115,7 +115,7 @@ def serve(
     from manytune.errors import ServeError
 
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.app import create_app
         from manytune.server.auth import read_keys
@@ -160,6 +160,13 @@ def serve(
     typer.echo(
         f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True
     )
+    _listen(app, host, port, drain_seconds=drain_seconds)
+
+
+def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int) -> None:
+    """Answer requests until the process is asked to end; exit 1 if it couldn't start, or if its engine failed."""
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         host=host,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from manytune.cli.compare import AsJson, On, Overrides, Place, Recipe, Workers, runner_of
+from manytune.cli.experiments import On, Overrides, Place, Recipe, Workers, runner_of
+from manytune.cli.options import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -32,27 +33,28 @@ def sweep(
 ) -> None:
     """Train RECIPE's LoRA at several ranks over one base in memory, and recommend the smallest that is enough.
 
-    The rule: the smallest that a paired test on validation rows can't tell from the best. Started again, it goes on
-    where it was.
+    The rule: the smallest whose validation loss a paired test doesn't find significantly worse than the best. Started
+    again, it continues where it was.
     """
     from rich.console import Console
 
-    from manytune.cli.outputs.evaluate import print_evaluation, print_json
+    from manytune.cli.outputs.evaluation import print_evaluation, summary
     from manytune.cli.outputs.experiment import print_sweep
-    from manytune.cli.outputs.experiment_progress import ExperimentProgress
+    from manytune.cli.outputs.json_output import print_json
+    from manytune.cli.outputs.progress import CommandProgress
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
     from manytune.experiments.sweep import sweep as run_sweep
     from manytune.experiments.sweep import sweep_experiment
-    from manytune.experiments.workspace import open_bench
+    from manytune.experiments.workspace import open_workspace
     from manytune.store.locking import held
 
     named = load_experiment(recipe, overrides or [])
     experiment = sweep_experiment(named, _ranks(ranks), targets or [])
-    with ExperimentProgress(Console(stderr=True, highlight=False)) as show:
-        bench = open_bench(experiment, show, ranks=True)
+    with CommandProgress(Console(stderr=True, highlight=False)) as progress:
+        workspace = open_workspace(experiment, progress, ranks=True)
         with held(experiment.directory):
-            evaluation = run_sweep(bench, runner_of(workers, on))
+            evaluation = run_sweep(workspace, runner_of(workers, on))
             written = write_outputs(
                 evaluation,
                 named,
@@ -62,7 +64,7 @@ def sweep(
                 ),
             )
     if as_json:
-        print_json(evaluation, written)
+        print_json(summary(evaluation, written))
         return
     print_sweep(evaluation)
     print_evaluation(evaluation, written)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from manytune.training.batches import TokenCounts
-    from manytune.training.dry_run import Estimate
-    from manytune.training.run import TrainedRun
+from manytune.cli.options import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -38,20 +35,20 @@ def train(
         bool,
         typer.Option("--measure", help="Compare with the machine's matrix speed after a short run too."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train what RECIPE describes: one directory a run, resumable."""
-    import json
-
     from rich.console import Console
 
+    from manytune.cli.outputs.json_output import print_json
+    from manytune.cli.outputs.training import print_estimate, print_run
     from manytune.training.progress import ProgressDisplay
     from manytune.training.recipe import load_recipe
     from manytune.training.run import run
 
     if dry_run and (resume or overwrite or keep_checkpoints or measure):
         raise typer.BadParameter(
-            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure mean nothing beside it",
+            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure mean nothing with it",
             param_hint="--dry-run",
         )
     loaded = load_recipe(recipe, overrides or [])
@@ -62,9 +59,9 @@ def train(
 
         estimated = estimate(loaded, notify=lambda line: console.print(line, markup=False))
         if as_json:
-            typer.echo(json.dumps(estimated.to_dict(), indent=2, ensure_ascii=False))
+            print_json(estimated.to_dict())
         else:
-            _print_estimate(estimated)
+            print_estimate(estimated)
         return
     with ProgressDisplay(console) as progress:
         finished = run(
@@ -77,77 +74,6 @@ def train(
             notify=lambda line: console.print(line, markup=False),
         )
     if as_json:
-        typer.echo(json.dumps(finished.to_dict(), indent=2, ensure_ascii=False))
+        print_json(finished.to_dict())
     else:
-        _print(finished)
-
-
-def _print(finished: TrainedRun) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from manytune.training.progress import duration
-
-    training = finished.training
-    table = Table.grid(padding=(0, 2))
-    first, last = (training.validation_reports or (None,))[0], training.validation_loss
-    if last is not None:
-        before = (
-            f" (before training {first.validation_loss:.3f})" if first is not None and first.step == 0 else ""
-        )
-        table.add_row("validation loss", f"{last:.3f}{before}")
-    share = training.trainable_parameters / training.all_parameters
-    table.add_row("trained", f"{training.trainable_parameters:,} parameters ({share:.2%})")
-    table.add_row("steps", f"{training.steps:,} in {duration(training.seconds)}")
-    if training.compile_seconds is not None:
-        table.add_row("compiled in", duration(training.compile_seconds))
-    if training.kernels is not None:
-        table.add_row("kernels", training.kernels)
-    counts = training.tally.counts
-    table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
-    table.add_row("saved", _saved(counts))
-    if training.cache is not None:
-        share = training.tally.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
-        layers = f"{training.cache.layers} of {training.cache.all_layers} layers"
-        table.add_row("kept", f"{share:.0%} of the computed tokens skipped {layers}")
-    table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
-    if training.achieved is not None and training.matrix_speed is not None:
-        speed = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
-        table.add_row("achieved", f"{training.achieved:.0%} of the matrix speed ({speed})")
-    table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
-    if finished.left_out:
-        table.add_row("rows left out", f"{len(finished.left_out):,} (named in scores.json)")
-    Console(highlight=False).print(table)
-    typer.echo(
-        f"adapter: {finished.adapter}"
-    )  # outside the table, which would break a path that is to be copied
-
-
-def _print_estimate(estimated: Estimate) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from manytune.training.progress import duration
-
-    table = Table.grid(padding=(0, 2))
-    share = estimated.trainable_parameters / estimated.all_parameters
-    table.add_row("trained", f"{estimated.trainable_parameters:,} parameters ({share:.2%})")
-    table.add_row("in all", f"{estimated.all_parameters:,} parameters")
-    table.add_row("rows", f"{estimated.train_rows:,}, {estimated.rows_per_epoch:,} in an epoch")
-    counts = estimated.epoch
-    table.add_row("an epoch", f"{counts.tokens_in:,} tokens, {counts.tokens_computed:,} computed")
-    table.add_row("batches", estimated.layout.note or estimated.layout.used)
-    table.add_row("padding", f"{estimated.padding_share:.0%} of a padded epoch")
-    table.add_row("shared", f"{counts.saved_by_sharing:.0%} of the tokens left")
-    if estimated.cache is not None:
-        table.add_row("kept", estimated.cache.note)
-    table.add_row("steps", f"{estimated.steps:,}")
-    table.add_row("time", f"about {duration(estimated.seconds)}, and loading")
-    table.add_row("peak memory", f"about {estimated.peak_memory / 2**30:.2f} GiB")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"Based on {estimated.basis}.", markup=False)
-
-
-def _saved(counts: TokenCounts) -> str:
-    return f"{counts.saved_by_padding:.0%} by padding, {counts.saved_by_sharing:.0%} of the rest by sharing"
+        print_run(finished)

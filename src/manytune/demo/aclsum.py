@@ -29,7 +29,7 @@ QUESTIONS: Mapping[str, str] = MappingProxyType(
 )
 """What is asked about each abstract, by aspect."""
 
-# The document comes first and the question after it, so that the three prompts of a paper share their beginning.
+# The document comes first and the question after it, so that the three prompts of a paper share a prefix.
 PROMPT = "{{ document }}\n\n{{ question }}"
 COMPLETION = "{{ answer }}"
 GROUP_BY = "paper"
@@ -83,7 +83,7 @@ def read_papers(split: Split, *, directory: Path | None = None) -> tuple[Paper, 
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 "expected a paper of ACLSum: an object with id, title, summary and sentences; "
-                f"found {type(error).__name__}: {error}. Install the package anew: pip install --no-deps aclsum",
+                f"found {type(error).__name__}: {error}. Reinstall the package: pip install --no-deps aclsum",
                 where=f"{path}:{number}",
             ) from error
     return tuple(papers)

@@ -57,7 +57,7 @@ def answer_until(
         systems: Who answers, by name.
         seconds: When to stop; begun papers are finished.
         least: Papers to answer even if the time is up.
-        progress: Told before a system begins: its name, the first paper and the last, counted from 1.
+        progress: Called before a system begins, with its name, the first paper and the last, counted from 1.
         clock: Seconds that only ever rise.
     """
     started = clock()

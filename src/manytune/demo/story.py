@@ -30,10 +30,10 @@ from manytune.demo.plan import (
     make_plan,
     plan_rest,
 )
-from manytune.demo.probe import time_step, workload_of
 from manytune.demo.recipes import BASE, BASE_TITLE, DATA, MAX_LENGTH, MAX_NEW_TOKENS, make_recipe
 from manytune.demo.systems import NAMES, Respondent, load_systems
 from manytune.demo.wording import plan_lines, rest_line
+from manytune.demo.workload import time_step, workload_of
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
@@ -83,13 +83,13 @@ class Finished:
     seconds: float
 
 
-def tell(directory: Path, *, minutes: float | None, console: Console, started: float) -> Finished:
+def run_demo(directory: Path, *, minutes: float | None, console: Console, started: float) -> Finished:
     """Run the demo.
 
     Args:
         directory: Where everything goes; an earlier demo there is replaced.
         minutes: The time budget; None runs the long version.
-        console: Where the story is told.
+        console: Where progress is printed.
         started: When the budget began, by `time.monotonic`.
 
     Raises:

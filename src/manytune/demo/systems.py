@@ -9,11 +9,10 @@ from typing import Any
 
 from manytune.data.encode import Encoded, Encoder
 from manytune.demo.recipes import BASE, MAX_NEW_TOKENS
-from manytune.engine.answering import answer_prompts
-from manytune.engine.static_batch import Generation
-from manytune.evaluation.answers import Question, ask
+from manytune.evaluation.answers import Question
 from manytune.evaluation.results import Answer
-from manytune.experiments.answering import read_texts
+from manytune.experiments.answering import Decoding, ask_model, read_texts
+from manytune.experiments.probes import positions_of
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
@@ -39,24 +38,17 @@ class Respondent:
     def positions(self) -> int | None:
         """How many tokens the model reads at once; None if its configuration doesn't say."""
         with self.entered() as model:
-            found = getattr(model.get_base_model().config, "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+            return positions_of(model.get_base_model())
 
     def __call__(self, questions: Sequence[Question]) -> Sequence[Answer]:
         """Answer questions, greedily."""
+        decoding = Decoding(
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=len(questions),
+            end_ids=(Encoder(self.tokenizer, max_length=None).end_id,),
+        )
         with self.entered() as model:
-
-            def generate(prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
-                return answer_prompts(
-                    model,
-                    self.tokenizer,
-                    prompts,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    batch_size=len(prompts),
-                    end_ids=[Encoder(self.tokenizer, max_length=None).end_id],
-                )
-
-            return ask(questions, generate)
+            return ask_model(model, self.tokenizer, questions, decoding)
 
     def read(self, passages: Sequence[Encoded]) -> tuple[Answer, ...]:
         """Measure how likely the system finds running text."""

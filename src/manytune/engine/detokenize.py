@@ -39,9 +39,8 @@ class TextStream:
         self._end_ids = end_ids
         self._opening = opening if stop else ""
         self._ids: list[int] = []
-        self._context = (
-            0  # tokens from here are decoded again with the new ones, whose text may depend on them
-        )
+        # Tokens from here are decoded again with the new ones, whose text may depend on them.
+        self._context = 0
         self._given = 0  # tokens whose text has been returned
         self._held = ""  # text that may be the beginning of a stop string
 

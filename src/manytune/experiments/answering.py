@@ -1,8 +1,9 @@
-"""Asking a base with an adapter: answers, likelihoods, and losses of whole groups."""
+"""Asking a model: answers, likelihoods, and losses of whole groups."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,56 +12,99 @@ import torch
 from manytune.data.encode import Encoded
 from manytune.engine.answering import answer_prompts
 from manytune.engine.likelihood import completion_nll
+from manytune.engine.static_batch import Generation, Progress
 from manytune.evaluation.answers import Question, ask
 from manytune.evaluation.records import GroupLoss
 from manytune.evaluation.results import Answer
-from manytune.store.base import Base
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.layout_choice import batch_builder, choose_layout, prepared
 
 Notice = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and of how much."""
+"""Called with what is going on, how much of it is done, and of how much."""
 
 _ROWS_AT_ONCE = 8
 
 
-def ask_model(
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: The longest answer.
+        batch_size: Prompts to a batch.
+        end_ids: Tokens that end an answer, besides the model's own.
+        beams: 1 for greedy decoding, more for a beam search.
+        likelihood_batch_size: References to a batch, where their likelihood is measured.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    end_ids: tuple[int, ...] = ()
+    beams: int = 1
+    likelihood_batch_size: int = _ROWS_AT_ONCE
+
+
+def answer(
     model: Any,
-    base: Base,
-    questions: Sequence[Question],
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    decoding: Decoding,
     *,
-    end_ids: Sequence[int],
-    max_new_tokens: int,
-    batch_size: int,
-    likelihoods: bool,
-    notice: Notice | None = None,
-) -> tuple[Answer, ...]:
-    """A model's greedy answers.
+    progress: Progress | None = None,
+) -> list[Generation]:
+    """A model's answers to prompts, in their order.
 
     Args:
         model: The base, perhaps with an adapter.
-        base: Whose tokenizer it is.
+        tokenizer: The base's.
+        prompts: Token ids.
+        decoding: How to generate.
+        progress: Called whenever answers are finished.
+    """
+    return answer_prompts(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=decoding.max_new_tokens,
+        batch_size=decoding.batch_size,
+        beams=decoding.beams,
+        end_ids=decoding.end_ids,
+        progress=progress,
+    )
+
+
+def ask_model(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    *,
+    likelihoods: bool = False,
+    notice: Notice | None = None,
+) -> tuple[Answer, ...]:
+    """A model's answers to questions, and perhaps how likely it finds the right ones.
+
+    Args:
+        model: The base, perhaps with an adapter.
+        tokenizer: The base's.
         questions: What to ask.
-        end_ids: Tokens that end an answer, besides the model's own.
-        max_new_tokens: The longest answer.
-        batch_size: Prompts to a batch.
+        decoding: How to generate.
         likelihoods: Whether to measure how likely the model finds the references, too.
-        notice: Told of each finished batch.
+        notice: Called after each batch.
     """
 
-    def told(what: str) -> Callable[[int, int], None] | None:
+    def progress(what: str) -> Progress | None:
         return None if notice is None else partial(notice, what)
 
-    generate = partial(
-        answer_prompts,
+    def generate(prompts: Sequence[tuple[int, ...]]) -> list[Generation]:
+        return answer(model, tokenizer, prompts, decoding, progress=progress("answers"))
+
+    likelihood = partial(
+        completion_nll,
         model,
-        base.tokenizer,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        end_ids=end_ids,
-        progress=told("answers"),
+        batch_size=decoding.likelihood_batch_size,
+        progress=progress("likelihoods"),
     )
-    likelihood = partial(completion_nll, model, batch_size=_ROWS_AT_ONCE, progress=told("likelihoods"))
     return ask(questions, generate, likelihood if likelihoods else None)
 
 
@@ -77,7 +121,7 @@ def read_texts(
 def group_losses(model: Any, rows: Sequence[Encoded], layout: str) -> tuple[GroupLoss, ...]:
     """The loss on each independent group of rows, in the order of their first rows.
 
-    A group's rows go through the model together, so that what they begin with is read once.
+    A group's rows go through the model together, so that a prefix that they share is computed once.
 
     Args:
         model: In evaluation mode.

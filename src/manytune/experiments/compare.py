@@ -18,11 +18,12 @@ from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
 from manytune.experiments.probes import probe_results
+from manytune.experiments.provenance import describe_sources
 from manytune.experiments.recipe import BASE, REFERENCE
 from manytune.experiments.runner import Runner
-from manytune.experiments.trials import Trial, drop_adapters
+from manytune.experiments.trials import Phase, Purpose, Trial, drop_adapters
 from manytune.experiments.variants import steps_by_system
-from manytune.experiments.workspace import Bench, data_hashes
+from manytune.experiments.workspace import Workspace
 
 _TIMED_STEPS = 6
 
@@ -51,36 +52,36 @@ class Choice:
         return f"{self.rate:g}, by validation loss among {tried}{at_the_edge}"
 
 
-def compare(bench: Bench, runner: Runner) -> Evaluation:
+def compare(workspace: Workspace, runner: Runner) -> Evaluation:
     """Choose every system's learning rate on validation rows, train it with every seed, and score the answers.
 
     Args:
-        bench: The experiment's bench.
+        workspace: The experiment's workspace.
         runner: Where trials are run.
 
     Raises:
         RunError: A training failed, or every learning rate of a system diverged.
     """
-    experiment = bench.experiment
+    experiment = workspace.experiment
     systems = list(experiment.systems())
     seeds = experiment.compare.seeds
-    steps = _budget(bench, systems)
-    base = bench.ask_base()
-    choices = _choose(bench, runner, steps)
+    steps = _budget(workspace, systems)
+    base = workspace.ask_base()
+    choices = _choose(workspace, runner, steps)
     finals = [
-        bench.variants.trial(name, rate=choices[name].rate, seed=seed, steps=steps[name])
+        workspace.variants.trial(name, rate=choices[name].rate, seed=seed, steps=steps[name])
         for name in systems
         for seed in seeds
     ]
-    runner.run(bench, "finish", finals)
-    records = {trial.name: bench.finish(trial) for trial in finals}
+    runner.run(workspace, Phase.FINISH, finals)
+    records = {trial.name: workspace.finish(trial) for trial in finals}
     by_system = {name: [records[trial.name] for trial in finals if trial.system == name] for name in systems}
     notes = {name: {"Learning rate": str(choices[name])} for name in systems}
-    return score(bench, base, by_system, notes, all_pairs=True)
+    return score(workspace, base, by_system, notes, all_pairs=True)
 
 
 def score(
-    bench: Bench,
+    workspace: Workspace,
     base: RunRecord,
     records: Mapping[str, Sequence[RunRecord]],
     notes: Mapping[str, Mapping[str, str]],
@@ -90,30 +91,30 @@ def score(
     """Score the records of all systems, on the test rows and on the probes.
 
     Args:
-        bench: The experiment's bench.
+        workspace: The experiment's workspace.
         base: The untouched base's record.
         records: Each system's, one a seed.
         notes: More facts about each system.
         all_pairs: Whether every pair of systems is compared, and not only each with the base.
     """
-    experiment = bench.experiment
+    experiment = workspace.experiment
     compare_recipe = experiment.compare
     baseline = System(BASE, BASE, base.answers, base.cost)
     systems = [baseline, *(_system(name, found, notes.get(name, {})) for name, found in records.items())]
     evaluation = evaluate(
-        [question.item for question in bench.questions],
+        [question.item for question in workspace.questions],
         systems,
-        bench.metrics,
+        workspace.metrics,
         reference=REFERENCE if REFERENCE in records else None,
         all_pairs=all_pairs,
         provenance={
-            "Base": f"{bench.base.name} ({bench.base.fingerprint})",
-            "Data": data_hashes(bench.questions, experiment.recipe),
-            "Rows": f"{len(bench.data.train):,} to train on, {len(bench.data.validation):,} to validate on",
-            "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {bench.encoder.mode} prompts",
+            "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",
+            "Data": describe_sources(_sources(workspace)),
+            "Rows": f"{len(workspace.data.train):,} to train on, {len(workspace.data.validation):,} to validate on",
+            "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {workspace.encoder.mode} prompts",
             "Training seeds": ", ".join(map(str, compare_recipe.seeds)),
             "Release": f"manytune {__version__}, {_packages()}",
-            "Machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {bench.base.model.device.type}",
+            "Machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {workspace.base.model.device.type}",
         },
     )
     probed = {
@@ -125,53 +126,50 @@ def score(
                 if probe.name in found[0].probes
             ),
         ]
-        for probe in bench.probes
+        for probe in workspace.probes
     }
-    forgetting = probe_results(bench.probes, probed)
+    forgetting = probe_results(workspace.probes, probed)
     return dataclasses.replace(evaluation, forgetting=forgetting)
 
 
-def _budget(bench: Bench, systems: Sequence[str]) -> dict[str, int]:
+def _budget(workspace: Workspace, systems: Sequence[str]) -> dict[str, int]:
     """Every system's optimizer steps: as many as the recipe says, or as many as fit into its seconds."""
-    seconds = bench.experiment.compare.seconds
+    seconds = workspace.experiment.compare.seconds
     if seconds is None:
-        return dict.fromkeys(systems, bench.steps)
-    seed = bench.experiment.compare.seeds[0]
+        return dict.fromkeys(systems, workspace.steps)
+    seed = workspace.experiment.compare.seeds[0]
     timed: dict[str, Trial] = {}
     for name in systems:
-        rate = bench.experiment.rates_of(bench.experiment.systems()[name])[0]
-        timed[name] = bench.variants.trial(name, rate=rate, seed=seed, steps=_TIMED_STEPS, timing=True)
-        bench.train(timed[name], adapters=False)
+        rate = workspace.experiment.rates_of(workspace.experiment.systems()[name])[0]
+        timed[name] = workspace.variants.trial(
+            name, rate=rate, seed=seed, steps=_TIMED_STEPS, purpose=Purpose.TIMING
+        )
+        workspace.train(timed[name], adapters=False)
         drop_adapters(timed[name])
     return steps_by_system(timed, seconds=seconds)
 
 
-def _choose(bench: Bench, runner: Runner, steps: Mapping[str, int]) -> dict[str, Choice]:
+def _choose(workspace: Workspace, runner: Runner, steps: Mapping[str, int]) -> dict[str, Choice]:
     """Each system's learning rate, by the validation loss of one training each; the losers' adapters go."""
-    experiment = bench.experiment
+    experiment = workspace.experiment
     seed, shorter = experiment.compare.seeds[0], experiment.compare.search_steps
     searches: dict[str, dict[float, Trial]] = {}
     for name, system in experiment.systems().items():
         rates = experiment.rates_of(system)
         if len(rates) > 1:
-            fewer = shorter is not None and shorter < steps[name]
+            fewer = min(steps[name], shorter or steps[name])
+            purpose = Purpose.SEARCH if fewer < steps[name] else Purpose.RESULT
             searches[name] = {
-                rate: bench.variants.trial(
-                    name,
-                    rate=rate,
-                    seed=seed,
-                    steps=shorter if fewer and shorter else steps[name],
-                    search=fewer,
-                )
+                rate: workspace.variants.trial(name, rate=rate, seed=seed, steps=fewer, purpose=purpose)
                 for rate in rates
             }
-    runner.run(bench, "search", [trial for trials in searches.values() for trial in trials.values()])
+    runner.run(workspace, Phase.SEARCH, [trial for trials in searches.values() for trial in trials.values()])
     choices = {}
     for name, system in experiment.systems().items():
         if name not in searches:
             choices[name] = Choice(experiment.rates_of(system)[0], {})
             continue
-        losses = {rate: bench.search(trial) for rate, trial in searches[name].items()}
+        losses = {rate: workspace.search(trial) for rate, trial in searches[name].items()}
         best = min(losses, key=lambda rate: losses[rate])
         if not math.isfinite(losses[best]):
             raise RunError(
@@ -180,7 +178,7 @@ def _choose(bench: Bench, runner: Runner, steps: Mapping[str, int]) -> dict[str,
             )
         choices[name] = Choice(best, losses)
         for rate, trial in searches[name].items():
-            if rate != best or trial.name.endswith("search"):
+            if rate != best or trial.purpose is Purpose.SEARCH:
                 drop_adapters(trial)
     return choices
 
@@ -207,6 +205,13 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str]) -
 
 def _packages() -> str:
     return ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "numpy"))
+
+
+def _sources(workspace: Workspace) -> list[str]:
+    """Where the rows come from that are trained on and asked."""
+    data = workspace.experiment.recipe.data
+    files = [file for task in data.tasks for file in task.file] or list(data.files)
+    return [*files, *(question.item.source for question in workspace.questions)]
 
 
 def _outputs(record: RunRecord) -> str:

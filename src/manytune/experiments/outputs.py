@@ -18,7 +18,7 @@ RECIPE_NAME = "recipe.yaml"
 
 
 def write_outputs(evaluation: Evaluation, experiment: Experiment, *, title: str, command: str) -> list[Path]:
-    """Write the evaluation as a page, as Markdown, as a LaTeX table and as JSON, beside the recipe.
+    """Write the evaluation as a page, as Markdown, as a LaTeX table and as JSON, next to the recipe.
 
     Args:
         evaluation: What was found.

@@ -83,13 +83,19 @@ def probe_results(
     )
 
 
-def fingerprint(probes: Sequence[LoadedProbe]) -> str:
-    """A hash over everything that is asked."""
+def questions_digest(questions: Sequence[Question]) -> str:
+    """Changes with the questions' prompts and their right answers."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(f"{question.prompt_ids}{question.item.references}".encode())
+    return digest.hexdigest()
+
+
+def probes_digest(probes: Sequence[LoadedProbe]) -> str:
+    """Changes with everything that probes ask."""
     digest = hashlib.sha256()
     for probe in probes:
-        digest.update(f"{probe.name}{probe.metric}".encode())
-        for question in probe.questions:
-            digest.update(f"{question.prompt_ids}{question.item.references}".encode())
+        digest.update(f"{probe.name}{probe.metric}{questions_digest(probe.questions)}".encode())
         for passage in probe.passages:
             digest.update(f"{passage.input_ids}".encode())
     return digest.hexdigest()
@@ -149,6 +155,12 @@ def load_passages(
     )
 
 
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model reads at once; None if its configuration sets no limit, or if an encoder has another."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and not model.config.is_encoder_decoder else None
+
+
 def manual_probe(tokenizer: Any, *, most: int, positions: int | None) -> LoadedProbe:
     """The perplexity of passages of Python's manual."""
     texts = general_text.probe_passages()
@@ -185,7 +197,7 @@ def question_probe(base: Base) -> LoadedProbe:
 
 def _defaults(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]:
     return question_probe(base), manual_probe(
-        base.tokenizer, most=recipe.passages, positions=_positions(base)
+        base.tokenizer, most=recipe.passages, positions=positions_of(base.model)
     )
 
 
@@ -207,7 +219,7 @@ def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProb
             texts,
             base.tokenizer,
             most=recipe.passages,
-            positions=_positions(base),
+            positions=positions_of(base.model),
             source=probe.file,
         )
     questions = questions_from(render_all(template, records).kept, _encoder(base))
@@ -227,11 +239,6 @@ def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProb
         tuple(question.item for question in questions),
         questions=questions,
     )
-
-
-def _positions(base: Base) -> int | None:
-    found = getattr(base.model.config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and not base.is_encoder_decoder else None
 
 
 def _encoder(base: Base) -> Encoder:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manytune.errors import ManytuneError, RunError
-from manytune.experiments.runner import write_work
-from manytune.experiments.trials import Trial
-from manytune.experiments.worker import Phase, Work, do
-from manytune.experiments.workspace import Bench
-
-_KEPT = "What is done is kept: the same command goes on from there."
+from manytune.errors import RunError
+from manytune.experiments.runner import KEPT, check_outcomes, write_work
+from manytune.experiments.trials import Phase, Trial
+from manytune.experiments.worker import Outcome, Work, work_through
+from manytune.experiments.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class OnRay:
     workers: int
     cores: int = 1
 
-    def run(self, bench: Bench, phase: Phase, trials: Sequence[Trial]) -> None:
+    def run(self, workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
         """See `Runner`.
 
         Raises:
@@ -44,14 +42,12 @@ class OnRay:
             return
         if importlib.util.find_spec("ray") is None:
             raise RunError("--on ray needs the package ray. Run: pip install 'manytune[cluster]'")
-        path = str(Path(write_work(bench, phase, trials)).resolve())
-        bench.show.line(f"{len(trials)} trainings by {self.workers} Ray workers")
-        failed = [message for message in self._messages(path) if message]
-        if failed:
-            raise RunError(f"{len(failed)} of {self.workers} Ray workers failed: {failed[0]} {_KEPT}")
+        work = write_work(workspace, phase, trials).resolve()
+        workspace.reporter.line(f"{len(trials)} trainings by {self.workers} Ray workers")
+        check_outcomes(self._outcomes(str(work)), "Ray workers")
 
-    def _messages(self, path: str) -> list[str | None]:
-        """What each worker says of some work: nothing, or what failed. A Ray that isn't running yet is ended again."""
+    def _outcomes(self, path: str) -> list[Outcome]:
+        """How each worker ended. A Ray that isn't running yet is stopped again."""
         import ray
 
         started_here = not ray.is_initialized()
@@ -60,13 +56,13 @@ class OnRay:
         try:
             task: Any = ray.remote(num_cpus=self.cores)(_work)
             directory = str(Path.cwd())  # paths in a recipe are relative to it
-            messages: list[str | None] = ray.get([task.remote(path, directory) for _ in range(self.workers)])
+            outcomes: list[Outcome] = ray.get([task.remote(path, directory) for _ in range(self.workers)])
         except ray.exceptions.RayError as error:  # such as a worker that was killed for its memory
-            raise RunError(f"A Ray worker ended before its work: {error} {_KEPT}") from error
+            raise RunError(f"A Ray worker ended before its work: {error} {KEPT}") from error
         finally:
             if started_here:
                 ray.shutdown()
-        return messages
+        return outcomes
 
 
 def _start() -> None:
@@ -87,14 +83,10 @@ def _start() -> None:
         except (RuntimeError, OSError, TimeoutError, ValueError) as error:
             ray.shutdown()
             if last:
-                raise RunError(f"Ray could not be started, or not be reached: {error} {_KEPT}") from error
+                raise RunError(f"Ray could not be started, or not be reached: {error} {KEPT}") from error
 
 
-def _work(path: str, directory: str) -> str | None:
-    """What a Ray task does; gives back the message of what failed."""
+def _work(path: str, directory: str) -> Outcome:
+    """What a Ray task does."""
     os.chdir(directory)
-    try:
-        do(Work.from_json(Path(path).read_text(encoding="utf-8")))
-    except ManytuneError as error:
-        return str(error)
-    return None
+    return work_through(Work.from_json(Path(path).read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""An experiment's recipe: that of a training run, and beside it what to compare and what not to forget.
+"""An experiment's recipe: that of a training run, and what to compare and what not to forget.
 
 `data`, `base`, `method`, `training` and `output` are `manytune train`'s. `compare` and `forgetting` are read by
 `manytune compare` and `manytune sweep` alone, and each key of theirs has a default: a training recipe with test
@@ -19,29 +19,20 @@ from manytune.data.section import Number, Section, kind_of
 from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import METRICS
+from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
 REFERENCE = "full"
-"""The system whose gain counts as the whole gain."""
+"""The system whose gain counts as the whole gain, and the method that it trains if the recipe names none."""
 BASE = "base"
 """What the untouched base is called."""
 
-_CENTRES = {
-    "full": 1e-4,
-    "selective": 1e-3,
-    "vera": 1e-2,
-    "ia3": 1e-2,
-    "prompt-tuning": 3e-2,
-    "p-tuning": 1e-3,
-    "prefix-tuning": 1e-2,
-}
-_CENTRE = 1e-3  # of LoRA and all others: ten times full fine-tuning's ("LoRA Without Regret", 2025)
 _AROUND = (0.3, 1.0, 3.0)
 
 
 def default_learning_rates(method: str) -> tuple[float, ...]:
     """The rates that are tried if a recipe names none: the method's usual one, and a third and three times it."""
-    centre = _CENTRES.get(method, _CENTRE)
+    centre = methods()[method].learning_rate
     return tuple(float(f"{centre * factor:.1g}") for factor in _AROUND)
 
 
@@ -225,8 +216,10 @@ class Experiment:
         if self.compare.systems is not None:
             return self.compare.systems
         own = self.recipe.method
-        found = {REFERENCE: SystemRecipe(method=MethodRecipe(name="full"))}
-        return found if own.name == "full" else {**found, own.name: SystemRecipe(method=own)}
+        return {
+            REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE)),
+            own.name: SystemRecipe(method=own),
+        }
 
     def method_of(self, system: SystemRecipe) -> MethodRecipe:
         """What a system trains."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from manytune.atomic import atomic_write
 from manytune.errors import RunError
-from manytune.experiments.trials import Trial
-from manytune.experiments.worker import Phase, Work
-from manytune.experiments.workspace import Bench
+from manytune.experiments.trials import Phase, Trial
+from manytune.experiments.worker import Outcome, Work
+from manytune.experiments.workspace import Workspace
+
+KEPT = "What is done is kept: the same command continues from there."
 
 
 class Runner(Protocol):
     """Gets trials done."""
 
-    def run(self, bench: Bench, phase: Phase, trials: Sequence[Trial]) -> None:
-        """Do all of them; afterwards `bench.search` or `bench.finish` of each only reads.
+    def run(self, workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
+        """Run all of them; afterwards `workspace.run` of each only reads.
 
         Raises:
             RunError: A trial failed.
@@ -30,15 +34,12 @@ class Runner(Protocol):
 class InTurn:
     """One after the other, in this process and over its one base."""
 
-    def run(self, bench: Bench, phase: Phase, trials: Sequence[Trial]) -> None:
+    def run(self, workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
         """See `Runner`."""
-        what = {"search": "learning rates", "finish": "systems"}[phase]
+        what = {Phase.SEARCH: "learning rates", Phase.FINISH: "systems"}[phase]
         for place, trial in enumerate(trials, start=1):
-            bench.show.line(f"{what}, {place} of {len(trials)}: {trial.name}")
-            if phase == "search":
-                bench.search(trial)
-            else:
-                bench.finish(trial)
+            workspace.reporter.line(f"{what}, {place} of {len(trials)}: {trial.name}")
+            workspace.run(trial, phase)
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,53 @@ class InProcesses:
 
     workers: int
 
-    def run(self, bench: Bench, phase: Phase, trials: Sequence[Trial]) -> None:
+    def run(self, workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
         """See `Runner`."""
         if not trials:
             return
-        path = write_work(bench, phase, trials)
+        work = write_work(workspace, phase, trials)
+        workspace.reporter.line(f"{len(trials)} trainings in {self.workers} processes")
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"outcome-{number}.json" for number in range(self.workers)]
+            started = [self._start(work, file) for file in files]
+            try:
+                statuses = [process.wait() for process in started]
+            finally:
+                for process in started:
+                    process.terminate()
+            outcomes = [_outcome(file, status) for file, status in zip(files, statuses, strict=True)]
+        check_outcomes(outcomes, "workers")
+
+    def _start(self, work: Path, outcome: Path) -> subprocess.Popen[bytes]:
         threads = str(max(1, (os.cpu_count() or 1) // self.workers))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        command = [sys.executable, "-m", "manytune.experiments.worker", path]
-        bench.show.line(f"{len(trials)} trainings in {self.workers} processes")
-        started = [subprocess.Popen(command, env=environment) for _ in range(self.workers)]
-        try:
-            failed = [process.wait() for process in started]
-        finally:
-            for process in started:
-                process.terminate()
-        if any(failed):
-            raise RunError(
-                f"{sum(map(bool, failed))} of {self.workers} workers failed; their messages are above. What is done is "
-                "kept: the same command goes on from there."
-            )
+        return subprocess.Popen(
+            [sys.executable, "-m", "manytune.experiments.worker", str(work), str(outcome)],
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
 
 
-def write_work(bench: Bench, phase: Phase, trials: Sequence[Trial]) -> str:
-    """Write down what workers are to do, and give back the file's path."""
-    path = bench.experiment.directory / f"{phase}.work.json"
-    atomic_write(path, Work(bench.experiment.content, bench.ranks, phase, tuple(trials)).to_json())
-    return str(path)
+def write_work(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> Path:
+    """Write down what workers are to do, and give back the file."""
+    path = workspace.experiment.directory / f"{phase}.work.json"
+    work = Work(workspace.experiment.content, workspace.ranks, phase, tuple(trials))
+    atomic_write(path, work.to_json())
+    return path
+
+
+def check_outcomes(outcomes: Sequence[Outcome], workers: str) -> None:
+    """See that all workers did their work.
+
+    Raises:
+        RunError: One didn't; says what each of them reported.
+    """
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if errors:
+        reported = " ".join(dict.fromkeys(errors))
+        raise RunError(f"{len(errors)} of {len(outcomes)} {workers} failed: {reported} {KEPT}")
+
+
+def _outcome(file: Path, status: int) -> Outcome:
+    """What a process wrote before it ended; one that was killed or has a defect wrote nothing."""
+    if file.is_file():
+        return Outcome.from_json(file.read_text(encoding="utf-8"))
+    return Outcome(f"it ended with exit status {status}; what it printed is above.")

@@ -1,37 +1,33 @@
-"""How much of its rank a trained LoRA uses, from its factors alone."""
+"""How much of its rank a trained adapter uses, from its low-rank updates alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import mean
 
 import torch
 from torch import Tensor
 
 from manytune.evaluation.ranks import Spectrum
-from manytune.methods.checkpoint.format import read_tensors
+from manytune.methods.tuners.terms import Terms
 
 _ENERGY = 0.9
 
 
-def spectrum_of(adapter: Path) -> Spectrum | None:
-    """The spectrum of every change B·A that an adapter makes, on average.
+def spectrum_of(terms: Terms) -> Spectrum | None:
+    """The spectrum of every update U·D of a weight that an adapter makes, on average.
 
     Args:
-        adapter: A LoRA adapter's directory.
+        terms: What the adapter does.
 
     Returns:
-        None if it has no pair of factors.
+        None if it makes no such update.
     """
-    tensors = read_tensors(adapter)
     by_module: dict[str, list[float]] = {}
     directions = []
-    for name, a in tensors.items():
-        path, found, rest = name.partition(".lora_A.")
-        b = tensors.get(f"{path}.lora_B.{rest}")
-        if not found or b is None or a.ndim != 2 or b.ndim != 2:
+    for path, update in terms.updates.items():
+        if update.down is None or terms.activation is not None:
             continue
-        values = singular_values(a, b)
+        values = singular_values(update.down, update.up)
         by_module.setdefault(path.rpartition(".")[2], []).append(effective_rank(values))
         directions.append(directions_holding(values, _ENERGY))
     if not directions:
@@ -44,7 +40,7 @@ def spectrum_of(adapter: Path) -> Spectrum | None:
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
-    """The singular values of B·A that may not be zero, without forming it; at most r.
+    """The singular values of BA that may not be zero, without forming it; at most r.
 
     With the thin factorisations `B = Q₁R₁` and `Aᵀ = Q₂R₂`, `BA = Q₁ (R₁ R₂ᵀ) Q₂ᵀ`, and the Qs change no singular
     value: those of the small middle matrix are all that there are.

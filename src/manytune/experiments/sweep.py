@@ -1,4 +1,4 @@
-"""`manytune sweep`: LoRA at several ranks over one base in memory, and the smallest rank that is enough."""
+"""`manytune sweep`: a method at several ranks over one base in memory, and the smallest rank that is enough."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from manytune.evaluation.results import Evaluation
 from manytune.experiments.compare import score
 from manytune.experiments.recipe import Experiment, experiment_from
 from manytune.experiments.runner import Runner
-from manytune.experiments.workspace import Bench
-
-METHOD = "lora"
+from manytune.experiments.trials import Phase
+from manytune.experiments.workspace import Workspace
+from manytune.methods.registry import methods
 
 
 def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequence[str]) -> Experiment:
-    """The experiment whose systems are the recipe's LoRA at these ranks.
+    """The experiment whose systems are the recipe's method at these ranks.
 
-    Everything else of the method stays, `lora_alpha` too: the change is scaled by alpha/r, and then the learning rate
-    that suits one rank suits the others. So all ranks train with the recipe's own learning rate.
+    Everything else of the method stays, LoRA's `lora_alpha` too: the change is scaled by alpha/r, and then the learning
+    rate that suits one rank suits the others. So all ranks train with the recipe's own learning rate.
 
     Args:
-        experiment: Its method must be LoRA.
+        experiment: Its method must have a rank, as LoRA has.
         ranks: At least one.
         targets: Module lists such as `all-linear` or `q_proj,v_proj`; none keeps the recipe's.
 
     Raises:
-        RecipeError: The method is another one, or a rank is given twice.
+        RecipeError: The method has no rank to vary, or a rank is given twice.
     """
     method = experiment.recipe.method
-    if method.name != METHOD:
-        raise RecipeError(f"a rank sweep is for {METHOD}, and the recipe's method is {method.name}.")
+    option = methods()[method.name].rank
+    if option is None:
+        able = ", ".join(name for name, one in methods().items() if one.rank is not None)
+        raise RecipeError(f"a rank sweep is for {able}, and the recipe's method is {method.name}.")
     if len(set(ranks)) != len(ranks):
         raise RecipeError(f"a rank is given twice in {', '.join(map(str, ranks))}.")
     systems: dict[str, Any] = {}
     for target in targets or [""]:
         for rank in sorted(ranks):
-            options: dict[str, Any] = {**method.model_dump(mode="json"), "r": rank}
+            options: dict[str, Any] = {**method.model_dump(mode="json"), option: rank}
             if target:
                 options["target_modules"] = target if target == "all-linear" else target.split(",")
             name = f"r={rank}" + (f" {target}" if len(targets) > 1 else "")
@@ -52,32 +54,32 @@ def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequ
     return experiment_from({**experiment.content, "compare": compare}, where="sweep")
 
 
-def sweep(bench: Bench, runner: Runner) -> Evaluation:
+def sweep(workspace: Workspace, runner: Runner) -> Evaluation:
     """Train every rank with every seed, find the plateau on validation rows, and score the answers.
 
     Args:
-        bench: The bench of a `sweep_experiment`, opened with `ranks=True`.
+        workspace: The workspace of a `sweep_experiment`, opened with `ranks=True`.
         runner: Where trials are run.
 
     Raises:
         RunError: A training failed.
     """
-    experiment = bench.experiment
+    experiment = workspace.experiment
     trials = [
-        bench.variants.trial(name, rate=experiment.rates_of(system)[0], seed=seed, steps=bench.steps)
+        workspace.variants.trial(name, rate=experiment.rates_of(system)[0], seed=seed, steps=workspace.steps)
         for name, system in experiment.systems().items()
         for seed in experiment.compare.seeds
     ]
-    base = bench.ask_base()
-    runner.run(bench, "finish", trials)
+    base = workspace.ask_base()
+    runner.run(workspace, Phase.FINISH, trials)
     records: dict[str, list[RunRecord]] = {name: [] for name in experiment.systems()}
     for trial in trials:
-        records[trial.system].append(bench.finish(trial))
-    evaluation = score(bench, base, records, {}, all_pairs=False)
+        records[trial.system].append(workspace.finish(trial))
+    evaluation = score(workspace, base, records, {}, all_pairs=False)
     found = find_plateau(
         [_point(name, of_rank) for name, of_rank in records.items()],
         {name: [record.validation for record in of_rank] for name, of_rank in records.items()},
-        rows=len(bench.data.validation),
+        rows=len(workspace.data.validation),
     )
     return dataclasses.replace(evaluation, sweep=found)
 
@@ -90,7 +92,7 @@ def _point(name: str, records: Sequence[RunRecord]) -> RankPoint:
     seconds = [record.cost.seconds for record in records if record.cost.seconds is not None]
     return RankPoint(
         system=name,
-        rank=int(options["r"]),
+        rank=int(options[methods()[first.method].rank or ""]),
         targets=targets if isinstance(targets, str) else ", ".join(targets or ["the model's usual modules"]),
         trainable_params=first.cost.trainable_params or 0,
         validation_loss=mean(losses),

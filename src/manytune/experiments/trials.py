@@ -1,7 +1,8 @@
 """One training of one system: its recipes, and what is on disk of it.
 
 A trial is named after what decides it, such as `lora/lr-0.001-seed-0`. Its directory holds one run
-(`training/run.py`), or one a task for a system with an adapter for each.
+(`training/run.py`), or one a task for a system with an adapter for each. Of a training that broke off since its loss
+wasn't finite, it also holds how (`diverged.json`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manytune.errors import RunError
+from manytune.atomic import atomic_write
+from manytune.errors import DivergedError, RunError
 from manytune.evaluation.results import Cost, Curves
 from manytune.evaluation.run_files import read_cost, read_curves
 from manytune.store.base import Base
@@ -25,21 +28,63 @@ from manytune.training.run import RECIPE_NAME, run
 Number = TypeVar("Number", int, float)
 
 _SCORES = "scores.json"  # `run` writes it last
+_DIVERGENCE = "diverged.json"
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
+class Phase(StrEnum):
+    """What is done with a trial.
+
+    Attributes:
+        SEARCH: It is trained, for its validation loss.
+        FINISH: It is trained and asked everything, and its record is kept.
+    """
+
+    SEARCH = "search"
+    FINISH = "finish"
+
+
+class Purpose(StrEnum):
+    """What a trial is trained for.
+
+    Attributes:
+        RESULT: To be a result of the experiment.
+        SEARCH: To choose a learning rate alone, with fewer steps than a result's.
+        TIMING: To see how long a step takes.
+    """
+
+    RESULT = "result"
+    SEARCH = "search"
+    TIMING = "timing"
+
+
 @dataclass(frozen=True)
+class Divergence:
+    """How a training broke off, as JSON.
+
+    Attributes:
+        message: The training's error, which names the step and its rows.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training of one system.
 
     Attributes:
-        name: Its name within the experiment, and its directory in `trials/`.
+        name: Its name within the experiment.
         system: The system.
+        purpose: What it is trained for.
+        directory: Where its runs are.
         recipes: The recipe of each of its runs, by task; a single run's is under None.
     """
 
     name: str
     system: str
+    purpose: Purpose
+    directory: Path
     recipes: Mapping[str | None, Recipe]
 
     @property
@@ -61,6 +106,18 @@ class Trial:
     def dropped(self) -> bool:
         """Whether an adapter of a finished run isn't there any more."""
         return self.trained and not all(adapter.is_dir() for adapter in self.adapters.values())
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """How an earlier training of it broke off; None if none did."""
+        path = self.directory / _DIVERGENCE
+        return Divergence(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def keep_divergence(self, error: DivergedError) -> None:
+        """Write down how its training broke off, so that it isn't tried again."""
+        found = Divergence(str(error))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.directory / _DIVERGENCE, json.dumps(asdict(found), indent=2) + "\n")
 
     def scores(self) -> list[dict[str, Any]]:
         """What each run's `scores.json` says."""
@@ -132,6 +189,7 @@ def train(
         report: Called after every step and every validation.
 
     Raises:
+        DivergedError: The loss or the gradient isn't finite.
         RunError: What is on disk was made with another recipe, or the training failed.
     """
     for recipe in trial.recipes.values():
@@ -160,7 +218,7 @@ def _check_same(directory: Path, recipe: Recipe) -> None:
     if changed:
         raise RunError(
             f"{directory}: this trial was made with another recipe ({', '.join(changed)} differ). Restore it, set "
-            "output to another directory, or remove this one to train anew."
+            "output to another directory, or remove this one to train again."
         )
 
 

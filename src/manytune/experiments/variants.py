@@ -10,7 +10,7 @@ from manytune.data.mixing import Mixture
 from manytune.data.recipe import DataRecipe, MixingRecipe, TaskRecipe
 from manytune.errors import RecipeError
 from manytune.experiments.recipe import Experiment, SystemRecipe
-from manytune.experiments.trials import Trial, slug, trial_name
+from manytune.experiments.trials import Purpose, Trial, slug, trial_name
 from manytune.training.recipe import Recipe
 
 _ONLY_TASK = "task"
@@ -31,7 +31,7 @@ class Variants:
     mixture: Mixture | None
 
     def trial(
-        self, name: str, *, rate: float, seed: int, steps: int, search: bool = False, timing: bool = False
+        self, name: str, *, rate: float, seed: int, steps: int, purpose: Purpose = Purpose.RESULT
     ) -> Trial:
         """One training of a system.
 
@@ -40,46 +40,53 @@ class Variants:
             rate: The peak learning rate.
             seed: The training seed.
             steps: Optimizer steps; of a system with an adapter for each task, those of all together.
-            search: Whether it only chooses the learning rate with fewer steps than the others have.
-            timing: Whether it only shows how long a step takes.
+            purpose: What it is trained for.
         """
-        system = self.experiment.systems()[name]
         details = [f"lr-{rate:g}", f"seed-{seed}"]
-        details += ["search"] * search + ["timing"] * timing
+        details += [] if purpose is Purpose.RESULT else [purpose.value]
         label = trial_name(name, *details)
         directory = self.experiment.directory / "trials" / label
+        settings = {"learning_rate": rate, "seed": seed}
+        system = self.experiment.systems()[name]
         if system.per_task:
-            recipes: dict[str | None, Recipe] = {}
-            done, share_done = 0, 0.0
-            for task, share in self._tasks():
-                share_done += share
-                own = max(1, round(steps * share_done) - done)  # so that they add up to all steps
-                done += own
-                data = _alone(self.experiment.recipe.data, task)
-                place = directory / slug(task.name)
-                recipes[task.name] = self._recipe(system, place, rate=rate, seed=seed, steps=own, data=data)
-            return Trial(label, name, recipes)
-        rehearsing = None if system.rehearse is None else self._rehearsing(system.rehearse)
-        recipe = self._recipe(system, directory, rate=rate, seed=seed, steps=steps, data=rehearsing)
-        return Trial(label, name, {None: recipe})
+            recipes = self._recipes_by_task(system, directory, settings, steps)
+        else:
+            data = None if system.rehearse is None else self._rehearsing(system.rehearse)
+            recipes = {None: self._recipe(system, directory, settings | {"max_steps": steps}, data)}
+        return Trial(name=label, system=name, purpose=purpose, directory=directory, recipes=recipes)
 
     @property
     def rehearsal_file(self) -> Path:
         """Where the default rows of rehearsal are."""
         return self.experiment.directory / "rehearsal.jsonl"
 
+    def _recipes_by_task(
+        self, system: SystemRecipe, directory: Path, settings: Mapping[str, object], steps: int
+    ) -> dict[str | None, Recipe]:
+        """A recipe for each task, with its share of the steps."""
+        recipes: dict[str | None, Recipe] = {}
+        done, share_done = 0, 0.0
+        for task, share in self._tasks():
+            share_done += share
+            task_steps = max(1, round(steps * share_done) - done)  # so that they add up to all steps
+            done += task_steps
+            recipes[task.name] = self._recipe(
+                system,
+                directory / slug(task.name),
+                {**settings, "max_steps": task_steps},
+                _alone(self.experiment.recipe.data, task),
+            )
+        return recipes
+
     def _recipe(
         self,
         system: SystemRecipe,
         directory: Path,
-        *,
-        rate: float,
-        seed: int,
-        steps: int,
+        settings: Mapping[str, object],
         data: DataRecipe | None,
     ) -> Recipe:
+        """The experiment's recipe with a system's method and these training settings, perhaps on other rows."""
         recipe = self.experiment.recipe
-        settings = {"learning_rate": rate, "seed": seed, "max_steps": steps}
         changes = {
             "method": self.experiment.method_of(system),
             "training": recipe.training.model_copy(update=settings),
@@ -107,7 +114,7 @@ class Variants:
         return [(only, 1.0)]
 
     def _rehearsing(self, share: float) -> DataRecipe:
-        """The training rows, and beside them the rows of rehearsal with this share of the examples."""
+        """The training rows mixed with the rows of rehearsal, which make up this share of the examples."""
         wanted = self.experiment.forgetting.rehearsal
         prompt, completion = (wanted.prompt, wanted.completion) if wanted is not None else _DEFAULT_REHEARSAL
         rehearsal = TaskRecipe(

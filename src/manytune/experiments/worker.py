@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from manytune.errors import ManytuneError, StoreError
+from manytune.atomic import atomic_write
+from manytune.errors import LockedError, ManytuneError
 from manytune.experiments.recipe import experiment_from
-from manytune.experiments.trials import Trial
-from manytune.experiments.workspace import Bench, open_bench
+from manytune.experiments.reporter import StageLines
+from manytune.experiments.trials import Phase, Purpose, Trial
+from manytune.experiments.workspace import Workspace, open_workspace
 from manytune.store.locking import held
-from manytune.training.progress import Report
 from manytune.training.recipe import recipe_from
-
-Phase = Literal["search", "finish"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Work:
     Attributes:
         content: The experiment's recipe.
         ranks: Whether records keep what a rank sweep needs.
-        phase: Whether trials are only trained, or asked too.
+        phase: What is done with the trials.
         trials: The trials.
     """
 
@@ -47,6 +47,8 @@ class Work:
             {
                 "name": trial.name,
                 "system": trial.system,
+                "purpose": trial.purpose,
+                "directory": str(trial.directory),
                 "recipes": [[task, recipe.model_dump(mode="json")] for task, recipe in trial.recipes.items()],
             }
             for trial in self.trials
@@ -61,61 +63,69 @@ class Work:
         found = json.loads(text)
         trials = tuple(
             Trial(
-                one["name"],
-                one["system"],
-                {task: recipe_from(recipe) for task, recipe in one["recipes"]},
+                name=one["name"],
+                system=one["system"],
+                purpose=Purpose(one["purpose"]),
+                directory=Path(one["directory"]),
+                recipes={task: recipe_from(recipe) for task, recipe in one["recipes"]},
             )
             for one in found["trials"]
         )
-        return cls(found["content"], found["ranks"], found["phase"], trials)
+        return cls(found["content"], found["ranks"], Phase(found["phase"]), trials)
 
 
-class _Lines:
-    """Shows stages only, on stderr, so that several workers' lines can be told apart."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker ended, as JSON.
 
-    def line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+    Attributes:
+        error: What failed, in words for people; None if nothing did.
+    """
 
-    def training(self, report: Report) -> None:
-        pass
+    error: str | None = None
 
-    def answering(self, what: str, done: int, total: int) -> None:
-        pass
+    def to_json(self) -> str:
+        """The JSON form."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Outcome:
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
 
 
-def do(work: Work) -> None:
-    """Do what nobody else does of some work.
+def work_through(work: Work) -> Outcome:
+    """Do what nobody else does of some work."""
+    try:
+        workspace = open_workspace(experiment_from(work.content), StageLines(), ranks=work.ranks)
+        run_free(workspace, work.phase, work.trials)
+    except ManytuneError as error:
+        return Outcome(str(error))
+    return Outcome()
+
+
+def run_free(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
+    """Go through the trials, and run those that no other process holds.
 
     Raises:
-        ManytuneError: A trial failed.
+        RunError: A trial failed.
+        LockedError: A run directory in it is held by something else, such as `manytune train`.
     """
-    bench = open_bench(experiment_from(work.content), _Lines(), ranks=work.ranks)
-    do_free(bench, work.phase, work.trials)
-
-
-def do_free(bench: Bench, phase: Phase, trials: Sequence[Trial]) -> None:
-    """Go through the trials, and do those that no other process holds."""
     for trial in trials:
-        try:
-            with held(bench.experiment.directory / "held" / trial.name):
-                if phase == "search":
-                    bench.search(trial)
-                else:
-                    bench.finish(trial)
-        except StoreError as error:
-            if "another process" not in str(error):
-                raise
+        with ExitStack() as holding:
+            try:
+                holding.enter_context(held(workspace.experiment.directory / "held" / trial.name))
+            except LockedError:
+                continue
+            workspace.run(trial, phase)
 
 
-def main() -> int:
-    """Entry point of a worker's process: the work's file is the one argument."""
-    try:
-        do(Work.from_json(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    except ManytuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main() -> None:
+    """Entry point of a worker's process; its arguments are the work's file and where its outcome is written."""
+    work, outcome = map(Path, sys.argv[1:])
+    found = work_through(Work.from_json(work.read_text(encoding="utf-8")))
+    atomic_write(outcome, found.to_json())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

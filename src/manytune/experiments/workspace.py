@@ -5,56 +5,47 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from manytune.atomic import atomic_write, clean_leftovers
-from manytune.data.dataset import Splits, TokenSplits, content_hash, encode_splits, read_splits
+from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
 from manytune.data.encode import Encoder
-from manytune.errors import DataError, RunError
+from manytune.errors import DataError, DivergedError
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
+from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
-from manytune.experiments import probes as probing
-from manytune.experiments.answering import ask_model, group_losses, is_of_task, read_texts
-from manytune.experiments.probes import LoadedProbe, load_probes, write_rehearsal
+from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
+from manytune.experiments.conditions import keep_conditions
+from manytune.experiments.probes import (
+    LoadedProbe,
+    load_probes,
+    probes_digest,
+    questions_digest,
+    write_rehearsal,
+)
 from manytune.experiments.recipe import BASE, Experiment
+from manytune.experiments.reporter import Reporter
 from manytune.experiments.spectra import spectrum_of
-from manytune.experiments.trials import Trial, train
+from manytune.experiments.trials import Phase, Trial, train
 from manytune.experiments.variants import Variants
+from manytune.methods.registry import terms_of
+from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
-from manytune.store.digests import sha256_file
+from manytune.store.resident import read_resident
 from manytune.training.loop.train import check_device
-from manytune.training.progress import Report
-from manytune.training.recipe import Recipe
 from manytune.training.training_plan import total_steps
-
-_FACTS = "experiment.json"
-_DIVERGED = "diverged.txt"
-_AN_HOUR = 3600.0
-
-
-class Show(Protocol):
-    """Where progress goes."""
-
-    def line(self, text: str) -> None:
-        """A stage, or a doubt."""
-
-    def training(self, report: Report) -> None:
-        """A step or a validation of the training that is going on."""
-
-    def answering(self, what: str, done: int, total: int) -> None:
-        """How far the answers are that are being given."""
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What a system said."""
+class _Replies:
+    """What a system answered."""
 
     answers: tuple[Answer, ...]
     probes: Mapping[str, tuple[Answer, ...]]
@@ -62,7 +53,7 @@ class _Heard:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Workspace:
     """Everything that the trials of an experiment have in common.
 
     Attributes:
@@ -73,7 +64,7 @@ class Bench:
         questions: What is asked of every system.
         probes: What else is asked.
         ranks: Whether records keep what a rank sweep needs: validation losses by group, and spectra.
-        show: Where progress goes.
+        reporter: Where progress goes.
     """
 
     experiment: Experiment
@@ -83,7 +74,7 @@ class Bench:
     questions: tuple[Question, ...]
     probes: tuple[LoadedProbe, ...]
     ranks: bool
-    show: Show
+    reporter: Reporter
 
     @property
     def variants(self) -> Variants:
@@ -132,31 +123,44 @@ class Bench:
             return None
         found = read_record(path)
         lacking = self.ranks and not found.validation
-        return found if found.question == self._asked and not lacking else None
+        return found if found.question == self._digest and not lacking else None
 
     # -- trials
 
+    def run(self, trial: Trial, phase: Phase) -> None:
+        """Do what a phase does with a trial; what was done before is only read.
+
+        Raises:
+            RunError: The training failed.
+        """
+        if phase is Phase.SEARCH:
+            self.search(trial)
+        else:
+            self.finish(trial)
+
     def search(self, trial: Trial) -> float:
-        """Train a trial whose validation loss is wanted; infinite if the training diverged."""
-        diverged = self.experiment.directory / "trials" / trial.name / _DIVERGED
-        if diverged.is_file():
-            return float("inf")
+        """Train a trial whose validation loss is wanted; infinite if the training diverged.
+
+        Raises:
+            RunError: The training failed otherwise.
+        """
+        if trial.divergence is not None:
+            return math.inf
         try:
             self.train(trial, adapters=False)
-        except RunError as error:
-            if not str(error).startswith("step "):  # the trainer names the step where it went wrong
-                raise
-            atomic_write(diverged, f"{error}\n")
-            self.show.line(f"{trial.name} diverged: {error}")
-            return float("inf")
-        return trial.validation_loss
+        except DivergedError as error:
+            trial.keep_divergence(error)
+            self.reporter.line(f"{trial.name} diverged: {error}")
+            return math.inf
+        # The last step's update may be what diverges: then no step is left to notice it.
+        return trial.validation_loss if math.isfinite(trial.validation_loss) else math.inf
 
     def train(self, trial: Trial, *, adapters: bool = True) -> None:
         """Train a trial, or what is missing of it; its adapters may not be wanted any more."""
         there = trial.trained and not (adapters and trial.dropped)
         if not there:
-            self.show.line(f"training {trial.name}")
-        train(trial, self.base, adapters=adapters, report=self.show.training)
+            self.reporter.line(f"training {trial.name}")
+        train(trial, self.base, adapters=adapters, report=self.reporter.training)
 
     def finish(self, trial: Trial) -> RunRecord:
         """Train a trial if need be, ask it everything, and keep the record; a finished one is only read."""
@@ -164,106 +168,110 @@ class Bench:
         if found is not None:
             return found
         self.train(trial)
-        self.show.line(f"asking {trial.name}")
-        heard = self._ask(trial.adapters)
+        self.reporter.line(f"asking {trial.name}")
+        replies = self._ask(trial.adapters)
         recipe, single = trial.any_recipe, trial.adapters.get(None)
         record = RunRecord(
             name=trial.name,
             system=trial.system,
             method=recipe.method.name,
-            question=self._asked,
-            answers=heard.answers,
-            probes=heard.probes,
+            question=self._digest,
+            answers=replies.answers,
+            probes=replies.probes,
             seed=recipe.training.seed,
             learning_rate=recipe.training.learning_rate,
             steps=trial.steps,
-            validation=heard.validation,
+            validation=replies.validation,
             cost=trial.cost(),
             curves=trial.curves(),
-            spectrum=spectrum_of(single) if self.ranks and single is not None else None,
+            spectrum=self._spectrum(single) if self.ranks and single is not None else None,
             recipe={task or "": found.model_dump(mode="json") for task, found in trial.recipes.items()},
         )
         write_record(record, self.record_path(trial.name))
         return record
 
+    def _spectrum(self, adapter: Path) -> Spectrum | None:
+        try:
+            return spectrum_of(terms_of(read_resident(adapter), self.base.model))
+        except TermsError:
+            return None
+
     def ask_base(self) -> RunRecord:
-        """Ask the untouched base everything, or read what it said."""
+        """Ask the untouched base everything, or read what it answered."""
         found = self.record(BASE)
         if found is None:
-            self.show.line("asking the untouched base")
-            heard = self._ask({None: None})
-            cost = Cost(total_params=self.base.model.num_parameters())
+            self.reporter.line("asking the untouched base")
+            replies = self._ask({None: None})
             found = RunRecord(
                 name=BASE,
                 system=BASE,
                 method=BASE,
-                question=self._asked,
-                answers=heard.answers,
-                probes=heard.probes,
-                validation=heard.validation,
-                cost=cost,
+                question=self._digest,
+                answers=replies.answers,
+                probes=replies.probes,
+                validation=replies.validation,
+                cost=Cost(total_params=self.base.model.num_parameters()),
             )
             write_record(found, self.record_path(BASE))
         return found
 
-    def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Heard:
+    def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""
         compare = self.experiment.compare
+        decoding = self._decoding(compare.max_new_tokens)
         answers: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
             with attached(self.base, adapter) as model:
-                said = ask_model(
+                given = ask_model(
                     model,
-                    self.base,
+                    self.base.tokenizer,
                     [self.questions[place] for place in places],
-                    end_ids=[self.encoder.end_id],
-                    max_new_tokens=compare.max_new_tokens,
-                    batch_size=compare.batch_size,
+                    decoding,
                     likelihoods="perplexity" in compare.metrics,
-                    notice=self.show.answering,
+                    notice=self.reporter.answering,
                 )
-                answers |= dict(zip(places, said, strict=True))
-                if task is not None:
-                    continue
-                probes = {probe.name: self._ask_probe(model, probe) for probe in self.probes}
-                layout = self.experiment.recipe.training.batching
-                losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
-                return _Heard(said, probes, losses)
-        return _Heard(tuple(answers[place] for place in range(len(self.questions))), {}, ())
+                answers |= dict(zip(places, given, strict=True))
+                if task is None:
+                    probes = {probe.name: self._ask_probe(model, probe) for probe in self.probes}
+                    layout = self.experiment.recipe.training.batching
+                    losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
+                    return _Replies(given, probes, losses)
+        return _Replies(tuple(answers[place] for place in range(len(self.questions))), {}, ())
 
     def _ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
         if probe.passages:
-            return read_texts(model, probe.passages, notice=self.show.answering)
+            return read_texts(model, probe.passages, notice=self.reporter.answering)
         return ask_model(
             model,
-            self.base,
+            self.base.tokenizer,
             probe.questions,
-            end_ids=[self.encoder.end_id],
-            max_new_tokens=self.experiment.forgetting.max_new_tokens,
+            self._decoding(self.experiment.forgetting.max_new_tokens),
+            notice=self.reporter.answering,
+        )
+
+    def _decoding(self, max_new_tokens: int) -> Decoding:
+        return Decoding(
+            max_new_tokens=max_new_tokens,
             batch_size=self.experiment.compare.batch_size,
-            likelihoods=False,
-            notice=self.show.answering,
+            end_ids=(self.encoder.end_id,),
         )
 
     @cached_property
-    def _asked(self) -> str:
-        """A hash over everything that is asked and how."""
+    def _digest(self) -> str:
+        """Changes with everything that is asked, and how."""
         compare, forgetting = self.experiment.compare, self.experiment.forgetting
-        digest = hashlib.sha256(probing.fingerprint(self.probes).encode())
         how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
-        digest.update(json.dumps(how).encode())
-        for question in self.questions:
-            digest.update(f"{question.prompt_ids}{question.item.references}".encode())
-        return digest.hexdigest()
+        parts = [probes_digest(self.probes), json.dumps(how), questions_digest(self.questions)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def open_bench(experiment: Experiment, show: Show, *, ranks: bool = False) -> Bench:
+def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = False) -> Workspace:
     """Load the base, read the rows and the probes, and see that an earlier start is continued as it began.
 
     Args:
         experiment: The experiment.
-        show: Where progress goes.
+        reporter: Where progress goes.
         ranks: Whether records keep what a rank sweep needs.
 
     Raises:
@@ -275,60 +283,15 @@ def open_bench(experiment: Experiment, show: Show, *, ranks: bool = False) -> Be
     recipe = experiment.recipe
     check_device(recipe.training)
     splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=show.line)
+    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=reporter.line)
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
     probes = load_probes(experiment.forgetting, base)
-    bench = Bench(experiment, base, splits, data, (), probes, ranks, show)
-    questions = questions_from(splits.test, bench.encoder)[: experiment.compare.limit]
-    _keep_facts(experiment, base, data)
+    workspace = Workspace(experiment, base, splits, data, (), probes, ranks, reporter)
+    questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
+    keep_conditions(experiment, base, data)
     rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
     if rehearsing and experiment.forgetting.rehearsal is None:
-        write_rehearsal(bench.variants.rehearsal_file)
-    return dataclasses.replace(bench, questions=questions)
-
-
-def data_hashes(questions: Sequence[Question], recipe: Recipe) -> str:
-    """The files that rows came from, each with its hash if it is a file here."""
-    files = [file for task in recipe.data.tasks for file in task.file] or list(recipe.data.files)
-    files += [question.item.source for question in questions]
-    named = []
-    for source in dict.fromkeys(files):
-        path = Path(source).expanduser()
-        named.append(f"{source} (SHA-256 {sha256_file(path)[:16]})" if path.is_file() else source)
-    return ", ".join(named)
-
-
-def _keep_facts(experiment: Experiment, base: Base, data: TokenSplits) -> None:
-    """Write down what the finished runs depend on, or see that it is still so."""
-    directory = experiment.directory
-    path = directory / _FACTS
-    own = {"learning_rate", "seed", "max_steps", "epochs", "device", "tensorboard", "checkpoint_every"}
-    facts = {
-        "format": 1,
-        "train": content_hash(data.train),
-        "validation": content_hash(data.validation),
-        "base": base.fingerprint.to_dict(),
-        "training": {
-            key: value
-            for key, value in experiment.recipe.training.model_dump(mode="json").items()
-            if key not in own
-        },
-    }
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in facts if before.get(key) != facts[key]]
-        if changed:
-            raise RunError(
-                f"{directory}: {' and '.join(changed)} changed since this experiment began, so its finished runs can't "
-                "be compared with new ones. Restore what was there, or set output to another directory."
-            )
-        clean_leftovers(directory, older_than=_AN_HOUR)  # workers may be writing
-        return
-    if directory.is_dir() and any(directory.iterdir()):
-        raise RunError(
-            f"{directory}: the directory isn't empty and holds no experiment. Set output to another one, or empty it."
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(facts, indent=2) + "\n")
+        write_rehearsal(workspace.variants.rehearsal_file)
+    return dataclasses.replace(workspace, questions=questions)

@@ -1,8 +1,9 @@
-"""Attention of packed rows through the C++ kernel. Shapes and semantics: `sources/attention.cpp`."""
+"""Calls of the C++ kernel for attention of packed rows. Shapes and semantics: `sources/attention.cpp`."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,23 @@ from torch import Tensor
 from manytune.kernels.operands import LANES, is_taken, pointer
 
 _NO_WINDOW = 1 << 40  # more than any sequence fills
+
+
+class Visibility(NamedTuple):
+    """Which rows each query sees, and how its scores are scaled.
+
+    Attributes:
+        paths: The blocks' paths, one after the other, as rows of the query. Shape `(keys,)`, int64.
+        blocks: Where a block's path starts in `paths`, the first position whose query is the block's own, and the
+            path's length. Each row is one block's own. Shape `(blocks, 3)`, int64.
+        scaling: Factor of the scores.
+        window: How many last positions a query sees, itself included; None for all.
+    """
+
+    paths: Tensor
+    blocks: Tensor
+    scaling: float
+    window: int | None
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -29,10 +47,7 @@ def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    paths: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int | None,
+    visibility: Visibility,
 ) -> tuple[Tensor, Tensor]:
     """Attention of each query over its path.
 
@@ -41,11 +56,7 @@ def forward(
         query: Shape `(T, heads, dim)`.
         key: Shape `(T, key_heads, dim)`, where `key_heads` divides `heads`.
         value: Shape `(T, key_heads, dim)`.
-        paths: The blocks' paths, one after the other, as rows of `query`. Shape `(keys,)`, int64.
-        blocks: Where a block's path starts in `paths`, the first position whose query is the block's own, and the
-            path's length. Each row is one block's own. Shape `(blocks, 3)`, int64.
-        scaling: Factor of the scores.
-        window: How many last positions a query sees, itself included; None for all.
+        visibility: Which rows each query sees.
 
     Returns:
         The result, of shape `(T, heads, dim)`, and each row's logarithm of the sum of exponentiated scores, of shape
@@ -57,9 +68,9 @@ def forward(
     library.packed_attention_forward(
         *map(pointer, (query, key, value)),
         _strides(query, key, value),
-        *map(pointer, (paths, blocks)),
-        _sizes(query, key, blocks, window),
-        ctypes.c_float(scaling),
+        *map(pointer, (visibility.paths, visibility.blocks)),
+        _sizes(query, key, visibility),
+        ctypes.c_float(visibility.scaling),
         *map(pointer, (out, normalizers)),
         torch.get_num_threads(),
     )
@@ -74,10 +85,7 @@ def backward(
     value: Tensor,
     out: Tensor,
     normalizers: Tensor,
-    paths: Tensor,
-    blocks: Tensor,
-    scaling: float,
-    window: int | None,
+    visibility: Visibility,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value.
 
@@ -89,13 +97,10 @@ def backward(
         value: As `forward` took it.
         out: What `forward` gave.
         normalizers: What `forward` gave.
-        paths: As `forward` took it.
-        blocks: As `forward` took it.
-        scaling: As `forward` took it.
-        window: As `forward` took it.
+        visibility: As `forward` took it.
     """
     query, key, value = map(_with_contiguous_heads, (query, key, value))
-    grad = grad.contiguous()
+    grad, paths = grad.contiguous(), visibility.paths
     slots = query.new_empty(2, len(paths), *key.shape[1:])
     grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
     library.packed_attention_backward(
@@ -103,9 +108,9 @@ def backward(
         _strides(query, key, value),
         pointer(paths),
         ctypes.c_int64(len(paths)),
-        pointer(blocks),
-        _sizes(query, key, blocks, window),
-        ctypes.c_float(scaling),
+        pointer(visibility.blocks),
+        _sizes(query, key, visibility),
+        ctypes.c_float(visibility.scaling),
         *map(pointer, (out, normalizers)),
         ctypes.c_int64(len(query)),
         *map(pointer, (slots, grad_query, grad_key, grad_value)),
@@ -123,7 +128,7 @@ def _strides(*tensors: Tensor) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(strides))(*strides)
 
 
-def _sizes(query: Tensor, key: Tensor, blocks: Tensor, window: int | None) -> ctypes.Array[ctypes.c_int64]:
+def _sizes(query: Tensor, key: Tensor, visibility: Visibility) -> ctypes.Array[ctypes.c_int64]:
     _, heads, dim = query.shape
-    sizes = (len(blocks), heads, key.shape[1], dim, window or _NO_WINDOW)
+    sizes = (len(visibility.blocks), heads, key.shape[1], dim, visibility.window or _NO_WINDOW)
     return (ctypes.c_int64 * len(sizes))(*sizes)

@@ -31,7 +31,7 @@ class Kernels:
 
     Attributes:
         library: The loaded library; None if there is none.
-        note: For people: where the kernels come from, or what stands in the way.
+        note: For people: where the kernels come from, or why there are none.
         used: What they have computed gradients of, such as "attention", since this was last cleared.
     """
 

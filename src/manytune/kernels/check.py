@@ -47,10 +47,9 @@ def _attention(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         expected = torch.einsum("hts,sgd->thd", weights, wide[2])
         expected_grads = torch.autograd.grad(expected, wide, grad.double())
-    out, normalizers = attention.forward(library, query, key, value, paths, blocks, scaling, window)
-    grads = attention.backward(
-        library, grad, query, key, value, out, normalizers, paths, blocks, scaling, window
-    )
+    visibility = attention.Visibility(paths, blocks, scaling, window)
+    out, normalizers = attention.forward(library, query, key, value, visibility)
+    grads = attention.backward(library, grad, query, key, value, out, normalizers, visibility)
     names = [f"attention's gradient of the {name}" for name in ("queries", "keys", "values")]
     return {
         "attention": (out, expected.detach()),

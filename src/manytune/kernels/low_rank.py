@@ -1,4 +1,4 @@
-"""What LoRA adds to a linear layer, through the C++ kernel. Formulas: `sources/low_rank.cpp`."""
+"""Calls of the C++ kernel for low-rank updates, forward and backward. Formulas: `sources/low_rank.cpp`."""
 
 from __future__ import annotations
 

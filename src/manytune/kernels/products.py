@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from manytune.kernels.build import prepare_kernels
+from manytune.kernels.opaque import opaque
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _LINEAR: Any = torch.ops.mkldnn._linear_pointwise.default if _AVAILABLE else None
@@ -71,16 +72,12 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found
 
 
-# For torch.compile, whose own form of that operation takes only weights that never change.
-_LIBRARY = torch.library.Library("manytune", "FRAGMENT")
-_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-_LIBRARY.impl("product", _onednn, "CPU")
-_opaque = torch.ops.manytune.product.default
-
-
-@torch.library.register_fake("manytune::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+# torch.compile's own form of that operation takes only weights that never change.
+_opaque = opaque(
+    "product(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    _onednn,
+    lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+)
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:

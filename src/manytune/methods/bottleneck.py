@@ -89,6 +89,7 @@ class Source(AdapterLayer):
     """
 
     other_param_names: ClassVar[tuple[str, ...]] = ("readers",)
+    kind: ClassVar[str] = "bottleneck"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -123,6 +124,7 @@ class Layer(AdapterLayer):
     other_param_names: ClassVar[tuple[str, ...]] = (
         *("bottleneck_dropout", "bottleneck_between", "scaling", "sources"),
     )
+    kind: ClassVar[str] = "bottleneck"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -231,6 +233,7 @@ class BottleneckModel(LayerTuner):
     """Bottleneck adapters attached to a model; see `BottleneckConfig`."""
 
     prefix: ClassVar[str] = "bottleneck_"
+    no_sum: ClassVar[str | None] = "each has a nonlinearity in it"
     layer_class = Layer
 
     def __init__(self, model: nn.Module, config: Any, adapter_name: str, **options: Any) -> None:

@@ -7,22 +7,25 @@ has no such method; `export_parts` writes two adapters that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import read_tensors, write_adapter
 from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
-from manytune.methods.registry import Method, method_of, peft_config_from, register
+from manytune.methods.registry import Method, method_of, methods, peft_config_from, register
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
-from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner
+from manytune.methods.tuners.soft_prompt import PROMPT
+from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.terms import Terms, joined
+from manytune.methods.tuners.training_hooks import TrainingHooks
 
 
 @dataclass
@@ -70,6 +73,32 @@ class CombinedConfig(PeftConfig):
         return self.weights, self.prompt
 
     @property
+    def texts(self) -> frozenset[str]:
+        """See `PeftConfig.texts`: those of both parts."""
+        weights, prompt = self.parts
+        return super().texts | weights.texts | prompt.texts
+
+    @property
+    def loading_note(self) -> str | None:
+        """See `PeftConfig.loading_note`."""
+        return " ".join(note for part in self.parts if (note := part.loading_note)) or None
+
+    def for_loading(self) -> Self:
+        """See `PeftConfig.for_loading`."""
+        weights, prompt = self.parts
+        return dataclasses.replace(self, weights=weights.for_loading(), prompt=prompt.for_loading())
+
+    @classmethod
+    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
+        """See `PeftConfig.planned`."""
+        planned = super().planned(options, steps=steps)
+        for name in ("weights", "prompt"):
+            part = planned.get(name)
+            if isinstance(part, dict) and part.get("name") in methods():
+                planned[name] = methods()[part["name"]].config.planned(part, steps=steps)
+        return planned
+
+    @property
     def is_prompt_learning(self) -> bool:
         """Whether the method trains virtual tokens; here among others."""
         return True
@@ -93,6 +122,7 @@ class CombinedModel(Tuner):
 
     kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
+    no_sum: ClassVar[str | None] = "its soft prompts don't add up"
     weights: Tuner
     prompt: PromptTuner
 
@@ -185,6 +215,29 @@ class CombinedModel(Tuner):
             [*foreign, *(f"{prefix}{key}" for key in unexpected), *left],
         )
 
+    def training_hooks(self) -> Sequence[TrainingHooks]:
+        """See `Tuner.training_hooks`: both parts'."""
+        return (*self.weights.training_hooks(), *self.prompt.training_hooks())
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        with (
+            self.weights.switched(adapter_names, merged=merged),
+            self.prompt.switched(adapter_names, merged=False),
+        ):
+            yield
+
+    @classmethod
+    def separated(
+        cls, config: PeftConfig, tensors: Mapping[str, Tensor]
+    ) -> dict[str, tuple[PeftConfig, dict[str, Tensor]]]:
+        """See `Tuner.separated`: `weights` and `prompt`."""
+        assert isinstance(config, CombinedConfig)
+        return dict(
+            zip(("weights", "prompt"), zip(config.parts, _divided(tensors), strict=True), strict=True)
+        )
+
     @classmethod
     def terms(cls, config: CombinedConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`: both parts'."""
@@ -258,12 +311,9 @@ def export_parts(source: str | Path, target: str | Path) -> tuple[Path, Path]:
     config = PeftConfig.from_pretrained(source)
     if not isinstance(config, CombinedConfig):
         raise ConfigError(f"{source}: expected an adapter of type COMBINED, found {config.peft_type}.")
-    directories = Path(target) / "weights", Path(target) / "prompt"
-    for directory, part, tensors in zip(
-        directories, config.parts, _divided(read_tensors(source)), strict=True
-    ):
-        write_adapter(directory, part, tensors)
-    return directories
+    for name, (part, tensors) in CombinedModel.separated(config, read_tensors(source)).items():
+        write_adapter(Path(target) / name, part, tensors)
+    return Path(target) / "weights", Path(target) / "prompt"
 
 
 def _divided(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

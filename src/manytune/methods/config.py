@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +90,34 @@ class PeftConfig:
     def is_prompt_learning(self) -> bool:
         """Whether the method trains virtual tokens rather than weights."""
         return False
+
+    # -- what a method's options may say, with defaults
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """The options that hold names or prose; a server takes any other string for a pattern of module names."""
+        return frozenset({"auto_mapping", "base_model_name_or_path", "revision"})
+
+    @property
+    def loading_note(self) -> str | None:
+        """What someone who loads the adapter from a file ought to know, as a sentence; None for nothing."""
+        return None
+
+    def for_loading(self) -> Self:
+        """The options with which to attach a saved adapter and detach it again: nothing that only a training needs."""
+        return self
+
+    @classmethod
+    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
+        """Options from a recipe, completed by what follows from the length of the training.
+
+        Args:
+            options: What the recipe says, which stays.
+            steps: How many optimizer steps it has; None while that isn't known.
+        """
+        return dict(options)
+
+    # -- files
 
     def to_dict(self) -> dict[str, Any]:
         """The options as they stand in memory, by name."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -27,6 +28,10 @@ class FullConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.FULL
 
+    def for_loading(self) -> Self:
+        """See `PeftConfig.for_loading`: training in place needs no way back, running a saved adapter does."""
+        return dataclasses.replace(self, keep_base=True)
+
 
 class FullModel(DirectTuner):
     """Full fine-tuning attached to a model; see `FullConfig`."""
@@ -40,4 +45,4 @@ class FullModel(DirectTuner):
         return bool(config.keep_base)
 
 
-register(Method("full", PeftType.FULL, FullConfig, FullModel))
+register(Method("full", PeftType.FULL, FullConfig, FullModel, learning_rate=1e-4))

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError
+from manytune.methods.arithmetic.combination import Combination
+from manytune.methods.arithmetic.pruning import weighted_sum
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
-from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
@@ -111,6 +113,7 @@ class Layer(AdapterLayer):
     """
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("ia3_l",)
+    kind: ClassVar[str] = "ia3"
     additive: ClassVar[bool] = False
 
     def __init__(self, base_layer: nn.Module, *, is_feedforward: bool) -> None:
@@ -223,7 +226,7 @@ _KINDS: dict[type[nn.Module], type[Layer]] = {
 }
 
 
-class IA3Model(LayerTuner):
+class IA3Model(SummedTuner):
     """IA3 attached to a model; see `IA3Config`."""
 
     prefix: ClassVar[str] = "ia3_"
@@ -272,9 +275,31 @@ class IA3Model(LayerTuner):
             )
         layer.add_adapter(adapter_name, config)
 
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`; HF PEFT adds up the factors, whichever way is asked for."""
+        feedforward: set[str] = set()
+        for name in adapters:
+            named = getattr(self.peft_config[name], "feedforward_modules", None)
+            feedforward |= set() if not named else {named} if isinstance(named, str) else named
+        return {"feedforward_modules": feedforward}
+
+    def write_sum(
+        self,
+        layer: AdapterLayer,
+        path: str,
+        adapter_name: str,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        how: Combination,
+    ) -> None:
+        """See `SummedTuner.write_sum`."""
+        layer.tensors(adapter_name)["ia3_l"].copy_(
+            weighted_sum([layer.tensors(name)["ia3_l"] for name in adapters], weights)
+        )
+
     @staticmethod
     def _is_feedforward(path: str, config: IA3Config) -> bool:
         return matches(path, config.feedforward_modules or set())
 
 
-register(Method("ia3", PeftType.IA3, IA3Config, IA3Model))
+register(Method("ia3", PeftType.IA3, IA3Config, IA3Model, in_peft=True, learning_rate=1e-2))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType, PromptLearningConfig
-from manytune.methods.prompt_tuning import InputPromptTuner
 from manytune.methods.registry import Method, register
-from manytune.methods.tuners.soft_prompt_tuner import SoftPrompt
+from manytune.methods.tuners.input_prompt_tuner import InputPromptTuner
+from manytune.methods.tuners.soft_prompt import SoftPrompt
 
 
 class PromptEncoderReparameterizationType(StrEnum):
@@ -127,4 +127,4 @@ class PromptEncoderModel(InputPromptTuner):
         return EncodedPrompt(*self.shape(config), config)
 
 
-register(Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel))
+register(Method("p-tuning", PeftType.P_TUNING, PromptEncoderConfig, PromptEncoderModel, in_peft=True))

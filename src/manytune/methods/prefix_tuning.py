@@ -15,7 +15,8 @@ from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.base_layers import require_shape
-from manytune.methods.tuners.soft_prompt_tuner import PROMPT, PromptTuner, SoftPrompt, in_this_thread
+from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, in_this_thread
+from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.terms import Terms
 from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
 
@@ -231,4 +232,13 @@ def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: Pre
     return cache
 
 
-register(Method("prefix-tuning", PeftType.PREFIX_TUNING, PrefixTuningConfig, PrefixTuningModel))
+register(
+    Method(
+        "prefix-tuning",
+        PeftType.PREFIX_TUNING,
+        PrefixTuningConfig,
+        PrefixTuningModel,
+        in_peft=True,
+        learning_rate=1e-2,
+    )
+)

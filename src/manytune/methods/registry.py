@@ -14,7 +14,7 @@ from manytune.errors import ConfigError
 from manytune.methods import load_methods
 from manytune.methods.config import PeftConfig, register_config
 from manytune.methods.tuners.base import Tuner
-from manytune.methods.tuners.terms import Adapter, Terms, TermsError
+from manytune.methods.tuners.terms import Adapter, Terms
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,19 @@ class Method:
         peft_type: What `adapter_config.json` calls it.
         config: Its configuration class.
         tuner: What attaches it to a model.
+        in_peft: Whether HF PEFT has the method too, with the same options and tensors in its files.
+        learning_rate: Its usual peak learning rate. The default is LoRA's: ten times full fine-tuning's
+            ("LoRA Without Regret", 2025).
+        rank: The option that is its rank, if the scale of its update doesn't change with it; None for no rank.
     """
 
     name: str
     peft_type: str
     config: type[PeftConfig]
     tuner: type[Tuner]
+    in_peft: bool = False
+    learning_rate: float = 1e-3
+    rank: str | None = None
 
 
 _METHODS: dict[str, Method] = {}
@@ -56,9 +63,9 @@ def register(method: Method) -> None:
 
 
 def methods() -> dict[str, Method]:
-    """All methods by the name that recipes use."""
+    """All methods by the name that recipes use, in the order of their names, whichever was imported first."""
     load_methods()
-    return dict(_METHODS)
+    return dict(sorted(_METHODS.items()))
 
 
 def method_of(config: PeftConfig) -> Method:
@@ -85,10 +92,6 @@ def terms_of(adapter: Adapter, model: nn.Module) -> Terms:
         TermsError: It can't be written in terms, or doesn't fit the base.
         ConfigError: Its method isn't known.
     """
-    if not adapter.tensors:
-        raise TermsError(
-            f"{adapter.config.peft_type} adapter: its file holds no tensors, so it would change nothing."
-        )
     return method_of(adapter.config).tuner.terms(adapter.config, adapter.tensors, model)
 
 

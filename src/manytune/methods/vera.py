@@ -20,8 +20,8 @@ from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import fill_state
 from manytune.methods.tuners.base_layers import BaseLayer, BaseLayers, linear_sizes, require_shape
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import (
@@ -129,6 +129,7 @@ class Linear(AdapterLayer):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("vera_lambda_b", "vera_lambda_d")
     other_param_names: ClassVar[tuple[str, ...]] = ("vera_dropout", "projections")
+    kind: ClassVar[str] = "vera"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -227,6 +228,9 @@ class VeraModel(LayerTuner):
     prefix: ClassVar[str] = "vera_lambda_"
     # A and B stand beside the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
+    no_sum: ClassVar[str | None] = (
+        "the vectors of two adapters don't add up to those of one that does what both do"
+    )
     layer_class = Linear
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:
@@ -350,4 +354,4 @@ def _shared_name(key: str) -> str:
     return name if name in SHARED else ""
 
 
-register(Method("vera", PeftType.VERA, VeraConfig, VeraModel))
+register(Method("vera", PeftType.VERA, VeraConfig, VeraModel, in_peft=True, learning_rate=1e-2))

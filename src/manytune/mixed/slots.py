@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.registry import terms_of
-from manytune.methods.tuners.adapter_layer import adapter_layers
+from manytune.methods.tuners.targets import adapter_layers
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.stacks import AdapterStacks, Snapshot, dtype_for, snapshot_of
 

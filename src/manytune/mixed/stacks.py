@@ -13,7 +13,8 @@ from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.factors import FactorStack, Outline, Rescaling, outline_of
 from manytune.mixed.owners import Owners
 from manytune.mixed.selection import Selection, select_tokens
-from manytune.mixed.updates import Product, Shape, UpdateStack, divided
+from manytune.mixed.shapes import Shape, divided
+from manytune.mixed.updates import Product, UpdateStack
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,88 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manytune.methods.tuners.terms import NONLINEARITIES, Terms, Update
-from manytune.mixed.layer_groups import LayerGroup, group_of, path_of, with_same_input
+from manytune.methods.tuners.terms import NONLINEARITIES, Update
+from manytune.mixed.layer_groups import LayerGroup, path_of, with_same_input
 from manytune.mixed.selection import Grid, Selection, Span
+from manytune.mixed.shapes import Shape
 
-_SMALLEST_RANK = 4
 # With a CPU the system gives memory to those slots only that are written to, so that many cost no more than few.
 _FIRST_SLOTS, _FIRST_SLOTS_ON_CPU = 8, 32
 # Whole weights, such as a trained head, are large: no room is kept for more than there are.
 _FIRST_WHOLE_SLOTS = 1
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What adapters of one stack have in common.
-
-    Attributes:
-        groups: The groups of layers with the numbers of their blocks.
-        rank: The rank that they are filled up to.
-        whole: Whether D is the identity, so that U are whole weights.
-        lookup: Whether the layers are embedding tables, so that z are ids.
-        down_bias: Whether there are biases e.
-        up_bias: Whether there are biases f.
-        activation: Name of φ; None for the identity.
-        reads_output: Whether z is the layer's own output.
-        sources: For each group, the path of the group whose input is z, or None for its own.
-        dtype: Of the weights.
-    """
-
-    groups: tuple[tuple[LayerGroup, tuple[int, ...]], ...]
-    rank: int
-    whole: bool
-    lookup: bool
-    down_bias: bool
-    up_bias: bool
-    activation: str | None
-    reads_output: bool
-    sources: tuple[str | None, ...]
-    dtype: torch.dtype
-
-    @property
-    def shared(self) -> bool:
-        """Whether layers with the same input share a product; not if they read something of their own."""
-        return not (self.whole or self.lookup or self.reads_output or any(self.sources))
-
-
-def divided(terms: Terms, dtype: torch.dtype) -> dict[Shape, Mapping[str, Update]]:
-    """An adapter's updates by the stack that they belong to: whole weights and look-ups have one of their own.
-
-    Args:
-        terms: The adapter.
-        dtype: In which its products are computed.
-    """
-    parts: dict[tuple[object, ...], dict[str, Update]] = {}
-    for path, update in terms.updates.items():
-        whole = update.down is None
-        # Whole weights of unlike sizes don't share a stack, since they aren't filled up.
-        key = (whole, update.lookup, update.rank if whole else 0)
-        parts.setdefault(key, {})[path] = update
-    return {_shape(updates, terms, dtype): updates for updates in parts.values()}
-
-
-def _shape(updates: Mapping[str, Update], terms: Terms, dtype: torch.dtype) -> Shape:
-    blocks: dict[LayerGroup, list[int]] = {}
-    sources: dict[LayerGroup, str | None] = {}
-    for path, update in updates.items():
-        group, block = group_of(path, update.inputs, update.outputs)
-        blocks.setdefault(group, []).append(block)
-        sources[group] = None if update.source is None else group_of(update.source, 0, 0)[0].path
-    first = next(iter(updates.values()))
-    rank = max(update.rank for update in updates.values())
-    return Shape(
-        groups=tuple((group, tuple(sorted(blocks[group]))) for group in sorted(blocks)),
-        rank=rank if first.down is None else max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()),
-        whole=first.down is None,
-        lookup=first.lookup,
-        down_bias=any(update.down_bias is not None for update in updates.values()),
-        up_bias=any(update.up_bias is not None for update in updates.values()),
-        activation=terms.activation,
-        reads_output=terms.reads_output,
-        sources=tuple(sources[group] for group in sorted(blocks)),
-        dtype=dtype,
-    )
 
 
 @dataclass

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from manytune.errors import AdapterError, ConfigError, PeftWarning
-from manytune.methods.arithmetic.weighted import Combination, add_weighted_adapter
+from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.adapter_layer import adapter_layers
 from manytune.methods.tuners.base import NotInLayersError, Tuner
-from manytune.methods.tuners.switching import using
-from manytune.methods.tuners.targets import TASK_HEADS
+from manytune.methods.tuners.sums import add_weighted_adapter
+from manytune.methods.tuners.targets import TASK_HEADS, adapter_layers
 from manytune.model.accounting import accounting_line, count_parameters
 from manytune.model.per_sample import each_with_its_own
 
@@ -173,8 +172,8 @@ class AdaptedModel(nn.Module):
             adapters: Which ones.
             weights: One for each; a negative one negates what the adapter adds.
             adapter_name: The new adapter's name.
-            combination_type: How, for LoRA; see `arithmetic.py`. IA3's factors are summed up.
-            svd_rank: See `arithmetic.Combination`, as for all that follows.
+            combination_type: How, for LoRA; see `arithmetic/combination.py`. IA3's factors are summed up.
+            svd_rank: See `Combination` there, as for all that follows.
             svd_clamp: See there.
             svd_full_matrices: See there.
             svd_driver: See there.
@@ -239,7 +238,7 @@ class AdaptedModel(nn.Module):
             AdapterError: There is no adapter of that name; adapters are merged already; several are named, and the
                 method has no sum; or an adapter in the layers has no merged form.
         """
-        return using(self.tuner, adapter_names, merged=merged)
+        return self.tuner.using(adapter_names, merged=merged)
 
     # -- accounting
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from manytune.errors import CheckpointError, PeftWarning
 from manytune.methods.checkpoint.files import HUB_OPTIONS
 from manytune.methods.checkpoint.format import LoadResult, read_tensors, set_state
-from manytune.methods.lora.init import starts_from_sketch
 from manytune.methods.tuners.base import Tuner
 
 _LOAD_OPTIONS = {"subfolder", "torch_device", "ignore_mismatched_sizes", "low_cpu_mem_usage", "strict"}
@@ -68,15 +67,9 @@ def load_into(tuner: Tuner, model_id: str | Path, adapter_name: str, **kwargs: A
             PeftWarning,
             stacklevel=4,
         )
-    init = getattr(tuner.peft_config[adapter_name], "init_lora_weights", True)
-    if starts_from_sketch(init):
-        warnings.warn(
-            f"{model_id}: init_lora_weights={init!r} is a randomised start, which the file doesn't hold. manytune "
-            "draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT saved so "
-            "would compute something else. There, save it with path_initial_model_for_weight_conversion.",
-            PeftWarning,
-            stacklevel=4,
-        )
+    note = tuner.peft_config[adapter_name].loading_note
+    if note is not None:
+        warnings.warn(f"{model_id}: {note}", PeftWarning, stacklevel=4)
     return result
 
 

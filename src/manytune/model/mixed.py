@@ -7,11 +7,9 @@ from typing import Any
 from torch import nn
 
 from manytune.errors import ConfigError
-from manytune.methods.config import PeftConfig, PeftType
+from manytune.methods.config import PeftConfig
+from manytune.methods.registry import method_of, methods
 from manytune.model.peft_model import PeftModel
-
-#: Methods whose layers add to a layer's output.
-COMPATIBLE = (PeftType.LORA,)
 
 
 class PeftMixedModel(PeftModel):
@@ -22,7 +20,7 @@ class PeftMixedModel(PeftModel):
 
     Args:
         model: As for `PeftModel`.
-        peft_config: As for `PeftModel`; LoRA.
+        peft_config: As for `PeftModel`; of a method that can be mixed.
         adapter_name: As for `PeftModel`.
         *args: As for `PeftModel`.
         **kwargs: As for `PeftModel`.
@@ -53,8 +51,9 @@ class PeftMixedModel(PeftModel):
 
 
 def _check_compatible(config: PeftConfig) -> None:
-    if config.peft_type not in COMPATIBLE:
+    if not method_of(config).tuner.mixes:
+        compatible = [method.peft_type for method in methods().values() if method.tuner.mixes]
         raise ConfigError(
             f"The provided `peft_type` '{config.peft_type}' is not compatible with the `PeftMixedModel`. "
-            f"Compatible types are: {', '.join(COMPATIBLE)}."
+            f"Compatible types are: {', '.join(compatible)}."
         )

@@ -14,7 +14,6 @@ from torch import nn
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import BASE, Tuner
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.switching import using
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.layers import Forward, MixedLayers
 from manytune.mixed.owners import Owners
@@ -43,7 +42,7 @@ def mixed_samples(tuner: Tuner, terms: dict[str, Terms], names: Sequence[str]) -
         forwards[path] = _base_forward(module)
     # The base's own weights: without what adapters in use have taken over.
     layers = MixedLayers(modules, forwards, prepare=lambda x: for_each_sample(x, len(names)))
-    with using(tuner, BASE, merged=False), layers.applied(chosen):
+    with tuner.using(BASE), layers.applied(chosen):
         try:
             yield
         finally:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import write_adapter
-from manytune.methods.lora.conversion import as_plain_lora
 from manytune.model.adapted import AdaptedModel
 from manytune.model.state_dicts import get_peft_model_state_dict
 
@@ -42,7 +41,7 @@ def save_adapters(
             model, adapter_name=name, save_embedding_layers=save_embedding_layers
         )
         if initial is not None:
-            config, tensors = as_plain_lora(config, tensors, initial)
+            config, tensors = model.tuner.converted(config, tensors, initial)
         target = directory if name == "default" else directory / name
         write_adapter(target, config, tensors)
     if names:

@@ -17,6 +17,15 @@ from manytune.model.adapted import AdaptedModel
 INJECTED = "_manytune_tuner"
 
 
+def find_tuner(model: nn.Module) -> Tuner | None:
+    """What attaches a model's adapters, `PeftModel` or not; None if nothing does."""
+    plain = getattr(model, "_orig_mod", model)  # of a compiled one
+    if isinstance(plain, AdaptedModel):
+        return plain.tuner
+    injected = plain.__dict__.get(INJECTED)
+    return injected if isinstance(injected, Tuner) else None
+
+
 def tuner_of(model: nn.Module) -> tuple[Tuner, str]:
     """What attaches a model's adapters, and what its checkpoint's names start with.
 
@@ -27,15 +36,13 @@ def tuner_of(model: nn.Module) -> tuple[Tuner, str]:
         AdapterError: The model has no adapters.
     """
     plain = getattr(model, "_orig_mod", model)
-    if isinstance(plain, AdaptedModel):
-        return plain.tuner, plain.tuner.file_prefix
-    tuner = plain.__dict__.get(INJECTED)
-    if not isinstance(tuner, Tuner):
+    tuner = find_tuner(plain)
+    if tuner is None:
         raise AdapterError(
             f"{type(plain).__name__} has no adapters. Expected the result of get_peft_model or "
             "inject_adapter_in_model."
         )
-    return tuner, ""
+    return tuner, tuner.file_prefix if isinstance(plain, AdaptedModel) else ""
 
 
 def get_peft_model_state_dict(

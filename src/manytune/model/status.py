@@ -155,7 +155,7 @@ def _base_of(model: nn.Module) -> nn.Module:
 def _layer_status(name: str, module: _Carrier) -> LayerStatus:
     if isinstance(module, AdapterLayer):
         available = module._all_available_adapter_names()
-        kind, merged = f"{module.kind.lower()}.{type(module).__name__}", list(module.merged_adapters)
+        kind, merged = f"{module.kind}.{type(module).__name__}".lstrip("."), list(module.merged_adapters)
         backend = quantization_backend(module.base_layer)
     else:
         available = sorted(module.modules_to_save)

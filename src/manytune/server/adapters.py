@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from manytune.errors import CacheFullError, ManytuneError, StoreError
+from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.terms import Terms
 from manytune.server.http_errors import HttpError, model_not_found
-from manytune.server.validation import Skeleton, check_files
+from manytune.server.validation import MetaBase, check_files
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
@@ -101,7 +101,7 @@ class AdapterRegistry:
         self._checking = threading.Lock()
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
-        self._skeleton = Skeleton(base.model)
+        self._meta_base = MetaBase(base.model)
         self._failures: dict[str, Failures] = {}  # by name
 
     # -- for requests
@@ -120,7 +120,7 @@ class AdapterRegistry:
         digest = self.resolve(name)
         with self._recording_failures(name, digest):
             if digest not in self._valid:
-                check_files(self.store.root, self.store.directory(digest), most_bytes=self.cache.budget)
+                check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
             adapter = self.cache.pin(digest)
             if adapter.digest != digest:
                 self.cache.unpin(replace(adapter, digest=digest))
@@ -160,7 +160,7 @@ class AdapterRegistry:
             raise model_not_found(name)
         try:
             return self.store.resolve(name)
-        except StoreError:
+        except UnknownAdapterError:
             raise model_not_found(name) from None
 
     # -- for operators
@@ -220,7 +220,7 @@ class AdapterRegistry:
     def drop(self, digest: str) -> None:
         """Remove a version from memory, if it is there and not in use."""
         if digest in self.cache.resident:
-            with suppress(StoreError):  # it was removed from the store as well; the cache evicts it later
+            with suppress(UnknownAdapterError):  # it has left the store as well; the cache evicts it later
                 self.cache.evict(digest)
 
     def forget_absent(self) -> None:
@@ -258,7 +258,7 @@ class AdapterRegistry:
         digest = self.resolve(name)
         directory = self.store.directory(digest)
         with self._recording_failures(name, digest):
-            check_files(self.store.root, directory, most_bytes=self.cache.budget)
+            check_files(self.store.root, directory, max_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
             return verify_adapter(directory)
 
@@ -279,7 +279,7 @@ class AdapterRegistry:
         digest = adapter.digest
         with self._checking, torch.no_grad():
             if digest not in self._valid:
-                self._skeleton.check(adapter)
+                self._meta_base.check(adapter)
             if digest not in self._terms:
                 self._terms[digest] = terms_of(adapter, self._base.model)
             self._valid.add(digest)

@@ -23,9 +23,10 @@ from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry
+from manytune.server.any_engine import AnyEngine
 from manytune.server.auth import Keys
 from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.loop import AnyEngine, EngineLoop
+from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.pooling import pooling_of

@@ -15,40 +15,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
 from manytune.errors import ManytuneError
 from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.server.any_engine import AnyEngine, ensure_adapter
 from manytune.server.http_errors import HttpError, queue_full
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-
-
-class AnyEngine(Protocol):
-    """The methods of `Engine` and `EncoderEngine` that a loop calls."""
-
-    @property
-    def busy(self) -> bool: ...  # noqa: D102
-
-    @property
-    def adapters(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    def add_adapter(  # noqa: D102
-        self, name: str, adapter: Adapter, *, terms: Terms | None = None
-    ) -> None: ...
-
-    def remove_adapter(self, name: str) -> bool: ...  # noqa: D102
-
-    def submit(self, request: Request) -> None: ...  # noqa: D102
-
-    def cancel(self, request_id: str) -> Output | None: ...  # noqa: D102
-
-    def step(self) -> list[Output]: ...  # noqa: D102
-
-    def counters(self) -> Counters: ...  # noqa: D102
 
 
 class Stream:
@@ -97,16 +74,6 @@ class Submission:
     request: Request
     adapter: Adapter | None = None
     terms: Terms | None = None
-
-
-def ensure_adapter(engine: AnyEngine, adapter: Adapter | None, terms: Terms | None) -> None:
-    """Register an adapter under its digest, unless the engine has it.
-
-    Raises:
-        ConfigError: It can't run in a mixed batch, or doesn't fit the base.
-    """
-    if adapter is not None and adapter.digest not in engine.adapters:
-        engine.add_adapter(adapter.digest, adapter, terms=terms)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""What an adapter must be before it reaches the engine, whoever has made it.
+"""Validation of an untrusted adapter before it reaches the engine.
 
-Its files are looked at before anything reads them, its tensors by name, shape and dtype before their values.
+Its files are checked before they are read, its tensors' names, shapes and dtypes before their values.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import os
@@ -22,60 +21,59 @@ import torch
 from torch import nn
 
 from manytune.errors import ConfigError, StoreError
-from manytune.methods.checkpoint.format import get_state
 from manytune.methods.config import PeftConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
 from manytune.methods.registry import method_of
+from manytune.methods.tuners.embeddings import base_tables
 from manytune.store.resident import ResidentAdapter
 
-_MOST_FILES = 1000
-_MOST_TEXT = 16 << 20  # bytes of a file that isn't tensors
-_PIECE = 16384
+_MAX_FILES = 1000
+_MAX_TEXT = 16 << 20  # bytes of a file that isn't tensors
+_PART = 16384
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONGEST_PATTERN = 1000
-#: A repeated group or many repetitions can keep a regular expression busy for years.
+_ADD_AGAIN = "Add the adapter again from its source."
+#: A repeated group or many repetitions can make a regular expression run practically forever.
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _REPETITION = re.compile(r"[*+{]")
 _MOST_REPETITIONS = 5
-#: Options that hold texts, not expressions.
-_TEXTS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "prompt_tuning_init_text",
-    "revision",
-    "tokenizer_kwargs",
-    "tokenizer_name_or_path",
-}
 
 
-def check_files(root: Path, directory: Path, *, most_bytes: int) -> None:
-    """An adapter is what lies in its directory, the directory lies in the store, and nothing in it is out of measure.
+def check_files(root: Path, directory: Path, *, max_bytes: int) -> None:
+    """Check that an adapter's directory is inside the store, and that its files are plain, few and not too large.
 
     Args:
-        root: The store.
-        directory: The adapter's.
-        most_bytes: That its tensors may have.
+        root: The store's directory.
+        directory: The adapter's directory.
+        max_bytes: Largest size of its tensors.
 
     Raises:
-        StoreError: A link leads out, something is no plain file, or a file is too large to be read.
+        StoreError: A link leads out of the store, something isn't a plain file, or a file is too large to be read.
     """
     if not directory.resolve().is_relative_to(root.resolve()):
-        raise StoreError(f"{directory}: this leads out of the store.")
+        raise StoreError(f"{directory}: this leads out of the store. {_ADD_AGAIN}")
     for count, path in enumerate((directory, *_below(directory))):
         kind = path.lstat()
         if stat.S_ISLNK(kind.st_mode):
-            raise StoreError(f"{path}: a symbolic link can't be part of an adapter that is served.")
+            raise StoreError(f"{path}: a served adapter can't contain a symbolic link. {_ADD_AGAIN}")
         if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):
-            raise StoreError(f"{path}: expected a plain file.")
-        most = most_bytes + _MOST_TEXT if path.suffix == ".safetensors" else _MOST_TEXT
+            raise StoreError(f"{path}: expected a plain file. {_ADD_AGAIN}")
+        most = max_bytes + _MAX_TEXT if path.suffix == ".safetensors" else _MAX_TEXT
         if stat.S_ISREG(kind.st_mode) and kind.st_size > most:
-            raise StoreError(f"{path}: {kind.st_size:,} bytes; this server reads up to {most:,}.")
-        if count > _MOST_FILES:
-            raise StoreError(f"{directory}: an adapter has a few files; here are more than {_MOST_FILES:,}.")
+            raise StoreError(
+                f"{path}: {kind.st_size:,} bytes; this server accepts up to {most:,}. Give it more --adapter-memory."
+            )
+        if count > _MAX_FILES:
+            raise StoreError(
+                f"{directory}: expected at most {_MAX_FILES:,} files in an adapter; there are more. {_ADD_AGAIN}"
+            )
 
 
-class Skeleton:
-    """A base without its values, on which an adapter's options say what its tensors must be.
+#: Shapes of tensors by their names in an adapter's file.
+_Shapes = Mapping[str, tuple[int, ...]]
+
+
+class MetaBase:
+    """A base on the meta device, without values, on which an adapter's options determine its tensors' names and shapes.
 
     Args:
         model: The base.
@@ -88,42 +86,45 @@ class Skeleton:
             is_parameter = isinstance(tensor, nn.Parameter)
             empty[id(tensor)] = nn.Parameter(bare, requires_grad=False) if is_parameter else bare
         self._model = copy.deepcopy(model, empty)
-        self._known: dict[str, Mapping[str, tuple[int, ...]]] = {}
+        self._known: dict[str, tuple[_Shapes, _Shapes]] = {}
 
     def check(self, adapter: ResidentAdapter) -> None:
-        """See that an adapter has the tensors that its options ask for, all of them and no others, and finite.
+        """Check that an adapter has exactly the tensors that its options require on the base, with finite values.
 
-        Not for several threads at once.
+        Not thread-safe.
 
         Raises:
-            ConfigError: An option isn't usable.
-            StoreError: A tensor is missing, left over, or not what the base needs.
+            ConfigError: An option can't be used.
+            StoreError: A tensor is missing, unexpected, or doesn't fit the base.
         """
         check_options(adapter.config)
         who = f"adapter {adapter.digest[:12]}"
-        expected = self._shapes(adapter.config)
+        expected, tables = self._shapes(adapter.config)
         found = adapter.tensors
-        for word, names in (("lacks", set(expected) - set(found)), ("has also", set(found) - set(expected))):
+        for what, names in (
+            ("is missing", set(expected) - set(found)),
+            ("is unexpected", set(found) - set(expected) - set(tables)),
+        ):
             if names:
                 raise StoreError(
-                    f"{who}: by its options it {word} {min(names)}"
-                    + (f" and {len(names) - 1} more tensors." if len(names) > 1 else ".")
+                    f"{who}: by its options, tensor {min(names)} {what}"
+                    + (f", and so are {len(names) - 1} more." if len(names) > 1 else ".")
                     + " Was adapter_config.json changed, or was it trained on another base?"
                 )
         for name, tensor in found.items():
-            if tuple(tensor.shape) != expected[name]:
+            shape = expected[name] if name in expected else tables[name]
+            if tuple(tensor.shape) != shape:
                 raise StoreError(
-                    f"{who}: {name} has shape {tuple(tensor.shape)}; expected {expected[name]}, by its "
-                    "options and the base."
+                    f"{who}: {name} has shape {tuple(tensor.shape)}; its options and the base require {shape}."
                 )
             if tensor.dtype not in _FLOATS:
                 raise StoreError(f"{who}: {name} holds {tensor.dtype}; expected a floating-point type.")
         for name, tensor in found.items():
-            # Pieces below torch's threshold for helpers, which the engine's thread needs for itself.
-            if not all(part.float().isfinite().all() for part in tensor.flatten().split(_PIECE)):
-                raise StoreError(f"{who}: {name} has values that aren't finite.")
+            # Parts below the size from which torch uses several threads, which the engine needs.
+            if not all(part.float().isfinite().all() for part in tensor.flatten().split(_PART)):
+                raise StoreError(f"{who}: {name} has values that are NaN or Inf.")
 
-    def _shapes(self, config: PeftConfig) -> Mapping[str, tuple[int, ...]]:
+    def _shapes(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
         key = config.to_json()
         if key not in self._known:
             if len(self._known) >= 32:
@@ -131,43 +132,38 @@ class Skeleton:
             self._known[key] = self._ask(copy.deepcopy(config))
         return self._known[key]
 
-    def _ask(self, config: PeftConfig) -> Mapping[str, tuple[int, ...]]:
-        if isinstance(config, PromptTuningConfig):
-            # How it began is past, and would load a tokenizer.
-            config = dataclasses.replace(
-                config,
-                prompt_tuning_init=PromptTuningInit.RANDOM,
-                prompt_tuning_init_text=None,
-                tokenizer_kwargs=None,
-            )
+    def _ask(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
+        """The shapes of an adapter's own tensors, and of the base's tables, which a file may hold as well."""
+        config = config.for_loading()
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tuner = method_of(config).tuner(self._model, config, "default", low_cpu_mem_usage=True)
             try:
-                return {name: tuple(tensor.shape) for name, tensor in get_state(tuner, "default").items()}
+                own = {
+                    f"{tuner.file_prefix}{name}": tensor for name, tensor in tuner.state("default").items()
+                }
+                tables = {
+                    f"{tuner.file_prefix}{name}": table for name, table in base_tables(tuner.model).items()
+                }
+                return _shapes_of(own), _shapes_of(tables)
             finally:
                 if tuner.in_layers:
                     tuner.unload()
 
 
 def check_options(config: PeftConfig) -> None:
-    """Refuse modules trained in full, numbers that aren't finite, and regular expressions that could run forever.
+    """Refuse numbers that aren't finite, and regular expressions that could run forever.
 
     Raises:
         ConfigError: There is one.
     """
-    saved = getattr(config, "modules_to_save", None)
-    if saved:
-        raise ConfigError(
-            f"modules_to_save={saved!r}: modules trained in full can't run in a mixed batch. Merge the adapter into a "
-            "model of its own."
-        )
+    texts = config.texts
     for where, value in _values(json.loads(config.to_json())):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}={value}: expected a finite number.")
         if (
             isinstance(value, str)
-            and _TEXTS.isdisjoint(where.split("."))
+            and texts.isdisjoint(where.split("."))
             and (
                 len(value) > _LONGEST_PATTERN
                 or _REPEATED_GROUP.search(value)
@@ -180,8 +176,12 @@ def check_options(config: PeftConfig) -> None:
             )
 
 
+def _shapes_of(tensors: Mapping[str, torch.Tensor]) -> _Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def _values(content: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """All texts and numbers in the options, keys included: those of patterns are expressions, too."""
+    """All texts and numbers in the options, keys included: those of patterns are expressions as well."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield where or key, key

@@ -7,8 +7,9 @@ import logging
 
 from manytune.errors import CacheFullError, ManytuneError
 from manytune.server.adapters import AdapterRegistry
+from manytune.server.any_engine import AnyEngine
 from manytune.server.http_errors import HttpError
-from manytune.server.loop import AnyEngine, EngineLoop
+from manytune.server.loop import EngineLoop
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from manytune.methods.config import PeftConfig
-from manytune.methods.full import FullConfig
 from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base
 
@@ -19,7 +18,7 @@ def attached(base: Base, directory: Path | None) -> Iterator[Any]:
 
     Args:
         base: With nothing attached.
-        directory: The adapter's directory; None gives the base itself.
+        directory: The adapter's directory; None for the base itself.
 
     Raises:
         CheckpointError: A tensor is missing, left over or of another shape.
@@ -27,9 +26,7 @@ def attached(base: Base, directory: Path | None) -> Iterator[Any]:
     if directory is None:
         yield base.model
         return
-    config = PeftConfig.from_pretrained(directory)
-    if isinstance(config, FullConfig):
-        config.keep_base = True  # training in place needs no way back, answering in turn does
+    config = PeftConfig.from_pretrained(directory).for_loading()
     model = PeftModel.from_pretrained(base.model, directory, config=config, strict=True)
     try:
         yield model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.atomic import atomic_directory, require_absent
-from manytune.methods.arithmetic.weighted import Combination
+from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.model.peft_model import PeftModel
@@ -21,7 +21,7 @@ from manytune.store.manifest import Description, Manifest
 def combine_adapters(
     sources: Sequence[Path], weights: Sequence[float], target: Path, base: Base, how: Combination
 ) -> Manifest:
-    """Write the weighted combination of adapters of one base; see `methods/arithmetic/weighted.py`.
+    """Write the weighted combination of adapters of one base; see `methods/arithmetic/combination.py`.
 
     The prompt template is kept if all of them have the same. Scores aren't: nobody has measured the combination.
 

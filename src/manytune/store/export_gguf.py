@@ -1,29 +1,32 @@
-"""A LoRA adapter as llama.cpp reads it: `llama-cli -m base.gguf --lora adapter.gguf`.
+"""An adapter as llama.cpp reads it: `llama-cli -m base.gguf --lora adapter.gguf`.
 
 llama.cpp adds scale · alpha / r · B A to the weight of the same name, with one alpha for the file and r from the shape
-of B. It keeps the query and key projections of Llama models in another order of rows than transformers: transformers
-rotates the first half of each head with the second, llama.cpp each even row with the next odd one. B's rows follow.
+of B. So any adapter can be written whose terms are low-rank updates of the weights of linear layers and of the token
+embeddings, whatever its method: D is A, and U times its scaling is B.
+
+llama.cpp keeps the query and key projections of Llama models in another order of rows than transformers: transformers
+rotates the first half of each head with the second, llama.cpp each even row with the next odd one. B's rows follow. Of
+an embedding table it looks up the rows of A, which is transposed for that.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manytune.atomic import atomic_file
-from manytune.errors import StoreError
+from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
-from manytune.methods.lora.config import LoraConfig
-from manytune.methods.tuners.targets import first_match
+from manytune.methods.registry import method_of
+from manytune.methods.tuners.terms import Factors, Terms, TermsError, Update
 from manytune.store.adapters import open_adapter
-from manytune.store.exports import require_plain_lora
 
 #: By transformers' `model_type`: llama.cpp's name of the architecture, and whether it reorders queries and keys.
 ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
@@ -34,16 +37,20 @@ ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "gemma": ("GEMMA", False),
     "gemma2": ("GEMMA2", False),
 }
-_PREFIX = "base_model.model."
+_EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
 
 
-def export_gguf(directory: str | Path, target: Path, model_config: Any) -> None:
-    """Write a LoRA adapter as a GGUF file; float16 stays float16, all else becomes float32.
+def export_gguf(
+    directory: str | Path, target: Path, model_config: Any, base: Callable[[], nn.Module] | None = None
+) -> None:
+    """Write an adapter as a GGUF file; float16 stays float16, all else becomes float32.
 
     Args:
         directory: The adapter's directory.
         target: The file; replaced if it is there.
-        model_config: The configuration of its base, for the architecture and its heads.
+        model_config: The configuration of its base, for the architecture and its sizes.
+        base: Loads the base. It is called only if its weights are needed, as for an adapter whose file holds a table
+            that must be the base's own; without it such an adapter is refused.
 
     Raises:
         StoreError: The adapter is none that llama.cpp can run, or the base's architecture isn't known here.
@@ -51,7 +58,6 @@ def export_gguf(directory: str | Path, target: Path, model_config: Any) -> None:
     import gguf
 
     stored = open_adapter(directory)
-    config = require_plain_lora(stored.path, PeftConfig.from_pretrained(stored.path), "llama.cpp")
     if model_config.model_type not in ARCHITECTURES:
         raise StoreError(
             f"{stored.path}: the base is a {model_config.model_type!r} model; adapters of {', '.join(ARCHITECTURES)} "
@@ -60,18 +66,31 @@ def export_gguf(directory: str | Path, target: Path, model_config: Any) -> None:
     architecture, reordered = ARCHITECTURES[model_config.model_type]
     kind = gguf.MODEL_ARCH[architecture]
     names = gguf.get_tensor_name_map(kind, model_config.num_hidden_layers)
+    updates = _updates(stored.path, _hollow(model_config), base)
+    alpha = _alpha(updates.values())
+    # What is added to a weight is added wherever llama.cpp uses it.
+    has_head = names.get_name("lm_head.weight", try_suffixes=(".weight",)) is not None
+    shared = model_config.tie_word_embeddings or not has_head
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for path, update in updates.items():
+        name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
+        if name is None:
+            raise StoreError(f"{stored.path}: llama.cpp's {architecture} models have nothing like {path}.")
+        if shared and name in (_EMBEDDINGS, _HEAD):
+            other = "embeddings" if name == _HEAD else "output head"
+            raise _refusal(
+                stored.path, f"{path} shares its weight with the {other}, which llama.cpp keeps once for both"
+            )
+        a, b = _pair(update, alpha)
+        if reordered and path.endswith(("q_proj", "k_proj")):
+            b = llama_cpp_order(b, _heads(model_config, path))
+        pairs[name] = a, b
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[kind])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(config.lora_alpha))
-    for path, (a, b) in _factors(stored.path).items():
-        name = names.get_name(f"{path}.weight", try_suffixes=(".weight",))
-        if name is None:
-            raise StoreError(f"{stored.path}: llama.cpp's {architecture} models have nothing like {path}.")
-        b = b * _scale(config, path, b.shape[1])
-        if reordered and path.endswith(("q_proj", "k_proj")):
-            b = llama_cpp_order(b, _heads(model_config, path))
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, (a, b) in pairs.items():
         writer.add_tensor(f"{name}.lora_a", _array(a))
         writer.add_tensor(f"{name}.lora_b", _array(b))
     with atomic_file(target) as temporary:
@@ -86,25 +105,88 @@ def llama_cpp_order(rows: Tensor, heads: int) -> Tensor:
     return rows.view(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _factors(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A, (r, in), and B, (out, r), by the path of their module."""
-    tensors = read_tensors(directory)
-    return {
-        key.removeprefix(_PREFIX).removesuffix(".lora_A.weight"): (
-            a,
-            tensors[key.replace(".lora_A.", ".lora_B.")],
-        )
-        for key, a in tensors.items()
-        if key.endswith(".lora_A.weight")
-    }
+def _hollow(model_config: Any) -> nn.Module:
+    """A base whose weights are ones without memory of their own: what asks for shapes alone gets them."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = AutoModelForCausalLM.from_config(model_config)
+    filled: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                ones = torch.ones((), dtype=parameter.dtype).expand(parameter.shape)
+                filled.setdefault(parameter, nn.Parameter(ones, requires_grad=False))
+                module._parameters[name] = filled[parameter]
+    return model
 
 
-def _scale(config: LoraConfig, path: str, rank: int) -> float:
-    """What B is multiplied by, so that the file's one alpha, divided by r, gives this layer's scaling: mostly 1."""
-    key = first_match(path, config.alpha_pattern or {})
-    alpha = config.lora_alpha if key is None else config.alpha_pattern[key]
-    scaling = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-    return scaling * rank / config.lora_alpha
+def _updates(path: Path, shape: nn.Module, base: Callable[[], nn.Module] | None) -> dict[str, Update]:
+    """An adapter's low-rank updates by the path of their layer, if they are all that it does."""
+    config, tensors = PeftConfig.from_pretrained(path), read_tensors(path)
+    state = method_of(config).tuner.terms
+    try:
+        try:
+            terms = state(config, tensors, shape)
+        except TermsError:
+            if base is None:
+                raise
+            terms = state(config, tensors, base())
+    except ConfigError as error:
+        raise StoreError(f"{path}: {error}") from None
+    obstacle = _obstacle(terms)
+    if obstacle is not None:
+        raise _refusal(path, obstacle)
+    return dict(terms.updates)
+
+
+def _obstacle(terms: Terms) -> str | None:
+    """What an adapter does that llama.cpp doesn't, as a clause."""
+    if terms.virtual_tokens:
+        return "it has virtual tokens"
+    if terms.activation is not None or terms.reads_output:
+        return "it has a network of its own behind a layer"
+    for path, update in terms.updates.items():
+        if update.down is None:
+            return f"it has a weight of its own for {path}"
+        if update.source is not None:
+            return f"it reads the input of {update.source} for {path}"
+        if update.down_bias is not None or update.up_bias is not None:
+            return f"it adds a bias to {path}"
+    for path, factors in terms.factors.items():
+        return f"it {_words(factors)} of {path}"
+    return None if terms.updates else "it changes nothing"
+
+
+def _words(factors: Factors) -> str:
+    if factors.inputs is not None:
+        return "scales the inputs"
+    return "scales the outputs" if factors.outputs is not None else "shifts the outputs"
+
+
+def _refusal(path: Path, obstacle: str) -> StoreError:
+    return StoreError(
+        f"{path}: llama.cpp adds low-rank products to weights and does nothing else, and {obstacle}. Merge the adapter "
+        "into its base, if it goes into the weights, and convert the merged model with llama.cpp's own script."
+    )
+
+
+def _alpha(updates: Iterable[Update]) -> float:
+    """The file's alpha, which for most layers gives their scaling as alpha / r; it can't be 0, which means no alpha."""
+    counts = Counter(alpha for one in updates if (alpha := float(numpy.float32(one.scaling * one.rank))))
+    return max(counts, key=lambda alpha: (counts[alpha], alpha)) if counts else 1.0
+
+
+def _pair(update: Update, alpha: float) -> tuple[Tensor, Tensor]:
+    """A and B, of which the latter makes up for a scaling that isn't alpha / r."""
+    assert update.down is not None
+    a, b = _float(update.down), _float(update.up) * (update.scaling * update.rank / alpha)
+    return a.t() if update.lookup else a, b
+
+
+def _float(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float16 else tensor.float()
 
 
 def _heads(model_config: Any, path: str) -> int:
@@ -115,6 +197,5 @@ def _heads(model_config: Any, path: str) -> int:
 
 
 def _array(tensor: Tensor) -> numpy.ndarray[Any, Any]:
-    plain = tensor if tensor.dtype == torch.float16 else tensor.float()
-    array: numpy.ndarray[Any, Any] = plain.contiguous().numpy()
+    array: numpy.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
     return array

@@ -47,7 +47,7 @@ class ResidentAdapter:
     """An adapter that is ready to run. Nothing in it may be changed: others hold the same one.
 
     Attributes:
-        digest: The hash of its content. Equal digests mean equal answers on the same base.
+        digest: Identifies its content. Equal digests mean equal answers on the same base.
         config: Its options.
         tensors: Its tensors by their names in HF PEFT's file, in their own dtype.
         nbytes: The size of the tensors.

@@ -8,7 +8,6 @@ was expected.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
@@ -21,7 +20,7 @@ from manytune.data.recipe import DataRecipe, TaskRecipe
 from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
-from manytune.methods.registry import peft_config_from
+from manytune.methods.registry import methods, peft_config_from
 from manytune.training.batches import BUILDERS
 
 
@@ -44,15 +43,14 @@ class MethodRecipe(BaseModel):
         Args:
             task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
                 encoder-decoder.
-            steps: How many the training has, for a method that plans ahead (`total_step`), unless the recipe says;
-                None while it isn't known.
+            steps: How many the training has, for a method that plans ahead; None while it isn't known.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
         """
         options = {"task_type": task_type, **(self.model_extra or {})}
-        if self.name == "adalora" and options.get("total_step") is None:
-            options["total_step"] = sys.maxsize if steps is None else steps
+        if self.name in methods():
+            options = methods()[self.name].config.planned(options, steps=steps)
         return peft_config_from(self.name, **options)
 
 

@@ -157,7 +157,7 @@ def test_a_recipes_words_make_a_configuration_or_name_the_nearest() -> None:
     config = peft_config_from("lora", r=4, target_modules="all-linear")
     assert config == LoraConfig(r=4, target_modules="all-linear")
     with pytest.raises(
-        ConfigError, match=r"Unknown method 'lroa'\. Did you mean 'lora'\? Known methods: lora"
+        ConfigError, match=r"Unknown method 'lroa'\. Did you mean 'lora'\? Known methods: adalora, bottle"
     ):
         peft_config_from("lroa")
     with pytest.raises(

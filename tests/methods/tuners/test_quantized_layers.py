@@ -10,10 +10,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.engine.adapters import in_memory
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from manytune import AdapterError, ConfigError, LoraConfig, PeftModel, PeftWarning, StoreError, get_peft_model
+from manytune.methods.registry import terms_of
 from manytune.methods.tuners.quantized_layers import dequantized_weight, keep_differentiable
 from manytune.model.accounting import count_parameters
 from manytune.store.base import load_base
@@ -314,3 +316,18 @@ def tokenizer_into(directory: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]").save_pretrained(
         directory
     )
+
+
+def test_terms_are_those_of_the_unpacked_weight(base: Any, kind: str) -> None:
+    model = adapted(base, use_dora=True)
+    terms = model.tuner.live_terms("default")
+    path = "model.layers.0.mlp.down_proj"
+    layer: Any = model.get_submodule(f"base_model.model.{path}")
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(3))
+    update, gains = terms.updates[path], terms.factors[path].outputs
+    assert gains is not None and update.down is not None
+    with torch.no_grad():
+        found = gains * layer.base_layer(x) + update.scaling * x @ update.down.t() @ update.up.t()
+        torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+    saved = terms_of(in_memory(model), model.get_base_model())
+    assert torch.equal(saved.updates[path].up, update.up)

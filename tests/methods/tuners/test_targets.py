@@ -21,8 +21,7 @@ from manytune import (
     PeftWarning,
     get_peft_model,
 )
-from manytune.methods.tuners.adapter_layer import adapter_layers
-from manytune.methods.tuners.targets import layer_index, matches
+from manytune.methods.tuners.targets import adapter_layers, layer_index, matches
 
 
 def adapted(model: nn.Module, **options: Any) -> list[str]:

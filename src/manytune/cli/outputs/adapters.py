@@ -1,4 +1,4 @@
-"""What `manytune adapters` prints."""
+"""How `manytune adapters` prints adapters, for people and for programs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
+    from manytune.store.manifest import Manifest
     from manytune.store.store import StoreEntry
     from manytune.store.verification import Verification
 
-
-def print_json(value: object) -> None:
-    """Print a value as JSON."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+_DIGITS = 12  # of a digest
 
 
 def summary(entry: StoreEntry) -> dict[str, Any]:
     """An adapter of the store in a few words."""
     return {
-        "id": entry.digest,
+        "digest": entry.digest,
         "names": list(entry.names),
         "tags": list(entry.tags),
         "method": entry.manifest.method,
@@ -34,93 +36,109 @@ def summary(entry: StoreEntry) -> dict[str, Any]:
     }
 
 
+def print_added(name: str, entry: StoreEntry) -> None:
+    """Print what an adapter is called now, in a line."""
+    typer.echo(f"{name}  {entry.digest[:_DIGITS]}  {_megabytes(entry.nbytes)}")
+
+
 def print_entries(entries: Sequence[StoreEntry]) -> None:
     """Print a table of adapters."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE)
-    for column in ("name", "id", "method", "size", "scores", "tags", "base"):
+    for column in ("name", "digest", "method", "size", "scores", "tags", "base"):
         table.add_column(column, overflow="fold")
     for entry in entries:
         scores = ", ".join(f"{name} {score:.4g}" for name, score in entry.manifest.scores.items())
-        size = f"{entry.nbytes / 1e6:,.2f} MB"
-        names, tags = ", ".join(entry.names), ", ".join(entry.tags)
         table.add_row(
-            names, entry.digest[:12], entry.manifest.method, size, scores, tags, entry.manifest.base
+            ", ".join(entry.names),
+            entry.digest[:_DIGITS],
+            entry.manifest.method,
+            _megabytes(entry.nbytes),
+            scores,
+            ", ".join(entry.tags),
+            entry.manifest.base,
         )
     Console(highlight=False).print(table)
 
 
-def described(stored: StoredAdapter) -> dict[str, Any]:
+def description(stored: StoredAdapter) -> dict[str, Any]:
     """All that an adapter says about itself."""
-    size = sum(file.stat().st_size for file in stored.path.rglob("*") if file.is_file())
     if stored.manifest is not None:
         content: dict[str, Any] = json.loads(stored.manifest.to_json())
     else:
-        content = {"peft": json.loads((stored.path / "adapter_config.json").read_text(encoding="utf-8"))}
-    return {"path": str(stored.path), "bytes": size, "note": stored.note, **content}
+        content = {"peft": _peft_config(stored)}
+    return {"path": str(stored.path), "bytes": _size(stored), "note": stored.note, **content}
 
 
-def print_described(description: dict[str, Any], stored: StoredAdapter) -> None:
+def print_description(stored: StoredAdapter) -> None:
     """Print the same as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table.grid(padding=(0, 2))
-
-    def add(name: str, value: object) -> None:
-        table.add_row(name, Text(str(value), overflow="fold"))
-
-    add("adapter", description["path"])
-    add("size", f"{description['bytes'] / 1e6:,.2f} MB")
-    if stored.manifest is None:
-        add("method", description["peft"].get("peft_type", "?"))
-        add("base", description["peft"].get("base_model_name_or_path") or "?")
-        add("note", stored.note)
+    rows = [("adapter", stored.path), ("size", _megabytes(_size(stored)))]
+    if stored.manifest is not None:
+        rows += _manifest_rows(stored.manifest)
     else:
-        manifest = stored.manifest
-        options = (manifest.recipe or {}).get("method", {})
-        add("method", ", ".join([manifest.method, *(f"{k}={v}" for k, v in options.items() if k != "name")]))
-        add("base", manifest.base)
-        add("fingerprint", manifest.fingerprint)
-        for part, text in (manifest.template or {}).items():
-            add(part, text)
-        for task, parts in (manifest.templates or {}).items():
-            for part, text in parts.items():
-                add(f"{task}: {part}", text)
-        add("encoding", manifest.encoding or "?")
-        for name, value in (manifest.encoding_options or {}).items():
-            add(f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        if manifest.combination is not None:
-            add("combination", manifest.combination["kind"])
-            for one in manifest.combination["adapters"]:
-                add(f"  {one['weight']:g} ×", one["adapter"])
-        for name, score in manifest.scores.items():
-            add(name, f"{score:.4g}")
-        add("created", f"{manifest.created} by manytune {manifest.manytune}")
+        config = _peft_config(stored)
+        rows += [
+            ("method", config.get("peft_type", "?")),
+            ("base", config.get("base_model_name_or_path") or "?"),
+            ("note", stored.note),
+        ]
+    for name, value in rows:
+        table.add_row(name, Text(str(value), overflow="fold"))
     Console(highlight=False).print(table)
 
 
-def verified(one: Verification) -> dict[str, Any]:
+def verification(found: Verification) -> dict[str, Any]:
     """What was checked of an adapter."""
     return {
-        "path": str(one.path),
-        "files": one.files,
-        "tensors": one.tensors,
-        "base_checked": one.base_checked,
-        "effect": one.effect,
-        "note": one.note,
+        "path": str(found.path),
+        "files": found.files,
+        "tensors": found.tensors,
+        "base_checked": found.base_checked,
+        "effect": found.effect,
+        "note": found.note,
     }
 
 
-def verified_line(one: Verification) -> str:
+def verification_line(found: Verification) -> str:
     """The same in a line."""
-    tensors = f"{one.tensors} tensors are finite"
-    files = f"{one.files} files are intact, {tensors}" if one.note is None else f"{tensors}; {one.note}"
-    if one.effect is None:
-        return f"{one.path}: {files}"
-    fits = "the base fits" if one.base_checked else "the tensors fit the base"
-    return f"{one.path}: {files}, and {fits}; logits change by up to {one.effect:.3g}"
+    tensors = f"{found.tensors} tensors are finite"
+    files = f"{found.files} files are intact, {tensors}" if found.note is None else f"{tensors}; {found.note}"
+    if found.effect is None:
+        return f"{found.path}: {files}"
+    fits = "the base fits" if found.base_checked else "the tensors fit the base"
+    return f"{found.path}: {files}, and {fits}; logits change by up to {found.effect:.3g}"
+
+
+def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
+    options = (manifest.recipe or {}).get("method", {})
+    rows: list[tuple[str, Any]] = [
+        ("method", ", ".join([manifest.method, *(f"{k}={v}" for k, v in options.items() if k != "name")])),
+        ("base", manifest.base),
+        ("fingerprint", manifest.fingerprint),
+        *(manifest.template or {}).items(),
+    ]
+    for task, parts in (manifest.templates or {}).items():
+        rows += [(f"{task}: {part}", text) for part, text in parts.items()]
+    rows.append(("encoding", manifest.encoding or "?"))
+    for name, value in (manifest.encoding_options or {}).items():
+        rows.append((f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    if manifest.combination is not None:
+        rows.append(("combination", manifest.combination["kind"]))
+        rows += [(f"  {one['weight']:g} ×", one["adapter"]) for one in manifest.combination["adapters"]]
+    rows += [(name, f"{score:.4g}") for name, score in manifest.scores.items()]
+    rows.append(("created", f"{manifest.created} by manytune {manifest.manytune}"))
+    return rows
+
+
+def _peft_config(stored: StoredAdapter) -> dict[str, Any]:
+    """What HF PEFT's file says of an adapter that has no manifest."""
+    content: dict[str, Any] = json.loads((stored.path / "adapter_config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _size(stored: StoredAdapter) -> int:
+    return sum(file.stat().st_size for file in stored.path.rglob("*") if file.is_file())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"

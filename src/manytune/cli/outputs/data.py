@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
@@ -23,11 +21,6 @@ if TYPE_CHECKING:
     from manytune.data.records import Rejected
 
 _SHOWN = 10  # rejected rows and leaks; --json has them all
-
-
-def print_json(result: Any) -> None:
-    """Print a result for programs."""
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 def print_check(found: DataCheck, limit: int | None, *, has_template: bool) -> None:
@@ -64,7 +57,7 @@ def print_previews(shown: Sequence[Preview], left_out: Sequence[Rejected], *, ha
         marked = (">>>", "bold green"), (_visible(item.completion), "green"), ("<<<", "bold green")
         console.print(Text.assemble(_visible(item.prompt), *marked), overflow="fold")
     console.print(Rule())
-    console.print(Text("The model learns what stands between >>> and <<<."))
+    console.print(Text("The model learns what is between >>> and <<<."))
     if not has_base:
         console.print(Text("With --base: its chat format, its end token, and token counts.", "dim"))
     _print_rejected(console, left_out)

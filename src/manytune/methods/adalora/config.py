@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType
@@ -58,6 +61,14 @@ class AdaLoraConfig(LoraConfig):
         self._check_budget()
         self._check_schedule()
         self._check_pattern()
+
+    @classmethod
+    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
+        """See `PeftConfig.planned`: the budget falls over the whole training, unless `total_step` says otherwise."""
+        planned = super().planned(options, steps=steps)
+        if planned.get("total_step") is None:
+            planned["total_step"] = sys.maxsize if steps is None else steps
+        return planned
 
     def rank_at(self, path: str) -> int:
         """The rank at the layer of a path: how many triplets `rank_pattern` keeps of the `init_r`."""

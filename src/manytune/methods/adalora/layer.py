@@ -34,6 +34,7 @@ class SVDLinear(AdapterLayer):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B", "lora_E")
     other_param_names: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "scaling", "lora_dropout", "ranknum")
+    kind: ClassVar[str] = "adalora"
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)

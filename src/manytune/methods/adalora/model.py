@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,9 @@ from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.model import LoraModel
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
+from manytune.methods.tuners.training_hooks import TrainingHooks
 
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -41,6 +43,9 @@ class AdaLoraModel(LoraModel):
 
     Call `update_and_allocate` at every step of a training. manytune's trainer does.
     """
+
+    mixes: ClassVar[bool] = False
+    no_sum: ClassVar[str | None] = "each adapter keeps another selection of triplets"
 
     layer_class = SVDLinear  # type: ignore[assignment]
     #: The end of a layer's key in `rank_pattern`.
@@ -88,7 +93,15 @@ class AdaLoraModel(LoraModel):
         super().delete_adapter(adapter_name)
         self._allocators.pop(adapter_name, None)
 
+    # What LoRA's files can be turned into, AdaLoRA's can't.
+    converted = Tuner.converted
+    vllm_rank = Tuner.vllm_rank
+
     # -- training
+
+    def training_hooks(self) -> Sequence[TrainingHooks]:
+        """See `Tuner.training_hooks`."""
+        return (_Allocation(self),)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; a loss in its output has `orthogonality_penalty` added while an adapter trains."""
@@ -237,4 +250,34 @@ class AdaLoraModel(LoraModel):
         return super().load_state(adapter_name, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
 
-register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel))
+class _Allocation:
+    """AdaLoRA's part in a training loop; see `TrainingHooks`.
+
+    With `tfinal` 0 the last cut is at the last step.
+    """
+
+    def __init__(self, tuner: AdaLoraModel) -> None:
+        self._tuner = tuner
+
+    def check_steps(self, steps: int) -> None:
+        last = self._tuner.last_cut
+        if last > steps:
+            raise ConfigError(
+                f"AdaLoRA's last cut is at step {last} (total_step less tfinal) and the training has {steps} steps, so "
+                f"the ranks would never come down to target_r. Set method.total_step to {steps}."
+            )
+
+    def penalty(self) -> Tensor | None:
+        return self._tuner.orthogonality_penalty()
+
+    def after_step(self, step: int) -> None:
+        self._tuner.update_and_allocate(step)
+
+    def state(self) -> Mapping[nn.Parameter, Mapping[str, Tensor]]:
+        return self._tuner.allocation_state()
+
+    def load_state(self, state: Mapping[Any, Mapping[str, Any]]) -> None:
+        self._tuner.load_allocation_state(state)
+
+
+register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel, in_peft=True))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
-from manytune.methods.lora.init import is_known, starts_from_weight
+from manytune.methods.lora.init import is_known, starts_from_sketch, starts_from_weight
 from manytune.methods.tuners.targets import first_match
 
 
@@ -131,6 +131,17 @@ class LoraConfig(PeftConfig):
             )
         if self.lora_bias and self.use_dora:
             raise ConfigError("lora_bias=True doesn't go with use_dora=True. Choose one of them.")
+
+    @property
+    def loading_note(self) -> str | None:
+        """See `PeftConfig.loading_note`."""
+        if not starts_from_sketch(self.init_lora_weights):
+            return None
+        return (
+            f"init_lora_weights={self.init_lora_weights!r} is a randomised start, which the file doesn't hold. "
+            "manytune draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT "
+            "saved so would compute something else. There, save it with path_initial_model_for_weight_conversion."
+        )
 
     def rank_at(self, path: str) -> int:
         """The rank at the layer of a path."""

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from manytune.errors import CheckpointError, ConfigError
 from manytune.methods.checkpoint.format import read_tensors
-from manytune.methods.config import PeftConfig
 from manytune.methods.lora.config import LoraConfig
 
 
 def as_plain_lora(
-    config: PeftConfig, tensors: Mapping[str, Tensor], initial: str | Path
+    config: LoraConfig, tensors: Mapping[str, Tensor], initial: str | Path
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Turn an adapter that starts from the base's weights into one for the untouched base.
 
@@ -36,13 +35,9 @@ def as_plain_lora(
         Options and tensors of a plain LoRA adapter of twice the rank.
 
     Raises:
-        ConfigError: The adapter isn't LoRA, or has both `use_rslora` and patterns.
+        ConfigError: The adapter has both `use_rslora` and patterns.
         CheckpointError: The initial adapter lacks a tensor or has another shape.
     """
-    if not isinstance(config, LoraConfig):
-        raise ConfigError(
-            f"path_initial_model_for_weight_conversion is for LoRA adapters, found {config.peft_type}."
-        )
     if config.use_rslora and (config.rank_pattern or config.alpha_pattern):
         raise ConfigError(
             "Passing `path_initial_model_for_weight_conversion` to `save_pretrained` is not supported when using "

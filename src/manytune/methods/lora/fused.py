@@ -5,7 +5,7 @@
 Written out with separate operations, the update costs three more passes over tensors of the output's size,
 forward alone. Here the base's product is made once and the rank-r product is accumulated into it in place, BA
 is never formed, and the backward pass does the same for the gradient of x. While training on a CPU, float32
-rank-r products go through a C++ kernel in one pass (`kernels/lora.py`). Semantics:
+rank-r products go through a C++ kernel in one pass (`kernels/lora_linear.py`). Semantics:
 `tests/reference/lora.py`.
 
 Shapes: x (..., in), W (out, in), b (out,), A (r, in), B (out, r), y (..., out). N is the product of x's
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from manytune.kernels import lora as kernel
+from manytune.kernels import lora_linear as kernel
 from manytune.kernels.products import product
 
 

@@ -59,6 +59,7 @@ class LoraLayer(AdapterLayer):
         *("r", "lora_alpha", "scaling", "lora_dropout", "use_dora", "use_rslora", "lora_bias", "frozen_a"),
     )
 
+    kind: ClassVar[str] = "lora"
     #: The base layer's parameter that BA is added to.
     weight_name: ClassVar[str] = "weight"
     #: Its dimension that counts the outputs.

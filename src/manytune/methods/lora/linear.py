@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
+from manytune.methods.tuners.merging import MergedSum
+
+_WIDE = (torch.float32, torch.float64)
 
 
 class Linear(ShiftedLayer):
@@ -69,6 +73,28 @@ class Linear(ShiftedLayer):
         wide = torch.promote_types(a.dtype, torch.float32)
         delta = (b.to(wide) @ a.to(wide)) * self.scaling[adapter_name]
         return delta.t() if self.fan_in_fan_out else delta
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """See `AdapterLayer.has_adapter`; at a tenth of its time, which each switch and each call takes."""
+        return adapter_name in self._modules["lora_A"]._modules  # type: ignore[union-attr]
+
+    def merged_sum(self, adapter_names: Sequence[str]) -> MergedSum | None:
+        """See `AdapterLayer.merged_sum`; PiSSA's adapters shift the weight as well, DoRA's scale it."""
+        if type(self) is not Linear or self._shifts:
+            return None
+        parameter = _weight(self, "base_layer")
+        if parameter is None or parameter.dtype not in _WIDE:  # in others the sum is to be rounded once
+            return None
+        products: list[tuple[Tensor, Tensor, float]] = []
+        for name in adapter_names:
+            a, b = _weight(self, "lora_A", name), _weight(self, "lora_B", name)
+            if a is None or b is None or a.dtype is not parameter.dtype:
+                return None
+            if self.use_dora[name] or self.lora_bias[name]:
+                return None
+            left, right = (a.t(), b.t()) if self.fan_in_fan_out else (b, a)
+            products.append((left, right, self.scaling[name]))
+        return MergedSum("weight", parameter, products)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer with its active adapters; exactly the base layer if there are none.
@@ -132,6 +158,14 @@ class Linear(ShiftedLayer):
         for name in names[1:]:
             update = update + self.update(name, x, result)
         return (result + update).to(result.dtype)
+
+
+def _weight(layer: nn.Module, *path: str) -> nn.Parameter | None:
+    """The weight of a module within a layer, looked up in a tenth of the time that its attributes take."""
+    module = layer
+    for name in path:
+        module = module._modules[name]  # type: ignore[assignment]
+    return module._parameters["weight"]
 
 
 def _hooked(module: nn.Module) -> bool:

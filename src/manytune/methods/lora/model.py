@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, PeftWarning
+from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
+from manytune.methods.lora.conversion import as_plain_lora
 from manytune.methods.lora.embedding import Embedding
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
+from manytune.methods.lora.sums import sum_options, write_sum
+from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.layer_terms import by_layer, lies_in
-from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.replaced import replaced_terms
+from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ALL_LINEAR,
     Selection,
@@ -38,10 +43,11 @@ from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 _ORIGINAL = ".original_module."
 
 
-class LoraModel(LayerTuner):
+class LoraModel(SummedTuner):
     """LoRA attached to a model; see `LoraConfig`."""
 
     prefix: ClassVar[str] = "lora_"
+    mixes: ClassVar[bool] = True
     layer_class = LoraLayer
 
     @property
@@ -52,6 +58,11 @@ class LoraModel(LayerTuner):
         """
         found: dict[str, PeftConfig] = self.__dict__.setdefault("_particular_configs", {})
         return found
+
+    def changes_base(self, adapter_name: str) -> bool:
+        """See `LayerTuner.changes_base`."""
+        config = self._particular.get(adapter_name)
+        return config is not None and starts_from_weight(getattr(config, "init_lora_weights", True))
 
     def check(self, adapter_name: str, config: LoraConfig) -> None:
         """Biases belong to the base, of which there is one copy: only one adapter may train them.
@@ -144,6 +155,30 @@ class LoraModel(LayerTuner):
         layer.add_adapter(
             adapter_name, r=config.rank_at(path), lora_alpha=config.alpha_at(path), config=config
         )
+
+    # -- sums and other forms
+
+    def sum_options(self, adapters: Sequence[str], how: Combination) -> dict[str, Any]:
+        """See `SummedTuner.sum_options`."""
+        carrying = {p: layer for p, layer in self._layers.items() if any(map(layer.has_adapter, adapters))}
+        configs: list[Any] = [self.peft_config[name] for name in adapters]
+        return sum_options(adapters, configs, carrying, how)
+
+    def write_sum(self, layer: Any, *args: Any) -> None:
+        """See `SummedTuner.write_sum`."""
+        write_sum(layer, *args)
+
+    @classmethod
+    def converted(
+        cls, config: Any, tensors: Mapping[str, Tensor], initial: str | Path
+    ) -> tuple[PeftConfig, dict[str, Tensor]]:
+        """See `Tuner.converted`: PiSSA's and OLoRA's adapters."""
+        return as_plain_lora(config, tensors, initial)
+
+    @classmethod
+    def vllm_rank(cls, config: Any, names: Iterable[str]) -> int:
+        """See `Tuner.vllm_rank`."""
+        return vllm_rank(config, names)
 
     # -- terms
 
@@ -284,4 +319,4 @@ def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> Non
         config.fan_in_fan_out = False
 
 
-register(Method("lora", PeftType.LORA, LoraConfig, LoraModel))
+register(Method("lora", PeftType.LORA, LoraConfig, LoraModel, in_peft=True, rank="r"))

@@ -1,11 +1,10 @@
 """A layer with adapters beside a frozen layer of the base, and the exact way into its weights and back.
 
-Switching is exact. Merging computes the new weight from the pristine one, W = W0 + ΔW, and swaps it in; W0
-itself is kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after
-any number of switches. The price is one copy of each targeted weight while an adapter is merged.
-`low_memory=True` avoids the copy: it adds ΔW in place and later subtracts it, which rounds; the error is
-measured when the adapter is merged, and stated in a warning. A quantized layer is replaced by a copy in full
-precision while an adapter is merged.
+Switching is exact. Merging computes the new weight from the pristine one, W = W0 + ΔW, and swaps it in; W0 itself is
+kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after any number of
+switches. The price is one copy of each targeted weight while an adapter is merged. `low_memory=True` avoids the copy:
+it adds ΔW in place and later subtracts it, which rounds; the error is measured when the adapter is merged, and stated
+in a warning. A quantized layer is replaced by a copy in full precision while an adapter is merged.
 """
 
 from __future__ import annotations
@@ -20,7 +19,13 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.base_layers import BaseLayer, Wrapper
-from manytune.methods.tuners.merging import MergeError, add_in_place, check_finite, subtract_in_place
+from manytune.methods.tuners.merging import (
+    MergedSum,
+    MergeError,
+    add_in_place,
+    check_finite,
+    subtract_in_place,
+)
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 
@@ -42,6 +47,8 @@ class AdapterLayer(Wrapper):
 
     adapter_layer_names: ClassVar[tuple[str, ...]] = ()
     other_param_names: ClassVar[tuple[str, ...]] = ()
+    #: The family's name in `repr` and status reports: `lora` in `lora.Linear`.
+    kind: ClassVar[str] = ""
     #: Whether merging adds ΔW, independent of the weight it is added to.
     additive: ClassVar[bool] = True
 
@@ -82,6 +89,10 @@ class AdapterLayer(Wrapper):
         Returns:
             New tensors by parameter name (`weight`, `bias`), of the parameter's own dtype.
         """
+
+    def merged_sum(self, adapter_names: Sequence[str]) -> MergedSum | None:
+        """What `merged_tensors` gives, as a sum of products that switching writes in one pass; None if it isn't one."""
+        return None
 
     @classmethod
     def terms(cls, base: BaseLayer, tensors: Mapping[str, Tensor], config: Any, scaling: float) -> Terms:
@@ -125,9 +136,10 @@ class AdapterLayer(Wrapper):
         return self.base_layer if self._packed is None else self._packed
 
     def pristine(self, name: str) -> Tensor:
-        """See `Wrapper.pristine`: without what is merged, except in low memory."""
-        kept = self._pristine.get(name)
-        return super().pristine(name) if kept is None else kept
+        """See `Wrapper.pristine`: without what is merged; a merge in low memory has no such thing to give."""
+        if self.merged_inexactly:
+            raise AdapterError(f"{self.merged_adapters} are merged in low memory: unmerge them first.")
+        return self._pristine[name] if name in self._pristine else super().pristine(name)
 
     @property
     def weight(self) -> Tensor:
@@ -385,16 +397,4 @@ class AdapterLayer(Wrapper):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:
-        return f"{self.kind.lower()}.{super().__repr__()}"
-
-    @property
-    def kind(self) -> str:
-        """The family's name, used in `repr` and status reports: `lora` in `lora.Linear`."""
-        return type(self).__module__.split(".")[2]
-
-
-def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
-    """The adapter layers of a model, by path."""
-    for path, module in model.named_modules():
-        if isinstance(module, AdapterLayer):
-            yield path, module
+        return f"{self.kind}.{super().__repr__()}".lstrip(".")

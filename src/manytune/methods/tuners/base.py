@@ -2,28 +2,29 @@
 
 A method says: its configuration; how it attaches to a frozen model and detaches without a trace; which parameters
 train; its state and how that is loaded back; whether it merges into the weights, and the exact inverse; and its terms:
-what an adapter computes, for all that run it without knowing the method. `get_peft_model`, checkpoints, the trainer and
-the engine know methods only through this page. Writing one: `docs/add-a-method.md`.
+what an adapter computes, for all that run it without knowing the method. `get_peft_model`, checkpoints, the trainer,
+exports and the engine know methods only through this page and `PeftConfig`. Writing one: `docs/add-a-method.md`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from manytune.errors import AdapterError, CheckpointError
+from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
+from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.methods.tuners.walk import every_parameter
 
-#: What a sample without an adapter is called.
+#: What stands for the base alone where an adapter is named.
 BASE = "__base__"
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
@@ -52,6 +53,10 @@ class Tuner(nn.Module, ABC):
     file_prefix: ClassVar[str] = "base_model.model."
     #: Whether the adapters act in the model's layers; if not, nothing merges, and the model is as it was.
     in_layers: ClassVar[bool] = True
+    #: Whether several of its adapters can be in use at once by adding to a layer's output, as `PeftMixedModel` does it.
+    mixes: ClassVar[bool] = False
+    #: Why adapters have no weighted sum, as a clause; None if they have one, see `SummedTuner`.
+    no_sum: ClassVar[str | None] = "the method doesn't say how they add up"
 
     def __init__(
         self,
@@ -183,6 +188,69 @@ class Tuner(nn.Module, ABC):
     ) -> nn.Module:
         """Write adapters into the weights for good, detach, and give back the model."""
 
+    # -- what a method may say, with defaults
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """Within this context these adapters are in use; afterwards, what is in use and what trains are as before.
+
+        Args:
+            adapter_names: Adapters that exist; none for the base alone.
+            merged: Whether to write them into the weights meanwhile, if they are beside weights.
+        """
+        former, training = self.active_adapters, [p for p in self.parameters() if p.requires_grad]
+        self.set_adapter(adapter_names, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.set_adapter(former, inference_mode=True)
+            for parameter in training:
+                parameter.requires_grad_(True)
+
+    def training_hooks(self) -> Sequence[TrainingHooks]:
+        """What the method does in a training besides having gradients; by default nothing."""
+        return ()
+
+    @classmethod
+    def converted(
+        cls, config: PeftConfig, tensors: Mapping[str, Tensor], initial: str | Path
+    ) -> tuple[PeftConfig, dict[str, Tensor]]:
+        """An adapter that fits a changed base only, as one for the base as it is.
+
+        Args:
+            config: Its options.
+            tensors: Its tensors, named as in a checkpoint.
+            initial: Directory in which the same adapter was saved before its training.
+
+        Raises:
+            ConfigError: It has no such form.
+        """
+        raise ConfigError(
+            f"path_initial_model_for_weight_conversion is for LoRA adapters, found {config.peft_type}."
+        )
+
+    @classmethod
+    def separated(
+        cls, config: PeftConfig, tensors: Mapping[str, Tensor]
+    ) -> dict[str, tuple[PeftConfig, dict[str, Tensor]]]:
+        """The adapters, by name, that a saved adapter of a combined method consists of; none for other methods."""
+        return {}
+
+    @classmethod
+    def vllm_rank(cls, config: PeftConfig, names: Iterable[str]) -> int:
+        """The rank that vLLM has to make room for.
+
+        Args:
+            config: An adapter's options.
+            names: The names of its tensors in its file.
+
+        Raises:
+            ConfigError: vLLM can't run it.
+        """
+        raise ConfigError(
+            f"vLLM runs plain LoRA adapters only, and it is of type {config.peft_type}. Merge it into its base instead."
+        )
+
     @classmethod
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """What a saved adapter does to the base, in the terms of `terms.py`.
@@ -214,6 +282,25 @@ class Tuner(nn.Module, ABC):
         return self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
 
     # -- shared
+
+    def using(
+        self, adapter_names: str | Sequence[str], *, merged: bool = False
+    ) -> AbstractContextManager[None]:
+        """Within this context the model uses other adapters; see `switched`.
+
+        Args:
+            adapter_names: One, or several whose updates add up; `"__base__"` for the base alone.
+            merged: See `switched`.
+
+        Raises:
+            AdapterError: A name is unknown; adapters are merged already; several are named, and the method has no sum;
+                or, for the merged form, a weight is shared with another module or can't take the adapter.
+        """
+        given = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = [] if given == [BASE] else given
+        for name in names:
+            self._require(name)
+        return self.switched(names, merged=merged)
 
     def mounted(self) -> dict[str, nn.Module]:
         """What hangs on the `PeftModel`, by attribute; `base_model` is what it calls."""
@@ -261,56 +348,3 @@ class Tuner(nn.Module, ABC):
 
 class NotInLayersError(AdapterError, AttributeError):
     """Asked of a method whose adapters aren't in the model's layers, such as a soft prompt: merge, unload."""
-
-
-class ShapeMismatchError(CheckpointError, RuntimeError):
-    """A tensor of a checkpoint has another shape than the model's."""
-
-
-def fill_state(
-    adapter_name: str,
-    mine: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    *,
-    optional: Collection[str] = (),
-    ignore_mismatched_sizes: bool = False,
-) -> tuple[list[str], list[str]]:
-    """Fill parameters from tensors of the same names; those on the meta device come to life.
-
-    Args:
-        adapter_name: For the error message.
-        mine: The parameters; filled in place.
-        tensors: What a checkpoint brings.
-        optional: Names in `mine` that needn't be there.
-        ignore_mismatched_sizes: Leave out tensors of another shape, rather than raise.
-
-    Returns:
-        Names in `mine` that got nothing, and names in `tensors` that nothing took.
-
-    Raises:
-        ShapeMismatchError: A shape differs; nothing has been filled then.
-    """
-    misfits = [key for key, tensor in tensors.items() if key in mine and tensor.shape != mine[key].shape]
-    if misfits and not ignore_mismatched_sizes:
-        lines = (
-            f"  size mismatch for {key}: the checkpoint has {tuple(tensors[key].shape)}, "
-            f"the model {tuple(mine[key].shape)}"
-            for key in misfits
-        )
-        raise ShapeMismatchError(
-            f"The checkpoint doesn't fit adapter '{adapter_name}'. Was it trained on another base, or with other "
-            "options?\n" + "\n".join(lines)
-        )
-    for key, tensor in tensors.items():
-        if key in mine and key not in misfits:
-            _fill(mine[key], tensor)
-    missing = [k for k in mine if (k not in tensors or k in misfits) and k not in optional]
-    return missing, sorted(set(tensors) - set(mine))
-
-
-def _fill(parameter: Tensor, value: Tensor) -> None:
-    if parameter.device.type == "meta":
-        filled = nn.Parameter(value.to(parameter.dtype, copy=True), requires_grad=parameter.requires_grad)
-        torch.utils.swap_tensors(parameter, filled)
-    else:
-        parameter.data.copy_(value)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
-from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_terms import by_layer
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
@@ -30,6 +31,8 @@ class DirectTuner(Tuner):
 
     Mutates: the data of the selected parameters, until `unload`.
     """
+
+    no_sum: ClassVar[str | None] = "its adapters are whole weights, not updates of them"
 
     def __init__(self, model: nn.Module, config: PeftConfig, adapter_name: str, **options: Any) -> None:
         self._values: dict[str, dict[str, Tensor]] = {}

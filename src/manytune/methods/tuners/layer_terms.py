@@ -27,7 +27,7 @@ def by_layer(
         For example `{"layers.0.q_proj": {"lora_A.weight": A}}` and `{"score.weight": W}`.
 
     Raises:
-        TermsError: A name isn't one of a file.
+        TermsError: A name isn't one of a file, or there are no tensors of adapters.
     """
     layers: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -43,6 +43,9 @@ def by_layer(
             others[".".join(parts)] = tensor
         else:
             layers.setdefault(".".join(parts[:place]), {})[".".join(parts[place:])] = tensor
+    if not layers and (containers or not others):
+        names = ", ".join(f"*.{name}" for name in containers) or "the base's parameters"
+        raise TermsError(f"expected tensors named as {names}, found none of them. Is the file whole?")
     return layers, others
 
 

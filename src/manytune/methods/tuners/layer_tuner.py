@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import Tuner, fill_state
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.embeddings import base_tables
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
+from manytune.methods.tuners.layer_merging import merge_layers
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
-from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.switching import named_in_layers, written
 from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.tied import refuse_tied
@@ -38,8 +42,8 @@ class LayerTuner(Tuner):
     a `ModulesToSaveWrapper`; `unload` puts the originals back.
     """
 
-    #: What its layers are.
-    layer_class: ClassVar[type[AdapterLayer]]
+    #: What the layers are; its `terms` are those of the method, which has none without.
+    layer_class: ClassVar[type[AdapterLayer]] = AdapterLayer  # type: ignore[type-abstract]
 
     def __init__(
         self,
@@ -56,6 +60,8 @@ class LayerTuner(Tuner):
         self.__dict__["_active"] = []
         # Tables of the base that a checkpoint has replaced, and what they were.
         self.__dict__["_tables"] = {}
+        # Where merged weights are written while adapters are switched.
+        self.__dict__["_rooms"] = {}
         super().__init__(
             model,
             config,
@@ -68,6 +74,7 @@ class LayerTuner(Tuner):
     _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
     _tables: dict[str, tuple[Tensor, Tensor]]
+    _rooms: dict[str, Tensor | None]
 
     # -- what a subclass says
 
@@ -89,6 +96,10 @@ class LayerTuner(Tuner):
 
     def check(self, adapter_name: str, config: Any) -> None:
         """Refuse an adapter that can't live beside those already there."""
+
+    def changes_base(self, adapter_name: str) -> bool:
+        """Whether layers do more than use another name when this adapter comes into use or goes out of it."""
+        return any(type(layer).temporarily is not AdapterLayer.temporarily for layer in self._layers.values())
 
     # -- adapters
 
@@ -186,6 +197,17 @@ class LayerTuner(Tuner):
             for module in self._carriers().values():
                 module.set_requires_grad(name, requires_grad=requires_grad)
 
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        one_by_one = any(self.changes_base(name) for name in {*adapter_names, *self._active})
+        with named_in_layers(self._layers, self._saved, self._active, adapter_names, one_by_one=one_by_one):
+            if not merged or self.enabled is False:
+                yield
+                return
+            with written(self._layers, adapter_names, self._rooms, partial(refuse_tied, self.model)):
+                yield
+
     @property
     def active_adapters(self) -> list[str]:
         """The adapters in use."""
@@ -274,6 +296,8 @@ class LayerTuner(Tuner):
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`; each layer's part is for `layer_class.terms` to say."""
         base, kind = BaseLayers(model), cls.layer_class
+        if kind is AdapterLayer:
+            return super().terms(config, tensors, model)
         layers, others = by_layer(tensors, kind.adapter_layer_names)
         parts = [kind.terms(base.at(p), t, config, cls.scaling_at(config, p)) for p, t in layers.items()]
         return joined([*parts, saved_terms(base, config, others)])
@@ -307,41 +331,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        carrying = [layer for layer in self._layers.values() if any(map(layer.has_adapter, names))]
-        if (
-            carrying
-            and all(set(names) & set(layer.merged_adapters) for layer in carrying)
-            and all(
-                not layer.has_adapter(name) or name in layer.merged_adapters
-                for layer in carrying
-                for name in names
-            )
-        ):
-            warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=3)
-            return None
-        refuse_tied(self.model, carrying)
-        if low_memory:
-            # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
-            for layer in carrying:
-                layer.check_merge(names, safe_merge=safe_merge)
-        warn_of_dequantizing([layer.base_layer for layer in carrying])
-        before = [(layer, list(layer.merged_adapters)) for layer in carrying]
-        total: MergeError | None = None
-        try:
-            for layer in carrying:
-                error = layer.merge(safe_merge, names, low_memory=low_memory)
-                total = error if total is None or error is None else total + error
-        except AdapterError:
-            # All or nothing: a merge refused at one layer must not stay in the layers before it.
-            for layer, merged in before:
-                if layer.merged_adapters != merged:
-                    layer.unmerge()
-                    if merged:
-                        layer.merge(adapter_names=merged, low_memory=low_memory)
-            raise
-        if total is not None:
-            warn_of_merge_error(total)
-        return total
+        return merge_layers(self.model, self._layers.values(), names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
@@ -394,6 +384,7 @@ class LayerTuner(Tuner):
         self._saved.clear()
         self._active.clear()
         self._tables.clear()
+        self._rooms.clear()
         self.peft_config.clear()
         self._thaw()
         return self.model

@@ -10,11 +10,11 @@ Whether a norm computes γ ⊙ n + β, or (1 + γ) ⊙ n as Gemma's do, is found
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
@@ -160,9 +160,14 @@ def _probe(size: int, *, seed: int) -> Tensor:
 
 def _call(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
     """What a module with these parameters gives for x, on a CPU; None if it isn't made for x."""
-    buffers = {name: buffer.to("cpu", copy=True) for name, buffer in module.named_buffers()}
+    if module._modules:
+        return None
+    # A copy with parameters of its own: the module itself may be running in another thread.
+    twin = copy.copy(module)
+    buffers = {name: None if b is None else b.to("cpu", copy=True) for name, b in module._buffers.items()}
+    twin.__dict__.update(_parameters={**module._parameters, **parameters}, _buffers=buffers)
     try:
-        given = functional_call(module, {**buffers, **parameters}, (x,))
+        given = type(module).forward(twin, x)
     except Exception:  # whatever a module of someone else's raises
         return None
     return given if isinstance(given, Tensor) else None

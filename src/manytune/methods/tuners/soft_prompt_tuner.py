@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -14,42 +13,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from manytune.errors import AdapterError, ConfigError, PeftWarning
-from manytune.methods.config import PeftConfig, PromptLearningConfig, TaskType
-from manytune.methods.tuners.base import NotInLayersError, Tuner, fill_state
+from manytune.errors import AdapterError, PeftWarning
+from manytune.methods.config import PeftConfig, PromptLearningConfig
+from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_terms import lies_in
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
 from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
 from manytune.methods.tuners.terms import Terms, TermsError, joined
 from manytune.methods.tuners.walk import replace_module
-
-PROMPT = "prompt_embeddings"
-
-
-class SoftPrompt(nn.Module):
-    """One adapter's virtual tokens.
-
-    A subclass may compute them from `embedding`, and then says so with `computed`. A checkpoint holds them
-    computed.
-
-    Args:
-        tokens: How many there are.
-        width: Their size.
-    """
-
-    #: Whether `forward` does more than look up `embedding`.
-    computed: ClassVar[bool] = False
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(tokens, width)
-
-    def forward(self) -> Tensor:
-        """The virtual tokens, (tokens, width)."""
-        return self.embedding.weight
 
 
 class PromptTuner(Tuner):
@@ -64,6 +40,7 @@ class PromptTuner(Tuner):
     kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
     in_layers: ClassVar[bool] = False
+    no_sum: ClassVar[str | None] = "each soft prompt is trained to come directly before the input"
     model: PreTrainedModel
     prompt_encoder: nn.ModuleDict
     _saved: dict[str, ModulesToSaveWrapper]
@@ -182,13 +159,26 @@ class PromptTuner(Tuner):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             self._require(name)
-        if len(names) > 1:
-            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
+        self._require_one(names)
         for keeper in self._saved.values():
             keeper.set_adapter(names, inference_mode=inference_mode)
         self._active[:] = names
         self._trains = not inference_mode
         self._let_train()
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`."""
+        self._require_one(adapter_names)
+        former = list(self._active)
+        with ExitStack() as stack:
+            for keeper in self._saved.values():
+                stack.enter_context(keeper.temporarily(adapter_names))
+            self._active[:] = adapter_names
+            try:
+                yield
+            finally:
+                self._active[:] = former
 
     @property
     def active_adapters(self) -> list[str]:
@@ -291,6 +281,11 @@ class PromptTuner(Tuner):
             f"{what}: virtual tokens are not weights of the model, so there is nothing to merge or unmerge."
         )
 
+    @staticmethod
+    def _require_one(names: list[str]) -> None:
+        if len(names) > 1:
+            raise AdapterError(f"Only one soft prompt can be in use at a time, found {names}.")
+
     def _prompt(self, adapter_name: str) -> SoftPrompt:
         prompt = self.prompt_encoder[adapter_name]
         assert isinstance(prompt, SoftPrompt)
@@ -315,70 +310,3 @@ class PromptTuner(Tuner):
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found
         }
-
-
-def embeddings_of(model: PreTrainedModel) -> Tensor:
-    """A model's table of token embeddings, (vocabulary, width)."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def computed(prompt: SoftPrompt) -> Tensor:
-    """A prompt's virtual tokens without gradient, and without dropout in computing them."""
-    if not prompt.computed:
-        return prompt.embedding.weight
-    was_training = prompt.training
-    with torch.no_grad():
-        values: Tensor = prompt.eval()()
-    prompt.train(was_training)
-    return values
-
-
-def in_this_thread(hook: Any) -> Any:
-    """A hook that does nothing when another thread calls the module: that thread puts in its own prompt."""
-    owner = threading.get_ident()
-
-    def guarded(*arguments: Any) -> Any:
-        return hook(*arguments) if threading.get_ident() == owner else None
-
-    return guarded
-
-
-def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
-    """Refuse a model that a soft prompt can't stand before, and settle how many tokens it has.
-
-    Raises:
-        ConfigError: It isn't a transformers model, or the configuration's task isn't the model's.
-    """
-    kind = type(config).__name__
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(
-            f"{kind}: virtual tokens need a transformers PreTrainedModel, found {type(model).__name__}."
-        )
-    if config.task_type is None:
-        raise ConfigError(f"{kind}: task_type is needed. One of {', '.join(TaskType)}.")
-    if (config.task_type == TaskType.SEQ_2_SEQ_LM) != bool(model.config.is_encoder_decoder):
-        found = "an encoder-decoder" if model.config.is_encoder_decoder else "not an encoder-decoder"
-        raise ConfigError(
-            f"{kind}: task_type is {config.task_type} and {type(model).__name__} is {found}. "
-            f"Virtual tokens for an encoder-decoder need {TaskType.SEQ_2_SEQ_LM}, and the other way round."
-        )
-    for name in (
-        "num_virtual_tokens",
-        "num_transformer_submodules",
-        "num_layers",
-        "num_attention_heads",
-        "token_dim",
-    ):
-        value = getattr(config, name)
-        given = value is not None or name == "num_virtual_tokens"
-        if given and (not isinstance(value, int) or isinstance(value, bool) or value <= 0):
-            raise ConfigError(f"{kind}: {name} should be a positive integer, found {value!r}.")
-    if config.num_transformer_submodules is None:
-        config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
-    text = model.config.get_text_config()
-    if config.num_layers is None:
-        config.num_layers = text.num_hidden_layers
-    if config.num_attention_heads is None:
-        config.num_attention_heads = text.num_attention_heads

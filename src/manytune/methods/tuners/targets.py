@@ -276,3 +276,10 @@ def _minimal_names(model: nn.Module, wanted: Sequence[str]) -> set[str]:
 
 def _shown(names: str | Collection[str] | None) -> str:
     return repr(names) if names is None or isinstance(names, str) else repr(sorted(names))
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    """The adapter layers of a model, by path."""
+    for path, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            yield path, module

@@ -37,7 +37,7 @@ class Adapter(Protocol):
 
     @property
     def digest(self) -> str:
-        """The hash of its content."""
+        """Identifies its content."""
 
     @property
     def config(self) -> PeftConfig:

@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request
 from manytune.engine.encoder import EncoderEngine
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
+from manytune.server.any_engine import AnyEngine, ensure_adapter
 from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.loop import AnyEngine, ensure_adapter
 from manytune.server.metrics import Timing
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.schema import EmbeddingRequest

@@ -22,10 +22,10 @@ from manytune.data.mixing import Mixture
 from manytune.errors import RunError
 from manytune.kernels.build import prepare_kernels
 from manytune.training.batches import builder
-from manytune.training.loop.allocation import rank_allocation
 from manytune.training.loop.background import BackgroundBuilder
 from manytune.training.loop.counters import Tally
 from manytune.training.loop.loss import mean_loss
+from manytune.training.loop.method_hooks import method_callbacks
 from manytune.training.loop.trainer import AdapterTrainer
 from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
@@ -216,7 +216,7 @@ def train_model(
             checkpoint_directory=checkpoint_directory,
             identity=identity or {},
             callbacks=[
-                *rank_allocation(model),
+                *method_callbacks(model),
                 *(_tensorboard(tensorboard_directory) if settings.tensorboard else []),
             ],
             report=record,

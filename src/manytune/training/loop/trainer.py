@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
-from manytune.errors import RunError
+from manytune.errors import DivergedError
 from manytune.training.batches import Builder
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
 from manytune.training.loop.counters import Tally
@@ -175,7 +175,7 @@ class AdapterTrainer(Trainer):
         """The batch's share of the accumulation window's mean loss per target token.
 
         Raises:
-            RunError: The loss isn't finite; names the step and the rows.
+            DivergedError: The loss isn't finite; names the step and the rows.
         """
         assert not return_outputs, "evaluation doesn't go through here"
         pending: PendingBatch = inputs["batch"]
@@ -184,7 +184,7 @@ class AdapterTrainer(Trainer):
             loss: Tensor = loss_sum(model, batch) / num_items_in_batch
         if not math.isfinite(value := loss.item()):
             step = self.state.global_step + 1
-            raise RunError(self._not_finite(step, f"the loss is {value}", pending.rows))
+            raise self._diverged(step, f"the loss is {value}", pending.rows)
         self.clock.tally += Tally.of(batch, skipped=skipped)
         return loss
 
@@ -216,17 +216,17 @@ class AdapterTrainer(Trainer):
         """Stop if the step that was just taken had a gradient that isn't finite.
 
         Raises:
-            RunError: Names the step and its rows.
+            DivergedError: Names the step and its rows.
         """
         if not math.isfinite(norm):
             step = self.state.global_step
-            raise RunError(self._not_finite(step, f"the gradient's norm is {norm}", self._window_rows))
+            raise self._diverged(step, f"the gradient's norm is {norm}", self._window_rows)
 
-    def _not_finite(self, step: int, what: str, rows: Sequence[str]) -> str:
+    def _diverged(self, step: int, what: str, rows: Sequence[str]) -> DivergedError:
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-        return (
-            f"step {step}: {what}. Rows of this step: {shown}. A lower "
-            "training.learning_rate, a longer training.warmup or float32 usually helps; check these rows too."
+        return DivergedError(
+            f"step {step}: {what}. Rows of this step: {shown}. A lower training.learning_rate, a longer "
+            "training.warmup or float32 usually helps; check these rows too."
         )
 
     # Checkpoints
@@ -307,7 +307,7 @@ class _Reporter(TrainerCallback):
         """Report a step's loss or, in a call of its own, a validation's.
 
         Raises:
-            RunError: The gradient isn't finite. The step has been taken by now, and nothing was saved
+            DivergedError: The gradient isn't finite. The step has been taken by now, and nothing was saved
                 since.
         """
         logs = logs or {}

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from manytune.kernels import attention
+from manytune.kernels.attention import Visibility
 from manytune.kernels.build import load_kernels, ready
 from manytune.training.batches.layout import Layout
 
@@ -70,12 +71,14 @@ class _Attention(torch.autograd.Function):
         return (*grads, *[None] * 4)
 
 
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-    return attention.forward(load_kernels().loaded(), *inputs)
+def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return attention.forward(load_kernels().loaded(), query, key, value, Visibility(*rest))
 
 
 def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return attention.backward(load_kernels().for_gradients("attention"), *inputs)
+    grad, query, key, value, out, normalizers, *rest = inputs
+    library, visibility = load_kernels().for_gradients("attention"), Visibility(*rest)
+    return attention.backward(library, grad, query, key, value, out, normalizers, visibility)
 
 
 # The same, as torch.compile sees them: two operations that it doesn't look into.

@@ -1,4 +1,4 @@
-"""How `manytune compare` and `manytune sweep` show what they are doing: bars on a terminal, few lines elsewhere."""
+"""How commands that train and ask show what they are doing: bars on a terminal, few lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from manytune.training.progress import ProgressDisplay, Report, ValidationReport
 
 
-class ExperimentProgress:
-    """Shows an experiment's progress, inside a `with` block; it is what a bench calls `Show`.
+class CommandProgress:
+    """Shows progress, inside a `with` block; a `Reporter` of `manytune.experiments`.
 
     Args:
         console: Where to show it.
@@ -53,7 +53,7 @@ class ExperimentProgress:
         self._training(report)
 
     def answering(self, what: str, done: int, total: int) -> None:
-        """Show how far the answers are."""
+        """Show how many answers are done."""
         if not self._console.is_terminal:
             return
         if self._answering is None:

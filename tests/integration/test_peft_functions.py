@@ -1,4 +1,4 @@
-"""HF PEFT's free functions and the lesser methods of its model, beside the installed HF PEFT."""
+"""HF PEFT's free functions and the lesser methods of its model, compared with the installed HF PEFT."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_plain_model_has_no_adapter_state() -> None:
         manytune.get_peft_model_state_dict(Net())
 
 
-# -- embeddings beside the adapter
+# -- embeddings saved with the adapter
 
 
 @pytest.mark.parametrize("save", ["auto", True, False])
@@ -278,7 +278,7 @@ def test_a_base_prepared_for_kbit_training_is_frozen_in_float32_and_passes_gradi
 
 
 @pytest.mark.parametrize("family", [LLAMA, T5, BERT], ids=str)
-def test_trainers_are_told_what_the_base_takes_about_its_loss(family: Family) -> None:
+def test_trainers_see_what_the_base_takes_about_its_loss(family: Family) -> None:
     import inspect
 
     base = family.build()

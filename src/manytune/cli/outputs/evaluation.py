@@ -1,14 +1,12 @@
-"""How `manytune evaluate` prints what it found, for people and for programs."""
+"""How commands print an evaluation, for people and for programs."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -31,52 +29,35 @@ from manytune.evaluation.wording import (
 )
 
 _COLOURS = {"better": "green", "worse": "red", "cannot tell": "yellow"}
-_BESIDE_BASE = 2  # adapters to a table, so that it fits into 60 columns
+_ADAPTERS_TO_A_TABLE = 2  # next to the base, so that it fits into 60 columns
 
 
-def print_json(evaluation: Evaluation, written: Sequence[Path]) -> None:
-    """Print everything but the prompts, the answers and the curves."""
-    typer.echo(
-        json.dumps(
-            {
-                "items": len(evaluation.items),
-                "primary": evaluation.primary,
-                "inference": asdict(evaluation.inference),
-                "results": [_result(result) for result in evaluation.results],
-                "comparisons": [asdict(found) for found in evaluation.comparisons],
-                "shares": [asdict(found) for found in evaluation.shares],
-                "forgetting": [_probe(probe) for probe in evaluation.forgetting],
-                "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
-                "provenance": dict(evaluation.provenance),
-                "written": [str(path) for path in written],
-            },
-            indent=2,
-            ensure_ascii=False,
-        )
-    )
+def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
+    """Everything but the prompts, the answers and the curves."""
+    return {
+        "items": len(evaluation.items),
+        "primary": evaluation.primary,
+        "inference": asdict(evaluation.inference),
+        "results": [_result(result) for result in evaluation.results],
+        "comparisons": [asdict(found) for found in evaluation.comparisons],
+        "shares": [asdict(found) for found in evaluation.shares],
+        "forgetting": [_probe(probe) for probe in evaluation.forgetting],
+        "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
+        "provenance": dict(evaluation.provenance),
+        "written": [str(path) for path in written],
+    }
 
 
 def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
     """Print the table, the verdicts in sentences, and where the rest is."""
     console = Console(highlight=False)
     baseline, *others = evaluation.results
-    for start in range(0, max(len(others), 1), _BESIDE_BASE):
-        console.print(_table(evaluation, [baseline, *others[start : start + _BESIDE_BASE]]))
+    for start in range(0, max(len(others), 1), _ADAPTERS_TO_A_TABLE):
+        console.print(_table(evaluation, [baseline, *others[start : start + _ADAPTERS_TO_A_TABLE]]))
     if baseline.task_scores:
         console.print()
         console.print(_by_task(evaluation))
-    level = f"{evaluation.inference.level:.0%}"
-    notes = [
-        basis_sentence(evaluation),
-        f"Below each score its {level} confidence interval.",
-        cut_sentence(evaluation),
-        seeds_sentence(evaluation),
-    ]
-    if others:
-        signs = ", ".join(f"{mark} {word}" for word, mark in MARKS.items())
-        notes.insert(2, f"A paired test against {baseline.name} says: {signs}.")
-        notes[3:3] = [correction_sentence(evaluation), blunt_sentence(evaluation)]
-    console.print(Text(" ".join(note for note in notes if note), "dim"))
+    console.print(Text(" ".join(_notes(evaluation)), "dim"))
     console.print()
     for result in others:
         found = evaluation.comparison(result.name, evaluation.primary)
@@ -93,6 +74,24 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
         console.print("Written:")
     for path in written:
         console.print(Padding(Text(str(path), overflow="fold"), (0, 0, 0, 2)))
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    """What numbers rest on, in sentences."""
+    baseline, *others = evaluation.results
+    notes: list[str | None] = [
+        basis_sentence(evaluation),
+        f"Below each score its {evaluation.inference.level:.0%} confidence interval.",
+    ]
+    if others:
+        signs = ", ".join(f"{mark} {word}" for word, mark in MARKS.items())
+        notes += [
+            f"A paired test against {baseline.name} says: {signs}.",
+            correction_sentence(evaluation),
+            blunt_sentence(evaluation),
+        ]
+    notes += [cut_sentence(evaluation), seeds_sentence(evaluation)]
+    return [note for note in notes if note]
 
 
 def _probe(probe: Probe) -> dict[str, Any]:

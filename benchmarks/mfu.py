@@ -1,9 +1,9 @@
-"""How near a training step comes to the machine's own speed, counting only operations that are necessary.
+"""A training step's model FLOP/s utilization (MFU): its required FLOPs over what the machine could do in its time.
 
-Necessary for LoRA on a frozen base, a step on T computed tokens: 2 P T for the forward products with the P
+Required for LoRA on a frozen base, a step on T computed tokens: 2 P T for the forward products with the P
 weights of the layers and as much for the gradients of their inputs; the adapter's own products, 6 r (in +
 out) T; the head on the rows that predict targets, forward and backward; attention over the pairs that see
-each other. The machine's speed is measured on products of exactly these shapes.
+each other. What the machine can do is measured, in FLOP/s of products of exactly these shapes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.compilation import compiled_layers
 
 
-def share_of_limit(
+def model_flops_utilization(
     model: nn.Module, batches: Sequence[Sequence[Encoded]], base: Base, *, compiled: bool
 ) -> float:
-    """Necessary operations of training steps ÷ (their time × speed of the same products alone).
+    """MFU: required FLOPs of training steps ÷ (their time × FLOP/s of the same products alone); the median.
 
     Args:
         model: With LoRA attached.
@@ -48,7 +48,7 @@ def share_of_limit(
     def first_loss() -> Tensor:
         return loss_sum(model, build(batches[0], pad_id=base.tokenizer.pad_token_id))
 
-    shares = []
+    utilizations = []
     with (
         packed_attention(model.train()),
         fast_products(model),
@@ -59,12 +59,12 @@ def share_of_limit(
             start = time.perf_counter()
             batch = step(rows)
             seconds = time.perf_counter() - start
-            shares.append(_necessary_seconds(model, batch, rows, base) / seconds)
-    return statistics.median(shares)
+            utilizations.append(_required_seconds(model, batch, rows, base) / seconds)
+    return statistics.median(utilizations)
 
 
-def _necessary_seconds(model: nn.Module, batch: Batch, rows: Sequence[Encoded], base: Base) -> float:
-    """What the necessary operations of a step would take at the speed of its largest products."""
+def _required_seconds(model: nn.Module, batch: Batch, rows: Sequence[Encoded], base: Base) -> float:
+    """How long the required FLOPs of a step would take at the FLOP/s of its largest products."""
     config = base.model.config
     linear = Counter(
         (m.in_features, m.out_features) for n, m in base.model.named_modules() if _is_layer_linear(n, m)

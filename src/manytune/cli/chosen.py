@@ -1,4 +1,4 @@
-"""What `manytune evaluate` and `manytune generate` share: from paths on the command line to models that answer."""
+"""Adapters that are chosen by their paths on the command line: their templates, their encoder, their base."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manytune.cli.bases import common_base
 from manytune.errors import StoreError
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import StoredAdapter, open_adapter
@@ -27,7 +28,7 @@ class Chosen:
 
     Attributes:
         name: What to call it: the run's or the adapter's directory, or its whole path if that isn't unique.
-        run: The run directory; None for an adapter that stands alone.
+        run: The run directory; None for an adapter without one.
         stored: The adapter, its files checked.
     """
 
@@ -124,7 +125,7 @@ class Chosen:
 
 
 def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
-    """Open every adapter that was named; a run stands for the adapter in it.
+    """Open every adapter that was named; a run names the adapter in it.
 
     Raises:
         StoreError: A path is neither a run nor an adapter, or a file is damaged.
@@ -159,16 +160,10 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
 
     from manytune.store.base import load_base
 
-    specs = {one.name: override or one.base_spec for one in chosen}
-    unknown = [name for name, spec in specs.items() if spec is None]
-    if unknown:
-        raise StoreError(f"{unknown[0]}: the adapter doesn't say what its base is. Name it with --base.")
-    if len(set(specs.values())) > 1:
-        listed = "; ".join(f"{name}: {spec}" for name, spec in specs.items())
-        raise StoreError(f"the adapters have different bases ({listed}). Give those of one base at a time.")
+    spec = override or common_base({one.name: one.base_spec for one in chosen})
     dtype = chosen[0].recipe.get("training", {}).get("dtype")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_base(str(next(iter(specs.values()))), dtype=dtype, device=device)
+    base = load_base(spec, dtype=dtype, device=device)
     for one in chosen:
         open_adapter(one.stored.path, base=base)
     return base

@@ -1,8 +1,10 @@
-"""`fused.py`'s layer through the C++ kernel: what LoRA adds takes one pass over memory a direction.
+"""A frozen linear layer with its LoRA update as one autograd step, the update through the C++ kernel.
 
     y = x Wᵀ + b + s · x Aᵀ Bᵀ            (LoRA, arXiv 2106.09685)
 
-For float32 on CPUs, inside `fast_products`, without dropout and with a frozen base. Shapes are those of `fused.py`.
+The base's products are `products.product`'s, and what LoRA adds to them takes one pass over memory a direction
+(`low_rank.py`, which calls the kernel and knows no autograd). For float32 on CPUs, inside `fast_products`, without
+dropout and with a frozen base; `methods/lora/fused.py` computes the same layer everywhere else.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from manytune.kernels import low_rank
 from manytune.kernels.build import load_kernels, ready
+from manytune.kernels.opaque import opaque
 from manytune.kernels.products import is_fast, product
 
 
@@ -121,30 +124,13 @@ def _backward(
     )
 
 
-# The same, as torch.compile sees them: two operations that it doesn't look into.
-_LIBRARY = torch.library.Library("manytune", "FRAGMENT")
-_LIBRARY.define(
-    "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scaling) -> (Tensor, Tensor)"
-)
-_LIBRARY.define(
-    "lora_linear_backward(Tensor grad, Tensor? x, Tensor? low, Tensor weight, Tensor a, Tensor b, float scaling, "
-    "bool needs_x) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("lora_linear", _forward, "CPU")
-_LIBRARY.impl("lora_linear_backward", _backward, "CPU")
-_opaque_forward = torch.ops.manytune.lora_linear.default
-_opaque_backward = torch.ops.manytune.lora_linear_backward.default
-
-
-@torch.library.register_fake("manytune::lora_linear", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(
+def _forward_shapes(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], weight.shape[0]), x.new_empty(x.shape[0], a.shape[0])
 
 
-@torch.library.register_fake("manytune::lora_linear_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(
+def _backward_shapes(
     grad: Tensor,
     x: Tensor | None,
     low: Tensor | None,
@@ -159,3 +145,16 @@ def _(
         a.new_empty(0 if x is None else a.shape),
         b.new_empty(0 if low is None else b.shape),
     )
+
+
+_opaque_forward = opaque(
+    "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scaling) -> (Tensor, Tensor)",
+    _forward,
+    _forward_shapes,
+)
+_opaque_backward = opaque(
+    "lora_linear_backward(Tensor grad, Tensor? x, Tensor? low, Tensor weight, Tensor a, Tensor b, float scaling, "
+    "bool needs_x) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_shapes,
+)

@@ -9,28 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.atomic import require_absent
-from manytune.cli.stored import directory_of
+from manytune.cli.adapters.arguments import DEFAULT_STORE, Adapters, Store, directory_of, store_at
+from manytune.cli.bases import common_base
 from manytune.errors import StoreError
 
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
+    from manytune.store.base import Base
 
-Adapters = Annotated[
-    list[str],
-    typer.Argument(
-        help="Names in the store, digests or their first digits; or runs' or adapters' directories.",
-        show_default=False,
-    ),
-]
 BaseOption = Annotated[
     str | None,
     typer.Option("--base", help="Their base, if it isn't where their manifests say."),
 ]
 Output = Annotated[Path, typer.Option(help="Where to write it; must not exist.")]
-_STORE = typer.Option(
-    "--store", envvar="MANYTUNE_STORE", help="The store's directory; or set MANYTUNE_STORE."
-)
-_DEFAULT_STORE = Path("adapters")
 
 
 class Target(StrEnum):
@@ -40,12 +31,6 @@ class Target(StrEnum):
     MERGED = "merged"
     GGUF = "gguf"
     VLLM = "vllm"
-
-
-def register(adapters: typer.Typer) -> None:
-    """Add the commands to `manytune adapters`."""
-    for command in (combine, merge, export):
-        adapters.command()(command)
 
 
 def combine(
@@ -70,32 +55,31 @@ def combine(
         float | None, typer.Option(help="The share of values that ties, dare and magnitude kinds keep.")
     ] = None,
     base: BaseOption = None,
-    store: Annotated[Path, _STORE] = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
 ) -> None:
     """Add the weighted combination of adapters to the store, as a new adapter."""
     import tempfile
 
-    from manytune.methods.arithmetic.weighted import Combination
-    from manytune.store.base import load_base
+    from manytune.cli.outputs.adapters import print_added
+    from manytune.methods.arithmetic.combination import Combination
     from manytune.store.combining import combine_adapters
-    from manytune.store.store import AdapterStore
 
     how = Combination(kind, svd_rank=rank, density=density)
     chosen = _numbers(weights, len(adapters))
     stored = _opened(adapters, store)
-    loaded = load_base(base or _common_base(stored))
+    loaded = _loaded_base(stored, base)
     with tempfile.TemporaryDirectory() as folder:
         combined = Path(folder) / "combined"
         combine_adapters([one.path for one in stored], chosen, combined, loaded, how)
-        entry = AdapterStore(store).add(combined, name=name)
-    typer.echo(f"{name}  {entry.digest[:12]}  {entry.nbytes / 1e6:,.2f} MB")
+        entry = store_at(store).add(combined, name=name)
+    print_added(name, entry)
 
 
 def merge(
     adapters: Adapters,
     output: Output,
     base: BaseOption = None,
-    store: Annotated[Path, _STORE] = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
 ) -> None:
     """Write the base with adapters in its weights, as a plain transformers model with its tokenizer."""
     _merge(_opened(adapters, store), output, base)
@@ -113,10 +97,10 @@ def export(
     ],
     output: Output,
     base: BaseOption = None,
-    store: Annotated[Path, _STORE] = _DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
 ) -> None:
     """Write an adapter for another program; vllm takes several, merged writes them into one model."""
-    from manytune.store.base import load_config
+    from manytune.store.base import load_base, load_config
     from manytune.store.export_gguf import export_gguf
     from manytune.store.exports import export_peft, export_vllm
 
@@ -137,15 +121,15 @@ def export(
         export_peft(stored[0].path, output)
     else:
         require_absent(output)
-        export_gguf(stored[0].path, output, load_config(base or _common_base(stored)))
+        name = base or _base_of(stored)
+        export_gguf(stored[0].path, output, load_config(name), lambda: load_base(name).model)
     typer.echo(output)
 
 
 def _merge(stored: list[StoredAdapter], output: Path, base: str | None) -> None:
-    from manytune.store.base import load_base
     from manytune.store.combining import merge_adapters
 
-    merge_adapters([one.path for one in stored], output, load_base(base or _common_base(stored)))
+    merge_adapters([one.path for one in stored], output, _loaded_base(stored, base))
 
 
 def _opened(adapters: list[str], store: Path) -> list[StoredAdapter]:
@@ -154,17 +138,14 @@ def _opened(adapters: list[str], store: Path) -> list[StoredAdapter]:
     return [open_adapter(directory_of(adapter, store)) for adapter in adapters]
 
 
-def _common_base(stored: list[StoredAdapter]) -> str:
-    bases = {one.path: one.manifest.base if one.manifest is not None else None for one in stored}
-    unknown = next((path for path, base in bases.items() if base is None), None)
-    if unknown is not None:
-        raise StoreError(f"{unknown}: the adapter doesn't say what its base is. Name it with --base.")
-    if len(set(bases.values())) > 1:
-        listed = "; ".join(f"{path}: {base}" for path, base in bases.items())
-        raise StoreError(
-            f"the adapters name different bases ({listed}). If they are one base, name it with --base."
-        )
-    return str(next(iter(bases.values())))
+def _loaded_base(stored: list[StoredAdapter], base: str | None) -> Base:
+    from manytune.store.base import load_base
+
+    return load_base(base or _base_of(stored))
+
+
+def _base_of(stored: list[StoredAdapter]) -> str:
+    return common_base({str(one.path): None if one.manifest is None else one.manifest.base for one in stored})
 
 
 def _numbers(weights: str | None, count: int) -> list[float]:
@@ -177,3 +158,7 @@ def _numbers(weights: str | None, count: int) -> list[float]:
     if len(numbers) != count:
         raise StoreError(f"--weights: expected {count} numbers with commas between them, found {weights!r}.")
     return numbers
+
+
+COMMANDS = (combine, merge, export)
+"""In the order of the help page."""

@@ -7,7 +7,7 @@ from tests.reference import lora as slow
 from torch import nn
 
 from manytune.kernels import build, low_rank, products
-from manytune.kernels import lora as kernel
+from manytune.kernels import lora_linear as kernel
 from manytune.kernels.build import load_kernels
 from manytune.kernels.products import fast_products
 from manytune.methods.lora.fused import lora_linear
@@ -177,7 +177,7 @@ def test_outside_of_training_nothing_changes(taken):
 
 
 @pytest.mark.parametrize("needed", [(True, True, True), (False, True, False), (True, False, True)])
-def test_the_compiler_is_told_what_the_operations_give(needed):
+def test_the_compiler_knows_what_the_operations_give(needed):
     needs_x, needs_a, needs_b = needed
     x, weight, bias, a, b = (t.detach() for t in operands((50,)).values())
     checks = ("test_schema", "test_faketensor")

@@ -18,7 +18,7 @@ from torch import nn
 
 import manytune
 from manytune import AdapterError, ConfigError, LoraConfig, PeftModel, PeftWarning, get_peft_model
-from manytune.methods.tuners.adapter_layer import adapter_layers
+from manytune.methods.tuners.targets import adapter_layers
 
 TARGETS = ["emb", "q", "v", "c1"]
 

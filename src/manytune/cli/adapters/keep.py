@@ -1,4 +1,4 @@
-"""`manytune adapters`: adapters on disk and the store that keeps them."""
+"""`manytune adapters`: putting adapters into the store, and looking at them and after them there."""
 
 from __future__ import annotations
 
@@ -7,38 +7,16 @@ from typing import Annotated
 
 import typer
 
-from manytune.cli import adapters_make
-from manytune.cli.outputs import adapters as adapters_output
-from manytune.cli.stored import directory_of, store_at
+from manytune.cli.adapters.arguments import (
+    DEFAULT_STORE,
+    Adapter,
+    Kept,
+    Store,
+    directory_of,
+    store_at,
+)
+from manytune.cli.options import AsJson
 from manytune.errors import ManytuneError
-
-Store = Annotated[
-    Path,
-    typer.Option("--store", envvar="MANYTUNE_STORE", help="The store's directory; or set MANYTUNE_STORE."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Adapter = Annotated[
-    str,
-    typer.Argument(
-        help="A name in the store, a digest or its first digits; or a run's or an adapter's directory.",
-        show_default=False,
-    ),
-]
-Kept = Annotated[
-    str, typer.Argument(help="A name in the store, a digest or its first digits.", show_default=False)
-]
-DEFAULT_STORE = Path("adapters")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    adapters = typer.Typer(
-        no_args_is_help=True, help="Keep adapters, look at them, combine them and hand them on."
-    )
-    for command in (add, list_, show, verify, alias, unalias, tag, untag, remove):
-        adapters.command(name=command.__name__.rstrip("_"))(command)
-    adapters_make.register(adapters)
-    app.add_typer(adapters, name="adapters")
 
 
 def add(
@@ -63,15 +41,17 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Put a copy of an adapter into the store, which is made if there is none; equal content is kept once."""
+    from manytune.cli.outputs.adapters import print_added, summary
+    from manytune.cli.outputs.json_output import print_json
     from manytune.store.base import load_base
 
     called = name if name is not None else _name_of(source)
     loaded = None if base is None else load_base(base)
     entry = store_at(store).add(source, name=called, move=move, tags=tag or (), base=loaded)
     if as_json:
-        adapters_output.print_json(adapters_output.summary(entry))
+        print_json(summary(entry))
     else:
-        typer.echo(f"{called}  {entry.digest[:12]}  {entry.nbytes / 1e6:,.2f} MB")
+        print_added(called, entry)
 
 
 def list_(
@@ -80,25 +60,29 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the adapters of the store with their sizes and scores."""
+    from manytune.cli.outputs.adapters import print_entries, summary
+    from manytune.cli.outputs.json_output import print_json
+
     entries = store_at(store).entries(tag=tag)
     if as_json:
-        adapters_output.print_json([adapters_output.summary(entry) for entry in entries])
+        print_json([summary(entry) for entry in entries])
     elif entries:
-        adapters_output.print_entries(entries)
+        print_entries(entries)
     else:
         typer.echo(f"{store}: no adapters" + (f" with the tag {tag}" if tag else ""))
 
 
 def show(adapter: Adapter, store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Show an adapter's method, base, template and scores."""
+    from manytune.cli.outputs.adapters import description, print_description
+    from manytune.cli.outputs.json_output import print_json
     from manytune.store.adapters import open_adapter
 
     stored = open_adapter(directory_of(adapter, store))
-    described = adapters_output.described(stored)
     if as_json:
-        adapters_output.print_json(described)
+        print_json(description(stored))
     else:
-        adapters_output.print_described(described, stored)
+        print_description(stored)
 
 
 def verify(
@@ -120,6 +104,8 @@ def verify(
 
     Exit status 1 if anything is wrong.
     """
+    from manytune.cli.outputs.adapters import verification, verification_line
+    from manytune.cli.outputs.json_output import print_json
     from manytune.store.base import load_base
     from manytune.store.verification import verify_adapter
 
@@ -128,19 +114,21 @@ def verify(
         paths = [entry.path for entry in store_at(store).entries()]
     loaded = None if base is None else load_base(base)
     results: list[dict[str, object]] = []
+    failed = False
     for path in paths:
         try:
             found = verify_adapter(path, base=loaded)
         except ManytuneError as error:
+            failed = True
             results.append({"path": str(path), "error": str(error)})
             typer.echo(f"error: {error}", err=True)
         else:
-            results.append(adapters_output.verified(found))
+            results.append(verification(found))
             if not as_json:
-                typer.echo(adapters_output.verified_line(found))
+                typer.echo(verification_line(found))
     if as_json:
-        adapters_output.print_json(results)
-    if any("error" in result for result in results):
+        print_json(results)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -199,3 +187,7 @@ def _name_of(source: Path) -> str:
     """A run's name, for a run's adapter too."""
     path = source.expanduser().resolve()
     return path.parent.name if path.name == "adapter" else path.name
+
+
+COMMANDS = (add, list_, show, verify, alias, unalias, tag, untag, remove)
+"""In the order of the help page."""

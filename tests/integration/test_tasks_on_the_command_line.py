@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import Result
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tests.word_base import save_word_base
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -43,24 +41,7 @@ DATA: dict[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, rows, a recipe, and a run that learned to say opposites and to repeat."""
     folder = tmp_path_factory.mktemp("tasks")
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>").save_pretrained(
-        folder / "base"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    save_word_base(folder / "base", WORDS)
     rows = [{"a": a, "b": b} for a, b in PAIRS] + [{"a": b, "b": a} for a, b in PAIRS]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "templates.yaml").write_text(TEMPLATES)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import manytune
 from manytune import AdapterError, ConfigError, LoraConfig, get_peft_model
+from manytune.methods.arithmetic.combination import COMBINATIONS
 from manytune.methods.arithmetic.pruning import agreeing_mean, at_random, largest
-from manytune.methods.arithmetic.weighted import COMBINATIONS
 
 TARGETS = ["q", "v", "emb", "c1"]
 IDS = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(2))

@@ -1,4 +1,4 @@
-"""AdaLoRA in the training loop."""
+"""A method's own part in the training loop; AdaLoRA has one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from manytune.errors import RunError
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.training.batches import builder
-from manytune.training.loop.allocation import rank_allocation
+from manytune.training.loop.method_hooks import method_callbacks
 from manytune.training.loop.train import train_model
 from manytune.training.recipe import MethodRecipe, recipe_from
 from manytune.training.resume import latest_checkpoint
@@ -113,7 +113,7 @@ def test_a_schedule_longer_than_the_training_is_refused() -> None:
 
 
 def test_other_methods_train_without_it() -> None:
-    assert rank_allocation(lora()) == []
+    assert method_callbacks(lora()) == []
 
 
 def test_a_recipe_plans_for_its_own_number_of_steps(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class Convolutions(nn.Module):
         self.deep = nn.Conv3d(2, 4, 3)
 
 
-def test_layers_are_told_apart_by_their_classes() -> None:
+def test_layers_are_distinguished_by_their_classes() -> None:
     from manytune.tuners.lora import Embedding, Linear, LoraLayer
     from manytune.tuners.tuners_utils import BaseTunerLayer
     from manytune.utils import ModulesToSaveWrapper

@@ -1,0 +1,17 @@
+"""The commands of `manytune adapters`."""
+
+from __future__ import annotations
+
+import typer
+
+from manytune.cli.adapters import keep, make
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    adapters = typer.Typer(
+        no_args_is_help=True, help="Keep adapters, look at them, combine them and hand them on."
+    )
+    for command in (*keep.COMMANDS, *make.COMMANDS):
+        adapters.command(name=command.__name__.rstrip("_"))(command)
+    app.add_typer(adapters, name="adapters")

@@ -1,0 +1,55 @@
+"""How `manytune demo` prints what to try next."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+
+import typer
+from rich.console import Console
+
+from manytune.demo.story import Finished
+from manytune.training.progress import duration
+
+
+def print_next(finished: Finished) -> None:
+    """Print how long it took, and commands that continue from what is there now."""
+    console = Console(highlight=False)
+    run = finished.lora.directory
+    steps = 3 * finished.lora.training.steps
+    console.print()
+    console.print(f"That took {duration(finished.seconds)}. Next:")
+    for arguments in (
+        ["generate", "--adapter", str(run), "--with-base", "--file", str(finished.unseen)],
+        [
+            "train",
+            str(run / "recipe.yaml"),
+            "--set",
+            f"training.max_steps={steps}",
+            "--set",
+            f"output={run}-longer",
+        ],
+        ["adapters", "show", str(finished.lora.adapter)],
+    ):
+        for line in _command_lines([_program(), *arguments], width=console.width):
+            typer.echo(line)
+
+
+def _command_lines(words: Sequence[str], *, width: int) -> list[str]:
+    """A command in indented lines of at most `width` columns where that is possible; a shell takes them as one."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        line = f"{lines[-1]} {word}" if lines[-1] else f"{'      ' if len(lines) > 1 else '  '}{word}"
+        if len(line) + 2 > width and lines[-1]:
+            lines[-1] += " \\"
+            line = f"      {word}"
+            lines.append("")
+        lines[-1] = line
+    return lines
+
+
+def _program() -> str:
+    """How this program can be called again: by name if that finds it, else by the path it was called by."""
+    return "manytune" if shutil.which("manytune") else sys.argv[0]

@@ -1,0 +1,48 @@
+"""How `manytune generate` prints answers, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from manytune.cli.prompts import Asked
+    from manytune.engine.static_batch import Generation
+
+
+def summary(asked: Sequence[Asked], answers: Mapping[str, Sequence[Generation]]) -> list[dict[str, Any]]:
+    """Each prompt with every system's answer."""
+    return [
+        {
+            "where": one.where,
+            "prompt": one.text,
+            "answers": [{"system": name, **asdict(given[place])} for name, given in answers.items()],
+        }
+        for place, one in enumerate(asked)
+    ]
+
+
+def print_answers(asked: Sequence[Asked], answers: Mapping[str, Sequence[Generation]]) -> None:
+    """Bare text for one answer, so that it can be piped; headings where there are several."""
+    if len(asked) == len(answers) == 1:
+        (given,) = answers.values()
+        typer.echo(given[0].text.strip())
+        return
+    console = Console(highlight=False)
+    for place, one in enumerate(asked):
+        if len(asked) > 1:
+            console.print(Rule(Text(one.where), align="left", characters="─"))
+        for name, given in answers.items():
+            answer = given[place]
+            heading = Text(name, "bold")
+            if answer.finished == "length":
+                heading.append(" (cut at the limit)", "not bold dim")
+            console.print(heading)
+            console.print(Text(answer.text.strip()))
+            console.print()

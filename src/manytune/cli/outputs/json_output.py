@@ -1,0 +1,12 @@
+"""Results for programs."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+
+def print_json(result: object) -> None:
+    """Print a result as JSON on stdout."""
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))

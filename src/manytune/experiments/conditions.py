@@ -1,0 +1,64 @@
+"""What all runs of an experiment depend on: written down at its start, and checked at every later one."""
+
+from __future__ import annotations
+
+import json
+
+from manytune.atomic import atomic_write, clean_leftovers
+from manytune.data.dataset import TokenSplits, content_hash
+from manytune.errors import RunError
+from manytune.experiments.recipe import Experiment
+from manytune.store.base import Base
+
+_FILE = "experiment.json"
+_FORMAT = 1
+_AN_HOUR = 3600.0
+# A trial has its own of the first four; the others change no result.
+_NOT_IN_COMMON = {
+    "learning_rate",
+    "seed",
+    "max_steps",
+    "epochs",
+    "device",
+    "tensorboard",
+    "checkpoint_every",
+}
+
+
+def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> None:
+    """Write the conditions of a new experiment, or check that they are still those of the one that is there.
+
+    Args:
+        experiment: Its directory is created if it isn't there.
+        base: The base that it loaded.
+        data: The rows that it read.
+
+    Raises:
+        RunError: The data, the base or the training's settings changed, or the directory holds something else.
+    """
+    directory = experiment.directory
+    path = directory / _FILE
+    training = experiment.recipe.training.model_dump(mode="json")
+    conditions = {
+        "format": _FORMAT,
+        "train": content_hash(data.train),
+        "validation": content_hash(data.validation),
+        "base": base.fingerprint.to_dict(),
+        "training": {key: value for key, value in training.items() if key not in _NOT_IN_COMMON},
+    }
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in conditions if before.get(key) != conditions[key]]
+        if changed:
+            raise RunError(
+                f"{directory}: {' and '.join(changed)} changed since this experiment began, so its finished runs can't "
+                "be compared with new ones. Restore what was there, or set output to another directory."
+            )
+        clean_leftovers(directory, older_than=_AN_HOUR)  # workers may be writing
+        return
+    if directory.is_dir() and any(directory.iterdir()):
+        raise RunError(
+            f"{directory}: the directory isn't empty and holds no experiment. Set output to another one, or empty it."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(conditions, indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""Trainings that diverge while a learning rate is searched for."""
+
+import json
+import math
+
+import pytest
+from tests.experiments.tiny_experiment import Reported, content
+
+from manytune.errors import DivergedError, RunError
+from manytune.experiments.recipe import experiment_from
+from manytune.experiments.trials import Divergence, Purpose
+from manytune.experiments.workspace import Workspace, open_workspace
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    found = content(tmp_path)
+    found["training"]["warmup"] = 0.0  # so that the first step has the whole rate
+    return open_workspace(experiment_from(found), Reported())
+
+
+def diverging(workspace: Workspace, *, steps: int):
+    return workspace.variants.trial("full", rate=1e30, seed=0, steps=steps, purpose=Purpose.SEARCH)
+
+
+def test_a_training_that_diverges_leaves_its_error_and_isnt_tried_again(workspace):
+    trial = diverging(workspace, steps=3)
+    assert workspace.search(trial) == math.inf
+    assert isinstance(trial.divergence, Divergence)
+    assert trial.divergence.message.startswith("step 2: ")  # the first update is what spoils the weights
+    kept = json.loads((trial.directory / "diverged.json").read_text())
+    assert kept == {"message": trial.divergence.message}
+    assert workspace.search(trial) == math.inf
+    assert workspace.reporter.trained() == [trial.name]
+
+
+def test_a_validation_loss_that_is_not_finite_loses_against_every_other(workspace):
+    trial = workspace.variants.trial("full", rate=0.01, seed=0, steps=1, purpose=Purpose.SEARCH)
+    assert math.isfinite(workspace.search(trial))
+    scores = trial.directory / "scores.json"  # as if the last update had spoiled the weights
+    scores.write_text(json.dumps({**json.loads(scores.read_text()), "validation_loss": math.nan}))
+    assert workspace.search(trial) == math.inf
+
+
+def test_a_training_that_fails_otherwise_is_no_divergence(workspace):
+    trial = workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=1)
+    trial.directory.mkdir(parents=True)
+    (trial.directory / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="isn't empty and holds no run") as error:
+        workspace.search(trial)
+    assert not isinstance(error.value, DivergedError) and trial.divergence is None

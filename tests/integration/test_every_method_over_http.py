@@ -1,0 +1,79 @@
+"""Adapters of every method that has terms share the server's batches, each answering as it does alone."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from starlette.testclient import TestClient
+from tests.server.world import LIMIT, app_of, plain_ids
+from tests.store.adapters_made import make_adapter
+from transformers import GenerationConfig
+
+from manytune.errors import PeftWarning
+from manytune.store.attaching import attached
+from manytune.store.base import Base, load_base
+from manytune.store.store import AdapterStore
+
+METHODS = {
+    "lora": {"method": "lora"},
+    "lora-head": {"method": "lora", "target_modules": ["lm_head", "q_proj"]},
+    "lora-embeddings": {"method": "lora", "target_modules": ["embed_tokens", "v_proj"]},
+    "trained-head": {"method": "lora", "modules_to_save": ["lm_head"]},
+    "dora": {"method": "lora", "use_dora": True},
+    "adalora": {
+        "method": "adalora", "init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["q_proj", "up_proj"],
+    },
+    "vera": {"method": "vera", "r": 4, "target_modules": ["q_proj", "o_proj"]},
+    "norms": {"method": "selective", "parameters": "layernorm"},
+    "weights": {"method": "selective", "parameters": ["q_proj.weight"]},
+    "ia3": {"method": "ia3"},
+    "bottleneck": {"method": "bottleneck", "bottleneck_size": 3},
+    "prompt": {"method": "prompt-tuning", "num_virtual_tokens": 2},
+    "prefix": {"method": "prefix-tuning", "num_virtual_tokens": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, base: Base) -> AdapterStore:
+    directory = tmp_path_factory.mktemp("methods")
+    kept = AdapterStore(directory / "store")
+    for seed, (name, options) in enumerate(METHODS.items()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PeftWarning)  # tables of the base are saved along
+            made = make_adapter(directory / name, base, seed=seed, **options)
+        kept.add(made, name=name)
+    return kept
+
+
+def as_attached_alone(base: Base, store: AdapterStore, name: str, ids: tuple[int, ...]) -> str:
+    """What transformers writes with the one adapter attached."""
+    config = GenerationConfig(do_sample=False, max_new_tokens=LIMIT, eos_token_id=0, pad_token_id=0)
+    with attached(load_base(base.name), Path(store.path(name))) as model, torch.no_grad():
+        inputs = torch.tensor([ids])
+        found = model.generate(
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config
+        )
+    return base.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_adapters_of_all_methods_in_one_batch_answer_over_http_as_they_do_alone(
+    base: Base, store: AdapterStore
+) -> None:
+    texts = ("abc", "hello")
+    asked = [(name, text) for name in METHODS for text in texts]
+    with TestClient(app_of(base, store), base_url="http://127.0.0.1") as client:
+
+        def answer(name: str, text: str) -> str:
+            body = {"model": name, "prompt": text, "max_tokens": LIMIT, "temperature": 0}
+            response = client.post("/v1/completions", json=body)
+            assert response.status_code == 200, (name, response.text)
+            written: str = response.json()["choices"][0]["text"]
+            return written
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda one: answer(*one), asked))
+    for (name, text), found in zip(asked, answers, strict=True):
+        assert found == as_attached_alone(base, store, name, plain_ids(base, text)), (name, text)
+    assert len(set(answers)) > len(METHODS)

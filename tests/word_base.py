@@ -1,0 +1,36 @@
+"""A tokenizer of whole words, and a base of a few thousand weights that reads them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+def word_tokenizer(words: Sequence[str], *, unknown: str, **options: Any) -> PreTrainedTokenizerFast:
+    """Words between blanks are tokens, numbered in their order; any other word is the unknown one."""
+    numbers = {word: number for number, word in enumerate(words)}
+    core = Tokenizer(models.WordLevel(numbers, unk_token=unknown))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, **options)
+
+
+def save_word_base(directory: Path, words: Sequence[str]) -> None:
+    """A Llama of two layers; the first word is the pad token, the second ends a text."""
+    pad, end, *_ = words
+    word_tokenizer(words, unknown=pad, pad_token=pad, eos_token=end).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
