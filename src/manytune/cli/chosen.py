@@ -15,6 +15,7 @@ from manytune.store.adapters import StoredAdapter, open_adapter
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
+    from manytune.data.encoding_options import EncodingOptions
     from manytune.data.templates import PromptTemplate
     from manytune.store.base import Base
 
@@ -103,20 +104,30 @@ class Chosen:
             raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
         return next(iter(found.values()))
 
+    @property
+    def encoding_options(self) -> EncodingOptions:
+        """What decided, besides the chat template, how its training's prompts became tokens.
+
+        Raises:
+            DataError: Its manifest doesn't say it in a way that can be read.
+        """
+        from manytune.data.encoding_options import EncodingOptions
+
+        manifest = self.stored.manifest
+        kept = None if manifest is None else manifest.encoding_options
+        return EncodingOptions.from_dict(kept or {})
+
     def encoder(self, base: Base) -> Encoder:
         """The encoder that makes prompts as its training did; prompts are cut only if they were cut there.
 
         Raises:
             DataError: The base's chat template doesn't take what the adapter was trained with.
         """
-        from manytune.data.encoding_options import EncodingOptions
-
         manifest = self.stored.manifest
         chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
-        options = EncodingOptions.from_dict(
-            (manifest.encoding_options if manifest is not None else None) or {}
+        return self.encoding_options.encoder(
+            base.tokenizer, chat=chat, encoder_decoder=base.is_encoder_decoder
         )
-        return options.encoder(base.tokenizer, chat=chat, encoder_decoder=base.is_encoder_decoder)
 
     def _config(self) -> Any:
         from manytune.methods.config import PeftConfig

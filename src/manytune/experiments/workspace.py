@@ -21,7 +21,7 @@ from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
-from manytune.experiments.conditions import keep_conditions
+from manytune.experiments.conditions import date_of, keep_conditions
 from manytune.experiments.probes import (
     LoadedProbe,
     load_probes,
@@ -39,6 +39,7 @@ from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
 from manytune.store.resident import read_resident
+from manytune.training.dates import dated
 from manytune.training.loop.train import check_device
 from manytune.training.training_plan import total_steps
 
@@ -96,13 +97,9 @@ class Workspace:
     def encoder(self) -> Encoder:
         """Makes prompts as the training makes them; they are cut only if they are cut there."""
         data = self.experiment.recipe.data
-        cut = data.overflow == "truncate_prompt"
-        return Encoder(
-            self.base.tokenizer,
-            max_length=data.max_length if cut else None,
-            overflow="truncate_prompt" if cut else "error",
-            encoder_decoder=self.base.is_encoder_decoder,
-        )
+        options = data.encoding_options(max_prompt=self.data.max_prompt)
+        chat = None if data.chat == "auto" else data.chat
+        return options.encoder(self.base.tokenizer, chat=chat, encoder_decoder=self.base.is_encoder_decoder)
 
     # -- what is on disk
 
@@ -284,14 +281,16 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     check_device(recipe.training)
     splits = read_splits(recipe.data)
     base = load_base(recipe.base, dtype=recipe.training.dtype, notify=reporter.line)
+    recipe = dated(recipe, base.tokenizer, date_of(experiment))
+    experiment = dataclasses.replace(experiment, recipe=recipe)
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
-    probes = load_probes(experiment.forgetting, base)
-    workspace = Workspace(experiment, base, splits, data, (), probes, ranks, reporter)
+    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter)
+    probes = load_probes(experiment.forgetting, base, workspace.encoder)
     questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
     keep_conditions(experiment, base, data)
     rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
     if rehearsing and experiment.forgetting.rehearsal is None:
         write_rehearsal(workspace.variants.rehearsal_file)
-    return dataclasses.replace(workspace, questions=questions)
+    return dataclasses.replace(workspace, probes=probes, questions=questions)

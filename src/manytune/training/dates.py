@@ -11,14 +11,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def dated(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, begun: Recipe | None = None) -> Recipe:
+def dated(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, date: str | None = None) -> Recipe:
     """Return a recipe that says the date, if the base's chat template writes one and the recipe doesn't say it.
 
     Args:
         recipe: The recipe.
         tokenizer: Of its base.
-        begun: The recipe of a run that is continued, whose date is kept.
+        date: That of what is continued; None for now.
     """
-    date = begun.data.date if begun is not None else None
     now = datetime.datetime.now().replace(microsecond=0).isoformat()
     return recipe.model_copy(update={"data": recipe.data.dated(tokenizer, date or now)})

@@ -171,7 +171,8 @@ def _train(
 ) -> TrainedRun:
     splits = read_splits(recipe.data)
     base = shared or load_base(recipe.base, dtype=recipe.training.dtype, notify=say)
-    recipe = dated(recipe, base.tokenizer, load_recipe(directory / RECIPE_NAME) if resume else None)
+    begun = load_recipe(directory / RECIPE_NAME).data.date if resume else None
+    recipe = dated(recipe, base.tokenizer, begun)
     if base.is_encoder:
         raise RunError(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
