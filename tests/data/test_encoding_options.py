@@ -80,3 +80,13 @@ def test_the_recipe_can_turn_the_chat_template_off(
 def test_a_recipe_that_requires_a_chat_template_is_refused_without_one(make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(DataError, match="has no chat template"):
         DataRecipe(train=("x.jsonl",), chat=True).encoder(make_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("max_prompt", "positions", "new_tokens", "expected"),
+    [(50, 64, 10, 50), (50, 64, 20, 44), (50, None, 20, 50), (50, 64, 64, 50), (None, 64, 20, None)],
+)
+def test_prompts_that_are_cut_leave_room_for_the_answer(
+    max_prompt: int | None, positions: int | None, new_tokens: int, expected: int | None
+) -> None:
+    assert EncodingOptions(max_prompt=max_prompt).within(positions, new_tokens).max_prompt == expected

@@ -48,7 +48,7 @@ def manifest_of(directory: Path) -> Manifest:
 
 def command_line(directory: Path, base: Base, text: str) -> tuple[int, ...]:
     """The prompt of `evaluate`, `generate` and `chat`."""
-    return choose([directory])[0].encoder(base).prompt_ids([Segment("user", text)])
+    return choose([directory])[0].encoder(base, new_tokens=3).prompt_ids([Segment("user", text)])
 
 
 def server(directory: Path, base: Base, text: str, **kwargs: Any) -> tuple[int, ...]:
@@ -82,8 +82,10 @@ def test_the_prompt_is_that_of_the_training(
 def test_a_prompt_is_cut_by_one_rule_everywhere(tmp_path: Path, template: str | None) -> None:
     directory, _, base = trained(tmp_path, template, max_length=40, overflow="truncate_prompt")
     options = manifest_of(directory).encoding_options or {}
-    # The rows' completions have 3 to 8 letters and an end token.
-    assert 40 - 9 <= options["max_prompt"] <= 40 - 4
+    answers = sorted(
+        len(json.loads(line)["answer"]) + 1 for line in (tmp_path / "rows.jsonl").read_text().splitlines()
+    )
+    assert 40 - answers[-1] <= options["max_prompt"] <= 40 - answers[len(answers) // 2]
     ids = command_line(directory, base, LONG)
     assert len(ids) == options["max_prompt"]
     assert server(directory, base, LONG) == ids
@@ -102,6 +104,20 @@ def test_a_prompt_is_cut_by_one_rule_everywhere(tmp_path: Path, template: str | 
         body = {"model": "cut", "messages": [{"role": "user", "content": LONG}], "max_tokens": 3}
         usage = client.post("/v1/chat/completions", json=body).json()["usage"]
     assert usage["prompt_tokens"] == len(ids)
+
+
+def test_a_prompt_that_is_cut_leaves_room_for_the_longest_answer(tmp_path: Path) -> None:
+    directory, _, base = trained(tmp_path, None, max_length=64, overflow="truncate_prompt")
+    assert base.positions == 64
+    segments = [Segment("user", LONG)]
+    ids = choose([directory])[0].encoder(base, new_tokens=40).prompt_ids(segments)
+    assert len(ids) == 64 - 40
+    served = Prompts(base, max_chars=10_000).conversation(segments, manifest_of(directory), {}, 40)
+    assert served.tokens == ids
+    result = CliRunner().invoke(
+        build_app(), ["generate", LONG, "--adapter", str(directory), "--max-new-tokens", "40"]
+    )
+    assert result.exit_code == 0, result.output
 
 
 def test_without_cutting_in_training_nothing_is_cut_later(tmp_path: Path) -> None:

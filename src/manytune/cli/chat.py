@@ -51,7 +51,7 @@ def chat(
     if adapter is not None:
         chosen = choose([adapter])
         loaded = load_common_base(chosen, base)
-        encoder = chosen[0].encoder(loaded)
+        encoder = chosen[0].encoder(loaded, new_tokens=max_new_tokens)
     elif base is not None:
         loaded = load_base(base)
         encoder = Encoder(loaded.tokenizer, max_length=None)

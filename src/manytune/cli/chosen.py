@@ -117,15 +117,19 @@ class Chosen:
         kept = None if manifest is None else manifest.encoding_options
         return EncodingOptions.from_dict(kept or {})
 
-    def encoder(self, base: Base) -> Encoder:
+    def encoder(self, base: Base, *, new_tokens: int) -> Encoder:
         """The encoder that makes prompts as its training did; prompts are cut only if they were cut there.
+
+        Args:
+            base: Its base.
+            new_tokens: The longest answer, for which a prompt that is cut leaves room.
 
         Raises:
             DataError: The base's chat template doesn't take what the adapter was trained with.
         """
         manifest = self.stored.manifest
         chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
-        return self.encoding_options.encoder(
+        return self.encoding_options.within(base.positions, new_tokens).encoder(
             base.tokenizer, chat=chat, encoder_decoder=base.is_encoder_decoder
         )
 

@@ -91,7 +91,7 @@ def evaluate(
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
     loaded = load_common_base(chosen, base)
-    encoders = _encoders(chosen, loaded)
+    encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
     asked = [questions_from(examples, encoder)[:limit] for encoder in encoders]
     questions, encoder = asked[0], encoders[0]
     decoding = Decoding(
@@ -175,7 +175,7 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
-def _encoders(chosen: Sequence[Chosen], base: Base) -> list[Encoder]:
+def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
     """Each adapter's encoder. They may differ in the date that a chat template writes, and in nothing else.
 
     Raises:
@@ -183,7 +183,7 @@ def _encoders(chosen: Sequence[Chosen], base: Base) -> list[Encoder]:
     """
     from dataclasses import replace
 
-    encoders = [one.encoder(base) for one in chosen]
+    encoders = [one.encoder(base, new_tokens=new_tokens) for one in chosen]
     compared = [
         (encoder.mode, replace(one.encoding_options, date=None))
         for one, encoder in zip(chosen, encoders, strict=True)

@@ -104,7 +104,7 @@ def _answers(
     from manytune.experiments.answering import answer
     from manytune.store.attaching import attached
 
-    encoder = asking.encoder(base)
+    encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
     prompts = [encoder.prompt_ids(segments_of(one, asking, task)) for one in asked]
     decoding = replace(decoding, end_ids=(encoder.end_id,))
     with attached(base, answering.stored.path if answering else None) as model:

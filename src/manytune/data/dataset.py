@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,8 +63,8 @@ class TokenSplits:
         truncated: How many prompts were cut to `max_length`.
         mode: "chat" if the tokenizer's chat template was used, else "plain".
         mixture: How often each task comes up; None for a single task, each row of which is in every epoch.
-        max_prompt: What an adapter cuts longer prompts to, in tokens: the longest prompt that training could have had.
-            None unless the recipe cuts prompts.
+        max_prompt: What an adapter cuts longer prompts to, in tokens, so that there is room for answers like those of
+            the training; None unless the recipe cuts prompts.
         unused: As in `Splits`.
     """
 
@@ -284,10 +285,11 @@ def encode_splits(
 
 
 def _max_prompt(data: DataRecipe, trains: Iterable[EncodedSet]) -> int | None:
-    """The longest prompt that was possible next to the shortest completion."""
+    """What is left of `max_length` by 19 of 20 completions (nearest rank)."""
     if data.max_length is None or data.overflow != "truncate_prompt":
         return None
-    return data.max_length - min(len(row.completion_ids) for train in trains for row in train.kept)
+    lengths = sorted(len(row.completion_ids) for train in trains for row in train.kept)
+    return max(1, data.max_length - lengths[math.ceil(0.95 * len(lengths)) - 1])
 
 
 def content_hash(sequences: Sequence[Encoded]) -> str:

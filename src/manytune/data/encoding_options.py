@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,9 +64,21 @@ class EncodingOptions:
             max_prompt=self.max_prompt,
         )
 
+    def within(self, positions: int | None, new_tokens: int) -> EncodingOptions:
+        """Return the options for prompts that also leave room for an answer; the same if training cut no prompt.
+
+        Args:
+            positions: What the model has for a prompt and its answer; None for no limit.
+            new_tokens: The longest answer.
+        """
+        room = 0 if positions is None else positions - new_tokens
+        if self.max_prompt is None or not 0 < room < self.max_prompt:
+            return self
+        return dataclasses.replace(self, max_prompt=room)
+
     def with_kwargs(self, more: Mapping[str, Any]) -> EncodingOptions:
         """Return the options with other values of the template's variables on top."""
-        return EncodingOptions({**self.chat_template_kwargs, **more}, self.date, self.max_prompt)
+        return dataclasses.replace(self, chat_template_kwargs={**self.chat_template_kwargs, **more})
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, ready for JSON."""

@@ -97,7 +97,9 @@ class Workspace:
     def encoder(self) -> Encoder:
         """Makes prompts as the training makes them; they are cut only if they are cut there."""
         data = self.experiment.recipe.data
-        options = data.encoding_options(max_prompt=self.data.max_prompt)
+        options = data.encoding_options(max_prompt=self.data.max_prompt).within(
+            self.base.positions, self.experiment.compare.max_new_tokens
+        )
         chat = None if data.chat == "auto" else data.chat
         return options.encoder(self.base.tokenizer, chat=chat, encoder_decoder=self.base.is_encoder_decoder)
 

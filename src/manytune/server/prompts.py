@@ -46,6 +46,7 @@ class Prompts:
     def __init__(self, base: Base, *, max_chars: int) -> None:
         self._tokenizer = copy.deepcopy(base.tokenizer)
         self._is_encoder = base.is_encoder
+        self._positions = base.positions
         self._max_chars = max_chars
         self._lock = threading.Lock()
         self._encoders: dict[str, Encoder] = {}
@@ -67,7 +68,11 @@ class Prompts:
             return str(self._tokenizer.decode([token]))
 
     def conversation(
-        self, segments: Sequence[Segment], manifest: Manifest | None, kwargs: Mapping[str, Any]
+        self,
+        segments: Sequence[Segment],
+        manifest: Manifest | None,
+        kwargs: Mapping[str, Any],
+        new_tokens: int = 1,
     ) -> Prompt:
         """The prompt of messages, in an adapter's encoding, or in the tokenizer's for the base.
 
@@ -75,6 +80,7 @@ class Prompts:
             segments: The messages.
             manifest: The adapter's; None for the base.
             kwargs: Values of the chat template's variables, in place of the adapter's.
+            new_tokens: The longest answer, for which the prompt of an adapter that cuts prompts leaves room.
 
         Raises:
             HttpError: It is too long, or the template has no such variable.
@@ -83,7 +89,7 @@ class Prompts:
         self._check_length(part for segment in segments for part in (segment.text, segment.reasoning or ""))
         self._check_generates()
         with self._lock:
-            encoder = self._encoder(manifest, kwargs)
+            encoder = self._encoder(manifest, kwargs, new_tokens)
             return Prompt(encoder.prompt_ids(segments), encoder.answers)
 
     def text(self, text: str) -> Prompt:
@@ -105,6 +111,7 @@ class Prompts:
         task: str | None,
         manifest: Manifest | None,
         kwargs: Mapping[str, Any],
+        new_tokens: int = 1,
     ) -> Prompt:
         """The prompt of an adapter's prompt template filled with fields.
 
@@ -113,11 +120,11 @@ class Prompts:
             TemplateError: A field is missing, or isn't text.
         """
         template = template_of(manifest, task)
-        return self.conversation(template.render_prompt(fields), manifest, kwargs)
+        return self.conversation(template.render_prompt(fields), manifest, kwargs, new_tokens)
 
-    def _encoder(self, manifest: Manifest | None, kwargs: Mapping[str, Any]) -> Encoder:
+    def _encoder(self, manifest: Manifest | None, kwargs: Mapping[str, Any], new_tokens: int) -> Encoder:
         """The encoder of an adapter's training, with other values of the template's variables on top."""
-        options = options_of(manifest).with_kwargs(kwargs)
+        options = options_of(manifest).with_kwargs(kwargs).within(self._positions, new_tokens)
         chat = False if manifest is not None and manifest.encoding == "plain" else None
         key = json.dumps([chat, options.to_dict()], sort_keys=True)
         if key not in self._encoders:

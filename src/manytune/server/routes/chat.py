@@ -43,11 +43,11 @@ async def chat(body: ChatRequest, http: Request) -> Response:
 
 def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
     """Makes the prompt of a body for any adapter."""
-    fields = body.fields
+    fields, kwargs, new_tokens = body.fields, body.chat_template_kwargs, body.requested_tokens or 1
     if fields is not None:
-        return lambda manifest: service.prompts.fields(fields, body.task, manifest, body.chat_template_kwargs)
+        return lambda manifest: service.prompts.fields(fields, body.task, manifest, kwargs, new_tokens)
     segments = [message.segment() for message in body.messages]
-    return lambda manifest: service.prompts.conversation(segments, manifest, body.chat_template_kwargs)
+    return lambda manifest: service.prompts.conversation(segments, manifest, kwargs, new_tokens)
 
 
 def fingerprint_of(model: Model) -> str:
