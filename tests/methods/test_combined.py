@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import nn
 
 import manytune
 from manytune.methods.combined import export_parts
+from manytune.training.loop.method_hooks import method_callbacks
+from manytune.training.recipe import MethodRecipe
 
 IDS = LLAMA.inputs()["input_ids"]
 TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "t5": ["q", "v"]}
@@ -122,6 +125,41 @@ def test_each_part_exported_is_an_adapter_that_peft_reads(prompt: str, tmp_path:
             warnings.simplefilter("ignore")
             oracle: Any = peft.PeftModel.from_pretrained(base_of(LLAMA), directory)
         torch.testing.assert_close(prompts.logits(oracle, input_ids=IDS), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_its_parts_say_about_loading_holds_for_it() -> None:
+    combined = manytune.CombinedConfig(
+        task_type="CAUSAL_LM",
+        weights={"name": "lora", "init_lora_weights": "pissa_niter_4"},
+        prompt=manytune.PromptTuningConfig(
+            num_virtual_tokens=3,
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="translate",
+            tokenizer_name_or_path="nowhere",
+        ),
+    )
+    assert "prompt_tuning_init_text" in combined.texts
+    assert "randomised start" in (combined.loading_note or "")
+    loading = combined.for_loading()
+    assert loading.prompt.prompt_tuning_init == "RANDOM"  # its text would need a tokenizer
+    assert combined.prompt.prompt_tuning_init == "TEXT"
+    in_place = manytune.CombinedConfig(weights={"name": "full", "keep_base": False}, prompt=combined.prompt)
+    assert in_place.for_loading().weights.keep_base
+
+
+def test_a_part_plans_for_the_steps_of_the_training() -> None:
+    options = {
+        "weights": {"name": "adalora", "target_modules": ["q_proj"]},
+        "prompt": {"name": "prompt-tuning", "num_virtual_tokens": 3},
+    }
+    for steps, expected in ((20, 20), (None, sys.maxsize)):
+        planned: Any = MethodRecipe(name="combined", **options).peft_config(steps=steps)
+        assert planned.weights.total_step == expected
+    options["weights"]["total_step"] = 7
+    planned = MethodRecipe(name="combined", **options).peft_config(steps=20)
+    assert planned.weights.total_step == 7
+    model = manytune.get_peft_model(LLAMA.build(), planned)
+    assert len(method_callbacks(model)) == 1  # AdaLoRA's
 
 
 def test_only_a_combination_has_parts_to_export(tmp_path: Path) -> None:

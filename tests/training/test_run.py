@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.tiny_run import file_hash, recipe_content, write_rows
+from tests.training.tiny_run import adapter_digest, recipe_content, write_rows
 
 from manytune.errors import DataError, RunError, StoreError
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
 from manytune.store.locking import held
-from manytune.training.progress import Report, StepReport
+from manytune.store.run_log import Report, StepReport
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
 from manytune.training.run import TrainedRun, run
 
@@ -60,7 +60,7 @@ def test_a_run_leaves_one_directory_with_everything_about_it(tmp_path: Path) -> 
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["threads"] == torch.get_num_threads()
     assert environment["packages"]["torch"] == torch.__version__
-    assert json.loads((directory / "scores.json").read_text()) == finished.to_dict()
+    assert json.loads((directory / "scores.json").read_text()) == finished.scores.to_dict()
     assert (finished.train_rows, finished.validation_rows) == (18, 6)
     assert finished.resumed_from is None
 
@@ -98,7 +98,7 @@ def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(tmp_pa
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_gives_others(tmp_path: Path) -> None:
     hashes = []
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
-        hashes.append(file_hash(run(recipe(tmp_path / place, seed=seed)).adapter))
+        hashes.append(adapter_digest(run(recipe(tmp_path / place, seed=seed)).adapter))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -120,7 +120,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path) -> None:
     finished = run(parts, resume=True, notify=lines.append)
     assert finished.resumed_from == 6
     assert "resuming after step 6" in lines
-    assert file_hash(finished.adapter) == file_hash(whole.adapter)
+    assert adapter_digest(finished.adapter) == adapter_digest(whole.adapter)
 
     timeless = ("seconds", "step_seconds", "tokens_per_second")
     logs = [
@@ -148,11 +148,11 @@ def test_checkpoints_are_kept_when_asked(tmp_path: Path) -> None:
 
 def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
     wanted = recipe(tmp_path)
-    first = file_hash(run(wanted).adapter)
+    first = adapter_digest(run(wanted).adapter)
     other = changed(wanted, training={"seed": 5})
     with pytest.raises(RunError, match=r"there is a run here already.*--resume.*--overwrite"):
         run(other)
-    assert file_hash(run(other, overwrite=True).adapter) != first
+    assert adapter_digest(run(other, overwrite=True).adapter) != first
 
 
 def test_a_directory_that_holds_something_else_is_refused_even_with_overwrite(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
-from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import StoredAdapter, open_adapter
+from manytune.store.run_directory import RunDirectory, adapter_at
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
@@ -147,14 +147,10 @@ def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
     """
     found = []
     for path in paths:
-        adapter = path / "adapter" if (path / "adapter" / CONFIG_NAME).is_file() else path
-        stored = open_adapter(adapter)
-        run = (
-            adapter.parent
-            if adapter.name == "adapter" and (adapter.parent / "recipe.yaml").is_file()
-            else None
-        )
-        found.append(Chosen((run or path).resolve().name, run, stored))
+        adapter = adapter_at(path)
+        run = RunDirectory.of_adapter(adapter)
+        name = (run.path if run else path).resolve().name
+        found.append(Chosen(name, run.path if run else None, open_adapter(adapter)))
     names = [chosen.name for chosen in found]
     return tuple(
         dataclasses.replace(chosen, name=str(path))

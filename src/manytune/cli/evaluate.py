@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from manytune.experiments.answering import Decoding
     from manytune.store.base import Base
 
-RESULT_NAME = "evaluation.json"
-
 Adapters = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Run or adapter directories.", show_default=False),
@@ -156,19 +154,18 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     from dataclasses import replace
 
     from manytune.data.dataset import read_splits
-    from manytune.data.readers import read
+    from manytune.data.readers import read_role
     from manytune.data.templates import render_all
     from manytune.training.recipe import recipe_from
 
     if data is not None:
-        split = None if Path(data).expanduser().is_file() else "test"
-        template = chosen.template(task)
-        examples = render_all(template, read(data, split=split).kept).kept
+        examples = render_all(chosen.template(task), read_role(data, "test").kept).kept
         return tuple(replace(example, task=task) for example in examples)
     wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:
         raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
-    recipe = recipe_from(chosen.recipe, where=f"{chosen.name}'s recipe")
+    # The rest of it may have keys of another release.
+    recipe = recipe_from({"data": chosen.recipe.get("data", {})}, where=f"{chosen.name}'s recipe")
     if not any(one.test is not None for one in recipe.data.tasks or (recipe.data,)):
         raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
     found = read_splits(recipe.data).test
@@ -264,11 +261,12 @@ def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> l
     from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores
+    from manytune.store.run_directory import RunDirectory
 
     written = []
     for one in chosen:
         if one.run is not None:
-            written.append(one.run / RESULT_NAME)
+            written.append(RunDirectory(one.run).evaluation_file)
             write_evaluation(part(evaluation, one.name), written[-1])
         if whole and one.stored.manifest is not None:
             add_scores(

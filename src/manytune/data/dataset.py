@@ -8,12 +8,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.encode import Encoded, EncodedSet
 from manytune.data.mixing import Mixture
-from manytune.data.readers import read
+from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
@@ -179,8 +178,7 @@ class _Rows:
         """Every row of the files as its examples, at least one a row."""
         found: list[tuple[Example, ...]] = []
         for spec in specs:
-            is_file = Path(spec).expanduser().is_file()
-            records = read(spec, split=None if is_file else role, on_error=self._on_error)
+            records = read_role(spec, role, on_error=self._on_error)
             self.left_out.extend(records.rejected)
             self.unused.update(unused_turns(records.kept, templates.values()))
             rendered = (self._render(record, templates, partial=partial) for record in records.kept)
@@ -292,7 +290,7 @@ def _max_prompt(data: DataRecipe, trains: Iterable[EncodedSet]) -> int | None:
     return max(1, data.max_length - lengths[math.ceil(0.95 * len(lengths)) - 1])
 
 
-def content_hash(sequences: Sequence[Encoded]) -> str:
+def tokens_digest(sequences: Sequence[Encoded]) -> str:
     """A hash of the token ids and their order: what a resumed run must find unchanged."""
     digest = hashlib.sha256()
     for sequence in sequences:

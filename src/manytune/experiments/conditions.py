@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from manytune.atomic import atomic_write, clean_leftovers
-from manytune.data.dataset import TokenSplits, content_hash
+from manytune.data.dataset import TokenSplits, tokens_digest
 from manytune.errors import RunError
 from manytune.experiments.recipe import Experiment
 from manytune.store.base import Base
@@ -50,8 +50,8 @@ def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> No
     training = experiment.recipe.training.model_dump(mode="json")
     conditions = {
         "format": _FORMAT,
-        "train": content_hash(data.train),
-        "validation": content_hash(data.validation),
+        "train": tokens_digest(data.train),
+        "validation": tokens_digest(data.validation),
         "base": base.fingerprint.to_dict(),
         "training": {key: value for key, value in training.items() if key not in _NOT_IN_COMMON},
         "date": experiment.recipe.data.date,

@@ -13,7 +13,7 @@ from typing import Any
 
 from manytune.atomic import atomic_write
 from manytune.data.encode import Encoded, Encoder
-from manytune.data.readers import read
+from manytune.data.readers import read_role
 from manytune.data.templates import Example, Segment, render_all
 from manytune.errors import DataError
 from manytune.evaluation.answers import Question, questions_from
@@ -207,7 +207,7 @@ def _defaults(recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> tuple[L
 
 
 def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> LoadedProbe:
-    records = read(probe.file, split=None if Path(probe.file).expanduser().is_file() else "test").kept
+    records = read_role(probe.file, "test").kept
     template = probe.template()
     if template is None:
         field = probe.text or ""

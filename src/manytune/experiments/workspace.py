@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
 from manytune.errors import DataError, DivergedError
 from manytune.evaluation.answers import Question, questions_from
@@ -37,11 +37,12 @@ from manytune.experiments.variants import Variants
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
-from manytune.store.base import Base, load_base
+from manytune.store.base import Base
 from manytune.store.resident import read_resident
-from manytune.training.dates import dated
-from manytune.training.loop.train import check_device
-from manytune.training.training_plan import total_steps
+from manytune.training.inputs import read_inputs
+from manytune.training.loop.arguments import check_device
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.training_plan import count_steps
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Workspace:
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        return total_steps(self.base.model, settings, self.data.train, self.data.mixture)
+        rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
+        return count_steps(self.base.model, settings, rows)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -281,11 +283,9 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     """
     recipe = experiment.recipe
     check_device(recipe.training)
-    splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=reporter.line)
-    recipe = dated(recipe, base.tokenizer, date_of(experiment))
-    experiment = dataclasses.replace(experiment, recipe=recipe)
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
+    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
+    splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
     workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter)

@@ -70,6 +70,8 @@ class CombinedConfig(PeftConfig):
                 "auto_mapping",
             ):
                 setattr(part, name, getattr(self, name))
+            if self.was_saved:
+                part.as_saved()
         return self.weights, self.prompt
 
     @property
@@ -89,14 +91,14 @@ class CombinedConfig(PeftConfig):
         return dataclasses.replace(self, weights=weights.for_loading(), prompt=prompt.for_loading())
 
     @classmethod
-    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
-        """See `PeftConfig.planned`."""
-        planned = super().planned(options, steps=steps)
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See `PeftConfig.unplanned`."""
+        found = super().unplanned(options)
         for name in ("weights", "prompt"):
-            part = planned.get(name)
+            part = found.get(name)
             if isinstance(part, dict) and part.get("name") in methods():
-                planned[name] = methods()[part["name"]].config.planned(part, steps=steps)
-        return planned
+                found[name] = methods()[part["name"]].config.unplanned(part)
+        return found
 
     @property
     def is_prompt_learning(self) -> bool:

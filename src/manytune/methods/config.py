@@ -91,6 +91,16 @@ class PeftConfig:
         """Whether the method trains virtual tokens rather than weights."""
         return False
 
+    @property
+    def was_saved(self) -> bool:
+        """Whether these are a saved adapter's options: what matches nothing in them is left over and no mistake."""
+        return bool(self.__dict__.get("_was_saved", False))
+
+    def as_saved(self) -> Self:
+        """The same object, as a saved adapter's options."""
+        self.__dict__["_was_saved"] = True
+        return self
+
     # -- what a method's options may say, with defaults
 
     @property
@@ -108,12 +118,11 @@ class PeftConfig:
         return self
 
     @classmethod
-    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
-        """Options from a recipe, completed by what follows from the length of the training.
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a training whose length isn't known yet; `TrainingHooks.plan_steps` brings it later.
 
         Args:
             options: What the recipe says, which stays.
-            steps: How many optimizer steps it has; None while that isn't known.
         """
         return dict(options)
 
@@ -174,7 +183,7 @@ class PeftConfig:
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)
-        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs})
+        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs}).as_saved()
 
     @classmethod
     def from_peft_type(cls, **options: Any) -> PeftConfig:

@@ -24,13 +24,13 @@ from manytune.methods.tuners.base_layers import BaseLayer, BaseLayers, linear_si
 from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
     ATTENTION_PROJECTIONS,
     Selection,
-    all_linear_targets,
     base_of,
-    default_targets,
+    expand_targets,
+    is_all_linear,
     select,
 )
 from manytune.methods.tuners.terms import Terms, TermsError, Update, joined
@@ -235,19 +235,11 @@ class VeraModel(LayerTuner):
 
     def select(self, config: VeraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        if config.target_modules is None:
-            config.target_modules = set(default_targets(self.model, ATTENTION_PROJECTIONS))
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
-        layers, pattern = config.layers_to_transform, config.layers_pattern
-        chosen = select(
-            self.model,
-            Selection(
-                names=config.target_modules,
-                layers=[layers] if isinstance(layers, int) else layers,
-                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
-            ),
-        )
+        every_linear = is_all_linear(config.target_modules)
+        given = expand_targets(self.model, config, ATTENTION_PROJECTIONS)
+        chosen = select(self.model, Selection.of(config, config.target_modules or (), given=given))
+        if every_linear:
+            warn_of_left_frozen(self.model, config)
         for path, module in chosen:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(

@@ -53,7 +53,7 @@ def inject_adapter_in_model(
             "Use get_peft_model."
         )
     if state_dict is not None:
-        _target_what_is_there(peft_config, model, kind, state_dict)
+        _target_what_is_there(peft_config.as_saved(), model, kind, state_dict)
     present = model.__dict__.get(INJECTED)
     if isinstance(present, Tuner):
         if type(present) is not kind:

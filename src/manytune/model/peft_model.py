@@ -195,7 +195,7 @@ class PeftModel(AdaptedModel):
         """
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
-        config.inference_mode = not is_trainable
+        config.as_saved().inference_mode = not is_trainable
         kind: type[PeftModel] = class_for(config.task_type) if cls is PeftModel else cls
         lazily = kwargs.get("low_cpu_mem_usage", False)
         wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)

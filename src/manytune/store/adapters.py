@@ -20,6 +20,7 @@ from manytune.store.base import Base
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
+from manytune.store.run_directory import adapter_at
 
 _TENSORS = ".safetensors"
 
@@ -218,6 +219,6 @@ def _what_is_there(path: Path) -> str:
         return f"its replacement was interrupted; rename {aside} to {path.name} to restore the former one"
     if not path.is_dir():
         return "there is no such directory"
-    if (path / "adapter" / CONFIG_NAME).is_file():
-        return f"this is a run; its adapter is in {path / 'adapter'}"
+    if (inner := adapter_at(path)) != path:
+        return f"this is a run; its adapter is in {inner}"
     return "this directory holds no adapter"

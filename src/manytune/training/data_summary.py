@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from manytune.data.dataset import TokenSplits
 from manytune.data.unused import said_of_unused
+from manytune.store.run_directory import SCORES_NAME
 
 _LISTED = 5
 
@@ -26,7 +27,7 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
     for row in data.left_out[:_LISTED]:
         say(f"left out: {row.where}: {row.reason}")
     if len(data.left_out) > _LISTED:
-        say(f"left out: {len(data.left_out) - _LISTED:,} more rows; scores.json will name them")
+        say(f"left out: {len(data.left_out) - _LISTED:,} more rows; {SCORES_NAME} will name them")
     if data.truncated:
         say(f"{data.truncated:,} prompts were cut to data.max_length")
     if leaks:

@@ -212,7 +212,10 @@ def test_the_output_projection_alone_is_refused_since_attention_never_calls_it()
 
 def test_all_linear_leaves_attentions_output_projections_out() -> None:
     config = LoraConfig(target_modules="all-linear")
-    get_peft_model(Attending(), config)
+    with pytest.warns(
+        PeftWarning, match=r"leaves 3 weights frozen .*mha\.in_proj_weight, self_attn\.in_proj_weight\."
+    ):
+        get_peft_model(Attending(), config)
     assert config.target_modules == {"linear1", "linear2"}
 
 

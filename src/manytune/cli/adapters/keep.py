@@ -185,8 +185,9 @@ def remove(
 
 def _name_of(source: Path) -> str:
     """A run's name, for a run's adapter too."""
-    path = source.expanduser().resolve()
-    return path.parent.name if path.name == "adapter" else path.name
+    from manytune.store.run_directory import display_name
+
+    return display_name(source.expanduser().resolve())
 
 
 COMMANDS = (add, list_, show, verify, alias, unalias, tag, untag, remove)

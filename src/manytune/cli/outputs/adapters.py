@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from manytune.methods.config import CONFIG_NAME
+
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
     from manytune.store.manifest import Manifest
@@ -132,7 +134,7 @@ def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
 
 def _peft_config(stored: StoredAdapter) -> dict[str, Any]:
     """What HF PEFT's file says of an adapter that has no manifest."""
-    content: dict[str, Any] = json.loads((stored.path / "adapter_config.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((stored.path / CONFIG_NAME).read_text(encoding="utf-8"))
     return content
 
 

@@ -52,6 +52,9 @@ class LoraConfig(PeftConfig):
         layers_pattern: Name of the module list that those indices count, such as `layers`.
         rank_pattern: Other ranks for some modules: path ending or expression to rank.
         alpha_pattern: Other alphas for some modules.
+        target_parameters: Parameters to adapt that no linear layer holds, by their path or its ending, such as the
+            grouped experts `mlp.experts.gate_up_proj` and the router `mlp.gate.weight`; see `lora/parameters.py`.
+            `target_modules=[]` adapts nothing else.
         lora_bias: Train a bias in B, too.
         freeze_a: Train B alone and leave A as it was drawn (LoRA-FA, arXiv 2308.03303): half the trained
             parameters, and no layer keeps its input for the backward pass. It concerns training only, so files
@@ -79,6 +82,7 @@ class LoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    target_parameters: list[str] | None = None
     lora_bias: bool = False
     use_dora: bool = False
     runtime_config: LoraRuntimeConfig = field(default_factory=LoraRuntimeConfig)
@@ -97,7 +101,6 @@ class LoraConfig(PeftConfig):
     megatron_core: str | None = "megatron.core"
     monteclora_config: dict[str, Any] | None = None
     qalora_group_size: int = 16
-    target_parameters: list[str] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     use_bdlora: dict[str, Any] | None = None
     use_qalora: bool = False
@@ -200,7 +203,7 @@ _UNIMPLEMENTED = (
         "megatron_core",
         "monteclora_config",
     ),
-    *("qalora_group_size", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora"),
+    *("qalora_group_size", "trainable_token_indices", "use_bdlora", "use_qalora"),
     *("velora_config", "runtime_config"),
 )
 
@@ -212,7 +215,8 @@ def _check_implemented(config: LoraConfig) -> None:
         factory = declared.default_factory
         default = declared.default if factory is dataclasses.MISSING else factory()
         value = getattr(config, name)
-        if value != default and value is not None:
+        # An empty list or mapping, which HF PEFT's files may hold, asks for nothing.
+        if value != default and value is not None and value not in ([], {}):
             raise ConfigError(
                 f"{type(config).__name__}({name}={value!r}): manytune doesn't implement this option of HF PEFT. "
                 f"Leave it at its default, {default!r}."

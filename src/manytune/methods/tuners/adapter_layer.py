@@ -19,13 +19,8 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.base_layers import BaseLayer, Wrapper
-from manytune.methods.tuners.merging import (
-    MergedSum,
-    MergeError,
-    add_in_place,
-    check_finite,
-    subtract_in_place,
-)
+from manytune.methods.tuners.merged_sum import MergedSum
+from manytune.methods.tuners.merging import MergeError, add_in_place, check_finite, subtract_in_place
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 

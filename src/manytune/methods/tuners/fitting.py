@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,14 +23,27 @@ def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
         for parts in layer.children():
             if isinstance(parts, nn.ModuleDict) and adapter_name in parts and parts[adapter_name].training:
                 parts[adapter_name].eval()
-    own = layer.base_layer._parameters.get("weight")
+    own = layer.get_base_layer()._parameters.get("weight")
     base = next(layer.base_layer.parameters(), None) if own is None else own
     if base is None:
         return
-    # A weight packed into integers has no dtype to go by.
+    # A weight packed into integers has no dtype to go by, and nothing trains in eight bits.
     half = base.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if (autocast and half) or not base.is_floating_point() else base.dtype
+    packed = not base.is_floating_point() or base.dtype.itemsize == 1
+    dtype = torch.float32 if (autocast and half) or packed else base.dtype
+    home = offloaded_from(layer.base_layer) or base.device
     for parameter in parameters:
-        device = parameter.device if parameter.is_meta else base.device
+        device = parameter.device if parameter.is_meta else home
         if parameter.dtype != dtype or parameter.device != device:
             parameter.data = parameter.data.to(device, dtype)
+
+
+def offloaded_from(module: nn.Module) -> torch.device | None:
+    """Where a layer computes whose weights accelerate keeps elsewhere between calls; None if they stay in place."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    found = next((one for one in hooks if getattr(one, "offload", False)), None)
+    device: Any = getattr(found, "execution_device", None)
+    if device is None:
+        return None
+    return torch.device(device)

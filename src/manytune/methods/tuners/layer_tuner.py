@@ -26,7 +26,7 @@ from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.switching import named_in_layers, written
-from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.tied import refuse_tied
 from manytune.methods.tuners.walk import replace_module
@@ -121,7 +121,7 @@ class LayerTuner(Tuner):
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
         to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
-        warn_of_unsaved(self.model, saving, config.task_type)
+        refuse_unsaved(self.model, config)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
@@ -130,8 +130,7 @@ class LayerTuner(Tuner):
                 "No modules were targeted for adaptation: every module that target_modules names is also in "
                 f"modules_to_save={saving}. A module is either adapted or trained in full."
             )
-        # All wrappers are made and filled before the first is put in place, so an error leaves the model as
-        # it was.
+        # All wrappers are made and filled before the first is put in place: an error leaves the model as it was.
         wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}
         try:
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
@@ -147,6 +146,8 @@ class LayerTuner(Tuner):
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
             raise
+        # A layer may lie within the base layer of another one, which then comes first.
+        wrapped = dict(sorted(wrapped.items(), key=lambda item: item[0].count(".base_layer")))
         new = {
             p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
         }
@@ -307,7 +308,7 @@ class LayerTuner(Tuner):
         self._require(adapter_name)
         base, config = self._base_layers(), self.peft_config[adapter_name]
         parts = [
-            layer.live_terms(base.at(path), adapter_name, config)
+            layer.live_terms(base.under(layer, path), adapter_name, config)
             for path, layer in self._layers.items()
             if layer.has_adapter(adapter_name)
         ]

@@ -1,11 +1,10 @@
-"""What merged weights are made of, and merging without a copy of the base's: what it leaves behind, and says."""
+"""Merging without a copy of the base's weights: what it leaves behind, and what it says about that."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +31,6 @@ class MergeError:
         return MergeError(
             self.changed + other.changed, self.total + other.total, max(self.largest, other.largest)
         )
-
-
-class MergedSum(NamedTuple):
-    """A merged weight W + Σ α · L R.
-
-    Attributes:
-        key: The parameter's name in the base layer.
-        parameter: The parameter that W is; float32 or wider, as nothing is rounded in between.
-        products: L, (rows, r), R, (r, columns), and α, in W's dtype.
-    """
-
-    key: str
-    parameter: nn.Parameter
-    products: list[tuple[Tensor, Tensor, float]]
 
 
 #: Gives a layer's present parameters with some adapters written in; see `AdapterLayer.merged_tensors`.

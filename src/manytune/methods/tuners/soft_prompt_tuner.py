@@ -23,7 +23,7 @@ from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
-from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, TermsError, joined
 from manytune.methods.tuners.walk import replace_module
 
@@ -305,7 +305,7 @@ class PromptTuner(Tuner):
     def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
         names = list(config.modules_to_save or ())
         found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
-        warn_of_unsaved(self.model, names, config.task_type)
+        refuse_unsaved(self.model, config)
         return {
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.merging import MergedSum
+from manytune.methods.tuners.merged_sum import MergedSum
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 
 

@@ -22,7 +22,7 @@ def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
         for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
             holders.setdefault(id(parameter), []).append(path)
     for layer in layers:
-        for parameter in layer.base_layer.parameters():
+        for parameter in layer.get_base_layer().parameters():
             if len(holders[id(parameter)]) > 1:
                 raise AdapterError(
                     f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
