@@ -102,7 +102,7 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         loop=loop,
         metrics=Metrics(loop, adapters.cache),
         end_ids=end_token_ids(base.model, base.tokenizer) | frozenset(prompts.end_ids),
-        positions=getattr(base.model.config.get_text_config(), "max_position_embeddings", None),
+        positions=base.positions,
         decode=prompts.token_text,
     )
 

@@ -6,12 +6,28 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
+from manytune.data.answer_format import BARE, AnswerFormat, AnswerStream
 from manytune.engine.request import FinishReason, Output, TokenLogprobs, Usage
 
 Decode = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an event adds to an answer.
+
+    Attributes:
+        text: To its text.
+        reasoning: To what was written before it.
+        logprobs: Those of its token, if the request asked for them.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass
@@ -19,26 +35,45 @@ class PartialAnswer:
     """One answer so far.
 
     Attributes:
+        format: What is an answer in the text that is generated.
         text: Its text.
+        reasoning: What the model wrote before it.
         logprobs: Those of its tokens without the end token, if the request asked for them.
         reason: Why it ended; None while it runs.
         usage: Token counts.
     """
 
+    format: InitVar[AnswerFormat] = BARE
     text: str = ""
+    reasoning: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     reason: FinishReason | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
-    def add(self, output: Output, end_ids: frozenset[int]) -> list[TokenLogprobs]:
-        """Add an event; returns the log probabilities that it adds to the answer."""
-        self.text += output.text
+    def __post_init__(self, format: AnswerFormat) -> None:
+        self._stream = AnswerStream(format)
+
+    def add(self, output: Output, end_ids: frozenset[int]) -> Delta:
+        """Add an event; returns what it adds to the answer."""
+        new = self._stream.push(output.text)
+        text, reasoning = new.content, new.reasoning
+        if output.finish_reason is not None:
+            rest = self._stream.finish()
+            text, reasoning = text + rest.content, reasoning + rest.reasoning
+        self.text += text
+        self.reasoning += reasoning
         self.reason = output.finish_reason
         self.usage = output.usage
-        if output.logprobs is None or output.token_id in end_ids:
-            return []
-        self.logprobs.append(output.logprobs)
-        return [output.logprobs]
+        has_logprobs = output.logprobs is not None and output.token_id not in end_ids
+        logprobs = (output.logprobs,) if has_logprobs and output.logprobs is not None else ()
+        self.logprobs.extend(logprobs)
+        return Delta(text, reasoning, logprobs)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message of a conversation."""
+        reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
+        return {"role": "assistant", "content": self.text, **reasoning, "refusal": None}
 
 
 @dataclass(frozen=True)

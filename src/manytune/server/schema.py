@@ -137,12 +137,26 @@ class Message(_Body):
     }
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    reasoning_content: str | None = Field(
+        None, description="What the model wrote before an answer of its own, as it was returned."
+    )
+
+    @model_validator(mode="after")
+    def _models_own_reasoning(self) -> Self:
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise HttpError(
+                400,
+                f"reasoning_content belongs to messages of the assistant, not of {self.role}.",
+                code="invalid_value",
+                param="messages",
+            )
+        return self
 
     def segment(self) -> Segment:
         """The message as training has it."""
         role: Literal["system", "user", "assistant"] = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Segment(role, text)
+        return Segment(role, text, self.reasoning_content)
 
 
 _REFUSED_IN_CHAT: _Refused = {
@@ -180,6 +194,11 @@ class Conversation(GenerationBody):
         None, description="The task whose template to use, for an adapter trained on several."
     )
     max_completion_tokens: int | None = Field(None, ge=1)
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Values of the chat template's variables, in place of the adapter's; such as enable_thinking.",
+    )
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:

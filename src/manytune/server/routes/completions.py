@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.formats import Envelope, PartialAnswer, text_logprobs, usage_of
+from manytune.server.formats import Delta, Envelope, PartialAnswer, text_logprobs, usage_of
+from manytune.server.prompts import Prompt
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.schema import CompletionRequest
@@ -28,11 +29,10 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
         for choice in range(body.n)
     )
     answers = await generate(service, http, body, wanted)
-    count = len(answers.models)
     envelope = Envelope("cmpl", body.model, fingerprint_of(answers.models[0]))
     if body.stream:
         return _stream(service, http, body, answers, envelope)
-    found = await collect(service, http, answers, count)
+    found = await collect(service, http, answers)
     choices = [
         {
             "index": index,
@@ -48,7 +48,7 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
 def _prompt_maker(service: Service, prompt: str | list[int]) -> PromptMaker:
     if isinstance(prompt, str):
         return lambda manifest: service.prompts.text(prompt)
-    return lambda manifest: tuple(prompt)
+    return lambda manifest: Prompt(tuple(prompt))
 
 
 def _stream(
@@ -60,14 +60,15 @@ def _stream(
     offsets = [0] * count
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        tokens = answer.add(output, service.end_ids)
-        if not output.text and not tokens and output.finish_reason is None:
+        new = answer.add(output, service.end_ids)
+        tokens = new.logprobs
+        if new == Delta() and output.finish_reason is None:
             return None
         logprobs = text_logprobs(tokens, service.decode, offset=offsets[index]) if tokens else None
         offsets[index] += sum(len(service.decode(one.token_id)) for one in tokens)
         choice = {
             "index": index,
-            "text": output.text,
+            "text": new.text,
             "logprobs": logprobs,
             "finish_reason": output.finish_reason,
         }
@@ -78,4 +79,4 @@ def _stream(
             return None
         return envelope.wrap("text_completion", [], usage=usage_of(found, found[:: body.n]))
 
-    return stream(service, http, answers, count, opening=(), to_chunk=to_chunk, closing=closing)
+    return stream(service, http, answers, opening=(), to_chunk=to_chunk, closing=closing)
