@@ -3,8 +3,8 @@
     python benchmarks/load.py [--minutes N] [--clients N] [--adapters N] [--tiny]
 
 A server (`manytune serve`) runs in a process of its own. Clients ask random adapters random questions of a known set,
-streamed or whole, and hang up on a tenth of them. Beside them adapters are loaded, unloaded, pinned, verified and
-replaced by other versions, the store is reloaded, adapters that are damaged or out of all bounds are asked, and
+streamed or whole, and hang up on a tenth of them. Meanwhile adapters are loaded, unloaded, pinned, verified and
+replaced by other versions, the store is reloaded, adapters that are damaged or hold NaN or Inf are asked, and
 malformed requests come in. An answer is right if it is what the engine gives with this one adapter and no
 other; it says itself which version gave it. Where the two likeliest tokens are closer than rounding either may come,
 and the answer is compared up to there.
