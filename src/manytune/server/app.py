@@ -25,6 +25,7 @@ from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.auth import Keys
+from manytune.server.body_errors import invalid_body
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
@@ -102,6 +103,7 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         loop=loop,
         metrics=Metrics(loop, adapters.cache),
         end_ids=end_token_ids(base.model, base.tokenizer) | frozenset(prompts.end_ids),
+        vocabulary=base.model.config.get_text_config().vocab_size,
         positions=getattr(base.model.config.get_text_config(), "max_position_embeddings", None),
         decode=prompts.token_text,
     )
@@ -157,7 +159,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(_invalid_body(error.errors()[0]))
+        return answer(invalid_body(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def routing_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -170,13 +172,3 @@ def _add_error_handlers(app: FastAPI) -> None:
         return answer(
             HttpError(500, "an internal error; the server's log has the traceback.", code="internal_error")
         )
-
-
-def _invalid_body(error: Any) -> HttpError:
-    where = ".".join(str(part) for part in error["loc"][1:])[:200]
-    match error["type"]:
-        case "extra_forbidden":
-            return HttpError(400, f"there is no parameter {where}.", code="unknown_parameter", param=where)
-        case "json_invalid":
-            return HttpError(400, "the body isn't valid JSON.", code="invalid_json")
-    return HttpError(400, f"{where}: {error['msg']}.", code="invalid_value", param=where or None)

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from manytune.data.templates import Segment
 from manytune.engine.request import SamplingParams
+from manytune.server.body_errors import EXPECTED, alternatives, described, tag
 from manytune.server.http_errors import HttpError
 
-_Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+_STRING, _LIST, _STRINGS, _TOKENS, _TOKEN_LISTS = map(tag, ("string", "list", "strings", "tokens", "token lists"))
+
+
+def _string_or_list(value: object) -> str | None:
+    return _STRING if isinstance(value, str) else _LIST if isinstance(value, list) else None
+
+
+def _text_or_tokens(value: object) -> str | None:
+    """What a prompt is meant to be, by its type and that of its first element."""
+    if not isinstance(value, list):
+        return _STRING if isinstance(value, str) else None
+    kinds = {int: _TOKENS, str: _STRINGS, list: _TOKEN_LISTS}
+    return kinds.get(type(value[0])) if value else None
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=200)]
+_Stops = Annotated[
+    Annotated[_Stop, Tag(_STRING)] | Annotated[list[_Stop], Field(max_length=4), Tag(_LIST)],
+    alternatives("a string or a list of up to 4 strings", _string_or_list),
+]
+_Prompts = Annotated[
+    Annotated[str, Tag(_STRING)]
+    | Annotated[list[str], Tag(_STRINGS)]
+    | Annotated[list[int], Tag(_TOKENS)]
+    | Annotated[list[list[int]], Tag(_TOKEN_LISTS)],
+    alternatives("a string, a list of tokens, or a list of strings or of such lists", _text_or_tokens),
+]
 _Refused = dict[str, tuple[Any, ...]]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -55,7 +83,7 @@ class GenerationBody(_Body):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1)
-    stop: str | _Stops | None = None
+    stop: _Stops | None = None
     seed: _Seed | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -79,14 +107,19 @@ class GenerationBody(_Body):
         return self
 
     @property
-    def requested_tokens(self) -> int | None:
-        """The requested limit of the answer."""
-        return self.max_tokens
+    def token_limit(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and the limit."""
+        return "max_tokens", self.max_tokens
 
     @property
     def requested_logprobs(self) -> int | None:
         """How many likeliest tokens to report at each position; None for no log probabilities."""
         return None
+
+    @property
+    def count_field(self) -> str:
+        """The field that asks for more than one answer."""
+        return "n"
 
     def params(self, max_new_tokens: int, choice: int) -> SamplingParams:
         """The engine's sampling options.
@@ -122,6 +155,22 @@ class TextPart(_Body):
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("type", "text") != "text":
+            found = f"one of type {described(values['type'])}"
+            raise PydanticCustomError(
+                EXPECTED, "a part of type 'text', as this server reads nothing else", {"found": found}
+            )
+        return values
+
+
+_Content = Annotated[
+    Annotated[str, Tag(_STRING)] | Annotated[list[TextPart], Tag(_LIST)],
+    alternatives("a string or a list of parts", _string_or_list),
+]
+
 
 class Message(_Body):
     """One turn of a conversation."""
@@ -136,7 +185,7 @@ class Message(_Body):
         "annotations": ([],),
     }
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: _Content
 
     def segment(self) -> Segment:
         """The message as training has it."""
@@ -205,9 +254,11 @@ class Conversation(GenerationBody):
         return self
 
     @property
-    def requested_tokens(self) -> int | None:
-        """The requested limit of the answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def token_limit(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and the limit."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().token_limit
 
 
 class ChatRequest(Conversation):
@@ -240,19 +291,29 @@ class CompareRequest(Conversation):
     temperature: float = Field(0.0, ge=0, le=2)
     stream: bool = True
 
+    @property
+    def count_field(self) -> str:
+        """The field that asks for more than one answer."""
+        return "models"
+
 
 class CompletionRequest(GenerationBody):
     """`POST /v1/completions`."""
 
     refused: ClassVar[_Refused] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: _Prompts
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @property
     def requested_logprobs(self) -> int | None:
         """How many likeliest tokens to report at each position; None for no log probabilities."""
         return self.logprobs
+
+    @property
+    def count_field(self) -> str:
+        """The field that asks for more than one answer."""
+        return "n" if self.n > 1 else "prompt"
 
     def prompts(self) -> list[str | list[int]]:
         """One or more prompts, each text or token ids."""
@@ -263,7 +324,7 @@ class EmbeddingRequest(_Body):
     """`POST /v1/embeddings`."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: _Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Size of the vectors; only the model's own.")
     user: str | None = Field(None, max_length=200, description="Written to the log.")
