@@ -24,7 +24,9 @@ def world():
     """A base, adapters of every kind, and what transformers gives with each of them attached."""
     base = llama()
     configs = {**configs_for(base), "prompt": PromptTuningConfig(num_virtual_tokens=3, task_type=TASK)}
-    systems = {name: attached(llama(), config, seed=seed) for seed, (name, config) in enumerate(configs.items())}
+    systems = {
+        name: attached(llama(), config, seed=seed) for seed, (name, config) in enumerate(configs.items())
+    }
     return base, {name: in_memory(system) for name, system in systems.items()}, {None: llama(), **systems}
 
 
@@ -57,7 +59,12 @@ def check(name, prompt, given):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"prefill_chunk": 5}, {"prefix_cache_tokens": 512}, {"prefix_cache_tokens": 512, "prefill_chunk": 7}],
+    [
+        {},
+        {"prefill_chunk": 5},
+        {"prefix_cache_tokens": 512},
+        {"prefix_cache_tokens": 512, "prefill_chunk": 7},
+    ],
     ids=["plain", "in chunks", "cached", "cached and in chunks"],
 )
 def test_prompts_of_all_adapters_in_one_batch_have_transformers_log_probabilities(tokenizer, options):
@@ -77,7 +84,10 @@ def test_prompts_of_all_adapters_in_one_batch_have_transformers_log_probabilitie
 
 def test_scored_prompts_run_next_to_answers_and_change_none(tokenizer):
     engine = engine_of(tokenizer, prefix_cache_tokens=512, prefill_chunk=6)
-    plain, free = SamplingParams(max_new_tokens=6), SamplingParams(max_new_tokens=6, prompt_logprobs=VOCABULARY)
+    plain, free = (
+        SamplingParams(max_new_tokens=6),
+        SamplingParams(max_new_tokens=6, prompt_logprobs=VOCABULARY),
+    )
     alone = {prompt: engine.generate([Request("a", prompt, plain)])[0] for prompt in PROMPTS}
     asked = [(prompt, params) for prompt in PROMPTS for params in (plain, free, SCORED)]
     completions = engine.generate(
@@ -121,7 +131,9 @@ def test_a_prompt_whose_logits_are_not_finite_fails(tokenizer):
 
 
 def test_an_answer_of_no_tokens_needs_a_prompt_to_score():
-    with pytest.raises(RequestError, match="max_new_tokens=0: expected at least 1, or 0 with prompt_logprobs"):
+    with pytest.raises(
+        RequestError, match="max_new_tokens=0: expected at least 1, or 0 with prompt_logprobs"
+    ):
         SamplingParams(max_new_tokens=0)
     with pytest.raises(RequestError, match="prompt_logprobs=-1: expected 0 or more, or None"):
         SamplingParams(prompt_logprobs=-1)

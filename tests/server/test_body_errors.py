@@ -31,7 +31,13 @@ CASES = [
     (CHAT, "stop", "a" * 300, "stop", "stop: expected 200 characters at most, found 300."),
     (TEXT, "prompt", 3, "prompt", f"prompt: expected {PROMPTS}, found 3."),
     (TEXT, "prompt", [], "prompt", f"prompt: expected {PROMPTS}, found an empty list."),
-    (TEXT, "prompt", [True], "prompt", f"prompt: expected {PROMPTS}, found a list of 1 that begins with true."),
+    (
+        TEXT,
+        "prompt",
+        [True],
+        "prompt",
+        f"prompt: expected {PROMPTS}, found a list of 1 that begins with true.",
+    ),
     (TEXT, "prompt", [1.5], "prompt", f"prompt: expected {PROMPTS}, found a list of 1 that begins with 1.5."),
     (TEXT, "prompt", ["a", 1], "prompt.1", "prompt.1: expected a string, found 1."),
     (TEXT, "prompt", [1, "a"], "prompt.1", "prompt.1: expected an integer, found 'a'."),
@@ -39,8 +45,20 @@ CASES = [
     (TEXT, "prompt", [[1], [2, "a"]], "prompt.1.1", "prompt.1.1: expected an integer, found 'a'."),
     (EMBED, "input", {"a": 1}, "input", f"input: expected {PROMPTS}, found an object."),
     (EMBED, "input", ["a", None], "input.1", "input.1: expected a string, found null."),
-    (CHAT, "messages", part(IMAGE), "messages.0.content.1", f"expected {PARTS}, found one of type 'image_url'."),
-    (CHAT, "messages", part(AUDIO), "messages.0.content.1", f"expected {PARTS}, found one of type 'input_audio'."),
+    (
+        CHAT,
+        "messages",
+        part(IMAGE),
+        "messages.0.content.1",
+        f"expected {PARTS}, found one of type 'image_url'.",
+    ),
+    (
+        CHAT,
+        "messages",
+        part(AUDIO),
+        "messages.0.content.1",
+        f"expected {PARTS}, found one of type 'input_audio'.",
+    ),
     (CHAT, "messages", part({"type": "text"}), "messages.0.content.1.text", "is missing."),
     (CHAT, "messages", part("a"), "messages.0.content.1", "expected an object, found 'a'."),
     (
@@ -74,9 +92,21 @@ CASES = [
     (CHAT, "stream", "yes", "stream", "stream: expected true or false, found 'yes'."),
     (CHAT, "seed", 2**63, "seed", f"seed: expected less than {2**63}, found {2**63}."),
     (CHAT, "logprobs", 3, "logprobs", "logprobs: expected true or false, found 3."),
-    (CHAT, "logit_bias", [1], "logit_bias", "logit_bias: expected an object, found a list of 1 that begins with 1."),
+    (
+        CHAT,
+        "logit_bias",
+        [1],
+        "logit_bias",
+        "logit_bias: expected an object, found a list of 1 that begins with 1.",
+    ),
     (CHAT, "logit_bias", {"5": "a"}, "logit_bias.5", "logit_bias.5: expected a number, found 'a'."),
-    (CHAT, "logit_bias", {"99": 1}, "logit_bias", "logit_bias contains token 99; expected tokens from 0 to 28."),
+    (
+        CHAT,
+        "logit_bias",
+        {"99": 1},
+        "logit_bias",
+        "logit_bias contains token 99; expected tokens from 0 to 28.",
+    ),
     (CHAT, "stream_options", 3, "stream_options", "stream_options: expected an object, found 3."),
     (CHAT, "user", "a" * 300, "user", "user: expected 200 characters at most, found 300."),
     (CHAT, "model", None, "model", "model is missing."),
@@ -84,11 +114,23 @@ CASES = [
     (TEXT, "logprobs", 6, "logprobs", "logprobs: expected 5 or less, found 6."),
     (TEXT, "prompt", [1, 99], "prompt", "prompt contains token 99; expected tokens from 0 to 28."),
     (TEXT, "prompt", [-1], "prompt", "prompt contains token -1; expected tokens from 0 to 28."),
-    (TEXT, "prompt", [[]], "prompt", "the prompt has no tokens; a model needs at least one to continue from."),
+    (
+        TEXT,
+        "prompt",
+        [[]],
+        "prompt",
+        "the prompt has no tokens; a model needs at least one to continue from.",
+    ),
     (EMBED, "dimensions", 0, "dimensions", "dimensions: expected 1 or more, found 0."),
     (EMBED, "encoding_format", "hex", "encoding_format", "expected 'float' or 'base64', found 'hex'."),
     # fields that say together how much is wanted
-    (TEXT, "prompt", ["a"] * 17, "prompt", "prompt asks for more than 16 answers, which is this server's limit"),
+    (
+        TEXT,
+        "prompt",
+        ["a"] * 17,
+        "prompt",
+        "prompt asks for more than 16 answers, which is this server's limit",
+    ),
     (COMPARE, "models", [f"m{at}" for at in range(17)], "models", "models asks for more than 16 answers"),
     (CHAT, "n", 17, "n", "n asks for more than 16 answers"),
 ]
@@ -107,7 +149,7 @@ def test_the_message_names_the_field_what_was_expected_and_what_was_found(
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_the_limit_that_was_sent_is_the_one_to_blame(client, field):
-    path, body = CHAT
+    path, _ = CHAT
     asked = {"model": "base", "messages": MESSAGES}
     for value, message in (
         (0, f"{field}: expected 1 or more, found 0."),

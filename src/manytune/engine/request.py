@@ -30,8 +30,8 @@ class SamplingParams:
         stop: Strings that end the answer; they aren't part of it.
         logit_bias: Added to the logits of these tokens.
         logprobs: Report log probabilities of the chosen token and of this many likeliest ones; None for none.
-        prompt_logprobs: The same for the tokens of the prompt, each given those before it. With them `max_new_tokens` may
-            be 0.
+        prompt_logprobs: The same for the tokens of the prompt, each given those before it. With them `max_new_tokens`
+            may be 0.
         seed: Seed of the draws. The same request with the same seed gives the same answer, whatever else is in the
             batch.
         ignore_eos: Continue after an end token, up to the limit.
@@ -116,7 +116,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities at one position of an answer or a prompt, of the model's distribution before any sampling option.
+    """Log probabilities at one position of an answer or a prompt, by the model and before any sampling option.
 
     Attributes:
         token_id: The chosen token, or the prompt's.

@@ -109,7 +109,7 @@ class Runner:
 
         Returns:
             Logits, (sequences whose next token is to be chosen, vocabulary): the decoding ones, then the chunks that
-            want them. And those of the tokens of scored chunks, (tokens, vocabulary), virtual ones left out, by sequence.
+            want them. And by sequence those of the tokens of scored chunks, without virtual ones, (tokens, vocabulary).
         """
         tokens = self._token_row(decode, chunks)
         # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.

@@ -31,7 +31,7 @@ class RunningRequest:
         tokens: The tokens chosen so far, the end token included.
         cached_tokens: Prompt tokens that were taken from the prefix cache.
         is_admitted: Whether it is in the batch, and no longer in the queue.
-        prompt_logprobs: Those of the prompt's tokens that have been read; None if they aren't wanted, or were given out.
+        prompt_logprobs: Those of the prompt's tokens so far; None if they aren't wanted, or were given out.
         has_failed: Whether any logits of its prompt are NaN or Inf.
     """
 

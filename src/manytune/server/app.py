@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +16,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from manytune import __version__
-from manytune.engine.base_model import end_token_ids
 from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
@@ -102,10 +100,8 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         prompts=prompts,
         loop=loop,
         metrics=Metrics(loop, adapters.cache),
-        end_ids=end_token_ids(base.model, base.tokenizer) | frozenset(prompts.end_ids),
         vocabulary=base.model.config.get_text_config().vocab_size,
         positions=getattr(base.model.config.get_text_config(), "max_position_embeddings", None),
-        decode=prompts.token_text,
     )
 
 

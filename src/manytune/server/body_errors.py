@@ -63,7 +63,9 @@ def invalid_body(error: Mapping[str, Any]) -> HttpError:
             return HttpError(400, "the body isn't valid JSON.", code="invalid_json")
         case "missing":
             what = f"{where} is missing." if where else "the request has no body."
-            return HttpError(400, what, code="missing_parameter" if where else "invalid_json", param=where or None)
+            return HttpError(
+                400, what, code="missing_parameter" if where else "invalid_json", param=where or None
+            )
     context = error.get("ctx", {})
     if error["type"] == EXPECTED:
         expected = error["msg"]
@@ -88,7 +90,13 @@ def described(value: object, *, inside: bool = False) -> str:
         return str(value).lower()
     if isinstance(value, str):
         size = len(value)
-        return "an empty string" if not value else repr(value) if size <= 40 else f"a string of {size:,} characters"
+        return (
+            "an empty string"
+            if not value
+            else repr(value)
+            if size <= 40
+            else f"a string of {size:,} characters"
+        )
     if isinstance(value, (int, float)):
         return f"{value}"[:40]
     if isinstance(value, dict):

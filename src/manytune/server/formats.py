@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from manytune.engine.request import FinishReason, Output, TokenLogprobs, Usage
-
-Decode = Callable[[int], str]
 
 
 @dataclass
@@ -20,25 +18,30 @@ class PartialAnswer:
 
     Attributes:
         text: Its text.
-        logprobs: Those of its tokens without the end token, if the request asked for them.
+        tokens: Its tokens, the end token included.
+        logprobs: One for each of them, if the request asked for them.
+        prompt_logprobs: Those of the prompt's tokens but the first, if the request asked for them.
         reason: Why it ended; None while it runs.
         usage: Token counts.
     """
 
     text: str = ""
+    tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     reason: FinishReason | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
-    def add(self, output: Output, end_ids: frozenset[int]) -> list[TokenLogprobs]:
+    def add(self, output: Output) -> list[TokenLogprobs]:
         """Add an event; returns the log probabilities that it adds to the answer."""
         self.text += output.text
         self.reason = output.finish_reason
         self.usage = output.usage
-        if output.logprobs is None or output.token_id in end_ids:
-            return []
-        self.logprobs.append(output.logprobs)
-        return [output.logprobs]
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
+        new = [] if output.logprobs is None else [output.logprobs]
+        self.tokens += [] if output.token_id is None else [output.token_id]
+        self.logprobs += new
+        return new
 
 
 @dataclass(frozen=True)
@@ -90,43 +93,9 @@ def usage_of(answers: Iterable[PartialAnswer], prompts: Iterable[PartialAnswer])
     }
 
 
-def chat_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode) -> dict[str, Any]:
-    """Log probabilities in the format of chat completions."""
-    return {
-        "content": [
-            {
-                **_token(one.token_id, one.logprob, decode),
-                "top_logprobs": [_token(token, logprob, decode) for token, logprob in one.top],
-            }
-            for one in tokens
-        ],
-        "refusal": None,
-    }
-
-
-def text_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode, *, offset: int = 0) -> dict[str, Any]:
-    """Log probabilities in the format of completions; `offset` is where the first token's text begins."""
-    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for one in tokens:
-        text = decode(one.token_id)
-        found["tokens"].append(text)
-        found["token_logprobs"].append(one.logprob)
-        found["top_logprobs"].append({decode(token): logprob for token, logprob in one.top})
-        found["text_offset"].append(offset)
-        offset += len(text)
-    return found
-
-
 def event(content: object) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 DONE = "data: [DONE]\n\n"
-
-
-def _token(token: int, logprob: float, decode: Decode) -> dict[str, Any]:
-    text = decode(token)
-    # A token that is a part of a character has no text.
-    whole = "\ufffd" not in text
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

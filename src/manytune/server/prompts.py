@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import PromptTemplate, Segment
+from manytune.engine.base_model import end_token_ids
+from manytune.engine.token_bytes import TokenBytes
 from manytune.server.http_errors import HttpError
 from manytune.store.base import Base
 from manytune.store.manifest import Manifest
@@ -29,6 +31,8 @@ class Prompts:
         if not base.is_encoder:
             self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
             self._chat = Encoder(self._tokenizer, max_length=None)  # plain too if there is no chat template
+            silent = end_token_ids(base.model, self._tokenizer) | frozenset(self.end_ids)
+            self._tokens = TokenBytes(self._tokenizer, silent)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -37,10 +41,21 @@ class Prompts:
             return ()
         return tuple(sorted({self._plain.end_id, self._chat.end_id}))
 
-    def token_text(self, token: int) -> str:
-        """The text of one token, also of a special one."""
+    @property
+    def begin_id(self) -> int | None:
+        """The token that the tokenizer puts before a text, if it has one."""
+        begin: int | None = self._tokenizer.bos_token_id
+        return begin
+
+    def token(self, token: int, first: bool) -> tuple[str, bytes]:
+        """What to call a token of an answer or a prompt, and its bytes; none for one that ends an answer.
+
+        Args:
+            token: The token.
+            first: Whether a text begins with it.
+        """
         with self._lock:
-            return str(self._tokenizer.decode([token]))
+            return self._tokens.label(token, first=first), self._tokens.of(token, first=first)
 
     def conversation(self, segments: Sequence[Segment], manifest: Manifest | None) -> tuple[int, ...]:
         """The tokens of messages, in an adapter's encoding, or in the tokenizer's for the base.

@@ -12,7 +12,9 @@ from manytune.engine.request import SamplingParams
 from manytune.server.body_errors import EXPECTED, alternatives, described, tag
 from manytune.server.http_errors import HttpError
 
-_STRING, _LIST, _STRINGS, _TOKENS, _TOKEN_LISTS = map(tag, ("string", "list", "strings", "tokens", "token lists"))
+_STRING, _LIST, _STRINGS, _TOKENS, _TOKEN_LISTS = map(
+    tag, ("string", "list", "strings", "tokens", "token lists")
+)
 
 
 def _string_or_list(value: object) -> str | None:
@@ -117,6 +119,11 @@ class GenerationBody(_Body):
         return None
 
     @property
+    def requested_prompt_logprobs(self) -> int | None:
+        """The same for the positions of the prompt."""
+        return None
+
+    @property
     def count_field(self) -> str:
         """The field that asks for more than one answer."""
         return "n"
@@ -144,6 +151,7 @@ class GenerationBody(_Body):
             else tuple(self.stop),
             logit_bias=_biases(self.logit_bias),
             logprobs=self.requested_logprobs,
+            prompt_logprobs=self.requested_prompt_logprobs,
             ignore_eos=self.ignore_eos,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
         )
@@ -300,15 +308,34 @@ class CompareRequest(Conversation):
 class CompletionRequest(GenerationBody):
     """`POST /v1/completions`."""
 
-    refused: ClassVar[_Refused] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+    refused: ClassVar[_Refused] = {"best_of": (1,), "suffix": ("",)}
     model: str
     prompt: _Prompts
+    echo: bool = Field(False, description="Repeat the prompt before the answer, with its log probabilities.")
+    max_tokens: int | None = Field(None, ge=0, description="0 only with echo.")
     logprobs: int | None = Field(None, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _something_to_return(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise HttpError(
+                400,
+                "max_tokens: expected 1 or more without echo, found 0.",
+                code="invalid_value",
+                param="max_tokens",
+            )
+        return self
 
     @property
     def requested_logprobs(self) -> int | None:
         """How many likeliest tokens to report at each position; None for no log probabilities."""
         return self.logprobs
+
+    @property
+    def requested_prompt_logprobs(self) -> int | None:
+        """The same for the positions of the prompt."""
+        wanted = self.logprobs is not None or self.max_tokens == 0
+        return (self.logprobs or 0) if self.echo and wanted else None
 
     @property
     def count_field(self) -> str:

@@ -57,10 +57,8 @@ class Service:
         prompts: Makes prompts of what clients send.
         loop: Runs the engine.
         metrics: Counts and times.
-        end_ids: Tokens that end an answer.
         vocabulary: Number of tokens that the base knows.
         positions: Length of the longest sequence that the base takes; None for no limit.
-        decode: The text of one token.
     """
 
     settings: Settings
@@ -68,10 +66,8 @@ class Service:
     prompts: Prompts
     loop: EngineLoop
     metrics: Metrics
-    end_ids: frozenset[int]
     vocabulary: int
     positions: int | None
-    decode: Callable[[int], str]
 
 
 class Answers:
@@ -85,6 +81,7 @@ class Answers:
         self._watch: asyncio.Task[None] | None = None
         self._is_closed = False
         self.models: list[Model] = []
+        self.prompts: list[tuple[int, ...]] = []
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Output]]:
         """Each output with the index of its answer."""
@@ -132,6 +129,7 @@ class Answers:
         model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
         self.models.append(model)
         ids = await asyncio.to_thread(wanted.prompt, model.manifest)
+        self.prompts.append(ids)
         params = body.params(_max_new_tokens(service, body, model, len(ids)), wanted.choice)
         _check_tokens(ids, params, service.vocabulary)
         request = Request(uuid.uuid4().hex, ids, params, model.digest, principal.tenant)

@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
 from manytune.server.adapters import Model
-from manytune.server.formats import Envelope, PartialAnswer, chat_logprobs, usage_of
+from manytune.server.formats import Envelope, PartialAnswer, usage_of
 from manytune.server.replies import collect, stream
 from manytune.server.schema import ChatRequest, Conversation
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
+from manytune.server.token_entries import TokenEntries
 
 router = APIRouter(prefix="/v1/chat/completions")
 
@@ -33,7 +34,7 @@ async def chat(body: ChatRequest, http: Request) -> Response:
         {
             "index": index,
             "message": {"role": "assistant", "content": one.text, "refusal": None},
-            "logprobs": chat_logprobs(one.logprobs, service.decode) if body.logprobs else None,
+            "logprobs": TokenEntries(service.prompts.token).chat(one.logprobs) if body.logprobs else None,
             "finish_reason": one.reason,
         }
         for index, one in enumerate(found)
@@ -60,6 +61,7 @@ def _stream(
 ) -> Response:
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     more: dict[str, Any] = {"usage": None} if with_usage else {}
+    entries = [TokenEntries(service.prompts.token) for _ in range(body.n)]
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
@@ -68,10 +70,10 @@ def _stream(
         return envelope.wrap("chat.completion.chunk", [choice], **more)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        tokens = answer.add(output, service.end_ids)
+        tokens = answer.add(output)
         if not output.text and not tokens and output.finish_reason is None:
             return None
-        logprobs = chat_logprobs(tokens, service.decode) if tokens else None
+        logprobs = entries[index].chat(tokens) if tokens else None
         return chunk(index, {"content": output.text} if output.text else {}, output.finish_reason, logprobs)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from manytune.engine.request import Output
-from manytune.server.formats import Envelope, PartialAnswer, text_logprobs, usage_of
+from manytune.engine.request import Output, TokenLogprobs
+from manytune.server.completion_parts import CompletionParts
+from manytune.server.formats import Envelope, PartialAnswer, usage_of
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.schema import CompletionRequest
@@ -36,11 +38,10 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
     choices = [
         {
             "index": index,
-            "text": one.text,
-            "logprobs": text_logprobs(one.logprobs, service.decode) if body.logprobs is not None else None,
+            **_content(parts, one.text, one.tokens, one.logprobs, one.prompt_logprobs),
             "finish_reason": one.reason,
         }
-        for index, one in enumerate(found)
+        for index, (one, parts) in enumerate(zip(found, _parts(service, body, answers), strict=True))
     ]
     return JSONResponse(envelope.wrap("text_completion", choices, usage=usage_of(found, found[:: body.n])))
 
@@ -51,26 +52,46 @@ def _prompt_maker(service: Service, prompt: str | list[int]) -> PromptMaker:
     return lambda manifest: tuple(prompt)
 
 
+def _parts(service: Service, body: CompletionRequest, answers: Answers) -> list[CompletionParts]:
+    """One for each answer."""
+    sent = [prompt for prompt in body.prompts() for _ in range(body.n)]
+    return [
+        CompletionParts(
+            service.prompts,
+            has_logprobs=body.logprobs is not None,
+            echo=ids if body.echo else None,
+            text=prompt if isinstance(prompt, str) else None,
+        )
+        for prompt, ids in zip(sent, answers.prompts, strict=True)
+    ]
+
+
+def _content(
+    parts: CompletionParts,
+    text: str,
+    tokens: Sequence[int],
+    scores: Sequence[TokenLogprobs],
+    prompt_scores: Sequence[TokenLogprobs] | None,
+) -> dict[str, Any]:
+    text, logprobs = parts.part(text, tokens, scores, prompt_scores)
+    return {"text": text, "logprobs": logprobs}
+
+
 def _stream(
     service: Service, http: Request, body: CompletionRequest, answers: Answers, envelope: Envelope
 ) -> Response:
     count = len(answers.models)
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     more: dict[str, Any] = {"usage": None} if with_usage else {}
-    offsets = [0] * count
+    parts = _parts(service, body, answers)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        tokens = answer.add(output, service.end_ids)
-        if not output.text and not tokens and output.finish_reason is None:
+        scores = answer.add(output)
+        tokens = [] if output.token_id is None else [output.token_id]
+        content = _content(parts[index], output.text, tokens, scores, output.prompt_logprobs)
+        if not content["text"] and not content["logprobs"] and output.finish_reason is None:
             return None
-        logprobs = text_logprobs(tokens, service.decode, offset=offsets[index]) if tokens else None
-        offsets[index] += sum(len(service.decode(one.token_id)) for one in tokens)
-        choice = {
-            "index": index,
-            "text": output.text,
-            "logprobs": logprobs,
-            "finish_reason": output.finish_reason,
-        }
+        choice = {"index": index, **content, "finish_reason": output.finish_reason}
         return envelope.wrap("text_completion", [choice], **more)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
