@@ -11,7 +11,7 @@ from tests.store.adapters_made import make_adapter
 from tests.store.tiny import tiny_model
 
 from manytune.errors import ConfigError
-from manytune.server.validation import Skeleton
+from manytune.server.validation import MetaBase
 from manytune.store.base import Base
 from manytune.store.resident import ResidentAdapter, read_resident
 
@@ -45,7 +45,7 @@ def test_a_prompt_that_began_as_a_text_is_checked_without_its_tokenizer(
     method: str, tmp_path: Path, base: Base
 ) -> None:
     adapter = read_resident(make_adapter(tmp_path / "a", base, method=method, **METHODS[method]))
-    Skeleton(tiny_model()).check(with_start(adapter, **START))
+    MetaBase(tiny_model()).check(with_start(adapter, **START))
 
 
 def test_other_texts_are_patterns_in_a_combination_too(tmp_path: Path, base: Base) -> None:
@@ -53,4 +53,4 @@ def test_other_texts_are_patterns_in_a_combination_too(tmp_path: Path, base: Bas
     config: Any = adapter.config
     config.weights.target_modules = "(a+)+q_proj"
     with pytest.raises(ConfigError, match=r"weights\.target_modules='\(a\+\)\+q_proj': a server takes"):
-        Skeleton(tiny_model()).check(adapter)
+        MetaBase(tiny_model()).check(adapter)

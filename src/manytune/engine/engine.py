@@ -142,11 +142,12 @@ class Engine:
         virtual_tokens = 0 if adapter is None else adapter.terms.virtual_tokens
         max_tokens = self._limits.max_tokens(request, virtual_tokens=virtual_tokens)
         params = request.params
+        text = TextStream(self._tokenizer, params.stop, end_ids=self._end_ids, opening=request.opening)
         running = RunningRequest(
             request=request,
             adapter=adapter,
             sampler=Sampler(params, request.prompt_ids),
-            text=TextStream(self._tokenizer, params.stop) if stream or params.stop else None,
+            text=text if stream or params.stop else None,
             end_ids=frozenset() if params.ignore_eos else self._end_ids,
             max_tokens=max_tokens,
             prefix_keys=self._prefix_keys(request, adapter),
@@ -239,7 +240,10 @@ class Engine:
             for name in submitted:
                 self.cancel(name)
             raise
-        return [running.completion(self._tokenizer, outputs[name]) for name, running in submitted.items()]
+        return [
+            running.completion(self._tokenizer, outputs[name], self._end_ids)
+            for name, running in submitted.items()
+        ]
 
     def counters(self) -> Counters:
         """What the engine has done so far, and its present state."""

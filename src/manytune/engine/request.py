@@ -95,6 +95,7 @@ class Request:
         adapter: Name of the adapter to use; None for the plain base.
         tenant: Whom it belongs to. Tenants get equal shares of the engine, and never each other's cached prefixes.
         priority: Higher goes first; waiting raises it.
+        opening: What the chat template writes between the prompt and an answer; no stop string is sought in it.
 
     Raises:
         RequestError: The prompt is empty.
@@ -106,6 +107,7 @@ class Request:
     adapter: str | None = None
     tenant: str = "default"
     priority: int = 0
+    opening: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -176,7 +178,7 @@ class Completion:
     Attributes:
         request_id: The request.
         token_ids: The tokens, without the end token.
-        text: Their text, without special tokens, cut before a stop string.
+        text: Their text, special tokens in it, cut before a stop string.
         finish_reason: Why it ended.
         logprobs: One for each token, the end token included, if the request asked for them.
         usage: Token counts.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manytune.engine.detokenize import TextStream
+from manytune.engine.detokenize import TextStream, decode
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
 from manytune.engine.runner import NextToken, PromptChunk
 from manytune.engine.sampling import Sampler, token_logprobs
@@ -138,21 +138,20 @@ class RunningRequest:
             self.prompt_logprobs = None  # some are missing, or aren't numbers
         return self._output(None, rest, reason, None)
 
-    def completion(self, tokenizer: Any, outputs: Sequence[Output]) -> Completion:
+    def completion(self, tokenizer: Any, outputs: Sequence[Output], end_ids: frozenset[int]) -> Completion:
         """The whole answer.
 
         Args:
             tokenizer: Decodes the tokens, if the outputs have no text.
             outputs: All outputs of the request.
+            end_ids: Tokens without a text, whether or not they end this answer.
         """
         reason = outputs[-1].finish_reason
         assert reason is not None, f"{self.request.id} hasn't ended"
         is_ended = bool(self.tokens) and self._reason_to_stop(self.tokens[-1]) is not None
         tokens = self.tokens[:-1] if is_ended else self.tokens
-        if self.text is None:
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-        else:
-            text = "".join(output.text for output in outputs)
+        has_text = self.text is not None
+        text = "".join(output.text for output in outputs) if has_text else decode(tokenizer, tokens, end_ids)
         logprobs = tuple(output.logprobs for output in outputs if output.logprobs is not None)
         return Completion(
             self.request.id, tuple(tokens), text, reason, logprobs, self.usage, outputs[0].prompt_logprobs

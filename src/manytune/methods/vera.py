@@ -25,6 +25,7 @@ from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
+from manytune.methods.tuners.merging import added
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,
     Selection,
@@ -197,10 +198,7 @@ class Linear(AdapterLayer):
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
         """W + Σ ΔW, summed in float32 at least and rounded once."""
         weight = self.base_layer.get_parameter("weight")
-        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        for name in adapter_names:
-            total += self.get_delta_weight(name)
-        return {"weight": total.to(weight.dtype)}
+        return {"weight": added(weight, map(self.get_delta_weight, adapter_names), weight.dtype)}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer with its active adapters; exactly the base layer if there are none.

@@ -13,6 +13,7 @@ from torch import nn
 from manytune.errors import AdapterError
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.base import ATTACHED
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
@@ -192,7 +193,14 @@ class PeftModel(AdaptedModel):
         Raises:
             CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
             ShapeMismatchError: A tensor has another shape than the model's.
+            AdapterError: Adapters are attached to the base already.
         """
+        if ATTACHED in model.__dict__ or isinstance(model, AdaptedModel):
+            raise AdapterError(
+                f"The base has adapters already ({model.__dict__.get(ATTACHED, 'a PeftModel')!r}), and a second model "
+                "around it would run both at once. Add this one with load_adapter() to the model that has "
+                "them, call its unload() first, or load the base again."
+            )
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.as_saved().inference_mode = not is_trainable

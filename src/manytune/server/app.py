@@ -101,7 +101,7 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         loop=loop,
         metrics=Metrics(loop, adapters.cache),
         vocabulary=base.model.config.get_text_config().vocab_size,
-        positions=getattr(base.model.config.get_text_config(), "max_position_embeddings", None),
+        positions=base.positions,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manytune.engine.request import TokenLogprobs
+from manytune.server.formats import Delta, PartialAnswer
 from manytune.server.prompts import Prompts
 from manytune.server.token_entries import TokenEntries
 
@@ -31,29 +32,21 @@ class CompletionParts:
         self._follows = echo is not None  # whether the answer's text has yet to be joined to the prompt's
         self._gap = ""
 
-    def part(
-        self,
-        text: str,
-        tokens: Sequence[int],
-        scores: Sequence[TokenLogprobs],
-        prompt_scores: Sequence[TokenLogprobs] | None,
-    ) -> tuple[str, dict[str, Any] | None]:
+    def part(self, new: Delta | PartialAnswer) -> tuple[str, dict[str, Any] | None]:
         """The next part's text, and its tokens' entries if they are wanted and there are any.
 
         Args:
-            text: What is new in the answer.
-            tokens: Its tokens, whose text may come in a later part.
-            scores: Log probabilities of these tokens, if they are wanted.
-            prompt_scores: Those of the prompt's tokens, with the first part.
+            new: What an event adds to the answer, or the whole answer.
         """
-        before, entries = self._prompt(prompt_scores or ())
-        for token in tokens:
+        before, entries = self._prompt(new.prompt_logprobs or ())
+        for token in new.tokens:
             gap = self._entries.gap(token) if self._follows else None
             if gap is not None:
                 self._gap, self._follows = gap, False
+        text = new.text
         if text:
             text, self._gap = self._gap + text, ""
-        for name, values in self._entries.text(scores).items():
+        for name, values in self._entries.text(new.logprobs).items():
             entries.setdefault(name, []).extend(values)
         return before + text, entries if self._has_logprobs and entries["tokens"] else None
 

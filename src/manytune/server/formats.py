@@ -6,10 +6,31 @@ import json
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
+from manytune.data.answer_format import BARE, AnswerFormat, AnswerStream
 from manytune.engine.request import FinishReason, Output, TokenLogprobs, Usage
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an event adds to an answer.
+
+    Attributes:
+        text: To its text.
+        reasoning: To what was written before it.
+        tokens: The token, if there is one.
+        logprobs: Those of its token, if the request asked for them.
+        prompt_logprobs: Those of the prompt's tokens but the first, with the first event of a request that asked for
+            them.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass
@@ -17,7 +38,9 @@ class PartialAnswer:
     """One answer so far.
 
     Attributes:
+        format: What is an answer in the text that is generated.
         text: Its text.
+        reasoning: What the model wrote before it.
         tokens: Its tokens, the end token included.
         logprobs: One for each of them, if the request asked for them.
         prompt_logprobs: Those of the prompt's tokens but the first, if the request asked for them.
@@ -25,23 +48,41 @@ class PartialAnswer:
         usage: Token counts.
     """
 
+    format: InitVar[AnswerFormat] = BARE
     text: str = ""
+    reasoning: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     reason: FinishReason | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
-    def add(self, output: Output) -> list[TokenLogprobs]:
-        """Add an event; returns the log probabilities that it adds to the answer."""
-        self.text += output.text
+    def __post_init__(self, format: AnswerFormat) -> None:
+        self._stream = AnswerStream(format)
+
+    def add(self, output: Output) -> Delta:
+        """Add an event; returns what it adds to the answer."""
+        new = self._stream.push(output.text)
+        text, reasoning = new.content, new.reasoning
+        if output.finish_reason is not None:
+            rest = self._stream.finish()
+            text, reasoning = text + rest.content, reasoning + rest.reasoning
+        self.text += text
+        self.reasoning += reasoning
         self.reason = output.finish_reason
         self.usage = output.usage
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
-        new = [] if output.logprobs is None else [output.logprobs]
-        self.tokens += [] if output.token_id is None else [output.token_id]
-        self.logprobs += new
-        return new
+        tokens = () if output.token_id is None else (output.token_id,)
+        logprobs = () if output.logprobs is None else (output.logprobs,)
+        self.tokens.extend(tokens)
+        self.logprobs.extend(logprobs)
+        return Delta(text, reasoning, tokens, logprobs, output.prompt_logprobs)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message of a conversation."""
+        reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
+        return {"role": "assistant", "content": self.text, **reasoning, "refusal": None}
 
 
 @dataclass(frozen=True)

@@ -9,38 +9,10 @@ from pydantic_core import PydanticCustomError
 
 from manytune.data.templates import Segment
 from manytune.engine.request import SamplingParams
-from manytune.server.body_errors import EXPECTED, alternatives, described, tag
+from manytune.server.body_errors import EXPECTED, alternatives, described
+from manytune.server.field_types import LIST, STRING, Prompts, Stops, string_or_list
 from manytune.server.http_errors import HttpError
 
-_STRING, _LIST, _STRINGS, _TOKENS, _TOKEN_LISTS = map(
-    tag, ("string", "list", "strings", "tokens", "token lists")
-)
-
-
-def _string_or_list(value: object) -> str | None:
-    return _STRING if isinstance(value, str) else _LIST if isinstance(value, list) else None
-
-
-def _text_or_tokens(value: object) -> str | None:
-    """What a prompt is meant to be, by its type and that of its first element."""
-    if not isinstance(value, list):
-        return _STRING if isinstance(value, str) else None
-    kinds = {int: _TOKENS, str: _STRINGS, list: _TOKEN_LISTS}
-    return kinds.get(type(value[0])) if value else None
-
-
-_Stop = Annotated[str, Field(min_length=1, max_length=200)]
-_Stops = Annotated[
-    Annotated[_Stop, Tag(_STRING)] | Annotated[list[_Stop], Field(max_length=4), Tag(_LIST)],
-    alternatives("a string or a list of up to 4 strings", _string_or_list),
-]
-_Prompts = Annotated[
-    Annotated[str, Tag(_STRING)]
-    | Annotated[list[str], Tag(_STRINGS)]
-    | Annotated[list[int], Tag(_TOKENS)]
-    | Annotated[list[list[int]], Tag(_TOKEN_LISTS)],
-    alternatives("a string, a list of tokens, or a list of strings or of such lists", _text_or_tokens),
-]
 _Refused = dict[str, tuple[Any, ...]]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -85,7 +57,7 @@ class GenerationBody(_Body):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1)
-    stop: _Stops | None = None
+    stop: Stops | None = None
     seed: _Seed | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -175,8 +147,8 @@ class TextPart(_Body):
 
 
 _Content = Annotated[
-    Annotated[str, Tag(_STRING)] | Annotated[list[TextPart], Tag(_LIST)],
-    alternatives("a string or a list of parts", _string_or_list),
+    Annotated[str, Tag(STRING)] | Annotated[list[TextPart], Tag(LIST)],
+    alternatives("a string or a list of parts", string_or_list),
 ]
 
 
@@ -194,12 +166,26 @@ class Message(_Body):
     }
     role: Literal["system", "developer", "user", "assistant"]
     content: _Content
+    reasoning_content: str | None = Field(
+        None, description="What the model wrote before an answer of its own, as it was returned."
+    )
+
+    @model_validator(mode="after")
+    def _models_own_reasoning(self) -> Self:
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise HttpError(
+                400,
+                f"reasoning_content belongs to messages of the assistant, not of {self.role}.",
+                code="invalid_value",
+                param="messages",
+            )
+        return self
 
     def segment(self) -> Segment:
         """The message as training has it."""
         role: Literal["system", "user", "assistant"] = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Segment(role, text)
+        return Segment(role, text, self.reasoning_content)
 
 
 _REFUSED_IN_CHAT: _Refused = {
@@ -237,6 +223,11 @@ class Conversation(GenerationBody):
         None, description="The task whose template to use, for an adapter trained on several."
     )
     max_completion_tokens: int | None = Field(None, ge=1)
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Values of the chat template's variables, in place of the adapter's; such as enable_thinking.",
+    )
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
@@ -310,7 +301,7 @@ class CompletionRequest(GenerationBody):
 
     refused: ClassVar[_Refused] = {"best_of": (1,), "suffix": ("",)}
     model: str
-    prompt: _Prompts
+    prompt: Prompts
     echo: bool = Field(False, description="Repeat the prompt before the answer, with its log probabilities.")
     max_tokens: int | None = Field(None, ge=0, description="0 only with echo.")
     logprobs: int | None = Field(None, ge=0, le=5)
@@ -351,7 +342,7 @@ class EmbeddingRequest(_Body):
     """`POST /v1/embeddings`."""
 
     model: str
-    input: _Prompts
+    input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Size of the vectors; only the model's own.")
     user: str | None = Field(None, max_length=200, description="Written to the log.")

@@ -11,6 +11,7 @@ from itertools import islice
 
 from starlette.requests import Request as HttpRequest
 
+from manytune.data.answer_format import AnswerFormat
 from manytune.engine.request import Output, Request, SamplingParams
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry, Model
@@ -18,7 +19,7 @@ from manytune.server.auth import Principal
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
-from manytune.server.prompts import Prompts
+from manytune.server.prompts import Prompt, Prompts
 from manytune.server.schema import GenerationBody
 from manytune.server.settings import Settings
 from manytune.store.manifest import Manifest
@@ -28,8 +29,8 @@ _log = logging.getLogger("manytune.server.prompts")
 #: The error of an answer that failed.
 NOT_FINITE = "the model's logits for the next token are NaN or Inf: the values of its adapter are too large."
 
-#: Makes the prompt's tokens for an adapter with this manifest, or for the base.
-PromptMaker = Callable[[Manifest | None], tuple[int, ...]]
+#: Makes the prompt for an adapter with this manifest, or for the base.
+PromptMaker = Callable[[Manifest | None], Prompt]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,12 @@ class Service:
 
 
 class Answers:
-    """The answers of a request: their outputs, until all have ended or the client has disconnected."""
+    """The answers of a request: their outputs, until all have ended or the client has disconnected.
+
+    Attributes:
+        models: Who answers, for each answer.
+        formats: What is an answer in the text that is generated, for each answer.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -82,6 +88,7 @@ class Answers:
         self._is_closed = False
         self.models: list[Model] = []
         self.prompts: list[tuple[int, ...]] = []
+        self.formats: list[AnswerFormat] = []
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Output]]:
         """Each output with the index of its answer."""
@@ -128,11 +135,19 @@ class Answers:
         self._timings.append(Timing(service.metrics, wanted.model))
         model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
         self.models.append(model)
-        ids = await asyncio.to_thread(wanted.prompt, model.manifest)
-        self.prompts.append(ids)
-        params = body.params(_max_new_tokens(service, body, model, len(ids)), wanted.choice)
-        _check_tokens(ids, params, service.vocabulary)
-        request = Request(uuid.uuid4().hex, ids, params, model.digest, principal.tenant)
+        prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
+        self.prompts.append(prompt.tokens)
+        self.formats.append(prompt.answers)
+        params = body.params(_max_new_tokens(service, body, model, len(prompt.tokens)), wanted.choice)
+        _check_tokens(prompt.tokens, params, service.vocabulary)
+        request = Request(
+            uuid.uuid4().hex,
+            prompt.tokens,
+            params,
+            model.digest,
+            principal.tenant,
+            opening=prompt.answers.opening,
+        )
         return Submission(request, model.adapter, model.terms)
 
     async def _submit(

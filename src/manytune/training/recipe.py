@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe, TaskRecipe
-from manytune.data.section import Number, Section, kind_of
+from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
@@ -262,9 +262,7 @@ def _explain(problem: Any) -> str:
     name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        known = list(_section_at(path[:-1]).model_fields)
-        nearest = did_you_mean(str(path[-1]), known) or "."
-        return f"{name}: there is no such key{nearest} Known: {', '.join(known)}."
+        return f"{name}: {no_such_key(str(path[-1]), _section_at(path[:-1]).model_fields)}"
     if kind == "missing":
         return f"{name}: this key is missing; it says {_summary_of(path)}"
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is

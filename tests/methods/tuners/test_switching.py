@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.test_contract import VARIANTS, Case
+from tests.methods.test_registry_contract import VARIANTS, Case
 from tests.methods.tiny_models import GPT2, LLAMA, T5, Family
 from torch import Tensor, nn
 

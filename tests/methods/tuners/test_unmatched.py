@@ -33,7 +33,7 @@ from manytune import (
     get_peft_model,
     inject_adapter_in_model,
 )
-from manytune.methods.tuners.adapter_layer import adapter_layers
+from manytune.methods.tuners.targets import adapter_layers
 
 QV = ["q_proj", "v_proj"]
 

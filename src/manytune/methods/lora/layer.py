@@ -16,6 +16,7 @@ from manytune.methods.lora.dora import Magnitude, along, output_norm
 from manytune.methods.lora.terms import lora_terms
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.merging import added
 from manytune.methods.tuners.terms import Terms
 
 
@@ -246,7 +247,7 @@ class LoraLayer(AdapterLayer):
         dtype = self.base_layer.get_parameter(self.weight_name).dtype
         weight = self.origin(adapter_names)
         deltas = [self._merged_delta(name, weight) for name in adapter_names]
-        result = {self.weight_name: _add(weight, deltas).to(dtype)}
+        result = {self.weight_name: added(weight, deltas, dtype)}
         biases = [
             self.lora_B[name].get_parameter("bias") * self.scaling[name]
             for name in adapter_names
@@ -258,7 +259,7 @@ class LoraLayer(AdapterLayer):
                 raise MergeBiasError(
                     "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
                 )
-            result["bias"] = _add(bias, biases).to(bias.dtype)  # type: ignore[arg-type]
+            result["bias"] = added(bias, biases, bias.dtype)  # type: ignore[arg-type]
         return result
 
     def origin(self, adapter_names: Sequence[str]) -> Tensor:
@@ -289,11 +290,3 @@ class LoraLayer(AdapterLayer):
 
 class MergeBiasError(AdapterError, RuntimeError):
     """A bias in B has nowhere to go."""
-
-
-def _add(weight: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    total = weight.to(wide, copy=True)
-    for delta in deltas:
-        total += delta
-    return total

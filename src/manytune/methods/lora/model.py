@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
+from manytune.methods.lora.biases import trained_biases, with_the_bases
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
 from manytune.methods.lora.conversion import as_plain_lora
@@ -266,20 +268,7 @@ class LoraModel(SummedTuner):
     def _biases(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """The base's biases that an adapter trains, by path."""
         which = getattr(self.peft_config[adapter_name], "bias", "none")
-        if which == "none":
-            return {}
-        if which == "lora_only":
-            carrying = {p: layer for p, layer in self._layers.items() if layer.has_adapter(adapter_name)}
-            return {
-                f"{path}.base_layer.bias": layer.base_layer.bias  # type: ignore[misc]
-                for path, layer in carrying.items()
-                if isinstance(getattr(layer.base_layer, "bias", None), nn.Parameter)
-            }
-        return {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if name.endswith("bias") and ".lora_" not in name and ".modules_to_save." not in name
-        }
+        return trained_biases(self.model, self._layers, adapter_name, which)
 
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
         """See `Tuner.set_adapter`."""
@@ -298,6 +287,13 @@ class LoraModel(SummedTuner):
                 stacklevel=3,
             )
         super().enable_adapters(enabled=enabled)
+
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`; the base alone has its own biases."""
+        kept = () if adapter_names else self.__dict__["_base_biases"]
+        with super().switched(adapter_names, merged=merged), with_the_bases(kept):
+            yield
 
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""

@@ -27,6 +27,9 @@ from manytune.methods.tuners.walk import every_parameter
 #: What stands for the base alone where an adapter is named.
 BASE = "__base__"
 
+#: The attribute of a model that says that a method is attached to it, with the name of its first adapter.
+ATTACHED = "_manytune_attached"
+
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
 
@@ -86,6 +89,8 @@ class Tuner(nn.Module, ABC):
         except BaseException:
             self._thaw()
             raise
+        if self.in_layers:
+            model.__dict__[ATTACHED] = adapter_name
 
     # -- the contract
 
@@ -333,6 +338,7 @@ class Tuner(nn.Module, ABC):
             )
 
     def _thaw(self) -> None:
+        self.model.__dict__.pop(ATTACHED, None)
         for parameter in self._was_trainable:
             parameter.requires_grad_(True)
 

@@ -28,7 +28,7 @@ from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.switching import named_in_layers, written
 from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, joined
-from manytune.methods.tuners.tied import refuse_tied
+from manytune.methods.tuners.tied import refuse_tied, say_untied
 from manytune.methods.tuners.walk import replace_module
 
 
@@ -141,7 +141,7 @@ class LayerTuner(Tuner):
                 p: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for p, m in to_save
             }
             for keeper in keepers.values():
-                keeper.add(adapter_name)
+                keeper.add(adapter_name, autocast=autocast_adapter_dtype)
         except BaseException:
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
@@ -375,9 +375,8 @@ class LayerTuner(Tuner):
             replace_module(self.model, path, layer.base_layer)
         for path, keeper in self._saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
-            replace_module(
-                self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module
-            )
+            replace_module(self.model, path, keeper.trained(mine[-1]) if mine else keeper.original_module)
+        say_untied(self.model)
         return self._detach()
 
     def _detach(self) -> nn.Module:

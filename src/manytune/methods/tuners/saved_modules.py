@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.tuners.base_layers import Wrapper
@@ -70,11 +71,24 @@ class ModulesToSaveWrapper(Wrapper):
             return self.original_module
         return self.modules_to_save[name]
 
-    def add(self, adapter_name: str) -> None:
-        """Give an adapter a copy of the original. It doesn't train until the adapter is active."""
+    def add(self, adapter_name: str, *, autocast: bool = True) -> None:
+        """Give an adapter a copy of the original. It doesn't train until the adapter is active.
+
+        Args:
+            adapter_name: The adapter.
+            autocast: Keep the copy in float32 where the original is in half precision, which rounds small steps away.
+        """
         twin = copy.deepcopy(self.original_module)
         twin.requires_grad_(False)
+        if autocast and _dtype_of(twin) in (torch.float16, torch.bfloat16):
+            twin.float()
         self.modules_to_save[adapter_name] = twin
+
+    def trained(self, adapter_name: str) -> nn.Module:
+        """An adapter's copy, in the original's dtype."""
+        dtype = _dtype_of(self.original_module)
+        twin = self.modules_to_save[adapter_name]
+        return twin if dtype is None else twin.to(dtype)
 
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """The copy's parameters by their name within the module; empty if the adapter has no copy."""
@@ -130,8 +144,13 @@ class ModulesToSaveWrapper(Wrapper):
             self._active_adapter = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module in use."""
-        return self.current(*args, **kwargs)
+        """Run the module in use; a copy in float32 on a half-precision base takes and gives the base's dtype."""
+        module, dtype = self.current, _dtype_of(self.original_module)
+        wide = dtype if module is self.original_module else _dtype_of(module)
+        if dtype is None or wide is None or wide == dtype:
+            return module(*args, **kwargs)
+        args, kwargs = _cast(args, wide), _cast(kwargs, wide)
+        return _cast(module(*args, **kwargs), dtype)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -141,6 +160,22 @@ class ModulesToSaveWrapper(Wrapper):
             if "_modules" not in self.__dict__ or "original_module" not in self._modules:
                 raise
             return getattr(self.current, name)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's floating-point parameters; None if it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors in a dtype, within tuples, lists and dictionaries; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(one, dtype) for one in value)
+    if type(value) is dict:
+        return {key: _cast(one, dtype) for key, one in value.items()}
+    return value
 
 
 class ModuleTypeError(ConfigError, TypeError):

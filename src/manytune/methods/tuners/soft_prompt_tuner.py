@@ -135,7 +135,7 @@ class PromptTuner(Tuner):
         device = embeddings_of(self.model).device
         self.prompt_encoder[adapter_name] = prompt.to(device=device, dtype=dtype)
         for path, keeper in keepers.items():
-            keeper.add(adapter_name)
+            keeper.add(adapter_name, autocast=autocast_adapter_dtype)
             if path not in self._saved:
                 replace_module(self.model, path, keeper)
         self._saved.update(keepers)

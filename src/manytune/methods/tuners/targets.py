@@ -18,10 +18,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
-from manytune.methods.config import PeftConfig, TaskType
+from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.names import lists_around, shortest_names, shown
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.task_heads import TASK_HEADS, head_names
 from manytune.methods.tuners.unmatched import check_layers, nearest, pattern_matches, report
 
 ALL_LINEAR = "all-linear"
@@ -48,13 +49,6 @@ ATTENTION_PROJECTIONS: dict[str, tuple[str, ...]] = {
     "phi3": ("qkv_proj",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     "distilbert": ("q_lin", "v_lin"),
-}
-
-#: Names of the trainable head that a task's model classes have.
-TASK_HEADS: dict[str, tuple[str, ...]] = {
-    TaskType.SEQ_CLS: ("classifier", "score"),
-    TaskType.TOKEN_CLS: ("classifier", "score"),
-    TaskType.QUESTION_ANS: ("qa_outputs",),
 }
 
 
@@ -140,7 +134,7 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
     """
     get_output = getattr(model, "get_output_embeddings", None)
     head = get_output() if callable(get_output) else None
-    heads = TASK_HEADS.get(task_type or "", ())
+    heads = head_names(model, task_type)
     everything = list(candidates(model))
     attentions = {path for path, module in everything if isinstance(base_of(module), nn.MultiheadAttention)}
     wanted = [

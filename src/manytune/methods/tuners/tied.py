@@ -29,3 +29,22 @@ def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
                     "written into the one would change the other. Use the adapter unmerged, or load the base with "
                     "tie_word_embeddings=False."
                 )
+
+
+def say_untied(model: nn.Module) -> None:
+    """Let a model's configuration say that input and output embeddings differ, if they do.
+
+    Readers of a saved model that go by `tie_word_embeddings` would else use one of two unlike tables for both.
+
+    Mutates: the configuration.
+    """
+    get_input, get_output = (
+        getattr(model, f"get_{side}_embeddings", lambda: None) for side in ("input", "output")
+    )
+    first, second = (getattr(module, "weight", None) for module in (get_input(), get_output()))
+    config = getattr(model, "config", None)
+    if first is None or second is None or first is second or config is None:
+        return
+    for one in (config, config.get_text_config()):
+        if getattr(one, "tie_word_embeddings", False):
+            one.tie_word_embeddings = False

@@ -29,11 +29,11 @@ async def chat(body: ChatRequest, http: Request) -> Response:
     envelope = Envelope("chatcmpl", body.model, fingerprint_of(answers.models[0]))
     if body.stream:
         return _stream(service, http, body, answers, envelope)
-    found = await collect(service, http, answers, body.n)
+    found = await collect(service, http, answers)
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": one.text, "refusal": None},
+            "message": one.message,
             "logprobs": TokenEntries(service.prompts.token).chat(one.logprobs) if body.logprobs else None,
             "finish_reason": one.reason,
         }
@@ -44,11 +44,11 @@ async def chat(body: ChatRequest, http: Request) -> Response:
 
 def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
     """Makes the prompt of a body for any adapter."""
-    fields = body.fields
+    fields, kwargs, new_tokens = body.fields, body.chat_template_kwargs, body.token_limit[1] or 1
     if fields is not None:
-        return lambda manifest: service.prompts.fields(fields, body.task, manifest)
+        return lambda manifest: service.prompts.fields(fields, body.task, manifest, kwargs, new_tokens)
     segments = [message.segment() for message in body.messages]
-    return lambda manifest: service.prompts.conversation(segments, manifest)
+    return lambda manifest: service.prompts.conversation(segments, manifest, kwargs, new_tokens)
 
 
 def fingerprint_of(model: Model) -> str:
@@ -70,11 +70,13 @@ def _stream(
         return envelope.wrap("chat.completion.chunk", [choice], **more)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        tokens = answer.add(output)
-        if not output.text and not tokens and output.finish_reason is None:
+        new = answer.add(output)
+        delta = {"reasoning_content": new.reasoning, "content": new.text}
+        delta = {key: text for key, text in delta.items() if text}
+        if not delta and not new.logprobs and output.finish_reason is None:
             return None
-        logprobs = entries[index].chat(tokens) if tokens else None
-        return chunk(index, {"content": output.text} if output.text else {}, output.finish_reason, logprobs)
+        logprobs = entries[index].chat(new.logprobs) if new.logprobs else None
+        return chunk(index, delta, output.finish_reason, logprobs)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
         if not with_usage:
@@ -82,4 +84,4 @@ def _stream(
         return envelope.wrap("chat.completion.chunk", [], usage=usage_of(found, found[:1]))
 
     opening = [chunk(index, {"role": "assistant", "content": ""}) for index in range(body.n)]
-    return stream(service, http, answers, body.n, opening=opening, to_chunk=to_chunk, closing=closing)
+    return stream(service, http, answers, opening=opening, to_chunk=to_chunk, closing=closing)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from manytune.engine.request import Output, TokenLogprobs
+from manytune.engine.request import Output
 from manytune.server.completion_parts import CompletionParts
 from manytune.server.formats import Envelope, PartialAnswer, usage_of
+from manytune.server.prompts import Prompt
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.schema import CompletionRequest
@@ -30,18 +30,19 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
         for choice in range(body.n)
     )
     answers = await generate(service, http, body, wanted)
-    count = len(answers.models)
     envelope = Envelope("cmpl", body.model, fingerprint_of(answers.models[0]))
     if body.stream:
         return _stream(service, http, body, answers, envelope)
-    found = await collect(service, http, answers, count)
+    found = await collect(service, http, answers)
     choices = [
         {
             "index": index,
-            **_content(parts, one.text, one.tokens, one.logprobs, one.prompt_logprobs),
+            "text": text,
+            "logprobs": logprobs,
             "finish_reason": one.reason,
         }
         for index, (one, parts) in enumerate(zip(found, _parts(service, body, answers), strict=True))
+        for text, logprobs in [parts.part(one)]
     ]
     return JSONResponse(envelope.wrap("text_completion", choices, usage=usage_of(found, found[:: body.n])))
 
@@ -49,7 +50,7 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
 def _prompt_maker(service: Service, prompt: str | list[int]) -> PromptMaker:
     if isinstance(prompt, str):
         return lambda manifest: service.prompts.text(prompt)
-    return lambda manifest: tuple(prompt)
+    return lambda manifest: Prompt(tuple(prompt))
 
 
 def _parts(service: Service, body: CompletionRequest, answers: Answers) -> list[CompletionParts]:
@@ -66,32 +67,18 @@ def _parts(service: Service, body: CompletionRequest, answers: Answers) -> list[
     ]
 
 
-def _content(
-    parts: CompletionParts,
-    text: str,
-    tokens: Sequence[int],
-    scores: Sequence[TokenLogprobs],
-    prompt_scores: Sequence[TokenLogprobs] | None,
-) -> dict[str, Any]:
-    text, logprobs = parts.part(text, tokens, scores, prompt_scores)
-    return {"text": text, "logprobs": logprobs}
-
-
 def _stream(
     service: Service, http: Request, body: CompletionRequest, answers: Answers, envelope: Envelope
 ) -> Response:
-    count = len(answers.models)
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     more: dict[str, Any] = {"usage": None} if with_usage else {}
     parts = _parts(service, body, answers)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        scores = answer.add(output)
-        tokens = [] if output.token_id is None else [output.token_id]
-        content = _content(parts[index], output.text, tokens, scores, output.prompt_logprobs)
-        if not content["text"] and not content["logprobs"] and output.finish_reason is None:
+        text, logprobs = parts[index].part(answer.add(output))
+        if not text and not logprobs and output.finish_reason is None:
             return None
-        choice = {"index": index, **content, "finish_reason": output.finish_reason}
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": output.finish_reason}
         return envelope.wrap("text_completion", [choice], **more)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
@@ -99,4 +86,4 @@ def _stream(
             return None
         return envelope.wrap("text_completion", [], usage=usage_of(found, found[:: body.n]))
 
-    return stream(service, http, answers, count, opening=(), to_chunk=to_chunk, closing=closing)
+    return stream(service, http, answers, opening=(), to_chunk=to_chunk, closing=closing)

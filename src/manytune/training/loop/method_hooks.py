@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from manytune.errors import ConfigError, RunError
 from manytune.methods.tuners.training_hooks import TrainingHooks
@@ -46,12 +46,7 @@ class MethodCallback(TrainerCallback):
         self._hooks = hooks
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, optimizer: Any = None, **__: Any
     ) -> None:
         """Give the method of a resumed run the state that it had."""
         if state.global_step:
@@ -64,12 +59,7 @@ class MethodCallback(TrainerCallback):
             torch.autograd.backward(penalty)
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, optimizer: Any = None, **__: Any
     ) -> None:
         """Let the method act on the step that was just taken."""
         self._hooks.after_step(state.global_step + 1)
