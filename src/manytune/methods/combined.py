@@ -128,6 +128,11 @@ class CombinedModel(Tuner):
     weights: Tuner
     prompt: PromptTuner
 
+    def refuse_checkpointing(self, *, planned: bool = False) -> None:
+        """See `Tuner.refuse_checkpointing`: what either part says."""
+        self.weights.refuse_checkpointing(planned=planned)
+        self.prompt.refuse_checkpointing(planned=planned)
+
     def mounted(self) -> dict[str, nn.Module]:
         """See `Tuner.mounted`: parameters are called as with either part alone."""
         return {"base_model": self.weights, "prompt_encoder": self.prompt.prompt_encoder}

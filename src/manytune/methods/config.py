@@ -101,6 +101,11 @@ class PeftConfig:
         self.__dict__["_was_saved"] = True
         return self
 
+    @property
+    def is_adaption_prompt(self) -> bool:
+        """Whether the method is HF PEFT's adaption prompts, which isn't implemented: never."""
+        return False
+
     # -- what a method's options may say, with defaults
 
     @property

@@ -40,7 +40,8 @@ def inject_adapter_in_model(
         The same model; its `peft_config` holds each adapter's options.
 
     Raises:
-        ConfigError: The method has no layers of its own in the model.
+        ConfigError: The method has no layers of its own in the model; or `state_dict` is given and parameters are
+            targeted, whose names aren't in it.
         NoMatchingPeftModuleError: The configuration targets no module.
 
     Warns:
@@ -53,6 +54,11 @@ def inject_adapter_in_model(
             "Use get_peft_model."
         )
     if state_dict is not None:
+        if getattr(peft_config, "target_parameters", None):
+            raise ConfigError(
+                "inject_adapter_in_model can't tell from a state_dict which parameters an adapter with "
+                f"target_parameters={sorted(peft_config.target_parameters)} adapts. Leave the state_dict out."  # type: ignore[attr-defined]
+            )
         _target_what_is_there(peft_config.as_saved(), model, kind, state_dict)
     present = model.__dict__.get(INJECTED)
     if isinstance(present, Tuner):

@@ -19,7 +19,8 @@ class LoraRuntimeConfig:
     """Options of HF PEFT for the present process; never written to a file.
 
     Args:
-        ephemeral_gpu_offload: Not implemented here; must stay False.
+        ephemeral_gpu_offload: Compute DoRA's first norms on an accelerator where the base is on the CPU; without one
+            they are computed there.
     """
 
     ephemeral_gpu_offload: bool = False
@@ -204,7 +205,7 @@ _UNIMPLEMENTED = (
         "monteclora_config",
     ),
     *("qalora_group_size", "trainable_token_indices", "use_bdlora", "use_qalora"),
-    *("velora_config", "runtime_config"),
+    "velora_config",
 )
 
 

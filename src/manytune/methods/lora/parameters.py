@@ -51,6 +51,7 @@ class ParamWrapper(LoraLayer):
     """
 
     row_wise: ClassVar[bool] = False
+    parameter_name: str
 
     def __init__(self, base_layer: nn.Module, parameter_name: str) -> None:
         super().__init__(base_layer)

@@ -28,7 +28,7 @@ from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.switching import named_in_layers, written
 from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, joined
-from manytune.methods.tuners.tied import refuse_tied, say_untied
+from manytune.methods.tuners.tied import refuse_unmergeable, say_untied
 from manytune.methods.tuners.walk import replace_module
 
 
@@ -206,7 +206,7 @@ class LayerTuner(Tuner):
             if not merged or self.enabled is False:
                 yield
                 return
-            with written(self._layers, adapter_names, self._rooms, partial(refuse_tied, self.model)):
+            with written(self._layers, adapter_names, self._rooms, partial(refuse_unmergeable, self.model)):
                 yield
 
     @property
