@@ -1,4 +1,4 @@
-"""Batches are built beside the training loop, in order, and nothing outlives it."""
+"""Batches are built next to the training loop, in order, and nothing outlives it."""
 
 from __future__ import annotations
 
