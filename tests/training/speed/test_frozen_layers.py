@@ -32,7 +32,7 @@ from manytune.training.speed.layout_choice import choose_layout, prepared
 from manytune.training.speed.required_flops import ModelSize
 
 LAYERS = 3
-# Some begin alike, one is another's beginning, and one comes up twice.
+# Some share a prefix, one is a prefix of another, and one occurs twice.
 ROWS = [
     Encoded((1, 2, 3), (4, 5, 0), "rows.jsonl", 1),
     Encoded((1, 2, 3), (4, 6, 0), "rows.jsonl", 2),
@@ -288,7 +288,7 @@ def test_a_batch_is_skipped_when_all_its_prefixes_are_known(monkeypatch: pytest.
             with lower(batch) as known:
                 assert loss_sum(attached, batch).item() == pytest.approx(expected, abs=1e-12)
             skipped.append(known)
-    assert skipped == [False, True, False, True]  # the second row is a beginning of the first
+    assert skipped == [False, True, False, True]  # the second row is a prefix of the first
 
 
 @pytest.mark.parametrize("nones", [0, 1, 2])
@@ -328,7 +328,7 @@ def test_a_frozen_adapter_below_is_part_of_the_function(monkeypatch: pytest.Monk
     assert_same_training(found, trained(plain, cache=False), (cached, plain))
 
 
-# What people are told
+# What people read
 # ----------------------------------------------------------------------------------------------------------
 
 
