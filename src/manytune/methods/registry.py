@@ -14,7 +14,7 @@ from manytune.errors import ConfigError
 from manytune.methods import load_methods
 from manytune.methods.config import PeftConfig, register_config
 from manytune.methods.tuners.base import Tuner
-from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.methods.tuners.terms import Adapter, Terms, TermsError
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,10 @@ def terms_of(adapter: Adapter, model: nn.Module) -> Terms:
         TermsError: It can't be written in terms, or doesn't fit the base.
         ConfigError: Its method isn't known.
     """
+    if not adapter.tensors:
+        raise TermsError(
+            f"{adapter.config.peft_type} adapter: its file holds no tensors, so it would change nothing."
+        )
     return method_of(adapter.config).tuner.terms(adapter.config, adapter.tensors, model)
 
 

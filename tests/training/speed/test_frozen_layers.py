@@ -182,9 +182,9 @@ def test_only_what_was_computed_counts_as_computed() -> None:
     assert (counters + counters).skipped_pairs == 2 * counters.pairs
     size = ModelSize(100, 50, 9, 10, 0, lower_weights=60, lower_attention_width=6)
     upper = ModelSize(40, 50, 3, 10, 0)
-    assert size.training(counters) == upper.training(counters)
+    assert size.training_flops(counters) == upper.training_flops(counters)
     first = Counters.of(builder("padded")(ROWS, pad_id=0))
-    assert size.training(first) == upper.training(first) + 2 * 60 * real + 4 * 6 * first.pairs
+    assert size.training_flops(first) == upper.training_flops(first) + 2 * 60 * real + 4 * 6 * first.pairs
 
 
 def test_the_lower_part_of_a_models_size_is_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""LoRA beside a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
+"""LoRA next to a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
-from manytune.methods.tuners.merging import MergedSum
+from manytune.methods.tuners.merged_sum import MergedSum
 
 _WIDE = (torch.float32, torch.float64)
 
