@@ -113,7 +113,7 @@ def test_verify_checks_everything_in_the_store_and_goes_on_after_a_fault(
     assert "changed or damaged" in message(result)
     assert [sorted(one) for one in json.loads(adapters("verify", "--json").stdout)] == [
         ["error", "path"],
-        ["base_checked", "effect", "files", "note", "path", "tensors"],
+        ["base_checked", "effect", "files", "note", "path", "tensors", "unservable"],
     ]
 
 

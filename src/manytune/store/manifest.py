@@ -37,6 +37,8 @@ class Description:
         scores: Measured numbers by name.
         combination: For an adapter that was combined from others: the kind, and of each its digest and weight.
             None for one that was trained.
+        unservable: Why a server can't run it next to others, as the release that wrote the manifest found it; None if
+            it can, or if that was never tried.
     """
 
     method: str
@@ -48,6 +50,7 @@ class Description:
     recipe: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     combination: Mapping[str, Any] | None = None
+    unservable: str | None = None
 
     @property
     def templates_by_task(self) -> Mapping[str | None, Mapping[str, str]]:
@@ -77,9 +80,9 @@ class Manifest(Description):
         """As it is written to `manifest.json`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["fingerprint"] = self.fingerprint.to_dict()
-        for key in ("templates", "combination"):
+        for key in _OPTIONAL:
             if values[key] is None:
-                del values[key]  # only adapters of several tasks, or made of several adapters, have the key
+                del values[key]
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
@@ -120,8 +123,8 @@ class Manifest(Description):
             raise DamagedError(f"{where}: expected JSON: {error}.") from error
         if not isinstance(values, dict):
             raise DamagedError(f"{where}: expected a JSON object; found {type(values).__name__}.")
-        values.setdefault("templates", None)
-        values.setdefault("combination", None)
+        for key in _OPTIONAL:
+            values.setdefault(key, None)
         if values.get("format") != FORMAT:
             raise DamagedError(
                 f"{where}: expected manifest format {FORMAT}; found {_shorten(values.get('format'))}. "
@@ -193,6 +196,8 @@ _INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
     "files": (_is_file, "SHA-256 hashes by paths inside the adapter's directory"),
 }
 _ABSENT = type(None)
+#: Keys that are there only for adapters of several tasks, made of several adapters, or that no server can run.
+_OPTIONAL = ("templates", "combination", "unservable")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),
     "base": ((str,), "text"),
@@ -200,6 +205,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "templates": ((dict, _ABSENT), "an object or null"),
     "combination": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
+    "unservable": ((str, _ABSENT), "text or null"),
     "scores": ((dict,), "an object"),
     "files": ((dict,), "an object"),
     "created": ((str,), "text"),

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from manytune.atomic import atomic_write, flush_directory, flush_tree
 from manytune.errors import StoreError, UnknownAdapterError
@@ -163,6 +164,7 @@ class AdapterStore:
         move: bool = False,
         tags: Iterable[str] = (),
         base: Base | None = None,
+        base_tokenizer: bool = False,
     ) -> StoreEntry:
         """Put a copy of an adapter into the store. One with the same content is kept once, with the scores of both.
 
@@ -172,9 +174,11 @@ class AdapterStore:
             move: Take the name from another adapter that has it.
             tags: Tags to give it.
             base: Its base, to be checked; needed for a checkpoint of HF PEFT.
+            base_tokenizer: Use the base's tokenizer and chat template even if others lie next to the adapter.
 
         Raises:
-            StoreError: There is no adapter; the name can't be one; or the base is missing.
+            StoreError: There is no adapter; the name can't be one; the base is missing; or the adapter comes with
+                another tokenizer than its base's.
             DamagedError: A file of the adapter is missing, damaged, or a pickle.
             NameTakenError: The name is taken.
             BaseMismatchError: The adapter was trained on another base.
@@ -185,7 +189,7 @@ class AdapterStore:
             check_word(word)
         self._create()
         with self._staging.filling() as staged:
-            manifest = gather(Path(source).expanduser(), staged, base)
+            manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
             flush_tree(staged)
             digest = digest_of(manifest)
             with self._lock():
@@ -195,7 +199,7 @@ class AdapterStore:
                 if is_new:
                     self._put_files(digest, staged)
                 else:
-                    self._put_scores(digest, manifest.scores)
+                    self._put_again(digest, manifest, tried=base is not None)
                 if name is not None:
                     self._labels.put_name(name, digest)
                 for tag in tags:
@@ -338,12 +342,22 @@ class AdapterStore:
         staged.rename(target)
         flush_directory(target.parent)
 
+    def _put_again(self, digest: str, again: Manifest, *, tried: bool) -> None:
+        """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
+        file = self.directory(digest) / MANIFEST_NAME
+        manifest = Manifest.read(file)
+        unservable = again.unservable if tried else manifest.unservable or again.unservable
+        self._put_manifest(file, manifest, scores={**manifest.scores, **again.scores}, unservable=unservable)
+
     def _put_scores(self, digest: str, scores: Mapping[str, float]) -> None:
         file = self.directory(digest) / MANIFEST_NAME
         manifest = Manifest.read(file)
-        together = {**manifest.scores, **scores}
-        if together != manifest.scores:
-            self._staging.put(file, dataclasses.replace(manifest, scores=together).to_json())
+        self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
+
+    def _put_manifest(self, file: Path, manifest: Manifest, **changes: Any) -> None:
+        changed = dataclasses.replace(manifest, **changes)
+        if changed != manifest:
+            self._staging.put(file, changed.to_json())
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
         return UnknownAdapterError(

@@ -15,6 +15,7 @@ from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
 from manytune.store.base import Base
 from manytune.store.resident import MappedTensors
+from manytune.store.servability import why_not_served
 
 _PROBE_TOKENS = 16
 
@@ -29,6 +30,8 @@ class Verification:
         tensors: Tensors that are finite.
         effect: With a base, the largest difference that the adapter makes to a logit of the probe tokens; None without.
         note: What couldn't be checked, in a sentence; None if everything that was asked for was.
+        unservable: Why a server can't run it, and what to do instead; None if it can, or, without a base, if its
+            manifest doesn't say.
     """
 
     path: Path
@@ -36,6 +39,7 @@ class Verification:
     tensors: int
     effect: float | None
     note: str | None
+    unservable: str | None = None
 
     @property
     def base_checked(self) -> bool:
@@ -65,12 +69,17 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
                 "train it again, with a lower learning rate."
             )
     effect = None if base is None else _effect(stored.path, base)
+    if base is not None:
+        unservable = why_not_served(stored.path, base.model, encodes=base.is_encoder)
+    else:
+        unservable = None if stored.manifest is None else stored.manifest.unservable
     return Verification(
         stored.path,
         0 if stored.manifest is None else len(stored.manifest.files),
         len(tensors),
         effect,
         stored.note,
+        unservable,
     )
 
 

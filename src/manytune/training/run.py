@@ -37,6 +37,7 @@ from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.locking import held
 from manytune.store.manifest import Description
+from manytune.store.servability import note_verdict
 from manytune.training.loop.train import TrainingResult, train_model
 from manytune.training.progress import Report
 from manytune.training.recipe import Recipe, load_recipe
@@ -238,6 +239,7 @@ def _train(
                 scores={} if loss is None else {"validation_loss": loss},
             ),
         )
+        note_verdict(directory / "adapter", base.model)
     finished = TrainedRun(
         directory=directory,
         adapter=directory / "adapter",
