@@ -54,7 +54,9 @@ def test_what_trainer_wrote_can_be_opened_where_it_is(trained: Path, tiny_base: 
 def test_a_directory_of_checkpoints_without_an_adapter_of_its_own_names_the_newest(tmp_path: Path) -> None:
     for step in (500, 1000):
         save_peft(tmp_path / "out" / f"checkpoint-{step}")
-    with pytest.raises(StoreError, match=r"hold adapters \(checkpoint-500, checkpoint-1000\); name one.*-1000"):
+    with pytest.raises(
+        StoreError, match=r"hold adapters \(checkpoint-500, checkpoint-1000\); name one.*-1000"
+    ):
         open_adapter(tmp_path / "out")
 
 

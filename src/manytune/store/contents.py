@@ -51,7 +51,7 @@ def contents_of(directory: Path) -> Contents:
     One with a manifest was written by manytune and is the adapter's as a whole. In one without, HF PEFT's
     `save_pretrained` may have been joined by whatever wrote there: an optimizer's state, arguments, checkpoints.
     """
-    if (directory / MANIFEST_NAME).is_file():
+    if os.path.lexists(directory / MANIFEST_NAME):
         # Not rglob, which takes several times as long: a store's cache does this for each adapter that it loads.
         below = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
         files = sorted(path.relative_to(directory).as_posix() for path in below)

@@ -26,6 +26,7 @@ from typing import Any
 from manytune.atomic import atomic_write, flush_directory, flush_tree
 from manytune.errors import StoreError, UnknownAdapterError
 from manytune.store.base import Base
+from manytune.store.contents import checkpoints_in
 from manytune.store.digests import digest_of
 from manytune.store.intake import gather
 from manytune.store.labels import Labels, check_word
@@ -153,6 +154,9 @@ class AdapterStore:
         return dict(
             sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
         )
+
+    def refresh(self) -> None:
+        """Take over changes of what the store follows. A store of its own follows nothing."""
 
     # -- writing
 
@@ -290,10 +294,10 @@ class AdapterStore:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir()):
-                raise StoreError(
-                    f"{self.root}: this directory isn't a store of adapters, and isn't empty. Name another directory."
-                ) from None
+                raise StoreError(_no_store(self.root)) from None
             return
+        except NotADirectoryError:
+            raise StoreError(f"{self.root}: expected a directory, found a file.") from None
         except ValueError as error:
             raise StoreError(f"{file}: expected JSON: {error}.") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -363,3 +367,23 @@ class AdapterStore:
         return UnknownAdapterError(
             f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
         )
+
+
+def is_store(directory: Path) -> bool:
+    """Whether a directory is a store of adapters."""
+    return (directory / _DESCRIPTION).is_file()
+
+
+def _no_store(root: Path) -> str:
+    """What to say about a directory that holds something else."""
+    inside = checkpoints_in(root)
+    if inside:
+        return (
+            f"{root}: this directory isn't a store of adapters; its subdirectories hold {len(inside)} ({inside[0]} …). "
+            f"`manytune serve --adapters {root}` serves them as they are; `manytune adapters add {root}/* --base BASE` "
+            "puts copies into a store."
+        )
+    return (
+        f"{root}: this directory isn't a store of adapters, has no subdirectories with an adapter, and isn't empty. "
+        "Name another directory."
+    )
