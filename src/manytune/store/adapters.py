@@ -15,9 +15,10 @@ import safetensors
 from manytune import __version__
 from manytune.atomic import atomic_directory, atomic_write, moved_aside
 from manytune.errors import BaseMismatchError, DamagedError, StoreError
+from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.base import Base
-from manytune.store.contents import checkpoints_in, contents_of
+from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
@@ -61,7 +62,23 @@ def save_adapter(model: Saveable, directory: Path, description: Description) -> 
         files = {name: sha256_file(temporary / name) for name in _deciding_files(temporary)}
         manifest = manifest_of(description, files)
         (temporary / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        put_scores_on_card(temporary, manifest)
     return manifest
+
+
+def put_scores_on_card(directory: Path, manifest: Manifest) -> None:
+    """Bring an adapter's card up to date with the scores in its manifest.
+
+    Raises:
+        CheckpointError: The card can't be read.
+    """
+    recipe = manifest.recipe or {}
+    model = Path(str(recipe.get("output") or manifest.method)).name
+    rows = (recipe.get("data") or {}).get("train")
+    dataset = rows if isinstance(rows, str) else "the rows of its recipe"
+    card = card_with_scores(directory / CARD_NAME, manifest.scores, model=model, dataset=dataset)
+    if card is not None:
+        atomic_write(directory / CARD_NAME, card)
 
 
 def manifest_of(description: Description, files: Mapping[str, str]) -> Manifest:
@@ -150,6 +167,7 @@ def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:
         raise StoreError(f"{directory}: scores go into the manifest, and {stored.note}.")
     manifest = dataclasses.replace(stored.manifest, scores={**stored.manifest.scores, **scores})
     atomic_write(stored.path / MANIFEST_NAME, manifest.to_json())
+    put_scores_on_card(stored.path, manifest)
     return manifest
 
 

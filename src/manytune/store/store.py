@@ -25,6 +25,7 @@ from typing import Any
 
 from manytune.atomic import atomic_write, flush_directory, flush_tree
 from manytune.errors import StoreError, UnknownAdapterError
+from manytune.store.adapters import put_scores_on_card
 from manytune.store.base import Base
 from manytune.store.contents import checkpoints_in
 from manytune.store.digests import digest_of
@@ -362,6 +363,7 @@ class AdapterStore:
         changed = dataclasses.replace(manifest, **changes)
         if changed != manifest:
             self._staging.put(file, changed.to_json())
+            put_scores_on_card(file.parent, changed)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
         return UnknownAdapterError(
