@@ -99,7 +99,7 @@ class FolderStore(AdapterStore):
     def _compare_names(self, name: str, directory: Path) -> None:
         """Warn of an adapter that names another base than it will run on; its tensors may fit both."""
         named: str | None = PeftConfig.from_pretrained(directory).base_model_name_or_path
-        ours = {Path(self._base.name).name, Path(self._base.model.name_or_path).name}
+        ours = {Path(self._base.name).name, Path(str(self._base.model.name_or_path)).name}
         if named and Path(named).name not in ours:
             _log.warning(
                 "%s says that its base is %s; here it runs on %s. If that is another model, its answers are worthless.",
