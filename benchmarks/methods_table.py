@@ -194,7 +194,7 @@ def _train(entry: Entry, directory: Path, steps: int) -> dict[str, Any]:
     """Train as `manytune train` does."""
     from manytune.training.run import run
 
-    training = run(_recipe(entry, directory, steps), measure_speed=False).training
+    training = run(_recipe(entry, directory, steps), measure_flops=False).training
     done = [0.0, *(report.step_seconds for report in training.step_reports)]
     return {
         "steps": training.steps,

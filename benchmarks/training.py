@@ -52,6 +52,7 @@ from manytune.kernels.products import fast_products
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
 from manytune.training.batches.grouping import plan_batches
+from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.train import train_model
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.speed.chunked_cross_entropy import loss_sum
@@ -238,7 +239,7 @@ def _run(
         compile=not options.eager,
         batch_size=scenario.batch_size,
         learning_rate=LEARNING_RATE,
-        schedule="constant",
+        lr_scheduler="constant",
         warmup=0,
         batching="shared-prefix",
         group_prefixes=scenario.grouped,
@@ -246,7 +247,8 @@ def _run(
         device="cpu",
     )
     reports: list[Any] = []
-    train_model(model, examples, [], settings, pad_id=base.tokenizer.pad_token_id, report=reports.append)
+    rows = TrainingRows(train=examples, pad_id=base.tokenizer.pad_token_id)
+    train_model(model, rows, settings, report=reports.append)
     first, last = reports[0], reports[-1]
     return last.tokens - first.tokens, last.step_seconds - first.step_seconds
 

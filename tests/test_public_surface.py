@@ -38,6 +38,7 @@ METHODS = {
     "FullConfig",
     "IA3Config",
     "LoraConfig",
+    "LoraRuntimeConfig",
     "PeftConfig",
     "PeftMixedModel",
     "PeftModel",

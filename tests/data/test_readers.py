@@ -210,7 +210,7 @@ def test_lines_lost_to_a_stray_quote_are_counted_in_the_reason(write: Write) -> 
 
 def test_a_quote_that_is_never_closed_is_an_error_even_when_skipping(write: Write) -> None:
     write("x.csv", 'id,text\n1,a\n2,"b\n3,c\n4,d\n')
-    with pytest.raises(DataError, match=r"x\.csv:3: a quoted field that begins in this row is never closed"):
+    with pytest.raises(DataError, match=r"x\.csv:3: a quoted field that starts in this row is never closed"):
         read("x.csv", on_error="skip")
 
 

@@ -18,6 +18,14 @@ def test_a_training_recipe_with_test_rows_is_an_experiment(tmp_path):
     assert experiment.rates_of(systems["lora"]) == (3e-4, 1e-3, 3e-3)  # ten times as high
 
 
+def test_full_fine_tuning_as_the_recipes_method_is_the_reference_with_its_options(tmp_path):
+    found = content(tmp_path) | {"method": {"name": "full", "keep_base": False}}
+    del found["compare"], found["forgetting"]
+    systems = experiment_from(found).systems()
+    assert list(systems) == ["full"]
+    assert not systems["full"].method.peft_config().keep_base
+
+
 def test_rates_of_methods_without_a_habit_are_loras():
     assert default_learning_rates("bottleneck") == default_learning_rates("lora")
     assert default_learning_rates("prompt-tuning") == (0.009, 0.03, 0.09)

@@ -6,12 +6,12 @@ from tests.experiments.tiny_experiment import Reported, content, experiment
 from manytune.errors import RecipeError
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import read_evaluation, write_evaluation
-from manytune.experiments import workspace as workspaces
 from manytune.experiments.compare import compare
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
 from manytune.experiments.workspace import open_workspace
+from manytune.training import inputs
 
 
 def test_a_sweep_has_a_point_a_rank_with_loss_test_and_spectrum(tmp_path):
@@ -40,7 +40,7 @@ def test_the_loss_over_groups_is_the_validation_loss_of_the_training(tmp_path):
 def test_one_base_is_loaded_for_all_ranks_and_finished_ones_are_not_trained_again(tmp_path, monkeypatch):
     loads = []
     monkeypatch.setattr(
-        workspaces, "load_base", lambda *a, real=workspaces.load_base, **k: loads.append(a) or real(*a, **k)
+        inputs, "load_base", lambda *a, real=inputs.load_base, **k: loads.append(a) or real(*a, **k)
     )
     reported = Reported()
     small = sweep_experiment(experiment(tmp_path), [1, 2], [])

@@ -10,7 +10,7 @@ from tests.store.tiny import LETTERS
 from tests.training.tiny_run import recipe_content, write_rows
 
 from manytune.experiments.recipe import Experiment, experiment_from
-from manytune.training.progress import Report
+from manytune.store.run_log import Report
 
 
 class Reported:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from manytune.training.progress import Report, StepReport
+from manytune.store.run_log import Report, StepReport
 from manytune.training.recipe import load_recipe
 from manytune.training.run import run
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.faults.slow_run import slow_run
-from tests.training.tiny_run import file_hash, recipe_content
+from tests.training.tiny_run import adapter_digest, recipe_content
 
 from manytune.training.recipe import recipe_from
 from manytune.training.run import run
@@ -61,14 +61,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[s
     directory = tmp_path_factory.mktemp("whole")
     words = run_in_a_process(write_recipe(directory))
     assert words[-1] == "done"
-    return file_hash(directory / "run" / "adapter"), words
+    return adapter_digest(directory / "run" / "adapter"), words
 
 
 def test_another_process_ends_with_the_same_bits(
     uninterrupted: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     content = yaml.safe_load(write_recipe(tmp_path).read_text())
-    assert file_hash(run(recipe_from(content)).adapter) == uninterrupted[0]
+    assert adapter_digest(run(recipe_from(content)).adapter) == uninterrupted[0]
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_bits(
     if not finished.exists():
         assert run_in_a_process(recipe, resume=True)[-1] == "done"
 
-    assert file_hash(tmp_path / "run" / "adapter") == expected
+    assert adapter_digest(tmp_path / "run" / "adapter") == expected
     assert [path.name for path in (tmp_path / "run").rglob("*") if "manytune-" in path.name] == []
 
 
@@ -103,4 +103,4 @@ def test_a_run_killed_before_its_recipe_was_written_is_simply_started_again(
     recipe = write_recipe(tmp_path)
     run_in_a_process(recipe, kill_at=1)
     assert run_in_a_process(recipe)[-1] == "done"
-    assert file_hash(tmp_path / "run" / "adapter") == uninterrupted[0]
+    assert adapter_digest(tmp_path / "run" / "adapter") == uninterrupted[0]

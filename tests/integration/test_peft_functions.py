@@ -17,7 +17,16 @@ from tests.methods.tiny_models import BERT, LLAMA, T5, Family
 from torch import nn
 
 import manytune
-from manytune import LoraConfig, PeftMixedModel, PeftModel, PeftWarning, get_peft_model
+from manytune import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftMixedModel,
+    PeftModel,
+    PeftWarning,
+    get_peft_model,
+)
 
 IDS = torch.arange(12).view(2, 6) + 3
 
@@ -213,6 +222,16 @@ def test_patterns_with_rank_stabilisation_cannot_be_converted(tmp_path: Path) ->
     model = get_peft_model(Net(), LoraConfig(target_modules=["q"], use_rslora=True, rank_pattern={"q": 2}))
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not supported when using `rank_pattern` or `alpha_pattern`"):
+        model.save_pretrained(tmp_path / "x", path_initial_model_for_weight_conversion=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", [IA3Config(), AdaLoraConfig(total_step=10)], ids=lambda config: str(config.peft_type)
+)
+def test_only_lora_adapters_can_be_converted(config: PeftConfig, tmp_path: Path) -> None:
+    model = get_peft_model(LLAMA.build(), config)
+    message = f"path_initial_model_for_weight_conversion is for LoRA adapters, found {config.peft_type}"
+    with pytest.raises(ValueError, match=message):
         model.save_pretrained(tmp_path / "x", path_initial_model_for_weight_conversion=tmp_path)
 
 

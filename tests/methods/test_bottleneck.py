@@ -79,8 +79,9 @@ class Block(nn.Module):
 def test_the_output_is_the_papers(style: str) -> None:
     x = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     y = Block().double()(x).detach()
+    other = "first" if style == "parallel" else None
     config = BottleneckConfig(
-        style=style, bottleneck_size=3, scaling=4.0, mlp_modules="last", mlp_input_modules="first"
+        style=style, bottleneck_size=3, scaling=4.0, mlp_modules="last", mlp_input_modules=other
     )
     model = get_peft_model(Block().double(), config)
     layer = model.base_model.model.last
@@ -97,9 +98,10 @@ def test_the_output_is_the_papers(style: str) -> None:
 
 def test_two_adapters_in_use_add_up() -> None:
     x = torch.randn(6, 5, dtype=torch.float64)
-    options = {"style": "parallel", "bottleneck_size": 3, "mlp_modules": "last", "mlp_input_modules": "first"}
-    model = get_peft_model(Block().double(), BottleneckConfig(**options))  # type: ignore[arg-type]
-    model.add_adapter("b", BottleneckConfig(**{**options, "style": "pfeiffer"}))  # type: ignore[arg-type]
+    options = {"bottleneck_size": 3, "mlp_modules": "last"}
+    parallel = BottleneckConfig(style="parallel", mlp_input_modules="first", **options)  # type: ignore[arg-type]
+    model = get_peft_model(Block().double(), parallel)
+    model.add_adapter("b", BottleneckConfig(style="pfeiffer", **options))  # type: ignore[arg-type]
     layer = model.base_model.model.last
     outputs = []
     for name in ("default", "b"):

@@ -18,6 +18,7 @@ from torch import nn
 
 import manytune
 from manytune.methods.combined import export_parts
+from manytune.training.recipe import MethodRecipe
 
 IDS = LLAMA.inputs()["input_ids"]
 TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "t5": ["q", "v"]}
@@ -122,6 +123,39 @@ def test_each_part_exported_is_an_adapter_that_peft_reads(prompt: str, tmp_path:
             warnings.simplefilter("ignore")
             oracle: Any = peft.PeftModel.from_pretrained(base_of(LLAMA), directory)
         torch.testing.assert_close(prompts.logits(oracle, input_ids=IDS), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_its_parts_say_about_loading_holds_for_it() -> None:
+    combined = manytune.CombinedConfig(
+        task_type="CAUSAL_LM",
+        weights={"name": "lora", "init_lora_weights": "pissa_niter_4"},
+        prompt=manytune.PromptTuningConfig(
+            num_virtual_tokens=3,
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="translate",
+            tokenizer_name_or_path="nowhere",
+        ),
+    )
+    assert "prompt_tuning_init_text" in combined.texts
+    assert "randomised start" in (combined.loading_note or "")
+    loading = combined.for_loading()
+    assert loading.prompt.prompt_tuning_init == "RANDOM"  # its text would need a tokenizer
+    assert combined.prompt.prompt_tuning_init == "TEXT"
+    in_place = manytune.CombinedConfig(weights={"name": "full", "keep_base": False}, prompt=combined.prompt)
+    assert in_place.for_loading().weights.keep_base
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 20), ({"total_step": 7}, 7)], ids=str)
+def test_a_part_plans_for_the_steps_of_the_training(given: dict[str, int], expected: int) -> None:
+    config = MethodRecipe(
+        name="combined",
+        weights={"name": "adalora", "target_modules": ["q_proj"], **given},
+        prompt={"name": "prompt-tuning", "num_virtual_tokens": 3},
+    ).peft_config()
+    model: Any = manytune.get_peft_model(LLAMA.build(), config)
+    (hooks,) = model.tuner.training_hooks()  # AdaLoRA's
+    hooks.plan_steps(20)
+    assert model.peft_config["default"].weights.total_step == expected
 
 
 def test_only_a_combination_has_parts_to_export(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_module_to_save_that_is_not_there_is_named() -> None:
-    with pytest.warns(manytune.PeftWarning, match=r"modules_to_save names \['nothing'\]"):
+    with pytest.raises(manytune.ConfigError, match=r"modules_to_save names \['nothing'\]"):
         attached(modules_to_save=["nothing"])
 
 

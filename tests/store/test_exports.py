@@ -65,6 +65,17 @@ def test_a_combination_of_methods_becomes_two_adapters_for_peft(tmp_path: Path, 
     assert kinds == {"weights": "LORA", "prompt": "PROMPT_TUNING"}
 
 
+def test_a_combination_with_a_part_that_peft_lacks_is_not_exported(tmp_path: Path, tiny_base: Base) -> None:
+    parts = {
+        "weights": {"name": "bottleneck", "bottleneck_size": 4},
+        "prompt": {"name": "prompt-tuning", "num_virtual_tokens": 3},
+    }
+    adapter = make_adapter(tmp_path / "a", tiny_base, method="combined", **parts)
+    with pytest.raises(StoreError, match="HF PEFT has no method BOTTLENECK"):
+        export_peft(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_method_that_peft_lacks_is_named(tmp_path: Path, tiny_base: Base) -> None:
     adapter = make_adapter(tmp_path / "a", tiny_base, method="bottleneck", bottleneck_size=4)
     with pytest.raises(StoreError, match="HF PEFT has no method BOTTLENECK"):
@@ -89,6 +100,10 @@ def test_vllm_gets_the_adapters_and_the_arguments_that_serve_them(tmp_path: Path
     ("options", "message"),
     [
         ({"method": "ia3"}, "vLLM runs plain LoRA adapters only, and it is of type IA3"),
+        (
+            {"method": "adalora", "total_step": 10},
+            "vLLM runs plain LoRA adapters only, and it is of type ADALORA",
+        ),
         ({"use_dora": True}, "it has use_dora"),
         ({"modules_to_save": ["lm_head"]}, "it trains lm_head in full"),
         ({"init_lora_weights": "pissa"}, r"starts from the base's weights \(init_lora_weights='pissa'\)"),

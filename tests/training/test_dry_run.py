@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.training.loop.test_trainer import settings
-from tests.training.tiny_run import lora, sequences, weights_hash
+from tests.training.tiny_run import as_rows, lora, sequences, settings, weights_digest
 
 from manytune.data.encode import Encoded
 from manytune.training.batches import BUILDERS
@@ -16,9 +15,9 @@ from manytune.training.loop.train import train_model
 def test_the_counts_are_those_of_the_training(layout: str) -> None:
     rows = sequences(10)
     usual = settings(batching=layout, epochs=1.0)
-    estimated = estimate_training(lora(), rows, rows[:3], usual, pad_id=0)
-    result = train_model(lora(), rows, rows[:3], usual, pad_id=0)
-    assert estimated.epoch == result.tally.counts
+    estimated = estimate_training(lora(), as_rows(rows, rows[:3]), usual)
+    result = train_model(lora(), as_rows(rows, rows[:3]), usual)
+    assert estimated.epoch == result.counters.tokens
     assert estimated.steps == result.steps == 4
     assert (estimated.trainable_parameters, estimated.all_parameters) == (
         result.trainable_parameters,
@@ -31,24 +30,25 @@ def test_the_counts_are_those_of_the_training(layout: str) -> None:
 
 def test_no_weight_changes_and_no_gradient_is_left() -> None:
     model = lora(dropout=0.1)
-    before = weights_hash(model)
-    estimate_training(model, sequences(10), sequences(3), settings(), pad_id=0)
-    assert weights_hash(model) == before
+    before = weights_digest(model)
+    estimate_training(model, as_rows(sequences(10), sequences(3)), settings())
+    assert weights_digest(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_what_rows_share_is_found() -> None:
     rows = [Encoded((3, 4, 5, 6, 7, 8, 9, 10 + n), (4, 0), "x", n) for n in range(12)]
-    estimated = estimate_training(lora(), rows, [], settings(batch_size=4), pad_id=0)
+    estimated = estimate_training(lora(), as_rows(rows), settings(batch_size=4))
     # 4 rows of 9 inputs: 7 are common, 2 each one's own
     assert estimated.epoch.saved_by_sharing == pytest.approx(1 - (7 + 4 * 2) / (4 * 9))
     assert estimated.padding_share == 0
 
 
-def test_a_long_epoch_is_counted_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manytune.training.dry_run._COUNTED_BATCHES", 5)
+def test_a_long_epoch_is_counted_by_a_sample() -> None:
     rows = [Encoded((3, 4, 5), (6, 0), "x", n) for n in range(40)]
-    estimated = estimate_training(lora(), rows, [], settings(batch_size=2, batching="padded"), pad_id=0)
+    estimated = estimate_training(
+        lora(), as_rows(rows), settings(batch_size=2, batching="padded"), most_counted=5
+    )
     assert estimated.counted_batches == 5
     assert estimated.epoch.tokens_in == 40 * 4
 
@@ -56,7 +56,7 @@ def test_a_long_epoch_is_counted_by_a_sample(monkeypatch: pytest.MonkeyPatch) ->
 def test_time_grows_with_the_steps_and_memory_holds_the_optimizers_state() -> None:
     rows = sequences(12)
     short, long = (
-        estimate_training(lora(), rows, [], settings(max_steps=steps), pad_id=0) for steps in (100, 10_000)
+        estimate_training(lora(), as_rows(rows), settings(max_steps=steps)) for steps in (100, 10_000)
     )
     assert long.seconds > 10 * short.seconds > 0
     assert short.peak_memory > 2 * 4 * short.trainable_parameters
@@ -67,6 +67,6 @@ def test_a_model_that_a_layout_does_not_suit_is_estimated_padded() -> None:
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.1
-    estimated = estimate_training(model, sequences(5), [], settings(), pad_id=0)
+    estimated = estimate_training(model, as_rows(sequences(5)), settings())
     assert estimated.layout.used == "padded"
     assert estimated.layout.reason is not None

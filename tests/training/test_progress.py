@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from manytune.training.progress import ProgressDisplay, StepReport, ValidationReport, duration
+from manytune.store.run_log import StepReport, ValidationReport
+from manytune.training.progress import ProgressDisplay, duration
 
 
 def step(number: int, total: int = 40) -> StepReport:

@@ -132,8 +132,8 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
             "training.tensorboard: expected true or false; found 1",
         ),
         (
-            "data: {train: a}\ntraining: {schedule: consine}",
-            "training.schedule: expected 'linear', 'cosine' or 'constant'; "
+            "data: {train: a}\ntraining: {lr_scheduler: consine}",
+            "training.lr_scheduler: expected 'linear', 'cosine' or 'constant'; "
             "found 'consine' (text); did you mean 'cosine'?",
         ),
         (

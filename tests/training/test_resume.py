@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.training.tiny_run import lora, sequences, weights_hash
+from tests.training.tiny_run import as_rows, lora, sequences, weights_digest
 from torch import nn
 
 from manytune.errors import RunError
+from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.loop.train import TrainingResult, train_model
-from manytune.training.progress import Report, StepReport, ValidationReport
 from manytune.training.recipe import TrainingRecipe
-from manytune.training.resume import checkpoints_in, latest_checkpoint
+from manytune.training.resume import Checkpoints, checkpoints_in, latest_checkpoint
 
 
 class StoppedError(Exception):
@@ -43,13 +43,12 @@ def train(
 
     result = train_model(
         model,
-        sequences(11),
-        sequences(3, seed=1),
+        as_rows(sequences(11), sequences(3, seed=1)),
         TrainingRecipe(**{**usual, **changes}),
-        pad_id=0,
         report=stop,
-        checkpoint_directory=directory,
-        resume_from=latest_checkpoint(directory) if resume else None,
+        checkpoints=Checkpoints(
+            directory=directory, resume_from=latest_checkpoint(directory) if resume else None
+        ),
     )
     return model, result
 
@@ -65,7 +64,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
     whole, result = train(tmp_path / "whole")
     interrupted(tmp_path / "parts", stop_after)
     resumed, rest = train(tmp_path / "parts", resume=True)
-    assert weights_hash(resumed) == weights_hash(whole)
+    assert weights_digest(resumed) == weights_digest(whole)
     # The step at which it stopped wasn't saved yet, so it is done again; its numbers are the same.
     assert [r.loss for r in rest.step_reports] == [r.loss for r in result.step_reports[stop_after - 1 :]]
     assert [r.learning_rate for r in rest.step_reports] == [
@@ -79,7 +78,13 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
     "changes",
     [
         {"accumulation": 4},  # windows of 4 and 2 batches
-        {"accumulation": 2, "schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1, "max_grad_norm": 0.1},
+        {
+            "accumulation": 2,
+            "lr_scheduler": "cosine",
+            "warmup": 0.3,
+            "weight_decay": 0.1,
+            "max_grad_norm": 0.1,
+        },
         {"checkpoint_every": 3, "eval_every": 2},
         {"max_steps": 8},  # ends inside the second epoch
         {"epochs": 1.5, "batching": "shared-prefix"},
@@ -89,7 +94,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
     ],
     ids=[
         "accumulation",
-        "schedule",
+        "lr_scheduler",
         "sparse checkpoints",
         "max_steps",
         "shared-prefix",
@@ -102,7 +107,7 @@ def test_that_holds_for_every_setting(tmp_path: Path, changes: dict[str, Any]) -
     whole, result = train(tmp_path / "whole", **changes)
     interrupted(tmp_path / "parts", result.steps - 2, **changes)
     resumed, _ = train(tmp_path / "parts", resume=True, **changes)
-    assert weights_hash(resumed) == weights_hash(whole)
+    assert weights_digest(resumed) == weights_digest(whole)
 
 
 def test_a_run_may_be_interrupted_many_times(tmp_path: Path) -> None:
@@ -111,14 +116,14 @@ def test_a_run_may_be_interrupted_many_times(tmp_path: Path) -> None:
     for stop_after in (7, 8, 13):
         interrupted(tmp_path / "parts", stop_after, resume=True)
     resumed, _ = train(tmp_path / "parts", resume=True)
-    assert weights_hash(resumed) == weights_hash(whole)
+    assert weights_digest(resumed) == weights_digest(whole)
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_steps": 8}])
 def test_after_the_last_step_only_the_validation_is_repeated(tmp_path: Path, changes: dict[str, Any]) -> None:
     whole, result = train(tmp_path, **changes)
     again, rest = train(tmp_path, resume=True, **changes)
-    assert weights_hash(again) == weights_hash(whole)
+    assert weights_digest(again) == weights_digest(whole)
     assert rest.step_reports == ()
     assert rest.validation_reports[-1].step == result.steps
     assert rest.validation_loss == result.validation_loss
@@ -143,7 +148,7 @@ def test_an_unfinished_checkpoint_is_ignored_and_removed(tmp_path: Path) -> None
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")
     resumed, _ = train(tmp_path / "parts", resume=True)
-    assert weights_hash(resumed) == weights_hash(whole)
+    assert weights_digest(resumed) == weights_digest(whole)
     assert not unfinished.exists()
 
 
@@ -167,7 +172,7 @@ def test_every_random_generator_is_put_back(tmp_path: Path) -> None:
 def test_validation_draws_no_random_number(tmp_path: Path) -> None:
     with_validation, _ = train(tmp_path / "a", eval_every=1)
     without, _ = train(tmp_path / "b", eval_every=100)
-    assert weights_hash(with_validation) == weights_hash(without)
+    assert weights_digest(with_validation) == weights_digest(without)
 
 
 def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.tiny_run import file_hash, recipe_content, write_rows
+from tests.methods.tiny_moe import QWEN3
+from tests.training.tiny_run import adapter_digest, recipe_content, write_rows
 
 from manytune.errors import DataError, RunError, StoreError
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
 from manytune.store.locking import held
-from manytune.training.progress import Report, StepReport
+from manytune.store.run_log import Report, StepReport
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
 from manytune.training.run import TrainedRun, run
 
@@ -60,7 +61,7 @@ def test_a_run_leaves_one_directory_with_everything_about_it(tmp_path: Path) -> 
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["threads"] == torch.get_num_threads()
     assert environment["packages"]["torch"] == torch.__version__
-    assert json.loads((directory / "scores.json").read_text()) == finished.to_dict()
+    assert json.loads((directory / "scores.json").read_text()) == finished.scores.to_dict()
     assert (finished.train_rows, finished.validation_rows) == (18, 6)
     assert finished.resumed_from is None
 
@@ -95,10 +96,34 @@ def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(tmp_pa
     assert not torch.allclose(loaded(input_ids=ids).logits, before)
 
 
+def test_a_recipe_trains_the_experts_of_a_mixture(tmp_path: Path) -> None:
+    content = recipe_content(tmp_path)
+    experts = QWEN3.build()
+    experts.save_pretrained(content["base"])  # type: ignore[operator]
+    content["method"] = {
+        "name": "lora",
+        "r": 2,
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
+    }
+    wanted = recipe_from(content)
+    finished = run(wanted)
+    losses = [
+        entry["validation_loss"] for entry in entries(Path(wanted.output)) if "validation_loss" in entry
+    ]
+    assert losses[-1] < losses[0]
+    base = load_base(wanted.base)
+    with pytest.raises(AttributeError):
+        base.model.get_submodule("model.layers.0.mlp.experts.base_layer")
+    loaded = PeftModel.from_pretrained(base.model, finished.adapter)
+    trained = {name: p for name, p in loaded.named_parameters() if "experts" in name and "lora_B" in name}
+    assert len(trained) == 4 and all(parameter.abs().max() > 0 for parameter in trained.values())
+
+
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_gives_others(tmp_path: Path) -> None:
     hashes = []
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
-        hashes.append(file_hash(run(recipe(tmp_path / place, seed=seed)).adapter))
+        hashes.append(adapter_digest(run(recipe(tmp_path / place, seed=seed)).adapter))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -120,7 +145,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path) -> None:
     finished = run(parts, resume=True, notify=lines.append)
     assert finished.resumed_from == 6
     assert "resuming after step 6" in lines
-    assert file_hash(finished.adapter) == file_hash(whole.adapter)
+    assert adapter_digest(finished.adapter) == adapter_digest(whole.adapter)
 
     timeless = ("seconds", "step_seconds", "tokens_per_second")
     logs = [
@@ -137,7 +162,7 @@ def test_an_interruption_before_the_first_checkpoint_starts_at_the_beginning(tmp
     lines: list[str] = []
     finished = run(wanted, resume=True, notify=lines.append)
     assert finished.resumed_from is None
-    assert "no checkpoint was written before the interruption; starting at the beginning" in lines
+    assert "no checkpoint was written before the interruption; starting at the first step" in lines
     assert [entry["step"] for entry in entries(finished.directory) if "loss" in entry] == list(range(1, 13))
 
 
@@ -148,11 +173,11 @@ def test_checkpoints_are_kept_when_asked(tmp_path: Path) -> None:
 
 def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
     wanted = recipe(tmp_path)
-    first = file_hash(run(wanted).adapter)
+    first = adapter_digest(run(wanted).adapter)
     other = changed(wanted, training={"seed": 5})
     with pytest.raises(RunError, match=r"there is a run here already.*--resume.*--overwrite"):
         run(other)
-    assert file_hash(run(other, overwrite=True).adapter) != first
+    assert adapter_digest(run(other, overwrite=True).adapter) != first
 
 
 def test_a_directory_that_holds_something_else_is_refused_even_with_overwrite(tmp_path: Path) -> None:

@@ -7,23 +7,27 @@ from typing import Any
 
 import pytest
 from tests.reference import plain_training_loop
-from tests.training.loop.test_trainer import settings
-from tests.training.tiny_run import lora, sequences
+from tests.training.tiny_run import as_rows, lora, sequences, settings
 
 from manytune.data.encode import Encoded
 from manytune.errors import DataError
 from manytune.training.batches import BUILDERS, builder
 from manytune.training.dry_run import estimate_training
 from manytune.training.loop.train import train_model
-from manytune.training.training_plan import Schedule, schedule_of
+from manytune.training.recipe import TrainingRecipe
+from manytune.training.speed.layout_choice import LayoutChoice
+from manytune.training.training_plan import TrainingPlan, plan_training
 
 ROWS = sequences(23)
 BUDGET = 40  # three or four rows
 
 
-def plan(**changes: Any) -> Schedule:
-    layout = changes.pop("layout", "shared-prefix")
-    return schedule_of(settings(**{"token_budget": BUDGET, **changes}), ROWS, None, layout=layout)
+def plan_of(chosen: TrainingRecipe, layout: str) -> TrainingPlan:
+    return plan_training(chosen, as_rows(ROWS), layout=LayoutChoice(layout, layout, None))
+
+
+def plan(*, layout: str = "shared-prefix", **changes: Any) -> TrainingPlan:
+    return plan_of(settings(**{"token_budget": BUDGET, **changes}), layout)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,7 @@ def plan(**changes: Any) -> Schedule:
     ],
 )
 def test_a_fixed_number_of_rows(changes: dict[str, Any], steps: int, per_epoch: int, epochs: float) -> None:
-    found = schedule_of(settings(**changes), ROWS, None, layout="padded")
+    found = plan_of(settings(**changes), "padded")
     assert (found.steps, found.steps_per_epoch, found.epochs) == (steps, per_epoch, pytest.approx(epochs))
     assert found.batches is None
 
@@ -89,11 +93,16 @@ def test_a_row_that_exceeds_the_budget_alone_is_named() -> None:
 
 
 def test_training_takes_the_planned_batches_like_a_textbook_loop() -> None:
-    chosen: dict[str, Any] = {"accumulation": 2, "warmup": 0.0, "schedule": "constant", "max_grad_norm": 0.5}
+    chosen: dict[str, Any] = {
+        "accumulation": 2,
+        "warmup": 0.0,
+        "lr_scheduler": "constant",
+        "max_grad_norm": 0.5,
+    }
     model, twin = lora(), lora()
     usual = settings(token_budget=BUDGET, **chosen)
-    result = train_model(model, ROWS, ROWS[:4], usual, pad_id=0)
-    planned = schedule_of(usual, ROWS, None, layout="shared-prefix")
+    result = train_model(model, as_rows(ROWS, ROWS[:4]), usual)
+    planned = plan_of(usual, "shared-prefix")
     assert planned.batches is not None
     windows: list[list[Encoded]] = []
     for start in range(0, len(planned.batches), 2):
@@ -109,12 +118,12 @@ def test_training_takes_the_planned_batches_like_a_textbook_loop() -> None:
 
 def test_the_dry_run_counts_the_same_batches() -> None:
     usual = settings(token_budget=BUDGET, epochs=1.0)
-    estimated = estimate_training(lora(), ROWS, ROWS[:3], usual, pad_id=0)
-    result = train_model(lora(), ROWS, ROWS[:3], usual, pad_id=0)
-    assert estimated.epoch == result.tally.counts
+    estimated = estimate_training(lora(), as_rows(ROWS, ROWS[:3]), usual)
+    result = train_model(lora(), as_rows(ROWS, ROWS[:3]), usual)
+    assert estimated.epoch == result.counters.tokens
     assert estimated.steps == result.steps
     short = settings(token_budget=BUDGET, max_steps=2)  # less than an epoch
-    assert estimate_training(lora(), ROWS, ROWS[:3], short, pad_id=0).epoch == estimated.epoch
+    assert estimate_training(lora(), as_rows(ROWS, ROWS[:3]), short).epoch == estimated.epoch
 
 
 def test_a_model_that_a_layout_does_not_suit_has_padded_batches_within_the_budget() -> None:
@@ -124,7 +133,7 @@ def test_a_model_that_a_layout_does_not_suit_has_padded_batches_within_the_budge
     for module in model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.1
-    result = train_model(model, ROWS, [], usual, pad_id=0)
+    result = train_model(model, as_rows(ROWS), usual)
     assert result.layout.used == "padded"
-    assert result.steps == schedule_of(usual, ROWS, None, layout="padded").steps
-    assert result.steps > schedule_of(usual, ROWS, None, layout="shared-prefix").steps
+    assert result.steps == plan_of(usual, "padded").steps
+    assert result.steps > plan_of(usual, "shared-prefix").steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from tests.store.tiny import LETTERS, save_tiny_base, tiny_model
 from torch import nn
 
 from manytune.data.encode import Encoded
+from manytune.data.mixing import Mixture
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.recipe import TrainingRecipe
 
 VOCABULARY = range(3, 3 + len(LETTERS))
 
@@ -40,7 +44,20 @@ def lora(*, dropout: float = 0.0, r: int = 2, name: str = "lora") -> nn.Module:
     return get_peft_model(model, peft_config_from(name, task_type="CAUSAL_LM", **options))
 
 
-def weights_hash(model: nn.Module) -> str:
+def as_rows(
+    train: Sequence[Encoded], validation: Sequence[Encoded] = (), *, mixture: Mixture | None = None
+) -> TrainingRows:
+    """Sequences as the training loop takes them."""
+    return TrainingRows(train=train, validation=validation, mixture=mixture, pad_id=0)
+
+
+def settings(**changes: Any) -> TrainingRecipe:
+    """Two epochs of three rows a batch, without checkpoints, but for the changes."""
+    usual: dict[str, Any] = {"epochs": 2.0, "batch_size": 3, "learning_rate": 0.01, "checkpoint_every": None}
+    return TrainingRecipe(**{**usual, **changes})
+
+
+def weights_digest(model: nn.Module) -> str:
     """The SHA-256 over every trainable parameter's bits."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -50,7 +67,7 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def file_hash(adapter: Path) -> str:
+def adapter_digest(adapter: Path) -> str:
     """The SHA-256 over a stored adapter's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(adapter / "adapter_model.safetensors").items()):

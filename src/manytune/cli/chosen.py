@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
-from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import StoredAdapter, open_adapter
+from manytune.store.run_directory import RunDirectory, adapter_at
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
+    from manytune.data.encoding_options import EncodingOptions
     from manytune.data.templates import PromptTemplate
     from manytune.store.base import Base
 
@@ -103,22 +104,34 @@ class Chosen:
             raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
         return next(iter(found.values()))
 
-    def encoder(self, base: Base) -> Encoder:
-        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""
-        from manytune.data.encode import Encoder
+    @property
+    def encoding_options(self) -> EncodingOptions:
+        """What decided, besides the chat template, how its training's prompts became tokens.
+
+        Raises:
+            DataError: Its manifest doesn't say it in a way that can be read.
+        """
+        from manytune.data.encoding_options import EncodingOptions
 
         manifest = self.stored.manifest
+        kept = None if manifest is None else manifest.encoding_options
+        return EncodingOptions.from_dict(kept or {})
+
+    def encoder(self, base: Base, *, new_tokens: int) -> Encoder:
+        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there.
+
+        Args:
+            base: Its base.
+            new_tokens: The longest answer, for which a prompt that is cut leaves room.
+
+        Raises:
+            DataError: The base's chat template doesn't take what the adapter was trained with.
+        """
+        manifest = self.stored.manifest
         chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
-        data = self.recipe.get("data", {})
-        if data.get("overflow") == "truncate_prompt":
-            return Encoder(
-                base.tokenizer,
-                max_length=data["max_length"],
-                overflow="truncate_prompt",
-                chat=chat,
-                encoder_decoder=base.is_encoder_decoder,
-            )
-        return Encoder(base.tokenizer, max_length=None, chat=chat, encoder_decoder=base.is_encoder_decoder)
+        return self.encoding_options.within(base.positions, new_tokens).encoder(
+            base.tokenizer, chat=chat, encoder_decoder=base.is_encoder_decoder
+        )
 
     def _config(self) -> Any:
         from manytune.methods.config import PeftConfig
@@ -134,14 +147,10 @@ def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
     """
     found = []
     for path in paths:
-        adapter = path / "adapter" if (path / "adapter" / CONFIG_NAME).is_file() else path
-        stored = open_adapter(adapter)
-        run = (
-            adapter.parent
-            if adapter.name == "adapter" and (adapter.parent / "recipe.yaml").is_file()
-            else None
-        )
-        found.append(Chosen((run or path).resolve().name, run, stored))
+        adapter = adapter_at(path)
+        run = RunDirectory.of_adapter(adapter)
+        name = (run.path if run else path).resolve().name
+        found.append(Chosen(name, run.path if run else None, open_adapter(adapter)))
     names = [chosen.name for chosen in found]
     return tuple(
         dataclasses.replace(chosen, name=str(path))

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from manytune.experiments.answering import Decoding
     from manytune.store.base import Base
 
-RESULT_NAME = "evaluation.json"
-
 Adapters = Annotated[
     list[Path],
     typer.Argument(metavar="RUN...", help="Run or adapter directories.", show_default=False),
@@ -91,8 +89,9 @@ def evaluate(
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
     loaded = load_common_base(chosen, base)
-    encoder = _common_encoder(chosen, loaded)
-    questions = questions_from(examples, encoder)[:limit]
+    encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
+    asked = [questions_from(examples, encoder)[:limit] for encoder in encoders]
+    questions, encoder = asked[0], encoders[0]
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -101,7 +100,7 @@ def evaluate(
         likelihood_batch_size=batch_size,
     )
     likelihoods = any(metric.name == "perplexity" for metric in wanted)
-    systems = _systems(loaded, chosen, questions, decoding, likelihoods=likelihoods)
+    systems = _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods)
     evaluation = score(
         [question.item for question in questions],
         systems,
@@ -155,45 +154,56 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     from dataclasses import replace
 
     from manytune.data.dataset import read_splits
-    from manytune.data.readers import read
+    from manytune.data.readers import read_role
     from manytune.data.templates import render_all
     from manytune.training.recipe import recipe_from
 
     if data is not None:
-        split = None if Path(data).expanduser().is_file() else "test"
-        template = chosen.template(task)
-        examples = render_all(template, read(data, split=split).kept).kept
+        examples = render_all(chosen.template(task), read_role(data, "test").kept).kept
         return tuple(replace(example, task=task) for example in examples)
     wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:
         raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
-    recipe = recipe_from(chosen.recipe, where=f"{chosen.name}'s recipe")
+    # The rest of it may have keys of another release.
+    recipe = recipe_from({"data": chosen.recipe.get("data", {})}, where=f"{chosen.name}'s recipe")
     if not any(one.test is not None for one in recipe.data.tasks or (recipe.data,)):
         raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
     found = read_splits(recipe.data).test
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
-def _common_encoder(chosen: Sequence[Chosen], base: Base) -> Encoder:
-    encoders = [one.encoder(base) for one in chosen]
-    for one, encoder in zip(chosen, encoders, strict=True):
-        if (encoder.mode, encoder.max_length) != (encoders[0].mode, encoders[0].max_length):
+def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
+    """Each adapter's encoder. They may differ in the date that a chat template writes, and in nothing else.
+
+    Raises:
+        DataError: Two adapters would be asked different things, so that a comparison would mean nothing.
+    """
+    from dataclasses import replace
+
+    encoders = [one.encoder(base, new_tokens=new_tokens) for one in chosen]
+    compared = [
+        (encoder.mode, replace(one.encoding_options, date=None))
+        for one, encoder in zip(chosen, encoders, strict=True)
+    ]
+    for one, other in zip(chosen, compared, strict=True):
+        if other != compared[0]:
             raise DataError(
                 f"{chosen[0].name} and {one.name} would be asked different things: their prompts were encoded with "
-                "different limits, or only one with the chat template. Evaluate them one at a time."
+                "different limits or chat_template_kwargs, or only one with the chat template. Evaluate them one at a "
+                "time."
             )
-    return encoders[0]
+    return encoders
 
 
 def _systems(
     base: Base,
     chosen: Sequence[Chosen],
-    questions: Sequence[Question],
+    asked: Sequence[Sequence[Question]],
     decoding: Decoding,
     *,
     likelihoods: bool,
 ) -> list[System]:
-    """Ask the base and then every adapter, over one copy of the base."""
+    """Ask the base and then every adapter, over one copy of the base: each its own questions, the base the first's."""
     from rich.console import Console
 
     from manytune.cli.chosen import BASE_NAME
@@ -204,7 +214,7 @@ def _systems(
 
     systems = []
     with CommandProgress(Console(stderr=True)) as progress:
-        for one in (None, *chosen):
+        for one, questions in zip((None, *chosen), (asked[0], *asked), strict=True):
             name = one.name if one else BASE_NAME
 
             def notice(what: str, done: int, total: int, name: str = name) -> None:
@@ -251,11 +261,12 @@ def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> l
     from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
     from manytune.store.adapters import add_scores
+    from manytune.store.run_directory import RunDirectory
 
     written = []
     for one in chosen:
         if one.run is not None:
-            written.append(one.run / RESULT_NAME)
+            written.append(RunDirectory(one.run).evaluation_file)
             write_evaluation(part(evaluation, one.name), written[-1])
         if whole and one.stored.manifest is not None:
             add_scores(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -40,13 +39,12 @@ def prompts_from(prompt: str | None, fields: Sequence[str], file: str | None) ->
     Raises:
         DataError: The file can't be read.
     """
-    from manytune.data.readers import read
+    from manytune.data.readers import read_role
 
     if prompt is not None:
         return [Asked("prompt", prompt, {})]
     if file is not None:
-        split = None if Path(file).expanduser().is_file() else "test"
-        return [Asked(record.where, None, record.fields) for record in read(file, split=split).kept]
+        return [Asked(record.where, None, record.fields) for record in read_role(file, "test").kept]
     values = {}
     for text in fields:
         name, equals, value = text.partition("=")

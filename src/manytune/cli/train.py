@@ -33,7 +33,7 @@ def train(
     ] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Compare with the machine's matrix speed after a short run too."),
+        typer.Option("--measure", help="Measure the machine's FLOP/s for the MFU after a short run too."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +48,7 @@ def train(
 
     if dry_run and (resume or overwrite or keep_checkpoints or measure):
         raise typer.BadParameter(
-            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure mean nothing with it",
+            "trains nothing, so --resume, --overwrite, --keep-checkpoints and --measure don't go with it",
             param_hint="--dry-run",
         )
     loaded = load_recipe(recipe, overrides or [])
@@ -69,11 +69,11 @@ def train(
             resume=resume,
             overwrite=overwrite,
             keep_checkpoints=keep_checkpoints,
-            measure_speed=measure or None,
+            measure_flops=measure or None,
             report=progress,
             notify=lambda line: console.print(line, markup=False),
         )
     if as_json:
-        print_json(finished.to_dict())
+        print_json(finished.scores.to_dict())
     else:
         print_run(finished)

@@ -1,4 +1,4 @@
-"""CSV and TSV: rows may span lines, so each row is named by the line where it begins."""
+"""CSV and TSV: rows may span lines, so each row is named by the line where it starts."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _row(header: list[str], cells: list[str], source: str, line: int) -> Record 
 def _malformed(error: csv.Error, source: str, first: int, last: int) -> Rejected:
     if "unexpected end of data" in str(error):
         # All further rows went into the field; to call that one rejected row would hide how much is lost.
-        raise DataError("a quoted field that begins in this row is never closed", where=f"{source}:{first}")
+        raise DataError("a quoted field that starts in this row is never closed", where=f"{source}:{first}")
     lines = f" (lines {first} to {last} were read as one row)" if last > first else ""
     return Rejected(source, first, f"the row isn't valid CSV: {error}{lines}")
 

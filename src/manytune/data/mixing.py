@@ -9,7 +9,7 @@ Rates follow the T5 paper (Raffel et al. 2020, arXiv:1910.10683, section 3.5.2),
 An epoch has Σ min(n_i, cap) rows in all (without a cap: as many rows as there are), divided at the rates. Without
 cap and temperature it is every row once. Each task's rows come in an order of their own, all of them before any
 comes again, and that order goes on from epoch to epoch: a task with a small share meets its remaining rows in the
-next epoch, a task with a large one begins anew in another order. What an epoch holds depends on the sizes, the
+next epoch, a task with a large one starts again in another order. What an epoch holds depends on the sizes, the
 names, the seed and the epoch's number alone, so that a resumed run meets the same rows.
 """
 
@@ -104,7 +104,7 @@ class TaskShare:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Tasks whose rows stand one after the other, and how many of each an epoch holds.
+    """Tasks whose rows follow one another, and how many of each an epoch holds.
 
     Args:
         names: The tasks, in the order of their rows.
@@ -140,7 +140,7 @@ class Mixture:
         rows: list[int] = []
         start = 0
         for name, size, count in zip(self.names, self.sizes, self.counts, strict=True):
-            rows += [start + row for row in _stretch(name, size, seed, epoch * count, count)]
+            rows += [start + row for row in _part_of_order(name, size, seed, epoch * count, count)]
             start += size
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))
         return [rows[place] for place in order]
@@ -215,8 +215,8 @@ def check_options(
         raise DataError(f"the strategy explicit needs a weight of every task; {missing[0]!r} has none")
 
 
-def _stretch(name: str, size: int, seed: int, first: int, count: int) -> list[int]:
-    """Part of a task's endless order: its rows shuffled, then all of them again shuffled anew, and so on."""
+def _part_of_order(name: str, size: int, seed: int, first: int, count: int) -> list[int]:
+    """Part of a task's endless order: its rows shuffled, then all of them shuffled again, and so on."""
     rows: list[int] = []
     position = first
     while len(rows) < count:
@@ -229,7 +229,7 @@ def _stretch(name: str, size: int, seed: int, first: int, count: int) -> list[in
 
 
 def _number(name: str) -> int:
-    """A name as a seed, so that a task's order doesn't depend on which others stand beside it."""
+    """A name as a seed, so that a task's order doesn't depend on the other tasks."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 

@@ -10,10 +10,10 @@ A promptsource file is YAML with a `!Template` for each way to put a data set in
 
 Input and target of each are one Jinja template, parted by `|||`. Here they become two, a prompt and a completion,
 so that a prompt can be made for serving from a row without an answer. Variables that are set before the `|||` are
-set in both, and an `if` around the `|||` stands in both. As in promptsource, white space around the prompt and the
+set in both, and an `if` around the `|||` is kept in both. As in promptsource, white space around the prompt and the
 completion is dropped, and rows for which nothing is left are rows that the template doesn't apply to.
 
-Unlike there, a missing field is an error, `choice` picks by the row's content and not anew each time, and nothing
+Unlike there, a missing field is an error, `choice` picks by the row's content and always the same, and nothing
 is truncated. `{% macro %}`, functions such as `zip`, and several targets are errors that say so.
 """
 
@@ -162,7 +162,7 @@ class _Leaf:
 
 @dataclass
 class _Block:
-    """A block such as `if`: its tags as written, and what stands between them."""
+    """A block such as `if`: its tags as written, and what is between them."""
 
     name: str
     tags: list[str]
@@ -269,9 +269,9 @@ def _parse(source: str) -> list[_Node]:
 
 
 def _pieces(source: str) -> Iterator[tuple[Literal["data", "variable", "block"], str]]:
-    """Yield what stands outside braces, and what inside `{{ }}` and `{% %}` with its braces.
+    """Yield what is outside braces, and what is inside `{{ }}` and `{% %}` with its braces.
 
-    A comment is yielded empty, in place of a variable: its hyphens may drop the white space beside it.
+    A comment is yielded empty, in place of a variable: its hyphens may drop the white space next to it.
     """
     text = ""
     for kind, value in tokens(source):

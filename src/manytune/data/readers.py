@@ -40,6 +40,21 @@ def read(spec: str, *, split: str | None = None, on_error: Literal["error", "ski
     return Records(kept, rejected)
 
 
+def read_role(spec: str, role: str, *, on_error: Literal["error", "skip"] = "error") -> Records:
+    """Read the rows that are used in a role, such as `test`: a file's, or those of a dataset's split of that name.
+
+    Args:
+        spec: As for `read`; a dataset may also name its split itself.
+        role: The name of a dataset's split.
+        on_error: As for `read`.
+
+    Raises:
+        DataError: As for `read`.
+    """
+    is_file = Path(spec).expanduser().is_file()
+    return read(spec, split=None if is_file else role, on_error=on_error)
+
+
 def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
     path = Path(spec).expanduser()
     if path.is_file():

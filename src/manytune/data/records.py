@@ -6,8 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
+class Located:
+    """Something that was read from a place; a mix-in for records with `source` and `row`."""
+
+    __slots__ = ()
+    source: str
+    row: int
+
+    @property
+    def where(self) -> str:
+        """The place to name in a message, such as `train.jsonl:17`."""
+        return f"{self.source}:{self.row}"
+
+
 @dataclass(frozen=True, slots=True)
-class Record:
+class Record(Located):
     """One row of a data file.
 
     Args:
@@ -20,24 +33,14 @@ class Record:
     source: str
     row: int
 
-    @property
-    def where(self) -> str:
-        """The place to name in a message, such as `train.jsonl:17`."""
-        return f"{self.source}:{self.row}"
-
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Located):
     """One row that was left out, and why."""
 
     source: str
     row: int
     reason: str
-
-    @property
-    def where(self) -> str:
-        """The place to name in a message, such as `train.jsonl:17`."""
-        return f"{self.source}:{self.row}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from manytune.data.nearest import did_you_mean
 
 
 class Section(BaseModel):
@@ -18,6 +21,12 @@ def _whole_as_float(value: object) -> object:
 
 
 Number = Annotated[float, BeforeValidator(_whole_as_float)]
+
+
+def no_such_key(key: str, known: Iterable[str]) -> str:
+    """Return a message's end for a key that a section doesn't have: the nearest one, and all that there are."""
+    keys = list(known)
+    return f"there is no such key{did_you_mean(key, keys) or '.'} Known: {', '.join(keys)}."
 
 
 def kind_of(value: object) -> str:

@@ -43,6 +43,7 @@ from manytune.evaluation.run_files import read_cost, read_curves
 from manytune.experiments.probes import LoadedProbe, manual_probe, probe_results
 from manytune.store.adapters import add_scores
 from manytune.store.base import load_base, load_tokenizer
+from manytune.store.run_directory import RunDirectory
 from manytune.training.progress import ProgressDisplay, duration
 from manytune.training.run import TrainedRun, run
 
@@ -254,7 +255,7 @@ def _evaluate(
                 answered.answers[name],
                 read_cost(one.directory, one.adapter),
                 read_curves(one.directory),
-                {"Recipe": str(one.directory / "recipe.yaml"), "Adapter": str(one.adapter)},
+                {"Recipe": str(RunDirectory(one.directory).recipe_file), "Adapter": str(one.adapter)},
             )
         )
     evaluation = evaluate(

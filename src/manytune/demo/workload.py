@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from manytune.data.encode import Encoded
 from manytune.demo.plan import Workload
 from manytune.model.attach import get_peft_model
+from manytune.token_prefixes import common_prefix
 from manytune.training.batches import builder, packed_attention
 from manytune.training.recipe import Recipe
-from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.speed.timing import forward_backward_seconds
 
 
 def workload_of(model: Any, papers: Sequence[Sequence[Encoded]]) -> Workload:
@@ -30,7 +30,7 @@ def workload_of(model: Any, papers: Sequence[Sequence[Encoded]]) -> Workload:
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     )
-    shared = [_common_prefix([row.prompt_ids for row in rows]) for rows in papers]
+    shared = [common_prefix(*(row.prompt_ids for row in rows)) for rows in papers]
     return Workload(
         layer_weights=layers,
         head_weights=head.weight.numel(),
@@ -53,24 +53,14 @@ def time_step(model: Any, paper: Sequence[Encoded], recipe: Recipe) -> float:
         paper: A paper's questions with their answers.
         recipe: Says what to attach and how to lay out the batch.
     """
-    device = next(model.parameters()).device
     build = builder(recipe.training.batching)
     attached = get_peft_model(model, recipe.method.peft_config())
     attached.train()
+    trained = [parameter for parameter in attached.parameters() if parameter.requires_grad]
     try:
         with packed_attention(attached):
-            loss_sum(attached, build(paper[:1], pad_id=0).to(device)).backward()
-            started = time.perf_counter()
-            loss = loss_sum(attached, build(paper, pad_id=0).to(device))
-            loss.backward()
-            loss.item()  # waits for a GPU
-            return time.perf_counter() - started
+            forward_backward_seconds(attached, build(paper[:1], pad_id=0), trained)  # it also allocates
+            return forward_backward_seconds(attached, build(paper, pad_id=0), trained)
     finally:
         attached.unload()
         model.eval()
-
-
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with alike."""
-    columns = zip(*sequences, strict=False)
-    return next((at for at, tokens in enumerate(columns) if len(set(tokens)) > 1), min(map(len, sequences)))

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from manytune.engine.base_model import base_of, has_virtual_tokens
 from manytune.model.peft_model import PeftModel
+from manytune.token_prefixes import common_prefix
 
 # A common prefix is shared if it is at least this much of the shorter prompt; and sharing has to save a fifth of the
 # tokens, since it takes two forwards instead of one.
@@ -101,7 +102,7 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
     runs = [[order[0]]]
     shared = [len(prompts[order[0]])]
     for before, row in pairwise(order):
-        common = _common_prefix(prompts[before], prompts[row])
+        common = common_prefix(prompts[before], prompts[row])
         if common >= _SHARED * min(len(prompts[before]), len(prompts[row])):
             runs[-1].append(row)
             shared[-1] = min(shared[-1], common)
@@ -112,11 +113,6 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[_Group]:
         _Group(tuple(run), min(length, min(len(prompts[row]) for row in run) - 1))
         for run, length in zip(runs, shared, strict=True)
     ]
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _keeps_every_position(model: Any) -> bool:

@@ -32,7 +32,7 @@ class Decoding:
     Attributes:
         max_new_tokens: The longest answer.
         batch_size: Prompts to a batch.
-        end_ids: Tokens that end an answer, besides the model's own.
+        end_ids: Tokens that end an answer in addition to the model's own.
         beams: 1 for greedy decoding, more for a beam search.
         likelihood_batch_size: References to a batch, where their likelihood is measured.
     """

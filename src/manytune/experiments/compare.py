@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from statistics import mean
 
 import torch
@@ -24,6 +25,7 @@ from manytune.experiments.runner import Runner
 from manytune.experiments.trials import Phase, Purpose, Trial, drop_adapters
 from manytune.experiments.variants import steps_by_system
 from manytune.experiments.workspace import Workspace
+from manytune.store.run_directory import RunDirectory
 
 _TIMED_STEPS = 6
 
@@ -215,7 +217,9 @@ def _sources(workspace: Workspace) -> list[str]:
 
 
 def _outputs(record: RunRecord) -> str:
-    return ", ".join(f"{recipe['output']}/recipe.yaml" for recipe in record.recipe.values())
+    return ", ".join(
+        str(RunDirectory(Path(recipe["output"])).recipe_file) for recipe in record.recipe.values()
+    )
 
 
 def _of_probe(name: str, records: Sequence[RunRecord], probe: str) -> System:

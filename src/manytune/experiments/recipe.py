@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from manytune.data.nearest import did_you_mean
-from manytune.data.section import Number, Section, kind_of
+from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import METRICS
@@ -280,9 +280,7 @@ def _explain(problem: Any) -> str:
     path = problem["loc"]
     name, kind = ".".join(map(str, path)), problem["type"]
     if kind == "extra_forbidden":
-        known = list(_section_at(path[:-1]).model_fields)
-        nearest = did_you_mean(str(path[-1]), known) or "."
-        return f"{name}: there is no such key{nearest} Known: {', '.join(known)}."
+        return f"{name}: {no_such_key(str(path[-1]), _section_at(path[:-1]).model_fields)}"
     if kind == "missing":
         return f"{name}: this key is missing."
     if kind == "value_error":

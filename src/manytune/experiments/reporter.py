@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Protocol
 
-from manytune.training.progress import Report
+from manytune.store.run_log import Report
 
 
 class Reporter(Protocol):

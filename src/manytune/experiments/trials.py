@@ -14,20 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from manytune.atomic import atomic_write
 from manytune.errors import DivergedError, RunError
 from manytune.evaluation.results import Cost, Curves
 from manytune.evaluation.run_files import read_cost, read_curves
 from manytune.store.base import Base
-from manytune.training.progress import Report
+from manytune.store.run_directory import RunDirectory, RunScores
+from manytune.store.run_log import Report
 from manytune.training.recipe import Recipe, load_recipe
-from manytune.training.run import RECIPE_NAME, run
+from manytune.training.run import run
 
 Number = TypeVar("Number", int, float)
 
-_SCORES = "scores.json"  # `run` writes it last
 _DIVERGENCE = "diverged.json"
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
@@ -93,14 +93,19 @@ class Trial:
         return next(iter(self.recipes.values()))
 
     @property
+    def runs(self) -> list[RunDirectory]:
+        """The directory of each of its runs."""
+        return [RunDirectory(Path(recipe.output)) for recipe in self.recipes.values()]
+
+    @property
     def adapters(self) -> dict[str | None, Path]:
         """Where its adapters are, by task."""
-        return {task: Path(recipe.output) / "adapter" for task, recipe in self.recipes.items()}
+        return {task: run.adapter for task, run in zip(self.recipes, self.runs, strict=True)}
 
     @property
     def trained(self) -> bool:
         """Whether all of its runs have ended well."""
-        return all((Path(recipe.output) / _SCORES).is_file() for recipe in self.recipes.values())
+        return all(run.finished for run in self.runs)
 
     @property
     def dropped(self) -> bool:
@@ -119,36 +124,34 @@ class Trial:
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic_write(self.directory / _DIVERGENCE, json.dumps(asdict(found), indent=2) + "\n")
 
-    def scores(self) -> list[dict[str, Any]]:
-        """What each run's `scores.json` says."""
-        paths = [Path(recipe.output) / _SCORES for recipe in self.recipes.values()]
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    def scores(self) -> list[RunScores]:
+        """What each run says of itself."""
+        return [run.read_scores() for run in self.runs]
 
     @property
     def validation_loss(self) -> float:
         """The last validation loss; of several runs, the mean."""
-        losses = [float(scores["validation_loss"]) for scores in self.scores()]
+        losses = [scores.validation_loss for scores in self.scores() if scores.validation_loss is not None]
         return sum(losses) / len(losses)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of all runs."""
-        return sum(int(scores["steps"]) for scores in self.scores())
+        return sum(scores.steps for scores in self.scores())
 
     @property
     def step_seconds(self) -> float:
         """Seconds of one optimizer step, validation not counted."""
-        seconds = [float(scores["tokens"]) / float(scores["tokens_per_second"]) for scores in self.scores()]
+        seconds = [scores.tokens / scores.tokens_per_second for scores in self.scores()]
         return sum(seconds) / self.steps
 
     def cost(self) -> Cost:
         """What all runs took together; memory is the most of any."""
-        runs = [Path(recipe.output) for recipe in self.recipes.values()]
-        costs = [read_cost(directory, directory / "adapter") for directory in runs]
+        costs = [read_cost(run.path, run.adapter) for run in self.runs]
         if len(costs) == 1:
             return costs[0]
         seconds = _total([cost.seconds for cost in costs])
-        tokens = sum(scores["tokens"] for scores in self.scores())
+        tokens = sum(scores.tokens for scores in self.scores())
         return Cost(
             trainable_params=_total([cost.trainable_params for cost in costs]),
             total_params=costs[0].total_params,
@@ -160,7 +163,7 @@ class Trial:
 
     def curves(self) -> Curves:
         """The losses of its run; empty for several, whose steps aren't the same."""
-        return read_curves(Path(self.any_recipe.output)) if len(self.recipes) == 1 else Curves()
+        return read_curves(self.runs[0].path) if len(self.runs) == 1 else Curves()
 
 
 def trial_name(system: str, *details: str) -> str:
@@ -192,13 +195,11 @@ def train(
         DivergedError: The loss or the gradient isn't finite.
         RunError: What is on disk was made with another recipe, or the training failed.
     """
-    for recipe in trial.recipes.values():
-        directory = Path(recipe.output)
-        begun = (directory / RECIPE_NAME).is_file()
+    for recipe, directory in zip(trial.recipes.values(), trial.runs, strict=True):
+        begun, finished = directory.begun, directory.finished
         if begun:
             _check_same(directory, recipe)
-        finished = (directory / _SCORES).is_file()
-        dropped = finished and not (directory / "adapter").is_dir()
+        dropped = finished and not directory.adapter.is_dir()
         if not finished or (dropped and adapters):
             _forget_peak_memory()
             resume = begun and not finished
@@ -211,13 +212,13 @@ def drop_adapters(trial: Trial) -> None:
         shutil.rmtree(adapter, ignore_errors=True)
 
 
-def _check_same(directory: Path, recipe: Recipe) -> None:
-    before = load_recipe(directory / RECIPE_NAME).model_dump(mode="json")
+def _check_same(directory: RunDirectory, recipe: Recipe) -> None:
+    before = load_recipe(directory.recipe_file).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         raise RunError(
-            f"{directory}: this trial was made with another recipe ({', '.join(changed)} differ). Restore it, set "
+            f"{directory.path}: this trial was made with another recipe ({', '.join(changed)} differ). Restore it, set "
             "output to another directory, or remove this one to train again."
         )
 

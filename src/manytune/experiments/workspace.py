@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
 from manytune.errors import DataError, DivergedError
 from manytune.evaluation.answers import Question, questions_from
@@ -21,7 +21,7 @@ from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
-from manytune.experiments.conditions import keep_conditions
+from manytune.experiments.conditions import date_of, keep_conditions
 from manytune.experiments.probes import (
     LoadedProbe,
     load_probes,
@@ -37,10 +37,12 @@ from manytune.experiments.variants import Variants
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
-from manytune.store.base import Base, load_base
+from manytune.store.base import Base
 from manytune.store.resident import read_resident
-from manytune.training.loop.train import check_device
-from manytune.training.training_plan import total_steps
+from manytune.training.inputs import read_inputs
+from manytune.training.loop.arguments import check_device
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.training_plan import count_steps
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,18 @@ class Workspace:
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        return total_steps(self.base.model, settings, self.data.train, self.data.mixture)
+        rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
+        return count_steps(self.base.model, settings, rows)
 
     @cached_property
     def encoder(self) -> Encoder:
         """Makes prompts as the training makes them; they are cut only if they are cut there."""
         data = self.experiment.recipe.data
-        cut = data.overflow == "truncate_prompt"
-        return Encoder(
-            self.base.tokenizer,
-            max_length=data.max_length if cut else None,
-            overflow="truncate_prompt" if cut else "error",
-            encoder_decoder=self.base.is_encoder_decoder,
+        options = data.encoding_options(max_prompt=self.data.max_prompt).within(
+            self.base.positions, self.experiment.compare.max_new_tokens
         )
+        chat = None if data.chat == "auto" else data.chat
+        return options.encoder(self.base.tokenizer, chat=chat, encoder_decoder=self.base.is_encoder_decoder)
 
     # -- what is on disk
 
@@ -282,16 +283,16 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     """
     recipe = experiment.recipe
     check_device(recipe.training)
-    splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=recipe.training.dtype, notify=reporter.line)
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
+    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
+    splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
-    probes = load_probes(experiment.forgetting, base)
-    workspace = Workspace(experiment, base, splits, data, (), probes, ranks, reporter)
+    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter)
+    probes = load_probes(experiment.forgetting, base, workspace.encoder)
     questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
     keep_conditions(experiment, base, data)
     rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
     if rehearsing and experiment.forgetting.rehearsal is None:
         write_rehearsal(workspace.variants.rehearsal_file)
-    return dataclasses.replace(workspace, questions=questions)
+    return dataclasses.replace(workspace, probes=probes, questions=questions)

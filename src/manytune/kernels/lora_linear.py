@@ -3,8 +3,8 @@
     y = x Wᵀ + b + s · x Aᵀ Bᵀ            (LoRA, arXiv 2106.09685)
 
 The base's products are `products.product`'s, and what LoRA adds to them takes one pass over memory a direction
-(`low_rank.py`, which calls the kernel and knows no autograd). For float32 on CPUs, inside `fast_products`, without
-dropout and with a frozen base; `methods/lora/fused.py` computes the same layer everywhere else.
+(`low_rank.py`, which calls the kernel and knows no autograd). For float32 on CPUs, without dropout and with a frozen
+base; `methods/lora/fused.py` computes the same layer everywhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from manytune.kernels.products import is_fast, product
 
 
 def suits(x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor) -> bool:
-    """Whether the kernel is there, is wanted and takes such operands."""
+    """Whether the kernel is there and takes such operands."""
     return (
         ready()
         and is_fast(x, weight)

@@ -1,14 +1,15 @@
 """Products with a linear layer's weight, by the fastest library that torch brings.
 
 In float32 on a CPU torch multiplies with BLAS. Its other library, oneDNN, takes a fifth to a third less time for that
-on some processors, and adds up in another order, so its results differ by rounding. It is used inside `fast_products`
-alone: while training, where each step's time counts. Elsewhere a layer gives its usual bits.
+on some processors, and adds up in another order, so its results differ by rounding. Layers use it only inside
+`fast_products`: while training, where each step's time counts. Elsewhere a layer gives its usual bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,39 +20,49 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.kernels.build import prepare_kernels
 from manytune.kernels.opaque import opaque
+from manytune.layer_forwards import replaced_forwards
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _LINEAR: Any = torch.ops.mkldnn._linear_pointwise.default if _AVAILABLE else None
 
-_fast = False
-
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Multiply through oneDNN, where it can be, in the model's linear layers and wherever `product` is called.
+    """Multiply through oneDNN, where it can be, in the model's linear layers inside the `with` block.
 
-    LoRA's own products then go through the C++ kernels, if there are any (`kernels/`).
+    A layer of another class takes part if that class defines `fast_forward` next to its `forward`: the same result but
+    for rounding, for use inside this block. LoRA's goes through the C++ kernels, if there are any. A layer that has a
+    `forward` of its own in the instance keeps it.
 
-    Mutates: the linear layers' class, until the block ends.
+    Mutates: these layers, until the block ends.
     """
-    global _fast
     prepare_kernels(model)
-    before = _fast
-    layers = [(module, type(module)) for module in model.modules() if type(module) in _FAST]
-    _fast = True
-    # Another class rather than another `forward` in each: torch.compile makes one form for all layers of a class.
-    for layer, kind in layers:
-        layer.__class__ = _FAST[kind]
-    try:
+    forwards = {}
+    for module in model.modules():
+        fast = _fast_form(type(module))
+        if fast is not None and "forward" not in module.__dict__:
+            forwards[module] = MethodType(fast, module)
+    with replaced_forwards(forwards):
         yield
-    finally:
-        _fast = before
-        for layer, kind in layers:
-            layer.__class__ = kind
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is x Wᵀ + b of its own weight and bias, and nothing else: no derived class, no hook."""
+    own = layer.__dict__.get("forward")
+    return (
+        type(layer) in _FAST
+        and (own is None or getattr(own, "__func__", None) is _FAST[type(layer)])
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+        )
+    )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Give x Wᵀ + b, without a gradient.
+    """Give x Wᵀ + b through oneDNN, or as torch does where that can't be; without a gradient.
 
     Args:
         x: (N, in).
@@ -81,10 +92,9 @@ _opaque = opaque(
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of these goes through oneDNN: inside `fast_products`, for plain float32 on a CPU."""
+    """Whether `product` of these goes through oneDNN: for plain float32 on a CPU."""
     return (
-        _fast
-        and _AVAILABLE
+        _AVAILABLE
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and type(weight) in (Tensor, nn.Parameter)  # others may hold something else than numbers in rows
@@ -116,23 +126,28 @@ class _Linear(torch.autograd.Function):
         )
 
 
-class _FastLinear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        if not is_fast(input, self.weight):
-            return super().forward(input)
-        result: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return result
+def _fast_linear(layer: nn.Linear, input: Tensor) -> Tensor:
+    if not is_fast(input, layer.weight):
+        return nn.Linear.forward(layer, input)
+    result: Tensor = _Linear.apply(input, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    return result
 
 
-class _FastConv1D(Conv1D):
-    def forward(self, x: Tensor) -> Tensor:
-        if not is_fast(x, self.weight):
-            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        result: Tensor = _Linear.apply(x, self.weight.t(), self.bias)  # type: ignore[no-untyped-call]
-        return result
+def _fast_conv1d(layer: Conv1D, x: Tensor) -> Tensor:
+    if not is_fast(x, layer.weight):
+        return Conv1D.forward(layer, x)  # type: ignore[no-any-return]
+    result: Tensor = _Linear.apply(x, layer.weight.t(), layer.bias)  # type: ignore[no-untyped-call]
+    return result
 
 
-_FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _FastLinear, Conv1D: _FastConv1D}
+#: Layers that compute x Wᵀ + b, and their fast forms.
+_FAST: dict[type[nn.Module], Callable[..., Tensor]] = {nn.Linear: _fast_linear, Conv1D: _fast_conv1d}
 
-#: Layers that hold a plain weight and bias and compute x Wᵀ + b.
-PLAIN = (*_FAST, *_FAST.values())
+
+def _fast_form(kind: type[nn.Module]) -> Callable[..., Any] | None:
+    """What layers of a class call inside `fast_products`; None if that is their own forward."""
+    if kind in _FAST:
+        return _FAST[kind]
+    # A derived class with a forward of its own computes something else than its parent's fast form.
+    definer = next(parent for parent in kind.__mro__ if "forward" in vars(parent))
+    return vars(definer).get("fast_forward")

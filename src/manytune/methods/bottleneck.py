@@ -1,8 +1,8 @@
-"""Bottleneck adapters: a small network beside or behind a transformer's sublayers.
+"""Bottleneck adapters: a small network next to or behind a transformer's sublayers.
 
     houlsby    y' = y + s · U φ(D y)    behind attention and MLP   (Houlsby et al., arXiv 1902.00751)
     pfeiffer   the same                 behind the MLP only        (Pfeiffer et al., arXiv 2005.00247)
-    parallel   y' = y + s · U φ(D x)    beside the MLP             (He et al., arXiv 2110.04366)
+    parallel   y' = y + s · U φ(D x)    next to the MLP             (He et al., arXiv 2110.04366)
 
 x is what the sublayer reads and y what its output projection gives, before both are added. D is (bottleneck × hidden)
 and U (hidden × bottleneck), each with a bias; U starts at zero, so nothing changes at first. Between them is a
@@ -28,7 +28,7 @@ from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
-from manytune.methods.tuners.targets import Selection, base_of, select
+from manytune.methods.tuners.targets import Selection, base_of, candidates, select
 from manytune.methods.tuners.terms import NONLINEARITIES, Terms, Update
 
 STYLES = ("houlsby", "pfeiffer", "parallel")
@@ -49,7 +49,7 @@ class BottleneckConfig(PeftConfig):
             that aren't known.
         mlp_modules: The same for the MLP's output projections.
         mlp_input_modules: The same for a layer that reads what the MLP reads, which `"parallel"` needs.
-        modules_to_save: Modules trained in full beside the adapters, such as a new head.
+        modules_to_save: Modules trained in full next to the adapters, such as a new head.
 
     Raises:
         ConfigError: An option's value can't be used.
@@ -112,7 +112,7 @@ class Source(AdapterLayer):
 
 
 class Layer(AdapterLayer):
-    """A sublayer's output projection with adapters behind it, or beside its sublayer.
+    """A sublayer's output projection with adapters behind it, or next to its sublayer.
 
     Attributes:
         bottleneck_down, bottleneck_up: D and U by adapter.
@@ -207,7 +207,7 @@ class Layer(AdapterLayer):
             if name in self.sources:
                 source = self.sources[name]
                 sources.add(source)
-                assert source.seen is not None, "the layer that a parallel adapter reads beside wasn't run"
+                assert source.seen is not None, "the layer that a parallel adapter reads next to wasn't run"
                 read = source.seen
             down = self.bottleneck_down[name]
             low = self.bottleneck_dropout[name](read.to(down.get_parameter("weight").dtype))
@@ -247,8 +247,13 @@ class BottleneckModel(LayerTuner):
     def select(self, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
         places = _places(self.model, config)
-        wanted = [places.mlp] if config.style != "houlsby" else [places.attention, places.mlp]
-        found = _find(self.model, "|".join(f"(?:{pattern})" for pattern in wanted), config)
+        wanted = {"mlp_modules": places.mlp}
+        if config.style == "houlsby":
+            wanted = {"attention_modules": places.attention, **wanted}
+        named = {
+            p for option, pattern in wanted.items() for p, _ in _find(self.model, pattern, config, option)
+        }
+        found = [(path, module) for path, module in candidates(self.model) if path in named]
         for path, module in found:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(
@@ -257,7 +262,7 @@ class BottleneckModel(LayerTuner):
                 )
         if config.style != "parallel":
             return found
-        sources = _find(self.model, places.mlp_input, config)
+        sources = _find(self.model, places.mlp_input, config, "mlp_input_modules")
         self.__dict__["_beside"] = _paired(sources, found)
         # The source of each comes first: its layer must be there when the adapter is made.
         return [*sources, *found]
@@ -291,9 +296,8 @@ class BottleneckModel(LayerTuner):
             return found
         config = copy.copy(config)  # the places that it leaves open are filled in
         places = _places(model, config)
-        return _reading(
-            found, _paired(_find(model, places.mlp_input, config), _find(model, places.mlp, config))
-        )
+        sources = _find(model, places.mlp_input, config, "mlp_input_modules")
+        return _reading(found, _paired(sources, _find(model, places.mlp, config, "mlp_modules")))
 
     def live_terms(self, adapter_name: str) -> Terms:
         """See `Tuner.live_terms`."""
@@ -317,9 +321,16 @@ def _places(model: nn.Module, config: BottleneckConfig) -> Sublayers:
         "pfeiffer": ("mlp_modules",),
         "parallel": ("mlp_modules", "mlp_input_modules"),
     }[config.style]
-    config.attention_modules, config.mlp_modules, config.mlp_input_modules = (
-        own or default for own, default in zip(given, usual, strict=True)
-    )
+    options = ("attention_modules", "mlp_modules", "mlp_input_modules")
+    unused = [o for o, own in zip(options, given, strict=True) if own is not None and o not in needed]
+    if unused and not config.was_saved:
+        raise ConfigError(
+            f"{' and '.join(unused)}: style={config.style!r} puts nothing there, so it would have no effect. "
+            "Leave it out, or choose another style."
+        )
+    for option, own, default in zip(options, given, usual, strict=True):
+        if option in needed:
+            setattr(config, option, own or default)
     missing = [option for option in needed if getattr(config, option) is None]
     if missing:
         raise ConfigError(
@@ -329,9 +340,10 @@ def _places(model: nn.Module, config: BottleneckConfig) -> Sublayers:
     return Sublayers(config.attention_modules or "", config.mlp_modules or "", config.mlp_input_modules or "")
 
 
-def _find(model: nn.Module, pattern: str, config: BottleneckConfig) -> list[tuple[str, nn.Module]]:
-    layers = config.layers_to_transform
-    return select(model, Selection(pattern, layers=[layers] if isinstance(layers, int) else layers))
+def _find(
+    model: nn.Module, pattern: str, config: BottleneckConfig, option: str
+) -> list[tuple[str, nn.Module]]:
+    return select(model, Selection.of(config, pattern, option=option))
 
 
 def _paired(sources: list[tuple[str, nn.Module]], ends: list[tuple[str, nn.Module]]) -> dict[str, str]:

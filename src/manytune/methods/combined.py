@@ -70,6 +70,8 @@ class CombinedConfig(PeftConfig):
                 "auto_mapping",
             ):
                 setattr(part, name, getattr(self, name))
+            if self.was_saved:
+                part.as_saved()
         return self.weights, self.prompt
 
     @property
@@ -89,14 +91,14 @@ class CombinedConfig(PeftConfig):
         return dataclasses.replace(self, weights=weights.for_loading(), prompt=prompt.for_loading())
 
     @classmethod
-    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
-        """See `PeftConfig.planned`."""
-        planned = super().planned(options, steps=steps)
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See `PeftConfig.unplanned`."""
+        found = super().unplanned(options)
         for name in ("weights", "prompt"):
-            part = planned.get(name)
+            part = found.get(name)
             if isinstance(part, dict) and part.get("name") in methods():
-                planned[name] = methods()[part["name"]].config.planned(part, steps=steps)
-        return planned
+                found[name] = methods()[part["name"]].config.unplanned(part)
+        return found
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -126,6 +128,11 @@ class CombinedModel(Tuner):
     weights: Tuner
     prompt: PromptTuner
 
+    def refuse_checkpointing(self, *, planned: bool = False) -> None:
+        """See `Tuner.refuse_checkpointing`: what either part says."""
+        self.weights.refuse_checkpointing(planned=planned)
+        self.prompt.refuse_checkpointing(planned=planned)
+
     def mounted(self) -> dict[str, nn.Module]:
         """See `Tuner.mounted`: parameters are called as with either part alone."""
         return {"base_model": self.weights, "prompt_encoder": self.prompt.prompt_encoder}
@@ -151,11 +158,11 @@ class CombinedModel(Tuner):
             # Not children: what hangs on the PeftModel is for `mounted` to say.
             tuner = method_of(weights).tuner(self.model, weights, adapter_name, **options)
             try:
-                beside = method_of(prompt).tuner(self.model, prompt, adapter_name, **options)
+                other = method_of(prompt).tuner(self.model, prompt, adapter_name, **options)
             except BaseException:
                 tuner.unload()
                 raise
-            self.__dict__.update(weights=tuner, prompt=beside)
+            self.__dict__.update(weights=tuner, prompt=other)
         self.peft_config[adapter_name] = config
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -91,6 +91,21 @@ class PeftConfig:
         """Whether the method trains virtual tokens rather than weights."""
         return False
 
+    @property
+    def was_saved(self) -> bool:
+        """Whether these are a saved adapter's options: what matches nothing in them is left over and no mistake."""
+        return bool(self.__dict__.get("_was_saved", False))
+
+    def as_saved(self) -> Self:
+        """The same object, as a saved adapter's options."""
+        self.__dict__["_was_saved"] = True
+        return self
+
+    @property
+    def is_adaption_prompt(self) -> bool:
+        """Whether the method is HF PEFT's adaption prompts, which isn't implemented: never."""
+        return False
+
     # -- what a method's options may say, with defaults
 
     @property
@@ -108,12 +123,11 @@ class PeftConfig:
         return self
 
     @classmethod
-    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
-        """Options from a recipe, completed by what follows from the length of the training.
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a training whose length isn't known yet; `TrainingHooks.plan_steps` brings it later.
 
         Args:
             options: What the recipe says, which stays.
-            steps: How many optimizer steps it has; None while that isn't known.
         """
         return dict(options)
 
@@ -174,7 +188,7 @@ class PeftConfig:
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)
-        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs})
+        return cls.from_peft_type(**{**cls.from_json_file(path), **kwargs}).as_saved()
 
     @classmethod
     def from_peft_type(cls, **options: Any) -> PeftConfig:
@@ -224,7 +238,7 @@ class PromptLearningConfig(PeftConfig):
         num_transformer_submodules: 1 for a decoder or an encoder, 2 for an encoder-decoder.
         num_attention_heads: Heads of keys and values; by default the model's.
         num_layers: Layers; by default the model's.
-        modules_to_save: Modules trained in full beside the prompt, such as a new head.
+        modules_to_save: Modules trained in full next to the prompt, such as a new head.
     """
 
     num_virtual_tokens: int | None = None

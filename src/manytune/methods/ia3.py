@@ -8,6 +8,7 @@ With l = 1 at the start nothing changes. Merging multiplies: rows of W and b by 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,24 +17,27 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from manytune.errors import ConfigError, NoMatchingPeftModuleError
+from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.arithmetic.pruning import weighted_sum
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
     Selection,
-    all_linear_targets,
     base_of,
     default_targets,
+    expand_targets,
+    is_all_linear,
     matches,
+    present,
     select,
 )
 from manytune.methods.tuners.terms import Factors, Terms
+from manytune.methods.tuners.unmatched import nearest, report
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
 _QV_DOWN = (("q_proj", "v_proj"), ("down_proj",))
@@ -73,7 +77,7 @@ class IA3Config(PeftConfig):
         feedforward_modules: Those of the targets whose inputs are scaled rather than their outputs.
         fan_in_fan_out: The weight is stored as (in, out). Known for transformers' `Conv1D`, whatever is set
             here.
-        modules_to_save: Modules trained in full beside the adapter, such as a new head.
+        modules_to_save: Modules trained in full next to the adapter, such as a new head.
         init_ia3_weights: True starts with factors of one, which changes nothing; False with random ones,
             meant for tests.
 
@@ -217,7 +221,7 @@ class Conv3d(Layer):
     """IA3 on `torch.nn.Conv3d`."""
 
 
-#: The layers that IA3 goes beside.
+#: The layers that IA3 is attached to.
 _KINDS: dict[type[nn.Module], type[Layer]] = {
     nn.Linear: Linear,
     Conv1D: Linear,
@@ -236,22 +240,33 @@ class IA3Model(SummedTuner):
         """See `LayerTuner.select`."""
         if config.target_modules is None:
             attention, feedforward = default_targets(self.model, USUAL_MODULES)
-            config.target_modules = {*attention, *feedforward}
+            config.target_modules = present(self.model, [*attention, *feedforward])
             if config.feedforward_modules is None:
-                config.feedforward_modules = set(feedforward)
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
+                config.feedforward_modules = config.target_modules & set(feedforward)
+            if feedforward and not config.feedforward_modules:
+                warnings.warn(
+                    f"IA3 scales the inputs of {', '.join(feedforward)} in models of this type, and this one has none: "
+                    "its feed-forward blocks stay as they are. Name linear layers in feedforward_modules, if it has "
+                    "any there.",
+                    PeftWarning,
+                    stacklevel=4,
+                )
+        every_linear = is_all_linear(config.target_modules)
+        expand_targets(self.model, config, {})
         if config.feedforward_modules is None:
             config.feedforward_modules = set()
-        chosen = select(self.model, Selection(config.target_modules, config.exclude_modules))
+        chosen = select(self.model, Selection.of(config, config.target_modules or ()))
+        if every_linear:
+            warn_of_left_frozen(self.model, config)
         config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)
         feedforward = config.feedforward_modules
         for entry in [feedforward] if isinstance(feedforward, str) else sorted(feedforward):
             names = entry if isinstance(feedforward, str) else [entry]
             if not any(matches(path, names) for path, _ in chosen):
-                raise NoMatchingPeftModuleError(
-                    f"feedforward_modules: {entry!r} names none of the targeted modules: "
-                    f"{', '.join(path for path, _ in chosen[:8])}{', ...' if len(chosen) > 8 else ''}."
+                report(
+                    f"feedforward_modules: {entry!r} names none of the targeted modules, so nothing is scaled at its "
+                    f"input for it. {nearest([entry], [path for path, _ in chosen], 'The targeted modules')}",
+                    saved=config.was_saved,
                 )
         return chosen
 
@@ -260,7 +275,7 @@ class IA3Model(SummedTuner):
         kind = next((kind for base, kind in _KINDS.items() if isinstance(module, base)), None)
         if kind is None:
             raise ConfigError(
-                f"Target module {path} ({type(module).__name__}) is not supported. IA3 goes beside torch.nn.Linear, "
+                f"Target module {path} ({type(module).__name__}) is not supported. IA3 is for torch.nn.Linear, "
                 "Conv2d, Conv3d and transformers' Conv1D. Name layers of these kinds in target_modules."
             )
         return kind(module, is_feedforward=self._is_feedforward(path, config))

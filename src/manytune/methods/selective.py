@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from manytune.errors import ConfigError, NoMatchingPeftModuleError
+from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.direct_tuner import DirectTuner
-from manytune.methods.tuners.targets import layer_index
+from manytune.methods.tuners.targets import Selection, layer_index, refuse_unsaved
+from manytune.methods.tuners.unmatched import UnmatchedError, check_layers, nearest, report
 
 BIAS, LAYERNORM = "bias", "layernorm"
 
@@ -62,7 +62,7 @@ class SelectiveModel(DirectTuner):
         """See `DirectTuner.select`.
 
         Raises:
-            NoMatchingPeftModuleError: An entry of `parameters` names nothing, or no layer of these is left.
+            UnmatchedError: An entry of an option names nothing, or no layer is left.
         """
         entries = [config.parameters] if isinstance(config.parameters, str) else list(config.parameters)
         expression = isinstance(config.parameters, str) and config.parameters not in (BIAS, LAYERNORM)
@@ -72,19 +72,26 @@ class SelectiveModel(DirectTuner):
         for entry in entries:
             found = {n for n in everything if _names(entry, n, norms, expression=expression)}
             if not found:
-                raise NoMatchingPeftModuleError(
+                parts = {part for name in everything for part in name.split(".")}
+                report(
                     f"parameters: {entry!r} names no parameter of the model. Its parameters are called, for example, "
-                    f"{', '.join(list(everything)[:6])}."
+                    f"{', '.join(list(everything)[:6])}. {nearest([entry], parts)}",
+                    saved=config.was_saved and len(entries) > 1,
                 )
             chosen |= found
-        in_layers = {name for name in chosen if _in_layers(name, config)}
+        selection = Selection.of(config, ())
+        in_layers = {name for name in chosen if selection.in_layers(name)}
         if not in_layers:
-            raise NoMatchingPeftModuleError(
+            raise UnmatchedError(
                 f"parameters={config.parameters!r} names {len(chosen)} parameters, none of them in "
                 f"layers_to_transform={config.layers_to_transform!r}."
             )
-        for module in config.modules_to_save or ():
-            in_layers |= {name for name in everything if _has_part(name, module)}
+        if selection.layers:
+            indices = {layer_index(name, selection.layers_pattern) for name in chosen}
+            check_layers(selection.layers, indices, "what parameters names", saved=config.was_saved)
+        saving = {m: {n for n in everything if _has_part(n, m)} for m in config.modules_to_save or ()}
+        refuse_unsaved(self.model, config, known=[module for module, found in saving.items() if found])
+        in_layers = in_layers.union(*saving.values())
         return {name: parameter for name, parameter in everything.items() if name in in_layers}
 
 
@@ -108,15 +115,6 @@ def _normalisations(model: nn.Module) -> set[str]:
         for path, module in model.named_modules()
         if isinstance(module, known) or type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
     }
-
-
-def _in_layers(name: str, config: SelectiveConfig) -> bool:
-    wanted: Any = config.layers_to_transform
-    if wanted is None:
-        return True
-    pattern = config.layers_pattern
-    patterns = [pattern] if isinstance(pattern, str) else pattern or ()
-    return layer_index(name, patterns) in ([wanted] if isinstance(wanted, int) else wanted)
 
 
 register(Method("selective", PeftType.SELECTIVE, SelectiveConfig, SelectiveModel))

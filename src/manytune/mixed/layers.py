@@ -1,7 +1,6 @@
 """A base's layers, computed with adapters' terms for the time of a forward.
 
-A layer gets another `forward` in its own dictionary, which torch calls in place of its class's, and loses it again
-after the forward: outside of it the model is what it was. A layer where no token has an adapter isn't touched.
+Outside of a forward the model is what it was. A layer where no token has an adapter isn't touched.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from manytune.layer_forwards import replaced_forwards
 from manytune.mixed.stacks import LayerTerms
 from manytune.mixed.updates import Product
 
@@ -40,7 +40,7 @@ class MixedLayers:
         self._forwards = forwards
         self._prepare = prepare
         self._terms: Mapping[str, LayerTerms] | None = None
-        self._installed: list[tuple[dict[str, Any], Forward]] = []
+        self._installed: dict[nn.Module, Forward] = {}
         self._inputs: dict[str, Tensor] = {}  # what layers read that others' adapters need
 
     @contextmanager
@@ -49,24 +49,13 @@ class MixedLayers:
         if terms is not self._terms:
             self._terms = terms
             self._installed = self._with_terms(terms)
-        # A forward of the module's own, such as one that moves inputs between devices, comes back afterwards.
-        own = [
-            (attributes, attributes["forward"])
-            for attributes, _ in self._installed
-            if "forward" in attributes
-        ]
-        for attributes, forward in self._installed:
-            attributes["forward"] = forward
-        try:
-            yield
-        finally:
-            for attributes, _ in self._installed:
-                del attributes["forward"]
-            for attributes, forward in own:
-                attributes["forward"] = forward
-            self._inputs.clear()
+        with replaced_forwards(self._installed):
+            try:
+                yield
+            finally:
+                self._inputs.clear()
 
-    def _with_terms(self, terms: Mapping[str, LayerTerms]) -> list[tuple[dict[str, Any], Forward]]:
+    def _with_terms(self, terms: Mapping[str, LayerTerms]) -> dict[nn.Module, Forward]:
         paths: dict[str, LayerTerms] = dict(terms)
         sources = {p.source for one in terms.values() for p in one.products if p.source is not None}
         for source in sources:
@@ -74,7 +63,7 @@ class MixedLayers:
         forwards = dict(self._forwards)
         for path, own in paths.items():
             forwards[path] = self._forward(path, own, keeps=path in sources)
-        return [(self._modules[path].__dict__, forward) for path, forward in forwards.items()]
+        return {self._modules[path]: forward for path, forward in forwards.items()}
 
     def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
         module = self._modules[path]

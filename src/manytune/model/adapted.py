@@ -17,7 +17,8 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.sums import add_weighted_adapter
-from manytune.methods.tuners.targets import TASK_HEADS, adapter_layers
+from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
+from manytune.methods.tuners.task_heads import TASK_HEADS, head_names, untrained_parts
 from manytune.model.accounting import accounting_line, count_parameters
 from manytune.model.per_sample import each_with_its_own
 
@@ -27,8 +28,8 @@ class AdaptedModel(nn.Module):
 
     Args:
         model: The base; changed in place until `unload` or `merge_and_unload`.
-        peft_config: Options of the first adapter. This very object is kept, with what the model settles
-            filled in.
+        peft_config: Options of the first adapter. This very object is kept, with what is
+            inferred from the model filled in.
         adapter_name: Its name.
         autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.
@@ -47,7 +48,7 @@ class AdaptedModel(nn.Module):
         low_cpu_mem_usage: bool = False,
     ) -> None:
         super().__init__()
-        self.add_task_head(peft_config)
+        self.add_task_head(peft_config, model)
         method = method_of(peft_config)
         name_base(peft_config, model)
         tuner = method.tuner(
@@ -97,16 +98,45 @@ class AdaptedModel(nn.Module):
         return names or None
 
     @property
+    def peft_type(self) -> str | None:
+        """The adapters' method, as `adapter_config.json` calls it."""
+        return self.active_peft_config.peft_type
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether calls use an adapter: one is chosen, and adapters aren't disabled."""
+        return bool(self.active_adapters) and self.tuner.enabled is not False
+
+    @property
     def targeted_module_names(self) -> list[str]:
         """Paths in the base of the layers that carry adapters, in the model's order."""
-        return [path for path, _ in adapter_layers(self.get_base_model())]
+        return targeted_modules(self.get_base_model())
 
-    def add_task_head(self, config: PeftConfig) -> None:
-        """A classifier's head is new for each task, so it trains in full."""
-        heads = TASK_HEADS.get(config.task_type or "")
-        if heads and hasattr(config, "modules_to_save"):
-            present = config.modules_to_save or []
-            config.modules_to_save = [*present, *(head for head in heads if head not in present)]
+    @property
+    def targeted_parameter_names(self) -> list[str]:
+        """Paths of the parameters that are adapted in layers which aren't; see `target_parameters`."""
+        return targeted_parameters(self.get_base_model())
+
+    def add_task_head(self, config: PeftConfig, base: nn.Module) -> None:
+        """A task's head is new, so all of it trains in full and is saved.
+
+        Warns:
+            PeftWarning: A saved adapter lacks a part of the head that the base's checkpoint lacks, too.
+        """
+        if config.task_type not in TASK_HEADS or not hasattr(config, "modules_to_save"):
+            return
+        present: list[str] = config.modules_to_save or []
+        heads = TASK_HEADS[config.task_type] if config.was_saved else head_names(base, config.task_type)
+        config.modules_to_save = [*present, *(head for head in heads if head not in present)]
+        untrained = untrained_parts(base, config.modules_to_save) if config.was_saved else []
+        if untrained:
+            warnings.warn(
+                f"The adapter has no values for {untrained}, nor has the base's checkpoint, so they are random. "
+                "Was the adapter saved by a program that doesn't save them? Train it again, with "
+                f"modules_to_save={untrained}.",
+                PeftWarning,
+                stacklevel=5,
+            )
 
     def add_adapter(
         self,
@@ -126,7 +156,7 @@ class AdaptedModel(nn.Module):
             raise ConfigError(
                 f"Cannot combine adapters with different peft types. Found {own.peft_type} and {peft_config.peft_type}."
             )
-        self.add_task_head(peft_config)
+        self.add_task_head(peft_config, self.get_base_model())
         name_base(peft_config, self.get_base_model())
         self.tuner.add_adapter(
             adapter_name,

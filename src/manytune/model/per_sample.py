@@ -105,6 +105,12 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module]) -> None:
             )
         if not isinstance(layer, AdapterLayer):
             continue
+        if not layer.row_wise:
+            raise AdapterError(
+                f"Cannot pass `adapter_names` with adapters on parameters of a {type(layer.get_base_layer()).__name__} "
+                "(target_parameters): such a layer can't be run on some rows of a batch alone. Run one adapter at a "
+                "time."
+            )
         if any(isinstance(module, AdapterLayer) for module in layer.base_layer.modules()):
             # torch.nn.MultiheadAttention with its projection: which dimension counts samples isn't known here.
             raise AdapterError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manytune.errors import AdapterError
+from manytune.layer_forwards import replaced_forwards
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import BASE
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
@@ -27,13 +28,8 @@ def row_by_row(layers: Sequence[AdapterLayer | ModulesToSaveWrapper], names: Seq
         layers: The layers that carry adapters.
         names: The adapter of each sample, `"__base__"` for none.
     """
-    for layer in layers:
-        layer.__dict__["forward"] = _divided(layer, names)
-    try:
+    with replaced_forwards({layer: _divided(layer, names) for layer in layers}):
         yield
-    finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
 
 
 def _divided(layer: AdapterLayer | ModulesToSaveWrapper, names: Sequence[str]) -> Any:

@@ -140,10 +140,10 @@ class MetaBase:
         if key not in self._known:
             if len(self._known) >= 32:
                 self._known.clear()
-            self._known[key] = self._ask(copy.deepcopy(config))
+            self._known[key] = self._required_shapes(copy.deepcopy(config))
         return self._known[key]
 
-    def _ask(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
+    def _required_shapes(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
         """The shapes of an adapter's own tensors, and of the base's tables, which a file may hold as well."""
         config = config.for_loading()
         with torch.device("meta"), warnings.catch_warnings():

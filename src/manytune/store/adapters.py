@@ -22,6 +22,7 @@ from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
+from manytune.store.run_directory import adapter_at
 from manytune.store.tokenizer_files import check_tokenizer
 
 _TENSORS = ".safetensors"
@@ -242,8 +243,8 @@ def _what_is_there(path: Path) -> str:
         return f"its replacement was interrupted; rename {aside} to {path.name} to restore the former one"
     if not path.is_dir():
         return "there is no such directory"
-    if (path / "adapter" / CONFIG_NAME).is_file():
-        return f"this is a run; its adapter is in {path / 'adapter'}"
+    if (inner := adapter_at(path)) != path:
+        return f"this is a run; its adapter is in {inner}"
     inside = checkpoints_in(path)
     if inside:
         return f"its subdirectories hold adapters ({', '.join(inside[-5:])}); name one, such as {path / inside[-1]}"

@@ -18,7 +18,7 @@ from manytune.errors import ManytuneError
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.store.base import Base
 from manytune.store.contents import contents_of
-from manytune.store.intake import adapter_in
+from manytune.store.run_directory import adapter_at
 from manytune.store.store import AdapterStore, is_store
 
 _log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def adapters_in(folder: Path) -> dict[str, Path]:
         return {name: store.directory(digest) for name, digest in store.names().items()}
     if (folder / CONFIG_NAME).is_file():
         return {folder.resolve().name: folder}
-    inside = {path.name: adapter_in(path) for path in sorted(folder.iterdir()) if path.name[0] != "."}
+    inside = {path.name: adapter_at(path) for path in sorted(folder.iterdir()) if path.name[0] != "."}
     return {name: path for name, path in inside.items() if (path / CONFIG_NAME).is_file()}
 
 

@@ -15,6 +15,7 @@ from manytune.store.base import Base
 from manytune.store.contents import CARD_NAME
 from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
+from manytune.store.run_directory import adapter_at
 from manytune.store.servability import why_not_served
 
 
@@ -36,7 +37,7 @@ def gather(source: Path, target: Path, base: Base | None = None, *, base_tokeniz
         BaseMismatchError: The adapter was trained on another base.
         ConfigError: manytune doesn't implement its options.
     """
-    origin = adapter_in(source)
+    origin = adapter_at(source)
     stored = open_adapter(origin, base=base, base_tokenizer=base_tokenizer)
     if stored.manifest is not None:
         names = list(stored.manifest.files)
@@ -62,12 +63,6 @@ def gather(source: Path, target: Path, base: Base | None = None, *, base_tokeniz
         manifest = dataclasses.replace(manifest, unservable=reason)
     (target / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
-
-
-def adapter_in(source: Path) -> Path:
-    """The adapter's own directory: the one in a run, or the source itself."""
-    inner = source / "adapter"
-    return inner if (inner / CONFIG_NAME).is_file() and not (source / CONFIG_NAME).is_file() else source
 
 
 def _config_in(copy: Path, origin: Path) -> PeftConfig:

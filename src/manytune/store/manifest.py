@@ -33,6 +33,8 @@ class Description:
         templates: For several tasks, the template's parts of each by the task's name; `template` is None
             then. None for a single task.
         encoding: Whether prompts went through the tokenizer's chat template or not; None if it isn't known.
+        encoding_options: What else decided how prompts became tokens, such as values of the chat template's variables;
+            `manytune.data.encoding_options` reads it. None for nothing.
         recipe: The recipe of the run; None if there was none.
         scores: Measured numbers by name.
         combination: For an adapter that was combined from others: the kind, and of each its digest and weight.
@@ -47,6 +49,7 @@ class Description:
     template: Mapping[str, str] | None = None
     templates: Mapping[str, Mapping[str, str]] | None = None
     encoding: Encoding | None = None
+    encoding_options: Mapping[str, Any] | None = None
     recipe: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     combination: Mapping[str, Any] | None = None
@@ -196,13 +199,14 @@ _INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
     "files": (_is_file, "SHA-256 hashes by paths inside the adapter's directory"),
 }
 _ABSENT = type(None)
-#: Keys that are there only for adapters of several tasks, made of several adapters, or that no server can run.
-_OPTIONAL = ("templates", "combination", "unservable")
+#: Keys that are there only for some: adapters of several tasks, say, made of several, or that no server can run.
+_OPTIONAL = ("templates", "encoding_options", "combination", "unservable")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),
     "base": ((str,), "text"),
     "template": ((dict, _ABSENT), "an object or null"),
     "templates": ((dict, _ABSENT), "an object or null"),
+    "encoding_options": ((dict, _ABSENT), "an object or null"),
     "combination": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
     "unservable": ((str, _ABSENT), "text or null"),

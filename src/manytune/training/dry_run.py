@@ -1,13 +1,12 @@
 """What a training would take, without training: counted where it can be, timed on a few batches where it can't.
 
-Each batch's arithmetic is counted; three batches, at the quantiles 1/6, 3/6 and 5/6, are run forward and backward, and
-the others take time in proportion to their arithmetic. The largest batch is run once for the peak of the memory. No
+Each batch's required FLOPs are counted; three batches, at the quantiles 1/6, 3/6 and 5/6, are run forward and backward,
+and the others take time in proportion to their FLOPs. The largest batch is run once for the peak of the memory. No
 weight changes: the optimizer is timed on copies.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,32 +14,38 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import set_seed
 
-from manytune.data.dataset import encode_splits, read_splits
 from manytune.data.encode import Encoded
-from manytune.data.mixing import Mixture
 from manytune.model.accounting import count_parameters
-from manytune.model.attach import get_peft_model
-from manytune.store.base import load_base
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
-from manytune.training.loop.counters import Tally
-from manytune.training.loop.samplers import order_of
-from manytune.training.loop.train import check_device, peak_memory
+from manytune.training.data_summary import describe_data
+from manytune.training.inputs import attach_method, read_inputs
+from manytune.training.loop.arguments import check_device
+from manytune.training.loop.counters import Counters
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.loop.train import peak_memory
 from manytune.training.recipe import Recipe, TrainingRecipe
 from manytune.training.speed.chunked_cross_entropy import loss_sum
-from manytune.training.speed.frozen_layers import CacheSize, LowerLayers, cache_frozen_layers, computed
+from manytune.training.speed.frozen_layers import (
+    CacheSize,
+    FrozenLayers,
+    LowerLayers,
+    cache_frozen_layers,
+    every_layer_runs,
+)
 from manytune.training.speed.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
-from manytune.training.speed.operations import ModelSize
-from manytune.training.training_plan import schedule_of, total_steps
+from manytune.training.speed.required_flops import ModelSize
+from manytune.training.speed.timing import forward_backward_seconds, seconds_of
+from manytune.training.training_plan import TrainingPlan, first_epoch, plan_training
 
-_COUNTED_BATCHES = 400  # of an epoch; a larger one is counted by that many, evenly spaced
 _TIMED = (1 / 6, 3 / 6, 5 / 6)
 _OPTIMIZER_SAMPLE = 1 << 23  # numbers that the optimizer is timed on, if more are trained
 
+Rows = Sequence[Encoded]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What a training would take.
 
@@ -95,126 +100,115 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded.
     """
-    say = notify or (lambda _: None)
-    settings = recipe.training
-    check_device(settings)
-    splits = read_splits(recipe.data)
-    base = load_base(recipe.base, dtype=settings.dtype, notify=say)
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
-    set_seed(settings.seed)
-    task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    steps = total_steps(base.model, settings, data.train, data.mixture)
-    config = recipe.method.peft_config(task_type, steps=steps)
-    model = get_peft_model(base.model, config)
-    pad_id = base.tokenizer.pad_token_id
-    return estimate_training(
-        model,
-        data.train,
-        data.validation,
-        settings,
-        pad_id=pad_id if isinstance(pad_id, int) else 0,
-        mixture=data.mixture,
-    )
+    check_device(recipe.training)
+    inputs = read_inputs(recipe, notify=notify)
+    describe_data(notify or (lambda _: None), inputs.data, leaks=len(inputs.splits.leaks))
+    return estimate_training(attach_method(inputs), inputs.rows, recipe.training)
 
 
 def estimate_training(
-    model: nn.Module,
-    train: Sequence[Encoded],
-    validation: Sequence[Encoded],
-    settings: TrainingRecipe,
-    *,
-    pad_id: int,
-    mixture: Mixture | None = None,
+    model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, *, most_counted: int = 400
 ) -> Estimate:
-    """Estimate what `train_model` would take with the same arguments. No weight changes."""
+    """Estimate what `train_model` would take with the same arguments. No weight changes.
+
+    Args:
+        model: As for `train_model`.
+        rows: The same.
+        settings: The same.
+        most_counted: How many batches of an epoch are counted; a larger epoch is counted by that many, evenly spaced.
+    """
     layout = choose_layout(model, settings.batching)
-    build = partial(batch_builder(model, layout), pad_id=pad_id)
-    rows = mixture.rows_per_epoch if mixture else len(train)
-    schedule = schedule_of(settings, train, mixture, layout=layout.used)
-    first = _first_epoch(settings, train, mixture, layout.used)
-    batches = [[train[row] for row in batch] for batch in first]
-    stride = -(-len(batches) // _COUNTED_BATCHES)
-    counted = batches[::stride]
-    tallies = [Tally.of(build(rows_of)) for rows_of in counted]
-    summed = sum(tallies, Tally())
+    plan = plan_training(settings, rows, layout=layout)
+    epoch = [[rows.train[row] for row in batch] for batch in first_epoch(plan, settings, rows)]
+    counted = epoch[:: -(-len(epoch) // most_counted)]
+    build = partial(batch_builder(model, layout), pad_id=rows.pad_id)
+    counters = [Counters.of(build(batch)) for batch in counted]
+    summed = sum(counters, Counters())
 
-    work = _Work(model, settings)
-    by_cost = sorted(range(len(counted)), key=lambda index: work.cost(tallies[index]))
-    timed = [by_cost[int(share * len(by_cost))] for share in _TIMED]
+    timer = _Timer(model, settings, build)
     with prepared(model, layout):
-        work.step(build(counted[timed[1]]))  # not timed: the first one also allocates
-        spent = [work.step(build(counted[index])) for index in timed]
-        validating = work.validation_seconds(validation, build) if validation else 0.0
-        repeated, validating_again = spent, validating
-        frozen = None
-        if settings.cache_frozen:
-            every_row = (*train, *validation)
-            frozen = cache_frozen_layers(model, batch_builder(model, layout), every_row, pad_id=pad_id)
-            for _ in range(2):  # the first time fills the cache
-                repeated = [work.step(build(counted[index]), frozen) for index in timed]
-                if validation:
-                    validating_again = work.validation_seconds(validation, build, frozen)
-        largest = max(by_cost, key=lambda index: tallies[index].counts.tokens_computed)
-        work.step(build(counted[largest]))
-    peak = peak_memory() + work.optimizer_bytes + (frozen.size.bytes if frozen else 0)
-    timed_cost = sum(work.cost(tallies[index]) for index in timed)
-    mean_cost = sum(map(work.cost, tallies)) / len(tallies)
-    batch_seconds, repeated_seconds = (sum(times) / timed_cost * mean_cost for times in (spent, repeated))
-
-    passes: float = schedule.steps * settings.accumulation
-    if settings.max_steps is None:
-        passes = len(schedule.batches) if schedule.batches else settings.epochs * len(batches)
-    every = settings.eval_every or schedule.steps_per_epoch
-    later_validations = -(-schedule.steps // every)
-    first_passes = min(passes, len(batches))
-    seconds = first_passes * batch_seconds + (passes - first_passes) * repeated_seconds
-    seconds += schedule.steps * work.optimizer_seconds() + validating + later_validations * validating_again
+        times, frozen = _time(timer, rows, counted, counters, caches=settings.cache_frozen)
+        largest = max(range(len(counted)), key=lambda index: counters[index].tokens.tokens_computed)
+        timer.step(counted[largest])
+    peak = peak_memory() + timer.optimizer_bytes + (frozen.size.bytes if frozen else 0)
     trainable, total = count_parameters(model)
     return Estimate(
-        trainable,
-        total,
-        len(train),
-        rows,
-        layout,
-        frozen.size if frozen else None,
-        _scaled(summed.counts, len(batches) / len(counted)),
-        len(counted),
-        schedule.steps,
-        seconds,
-        peak,
-        f"{len(timed)} batches that were run on this machine without a step of the optimizer, and the largest of "
-        f"{len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
+        trainable_parameters=trainable,
+        all_parameters=total,
+        train_rows=len(rows.train),
+        rows_per_epoch=rows.rows_per_epoch,
+        layout=layout,
+        cache=frozen.size if frozen else None,
+        epoch=_scaled(summed.tokens, len(epoch) / len(counted)),
+        counted_batches=len(counted),
+        steps=plan.steps,
+        seconds=_total_seconds(plan, settings, times, batches_per_epoch=len(epoch)),
+        peak_memory=peak,
+        basis=f"{len(_TIMED)} batches that were run on this machine without a step of the optimizer, and the largest "
+        f"of {len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
     )
 
 
-def _first_epoch(
-    settings: TrainingRecipe, train: Sequence[Encoded], mixture: Mixture | None, layout: str
-) -> Sequence[Sequence[int]]:
-    """The batches of one pass over the rows, whether or not the training goes so far."""
-    one_pass = settings.model_copy(update={"epochs": 1.0, "max_steps": None})
-    planned = schedule_of(one_pass, train, mixture, layout=layout).batches
-    if planned is not None:
-        return planned
-    size = settings.batch_size
-    order = list(
-        order_of(
-            train,
-            batch_size=size,
-            seed=settings.seed,
-            group_prefixes=settings.group_prefixes,
-            mixture=mixture,
-        )
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of the parts that a training consists of; `later` where the lower layers' results are kept by then."""
+
+    batch: float
+    later_batch: float
+    validation: float
+    later_validation: float
+    optimizer: float
+
+
+def _time(
+    timer: _Timer, rows: TrainingRows, counted: Sequence[Rows], counters: Sequence[Counters], *, caches: bool
+) -> tuple[_Times, FrozenLayers | None]:
+    """Run a few batches, and with the cache a second time."""
+    by_cost = sorted(range(len(counted)), key=lambda index: timer.cost(counters[index]))
+    timed = [by_cost[int(share * len(by_cost))] for share in _TIMED]
+    timed_cost = sum(timer.cost(counters[index]) for index in timed)
+    mean_cost = sum(map(timer.cost, counters)) / len(counters)
+
+    def mean_batch(lower: LowerLayers = every_layer_runs) -> float:
+        return sum(timer.step(counted[index], lower) for index in timed) / timed_cost * mean_cost
+
+    timer.step(counted[timed[1]])  # not timed: the first one also allocates
+    batch, validation = mean_batch(), timer.validation(rows.validation)
+    later_batch, later_validation, frozen = batch, validation, None
+    if caches:
+        every_row = (*rows.train, *rows.validation)
+        frozen = cache_frozen_layers(timer.model, timer.build.func, every_row, pad_id=rows.pad_id)
+        for _ in range(2):  # the first time fills the cache
+            later_batch, later_validation = mean_batch(frozen), timer.validation(rows.validation, frozen)
+    return _Times(batch, later_batch, validation, later_validation, timer.optimizer()), frozen
+
+
+def _total_seconds(
+    plan: TrainingPlan, settings: TrainingRecipe, times: _Times, *, batches_per_epoch: int
+) -> float:
+    batches: float = plan.steps * settings.accumulation
+    if settings.max_steps is None:
+        batches = len(plan.batches) if plan.batches else settings.epochs * batches_per_epoch
+    first = min(batches, batches_per_epoch)
+    later_validations = -(-plan.steps // (settings.eval_every or plan.steps_per_epoch))
+    return (
+        first * times.batch
+        + (batches - first) * times.later_batch
+        + plan.steps * times.optimizer
+        + times.validation
+        + later_validations * times.later_validation
     )
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-class _Work:
+class _Timer:
     """Runs batches and says how long they took."""
 
-    def __init__(self, model: nn.Module, settings: TrainingRecipe) -> None:
+    def __init__(
+        self, model: nn.Module, settings: TrainingRecipe, build: partial[Batch | Seq2SeqBatch]
+    ) -> None:
         cuda = torch.cuda.is_available() and settings.device != "cpu"
-        self._device = torch.device("cuda" if cuda else "cpu")
-        self._model = model.to(self._device)
+        self.model = model.to("cuda" if cuda else "cpu")
+        self.build = build
         self._size = ModelSize.of(model)
         self._batch_size = settings.batch_size
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -227,43 +221,34 @@ class _Work:
         """AdamW's two moments."""
         return sum(2 * parameter.numel() * parameter.element_size() for parameter in self._trained)
 
-    def cost(self, tally: Tally) -> int:
-        """What a batch's time is in proportion to: its operations, or its tokens if these can't be counted."""
-        return tally.counts.tokens_computed if self._size is None else self._size.training(tally)
+    def cost(self, counters: Counters) -> int:
+        """What a batch's time is in proportion to: its FLOPs, or its tokens if these can't be counted."""
+        if self._size is None:
+            return counters.tokens.tokens_computed
+        return self._size.training_flops(counters)
 
-    def step(self, batch: Batch | Seq2SeqBatch, lower: LowerLayers = computed) -> float:
+    def step(self, rows: Rows, lower: LowerLayers = every_layer_runs) -> float:
         """Seconds of a forward and a backward pass; the gradients are gone afterwards."""
-        started = time.perf_counter()
-        batch = batch.to(self._device)
-        with lower(batch):
-            loss = loss_sum(self._model, batch) / batch.targets
-        loss.backward()
-        self._wait()
-        seconds = time.perf_counter() - started
-        for parameter in self._trained:
-            parameter.grad = None
-        return seconds
+        return forward_backward_seconds(self.model, self.build(rows), self._trained, lower=lower)
 
     @torch.no_grad()
-    def validation_seconds(
-        self,
-        sequences: Sequence[Encoded],
-        build: Callable[[Sequence[Encoded]], Batch | Seq2SeqBatch],
-        lower: LowerLayers = computed,
-    ) -> float:
-        """Seconds of one validation, from its middle batch."""
+    def validation(self, rows: Rows, lower: LowerLayers = every_layer_runs) -> float:
+        """Seconds of one validation, from its middle batch; zero without rows."""
+        if not rows:
+            return 0.0
         size = self._batch_size
-        ordered = sorted(sequences, key=lambda sequence: len(sequence.input_ids))
-        batches = [build(ordered[start : start + size]) for start in range(0, len(ordered), size)]
-        middle = batches[len(batches) // 2].to(self._device)
-        started = time.perf_counter()
-        with lower(middle):
-            loss_sum(self._model, middle).item()
-        seconds = time.perf_counter() - started
-        costs = [self.cost(Tally.of(batch)) for batch in batches]
-        return seconds * sum(costs) / costs[len(batches) // 2]
+        ordered = sorted(rows, key=lambda sequence: len(sequence.input_ids))
+        batches = [self.build(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+        middle = batches[len(batches) // 2].to(self._trained[0].device)
 
-    def optimizer_seconds(self) -> float:
+        def run() -> None:
+            with lower(middle):
+                loss_sum(self.model, middle)
+
+        costs = [self.cost(Counters.of(batch)) for batch in batches]
+        return seconds_of(run) * sum(costs) / costs[len(batches) // 2]
+
+    def optimizer(self) -> float:
         """Seconds of one step of AdamW, timed on copies of what is trained."""
         copies: list[nn.Parameter] = []
         copied = 0
@@ -274,17 +259,13 @@ class _Work:
             copies[-1].grad = torch.ones_like(parameter)
             copied += parameter.numel()
         optimizer = torch.optim.AdamW(copies, lr=1e-4, fused=True)
-        optimizer.step()
-        started = time.perf_counter()
-        nn.utils.clip_grad_norm_(copies, 1.0)
-        optimizer.step()
-        self._wait()
-        seconds = time.perf_counter() - started
-        return seconds * sum(parameter.numel() for parameter in self._trained) / copied
+        optimizer.step()  # not timed: it makes the moments
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        def run() -> None:
+            nn.utils.clip_grad_norm_(copies, 1.0)
+            optimizer.step()
+
+        return seconds_of(run) * sum(parameter.numel() for parameter in self._trained) / copied
 
 
 def _scaled(counts: TokenCounts, factor: float) -> TokenCounts:

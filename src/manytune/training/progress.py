@@ -1,71 +1,14 @@
-"""What a run reports while it trains, and how that is shown: a bar on a terminal, plain lines elsewhere."""
+"""How a run's reports are shown: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-
-@dataclass(frozen=True)
-class StepReport:
-    """What is known after an optimizer step.
-
-    Attributes:
-        step: Optimizer steps done, from 1.
-        total_steps: Steps of the whole run.
-        epoch: Passes over the rows so far.
-        loss: Mean negative log likelihood per target token of this step's rows, in nats.
-        learning_rate: The one that this step used.
-        grad_norm: The gradient's norm before clipping.
-        tokens: Input tokens read since the run began, pad tokens not counted.
-        step_seconds: Time spent in training steps since the run began; validation and checkpoints not
-        counted.
-        seconds: Time since the run began, interruptions not counted.
-    """
-
-    step: int
-    total_steps: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    step_seconds: float
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Training throughput so far."""
-        return self.tokens / self.step_seconds if self.step_seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float:
-        """Expected time to the last step, validation and checkpoints included at their rate so far."""
-        return self.seconds / self.step * (self.total_steps - self.step)
-
-
-@dataclass(frozen=True)
-class ValidationReport:
-    """A validation loss.
-
-    Attributes:
-        step: Optimizer steps done; 0 is the model before training.
-        total_steps: Steps of the whole run.
-        validation_loss: Mean negative log likelihood per target token over the validation rows, in nats.
-        seconds: Time since the run began, interruptions not counted.
-    """
-
-    step: int
-    total_steps: int
-    validation_loss: float
-    seconds: float
-
-
-Report = StepReport | ValidationReport
+from manytune.store.run_log import Report, StepReport, ValidationReport
 
 
 class ProgressDisplay:

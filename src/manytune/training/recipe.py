@@ -1,7 +1,7 @@
 """The recipe: everything that decides a training run, in one checked file.
 
 A recipe is YAML with the sections below; each key has a default except `data.train`. `load_recipe` reads
-one, puts `--set a.b=c` overrides on top, and answers every mistake with the file, the key's path and what
+one, puts `--set a.b=c` overrides on top, and reports every mistake with the file, the key's path and what
 was expected.
 """
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe, TaskRecipe
-from manytune.data.section import Number, Section, kind_of
+from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
@@ -25,7 +25,7 @@ from manytune.training.batches import BUILDERS
 
 
 class MethodRecipe(BaseModel):
-    """What is trained: the method's name, and the options of its configuration class beside it."""
+    """What is trained: the method's name, and with it the options of its configuration class."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -37,20 +37,19 @@ class MethodRecipe(BaseModel):
         self.peft_config()
         return self
 
-    def peft_config(self, task_type: str = "CAUSAL_LM", *, steps: int | None = None) -> PeftConfig:
-        """A new configuration object.
+    def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:
+        """A new configuration object; a method that plans ahead learns its number of steps when the training begins.
 
         Args:
             task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
                 encoder-decoder.
-            steps: How many the training has, for a method that plans ahead; None while it isn't known.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
         """
         options = {"task_type": task_type, **(self.model_extra or {})}
         if self.name in methods():
-            options = methods()[self.name].config.planned(options, steps=steps)
+            options = methods()[self.name].config.unplanned(options)
         return peft_config_from(self.name, **options)
 
 
@@ -70,8 +69,8 @@ class TrainingRecipe(Section):
     """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
     learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
     """AdamW's peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate goes to zero after the warm-up, or that it doesn't."""
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to zero after the warm-up; `constant` keeps it."""
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.03
     """The share of the steps over which the learning rate rises from zero."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
@@ -82,8 +81,8 @@ class TrainingRecipe(Section):
     """How rows are laid out for the model: `shared-prefix`, `padding-free` or `padded`, all with the same loss and
     gradients. A model that a layout doesn't suit trains with `padded`, and the run says so."""
     group_prefixes: bool = False
-    """Put rows that begin alike, such as several questions on one document, into the same batch; with
-    `shared-prefix` batches the beginning is computed once."""
+    """Put rows with a common prefix, such as several questions on one document, into the same batch; with
+    `shared-prefix` batches the prefix is computed once."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
@@ -151,7 +150,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a recipe's file as it stands, with the overrides put on top and `output` filled in.
+    """Read a recipe's file, with the overrides put on top and `output` filled in.
 
     Raises:
         RecipeError: The file can't be read, isn't YAML, or holds something else than a mapping.
@@ -263,9 +262,7 @@ def _explain(problem: Any) -> str:
     name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        known = list(_section_at(path[:-1]).model_fields)
-        nearest = did_you_mean(str(path[-1]), known) or "."
-        return f"{name}: there is no such key{nearest} Known: {', '.join(known)}."
+        return f"{name}: {no_such_key(str(path[-1]), _section_at(path[:-1]).model_fields)}"
     if kind == "missing":
         return f"{name}: this key is missing; it says {_summary_of(path)}"
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is

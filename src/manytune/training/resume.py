@@ -5,8 +5,8 @@ A checkpoint is a directory `step-00000120`, written whole or not at all:
     weights.safetensors     the trainable parameters, by name
     optimizer.safetensors   AdamW's moments and step counts, as `<parameter>/<state>`
     random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
-    state.json              the optimizer's settings, the schedule, Python's and NumPy's generators, the
-    position trainer_state.json      transformers' own step counters and log
+    state.json              the optimizer's settings, the lr_scheduler, Python's and NumPy's generators, the position
+    trainer_state.json      transformers' own step counters and log
 
 There is no pickle in it. With the same data, recipe, releases and number of threads, a run continued from a
 checkpoint ends with the same bits as one that was never interrupted.
@@ -19,7 +19,7 @@ import random
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ from transformers import TrainerState
 
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.errors import RunError
-from manytune.training.loop.counters import Tally
+from manytune.training.loop.counters import Counters
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")
-_FORMAT = 2
+_FORMAT = 3
 _SEPARATOR = "/"  # never part of a parameter's name
 
 
@@ -46,13 +46,13 @@ class Position:
 
     Attributes:
         step: Optimizer steps done.
-        tally: What was computed so far.
+        counters: What was computed so far.
         step_seconds: Time spent in training steps so far.
         seconds: Time spent in all so far.
     """
 
     step: int
-    tally: Tally
+    counters: Counters
     step_seconds: float
     seconds: float
 
@@ -76,7 +76,7 @@ def save_checkpoint(
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     trainer_state: TrainerState,
     position: Position,
     identity: Mapping[str, object],
@@ -87,25 +87,25 @@ def save_checkpoint(
         directory: Where the run keeps its checkpoints.
         model: Its trainable parameters are saved.
         optimizer: Over those parameters.
-        schedule: The learning rate's.
+        lr_scheduler: The optimizer's.
         trainer_state: transformers' counters.
         position: How far the run has come.
         identity: What a resumed run must agree with; JSON.
     """
     target = directory / f"step-{position.step:08d}"
     names = _parameter_names(model, optimizer)
-    packed = optimizer.state_dict()
+    optimizer_state = optimizer.state_dict()
     moments = {
         f"{names[index]}{_SEPARATOR}{key}": value.detach().cpu().contiguous()
-        for index, state in packed["state"].items()
+        for index, state in optimizer_state["state"].items()
         for key, value in state.items()
     }
     state = {
         "format": _FORMAT,
         "position": asdict(position),
         "identity": dict(identity),
-        "optimizer": {"names": names, "groups": packed["param_groups"]},
-        "schedule": schedule.state_dict(),
+        "optimizer": {"names": names, "groups": optimizer_state["param_groups"]},
+        "lr_scheduler": lr_scheduler.state_dict(),
         "random": _host_generators(),
     }
     with atomic_directory(target, existing="replace") as temporary:
@@ -140,7 +140,7 @@ class Checkpoint:
             odd = sorted(set(saved) ^ set(parameters)) or ["a shape"]
             raise RunError(
                 f"{self.path}: the checkpoint has {len(saved)} trainable parameters and the model "
-                f"{len(parameters)}; they differ in {odd[0]}. Train anew with --overwrite."
+                f"{len(parameters)}; they differ in {odd[0]}. Train again with --overwrite."
             )
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -150,9 +150,9 @@ class Checkpoint:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
-        """Put the optimizer's moments and settings and the learning rate's schedule back."""
+        """Put the optimizer's moments and settings and the lr_scheduler's state back."""
         recorded = self._state["optimizer"]
         if _parameter_names(model, optimizer) != recorded["names"]:
             raise RunError(f"{self.path}: the optimizer's parameters aren't those of the checkpoint.")
@@ -162,7 +162,7 @@ class Checkpoint:
             name, _, kind = key.rpartition(_SEPARATOR)
             moments.setdefault(index_of[name], {})[kind] = value
         optimizer.load_state_dict({"state": moments, "param_groups": recorded["groups"]})
-        schedule.load_state_dict(self._state["schedule"])
+        lr_scheduler.load_state_dict(self._state["lr_scheduler"])
 
     def restore_random(self) -> None:
         """Put every random number generator back."""
@@ -183,6 +183,21 @@ class Checkpoint:
             return load_file(self.path / name)
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self.path / name}: the checkpoint is damaged: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where a training keeps its states, and the one that it continues from.
+
+    Attributes:
+        directory: Where they go.
+        identity: What a resumed run must agree with; JSON.
+        resume_from: The state to continue from; None starts at the first step.
+    """
+
+    directory: Path
+    identity: Mapping[str, object] = field(default_factory=dict)
+    resume_from: Checkpoint | None = None
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
@@ -207,10 +222,10 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
     if state.get("format") != _FORMAT:
         raise RunError(
             f"{path}: the checkpoint has format {state.get('format')!r} and this manytune reads {_FORMAT}. "
-            "Continue with the release that wrote it, or train anew with --overwrite."
+            "Continue with the release that wrote it, or train again with --overwrite."
         )
     position = state["position"]
-    position = Position(**{**position, "tally": Tally.from_dict(position["tally"])})
+    position = Position(**{**position, "counters": Counters.from_dict(position["counters"])})
     return Checkpoint(path, position, state["identity"], state)
 
 

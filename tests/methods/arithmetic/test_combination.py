@@ -16,6 +16,7 @@ import manytune
 from manytune import AdapterError, ConfigError, LoraConfig, get_peft_model
 from manytune.methods.arithmetic.combination import COMBINATIONS
 from manytune.methods.arithmetic.pruning import agreeing_mean, at_random, largest
+from manytune.methods.registry import peft_config_from
 
 TARGETS = ["q", "v", "emb", "c1"]
 IDS = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(2))
@@ -240,11 +241,24 @@ def test_adapters_that_are_no_plain_sum_are_refused(options: dict[str, Any], mes
         model.add_weighted_adapter(["default"], [1.0], "new")
 
 
-def test_methods_without_sums_say_so() -> None:
-    model = get_peft_model(
-        LLAMA.build(), manytune.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    )
-    with pytest.raises(AttributeError, match="PromptTuningModel has no arithmetic of adapters"):
+WITHOUT_SUMS = {
+    "prompt-tuning": ({"num_virtual_tokens": 2}, "PromptTuningModel", "is trained to come directly before"),
+    "full": ({}, "FullModel", "whole weights, not updates"),
+    "bottleneck": ({}, "BottleneckModel", "has a nonlinearity in it"),
+    "vera": ({"target_modules": ["q_proj"]}, "VeraModel", "don't add up"),
+    "adalora": ({"target_modules": ["q_proj"], "total_step": 10}, "AdaLoraModel", "selection of triplets"),
+    "combined": (
+        {"weights": {"name": "lora"}, "prompt": {"name": "prompt-tuning", "num_virtual_tokens": 2}},
+        *("CombinedModel", "soft prompts don't add up"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "found"), WITHOUT_SUMS.items(), ids=WITHOUT_SUMS.keys())
+def test_methods_without_sums_say_why(method: str, found: tuple[dict[str, Any], str, str]) -> None:
+    options, kind, why = found
+    model = get_peft_model(LLAMA.build(), peft_config_from(method, task_type="CAUSAL_LM", **options))
+    with pytest.raises(AttributeError, match=f"{kind} has no arithmetic of adapters: .*{why}"):
         model.add_weighted_adapter(["default"], [1.0], "new")
 
 

@@ -127,11 +127,10 @@ def test_tensors_that_do_not_fit_the_base_are_refused(
 
 @pytest.mark.parametrize("config", [LoraConfig(), IA3, BOTTLENECK], ids=lambda config: config.peft_type)
 def test_a_file_without_an_adapters_tensors_is_refused(config: PeftConfig) -> None:
-    with pytest.raises(TermsError, match="its file holds no tensors, so it would change nothing"):
-        terms_of(InMemory("x", config, {}), LLAMA.build())
     others = {"base_model.model.lm_head.weight": LLAMA.build().get_parameter("lm_head.weight").detach()}
-    with pytest.raises(TermsError, match=r"found none of them\. Is the file whole"):
-        terms_of(InMemory("x", config, others), LLAMA.build())
+    for tensors, message in (({}, "its file holds no tensors"), (others, "found none of them")):
+        with pytest.raises(TermsError, match=message):
+            terms_of(InMemory("x", config, tensors), LLAMA.build())
 
 
 def test_parallel_adapters_name_the_layer_that_they_read_beside() -> None:

@@ -21,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from manytune.training.batches import unsupported_reason
+from manytune.training.batches import packed_training_obstacle
 
 # The installed peft asks transformers for a property that it has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -37,15 +37,15 @@ def from_config(config):
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_supported_models_have_no_reason(kind, dtype):
-    assert unsupported_reason(model(kind, dtype)) is None
+    assert packed_training_obstacle(model(kind, dtype)) is None
 
 
 def test_a_model_with_another_head_scale_is_supported():
-    assert unsupported_reason(from_config(GraniteConfig(**SMALL, logits_scaling=4.0))) is None
+    assert packed_training_obstacle(from_config(GraniteConfig(**SMALL, logits_scaling=4.0))) is None
 
 
 def test_experts_without_balance_loss_are_supported():
-    assert unsupported_reason(from_config(MixtralConfig(**SMALL, num_local_experts=2))) is None
+    assert packed_training_obstacle(from_config(MixtralConfig(**SMALL, num_local_experts=2))) is None
 
 
 @pytest.mark.parametrize(
@@ -62,22 +62,22 @@ def test_experts_without_balance_loss_are_supported():
     ],
 )
 def test_what_breaks_exactness_is_named(config, named):
-    assert named in unsupported_reason(from_config(config))
+    assert named in packed_training_obstacle(from_config(config))
 
 
 def test_an_encoder_is_named():
     config = T5Config(vocab_size=7, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    assert unsupported_reason(T5ForConditionalGeneration(config)) == "it has an encoder"
+    assert packed_training_obstacle(T5ForConditionalGeneration(config)) == "it has an encoder"
 
 
 def test_dropout_of_an_adapter_is_no_reason():
     adapted = get_peft_model(model("llama"), LoraConfig(lora_dropout=0.5, target_modules=["q_proj"]))
-    assert unsupported_reason(adapted) is None
+    assert packed_training_obstacle(adapted) is None
 
 
 def test_virtual_tokens_are_named():
     adapted = get_peft_model(model("llama"), PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
-    assert unsupported_reason(adapted) == "adapter 'default' puts virtual tokens before each row"
+    assert packed_training_obstacle(adapted) == "adapter 'default' puts virtual tokens before each row"
 
 
 class Smoothed(nn.Module):
@@ -94,14 +94,14 @@ class Smoothed(nn.Module):
 def test_an_unknown_mixing_of_columns_is_found_by_running_the_model():
     mixed = model("llama")
     mixed.model.layers[0].mlp = Smoothed(mixed.model.layers[0].mlp)
-    assert "two short sequences give a loss of" in unsupported_reason(mixed)
+    assert "two short sequences give a loss of" in packed_training_obstacle(mixed)
 
 
 def test_looking_leaves_the_model_as_it_was():
     llama = model("llama")
     llama.model.layers[1].eval()
     before = copy.deepcopy(llama)
-    unsupported_reason(llama)
+    packed_training_obstacle(llama)
     assert [m.training for m in llama.modules()] == [m.training for m in before.modules()]
     assert llama.config._attn_implementation == before.config._attn_implementation
     assert all(parameter.grad is None for parameter in llama.parameters())
@@ -111,4 +111,4 @@ def test_a_module_without_a_transformers_model_is_refused():
     with pytest.raises(
         TypeError, match="expected a transformers PreTrainedModel or a wrapper of one, got Linear"
     ):
-        unsupported_reason(nn.Linear(2, 2))
+        packed_training_obstacle(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Batches are built beside the training loop, in order, and nothing outlives it."""
+"""Batches are built next to the training loop, in order, and nothing outlives it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.training.loop.test_trainer import settings
-from tests.training.tiny_run import lora, sequences
+from tests.training.tiny_run import as_rows, lora, sequences, settings
 
 from manytune.data.encode import Encoded
 from manytune.errors import DataError
@@ -58,7 +57,7 @@ def test_batches_come_as_they_were_asked_for_and_know_their_rows_and_targets_at_
 def test_an_error_in_the_thread_reaches_the_loop_and_leaves_nothing_running() -> None:
     broken = [*sequences(5), Encoded((), (3, 0), "rows.jsonl", 6)]
     with pytest.raises(DataError, match=r"rows\.jsonl:6: the prompt has no tokens"):
-        train_model(lora(), broken, [], settings(), pad_id=0)
+        train_model(lora(), as_rows(broken), settings())
     assert running() == []
 
 
@@ -71,7 +70,7 @@ def test_an_exception_in_the_loop_leaves_nothing_running() -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        train_model(lora(), sequences(9), [], settings(), pad_id=0, report=stop)
+        train_model(lora(), as_rows(sequences(9)), settings(), report=stop)
     assert running() == []
 
 

@@ -1,4 +1,4 @@
-"""The loss through the head in pieces against the loss of all logits at once."""
+"""Chunked cross-entropy against the loss of all logits at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 from manytune.methods.lora.config import LoraConfig
 from manytune.model.attach import get_peft_model
 from manytune.training.batches import packed_attention, padded, seq2seq, shared_prefix
-from manytune.training.speed import chunked_cross_entropy as head_loss
-from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.speed.chunked_cross_entropy import _HEAD_IS_LAST, loss_sum
 
 HEADS: dict[str, dict[str, Any]] = {
     "frozen": {"target_modules": ["q_proj"]},
@@ -54,45 +53,41 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
 
 
-def assert_equal(model: nn.Module, batch: Any) -> None:
+def assert_equal(model: nn.Module, batch: Any, chunk_logits: int) -> None:
     expected = batch.loss_sum(model(**batch.model_inputs(model)).logits)
-    found = loss_sum(model, batch)
+    found = loss_sum(model, batch, chunk_logits=chunk_logits)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
-    assert torch.equal(
-        loss_sum(model, batch).detach(), found.detach()
-    )  # nothing of the model is left changed
+    again = loss_sum(model, batch, chunk_logits=chunk_logits)
+    assert torch.equal(again.detach(), found.detach())  # nothing of the model is left changed
     ours, theirs = gradients(model, 2.5 * found), gradients(model, 2.5 * expected)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-9, rtol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("piece", [1, 100, 1 << 22])  # a row, a few rows, all rows
+@pytest.mark.parametrize("chunk_logits", [1, 100, 1 << 22])  # a row, a few rows, all rows
 @pytest.mark.parametrize("head", HEADS)
-def test_pieces_sum_to_the_whole(head: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "_PIECE", piece)
+def test_chunks_sum_to_the_whole(head: str, chunk_logits: int) -> None:
     model = attached(HEADS[head])
-    assert_equal(model, padded.build(sequences(5), pad_id=0))
+    assert_equal(model, padded.build(sequences(5), pad_id=0), chunk_logits)
     with packed_attention(model):
-        assert_equal(model, shared_prefix.build(sequences(5), pad_id=0))
+        assert_equal(model, shared_prefix.build(sequences(5), pad_id=0), chunk_logits)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
-def test_encoder_decoders_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_decoders_too(kind: str) -> None:
     """T5 scales what its head reads; BART adds a bias to the logits, so its head isn't last."""
-    monkeypatch.setattr(head_loss, "_PIECE", 100)
     model = encoder_decoder(kind)
-    assert_equal(model, seq2seq.builder_for(model)(sequences(4), pad_id=0))
-    assert head_loss._HEAD_IS_LAST[model] is (kind == "t5")
+    assert_equal(model, seq2seq.builder_for(model)(sequences(4), pad_id=0), 100)
+    assert _HEAD_IS_LAST[model] is (kind == "t5")
 
 
-def test_no_logits_of_the_whole_batch_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_logits_of_the_whole_batch_are_made() -> None:
     model = attached(HEADS["frozen"])
     batch = padded.build(sequences(5), pad_id=0)
-    monkeypatch.setattr(head_loss, "_PIECE", 100)
     loss_sum(model, batch)  # the first looks at the model
     head, seen = model.get_base_model().lm_head, []
     head.register_forward_hook(lambda *call: seen.append(call[-1]))
-    loss_sum(model, batch)
+    loss_sum(model, batch, chunk_logits=100)
     logits = [output for output in seen if output.shape[-1] == head.out_features]
     assert len(logits) > 5
     assert max(output.numel() for output in logits) <= 100

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tests.training.batches import tiny
-from tests.training.loop.test_trainer import settings
+from tests.training.tiny_run import as_rows, settings
 from torch import nn
 
 from manytune.data.encode import Encoded
@@ -22,14 +22,14 @@ from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.training.batches import BUILDERS, builder
 from manytune.training.dry_run import estimate_training
-from manytune.training.loop.counters import Tally
+from manytune.training.loop.counters import Counters
 from manytune.training.loop.train import TrainingResult, train_model
-from manytune.training.resume import latest_checkpoint
+from manytune.training.resume import Checkpoints, latest_checkpoint
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.compilation import repeated_layers
 from manytune.training.speed.frozen_layers import FrozenLayers, cache_frozen_layers
 from manytune.training.speed.layout_choice import choose_layout, prepared
-from manytune.training.speed.operations import ModelSize
+from manytune.training.speed.required_flops import ModelSize
 
 LAYERS = 3
 # Some begin alike, one is another's beginning, and one comes up twice.
@@ -98,7 +98,7 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
 
 def trained(model: nn.Module, *, cache: bool, **changes: Any) -> TrainingResult:
     changed = settings(epochs=3.0, cache_frozen=cache, **changes)
-    return train_model(model, ROWS, VALIDATION, changed, pad_id=0)
+    return train_model(model, as_rows(ROWS, VALIDATION), changed)
 
 
 def assert_same_training(found: Any, expected: Any, models: tuple[nn.Module, nn.Module]) -> None:
@@ -119,7 +119,7 @@ def test_it_trains_to_the_same_weights(kind: str, layout: str, monkeypatch: pyte
     found = trained(cached, cache=True, batching=layout)
     assert found.layout.used == layout
     assert found.cache is not None and found.cache.layers == 2
-    assert found.tally.skipped_tokens > 0
+    assert found.counters.skipped_tokens > 0
     assert_same_training(found, expected, (cached, plain))
 
 
@@ -141,10 +141,10 @@ def test_it_goes_with_several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = mix({"first": 4, "second": 3}, strategy="explicit", weights={"first": 1.0, "second": 6.0})
     plain, cached = (model("llama", monkeypatch, layers=[2]) for _ in range(2))
     expected, found = (
-        train_model(attached, ROWS, [], settings(epochs=4.0, cache_frozen=cache), pad_id=0, mixture=mixture)
+        train_model(attached, as_rows(ROWS, mixture=mixture), settings(epochs=4.0, cache_frozen=cache))
         for attached, cache in ((plain, False), (cached, True))
     )
-    assert found.tally.skipped_tokens > 0
+    assert found.counters.skipped_tokens > 0
     assert_same_training(found, expected, (cached, plain))
 
 
@@ -155,7 +155,7 @@ def test_it_goes_with_compiled_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, cached = (model("llama", monkeypatch, layers=[2]) for _ in range(2))
     expected = trained(plain, cache=False)
     found = trained(cached, cache=True, compile=True)
-    assert found.tally.skipped_tokens > 0
+    assert found.counters.skipped_tokens > 0
     assert_same_training(found, expected, (cached, plain))
 
 
@@ -166,24 +166,24 @@ def test_the_lower_layers_run_in_the_first_epoch_only(layout: str, monkeypatch: 
         attached = model("llama", monkeypatch, layers=[2])
         with counted(attached) as runs:
             asked = settings(epochs=epochs, cache_frozen=True, batching=layout)
-            result = train_model(attached, ROWS, VALIDATION, asked, pad_id=0)
-        computed = result.tally.counts.tokens_computed - result.tally.counts.pad_tokens
-        found.append((*runs, computed - result.tally.skipped_tokens))
+            result = train_model(attached, as_rows(ROWS, VALIDATION), asked)
+        computed = result.counters.tokens.tokens_computed - result.counters.tokens.pad_tokens
+        found.append((*runs, computed - result.counters.skipped_tokens))
     # Three batches an epoch, and one batch of validation after each: only the top layer sees those of later epochs.
     more = [after - before for before, after in zip(*found, strict=True)]
     assert more == [0, 0, 2 * (3 + 1), 0]
 
 
 def test_only_what_was_computed_counts_as_computed() -> None:
-    tally = Tally.of(builder("padded")(ROWS, pad_id=0), skipped=True)
+    counters = Counters.of(builder("padded")(ROWS, pad_id=0), skipped=True)
     real = sum(len(row.input_ids) - 1 for row in ROWS)
-    assert tally.skipped_tokens == real
-    assert tally.skipped_pairs == tally.pairs
-    assert (tally + tally).skipped_pairs == 2 * tally.pairs
+    assert counters.skipped_tokens == real
+    assert counters.skipped_pairs == counters.pairs
+    assert (counters + counters).skipped_pairs == 2 * counters.pairs
     size = ModelSize(100, 50, 9, 10, 0, lower_weights=60, lower_attention_width=6)
     upper = ModelSize(40, 50, 3, 10, 0)
-    assert size.training(tally) == upper.training(tally)
-    first = Tally.of(builder("padded")(ROWS, pad_id=0))
+    assert size.training(counters) == upper.training(counters)
+    first = Counters.of(builder("padded")(ROWS, pad_id=0))
     assert size.training(first) == upper.training(first) + 2 * 60 * real + 4 * 6 * first.pairs
 
 
@@ -200,20 +200,27 @@ def test_the_lower_part_of_a_models_size_is_its_layers(monkeypatch: pytest.Monke
 def test_a_resumed_run_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, resumed = (model("llama", monkeypatch, layers=[2]) for _ in range(2))
     asked = settings(epochs=3.0, cache_frozen=True, checkpoint_every=5)
-    expected = train_model(whole, ROWS, VALIDATION, asked, pad_id=0, checkpoint_directory=tmp_path)
+    expected = train_model(
+        whole, as_rows(ROWS, VALIDATION), asked, checkpoints=Checkpoints(directory=tmp_path)
+    )
     shutil.rmtree(tmp_path / "step-00000009")  # of the end
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None and checkpoint.position.step == 5
-    found = train_model(resumed, ROWS, VALIDATION, asked, pad_id=0, resume_from=checkpoint)
+    found = train_model(
+        resumed,
+        as_rows(ROWS, VALIDATION),
+        asked,
+        checkpoints=Checkpoints(directory=tmp_path, resume_from=checkpoint),
+    )
     assert found.steps == expected.steps == 9
-    assert 0 < checkpoint.position.tally.skipped_tokens <= found.tally.skipped_tokens
+    assert 0 < checkpoint.position.counters.skipped_tokens <= found.counters.skipped_tokens
     for (name, ours), (_, theirs) in zip(resumed.named_parameters(), whole.named_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10, msg=name)
 
 
 def test_a_resumed_tally_keeps_what_was_skipped() -> None:
-    tally = Tally(pairs=3, logit_rows=2, skipped_tokens=5, skipped_pairs=7)
-    assert Tally.from_dict(asdict(tally)) == tally
+    counters = Counters(pairs=3, logit_rows=2, skipped_tokens=5, skipped_pairs=7)
+    assert Counters.from_dict(asdict(counters)) == counters
 
 
 # The cache by itself
@@ -256,8 +263,8 @@ def test_an_error_inside_leaves_the_model_as_it_was_and_nothing_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     attached = model("llama", monkeypatch, layers=[2])
-    before = state(attached)
     with cache(attached) as lower:
+        before = state(attached)
         batch = builder("shared-prefix")(ROWS, pad_id=0)
         with pytest.raises(KeyError), lower(batch):
             raise KeyError
@@ -268,7 +275,7 @@ def test_an_error_inside_leaves_the_model_as_it_was_and_nothing_known(
                 loss_sum(attached, batch)
         with pytest.raises(KeyError), lower(batch):
             raise KeyError
-    assert state(attached) == before
+        assert state(attached) == before
 
 
 def test_a_batch_is_skipped_when_all_its_prefixes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,9 +335,9 @@ def test_a_frozen_adapter_below_is_part_of_the_function(monkeypatch: pytest.Monk
 def test_an_estimate_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     attached = model("llama", monkeypatch, layers=[2])
     asked = settings(cache_frozen=True, batching="shared-prefix")
-    estimated = estimate_training(attached, ROWS, VALIDATION, asked, pad_id=0)
+    estimated = estimate_training(attached, as_rows(ROWS, VALIDATION), asked)
     lines: list[str] = []
-    result = train_model(attached, ROWS, VALIDATION, asked, pad_id=0, notify=lines.append)
+    result = train_model(attached, as_rows(ROWS, VALIDATION), asked, notify=lines.append)
     assert estimated.cache is not None
     assert estimated.cache == result.cache
     assert lines == [estimated.cache.note]

@@ -47,10 +47,10 @@ def directory_of(adapter: str, store: Path) -> Path:
     Raises:
         StoreError: There is no such directory, or no such adapter in the store.
     """
-    from manytune.store.intake import adapter_in
+    from manytune.store.run_directory import adapter_at
 
     path = Path(adapter).expanduser()
     # A path that isn't there is reported as a path, a word as a name.
     if path.is_dir() or len(path.parts) > 1:
-        return adapter_in(path)
+        return adapter_at(path)
     return store_at(store).path(adapter)

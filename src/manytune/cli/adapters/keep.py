@@ -58,7 +58,7 @@ def add(
     from manytune.cli.outputs.json_output import print_json
     from manytune.store.base import load_base
     from manytune.store.contents import contents_of
-    from manytune.store.intake import adapter_in
+    from manytune.store.run_directory import adapter_at
 
     if name is not None and len(sources) > 1:
         raise typer.BadParameter(f"one name, and {len(sources)} adapters.", param_hint="--name")
@@ -76,7 +76,7 @@ def add(
                 raise
             typer.echo(f"error: {error}", err=True)
             continue
-        contents = contents_of(adapter_in(source.expanduser()))
+        contents = contents_of(adapter_at(source.expanduser()))
         added.append(summary(entry) | {"left_out": [*contents.tokenizer, *contents.others]})
         if not as_json:
             print_added(called, entry)
@@ -219,8 +219,9 @@ def remove(
 
 def _name_of(source: Path) -> str:
     """A run's name, for a run's adapter too."""
-    path = source.expanduser().resolve()
-    return path.parent.name if path.name == "adapter" else path.name
+    from manytune.store.run_directory import display_name
+
+    return display_name(source.expanduser().resolve())
 
 
 COMMANDS = (add, list_, show, verify, alias, unalias, tag, untag, remove)

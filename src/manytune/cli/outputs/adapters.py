@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from manytune.methods.config import CONFIG_NAME
+
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
     from manytune.store.contents import Contents
@@ -143,6 +145,8 @@ def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
     for task, parts in (manifest.templates or {}).items():
         rows += [(f"{task}: {part}", text) for part, text in parts.items()]
     rows.append(("encoding", manifest.encoding or "?"))
+    for name, value in (manifest.encoding_options or {}).items():
+        rows.append((f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     if manifest.combination is not None:
         rows.append(("combination", manifest.combination["kind"]))
         rows += [(f"  {one['weight']:g} ×", one["adapter"]) for one in manifest.combination["adapters"]]
@@ -155,7 +159,7 @@ def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
 
 def _peft_config(stored: StoredAdapter) -> dict[str, Any]:
     """What HF PEFT's file says of an adapter that has no manifest."""
-    content: dict[str, Any] = json.loads((stored.path / "adapter_config.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((stored.path / CONFIG_NAME).read_text(encoding="utf-8"))
     return content
 
 

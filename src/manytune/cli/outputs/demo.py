@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from manytune.demo.story import Finished
+from manytune.store.run_directory import RunDirectory
 from manytune.training.progress import duration
 
 
@@ -25,7 +26,7 @@ def print_next(finished: Finished) -> None:
         ["generate", "--adapter", str(run), "--with-base", "--file", str(finished.unseen)],
         [
             "train",
-            str(run / "recipe.yaml"),
+            str(RunDirectory(run).recipe_file),
             "--set",
             f"training.max_steps={steps}",
             "--set",

@@ -8,7 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from manytune.training.progress import ProgressDisplay, Report, ValidationReport
+from manytune.store.run_log import Report, ValidationReport
+from manytune.training.progress import ProgressDisplay
 
 
 class CommandProgress:

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from manytune.store.run_directory import SCORES_NAME
 from manytune.training.batches import TokenCounts
 from manytune.training.dry_run import Estimate
 from manytune.training.progress import duration
@@ -28,20 +29,20 @@ def print_run(finished: TrainedRun) -> None:
         table.add_row("compiled in", duration(training.compile_seconds))
     if training.kernels is not None:
         table.add_row("kernels", training.kernels)
-    counts = training.tally.counts
+    counts = training.counters.tokens
     table.add_row("tokens", f"{counts.tokens_in:,} in, {counts.tokens_computed:,} computed")
     table.add_row("saved", _saved(counts))
     if training.cache is not None:
-        share = training.tally.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
+        share = training.counters.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
         layers = f"{training.cache.layers} of {training.cache.all_layers} layers"
         table.add_row("kept", f"{share:.0%} of the computed tokens skipped {layers}")
     table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
-    if training.achieved is not None and training.matrix_speed is not None:
-        speed = f"{training.matrix_speed / 1e9:,.0f} GFLOP/s"
-        table.add_row("achieved", f"{training.achieved:.0%} of the matrix speed ({speed})")
+    if training.mfu is not None and training.matmul_flops_per_second is not None:
+        speed = f"{training.matmul_flops_per_second / 1e9:,.0f} GFLOP/s"
+        table.add_row("MFU", f"{training.mfu:.0%} of the {speed} that this machine's matrix products reach")
     table.add_row("peak memory", f"{training.peak_memory / 2**30:.2f} GiB")
     if finished.left_out:
-        table.add_row("rows left out", f"{len(finished.left_out):,} (named in scores.json)")
+        table.add_row("rows left out", f"{len(finished.left_out):,} (named in {SCORES_NAME})")
     Console(highlight=False).print(table)
     # Outside the table, which would break a path that is to be copied.
     typer.echo(f"adapter: {finished.adapter}")

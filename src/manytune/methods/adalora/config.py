@@ -12,6 +12,8 @@ from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.config import PeftType
 from manytune.methods.lora.config import LoraConfig
 
+_UNPLANNED = sys.maxsize  # in place of a number of steps that isn't known yet
+
 
 @dataclass
 class AdaLoraConfig(LoraConfig):
@@ -19,7 +21,7 @@ class AdaLoraConfig(LoraConfig):
 
     Zhang et al., arXiv 2303.10512. Each layer starts with `init_r` triplets (a row of A, an entry of E, a column of B).
     From step `tinit` on, the number kept in the whole model falls along a cubic curve until it is `target_r` for
-    each layer on average, at step `total_step - tfinal`; from then on the choice stands.
+    each layer on average, at step `total_step - tfinal`; from then on the choice is final.
 
     Args:
         target_r: The rank of a layer in the end, on average.
@@ -63,12 +65,27 @@ class AdaLoraConfig(LoraConfig):
         self._check_pattern()
 
     @classmethod
-    def planned(cls, options: Mapping[str, Any], *, steps: int | None) -> dict[str, Any]:
-        """See `PeftConfig.planned`: the budget falls over the whole training, unless `total_step` says otherwise."""
-        planned = super().planned(options, steps=steps)
-        if planned.get("total_step") is None:
-            planned["total_step"] = sys.maxsize if steps is None else steps
-        return planned
+    def unplanned(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See `PeftConfig.unplanned`: the budget falls over the whole training, unless `total_step` says otherwise."""
+        found = super().unplanned(options)
+        if found.get("total_step") is None:
+            found["total_step"] = _UNPLANNED
+        return found
+
+    def plan_steps(self, steps: int) -> None:
+        """Take in how many steps the training has.
+
+        Raises:
+            ConfigError: The last cut comes after it, or no step is left to cut at.
+        """
+        if self.total_step == _UNPLANNED:
+            self.total_step = steps
+            self._check_schedule()
+        if self.final_step > steps:
+            raise ConfigError(
+                f"AdaLoRA's last cut is at step {self.final_step} (total_step less tfinal) and the training has "
+                f"{steps} steps, so the ranks would never come down to target_r. Set method.total_step to {steps}."
+            )
 
     def rank_at(self, path: str) -> int:
         """The rank at the layer of a path: how many triplets `rank_pattern` keeps of the `init_r`."""
@@ -104,6 +121,7 @@ class AdaLoraConfig(LoraConfig):
             "lora_bias": False,
             "freeze_a": False,
             "alpha_pattern": {},
+            "target_parameters": [],
         }
         for name, default in unused.items():
             value = getattr(self, name)

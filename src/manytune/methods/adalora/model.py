@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,8 +19,9 @@ from manytune.methods.lora.model import LoraModel
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import Tuner
-from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS, candidates, default_targets, matches
+from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS
 from manytune.methods.tuners.training_hooks import TrainingHooks
+from manytune.methods.tuners.unmatched import report
 
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -48,6 +50,8 @@ class AdaLoraModel(LoraModel):
     no_sum: ClassVar[str | None] = "each adapter keeps another selection of triplets"
 
     layer_class = SVDLinear  # type: ignore[assignment]
+    adapts_parameters: ClassVar[bool] = False
+    usual = TARGETS
     #: The end of a layer's key in `rank_pattern`.
     _KEY: ClassVar[str] = "lora_E"
 
@@ -58,14 +62,17 @@ class AdaLoraModel(LoraModel):
 
     _allocators: dict[str, RankAllocator]
 
-    def select(self, config: Any) -> list[tuple[str, nn.Module]]:
-        """See `LayerTuner.select`."""
-        if config.target_modules is None:
-            paths = [path for path, _ in candidates(self.model)]
-            usual = default_targets(self.model, TARGETS)
-            # Variants of an architecture lack some: T5 v1.1 has no `wi`.
-            config.target_modules = {name for name in usual if any(matches(path, [name]) for path in paths)}
-        return super().select(config)
+    def check_patterns(self, config: Any, targeted: Sequence[str]) -> None:
+        """See `LoraModel.check_patterns`; here a key names one layer, and which of its triplets are kept."""
+        keys = [f"{path}.{self._KEY}" for path in targeted]
+        for key in config.rank_pattern or {}:
+            if key not in keys:
+                close = difflib.get_close_matches(key, keys, n=1) or keys[:1]
+                report(
+                    f"rank_pattern[{key!r}] has no effect: no targeted layer has that key. The nearest is "
+                    f"{close[0]!r}.",
+                    saved=config.was_saved,
+                )
 
     def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
@@ -79,7 +86,7 @@ class AdaLoraModel(LoraModel):
                 )
             return SVDConv2d(module)
         raise ConfigError(
-            f"Target module {path} ({type(module).__name__}) is not supported. AdaLoRA goes beside torch.nn.Linear and "
+            f"Target module {path} ({type(module).__name__}) is not supported. AdaLoRA is for torch.nn.Linear and "
             "Conv2d, and transformers' Conv1D. Name layers of these kinds in target_modules."
         )
 
@@ -125,7 +132,7 @@ class AdaLoraModel(LoraModel):
         return total
 
     def update_and_allocate(self, global_step: int) -> None:
-        """Take in a step's gradients and share out the ranks anew, as the schedule says.
+        """Take in a step's gradients and reallocate the ranks, as the schedule says.
 
         Call it after `loss.backward()` (and `optimizer.step()`) and before `zero_grad()`.
 
@@ -162,10 +169,16 @@ class AdaLoraModel(LoraModel):
             if kept is not None and len(kept) == len(e):
                 e.masked_fill_(~torch.tensor(kept, device=e.device).unsqueeze(1), 0.0)
 
-    @property
-    def last_cut(self) -> int:
-        """The step at which the last of the adapters that train has its final ranks."""
-        return max((self._config(name).final_step for name in self._training()), default=0)
+    def plan_steps(self, steps: int) -> None:
+        """Take in how many steps the training has; an adapter whose `total_step` wasn't given plans for these.
+
+        Mutates: the configurations' `total_step`, where it wasn't given.
+
+        Raises:
+            ConfigError: An adapter's last cut comes after the training.
+        """
+        for name in self._training():
+            self._config(name).plan_steps(steps)
 
     def allocation_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
         """What allocation knows at this step, for a checkpoint: by parameter, in its shape."""
@@ -259,13 +272,8 @@ class _Allocation:
     def __init__(self, tuner: AdaLoraModel) -> None:
         self._tuner = tuner
 
-    def check_steps(self, steps: int) -> None:
-        last = self._tuner.last_cut
-        if last > steps:
-            raise ConfigError(
-                f"AdaLoRA's last cut is at step {last} (total_step less tfinal) and the training has {steps} steps, so "
-                f"the ranks would never come down to target_r. Set method.total_step to {steps}."
-            )
+    def plan_steps(self, steps: int) -> None:
+        self._tuner.plan_steps(steps)
 
     def penalty(self) -> Tensor | None:
         return self._tuner.orthogonality_penalty()

@@ -8,7 +8,10 @@ from typing import Any
 from manytune.errors import CheckpointError
 
 #: Options that are passed on to a hub.
-HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "proxies")
+HUB_OPTIONS = (
+    *("revision", "cache_dir", "token", "force_download", "local_files_only", "local_dir", "etag_timeout"),
+    *("endpoint", "headers", "user_agent", "library_name", "library_version", "repo_type"),
+)
 
 
 def find_adapter_file(source: str | Path, name: str, *, subfolder: str | None = None, **hub: Any) -> Path:

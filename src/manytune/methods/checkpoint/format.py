@@ -10,7 +10,6 @@ for `…q_proj.lora_A.default.weight`, `…head.weight` for `…head.modules_to_
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError
 from manytune.methods.checkpoint.files import find_adapter_file
+from manytune.methods.checkpoint.renaming import present_names
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
 
@@ -62,8 +61,17 @@ def set_state(
     *,
     prefix: str | None = None,
     ignore_mismatched_sizes: bool = False,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> LoadResult:
     """Fill an adapter from tensors named as in a checkpoint, or after another prefix.
+
+    Args:
+        tuner: What attaches the adapter.
+        adapter_name: The adapter.
+        tensors: By name.
+        prefix: What their names begin with.
+        ignore_mismatched_sizes: Leave out tensors of another shape, rather than raise.
+        key_mapping: How names of an older version of the base are to be read; see `renaming.py`.
 
     Raises:
         ShapeMismatchError: A tensor has another shape than the model's.
@@ -71,8 +79,8 @@ def set_state(
     prefix = tuner.file_prefix if prefix is None else prefix
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     foreign = sorted(key for key in tensors if not key.startswith(prefix))
-    renamed = _conversions(tuner.model)
-    own = {_rename(key, renamed): tensor for key, tensor in own.items()}
+    names = present_names(tuner.model, own, tuner.state(adapter_name), key_mapping)
+    own = {names[key]: tensor for key, tensor in own.items()}
     missing, unexpected = tuner.load_state(adapter_name, own, ignore_mismatched_sizes=ignore_mismatched_sizes)
     return LoadResult(
         [f"{prefix}{tuner.memory_name(adapter_name, key)}" for key in missing],
@@ -134,18 +142,3 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         )
         seen.add(start)
     return result
-
-
-def _conversions(model: torch.nn.Module) -> dict[str, str]:
-    """Renamings that a model of transformers declares for checkpoints of older versions."""
-    mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-    return mapping if isinstance(mapping, dict) else {}
-
-
-def _rename(key: str, mapping: Mapping[str, str]) -> str:
-    for pattern, replacement in mapping.items():
-        # A look-ahead in the pattern guards names that are already new.
-        renamed, count = re.subn(pattern, replacement.removeprefix("^"), key)
-        if count:
-            return renamed
-    return key

@@ -19,7 +19,8 @@ class LoraRuntimeConfig:
     """Options of HF PEFT for the present process; never written to a file.
 
     Args:
-        ephemeral_gpu_offload: Not implemented here; must stay False.
+        ephemeral_gpu_offload: Compute DoRA's first norms on an accelerator where the base is on the CPU; without one
+            they are computed there.
     """
 
     ephemeral_gpu_offload: bool = False
@@ -42,7 +43,7 @@ class LoraConfig(PeftConfig):
             layers.
         use_rslora: Scale by alpha / √r instead, which keeps updates the same size at any rank (arXiv
             2312.03732).
-        modules_to_save: Modules trained in full beside the adapter, such as a new head.
+        modules_to_save: Modules trained in full next to the adapter, such as a new head.
         init_lora_weights: True for Kaiming-uniform A and B = 0; `"gaussian"` for A from N(0, 1/r²) and B = 0;
             `"orthogonal"` for random A and B with BA = 0, which needs an even rank; `"pissa"`,
             `"pissa_niter_<number>"` and `"olora"` for the main part of the base's weight, which the weight loses
@@ -52,6 +53,9 @@ class LoraConfig(PeftConfig):
         layers_pattern: Name of the module list that those indices count, such as `layers`.
         rank_pattern: Other ranks for some modules: path ending or expression to rank.
         alpha_pattern: Other alphas for some modules.
+        target_parameters: Parameters to adapt that no linear layer holds, by their path or its ending, such as the
+            grouped experts `mlp.experts.gate_up_proj` and the router `mlp.gate.weight`; see `lora/parameters.py`.
+            `target_modules=[]` adapts nothing else.
         lora_bias: Train a bias in B, too.
         freeze_a: Train B alone and leave A as it was drawn (LoRA-FA, arXiv 2308.03303): half the trained
             parameters, and no layer keeps its input for the backward pass. It concerns training only, so files
@@ -79,6 +83,7 @@ class LoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    target_parameters: list[str] | None = None
     lora_bias: bool = False
     use_dora: bool = False
     runtime_config: LoraRuntimeConfig = field(default_factory=LoraRuntimeConfig)
@@ -97,7 +102,6 @@ class LoraConfig(PeftConfig):
     megatron_core: str | None = "megatron.core"
     monteclora_config: dict[str, Any] | None = None
     qalora_group_size: int = 16
-    target_parameters: list[str] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     use_bdlora: dict[str, Any] | None = None
     use_qalora: bool = False
@@ -200,8 +204,8 @@ _UNIMPLEMENTED = (
         "megatron_core",
         "monteclora_config",
     ),
-    *("qalora_group_size", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora"),
-    *("velora_config", "runtime_config"),
+    *("qalora_group_size", "trainable_token_indices", "use_bdlora", "use_qalora"),
+    "velora_config",
 )
 
 
@@ -212,7 +216,8 @@ def _check_implemented(config: LoraConfig) -> None:
         factory = declared.default_factory
         default = declared.default if factory is dataclasses.MISSING else factory()
         value = getattr(config, name)
-        if value != default and value is not None:
+        # An empty list or mapping, which HF PEFT's files may hold, asks for nothing.
+        if value != default and value is not None and value not in ([], {}):
             raise ConfigError(
                 f"{type(config).__name__}({name}={value!r}): manytune doesn't implement this option of HF PEFT. "
                 f"Leave it at its default, {default!r}."

@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank update beside it, in one autograd step.
+"""A linear layer with a low-rank update next to it, in one autograd step.
 
     y = x Wᵀ + b + s · D(x) Aᵀ Bᵀ            (LoRA, arXiv 2106.09685; D is dropout)
 
@@ -14,6 +14,7 @@ leading sizes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def lora_linear(
     scaling: float,
     *,
     dropout: float = 0.0,
+    fast: bool = False,
 ) -> Tensor:
     """`x Wᵀ + b + s · D(x) Aᵀ Bᵀ`, with gradients for x, b, A and B, and for W where it is asked for.
 
@@ -48,6 +50,7 @@ def lora_linear(
         lora_b: (out, r).
         scaling: s.
         dropout: Probability of zeroing an element of x on the way to A; the rest is scaled by 1 / (1 - p).
+        fast: Use the C++ kernel and oneDNN where they suit, whose results differ by rounding.
 
     Returns:
         (..., out).
@@ -62,10 +65,10 @@ def lora_linear(
         # The mask is drawn as torch's own dropout draws it, so that a run agrees with the unfused form. It is held
         # as one byte an element; x after dropout is made again in the backward pass.
         keep = functional.dropout(torch.ones_like(x, dtype=lora_a.dtype), dropout) != 0
-    if keep is None and kernel.suits(x, weight, lora_a, lora_b):
+    if fast and keep is None and kernel.suits(x, weight, lora_a, lora_b):
         return kernel.lora_linear(x, weight, bias, lora_a, lora_b, scaling)
     result: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, lora_a, lora_b, scaling, keep, dropout
+        x, weight, bias, lora_a, lora_b, scaling, keep, dropout, product if fast else functional.linear
     )
     return result
 
@@ -87,11 +90,12 @@ class _LoraLinear(torch.autograd.Function):
         scaling: float,
         keep: Tensor | None,
         dropout: float,
+        multiply: Callable[..., Tensor],
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         keep = None if keep is None else keep.reshape(flat.shape)
-        low = product(_dropped(flat.to(lora_a.dtype), keep, dropout), lora_a)  # (N, r)
-        out = product(flat, weight, bias)  # (N, out)
+        low = multiply(_dropped(flat.to(lora_a.dtype), keep, dropout), lora_a)  # (N, r)
+        out = multiply(flat, weight, bias)  # (N, out)
         if out.dtype == low.dtype:
             out.addmm_(low, lora_b.t(), alpha=scaling)
         else:
@@ -106,6 +110,7 @@ class _LoraLinear(torch.autograd.Function):
             keep,
         )
         ctx.dropout = dropout
+        ctx.multiply = multiply
         ctx.scaling = scaling
         ctx.x_shape = x.shape
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -122,7 +127,7 @@ class _LoraLinear(torch.autograd.Function):
             # B is copied into (r, out) order first: a skinny product reads it along its rows, twice as fast.
             grad_low = (low_grad_in @ lora_b.t().contiguous().t()).mul_(ctx.scaling)  # (N, r)
         if needs_x:
-            grad_x = product(grad, weight.t())  # (N, in)
+            grad_x = ctx.multiply(grad, weight.t())  # (N, in)
             if keep is None and grad_x.dtype == grad_low.dtype:
                 grad_x.addmm_(grad_low, lora_a)
             else:
@@ -137,7 +142,7 @@ class _LoraLinear(torch.autograd.Function):
             grad_weight = grad.t() @ flat
         if needs_bias:
             grad_bias = grad.sum(0)
-        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None, None
+        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
 
 
 def _dropped(values: Tensor, keep: Tensor | None, dropout: float) -> Tensor:

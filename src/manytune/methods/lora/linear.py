@@ -1,4 +1,4 @@
-"""LoRA beside a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
+"""LoRA next to a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from manytune.kernels.products import PLAIN
+from manytune.kernels.products import is_plain
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
-from manytune.methods.tuners.merging import MergedSum
+from manytune.methods.tuners.merged_sum import MergedSum
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -107,6 +107,13 @@ class Linear(ShiftedLayer):
         Returns:
             (..., out), in the base layer's dtype.
         """
+        return self._run(x, args, kwargs, fast=False)
+
+    def fast_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`forward` but for rounding, for training; see `manytune.kernels.products.fast_products`."""
+        return self._run(x, args, kwargs, fast=True)
+
+    def _run(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], *, fast: bool) -> Tensor:
         names = self.live_adapters()
         if not names:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
@@ -118,11 +125,12 @@ class Linear(ShiftedLayer):
         a, b, scaling = self._joined(names)
         dropout = self.lora_dropout[names[0]]
         p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
-        return lora_linear(x, weight, self.base_layer.bias, a, b, scaling, dropout=p)  # type: ignore[arg-type]
+        bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        return lora_linear(x, weight, bias, a, b, scaling, dropout=p, fast=fast)
 
     def _fusible(self, names: list[str]) -> bool:
         """Whether the layer is what the fused form computes: plain modules without hooks, one dropout mask at most."""
-        if type(self.base_layer) not in PLAIN or _hooked(self.base_layer):
+        if not is_plain(self.base_layer):
             return False
         for name in names:
             if self.use_dora[name]:

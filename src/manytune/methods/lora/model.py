@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,13 +15,22 @@ from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
+from manytune.methods.lora.biases import trained_biases, with_the_bases
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
 from manytune.methods.lora.conversion import as_plain_lora
 from manytune.methods.lora.embedding import Embedding
+from manytune.methods.lora.experts import grouped_experts, name_experts, regrouped
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
+from manytune.methods.lora.parameter_targets import (
+    names_in_files,
+    refuse_both,
+    select_parameters,
+    wrappers_for,
+)
+from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.lora.sums import sum_options, write_sum
 from manytune.methods.lora.vllm import vllm_rank
@@ -28,19 +38,24 @@ from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.layer_terms import by_layer, lies_in
+from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
-    ALL_LINEAR,
+    ATTENTION_PROJECTIONS,
     Selection,
-    all_linear_targets,
     base_of,
-    default_targets,
+    candidates,
+    expand_targets,
+    has_default,
+    is_all_linear,
     select,
 )
-from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
+from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError, joined
+from manytune.methods.tuners.unmatched import check_patterns
 
 _ORIGINAL = ".original_module."
+_ADVICE = "To adapt them, name them in target_parameters; torch.nn.MultiheadAttention may be in target_modules instead."
 
 
 class LoraModel(SummedTuner):
@@ -49,10 +64,14 @@ class LoraModel(SummedTuner):
     prefix: ClassVar[str] = "lora_"
     mixes: ClassVar[bool] = True
     layer_class = LoraLayer
+    #: Whether it adapts parameters that no linear layer holds.
+    adapts_parameters: ClassVar[bool] = True
+    #: What is adapted by default, by architecture.
+    usual: ClassVar[Mapping[str, Sequence[str]]] = ATTENTION_PROJECTIONS
 
     @property
     def _particular(self) -> dict[str, PeftConfig]:
-        """The adapters that others beside them have to reckon with: they train biases, or take weights over.
+        """The adapters that others next to them have to reckon with: they train biases, or take weights over.
 
         Kept apart, so that adding or choosing one adapter among thousands asks nothing of the rest.
         """
@@ -76,7 +95,7 @@ class LoraModel(SummedTuner):
             init = getattr(inits[shifting[0]], "init_lora_weights", None)
             warnings.warn(
                 f"Adapter '{shifting[0]}' starts from the base's weights (init_lora_weights={init!r}), and takes a "
-                "part of them over while it is in use. Adapters beside it see the whole weights here, in HF PEFT what "
+                "part of them over while it is in use. Adapters next to it see the whole weights here, in HF PEFT what "
                 "is left of them.",
                 PeftWarning,
                 stacklevel=5,
@@ -87,28 +106,40 @@ class LoraModel(SummedTuner):
         if config.bias != "none" and others:
             raise ConfigError(
                 f"LoraModel supports only 1 adapter with bias, and adapter '{adapter_name}' has bias={config.bias!r} "
-                f"beside {others}. When using multiple adapters, set bias to 'none' for all others."
+                f"next to {others}. When using multiple adapters, set bias to 'none' for all others."
             )
 
     def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
         """See `LayerTuner.select`."""
-        if config.target_modules is None:
-            config.target_modules = set(default_targets(self.model))
-        elif isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-            config.target_modules = all_linear_targets(self.model, config.task_type)
-        layers = config.layers_to_transform
-        pattern = config.layers_pattern
-        chosen = select(
-            self.model,
-            Selection(
-                names=config.target_modules,
-                exclude=config.exclude_modules,
-                layers=[layers] if isinstance(layers, int) else layers,
-                layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
-            ),
-        )
+        every_linear = is_all_linear(config.target_modules)
+        if self.adapts_parameters:
+            name_experts(self.model, config)
+        chosen = self._select_modules(config)
         _settle_orientation(config, [base_of(module) for _, module in chosen])
-        return self._with_output_projections(chosen)
+        chosen = self._with_output_projections(chosen)
+        places = select_parameters(self.model, config)
+        refuse_both(chosen, places)
+        keys = [f"{path}.{name}" for path, name in places]
+        self.check_patterns(config, [*(path for path, _ in chosen), *keys])
+        if every_linear:
+            warn_of_left_frozen(self.model, config, keys, _ADVICE if self.adapts_parameters else "")
+        wrappers, self.__dict__["_to_wrap"] = wrappers_for(self.model, places)
+        return [*chosen, *wrappers]
+
+    def _select_modules(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
+        parameters = bool(config.target_parameters)
+        if config.target_modules is None and parameters and not has_default(self.model, self.usual):
+            return []
+        given = expand_targets(self.model, config, self.usual)
+        names = config.target_modules or ()
+        return select(self.model, Selection.of(config, names, given=given)) if names or not parameters else []
+
+    def check_patterns(self, config: LoraConfig, targeted: Sequence[str]) -> None:
+        """Refuse ranks and alphas for what isn't targeted."""
+        for option in ("rank_pattern", "alpha_pattern"):
+            everything = (path for path, _ in candidates(self.model))
+            patterns = getattr(config, option) or {}
+            check_patterns(option, patterns, targeted, everything, saved=config.was_saved)
 
     def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
         """Attention that is adapted has its output projection adapted too, which alone it never calls."""
@@ -132,6 +163,8 @@ class LoraModel(SummedTuner):
 
     def wrap(self, path: str, module: nn.Module, config: LoraConfig) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
+        if path in self._to_wrap:
+            return ParamWrapper(module, self._to_wrap[path])
         if isinstance(module, nn.Embedding):
             return Embedding(module)
         if is_quantized_linear(module):
@@ -144,7 +177,7 @@ class LoraModel(SummedTuner):
         if convolution is not None:
             return convolution
         raise ConfigError(
-            f"Target module {path} ({type(module).__name__}) is not supported. LoRA goes beside torch.nn.Linear, "
+            f"Target module {path} ({type(module).__name__}) is not supported. LoRA is for torch.nn.Linear, "
             "Embedding, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D. Name layers of these "
             "kinds in target_modules."
         )
@@ -152,9 +185,13 @@ class LoraModel(SummedTuner):
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: LoraConfig) -> None:
         """See `LayerTuner.add_to_layer`."""
         assert isinstance(layer, LoraLayer)
+        if isinstance(layer, ParamWrapper):
+            path = f"{holder(path)}.{layer.parameter_name}"
         layer.add_adapter(
             adapter_name, r=config.rank_at(path), lora_alpha=config.alpha_at(path), config=config
         )
+
+    _to_wrap: dict[str, str]
 
     # -- sums and other forms
 
@@ -195,9 +232,10 @@ class LoraModel(SummedTuner):
         Raises:
             TermsError: The adapter fits no base but a changed one, or see `Tuner.terms`.
         """
+        _refuse_parameters(config)
         if starts_from_weight(config.init_lora_weights):
             raise TermsError(
-                f"init_lora_weights={config.init_lora_weights!r}: the adapter runs beside a changed base, so it can't "
+                f"init_lora_weights={config.init_lora_weights!r}: the adapter runs next to a changed base, so it can't "
                 "share one. Save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter."
             )
         # With bias="all" files also hold biases of modules that aren't run: modules_to_save has copies of them.
@@ -216,6 +254,8 @@ class LoraModel(SummedTuner):
 
     def live_terms(self, adapter_name: str) -> Terms:
         """See `Tuner.live_terms`."""
+        self._require(adapter_name)
+        _refuse_parameters(self.peft_config[adapter_name])
         found = super().live_terms(adapter_name)
         biases = {n: b.detach() for n, b in self._biases(adapter_name).items() if _ORIGINAL not in n}
         return joined([found, replaced_terms(self._base_layers(), biases, in_place=True)])
@@ -228,20 +268,7 @@ class LoraModel(SummedTuner):
     def _biases(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """The base's biases that an adapter trains, by path."""
         which = getattr(self.peft_config[adapter_name], "bias", "none")
-        if which == "none":
-            return {}
-        if which == "lora_only":
-            carrying = {p: layer for p, layer in self._layers.items() if layer.has_adapter(adapter_name)}
-            return {
-                f"{path}.base_layer.bias": layer.base_layer.bias  # type: ignore[misc]
-                for path, layer in carrying.items()
-                if isinstance(getattr(layer.base_layer, "bias", None), nn.Parameter)
-            }
-        return {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if name.endswith("bias") and ".lora_" not in name and ".modules_to_save." not in name
-        }
+        return trained_biases(self.model, self._layers, adapter_name, which)
 
     def set_adapter(self, adapter_names: str | Sequence[str], inference_mode: bool = False) -> None:
         """See `Tuner.set_adapter`."""
@@ -261,9 +288,34 @@ class LoraModel(SummedTuner):
             )
         super().enable_adapters(enabled=enabled)
 
+    @contextmanager
+    def switched(self, adapter_names: list[str], *, merged: bool) -> Iterator[None]:
+        """See `Tuner.switched`; the base alone has its own biases."""
+        kept = () if adapter_names else self.__dict__["_base_biases"]
+        with super().switched(adapter_names, merged=merged), with_the_bases(kept):
+            yield
+
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""
-        return {**super().state(adapter_name), **self._biases(adapter_name)}
+        names = names_in_files(self._layers, adapter_name)
+        own = {_moved(key, names): tensor for key, tensor in super().state(adapter_name).items()}
+        return {**own, **self._biases(adapter_name)}
+
+    def memory_name(self, adapter_name: str, key: str) -> str:
+        """See `Tuner.memory_name`."""
+        names = {there: here for here, there in names_in_files(self._layers, adapter_name).items()}
+        return super().memory_name(adapter_name, _moved(key, names))
+
+    def load_state(
+        self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
+    ) -> tuple[list[str], list[str]]:
+        """See `Tuner.load_state`; factors of single experts, as older files have them, are put together."""
+        names = names_in_files(self._layers, adapter_name)
+        if names:
+            wrappers: Any = {path: self._layers[path] for path in names}
+            keys = {f"{holder(p)}.{w.parameter_name}": names[p] for p, w in wrappers.items()}
+            tensors = regrouped(tensors, grouped_experts(self.model), keys)
+        return super().load_state(adapter_name, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
 
     def add_adapter(self, adapter_name: str, config: PeftConfig, **options: Any) -> None:
         """See `Tuner.add_adapter`; biases that will train are copied first, so that `unload` can put them back."""
@@ -303,6 +355,23 @@ class LoraModel(SummedTuner):
         self.__dict__["_base_biases"] = []
         self._particular.clear()
         return super()._detach()
+
+
+def _refuse_parameters(config: Any) -> None:
+    """Terms are of layers; a layer that holds the weights of several experts multiplies by them as it sees fit."""
+    if config.target_parameters:
+        raise TermsError(
+            f"target_parameters={sorted(config.target_parameters)}: what LoRA does to experts and other parameters has "
+            f"no terms, so it can't run in a mixed batch. {INSTEAD}"
+        )
+
+
+def _moved(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's key with its layer's path replaced."""
+    path = next(
+        (path for path in sorted(names, key=len, reverse=True) if key.startswith(f"{path}.lora_")), None
+    )
+    return key if path is None else names[path] + key.removeprefix(path)
 
 
 def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:

@@ -73,6 +73,11 @@ def write_sum(
 
 def _refuse_unlike_sums(adapters: Sequence[str], configs: Sequence[LoraConfig]) -> None:
     for name, config in zip(adapters, configs, strict=True):
+        if config.target_parameters:
+            raise ConfigError(
+                f"Adapter '{name}' has target_parameters={sorted(config.target_parameters)}: sums of these aren't "
+                "implemented."
+            )
         if config.use_dora or config.lora_bias:
             option = "use_dora" if config.use_dora else "lora_bias"
             raise ConfigError(

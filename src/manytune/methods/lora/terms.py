@@ -20,7 +20,6 @@ EMBEDDING_A, EMBEDDING_B = "lora_embedding_A", "lora_embedding_B"
 MAGNITUDE = "lora_magnitude_vector"
 
 
-@torch.no_grad()
 def lora_terms(
     base: BaseLayer,
     tensors: Mapping[str, Tensor],
@@ -51,7 +50,8 @@ def lora_terms(
     if BIAS in tensors:
         base.require_shape(BIAS, tensors[BIAS], (base.outputs,))
     if start is not None:
-        a, b, scaling = torch.cat((a, start[0])), torch.cat((scaling * b, -start[1]), dim=1), 1.0
+        with torch.no_grad():
+            a, b, scaling = torch.cat((a, start[0])), torch.cat((scaling * b, -start[1]), dim=1), 1.0
     factors = {}
     if MAGNITUDE in tensors:
         if BIAS in tensors:
@@ -60,13 +60,14 @@ def lora_terms(
         bias = base.value("bias")
         shift = None if bias is None else (1 - gains) * bias
         factors[base.path] = Factors(outputs=gains, shift=shift)
-        b = gains[:, None] * b
+        b = gains[:, None] * b.detach()
     update = Update(
         a, b, scaling * (base.embed_scale if lookup else 1.0), up_bias=tensors.get(BIAS), lookup=lookup
     )
     return Terms(updates={base.path: update}, factors=factors)
 
 
+@torch.no_grad()
 def _gains(base: BaseLayer, a: Tensor, b: Tensor, magnitude: Tensor, scaling: float) -> Tensor:
     """DoRA's g, (out,)."""
     base.require_shape(MAGNITUDE, magnitude, (base.outputs,))

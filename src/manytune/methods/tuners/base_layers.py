@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ from manytune.methods.tuners.terms import INSTEAD, TermsError
 
 class Wrapper(nn.Module, ABC):
     """A module that has taken the place of one of the base's."""
+
+    #: Whether it carries adapters, rather than copies of the module.
+    carries_adapters: ClassVar[bool] = True
+    #: The one parameter that it adapts; None if it adapts the module as a whole.
+    parameter_name: str | None = None
+    #: Whether it computes each row of its input by itself, so that it may be run on some of them.
+    row_wise: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -195,6 +203,10 @@ class BaseLayers:
                     "trained on another base?"
                 )
         return layer
+
+    def under(self, wrapper: Wrapper, path: str) -> BaseLayer:
+        """The layer that a wrapper at this path has the place of; the same as `at`, without a search."""
+        return BaseLayer(path, wrapper.wrapped, wrapper, None, self._kept)
 
     def __iter__(self) -> Iterator[BaseLayer]:
         """Each layer once, by its first path."""

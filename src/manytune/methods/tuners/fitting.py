@@ -1,4 +1,4 @@
-"""Making a new adapter fit the layer that it goes beside."""
+"""Making a new adapter fit the layer that it is attached to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.offloading import offloaded_from
 
 
 def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
@@ -21,14 +22,16 @@ def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
         for parts in layer.children():
             if isinstance(parts, nn.ModuleDict) and adapter_name in parts and parts[adapter_name].training:
                 parts[adapter_name].eval()
-    own = layer.base_layer._parameters.get("weight")
+    own = layer.get_base_layer()._parameters.get("weight")
     base = next(layer.base_layer.parameters(), None) if own is None else own
     if base is None:
         return
-    # A weight packed into integers has no dtype to go by.
+    # A weight packed into integers has no dtype to go by, and nothing trains in eight bits.
     half = base.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if (autocast and half) or not base.is_floating_point() else base.dtype
+    packed = not base.is_floating_point() or base.dtype.itemsize == 1
+    dtype = torch.float32 if (autocast and half) or packed else base.dtype
+    home = offloaded_from(layer.base_layer) or base.device
     for parameter in parameters:
-        device = parameter.device if parameter.is_meta else base.device
+        device = parameter.device if parameter.is_meta else home
         if parameter.dtype != dtype or parameter.device != device:
             parameter.data = parameter.data.to(device, dtype)

@@ -26,14 +26,14 @@ from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.switching import named_in_layers, written
-from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, joined
-from manytune.methods.tuners.tied import refuse_tied
+from manytune.methods.tuners.tied import refuse_unmergeable, say_untied
 from manytune.methods.tuners.walk import replace_module
 
 
 class LayerTuner(Tuner):
-    """A method whose adapters sit beside layers of the model.
+    """A method whose adapters sit next to layers of the model.
 
     A subclass defines `select`, `wrap` and `add_to_layer`; its `layer_class` states the terms. The tuner keeps an
     index of its own layers, so that adding, loading, switching and saving costs the same however many are loaded.
@@ -80,7 +80,7 @@ class LayerTuner(Tuner):
 
     @abstractmethod
     def select(self, config: Any) -> list[tuple[str, nn.Module]]:
-        """The modules that a configuration targets, as (path, module); fills in what the model settles."""
+        """The modules that a configuration targets, as (path, module); fills in what is inferred from the model."""
 
     @abstractmethod
     def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
@@ -95,7 +95,7 @@ class LayerTuner(Tuner):
         """Give one layer one adapter's parameters, initialised."""
 
     def check(self, adapter_name: str, config: Any) -> None:
-        """Refuse an adapter that can't live beside those already there."""
+        """Refuse an adapter that can't live next to those already there."""
 
     def changes_base(self, adapter_name: str) -> bool:
         """Whether layers do more than use another name when this adapter comes into use or goes out of it."""
@@ -121,7 +121,7 @@ class LayerTuner(Tuner):
         targets = self.select(config)
         saving = list(getattr(config, "modules_to_save", None) or ())
         to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
-        warn_of_unsaved(self.model, saving, config.task_type)
+        refuse_unsaved(self.model, config)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
@@ -130,8 +130,7 @@ class LayerTuner(Tuner):
                 "No modules were targeted for adaptation: every module that target_modules names is also in "
                 f"modules_to_save={saving}. A module is either adapted or trained in full."
             )
-        # All wrappers are made and filled before the first is put in place, so an error leaves the model as
-        # it was.
+        # All wrappers are made and filled before the first is put in place: an error leaves the model as it was.
         wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}
         try:
             with torch.device("meta") if low_cpu_mem_usage else nullcontext():
@@ -142,11 +141,13 @@ class LayerTuner(Tuner):
                 p: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for p, m in to_save
             }
             for keeper in keepers.values():
-                keeper.add(adapter_name)
+                keeper.add(adapter_name, autocast=autocast_adapter_dtype)
         except BaseException:
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
             raise
+        # A layer may lie within the base layer of another one, which then comes first.
+        wrapped = dict(sorted(wrapped.items(), key=lambda item: item[0].count(".base_layer")))
         new = {
             p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
         }
@@ -205,7 +206,7 @@ class LayerTuner(Tuner):
             if not merged or self.enabled is False:
                 yield
                 return
-            with written(self._layers, adapter_names, self._rooms, partial(refuse_tied, self.model)):
+            with written(self._layers, adapter_names, self._rooms, partial(refuse_unmergeable, self.model)):
                 yield
 
     @property
@@ -307,7 +308,7 @@ class LayerTuner(Tuner):
         self._require(adapter_name)
         base, config = self._base_layers(), self.peft_config[adapter_name]
         parts = [
-            layer.live_terms(base.at(path), adapter_name, config)
+            layer.live_terms(base.under(layer, path), adapter_name, config)
             for path, layer in self._layers.items()
             if layer.has_adapter(adapter_name)
         ]
@@ -374,9 +375,8 @@ class LayerTuner(Tuner):
             replace_module(self.model, path, layer.base_layer)
         for path, keeper in self._saved.items():
             mine = [name for name in names if name in keeper.modules_to_save]
-            replace_module(
-                self.model, path, keeper.modules_to_save[mine[-1]] if mine else keeper.original_module
-            )
+            replace_module(self.model, path, keeper.trained(mine[-1]) if mine else keeper.original_module)
+        say_untied(self.model)
         return self._detach()
 
     def _detach(self) -> nn.Module:

@@ -1,11 +1,10 @@
-"""What merged weights are made of, and merging without a copy of the base's: what it leaves behind, and says."""
+"""Sums of a weight and its updates; and merging without a copy of the base's weights: what that leaves behind."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +31,6 @@ class MergeError:
         return MergeError(
             self.changed + other.changed, self.total + other.total, max(self.largest, other.largest)
         )
-
-
-class MergedSum(NamedTuple):
-    """A merged weight W + Σ α · L R.
-
-    Attributes:
-        key: The parameter's name in the base layer.
-        parameter: The parameter that W is; float32 or wider, as nothing is rounded in between.
-        products: L, (rows, r), R, (r, columns), and α, in W's dtype.
-    """
-
-    key: str
-    parameter: nn.Parameter
-    products: list[tuple[Tensor, Tensor, float]]
 
 
 #: Gives a layer's present parameters with some adapters written in; see `AdapterLayer.merged_tensors`.
@@ -126,3 +111,11 @@ def warn_of_dequantizing(layers: Sequence[nn.Module]) -> None:
             PeftWarning,
             stacklevel=4,
         )
+
+
+def added(weight: Tensor, deltas: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """W + Σ ΔW, summed in float32 at least and rounded once, to `dtype`."""
+    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for delta in deltas:
+        total += delta
+    return total.to(dtype)

@@ -1,13 +1,14 @@
-"""Modules that are trained in full beside an adapter, such as a new classifier head: each adapter has its own copy."""
+"""Modules that are trained in full next to an adapter, such as a new classifier head: each adapter has its own copy."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.tuners.base_layers import Wrapper
@@ -27,6 +28,10 @@ class ModulesToSaveWrapper(Wrapper):
     Raises:
         ModuleTypeError: The module is a mere container, which has no `forward` to replace.
     """
+
+    carries_adapters: ClassVar[bool] = False
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ("modules_to_save",)
+    other_param_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, original_module: nn.Module) -> None:
         super().__init__()
@@ -58,6 +63,11 @@ class ModulesToSaveWrapper(Wrapper):
         return [] if self._active_adapter is None else [self._active_adapter]
 
     @property
+    def merged_adapters(self) -> list[str]:
+        """None: a copy isn't written into the original."""
+        return []
+
+    @property
     def disable_adapters(self) -> bool:
         """Whether the original is in use whatever adapter is active."""
         return self._disable_adapters
@@ -70,11 +80,24 @@ class ModulesToSaveWrapper(Wrapper):
             return self.original_module
         return self.modules_to_save[name]
 
-    def add(self, adapter_name: str) -> None:
-        """Give an adapter a copy of the original. It doesn't train until the adapter is active."""
+    def add(self, adapter_name: str, *, autocast: bool = True) -> None:
+        """Give an adapter a copy of the original. It doesn't train until the adapter is active.
+
+        Args:
+            adapter_name: The adapter.
+            autocast: Keep the copy in float32 where the original is in half precision, which rounds small steps away.
+        """
         twin = copy.deepcopy(self.original_module)
         twin.requires_grad_(False)
+        if autocast and _dtype_of(twin) in (torch.float16, torch.bfloat16):
+            twin.float()
         self.modules_to_save[adapter_name] = twin
+
+    def trained(self, adapter_name: str) -> nn.Module:
+        """An adapter's copy, in the original's dtype."""
+        dtype = _dtype_of(self.original_module)
+        twin = self.modules_to_save[adapter_name]
+        return twin if dtype is None else twin.to(dtype)
 
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """The copy's parameters by their name within the module; empty if the adapter has no copy."""
@@ -130,8 +153,13 @@ class ModulesToSaveWrapper(Wrapper):
             self._active_adapter = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module in use."""
-        return self.current(*args, **kwargs)
+        """Run the module in use; a copy in float32 on a half-precision base takes and gives the base's dtype."""
+        module, dtype = self.current, _dtype_of(self.original_module)
+        wide = dtype if module is self.original_module else _dtype_of(module)
+        if dtype is None or wide is None or wide == dtype:
+            return module(*args, **kwargs)
+        args, kwargs = _cast(args, wide), _cast(kwargs, wide)
+        return _cast(module(*args, **kwargs), dtype)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -143,5 +171,21 @@ class ModulesToSaveWrapper(Wrapper):
             return getattr(self.current, name)
 
 
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's floating-point parameters; None if it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors in a dtype, within tuples, lists and dictionaries; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (tuple, list):
+        return type(value)(_cast(one, dtype) for one in value)
+    if type(value) is dict:
+        return {key: _cast(one, dtype) for key, one in value.items()}
+    return value
+
+
 class ModuleTypeError(ConfigError, TypeError):
-    """A module of this kind can't be trained in full beside an adapter."""
+    """A module of this kind can't be trained in full next to an adapter."""

@@ -23,7 +23,7 @@ from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
-from manytune.methods.tuners.targets import candidates, matches, warn_of_unsaved
+from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, TermsError, joined
 from manytune.methods.tuners.walk import replace_module
 
@@ -94,7 +94,7 @@ class PromptTuner(Tuner):
         return joined([prompt, replaced_terms(BaseLayers(model), saved, in_place=False)])
 
     def mounted(self) -> dict[str, nn.Module]:
-        """See `Tuner.mounted`: the user's model, and the prompts beside it."""
+        """See `Tuner.mounted`: the user's model, and the prompts next to it."""
         return {"base_model": self.model, "prompt_encoder": self.prompt_encoder}
 
     @contextmanager
@@ -135,7 +135,7 @@ class PromptTuner(Tuner):
         device = embeddings_of(self.model).device
         self.prompt_encoder[adapter_name] = prompt.to(device=device, dtype=dtype)
         for path, keeper in keepers.items():
-            keeper.add(adapter_name)
+            keeper.add(adapter_name, autocast=autocast_adapter_dtype)
             if path not in self._saved:
                 replace_module(self.model, path, keeper)
         self._saved.update(keepers)
@@ -305,7 +305,7 @@ class PromptTuner(Tuner):
     def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
         names = list(config.modules_to_save or ())
         found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
-        warn_of_unsaved(self.model, names, config.task_type)
+        refuse_unsaved(self.model, config)
         return {
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.merging import MergedSum
+from manytune.methods.tuners.merged_sum import MergedSum
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 
 
@@ -88,7 +88,7 @@ def written(
     layers: Mapping[str, AdapterLayer],
     names: list[str],
     rooms: dict[str, Tensor | None],
-    refuse_tied: Callable[[Sequence[AdapterLayer]], None],
+    refuse: Callable[[Sequence[AdapterLayer]], None],
 ) -> Iterator[None]:
     """Within this context adapters are merged into the weights of the layers that carry them.
 
@@ -97,7 +97,7 @@ def written(
         names: The adapters.
         rooms: Room for merged weights, by path, from earlier calls; None for a layer that merges in another way.
             Filled in.
-        refuse_tied: Raises if a layer's weight is another module's, too; asked about layers that aren't in `rooms`.
+        refuse: Raises if a layer can't be merged into; asked about layers that aren't in `rooms`.
     """
     carrying = [
         (path, layer, own)
@@ -105,7 +105,7 @@ def written(
         if (own := [name for name in names if layer.has_adapter(name)])
     ]
     if any(path not in rooms for path, _, _ in carrying):
-        refuse_tied([layer for _, layer, _ in carrying])
+        refuse([layer for _, layer, _ in carrying])
     # Everything is looked up before anything is computed: between two products these small objects would have left the
     # processor's cache, and copying a few hundred weights takes no more than some milliseconds.
     planned: list[_Planned] = []

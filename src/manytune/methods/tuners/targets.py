@@ -3,25 +3,27 @@
 A string is a regular expression that must match a module's whole path; a list holds paths or path endings;
 `"all-linear"` means every linear layer but the output head; nothing at all means the attention projections
 that are usual for the architecture. Every way of matching nothing is an error, down to a single entry of a
-list.
+list; see `unmatched.py`.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
-from manytune.methods.config import TaskType
+from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.names import lists_around, shortest_names, shown
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.task_heads import TASK_HEADS, head_names
+from manytune.methods.tuners.unmatched import check_layers, nearest, pattern_matches, report
 
 ALL_LINEAR = "all-linear"
 
@@ -49,13 +51,6 @@ ATTENTION_PROJECTIONS: dict[str, tuple[str, ...]] = {
     "distilbert": ("q_lin", "v_lin"),
 }
 
-#: Names of the trainable head that a task's model classes have.
-TASK_HEADS: dict[str, tuple[str, ...]] = {
-    TaskType.SEQ_CLS: ("classifier", "score"),
-    TaskType.TOKEN_CLS: ("classifier", "score"),
-    TaskType.QUESTION_ANS: ("qa_outputs",),
-}
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -64,14 +59,51 @@ class Selection:
     Attributes:
         names: A regular expression, or paths and path endings.
         exclude: The same, for modules to leave out.
-        layers: Layer indices to keep; None keeps all.
+        layers: Layer indices to keep; None or none keeps all.
         layers_pattern: Names of the module list whose index counts; by default the first number in the path.
+        saved: Whether a saved adapter asks for it: what matches nothing is left over then, see `unmatched.py`.
+        option: What the option is called that holds the names.
+        given: Whether a user gave the names, rather than a table or `"all-linear"`.
     """
 
     names: str | Collection[str]
     exclude: str | Collection[str] | None = None
     layers: Collection[int] | None = None
     layers_pattern: Sequence[str] = ()
+    saved: bool = False
+    option: str = "target_modules"
+    given: bool = False
+
+    @classmethod
+    def of(
+        cls, config: PeftConfig, names: str | Collection[str], *, given: bool = False, **options: Any
+    ) -> Self:
+        """Names, narrowed down by what a configuration says about exclusions and layers."""
+        layers = getattr(config, "layers_to_transform", None)
+        pattern = getattr(config, "layers_pattern", None)
+        return cls(
+            names,
+            exclude=getattr(config, "exclude_modules", None),
+            layers=[layers] if isinstance(layers, int) else layers,
+            layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
+            saved=config.was_saved,
+            given=given,
+            **options,
+        )
+
+    def keeps(self, path: str) -> bool:
+        """Whether a module or parameter that the names name is among the layers, and not excluded."""
+        return self.in_layers(path) and not (self.exclude and matches(path, self.exclude))
+
+    def in_layers(self, path: str) -> bool:
+        """Whether a path is among the layers."""
+        return not self.layers or layer_index(path, self.layers_pattern) in self.layers
+
+
+def has_default(model: nn.Module, usual: Mapping[str, Any]) -> bool:
+    """Whether a table has the architecture of a model."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return isinstance(model_type, str) and model_type in usual
 
 
 def default_targets(
@@ -83,13 +115,13 @@ def default_targets(
         ConfigError: The architecture isn't known, or the model isn't one of transformers'.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model_type, str) or model_type not in usual:
-        linear = _minimal_names(model, [path for path, module in candidates(model) if is_linear(module)])
+    if not has_default(model, usual):
+        linear = minimal_names(model, [path for path, module in candidates(model) if is_linear(module)])
         raise ConfigError(
             f"Please specify `target_modules` in `peft_config`: there is no default for model type {model_type!r}. "
             f"The model's linear layers are: {', '.join(sorted(linear)) or 'none'}."
         )
-    return usual[model_type]
+    return usual[str(model_type)]
 
 
 def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[str]:
@@ -102,7 +134,7 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
     """
     get_output = getattr(model, "get_output_embeddings", None)
     head = get_output() if callable(get_output) else None
-    heads = TASK_HEADS.get(task_type or "", ())
+    heads = head_names(model, task_type)
     everything = list(candidates(model))
     attentions = {path for path, module in everything if isinstance(base_of(module), nn.MultiheadAttention)}
     wanted = [
@@ -117,49 +149,81 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
         raise NoMatchingPeftModuleError(
             "target_modules='all-linear', but the model has no linear layers to adapt."
         )
-    return _minimal_names(model, wanted)
+    return minimal_names(model, wanted)
+
+
+def expand_targets(model: nn.Module, config: Any, usual: Mapping[str, Sequence[Any]]) -> bool:
+    """Let `target_modules` hold names: those that are usual for the architecture, or every linear layer's.
+
+    Returns:
+        Whether it held names before.
+
+    Raises:
+        ConfigError: The architecture isn't known.
+        NoMatchingPeftModuleError: The model has no linear layers.
+    """
+    if config.target_modules is None:
+        config.target_modules = present(model, default_targets(model, usual))
+        return False
+    if is_all_linear(config.target_modules):
+        config.target_modules = all_linear_targets(model, config.task_type)
+        return False
+    return True
+
+
+def is_all_linear(targets: object) -> bool:
+    """Whether `target_modules` says `"all-linear"`."""
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
+
+
+def present(model: nn.Module, usual: Sequence[str]) -> set[str]:
+    """Those of an architecture's usual modules that a model has, since variants lack some; all if it has none."""
+    paths = [path for path, _ in candidates(model)]
+    return {name for name in usual if any(matches(path, [name]) for path in paths)} or set(usual)
 
 
 def select(model: nn.Module, selection: Selection) -> list[tuple[str, nn.Module]]:
     """The modules that a selection names, in the model's order, as (path, module).
 
     Raises:
-        NoMatchingPeftModuleError: Nothing matched, an entry of the list matched nothing, or everything was
-            left out.
+        NoMatchingPeftModuleError: Nothing matched, or everything was left out.
+        UnmatchedError: One of several names, indices or exclusions matches nothing.
     """
     everything = list(candidates(model))
+    paths = [path for path, _ in everything]
     matching = [(path, module) for path, module in everything if matches(path, selection.names)]
     if not isinstance(selection.names, str):
-        _refuse_unmatched_entries(selection.names, [path for path, _ in everything])
-    kept, excluded = [], 0
-    for path, module in matching:
-        if selection.exclude is not None and matches(path, selection.exclude):
-            excluded += 1
-        elif _in_layers(path, selection):
-            kept.append((path, module))
+        _check_entries(selection, paths)
+    kept = [(path, module) for path, module in matching if selection.keeps(path)]
+    excluded = [path for path, _ in matching if selection.exclude and matches(path, selection.exclude)]
     if not kept:
-        _refuse_empty(selection, len(matching), excluded, [path for path, _ in everything])
-    if selection.exclude and not excluded:
-        warnings.warn(
-            f"You have passed exclude_modules={_shown(selection.exclude)} but no modules were excluded. "
-            "Check that exclude_modules names modules that target_modules names too.",
-            PeftWarning,
-            stacklevel=4,
-        )
+        _refuse_empty(selection, len(matching), len(excluded), paths)
+    _check_layers(selection, [path for path, _ in matching])
+    _check_entries_in_layers(selection, paths)
+    _check_exclusions(selection, paths, excluded)
     return kept
 
 
-def warn_of_unsaved(model: nn.Module, names: Collection[str], task_type: str | None) -> None:
-    """Name the entries of `modules_to_save` that match nothing; a task's usual heads needn't all be there."""
+def refuse_unsaved(model: nn.Module, config: PeftConfig, *, known: Sequence[str] | None = None) -> None:
+    """Refuse entries of `modules_to_save` that match nothing; a task's usual heads needn't all be there.
+
+    Args:
+        model: The model.
+        config: The options.
+        known: Those entries that aren't modules of the model and do match something.
+
+    Raises:
+        UnmatchedError: An entry matches nothing, and the options aren't a saved adapter's.
+    """
+    names = list(getattr(config, "modules_to_save", None) or ())
     paths = [path for path, _ in candidates(model)] if names else []
-    heads = TASK_HEADS.get(task_type or "", ())
-    unmatched = [name for name in names if name not in heads and not any(matches(p, [name]) for p in paths)]
+    fine = {*TASK_HEADS.get(config.task_type or "", ()), *(known or ())}
+    unmatched = [name for name in names if name not in fine and not any(matches(p, [name]) for p in paths)]
     if unmatched:
-        warnings.warn(
-            f"modules_to_save names {unmatched}, which match no module of the model, so nothing is trained or saved "
-            f"for them. {_hint(unmatched, paths)}",
-            PeftWarning,
-            stacklevel=4,
+        report(
+            f"modules_to_save names {unmatched}, which match no module of the model, so nothing would be trained or "
+            f"saved for them. {nearest(unmatched, paths)}",
+            saved=config.was_saved,
         )
 
 
@@ -207,25 +271,86 @@ def base_of(module: nn.Module) -> nn.Module:
 
 def first_match(path: str, patterns: dict[str, float]) -> str | None:
     """The first key of a rank or alpha pattern that names a module: a path ending, or an expression that ends there."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", path)), None)
+    return next((key for key in patterns if pattern_matches(key, path)), None)
 
 
-def _in_layers(path: str, selection: Selection) -> bool:
-    if selection.layers is None:
-        return True
-    return layer_index(path, selection.layers_pattern) in selection.layers
-
-
-def _refuse_unmatched_entries(names: Iterable[str], paths: Sequence[str]) -> None:
-    unmatched = sorted(name for name in names if not any(matches(path, [name]) for path in paths))
+def _check_entries(selection: Selection, paths: Sequence[str]) -> None:
+    unmatched = sorted(name for name in selection.names if not any(matches(path, [name]) for path in paths))
     if unmatched:
-        raise NoMatchingPeftModuleError(
-            f"Target modules {unmatched} not found in the base model. {_hint(unmatched, paths)}"
+        # If none is left there is nothing to attach, and `_refuse_empty` would say less.
+        saved = selection.saved and len(unmatched) < len(selection.names)
+        report(
+            f"Target modules {unmatched} not found in the base model. {nearest(unmatched, paths)}",
+            saved=saved,
+        )
+
+
+def _check_entries_in_layers(selection: Selection, paths: Sequence[str]) -> None:
+    if not selection.given or not selection.layers or selection.saved:
+        return
+    for name in sorted(selection.names):
+        own = [path for path in paths if matches(path, [name])]
+        if not any(map(selection.in_layers, own)):
+            report(
+                f"{selection.option}: {name!r} names {', '.join(own[:3])}, and layers_to_transform="
+                f"{sorted(selection.layers)} leaves it out everywhere, so it would have no effect. Leave it out of "
+                f"{selection.option}, or name the layers in its entries instead.",
+                saved=False,
+            )
+
+
+def _subject(selection: Selection) -> str:
+    return "Target modules" if selection.option == "target_modules" else selection.option
+
+
+def _check_layers(selection: Selection, matching: Sequence[str]) -> None:
+    if not selection.layers:
+        return
+    for pattern in selection.layers_pattern:
+        if all(layer_index(path, [pattern]) is None for path in matching):
+            report(
+                f"layers_pattern: no targeted module lies in a numbered list called {pattern!r}. "
+                f"{nearest([pattern], lists_around(matching))}",
+                saved=selection.saved,
+            )
+    patterns = list(selection.layers_pattern)
+    check_layers(
+        selection.layers,
+        {layer_index(path, patterns) for path in matching},
+        f"what {selection.option}={shown(selection.names)} names",
+        saved=selection.saved,
+        pattern=f" of layers_pattern={patterns}" if patterns else "",
+    )
+
+
+def _check_exclusions(selection: Selection, paths: Sequence[str], excluded: Sequence[str]) -> None:
+    exclude = selection.exclude
+    if not exclude:
+        return
+    entries = [exclude] if isinstance(exclude, str) else [[name] for name in sorted(exclude)]
+    unmatched = [entry for entry in entries if not any(matches(path, entry) for path in paths)]
+    if unmatched:
+        names = [entry if isinstance(entry, str) else entry[0] for entry in unmatched]
+        report(
+            f"exclude_modules names {', '.join(map(repr, names))}, which match no module of the model, so nothing is "
+            f"excluded for them. {nearest(names, paths)}",
+            saved=selection.saved,
+        )
+    elif not excluded:
+        within = [p for p in paths if matches(p, exclude) and any(q.startswith(f"{p}.") for q in paths)]
+        inside = (
+            f" {within[0]} isn't targeted itself, and what is in it isn't excluded with it." if within else ""
+        )
+        warnings.warn(
+            f"You have passed exclude_modules={shown(exclude)} but no modules were excluded.{inside} "
+            "Check that exclude_modules names modules that target_modules names too.",
+            PeftWarning,
+            stacklevel=5,
         )
 
 
 def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Sequence[str]) -> None:
-    target, exclude = _shown(selection.names), _shown(selection.exclude)
+    target, exclude = shown(selection.names), shown(selection.exclude)
     if matching == 0 and not isinstance(selection.names, str):
         # A list without entries: every entry that there is has matched.
         raise NoMatchingPeftModuleError(
@@ -233,8 +358,9 @@ def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Seq
         )
     if matching == 0:
         raise NoMatchingPeftModuleError(
-            f"Target modules {target} not found in the base model: the expression must match a module's whole path. "
-            f"{_hint([str(selection.names)], paths)}"
+            f"{_subject(selection)} {target} not found in the base model: the expression must match a module's whole "
+            "path. "
+            f"{nearest([str(selection.names)], paths)}"
         )
     if excluded == matching:
         raise NoMatchingPeftModuleError(
@@ -243,39 +369,18 @@ def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Seq
         )
     layers = sorted(selection.layers or ())
     pattern = f", layers_pattern={list(selection.layers_pattern)}" if selection.layers_pattern else ""
+    indices = {layer_index(p, selection.layers_pattern) for p in paths if matches(p, selection.names)}
+    there = ", ".join(map(str, sorted(index for index in indices if index is not None)))
     raise NoMatchingPeftModuleError(
         f"No modules were targeted for adaptation: target_modules={target} names {matching} modules, of which "
         f"exclude_modules={exclude} leaves out {excluded} and layers_to_transform={layers}{pattern} the rest. "
-        f"Target modules {target} not found in the base model at those layers."
+        f"Target modules {target} not found in the base model at those layers; those there are: {there or 'none'}."
     )
 
 
-def _hint(names: Sequence[str], paths: Sequence[str]) -> str:
-    endings = sorted({path.rsplit(".", 1)[-1] for path in paths} - {str(i) for i in range(1000)})
-    close = [
-        match for name in names for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], endings, n=2)
-    ]
-    if close:
-        return f"Did you mean {', '.join(repr(name) for name in dict.fromkeys(close))}?"
-    return f"The model's modules end in: {', '.join(endings[:40])}."
-
-
-def _minimal_names(model: nn.Module, wanted: Sequence[str]) -> set[str]:
+def minimal_names(model: nn.Module, wanted: Sequence[str]) -> set[str]:
     """The shortest list of names for some modules: an ending where all modules with it are wanted, else the path."""
-    chosen = set(wanted)
-    by_ending: dict[str, list[str]] = {}
-    for path, _ in candidates(model):
-        by_ending.setdefault(path.rsplit(".", 1)[-1], []).append(path)
-    names: set[str] = set()
-    for path in wanted:
-        ending = path.rsplit(".", 1)[-1]
-        whole = not ending.isdigit() and all(other in chosen for other in by_ending[ending])
-        names.add(ending if whole else path)
-    return names
-
-
-def _shown(names: str | Collection[str] | None) -> str:
-    return repr(names) if names is None or isinstance(names, str) else repr(sorted(names))
+    return shortest_names([path for path, _ in candidates(model)], wanted)
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:

@@ -8,7 +8,18 @@ from torch import nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.offloading import refuse_offloaded
 from manytune.methods.tuners.targets import base_of, candidates
+
+
+def refuse_unmergeable(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
+    """Refuse to merge into a weight that another module holds too, or that isn't there to be written to.
+
+    Raises:
+        AdapterError: A parameter of one of the layers is such a weight.
+    """
+    refuse_offloaded(layer.get_base_layer() for layer in layers)
+    refuse_tied(model, layers)
 
 
 def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
@@ -22,10 +33,29 @@ def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
         for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
             holders.setdefault(id(parameter), []).append(path)
     for layer in layers:
-        for parameter in layer.base_layer.parameters():
+        for parameter in layer.get_base_layer().parameters():
             if len(holders[id(parameter)]) > 1:
                 raise AdapterError(
                     f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
                     "written into the one would change the other. Use the adapter unmerged, or load the base with "
                     "tie_word_embeddings=False."
                 )
+
+
+def say_untied(model: nn.Module) -> None:
+    """Let a model's configuration say that input and output embeddings differ, if they do.
+
+    Readers of a saved model that go by `tie_word_embeddings` would else use one of two unlike tables for both.
+
+    Mutates: the configuration.
+    """
+    get_input, get_output = (
+        getattr(model, f"get_{side}_embeddings", lambda: None) for side in ("input", "output")
+    )
+    first, second = (getattr(module, "weight", None) for module in (get_input(), get_output()))
+    config = getattr(model, "config", None)
+    if first is None or second is None or first is second or config is None:
+        return
+    for one in (config, config.get_text_config()):
+        if getattr(one, "tie_word_embeddings", False):
+            one.tie_word_embeddings = False

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 class TrainingHooks(Protocol):
     """A method's part in one training. Steps count from 1."""
 
-    def check_steps(self, steps: int) -> None:
-        """See that the method can train for so many steps; called before the first.
+    def plan_steps(self, steps: int) -> None:
+        """Take in how many steps the training has; called before the first.
 
         Raises:
-            ConfigError: It can't; says which option to change.
+            ConfigError: The method can't train for so many; says which option to change.
         """
 
     def penalty(self) -> Tensor | None:

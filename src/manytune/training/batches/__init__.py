@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-
+from manytune.data.nearest import did_you_mean
 from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
 from manytune.training.batches.grouping import plan_batches
 from manytune.training.batches.seq2seq import Builder, Seq2SeqBatch
-from manytune.training.batches.support import unsupported_reason
+from manytune.training.batches.support import packed_training_obstacle
 from manytune.training.batches.token_counts import TokenCounts
 
 __all__ = [
@@ -22,8 +21,8 @@ __all__ = [
     "TokenSequence",
     "builder",
     "packed_attention",
+    "packed_training_obstacle",
     "plan_batches",
-    "unsupported_reason",
 ]
 
 
@@ -45,7 +44,6 @@ def builder(name: str) -> Builder:
     """
     if name in BUILDERS:
         return BUILDERS[name]
-    nearest = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.0)[0]
     raise RecipeError(
-        f"batching expects one of {', '.join(BUILDERS)}; found {name!r}. Did you mean {nearest!r}?"
+        f"batching: expected one of {', '.join(BUILDERS)}; found {name!r}{did_you_mean(name, BUILDERS)}"
     )

@@ -50,7 +50,7 @@ class Batch:
         logit_positions: Columns whose logits are needed, ascending and without repetition. Shape `(kept,)`.
         target_rows: For each target, the row of its logits in `logits.flatten(0, 1)`. Shape `(n,)`.
         labels: For each target, its token id. Shape `(n,)`.
-        weights: For each target, how many sequences of the batch it stands for. Shape `(n,)`, float32.
+        weights: For each target, how many sequences of the batch it belongs to. Shape `(n,)`, float32.
         attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, columns)`; None without pad tokens.
         layout: What attention needs to keep the sequences of a packed row apart; None for padded batches.
         tokens_in: Input tokens of all sequences. A sequence's last token is a label and never an input.

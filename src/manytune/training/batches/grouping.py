@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from manytune.errors import DataError, RecipeError
+from manytune.token_prefixes import common_prefix
 from manytune.training.batches.batch import TokenSequence
 
-Plan = tuple[tuple[int, ...], ...]
+BatchPlan = tuple[tuple[int, ...], ...]
 
 
 def plan_batches(
@@ -25,7 +26,7 @@ def plan_batches(
     token_budget: int | None = None,
     layout: str = "shared-prefix",
     group_prefixes: bool = False,
-) -> Plan:
+) -> BatchPlan:
     """One epoch's batches: each example in exactly one of them.
 
     Args:
@@ -66,7 +67,7 @@ def plan_batches(
 
 
 def prefix_order(sequences: Sequence[TokenSequence], generator: np.random.Generator) -> list[int]:
-    """A random order in which every common prefix is one contiguous stretch.
+    """A random order in which sequences with a common prefix are next to each other.
 
     It is the depth-first order of the sequences' trie with its branches in random order: the alphabetical
     order after a random renaming of the tokens. Equal sequences come in random order.
@@ -145,17 +146,12 @@ class _SharedPrefix:
         place = bisect_left(self._sorted, inputs)
         # The longest common prefix with any sequence is the one with a neighbour in sorted order.
         neighbours = self._sorted[max(place - 1, 0) : place + 1]
-        shared = max((_common_prefix(inputs, other) for other in neighbours), default=0)
+        shared = max((common_prefix(inputs, other) for other in neighbours), default=0)
         return self._nodes + len(inputs) - shared
 
     def add(self, inputs: tuple[int, ...]) -> None:
         self._nodes = self.with_another(inputs)
         self._sorted.insert(bisect_left(self._sorted, inputs), inputs)
-
-
-def _common_prefix(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 _COMPUTED: dict[str, type[_Padded] | type[_PaddingFree] | type[_SharedPrefix]] = {

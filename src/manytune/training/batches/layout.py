@@ -1,7 +1,7 @@
 """Which rows of a packed batch attend to which, arranged as a few rectangular attention problems.
 
 A packed batch has one row of T tokens. A *path* is the list of packed rows that make up one sequence; paths
-may share their beginning. A *block* is the tail of a path that no other block computes: its queries. Its keys
+may share a prefix. A *block* is the tail of a path that no other block computes: its queries. Its keys
 are the whole path, so block b is a rectangle of `queries[b]` by `length[b]`. Blocks of similar size are
 padded to one rectangle and become one call of the attention kernel; pad slots live inside attention alone and
 cost what the rectangle's rim costs.
@@ -78,8 +78,8 @@ def visible(
 class Layout:
     """The attention of one packed batch. Built once, used by every layer.
 
-    The rectangles' rows and positions stand one rectangle after the other, so that compiled code sees the same few
-    tensors whatever the number of rectangles.
+    The rectangles' rows and positions are joined, one rectangle after the other, so that compiled code sees the same
+    few tensors whatever the number of rectangles.
 
     Attributes:
         query_rows: Packed row of each query; pad slots repeat a row. Shape `(slots,)`.
@@ -130,7 +130,7 @@ class Layout:
 
 
 class Extent(NamedTuple):
-    """Where one rectangle's queries and keys stand in the layout's tensors."""
+    """Where one rectangle's queries and keys are in the layout's tensors."""
 
     blocks: int
     queries: slice

@@ -19,7 +19,7 @@ def build(sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch:
 
     Args:
         sequences: Tokenised examples; at least one, none with an empty prompt or completion.
-        pad_id: Any valid token id; it stands in masked columns only.
+        pad_id: Any valid token id; it fills masked columns only.
 
     Returns:
         A batch of shape `(len(sequences), longest sequence)`.

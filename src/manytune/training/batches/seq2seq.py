@@ -92,8 +92,8 @@ def builder_for(model: nn.Module) -> Builder:
     start_id = base_model(model).config.decoder_start_token_id
     if start_id is None:
         raise RunError(
-            "the encoder-decoder's configuration has no decoder_start_token_id, so its decoder couldn't begin. Set it "
-            "in the base's config.json."
+            "the encoder-decoder's configuration has no decoder_start_token_id, so its decoder has nothing to "
+            "start with. Set it in the base's config.json."
         )
     return partial(build, start_id=start_id)
 
@@ -103,8 +103,8 @@ def build(sequences: Sequence[TokenSequence], *, pad_id: int, start_id: int) -> 
 
     Args:
         sequences: Tokenised examples; at least one, none with an empty prompt or completion.
-        pad_id: Any valid token id; it stands where nothing attends to it and nothing is learned.
-        start_id: What the decoder begins with.
+        pad_id: Any valid token id; it fills places that nothing attends to and nothing is learned from.
+        start_id: The decoder's first input.
 
     Raises:
         DataError: If there is no sequence, or a prompt or a completion is empty.

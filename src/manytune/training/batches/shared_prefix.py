@@ -1,12 +1,12 @@
 """Shared-prefix batches: a batch becomes a trie, and every distinct prefix is computed once.
 
-Causal attention makes a token's activations a function of the tokens up to it. Sequences that begin alike
-therefore share the rows of their common beginning, in every layer. Sorting the sequences puts common
-beginnings side by side: sequence i computes the rows past its longest common prefix with sequence i - 1, and
-attends along its whole path.
+Causal attention makes a token's activations a function of the tokens up to it. Sequences with a common prefix
+therefore share the rows of that prefix, in every layer. Sorting puts sequences with a common prefix next to each
+other: sequence i computes the rows after its longest common prefix with sequence i - 1, and attends along its whole
+path.
 
-A target that stands on several paths is computed once and weighs as many times as it occurs, so loss and
-gradients are those of the padded batch.
+A target that is on several paths is computed once and counts as many times as it occurs, so loss and gradients are
+those of the padded batch.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _common_prefixes(tokens: IntArray, lengths: IntArray) -> IntArray:
 def _paths(shared: IntArray, lengths: IntArray, positions: IntArray) -> IntArray:
     """Packed row of each position of each sequence.
 
-    Position p of sequence i was computed by the last sequence up to i whose own rows begin at p or before.
+    Position p of sequence i was computed by the last sequence up to i whose own rows start at p or before.
     """
     own = lengths - shared
     first_rows = np.cumsum(own) - own

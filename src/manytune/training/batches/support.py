@@ -1,28 +1,24 @@
-"""Which models packed batches suit, and why not for the rest.
+"""Which models can train on packed batches, and why the rest can't.
 
-A packed batch is exact where a token reaches another through attention alone, where each token's position is
-an input, and where nothing depends on how tokens are arranged in rows. What breaks that is looked for by name
-first; then two short sequences are run packed and apart, and have to agree.
+What breaks a packed batch is looked for by inspection first (`manytune/packing.py` says what); then two short sequences
+are run packed and apart, and have to agree.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from manytune.packing import packing_obstacle
 from manytune.training.batches import padded, shared_prefix
 from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, base_model
 
-_EXACT_LAYERS = {"full_attention", "sliding_attention"}
 
-
-def unsupported_reason(model: nn.Module) -> str | None:
+def packed_training_obstacle(model: nn.Module) -> str | None:
     """Why padding-free and shared-prefix batches would not be exact on this model.
 
     Runs three short forwards without gradients if nothing is found by inspection. Leaves the model as it was.
@@ -39,45 +35,13 @@ def unsupported_reason(model: nn.Module) -> str | None:
         TypeError: If there is no transformers model in it.
     """
     base = base_model(model)
-    for check in _CHECKS:
-        reason = check(base)
-        if reason is not None:
-            return reason
-    return virtual_tokens(model) or _dropout(model) or _disagreement(base)
-
-
-def _encoder(base: PreTrainedModel) -> str | None:
-    return "it has an encoder" if base.config.is_encoder_decoder else None
-
-
-def _state(base: PreTrainedModel) -> str | None:
-    for name, module in base.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.RNNBase)):
-            return f"{name} ({type(module).__name__}) carries state across positions"
-    return "it carries state across positions" if base._is_stateful else None
-
-
-def _layer_types(base: PreTrainedModel) -> str | None:
-    other = sorted(set(getattr(base.config, "layer_types", None) or ()) - _EXACT_LAYERS)
     return (
-        f"its layers of type {', '.join(other)} carry state across positions or chunk them" if other else None
+        packing_obstacle(base, inputs=("position_ids",))
+        or _balance_loss(base)
+        or virtual_tokens(model)
+        or _dropout(model)
+        or _disagreement(base)
     )
-
-
-def _chunks(base: PreTrainedModel) -> str | None:
-    size = getattr(base.config, "attention_chunk_size", None)
-    return f"its attention works in chunks of {size} columns" if size else None
-
-
-def _bidirectional(base: PreTrainedModel) -> str | None:
-    causal = getattr(base.config, "is_causal", True)
-    both = getattr(base.config, "use_bidirectional_attention", False)
-    return None if causal and not both else "its attention looks ahead"
-
-
-def _sinks(base: PreTrainedModel) -> str | None:
-    found = [name for name, _ in base.named_parameters() if name.rpartition(".")[2] == "sinks"]
-    return f"its attention has sinks ({found[0]})" if found else None
 
 
 def _balance_loss(base: PreTrainedModel) -> str | None:
@@ -85,26 +49,6 @@ def _balance_loss(base: PreTrainedModel) -> str | None:
         return "its expert balance loss (output_router_logits) averages over rows, and shared rows are fewer"
     noise = getattr(base.config, "router_jitter_noise", 0.0)
     return f"its router adds noise (router_jitter_noise = {noise})" if noise else None
-
-
-def _backend(base: PreTrainedModel) -> str | None:
-    if not base.is_backend_compatible():
-        return "it doesn't pass keyword arguments on to a registered attention function"
-    if "position_ids" not in inspect.signature(type(base).forward).parameters:
-        return "its forward takes no position_ids"
-    return None
-
-
-_CHECKS: tuple[Callable[[PreTrainedModel], str | None], ...] = (
-    _encoder,
-    _state,
-    _layer_types,
-    _chunks,
-    _bidirectional,
-    _sinks,
-    _balance_loss,
-    _backend,
-)
 
 
 def virtual_tokens(model: nn.Module) -> str | None:

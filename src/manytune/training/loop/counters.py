@@ -1,4 +1,4 @@
-"""What a run has computed so far, as far as tokens and arithmetic go."""
+"""What a run has computed so far, counted in tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """Sums over batches. Add tallies with `+`.
+class Counters:
+    """Sums over batches. Add them with `+`.
 
     Attributes:
-        counts: Tokens.
+        tokens: Tokens read, computed and learned.
         pairs: Pairs of a computed token and one that it sees: itself and all before it, in layers with a sliding
             window too.
         logit_rows: Computed tokens that predict a target.
@@ -22,40 +22,42 @@ class Tally:
         skipped_pairs: Pairs of these.
     """
 
-    counts: TokenCounts = field(default_factory=TokenCounts)
+    tokens: TokenCounts = field(default_factory=TokenCounts)
     pairs: int = 0
     logit_rows: int = 0
     skipped_tokens: int = 0
     skipped_pairs: int = 0
 
     @staticmethod
-    def of(batch: Batch | Seq2SeqBatch, *, skipped: bool = False) -> Tally:
-        """The tally of one batch, of which the lower layers may be skipped.
+    def of(batch: Batch | Seq2SeqBatch, *, skipped: bool = False) -> Counters:
+        """The counters of one batch.
 
-        Of an encoder-decoder's, pairs are left at zero.
+        Args:
+            batch: The batch; an encoder-decoder's has no pairs counted.
+            skipped: Whether the lower layers didn't run on it.
         """
         logit_rows = int(batch.target_rows.unique().numel())
         if isinstance(batch, Seq2SeqBatch):
             computed = batch.input_ids.numel() + batch.decoder_input_ids.numel()
             pads = computed - batch.tokens_in
-            return Tally(
+            return Counters(
                 TokenCounts(batch.tokens_in, computed, computed, pads, round(batch.targets)), 0, logit_rows
             )
         seen = batch.position_ids + 1
         if batch.attention_mask is not None:
             seen = seen * batch.attention_mask
-        counts, pairs = TokenCounts.of(batch), int(seen.sum())
-        tokens = counts.tokens_computed - counts.pad_tokens
-        return Tally(counts, pairs, logit_rows, tokens if skipped else 0, pairs if skipped else 0)
+        tokens, pairs = TokenCounts.of(batch), int(seen.sum())
+        real = tokens.tokens_computed - tokens.pad_tokens
+        return Counters(tokens, pairs, logit_rows, real if skipped else 0, pairs if skipped else 0)
 
     @staticmethod
-    def from_dict(content: Mapping[str, Any]) -> Tally:
+    def from_dict(content: Mapping[str, Any]) -> Counters:
         """Read what `dataclasses.asdict` made."""
-        return Tally(**{**content, "counts": TokenCounts(**content["counts"])})
+        return Counters(**{**content, "tokens": TokenCounts(**content["tokens"])})
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.counts + other.counts,
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            self.tokens + other.tokens,
             self.pairs + other.pairs,
             self.logit_rows + other.logit_rows,
             self.skipped_tokens + other.skipped_tokens,

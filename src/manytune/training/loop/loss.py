@@ -10,7 +10,7 @@ from torch import nn
 from manytune.data.encode import Encoded
 from manytune.training.batches import Builder
 from manytune.training.speed.chunked_cross_entropy import loss_sum
-from manytune.training.speed.frozen_layers import LowerLayers, computed
+from manytune.training.speed.frozen_layers import LowerLayers, every_layer_runs
 
 
 @torch.no_grad()
@@ -21,11 +21,11 @@ def mean_loss(
     *,
     batch_size: int,
     pad_id: int,
-    lower: LowerLayers = computed,
+    lower: LowerLayers = every_layer_runs,
 ) -> float:
     """The mean negative log likelihood per target token over a set of sequences, in nats.
 
-    The sequences are batched by length, and those of a group together, since they often begin alike. That
+    The sequences are batched by length, and those of a group together, since they often share a prefix. That
     changes only the rounding of the sum; no random number is drawn.
 
     Args:

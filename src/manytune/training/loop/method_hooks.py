@@ -6,17 +6,31 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from manytune.errors import ConfigError, RunError
 from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.model.state_dicts import find_tuner
 
 
-def method_callbacks(model: nn.Module) -> list[TrainerCallback]:
-    """The callbacks of a model whose method has a part of its own in the loop; none for any other."""
+def method_callbacks(model: nn.Module, *, steps: int) -> list[TrainerCallback]:
+    """The callbacks of a model whose method has a part of its own in the loop; none for any other.
+
+    Args:
+        model: With its method attached.
+        steps: How many optimizer steps the training has, which the method learns here.
+
+    Raises:
+        RunError: The method can't train for so many steps.
+    """
     tuner = find_tuner(model)
-    return [] if tuner is None else [MethodCallback(hooks) for hooks in tuner.training_hooks()]
+    found = () if tuner is None else tuner.training_hooks()
+    try:
+        for hooks in found:
+            hooks.plan_steps(steps)
+    except ConfigError as error:
+        raise RunError(str(error)) from None
+    return [MethodCallback(hooks) for hooks in found]
 
 
 class MethodCallback(TrainerCallback):
@@ -32,22 +46,9 @@ class MethodCallback(TrainerCallback):
         self._hooks = hooks
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, optimizer: Any = None, **__: Any
     ) -> None:
-        """Compare the method's plans with the run's steps; take up a resumed run's state.
-
-        Raises:
-            RunError: The method can't train for so many steps.
-        """
-        try:
-            self._hooks.check_steps(state.max_steps)
-        except ConfigError as error:
-            raise RunError(str(error)) from None
+        """Give the method of a resumed run the state that it had."""
         if state.global_step:
             self._hooks.load_state(optimizer.state)
 
@@ -58,12 +59,7 @@ class MethodCallback(TrainerCallback):
             torch.autograd.backward(penalty)
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, optimizer: Any = None, **__: Any
     ) -> None:
         """Let the method act on the step that was just taken."""
         self._hooks.after_step(state.global_step + 1)

@@ -1,4 +1,4 @@
-"""In which order an epoch's rows come: a function of the seed and the epoch, so any epoch can be re-entered."""
+"""In which order an epoch's rows come: a function of the seed and the epoch, so that any epoch can be entered again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch.utils.data import Sampler
 
 from manytune.data.encode import Encoded
 from manytune.data.mixing import Mixture
-from manytune.training.batches.grouping import Plan, plan_batches
+from manytune.training.batches.grouping import BatchPlan, plan_batches
 
 
-class SeededOrder(Sampler[int]):
-    """A permutation of the rows that the seed and the epoch alone decide, so any epoch can be re-entered."""
+class SeededSampler(Sampler[int]):
+    """A permutation of the rows that depends on the seed and the epoch alone."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
@@ -31,7 +31,7 @@ class SeededOrder(Sampler[int]):
         return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist())
 
 
-class MixedOrder(SeededOrder):
+class MixtureSampler(SeededSampler):
     """The rows that an epoch of a mixture of tasks holds, in an order that the seed and the epoch decide."""
 
     def __init__(self, mixture: Mixture, seed: int) -> None:
@@ -42,8 +42,8 @@ class MixedOrder(SeededOrder):
         return iter(self._mixture.epoch(self.seed, self.epoch))
 
 
-class GroupedOrder(SeededOrder):
-    """An order that puts rows with long common prefixes into the same batch; the batches come at random.
+class GroupedSampler(SeededSampler):
+    """Puts rows with long common prefixes into the same batch; the batches come at random.
 
     Args:
         sequences: The rows.
@@ -72,10 +72,10 @@ class GroupedOrder(SeededOrder):
         return iter([rows[place] for batch in sorted(batches, key=len, reverse=True) for place in batch])
 
 
-class PlannedBatches(Sampler[list[int]]):
+class PlannedBatchSampler(Sampler[list[int]]):
     """Batches that were planned before, in their order."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BatchPlan) -> None:
         self._plan = plan
 
     def __len__(self) -> int:
@@ -85,10 +85,10 @@ class PlannedBatches(Sampler[list[int]]):
         return map(list, self._plan)
 
 
-def order_of(
+def row_sampler(
     sequences: Sequence[Encoded], *, batch_size: int, seed: int, group_prefixes: bool, mixture: Mixture | None
-) -> SeededOrder:
-    """The order that a recipe asks for; the arguments are `GroupedOrder`'s and the recipe's."""
+) -> SeededSampler:
+    """The sampler that a recipe asks for; the arguments are `GroupedSampler`'s and the recipe's."""
     if group_prefixes:
-        return GroupedOrder(sequences, batch_size=batch_size, seed=seed, mixture=mixture)
-    return SeededOrder(len(sequences), seed) if mixture is None else MixedOrder(mixture, seed)
+        return GroupedSampler(sequences, batch_size=batch_size, seed=seed, mixture=mixture)
+    return SeededSampler(len(sequences), seed) if mixture is None else MixtureSampler(mixture, seed)

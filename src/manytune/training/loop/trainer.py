@@ -1,16 +1,16 @@
-"""transformers' Trainer with our batches, our loss, our order of rows and checkpoints without pickle.
+"""transformers' Trainer with our batches, our loss, our samplers and checkpoints without pickle.
 
-The loop itself, the optimizer, the schedule, gradient clipping, mixed devices and the reporting
+The loop itself, the optimizer, the lr_scheduler, gradient clipping, mixed devices and the reporting
 integrations are transformers'. What is replaced are public methods, and the four private ones through which
-it writes and reads checkpoints; `tests/training/test_trainer.py` fails when a release renames one of them.
+it writes and reads checkpoints; `tests/training/loop/test_trainer.py` fails when a release renames one of them.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +19,23 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encode import Encoded
-from manytune.data.mixing import Mixture
 from manytune.errors import DivergedError
+from manytune.layer_forwards import uncompiled
+from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import Builder
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
-from manytune.training.loop.counters import Tally
+from manytune.training.loop.counters import Counters
 from manytune.training.loop.loss import mean_loss
-from manytune.training.loop.samplers import PlannedBatches, order_of
-from manytune.training.progress import Report, StepReport, ValidationReport
-from manytune.training.resume import Checkpoint, Position, save_checkpoint
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.loop.samplers import PlannedBatchSampler, row_sampler
+from manytune.training.recipe import TrainingRecipe
+from manytune.training.resume import Checkpoint, Checkpoints, Position, save_checkpoint
 from manytune.training.speed.chunked_cross_entropy import loss_sum
-from manytune.training.speed.compilation import uncompiled
 from manytune.training.speed.frozen_layers import LowerLayers
-from manytune.training.training_plan import Schedule
+from manytune.training.training_plan import TrainingPlan
 
 
-class Rows(Dataset[Encoded]):
+class SequenceDataset(Dataset[Encoded]):
     """Encoded sequences as a torch data set."""
 
     def __init__(self, sequences: Sequence[Encoded]) -> None:
@@ -47,26 +48,44 @@ class Rows(Dataset[Encoded]):
         return self.sequences[index]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoopSetup:
+    """What the loop needs in addition to the model and transformers' arguments.
+
+    Attributes:
+        rows: What is trained on.
+        plan: The steps, and the batches if a token budget decides them.
+        settings: The recipe's training section.
+        build: The batch layout.
+        background: Builds the batches that are trained on.
+        lower: Whether the lower layers run on a batch.
+        checkpoints: Where states go, and the one to continue from; None keeps none.
+        report: Called after every step and every validation.
+    """
+
+    rows: TrainingRows
+    plan: TrainingPlan
+    settings: TrainingRecipe
+    build: Builder
+    background: BackgroundBuilder
+    lower: LowerLayers
+    checkpoints: Checkpoints | None
+    report: Callable[[Report], None]
+
+    @property
+    def resume_from(self) -> Checkpoint | None:
+        """The state to continue from; None starts at the first step."""
+        return self.checkpoints.resume_from if self.checkpoints else None
+
+
 class AdapterTrainer(Trainer):
     """Trains the parameters that require a gradient.
 
     Args:
         model: The base with a method attached.
         args: transformers' arguments.
-        train: The sequences to learn from.
-        validation: The sequences to measure the loss on; may be empty.
-        build: The batch layout.
-        background: Builds the batches that are trained on.
-        lower: Whether the lower layers run on a batch.
-        schedule: The steps, and the batches if a token budget decides them.
-        group_prefixes: Whether rows that begin alike go into the same batch.
-        mixture: Which rows an epoch holds; None for all.
-        pad_id: Any valid token id.
-        resume_from: The checkpoint to continue from; None starts at the beginning.
-        checkpoint_directory: Where checkpoints go; None if the arguments ask for none.
-        identity: What a resumed run must agree with.
+        setup: What else the loop works with.
         callbacks: More of transformers' callbacks, such as TensorBoard's.
-        report: Called after every step and every validation.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole accumulation window's targets
@@ -75,43 +94,20 @@ class AdapterTrainer(Trainer):
         self,
         model: nn.Module,
         args: TrainingArguments,
-        *,
-        train: Sequence[Encoded],
-        validation: Sequence[Encoded],
-        build: Builder,
-        background: BackgroundBuilder,
-        lower: LowerLayers,
-        schedule: Schedule,
-        group_prefixes: bool,
-        mixture: Mixture | None,
-        pad_id: int,
-        resume_from: Checkpoint | None,
-        checkpoint_directory: Path | None,
-        identity: Mapping[str, object],
+        setup: LoopSetup,
         callbacks: Sequence[TrainerCallback],
-        report: Callable[[Report], None],
     ) -> None:
         self._module = model
-        self._build = build
-        self._background = background
-        self._lower = lower
-        self.schedule = schedule
-        self._group_prefixes = group_prefixes
-        self._mixture = mixture
-        self._pad_id = pad_id
-        self._validation = validation
-        self._resume_from = resume_from
-        self._checkpoint_directory = checkpoint_directory
-        self._identity = identity
+        self._setup = setup
         self._window_rows: list[str] = []
-        self.clock = _Clock(resume_from.position if resume_from else None)
+        self.clock = _Clock(setup.resume_from.position if setup.resume_from else None)
         super().__init__(
             model=model,
             args=args,
             data_collator=self._collate,
-            train_dataset=Rows(train),
-            eval_dataset=Rows(validation),
-            callbacks=[_Reporter(self, report), *callbacks],
+            train_dataset=SequenceDataset(setup.rows.train),
+            eval_dataset=SequenceDataset(setup.rows.validation),
+            callbacks=[_Reporter(self, setup.report), *callbacks],
         )
 
     # Data
@@ -119,40 +115,34 @@ class AdapterTrainer(Trainer):
 
     def _collate(self, sequences: Sequence[Encoded]) -> dict[str, PendingBatch]:
         # The loader asks for one batch more than the loop has got, so that it is built while the model computes.
-        return {"batch": self._background(sequences)}
+        return {"batch": self._setup.background(sequences)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows in the order that the seed decides; the last batch of an epoch may be smaller.
 
         With a token budget the batches of all epochs come as one pass: epochs needn't have equally many.
         """
-        assert isinstance(self.train_dataset, Rows)
-        if self.schedule.batches is not None:
-            planned: DataLoader[Any] = DataLoader(
-                self.train_dataset,
-                batch_sampler=PlannedBatches(self.schedule.batches),
-                collate_fn=self._collate,
-                pin_memory=self.args.dataloader_pin_memory,
+        setup, batch_size = self._setup, self.args.train_batch_size
+        order: dict[str, Any]
+        if setup.plan.batches is not None:
+            order = {"batch_sampler": PlannedBatchSampler(setup.plan.batches)}
+        else:
+            sampler = row_sampler(
+                setup.rows.train,
+                batch_size=batch_size,
+                seed=self.args.seed,
+                group_prefixes=setup.settings.group_prefixes,
+                mixture=setup.rows.mixture,
             )
-            ready: DataLoader[Any] = self.accelerator.prepare(planned)
-            return ready
-        batch_size = self.args.train_batch_size
-        order = order_of(
-            self.train_dataset.sequences,
-            batch_size=batch_size,
-            seed=self.args.seed,
-            group_prefixes=self._group_prefixes,
-            mixture=self._mixture,
-        )
+            order = {"sampler": sampler, "batch_size": batch_size}
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,
-            batch_size=batch_size,
-            sampler=order,
+            SequenceDataset(setup.rows.train),
             collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,
+            **order,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        ready: DataLoader[Any] = self.accelerator.prepare(loader)
+        return ready
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -175,29 +165,29 @@ class AdapterTrainer(Trainer):
         """The batch's share of the accumulation window's mean loss per target token.
 
         Raises:
-            DivergedError: The loss isn't finite; names the step and the rows.
+            DivergedError: The loss is NaN or Inf; names the step and the rows.
         """
         assert not return_outputs, "evaluation doesn't go through here"
         pending: PendingBatch = inputs["batch"]
         batch = pending.get()
-        with self._lower(batch) as skipped:
+        with self._setup.lower(batch) as skipped:
             loss: Tensor = loss_sum(model, batch) / num_items_in_batch
         if not math.isfinite(value := loss.item()):
             step = self.state.global_step + 1
             raise self._diverged(step, f"the loss is {value}", pending.rows)
-        self.clock.tally += Tally.of(batch, skipped=skipped)
+        self.clock.counters += Counters.of(batch, skipped=skipped)
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss per target token over the validation rows."""
-        with uncompiled(self._module):
+        with uncompiled(self._module.modules()):  # without gradients they would be compiled again
             loss = mean_loss(
                 self._module,
-                self._validation,
-                self._build,
+                self._setup.rows.validation,
+                self._setup.build,
                 batch_size=self.args.per_device_eval_batch_size,
-                pad_id=self._pad_id,
-                lower=self._lower,
+                pad_id=self._setup.rows.pad_id,
+                lower=self._setup.lower,
             )
         metrics = {"eval_loss": loss}
         self.log(dict(metrics))
@@ -206,14 +196,15 @@ class AdapterTrainer(Trainer):
 
     def epochs(self, passes: float) -> float:
         """Passes over the rows, from passes over what `get_train_dataloader` gives."""
-        return passes if self.schedule.batches is None else passes * self.schedule.epochs
+        plan = self._setup.plan
+        return passes if plan.batches is None else passes * plan.epochs
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers' estimate assumes that every parameter gets a gradient."""
         return 0
 
     def check_gradient(self, norm: float) -> None:
-        """Stop if the step that was just taken had a gradient that isn't finite.
+        """Stop if the step that was just taken had a gradient with NaN or Inf.
 
         Raises:
             DivergedError: Names the step and its rows.
@@ -233,37 +224,38 @@ class AdapterTrainer(Trainer):
     # -----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        assert self._checkpoint_directory is not None
+        checkpoints = self._setup.checkpoints
+        assert checkpoints is not None
         assert self.optimizer is not None and self.lr_scheduler is not None
         save_checkpoint(
-            self._checkpoint_directory,
+            checkpoints.directory,
             model=self._module,
             optimizer=self.optimizer,
-            schedule=self.lr_scheduler,
+            lr_scheduler=self.lr_scheduler,
             trainer_state=self.state,
             position=self.clock.position(self.state.global_step),
-            identity=self._identity,
+            identity=checkpoints.identity,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        assert self._resume_from is not None
-        self._resume_from.restore_weights(self._module)
+        assert self._setup.resume_from is not None
+        self._setup.resume_from.restore_weights(self._module)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self._resume_from is not None:
+        if self._setup.resume_from is not None:
             assert self.optimizer is not None and self.lr_scheduler is not None
-            self._resume_from.restore_optimizer(self._module, self.optimizer, self.lr_scheduler)
+            self._setup.resume_from.restore_optimizer(self._module, self.optimizer, self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if self._resume_from is not None:
-            self._resume_from.restore_random()
+        if self._setup.resume_from is not None:
+            self._setup.resume_from.restore_random()
 
 
 class _Clock:
     """Tokens and seconds since the run began, added up over interruptions."""
 
     def __init__(self, position: Position | None) -> None:
-        self.tally = position.tally if position else Tally()
+        self.counters = position.counters if position else Counters()
         self.step_seconds = position.step_seconds if position else 0.0
         self._earlier = position.seconds if position else 0.0
         self._started = time.perf_counter()
@@ -280,7 +272,7 @@ class _Clock:
         self.step_seconds += time.perf_counter() - self._step_started
 
     def position(self, step: int) -> Position:
-        return Position(step, self.tally, self.step_seconds, self.seconds)
+        return Position(step, self.counters, self.step_seconds, self.seconds)
 
 
 class _Reporter(TrainerCallback):
@@ -307,7 +299,7 @@ class _Reporter(TrainerCallback):
         """Report a step's loss or, in a call of its own, a validation's.
 
         Raises:
-            DivergedError: The gradient isn't finite. The step has been taken by now, and nothing was saved
+            DivergedError: The gradient is NaN or Inf. The step has been taken by now, and nothing was saved
                 since.
         """
         logs = logs or {}
@@ -322,7 +314,7 @@ class _Reporter(TrainerCallback):
                     loss=logs["loss"],
                     learning_rate=logs["learning_rate"],
                     grad_norm=logs["grad_norm"],
-                    tokens=clock.tally.counts.tokens_in,
+                    tokens=clock.counters.tokens.tokens_in,
                     step_seconds=clock.step_seconds,
                     seconds=clock.seconds,
                 )

@@ -1,7 +1,7 @@
-"""The loss through the model's head in pieces, so that the logits of all targets are never held at once.
+"""Chunked cross-entropy: the head runs on chunks of rows, so that the logits of all targets are never held at once.
 
 With a vocabulary of 50,000, the logits of 500 targets take 100 MB, their softmax and their gradient as much again. The
-loss is a sum over targets, so a piece's logits can give their share of the loss and of its gradient, and go:
+loss is a sum over targets, so a chunk's logits can give their share of the loss and of its gradient, and be freed:
 
     L = sum_c nll(head(h_c)),    dL/dh_c = (dnll/dz)(head(h_c)) · (dhead/dh)(h_c)
 
@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from manytune.kernels.products import PLAIN
+from manytune.kernels.products import is_plain
+from manytune.layer_forwards import replaced_forwards
 from manytune.training.batches import Batch, Seq2SeqBatch
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
 
-# Logits held at once, in elements: a piece's products stay large, and its memory is used again by the next.
-_PIECE = 1 << 24
+# Logits held at once, in elements: a chunk's products stay large, and its memory is used again by the next.
+CHUNK_LOGITS = 1 << 24
 
 _HEAD_IS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch) -> Tensor:
+def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
     """Run the model on a batch and sum the negative log likelihoods of its target tokens.
 
     A model that computes something after its head, other than a soft cap that its configuration names, gives all
@@ -42,6 +43,7 @@ def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch) -> Tensor:
     Args:
         model: A language model, inside `packed_attention` if the batch has a layout.
         batch: On the model's device.
+        chunk_logits: How many logits are held at once, at most.
 
     Returns:
         A scalar in nats, with a gradient where gradients are on. Divided by `batch.targets` it is the mean
@@ -55,32 +57,31 @@ def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch) -> Tensor:
     with _without_head(base, head) as cap:
         hidden = batch.kept(model(**inputs).logits).flatten(0, 1)
     vocabulary = base.config.get_text_config().vocab_size
-    targets = _Targets(head, cap, vocabulary, batch.target_rows, batch.labels, batch.weights)
+    targets = _Targets(head, cap, max(1, chunk_logits // vocabulary), batch)
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss: Tensor = _HeadLoss.apply(hidden, targets, *trained)  # type: ignore[no-untyped-call]
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, targets, *trained)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _Targets:
-    """A batch's targets and the head that predicts them, a piece of rows at a time."""
+    """A batch's targets and the head that predicts them, a chunk of rows at a time."""
 
     def __init__(
         self,
         head: nn.Module,
         cap: float | None,
-        vocabulary: int,
-        rows: Tensor,
-        labels: Tensor,
-        weights: Tensor,
+        most_rows: int,
+        batch: Batch | Seq2SeqBatch,
     ) -> None:
-        self._head, self._cap, self._vocabulary = head, cap, vocabulary
-        order = rows.argsort(stable=True)
-        self._rows, self._labels, self._weights = rows[order], labels[order], weights[order]
+        self._head, self._cap, self._most_rows = head, cap, most_rows
+        order = batch.target_rows.argsort(stable=True)
+        self._rows = batch.target_rows[order]
+        self._labels, self._weights = batch.labels[order], batch.weights[order]
 
-    def pieces(self, rows: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]]:
-        """Slices of so many rows, and the targets that read each: row in the slice, label, weight."""
-        count = math.ceil(rows / max(1, _PIECE // self._vocabulary))
-        step = math.ceil(rows / count)  # all of a size: a small rest would cost as much as a piece
+    def chunks(self, rows: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]]:
+        """Slices of so many rows in all, and the targets that read each: row in the slice, label, weight."""
+        count = math.ceil(rows / self._most_rows)
+        step = math.ceil(rows / count)  # all of a size: a small rest would cost as much as a whole chunk
         starts = range(0, rows, step)
         bounds = torch.tensor([*starts, rows], device=self._rows.device)
         edges = torch.searchsorted(self._rows, bounds).tolist()
@@ -96,10 +97,10 @@ class _Targets:
     def owned(self, logits: Tensor) -> Tensor:
         """The logits' values in memory that may be written to: a linear layer's backward doesn't read its result."""
         values = logits.detach()
-        return values if self._cap is None and type(self._head) in PLAIN else values.clone()
+        return values if self._cap is None and is_plain(self._head) else values.clone()
 
 
-class _HeadLoss(torch.autograd.Function):
+class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: _Targets, *trained: Tensor) -> Tensor:
         needs_hidden, _, *needs_trained = ctx.needs_input_grad
@@ -107,15 +108,15 @@ class _HeadLoss(torch.autograd.Function):
         weights = [p for p, needed in zip(trained, needs_trained, strict=True) if needed]
         weight_grads = [torch.zeros_like(weight) for weight in weights]
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
-        for rows, piece in targets.pieces(len(hidden)):
+        for rows, chunk in targets.chunks(len(hidden)):
             part = hidden[rows].detach().requires_grad_(needs_hidden)
             wanted = [part, *weights] if needs_hidden else weights
             if not wanted:
-                total += weighted_nll(targets.logits(part), *piece)
+                total += weighted_nll(targets.logits(part), *chunk)
                 continue
             with torch.enable_grad():
                 logits = targets.logits(part)
-            loss, grad = nll_and_gradient(targets.owned(logits), *piece)
+            loss, grad = nll_and_gradient(targets.owned(logits), *chunk)
             total += loss
             grads = list(torch.autograd.grad(logits, wanted, grad))
             if hidden_grad is not None:
@@ -171,12 +172,8 @@ def _without_cap(base: PreTrainedModel) -> Iterator[float | None]:
 @contextmanager
 def _without_head(base: PreTrainedModel, head: nn.Module) -> Iterator[float | None]:
     """Let a model return what its head reads in place of the logits; gives the soft cap that belongs to these."""
-    head.forward = _nothing  # in the instance, before its class's
-    try:
-        with _without_cap(base) as cap:
-            yield cap
-    finally:
-        del head.forward
+    with replaced_forwards({head: _nothing}), _without_cap(base) as cap:
+        yield cap
 
 
 def _nothing(hidden: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import RunError
+from manytune.layer_forwards import uncompiled
 from manytune.training.batches.batch import base_model
 
 
@@ -49,35 +50,18 @@ def compiled_layers(
     with torch.random.fork_rng():
         expected = float(first_loss().detach())
     started = time.perf_counter()
-    try:
-        with inductor.patch(fallback_random=True):  # dropout as without compiling
-            for layer in layers:
-                layer.compile(dynamic=True)
-            found = _run_once(model, first_loss)
-            seconds = time.perf_counter() - started
-            tolerance = 1e3 * max(torch.finfo(base_model(model).dtype).eps, torch.finfo(torch.float32).eps)
-            if not abs(found - expected) <= tolerance * abs(expected):
-                raise RunError(
-                    f"the compiled layers give a loss of {found:.6g} on the first batch, and {expected:.6g} without "
-                    "compiling, so they compute something else. Set training.compile to false."
-                )
-            yield seconds
-    finally:
+    with uncompiled(layers), inductor.patch(fallback_random=True):  # dropout as without compiling
         for layer in layers:
-            layer._compiled_call_impl = None
-
-
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run layers without their compiled form inside the `with` block: without gradients they would be compiled anew."""
-    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
-    for module, _ in compiled:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, form in compiled:
-            module._compiled_call_impl = form
+            layer.compile(dynamic=True)
+        found = _run_once(model, first_loss)
+        seconds = time.perf_counter() - started
+        tolerance = 1e3 * max(torch.finfo(base_model(model).dtype).eps, torch.finfo(torch.float32).eps)
+        if not abs(found - expected) <= tolerance * abs(expected):
+            raise RunError(
+                f"the compiled layers give a loss of {found:.6g} on the first batch, and {expected:.6g} without "
+                "compiling, so they compute something else. Set training.compile to false."
+            )
+        yield seconds
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

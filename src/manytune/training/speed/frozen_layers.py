@@ -4,9 +4,9 @@ What such a layer gives for a token is a function of the tokens up to it: the sa
 the last one's results are kept by prefix, in the machine's memory. A batch of which every prefix is known skips these
 layers; any other runs them, and its results are kept.
 
-Which layers these are is found by running the model: the leading ones whose result asks for no gradient and up to whose
-end no random number is drawn. Then the beginning of a sequence has to give the same loss without the cache, and with
-what the whole sequence left there.
+Which layers these are is found by running the model: the leading ones whose result needs no gradient and up to whose
+end no random number is drawn. Then a prefix of a sequence has to give the same loss without the cache, and with what
+the whole sequence left there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from manytune.data.encode import Encoded
 from manytune.errors import RunError
+from manytune.layer_forwards import replaced_forwards
 from manytune.training.batches import Batch, Builder, Seq2SeqBatch, TokenSequence
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.support import virtual_tokens
@@ -38,7 +39,7 @@ _LARGEST_SHARE = 0.5  # of the memory that is available
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that depend on the longest row of a batch
 
 
-def computed(batch: Batch | Seq2SeqBatch) -> AbstractContextManager[bool]:
+def every_layer_runs(batch: Batch | Seq2SeqBatch) -> AbstractContextManager[bool]:
     """Without a cache, every layer runs."""
     del batch
     return nullcontext(False)
@@ -84,9 +85,8 @@ class FrozenLayers:
         self._numbers = PrefixNumbers()
         self._hidden = torch.empty((size.prefixes, like.shape[-1]), dtype=like.dtype)
         self._known = torch.zeros(size.prefixes, dtype=torch.bool)
-        self._beside: tuple[None, ...] | None = (
-            None  # what the last layer gives in a tuple with its hidden states
-        )
+        # What the last layer gives in a tuple with its hidden states; None if it gives these alone.
+        self._rest: tuple[None, ...] | None = None
 
     @contextmanager
     def __call__(self, batch: Batch | Seq2SeqBatch) -> Iterator[bool]:
@@ -105,9 +105,9 @@ class FrozenLayers:
             given = hidden.view(*batch.input_ids.shape, -1).to(batch.input_ids.device)
 
             def give(*_: Any, **__: Any) -> Any:
-                return given if self._beside is None else (given, *self._beside)
+                return given if self._rest is None else (given, *self._rest)
 
-            with _running(self.layers, give):
+            with replaced_forwards(dict.fromkeys(self.layers, give)):
                 yield True
         else:
             last = self.layers[-1]
@@ -118,7 +118,7 @@ class FrozenLayers:
                 self._keep(result, places, rows)
                 return result
 
-            with _running([last], keep):
+            with replaced_forwards({last: keep}):
                 yield False
 
     def _rows_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ class FrozenLayers:
 
     def _keep(self, result: Any, places: Tensor, rows: Tensor) -> None:
         hidden = _hidden_of(result)
-        self._beside = result[1:] if isinstance(result, tuple) else None
+        self._rest = result[1:] if isinstance(result, tuple) else None
         # Each prefix once, and what is known stays as it is: a result doesn't depend on the order of writing.
         found, first = np.unique(rows.numpy(), return_index=True)
         new = ~self._known.numpy()[found]
@@ -146,7 +146,7 @@ class FrozenLayers:
 def cache_frozen_layers(
     model: nn.Module, build: Builder, sequences: Sequence[TokenSequence], *, pad_id: int
 ) -> FrozenLayers:
-    """Find the layers that can be skipped, and make room for their results.
+    """Find the layers that can be skipped, and set memory aside for their results.
 
     Runs the model on a few tokens. Leaves its weights, its mode and every random state as they were.
 
@@ -158,14 +158,14 @@ def cache_frozen_layers(
 
     Raises:
         RunError: No layer can be skipped, the model doesn't suit, the memory isn't there, or the loss differs with
-            the cache. The message names what stands in the way.
+            the cache. The message names the obstacle.
     """
     _check_kind(model)
     device = next(model.parameters()).device
     tokens = tuple((11 * i + 3) % base_model(model).config.get_text_config().vocab_size for i in range(11))
     whole = build([Encoded(tokens[:8], tokens[8:], "probe", 1)], pad_id=pad_id).to(device)
-    beginning = build([Encoded(tokens[:4], tokens[4:6], "probe", 2)], pad_id=pad_id).to(device)
-    assert isinstance(whole, Batch) and isinstance(beginning, Batch)
+    prefix = build([Encoded(tokens[:4], tokens[4:6], "probe", 2)], pad_id=pad_id).to(device)
+    assert isinstance(whole, Batch) and isinstance(prefix, Batch)
 
     layers, all_layers, like = _leading(model, whole)
     prefixes = count_prefixes(sequences)
@@ -182,7 +182,7 @@ def cache_frozen_layers(
             "available. Train on fewer or shorter rows, or set training.cache_frozen to false."
         )
     probe = FrozenLayers(layers, replace(size, prefixes=whole.tokens_in), like)
-    _check_agreement(model, probe, whole, beginning)
+    _check_agreement(model, probe, whole, prefix)
     return FrozenLayers(layers, size, like)
 
 
@@ -217,7 +217,7 @@ def _check_kind(model: nn.Module) -> None:
         kinds = getattr(module, "rope_type", None)
         for kind in kinds.values() if isinstance(kinds, dict) else (kinds,):
             if kind in _BATCH_DEPENDENT:
-                reason = f"{name} turns positions by the longest row of a batch (rope_type {kind!r})"
+                reason = f"{name} rotates positions by the longest row of a batch (rope_type {kind!r})"
     if reason is not None:
         raise _refusal(reason)
 
@@ -271,7 +271,7 @@ def _obstacle(model: nn.Module, first: nn.Module, *, trained: bool) -> str:
             if parameters:
                 more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
                 return f"{what} trained: {parameters[0]}{more}"
-        return f"the result of {names[first]} asks for a gradient"
+        return f"the result of {names[first]} needs a gradient"
     for module, name in names.items():
         p = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
         if isinstance(p, float) and p > 0:
@@ -279,14 +279,14 @@ def _obstacle(model: nn.Module, first: nn.Module, *, trained: bool) -> str:
     return f"{names[first]}, or what comes before it, draws random numbers"
 
 
-def _check_agreement(model: nn.Module, cache: FrozenLayers, whole: Batch, beginning: Batch) -> None:
-    """The beginning of a sequence has to give the same loss with what the whole sequence left in the cache."""
+def _check_agreement(model: nn.Module, cache: FrozenLayers, whole: Batch, prefix: Batch) -> None:
+    """A prefix of a sequence has to give the same loss with what the whole sequence left in the cache."""
     with torch.no_grad(), _in_mode(model, training=False):
-        expected = loss_sum(model, beginning).item()
+        expected = loss_sum(model, prefix).item()
         with cache(whole):
             loss_sum(model, whole)
-        with cache(beginning) as skipped:
-            found = loss_sum(model, beginning).item()
+        with cache(prefix) as skipped:
+            found = loss_sum(model, prefix).item()
     assert skipped
     tolerance = max(torch.finfo(cache._hidden.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
     if not abs(found - expected) <= tolerance * abs(expected):
@@ -314,24 +314,6 @@ def _hidden_of(result: Any) -> Tensor:
 def _random_state(device: torch.device) -> Tensor:
     host = torch.get_rng_state()
     return torch.cat((host, torch.cuda.get_rng_state(device))) if device.type == "cuda" else host
-
-
-@contextmanager
-def _running(layers: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Let layers run this instead of their own forward inside the `with` block, and without their compiled form."""
-    before = [(layer, layer.__dict__.get("forward"), layer._compiled_call_impl) for layer in layers]
-    try:
-        for layer in layers:
-            layer.forward = forward  # in the instance, before its class's
-            layer._compiled_call_impl = None
-        yield
-    finally:
-        for layer, own, compiled in before:
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own
-            layer._compiled_call_impl = compiled
 
 
 @contextmanager

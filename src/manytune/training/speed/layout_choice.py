@@ -11,7 +11,7 @@ from torch import nn
 from manytune.kernels.products import fast_products
 from manytune.training.batches import Builder, builder, packed_attention, seq2seq
 from manytune.training.batches.batch import base_model
-from manytune.training.batches.support import unsupported_reason
+from manytune.training.batches.support import packed_training_obstacle
 
 EVERY_MODEL = "padded"
 """The layout that suits every model."""
@@ -19,7 +19,7 @@ EVERY_MODEL = "padded"
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """A batch layout, and how it came to be used.
+    """A batch layout, and why it is used.
 
     Attributes:
         asked: What the recipe says.
@@ -46,7 +46,7 @@ def choose_layout(model: nn.Module, asked: str) -> LayoutChoice:
         model: With its method attached, which may be the reason.
         asked: One of the layouts' names.
     """
-    reason = None if asked == EVERY_MODEL else unsupported_reason(model)
+    reason = None if asked == EVERY_MODEL else packed_training_obstacle(model)
     return LayoutChoice(asked, asked if reason is None else EVERY_MODEL, reason)
 
 

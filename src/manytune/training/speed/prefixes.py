@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from manytune.token_prefixes import common_prefix
 from manytune.training.batches import TokenSequence
 
 ENTRY_BYTES = 150  # what a prefix takes in the dictionary of `PrefixNumbers`, at most
 
 
 class PrefixNumbers:
-    """Numbers prefixes from 0, in the order in which they first come up.
+    """Numbers prefixes from 0, in the order in which they first occur.
 
     A trie, held as a dictionary: the number of a prefix without its last token, and that token, give its number.
     """
@@ -36,7 +37,7 @@ class PrefixNumbers:
             del path[position:]
             if len(path) != position:
                 raise ValueError(
-                    f"position {position} follows a prefix of {len(path)} tokens, so it begins nowhere"
+                    f"position {position} follows a prefix of {len(path)} tokens, so it doesn't follow from it"
                 )
             parent = path[-1] + 1 if path else 0
             path.append(numbers.setdefault(parent << 32 | token, len(numbers)))
@@ -49,8 +50,6 @@ def count_prefixes(sequences: Iterable[TokenSequence]) -> int:
     before: tuple[int, ...] = ()
     count = 0
     for tokens in sorted((*s.prompt_ids, *s.completion_ids[:-1]) for s in sequences):
-        pairs = enumerate(zip(before, tokens, strict=False))
-        common = next((i for i, (a, b) in pairs if a != b), min(len(before), len(tokens)))
-        count += len(tokens) - common
+        count += len(tokens) - common_prefix(before, tokens)
         before = tokens
     return count

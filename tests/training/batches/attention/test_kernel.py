@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 from tests.kernels.machine import assert_near, needs_compiler
-from tests.training.batches.test_exactness import WHOLE_SEQUENCES_AS_PREFIXES
+from tests.training.batches.test_batch_exactness import WHOLE_SEQUENCES_AS_PREFIXES
 from tests.training.batches.tiny import SHAPE, Sequence
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM

@@ -4,7 +4,7 @@
 
 A batch's rectangles go to torch's flash attention one after the other. Autograd would see a dozen small operations for
 each, and torch.compile would end its graph in every layer, since their number changes from batch to batch; here both
-see one operation whose inputs are always the same few tensors. Semantics: `attention.py`, and
+see one operation whose inputs are always the same few tensors. Semantics: `packed.py`, and
 `tests/reference/one_sequence_a_forward.py`.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from manytune.kernels.opaque import opaque
 from manytune.training.batches.layout import Extent, Layout, extents, visible
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -40,7 +41,7 @@ class Problem(NamedTuple):
         keys: How many of a block's keys, from the first.
         mask: What is added to scores, 0 where a query sees a key and -inf elsewhere; None for the causal mask.
             Shape `(blocks, 1, queries, keys)`.
-        normalizers: Where the normalisers stand.
+        normalizers: Where the normalisers are.
     """
 
     own: Extent
@@ -249,27 +250,7 @@ def _split(
             normalizer = end
 
 
-# The same, as torch.compile sees them: two operations that it doesn't look into.
-_LIBRARY = torch.library.Library("manytune", "FRAGMENT")
-_INPUTS = (
-    "Tensor query_positions, Tensor key_positions, Tensor shapes, Tensor slots, float scaling, SymInt? window"
-)
-_LIBRARY.define(
-    "packed_attention(Tensor query, Tensor key, Tensor value, Tensor query_rows, Tensor key_rows, "
-    f"{_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_LIBRARY.define(
-    "packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor attended, Tensor normalizers, "
-    f"Tensor key_rows, {_INPUTS}) -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("packed_attention", _forward, "CPU")
-_LIBRARY.impl("packed_attention_backward", _backward, "CPU")
-_opaque_forward = torch.ops.manytune.packed_attention.default
-_opaque_backward = torch.ops.manytune.packed_attention_backward.default
-
-
-@torch.library.register_fake("manytune::packed_attention", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(
+def _forward_shapes(
     query: Tensor, key: Tensor, value: Tensor, query_rows: Tensor, key_rows: Tensor, *rest: object
 ) -> tuple[Tensor, ...]:
     slots, keys = query_rows.shape[0], key_rows.shape[0]
@@ -284,7 +265,23 @@ def _(
     )
 
 
-@torch.library.register_fake("manytune::packed_attention_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, ...]:
+def _backward_shapes(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object) -> tuple[Tensor, ...]:
     rows = grad.shape[0]
     return grad.new_empty(grad.shape), k.new_empty(rows, *k.shape[1:]), v.new_empty(rows, *v.shape[1:])
+
+
+_LAYOUT = (
+    "Tensor query_positions, Tensor key_positions, Tensor shapes, Tensor slots, float scaling, SymInt? window"
+)
+_opaque_forward = opaque(
+    "packed_attention(Tensor query, Tensor key, Tensor value, Tensor query_rows, Tensor key_rows, "
+    f"{_LAYOUT}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_shapes,
+)
+_opaque_backward = opaque(
+    "packed_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor attended, Tensor normalizers, "
+    f"Tensor key_rows, {_LAYOUT}) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_shapes,
+)

@@ -2,7 +2,7 @@
 
     out[t] = sum_s softmax_{s in path(t)}(scaling * query[t] . key[s]) value[s]
 
-Nothing is padded, and no key after a tile's last query is computed. Semantics: `attention.py`, and
+Nothing is padded, and no key after a tile's last query is computed. Semantics: `packed.py`, and
 `tests/reference/one_sequence_a_forward.py`.
 """
 
@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from manytune.kernels import attention
 from manytune.kernels.attention import Visibility
 from manytune.kernels.build import load_kernels, ready
+from manytune.kernels.opaque import opaque
 from manytune.training.batches.layout import Layout
 
 
@@ -34,19 +35,7 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, window: int | None
 ) -> Tensor:
-    """Attention of packed rows, each over its own sequence.
-
-    Args:
-        query: Shape `(T, heads, dim)`.
-        key: Shape `(T, key_heads, dim)`, where `key_heads` divides `heads`.
-        value: Shape `(T, key_heads, dim)`.
-        layout: The batch's.
-        scaling: Factor of the scores.
-        window: How many last positions a query sees, itself included; None for all.
-
-    Returns:
-        Shape `(T, heads, dim)`.
-    """
+    """Attention of packed rows, each over its own sequence; arguments and result are those of `cpu.attend`."""
     result: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         query, key, value, layout.key_rows, layout.blocks, scaling, window
     )
@@ -81,26 +70,22 @@ def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return attention.backward(library, grad, query, key, value, out, normalizers, visibility)
 
 
-# The same, as torch.compile sees them: two operations that it doesn't look into.
-_LIBRARY = torch.library.Library("manytune", "FRAGMENT")
-_QKV = "Tensor query, Tensor key, Tensor value"
-_PLAN = "Tensor paths, Tensor blocks, float scaling, SymInt? window"
-_LIBRARY.define(f"kernel_attention({_QKV}, {_PLAN}) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    f"kernel_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor normalizers, {_PLAN}) "
-    "-> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("kernel_attention", _forward, "CPU")
-_LIBRARY.impl("kernel_attention_backward", _backward, "CPU")
-_opaque_forward = torch.ops.manytune.kernel_attention.default
-_opaque_backward = torch.ops.manytune.kernel_attention_backward.default
-
-
-@torch.library.register_fake("manytune::kernel_attention", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(query: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+def _forward_shapes(query: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
     return query.new_empty(query.shape), query.new_empty(query.shape[:2])
 
 
-@torch.library.register_fake("manytune::kernel_attention_backward", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: object) -> tuple[Tensor, ...]:
+def _backward_shapes(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: object
+) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in (query, key, value))
+
+
+_QKV = "Tensor query, Tensor key, Tensor value"
+_PLAN = "Tensor paths, Tensor blocks, float scaling, SymInt? window"
+_opaque_forward = opaque(f"kernel_attention({_QKV}, {_PLAN}) -> (Tensor, Tensor)", _forward, _forward_shapes)
+_opaque_backward = opaque(
+    f"kernel_attention_backward(Tensor grad, {_QKV}, Tensor out, Tensor normalizers, {_PLAN}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_shapes,
+)

@@ -25,7 +25,7 @@ from manytune.training.batches.layout import Layout, Rectangle
 NAME = "manytune-packed"
 
 # Arguments that change what attention computes and that this function doesn't know how to honour.
-_UNKNOWN_TERMS = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
+_UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def packed_attention(model: nn.Module) -> Iterator[None]:
     Enclose the forward and the backward: gradient checkpointing runs the forward again during the backward.
 
     Args:
-        model: A transformers model that `unsupported_reason` finds nothing against, or a wrapper of one.
+        model: A transformers model that `packed_training_obstacle` finds nothing against, or a wrapper of one.
     """
     base = base_model(model)
     prepare_kernels(base)
@@ -91,10 +91,10 @@ def packed_attention_forward(
     if manytune_layout is None or attention_mask is not None:
         raise RuntimeError(
             f"attention function {NAME!r} runs batches with a layout alone, and this forward has "
-            f"{'none' if manytune_layout is None else 'an attention mask beside it'}; "
+            f"{'none' if manytune_layout is None else 'an attention mask as well'}; "
             "leave `packed_attention(model)` before generating or running padded batches"
         )
-    unknown = [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]
+    unknown = [name for name in _UNKNOWN_ARGUMENTS if kwargs.get(name) is not None]
     if unknown or dropout:
         asked = " and ".join(unknown) or f"attention dropout {dropout}"
         raise RuntimeError(
@@ -112,7 +112,7 @@ def packed_attention_forward(
     return _by_rectangle(query, key, value, manytune_layout, scaling, sliding_window, softcap), None
 
 
-# Each number of rectangles would be compiled anew.
+# Each number of rectangles would be compiled again.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _by_rectangle(
     query: Tensor,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tests.methods import test_contract as contract
+from tests.methods import test_registry_contract as contract
 from tests.methods.tiny_models import LLAMA, Family
 from torch import Tensor, nn
 

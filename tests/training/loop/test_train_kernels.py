@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.kernels.machine import needs_compiler
-from tests.training.loop.test_trainer import settings
-from tests.training.tiny_run import lora, sequences
+from tests.training.tiny_run import as_rows, lora, sequences, settings
 
 from manytune.training.loop.train import train_model
 
@@ -22,12 +21,12 @@ pytestmark = needs_compiler
 )
 def test_a_training_tells_what_the_kernels_computed(name: str, dropout: float, told: str) -> None:
     once = settings(max_steps=1, warmup=0.0)
-    train_model(lora(), sequences(4), [], once, pad_id=0)  # what this one used doesn't count
-    result = train_model(lora(name=name, dropout=dropout), sequences(4), [], once, pad_id=0)
+    train_model(lora(), as_rows(sequences(4)), once)  # what this one used doesn't count
+    result = train_model(lora(name=name, dropout=dropout), as_rows(sequences(4)), once)
     assert result.kernels == told
 
 
 def test_in_bfloat16_the_kernels_have_no_part() -> None:
     model = lora().bfloat16()
-    result = train_model(model, sequences(4), [], settings(max_steps=1, warmup=0.0), pad_id=0)
+    result = train_model(model, as_rows(sequences(4)), settings(max_steps=1, warmup=0.0))
     assert result.kernels is None

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices at a model's own shapes: what a training step is compared with."""
+"""The FLOP/s that this machine reaches in matrix products of a model's own shapes: the denominator of MFU."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from manytune.kernels.products import fast_products, product
-from manytune.training.speed.operations import matrices
+from manytune.kernels.products import product
+from manytune.training.speed.required_flops import matrices
 
-_FEWEST_ROWS, _MOST_ROWS = (
-    64,
-    512,
-)  # fewer measure the call more than the product; more take long on a large head
+# Fewer rows measure the call more than the product; more take long on a large head.
+_FEWEST_ROWS, _MOST_ROWS = 64, 512
 _NARROWEST = 64  # an adapter's matrices are narrower, and no measure of anything
 
 
 @torch.no_grad()
-def matrix_speed(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
+def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
     """Multiply with the model's own matrices for a while, and draw no random number.
 
     Measured are the two products that a frozen layer needs: of its input with the weight, and of the output's gradient
@@ -31,7 +29,7 @@ def matrix_speed(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
         seconds: How long to measure, after one round that isn't.
 
     Returns:
-        Operations a second, the mean over that time: on a shared machine it is the mean that a training gets.
+        FLOP/s, the mean over that time: on a shared machine it is the mean that a training gets.
     """
     shapes: Counter[tuple[int, ...]] = Counter()
     chosen: dict[tuple[int, ...], Tensor] = {}
@@ -47,16 +45,15 @@ def matrix_speed(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
     ]
     spent = dict.fromkeys(chosen, 0.0)
     rounds = -1
-    with fast_products(model):  # as a training's steps have them
-        started = time.perf_counter()
-        while rounds < 1 or time.perf_counter() - started < seconds:
-            for shape, (_, weight, inputs, gradients) in zip(chosen, pairs, strict=True):
-                before = time.perf_counter()
-                product(inputs, weight)
-                product(gradients, weight.T)
-                if weight.is_cuda:
-                    torch.cuda.synchronize()
-                spent[shape] += time.perf_counter() - before if rounds >= 0 else 0.0
-            rounds += 1
-    operations = sum(4 * rows * weight.numel() * count for count, weight, _, _ in pairs)
-    return operations * rounds / sum(shapes[shape] * spent[shape] for shape in chosen)
+    started = time.perf_counter()
+    while rounds < 1 or time.perf_counter() - started < seconds:
+        for shape, (_, weight, inputs, gradients) in zip(chosen, pairs, strict=True):
+            before = time.perf_counter()
+            product(inputs, weight)
+            product(gradients, weight.T)
+            if weight.is_cuda:
+                torch.cuda.synchronize()
+            spent[shape] += time.perf_counter() - before if rounds >= 0 else 0.0
+        rounds += 1
+    flops = sum(4 * rows * weight.numel() * count for count, weight, _, _ in pairs)
+    return flops * rounds / sum(shapes[shape] * spent[shape] for shape in chosen)

@@ -1,4 +1,4 @@
-"""`training.cache_frozen` refuses what it doesn't suit, and names what stands in the way."""
+"""`training.cache_frozen` refuses what it doesn't suit, and names the obstacle."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.training.batches import tiny
-from tests.training.loop.test_trainer import settings
 from tests.training.speed.test_frozen_layers import ROWS, model, state, trained
+from tests.training.tiny_run import as_rows, settings
 from torch import nn
 
 from manytune.errors import RunError
@@ -20,7 +20,7 @@ from manytune.training.speed.compilation import repeated_layers
 
 def refusal(attached: nn.Module, layout: str = "padded") -> str:
     with pytest.raises(RunError) as caught:
-        train_model(attached, ROWS, [], settings(cache_frozen=True, batching=layout), pad_id=0)
+        train_model(attached, as_rows(ROWS), settings(cache_frozen=True, batching=layout))
     message = str(caught.value)
     assert message.startswith("training.cache_frozen: ")
     assert "set training.cache_frozen to false" in message

@@ -1,4 +1,4 @@
-"""The arithmetic that a training step can't do without. Nothing is measured here.
+"""Required FLOPs: the floating-point operations that a training step can't do without. Nothing is measured here.
 
 With W weights in the layers' matrices, H in the head, A the width of attention summed over the layers, T tokens
 computed (pad tokens not counted), R tokens that predict a target and P pairs of a token and one that it sees:
@@ -23,13 +23,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.training.batches.batch import base_model
-from manytune.training.loop.counters import Tally
+from manytune.training.loop.counters import Counters
 from manytune.training.speed.compilation import repeated_layers
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the arithmetic of a model depends on.
+    """What the required FLOPs of a model depend on.
 
     Attributes:
         layer_weights: W.
@@ -85,26 +85,26 @@ class ModelSize:
             heads * head_size * len(lower),
         )
 
-    def forward(self, tally: Tally) -> int:
-        """Operations of the forward pass."""
-        layers = 2 * self.layer_weights * _tokens(tally)
+    def forward_flops(self, counters: Counters) -> int:
+        """Required FLOPs of the forward pass."""
+        layers = 2 * self.layer_weights * _tokens(counters)
         skipped = (
-            2 * self.lower_weights * tally.skipped_tokens
-            + 4 * self.lower_attention_width * tally.skipped_pairs
+            2 * self.lower_weights * counters.skipped_tokens
+            + 4 * self.lower_attention_width * counters.skipped_pairs
         )
-        head = 2 * self.head_weights * tally.logit_rows
-        return layers - skipped + head + 4 * self.attention_width * tally.pairs
+        head = 2 * self.head_weights * counters.logit_rows
+        return layers - skipped + head + 4 * self.attention_width * counters.pairs
 
-    def backward(self, tally: Tally) -> int:
-        """Operations of the backward pass."""
+    def backward_flops(self, counters: Counters) -> int:
+        """Required FLOPs of the backward pass."""
         weights = self.layer_weights - self.lower_weights + self.trained_layer_weights
-        head = 2 * (self.head_weights + self.trained_head_weights) * tally.logit_rows
+        head = 2 * (self.head_weights + self.trained_head_weights) * counters.logit_rows
         width = self.attention_width - self.lower_attention_width
-        return 2 * weights * _tokens(tally) + head + 8 * width * tally.pairs
+        return 2 * weights * _tokens(counters) + head + 8 * width * counters.pairs
 
-    def training(self, tally: Tally) -> int:
-        """Operations of both."""
-        return self.forward(tally) + self.backward(tally)
+    def training_flops(self, counters: Counters) -> int:
+        """Required FLOPs of both."""
+        return self.forward_flops(counters) + self.backward_flops(counters)
 
 
 def matrices(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
@@ -123,5 +123,5 @@ def _below_all_trained(model: nn.Module, head: set[nn.Module]) -> Sequence[nn.Mo
     )
 
 
-def _tokens(tally: Tally) -> int:
-    return tally.counts.tokens_computed - tally.counts.pad_tokens
+def _tokens(counters: Counters) -> int:
+    return counters.tokens.tokens_computed - counters.tokens.pad_tokens

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.tiny_run import file_hash, recipe_content, sequences, write_rows
+from tests.training.tiny_run import adapter_digest, recipe_content, sequences, write_rows
 
 from manytune.data.dataset import read_splits
 from manytune.data.mixing import mix
 from manytune.data.recipe import DataRecipe
 from manytune.errors import DataError, TemplateError
 from manytune.store.adapters import open_adapter
-from manytune.training.loop.samplers import GroupedOrder, MixedOrder
-from manytune.training.progress import Report, StepReport
+from manytune.store.run_log import Report, StepReport
+from manytune.training.loop.samplers import GroupedSampler, MixtureSampler
 from manytune.training.recipe import Recipe, recipe_from
 from manytune.training.run import run
 
@@ -151,8 +151,8 @@ def test_a_list_of_one_task_divides_the_rows_as_the_task_alone(tmp_path: Path) -
 def test_the_samplers_hold_what_the_mixture_says() -> None:
     mixture = mix({"big": 20, "small": 4}, strategy="explicit", weights={"big": 1, "small": 1})
     orders = [
-        MixedOrder(mixture, 0),
-        GroupedOrder(sequences(24), batch_size=5, seed=0, mixture=mixture),
+        MixtureSampler(mixture, 0),
+        GroupedSampler(sequences(24), batch_size=5, seed=0, mixture=mixture),
     ]
     for order in orders:
         order.set_epoch(1)
@@ -195,7 +195,7 @@ def test_a_run_over_tasks_resumes_to_the_same_bits(tmp_path: Path, group_prefixe
         run(parts, report=stop)
     finished = run(parts, resume=True)
     assert finished.resumed_from == 16
-    assert file_hash(finished.adapter) == file_hash(whole.adapter)
+    assert adapter_digest(finished.adapter) == adapter_digest(whole.adapter)
 
 
 def test_a_task_of_rows_that_are_all_too_long_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.methods import test_contract as contract
+from tests.methods import test_registry_contract as contract
 from tests.methods.tiny_models import BERT, LLAMA, T5, Family
 from tests.store.tiny import save_tiny_base
 from tests.test_docs import ROOT, blocks

@@ -122,5 +122,5 @@ def test_an_empty_batch_is_refused(layout):
 
 
 def test_an_unknown_layout_names_the_nearest():
-    with pytest.raises(RecipeError, match=r"found 'shared-prefixes'\. Did you mean 'shared-prefix'"):
+    with pytest.raises(RecipeError, match=r"found 'shared-prefixes'; did you mean 'shared-prefix'"):
         builder("shared-prefixes")

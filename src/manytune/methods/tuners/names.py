@@ -1,0 +1,42 @@
+"""Paths of modules and parameters: shortening them, and showing them in messages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Sequence
+
+
+def shortest_names(paths: Sequence[str], wanted: Sequence[str], parts: int = 1) -> set[str]:
+    """The shortest list of names for some of all paths: an ending where all paths with it are wanted, else the path.
+
+    Args:
+        paths: All paths.
+        wanted: Those to name.
+        parts: How many parts of a path an ending may have.
+    """
+    chosen = set(wanted)
+    names: set[str] = set()
+    by_ending: dict[str, list[str]] = {}
+    for path in paths:
+        for ending in _endings(path, parts):
+            by_ending.setdefault(ending, []).append(path)
+    for path in wanted:
+        whole = (e for e in _endings(path, parts) if all(other in chosen for other in by_ending[e]))
+        names.add(next((ending for ending in whole if not ending.isdigit()), path))
+    return names
+
+
+def _endings(path: str, parts: int) -> list[str]:
+    words = path.split(".")
+    return [".".join(words[-count:]) for count in range(1, min(parts, len(words)) + 1)]
+
+
+def lists_around(paths: Sequence[str]) -> list[str]:
+    """What the numbered lists are called that paths lead through."""
+    parts = [path.split(".") for path in paths]
+    return [before for words in parts for before, word in itertools.pairwise(words) if word.isdigit()]
+
+
+def shown(names: str | Collection[str] | None) -> str:
+    """Names for a message, in an order that doesn't change from run to run."""
+    return repr(names) if names is None or isinstance(names, str) else repr(sorted(names))

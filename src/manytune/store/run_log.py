@@ -1,0 +1,130 @@
+"""`log.jsonl` of a run directory: one line a step, and one a validation. A report's fields are its line's keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from manytune.atomic import atomic_write
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What is known after an optimizer step.
+
+    Attributes:
+        step: Optimizer steps done, from 1.
+        total_steps: Steps of the whole run.
+        epoch: Passes over the rows so far.
+        loss: Mean negative log likelihood per target token of this step's rows, in nats.
+        learning_rate: The one that this step used.
+        grad_norm: The gradient's norm before clipping.
+        tokens: Input tokens read since the run began, pad tokens not counted.
+        step_seconds: Time spent in training steps since the run began; validation and checkpoints not counted.
+        seconds: Time since the run began, interruptions not counted.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    step_seconds: float
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training throughput so far."""
+        return self.tokens / self.step_seconds if self.step_seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected time to the last step, validation and checkpoints included at their rate so far."""
+        return self.seconds / self.step * (self.total_steps - self.step)
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """A validation loss.
+
+    Attributes:
+        step: Optimizer steps done; 0 is the model before training.
+        total_steps: Steps of the whole run.
+        validation_loss: Mean negative log likelihood per target token over the validation rows, in nats.
+        seconds: Time since the run began, interruptions not counted.
+    """
+
+    step: int
+    total_steps: int
+    validation_loss: float
+    seconds: float
+
+
+Report = StepReport | ValidationReport
+
+
+class RunLog:
+    """Writes `log.jsonl`: a line is on its way to the disk before the next step begins.
+
+    Args:
+        path: The file.
+        after: Keep what it says up to this step, and continue there; None begins a new file.
+    """
+
+    def __init__(self, path: Path, *, after: int | None) -> None:
+        before = () if after is None else read_reports(path)
+        atomic_write(path, "".join(_line(report) for report in before if report.step <= (after or 0)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, report: Report) -> None:
+        """Append one report."""
+        self._file.write(_line(report))
+        self._file.flush()
+
+
+def read_reports(path: Path) -> tuple[Report, ...]:
+    """Read `log.jsonl`; no file has no reports. Half a line, which a killed process leaves, is passed over."""
+    if not path.is_file():
+        return ()
+    return tuple(_reports(path.read_text(encoding="utf-8").splitlines()))
+
+
+def _line(report: Report) -> str:
+    entry = dataclasses.asdict(report)
+    if isinstance(report, StepReport):
+        entry["tokens_per_second"] = report.tokens_per_second  # for people who plot it
+    return json.dumps(entry) + "\n"
+
+
+def _reports(lines: list[str]) -> Iterator[Report]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        for kind in (StepReport, ValidationReport):
+            found = _report(kind, entry)
+            if found is not None:
+                yield found
+
+
+def _report(kind: type[StepReport] | type[ValidationReport], entry: Any) -> Report | None:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(entry, dict) or not set(names) <= set(entry):
+        return None
+    return kind(**{name: entry[name] for name in names})

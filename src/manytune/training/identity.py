@@ -1,0 +1,86 @@
+"""What an interrupted run must find unchanged when it is resumed: its recipe, its rows, its base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manytune import __version__
+from manytune.data.dataset import tokens_digest
+from manytune.errors import RunError
+from manytune.training.inputs import RunInputs
+from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.resume import Checkpoint
+
+_DECIDING = {"train": "training rows", "validation": "validation rows", "base": "base"}
+_ROUNDING = ("threads", "torch", "transformers", "manytune")
+
+
+def run_identity(inputs: RunInputs) -> dict[str, object]:
+    """What the remaining steps of an interrupted run depend on in addition to the recipe."""
+    return {
+        "train": tokens_digest(inputs.data.train),
+        "validation": tokens_digest(inputs.data.validation),
+        "base": inputs.base.fingerprint.to_dict(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "manytune": __version__,
+    }
+
+
+def check_identity(
+    checkpoint: Checkpoint, identity: Mapping[str, object], notify: Callable[[str], None]
+) -> None:
+    """Refuse to continue with other rows or another base; warn of what may change the last bits.
+
+    Raises:
+        RunError: The rows or the base changed.
+    """
+    before = checkpoint.identity
+    for key, what in _DECIDING.items():
+        if before.get(key) != identity[key]:
+            raise RunError(
+                f"{checkpoint.path}: the {what} changed since the run was interrupted. Restore what was there, or "
+                "start again with --overwrite."
+            )
+    for key in _ROUNDING:
+        if before.get(key) != identity[key]:
+            notify(
+                f"warning: {key} was {before.get(key)} before the interruption and is {identity[key]} now, so the "
+                "adapter may differ in its last bits from that of an uninterrupted run"
+            )
+
+
+def check_recipe(file: Path, recipe: Recipe) -> None:
+    """Refuse to continue a run with another recipe: its past steps couldn't be repeated with it.
+
+    Args:
+        file: The recipe that the run began with.
+        recipe: The one to continue with; only its `output` may differ, and it needn't repeat the date.
+
+    Raises:
+        RunError: A key differs; names each.
+    """
+    before = _flat(load_recipe(file).model_dump(mode="json"))
+    now = _flat(recipe.model_dump(mode="json"))
+    if recipe.data.date is None:
+        now["data.date"] = before["data.date"]  # that of the run's start
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
+    if changed:
+        shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+        raise RunError(
+            f"{file.parent}: the recipe changed since the run began: {shown}. Resume with the former recipe "
+            f"({file}), or start again with --overwrite."
+        )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

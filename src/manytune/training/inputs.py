@@ -1,0 +1,91 @@
+"""What a recipe names, read and loaded: the base, the rows, their token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import set_seed
+
+from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.errors import RunError
+from manytune.model.attach import get_peft_model
+from manytune.model.peft_model import PeftModel
+from manytune.store.base import Base, load_base
+from manytune.training.dates import dated
+from manytune.training.loop.rows import TrainingRows
+from manytune.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """What a training starts from.
+
+    Attributes:
+        recipe: The recipe, as it is run: with the date, if the base's chat template writes one.
+        base: The base, with nothing attached.
+        splits: The rows, rendered.
+        data: Their token ids.
+    """
+
+    recipe: Recipe
+    base: Base
+    splits: Splits
+    data: TokenSplits
+
+    @property
+    def rows(self) -> TrainingRows:
+        """The sequences as the training loop takes them."""
+        pad_id = self.base.tokenizer.pad_token_id
+        return TrainingRows(
+            train=self.data.train,
+            validation=self.data.validation,
+            mixture=self.data.mixture,
+            pad_id=pad_id if isinstance(pad_id, int) else 0,
+        )
+
+
+def read_inputs(
+    recipe: Recipe,
+    *,
+    base: Base | None = None,
+    date: str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> RunInputs:
+    """Read the rows, load the base, and encode the rows for it.
+
+    Args:
+        recipe: The recipe.
+        base: Its base, if it is loaded already; None loads it.
+        date: The date of the run or experiment that is continued, for a chat template that writes one; None for now.
+        notify: Receives a line about each stage of loading.
+
+    Raises:
+        DataError: A row or a file can't be used.
+        StoreError: The base can't be loaded.
+        RunError: The base is an encoder.
+    """
+    splits = read_splits(recipe.data)
+    if base is None:
+        base = load_base(recipe.base, dtype=recipe.training.dtype, notify=notify or (lambda _: None))
+    if base.is_encoder:
+        raise RunError(
+            f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
+        )
+    recipe = dated(recipe, base.tokenizer, date)
+    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
+
+
+def attach_method(inputs: RunInputs) -> PeftModel:
+    """Attach the recipe's method to the base. Its first weights come from the recipe's seed.
+
+    Mutates: the base's model, and every random generator, which is seeded.
+
+    Raises:
+        ConfigError: An option of the method can't be used with this base.
+    """
+    recipe, base = inputs.recipe, inputs.base
+    set_seed(recipe.training.seed)
+    task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
+    return get_peft_model(base.model, recipe.method.peft_config(task_type))

@@ -1,0 +1,117 @@
+"""A recipe's training section as transformers' `TrainingArguments`, and its TensorBoard callback."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from manytune.errors import RunError
+from manytune.training.recipe import TrainingRecipe
+from manytune.training.training_plan import TrainingPlan
+
+
+class _OneDevice(TrainingArguments):
+    """transformers would spread a batch over every GPU that it sees; a packed batch can't be cut."""
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one."""
+        return min(1, int(super().n_gpu))
+
+
+def check_device(settings: TrainingRecipe) -> None:
+    """Refuse a device that isn't there.
+
+    Raises:
+        RunError: The settings name one that torch doesn't find.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise RunError('training.device is "cuda", and torch finds no CUDA device. Use "auto" or "cpu".')
+
+
+def training_arguments(
+    settings: TrainingRecipe,
+    plan: TrainingPlan,
+    *,
+    validates: bool,
+    resumes: bool,
+    saves: bool,
+    use_cache: bool,
+    scratch: str,
+) -> TrainingArguments:
+    """What transformers' Trainer is to do.
+
+    Args:
+        settings: The recipe's training section.
+        plan: The course of the training.
+        validates: Whether there are validation rows.
+        resumes: Whether an interrupted training goes on.
+        saves: Whether there is a place for checkpoints.
+        use_cache: The model's own setting, which is restored at the end.
+        scratch: A directory that transformers may create; nothing of ours goes there.
+
+    Raises:
+        RunError: The device isn't there.
+    """
+    check_device(settings)
+    cuda = torch.cuda.is_available()
+    constant = settings.lr_scheduler == "constant"
+    recompute = {"use_reentrant": False} if settings.gradient_checkpointing else None
+    return _OneDevice(
+        output_dir=scratch,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        num_train_epochs=plan.epochs,
+        max_steps=plan.steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if constant else settings.lr_scheduler,
+        warmup_steps=_warmup_steps(settings, plan.steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs=recompute,
+        use_cache=use_cache,
+        seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=cuda and settings.device != "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=settings.eval_every or plan.steps_per_epoch,
+        eval_on_start=validates and not resumes,
+        save_strategy="steps" if saves and settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 1,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _warmup_steps(settings: TrainingRecipe, steps: int) -> int:
+    """Steps with a rising rate. The first has none at all, so the last step is never one of them."""
+    return min(math.ceil(settings.warmup * steps), steps - 1)
+
+
+def tensorboard_callback(directory: Path | None) -> TrainerCallback:
+    """What writes TensorBoard event files.
+
+    Raises:
+        RunError: There is no directory for them, or TensorBoard isn't installed.
+    """
+    if directory is None:
+        raise RunError(
+            "training.tensorboard needs a directory for its event files; pass tensorboard_directory."
+        )
+    if importlib.util.find_spec("tensorboard") is None:
+        raise RunError(
+            "training.tensorboard needs the package tensorboard. Run: pip install 'manytune[track]', or set "
+            "training.tensorboard to false."
+        )
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(directory)))
