@@ -19,13 +19,13 @@ from manytune.store.store import AdapterStore
 from manytune.store.verification import verify_adapter
 
 UNSERVABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "two soft prompts": (
+    "a part next to a changed base": (
         {
             "method": "combined",
             "weights": {"name": "lora", "r": 2, "target_modules": ["q_proj"], "init_lora_weights": "pissa"},
             "prompt": {"name": "prompt-tuning", "num_virtual_tokens": 2},
         },
-        "beside a changed base",
+        "next to a changed base",
     ),
     "a changed base": ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
     "another task": ({"task_type": "SEQ_CLS"}, "AutoPeftModelForSequenceClassification"),

@@ -36,6 +36,11 @@ class _OnDisk:
     tensors: Mapping[str, Tensor]
 
 
+def is_for_a_head(config: PeftConfig) -> bool:
+    """Whether an adapter is for a model that classifies or extracts, which neither writes text nor gives embeddings."""
+    return config.task_type in _OF_HEADS
+
+
 def check_task(config: PeftConfig) -> None:
     """Refuse an adapter whose answers aren't text or embeddings.
 

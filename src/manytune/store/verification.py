@@ -11,11 +11,12 @@ from torch import Tensor
 
 from manytune.errors import StoreError
 from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.config import PeftConfig
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
 from manytune.store.base import Base
 from manytune.store.resident import MappedTensors
-from manytune.store.servability import why_not_served
+from manytune.store.servability import is_for_a_head, why_not_served
 
 _PROBE_TOKENS = 16
 
@@ -68,7 +69,14 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
                 f"{stored.path / TENSORS_NAME}: {name} has values that are NaN or Inf. Its training has diverged; "
                 "train it again, with a lower learning rate."
             )
-    effect = None if base is None else _effect(stored.path, base)
+    note = stored.note
+    effect = None
+    if base is not None and is_for_a_head(PeftConfig.from_pretrained(stored.path)):
+        note = "; ".join(
+            [*([note] if note else []), "it is for a model with another head, so it wasn't tried"]
+        )
+    elif base is not None:
+        effect = _effect(stored.path, base)
     if base is not None:
         unservable = why_not_served(stored.path, base.model, encodes=base.is_encoder)
     else:
@@ -78,7 +86,7 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
         0 if stored.manifest is None else len(stored.manifest.files),
         len(tensors),
         effect,
-        stored.note,
+        note,
         unservable,
     )
 
