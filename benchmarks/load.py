@@ -35,6 +35,7 @@ from serving_client import Server, call, free_port, served
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import Segment
+from manytune.engine.detokenize import decode
 from manytune.engine.engine import Engine
 from manytune.engine.request import Completion, Request, SamplingParams
 from manytune.methods.lora.config import LoraConfig
@@ -171,12 +172,12 @@ class World:
     def _known(self, completion: Completion, limit: int) -> Known:
         tokenizer = self.base.tokenizer
         tokens = completion.token_ids[:limit]
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        text = decode(tokenizer, tokens, ())
         margins = [one.top[0][1] - one.top[1][1] for one in completion.logprobs[:limit]]
         tied = next((place for place, margin in enumerate(margins) if margin < TIE), None)
         if tied is None:
             return Known(text, len(text))
-        return Known(text, len(tokenizer.decode(tokens[:tied], skip_special_tokens=True).rstrip("\ufffd")))
+        return Known(text, len(decode(tokenizer, tokens[:tied], ()).rstrip("\ufffd")))
 
 
 class Load:

@@ -25,7 +25,9 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
         if inner is not None and not is_list:
             rows += _rows(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else f"`{_yaml(field.default)}`"
+        default = (
+            "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+        )
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         rows.append(f"| `{prefix}{name}` | {default} | {meaning} |")
         rows += _rows(inner, f"{prefix}{name}[].") if inner is not None else []

@@ -39,6 +39,7 @@ METHODS = {
     "FullConfig",
     "IA3Config",
     "LoraConfig",
+    "LoraRuntimeConfig",
     "PeftConfig",
     "PeftMixedModel",
     "PeftModel",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from manytune.methods.full import FullConfig as FullConfig
     from manytune.methods.ia3 import IA3Config as IA3Config
     from manytune.methods.lora.config import LoraConfig as LoraConfig
+    from manytune.methods.lora.config import LoraRuntimeConfig as LoraRuntimeConfig
     from manytune.methods.lora.plus import lora_plus_groups as lora_plus_groups
     from manytune.methods.p_tuning import PromptEncoderConfig as PromptEncoderConfig
     from manytune.methods.p_tuning import (
@@ -104,6 +105,7 @@ __all__ = [
     "FullConfig",
     "IA3Config",
     "LoraConfig",
+    "LoraRuntimeConfig",
     "ManytuneError",
     "NoMatchingPeftModuleError",
     "PeftConfig",
@@ -158,6 +160,7 @@ _LAZY = {
     "FullConfig": "manytune.methods.full",
     "IA3Config": "manytune.methods.ia3",
     "LoraConfig": "manytune.methods.lora.config",
+    "LoraRuntimeConfig": "manytune.methods.lora.config",
     "PeftConfig": "manytune.methods.config",
     "PeftMixedModel": "manytune.model.mixed",
     "PeftModel": "manytune.model.peft_model",

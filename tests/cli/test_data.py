@@ -103,6 +103,27 @@ def test_check_reports_what_is_wrong_and_fails() -> None:
         assert expected in text
 
 
+def test_check_of_a_list_that_a_template_joins_names_the_objects_in_it_instead_of_printing_them() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    write("train.jsonl", {"messages": messages, "summary": "s"})
+    result = data(
+        "check", "train.jsonl", "--prompt", "{{ messages | join(' ') }}", "--completion", "{{ summary }}"
+    )
+    assert result.exit_code == 1
+    text = " ".join(lines(result))
+    assert "Every row can be used" not in text
+    assert "train.jsonl:1 the prompt template gives the field 'messages[0]'" in text
+    assert "which is an object with role, content, to the filter 'join'" in text
+
+
+def test_check_names_the_columns_of_a_conversation_that_a_named_template_does_not_use() -> None:
+    write("train.jsonl", {"instruction": "i", "output": "o", "system": "s", "history": [["a", "b"]]})
+    result = data("check", "train.jsonl", "--template", "alpaca")
+    assert "part of the conversation: system (1 row), history (1 row)." in " ".join(lines(result))
+    found = json.loads(data("check", "train.jsonl", "--template", "alpaca", "--json").stdout)
+    assert found["files"][0]["unused"] == {"system": 1, "history": 1}
+
+
 def test_check_finds_prompts_that_two_files_share() -> None:
     write("train.jsonl", row(1), row(2))
     write("test.jsonl", row(9, document="text  2"))
@@ -177,6 +198,16 @@ def test_preview_marks_what_is_learned_in_the_text_that_the_model_sees(base: str
     assert lines(result)[0].startswith("train.jsonl:1 · 6 + 3 tokens")
     assert lines(result)[1] == "<user> Summarize: text 1 <end> <user>>>>short 1 <end><<<"
     assert "train.jsonl:2" not in result.stdout
+
+
+def test_preview_of_a_recipe_encodes_as_training_will(base: str) -> None:
+    write("train.jsonl", row(1))
+    recipe = (
+        "base: base\ndata: {train: train.jsonl, prompt: 'text {{ id }}', completion: short, chat: false}\n"
+    )
+    Path("recipe.yaml").write_text(recipe.replace("short", "'short {{ id }}'"))
+    shown = json.loads(data("preview", "--recipe", "recipe.yaml", "--json").stdout)["shown"]
+    assert shown[0]["prompt"] == "text 1"
 
 
 def test_preview_without_a_base_shows_the_templates_text() -> None:

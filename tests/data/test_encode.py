@@ -175,7 +175,70 @@ def test_a_tokenizer_without_end_token_is_an_error(make_tokenizer: MakeTokenizer
         Encoder(make_tokenizer(eos=None), max_length=None)
 
 
+# What a text writes itself is not written again
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("<s>Hello", "<s>Hello"), ("Hello", "<s>Hello"), ("<s>", "<s>")]
+)
+def test_a_plain_prompt_begins_with_one_bos_whoever_writes_it(
+    make_tokenizer: MakeTokenizer, prompt: str, expected: str
+) -> None:
+    tokenizer = make_tokenizer(adds_bos_and_eos=True)
+    encoder = Encoder(tokenizer, max_length=None)
+    assert texts(encoder, example(prompt, "Hi!"))[0] == expected
+    assert encoder.prompt_ids([Segment("user", prompt)]).count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("completion", ["Hi!", "Hi!</s>", "Hi!</s>\n"])
+def test_a_plain_completion_ends_with_one_end_token_whoever_writes_it(
+    make_tokenizer: MakeTokenizer, completion: str
+) -> None:
+    encoder = Encoder(make_tokenizer(), max_length=None)
+    assert texts(encoder, example("Hello", completion))[1] == "Hi!</s>"
+    assert encoder.reference(example("Hello", completion)) == "Hi!"
+
+
+def test_a_chat_completion_ends_with_one_end_token_whoever_writes_it(
+    make_tokenizer: MakeTokenizer, smollm2_template: str
+) -> None:
+    encoder = Encoder(make_tokenizer(chat_template=smollm2_template), max_length=None)
+    assert texts(encoder, example("Hello", "Hi!<|im_end|>"))[1] == "Hi!<|im_end|>"
+    assert encoder.reference(example("Hello", "Hi!<|im_end|>")) == "Hi!"
+
+
+def test_an_encoder_decoders_texts_begin_and_end_once(make_tokenizer: MakeTokenizer) -> None:
+    encoder = Encoder(make_tokenizer(adds_bos_and_eos=True), max_length=None, encoder_decoder=True)
+    expected = ("<s>Hello</s>", "<s>Hi!</s>")
+    assert texts(encoder, example("Hello", "Hi!")) == expected
+    assert texts(encoder, example("<s>Hello</s>", "<s>Hi!</s>")) == expected
+    assert encoder.answers.read("<s>Hi!").content == "Hi!"
+
+
 # Length
+
+
+def test_a_prompt_is_cut_to_the_most_tokens_that_training_gave_one(
+    make_tokenizer: MakeTokenizer, smollm2_template: str
+) -> None:
+    tokenizer = make_tokenizer(chat_template=smollm2_template)
+    item = example("QZQZQZQZ", "ZQ", system="QQ")
+    full = Encoder(tokenizer, max_length=None).encode(item)
+    encoder = Encoder(tokenizer, max_length=None, max_prompt=len(full.prompt_ids) - 3)
+    cut = "<|im_start|>system\nQQ<|im_end|>\n<|im_start|>user\nQZQZQ<|im_end|>\n<|im_start|>assistant\n"
+    assert texts(encoder, item) == (cut, "ZQ<|im_end|>")
+    assert encoder.text(encoder.prompt_ids(item.segments)) == cut
+    short = example("QZ", "ZQ", system="QQ")
+    assert encoder.encode(short) == Encoder(tokenizer, max_length=None).encode(short)
+
+
+def test_a_prompt_that_cannot_be_cut_is_an_error_with_the_row(make_tokenizer: MakeTokenizer) -> None:
+    encoder = Encoder(make_tokenizer(), max_length=None, max_prompt=3)
+    item = Example((Segment("system", "QZQZ"), Segment("user", "QZ")), "Z", "train.jsonl", 5)
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:5: the prompt has .* tokens, which are cut to 3 as in training"
+    ):
+        encoder.encode(item)
 
 
 def test_a_long_example_is_an_error_with_row_and_lengths(make_tokenizer: MakeTokenizer) -> None:

@@ -112,7 +112,7 @@ def test_tasks_are_mixed_as_the_recipe_says() -> None:
         ([task(promptsource="absent.yaml")], {}, "absent.yaml: the promptsource file can't be read"),
         ([task(validation=0.6, test=0.5)], {}, "data.train[0]: validation and test take 1.1 of the rows"),
         ([task(), task()], {}, "data: two tasks are named 'a'"),
-        ([task()], {"prompt": "x"}, "data: with a list of tasks, prompt stands in each task"),
+        ([task()], {"prompt": "x"}, "data: with a list of tasks, prompt belongs in each task"),
         ([task()], {"validation": "v.jsonl"}, "data: with a list of tasks, validation is a share or null"),
         ([task()], {"tasks": 1}, "data.tasks: there is no such key"),
         ([task()], {"mixing": {"cpa": 3}}, "data.mixing.cpa: there is no such key; did you mean 'cap'?"),
@@ -148,3 +148,40 @@ def test_a_task_may_not_be_called_like_a_template_of_another(promptsource: str) 
 def test_mixing_needs_tasks() -> None:
     with pytest.raises(RecipeError, match="data: mixing goes with a list of tasks in train"):
         recipe_from({"data": {"train": "a.jsonl", "mixing": {}}})
+
+
+# How prompts are encoded
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"chat": "off"}, "data.chat: expected auto, true or false; found 'off' (text)"),
+        ({"chat": 1}, "data.chat: expected auto, true or false; found 1 (a whole number)"),
+        (
+            {"chat_template_kwargs": ["a"]},
+            "data.chat_template_kwargs: expected a section of the template's variables",
+        ),
+        (
+            {"chat_template_kwargs": {"a": {1, 2}}},
+            "data.chat_template_kwargs: a chat template takes what JSON can hold",
+        ),
+    ],
+)
+def test_mistakes_in_the_keys_of_the_encoding_are_named(keys: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe_from({"data": {"train": "x.jsonl", **keys}})
+    assert expected in str(caught.value)
+
+
+def test_the_keys_of_the_encoding_are_written_and_read_back(tmp_path: Path) -> None:
+    data = {
+        "train": "x.jsonl",
+        "chat": False,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "date": "2026-01-31",
+    }
+    wanted = recipe_from({"data": data})
+    (tmp_path / "recipe.yaml").write_text(wanted.to_yaml())
+    assert load_recipe(tmp_path / "recipe.yaml", ["output=runs/run"]) == wanted
+    assert recipe_from({"data": {"train": "x.jsonl"}}).data.chat == "auto"

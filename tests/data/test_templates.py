@@ -119,10 +119,14 @@ def test_optional_fields_can_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (None, "prints the field 'x', which is null here; give it a default: {{ field or '...' }}"),
-        (["a", "b"], "prints the field 'x', which is a list; join it: {{ field | join(' ') }}"),
-        ({"a": 1, "b": 2}, "prints the field 'x', which is an object with a, b; name one of them"),
-        (b"a", "prints the field 'x', which is bytes; decode it first"),
+        (None, "prints the field 'x', which is null here; give it a default: {{ x | default('...') }}"),
+        (["a", "b"], "prints the field 'x', which is a list; join it: {{ x | join(' ') }}"),
+        (
+            {"a": 1, "b": 2},
+            "prints the field 'x', which is an object with a, b; name one of them, or print it as JSON: "
+            "{{ x | tojson }}",
+        ),
+        (b"a", "prints the field 'x', which is bytes; decode it first: {{ x.decode() }}"),
     ],
 )
 def test_a_value_without_a_text_form_is_an_error_not_python_source(value: object, expected: str) -> None:

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from manytune.engine.detokenize import TextStream
+from manytune.engine.detokenize import TextStream, decode
 
 SAMPLE = "naïve café — 😀👩‍👩‍👧 日本語 \u0939\u093f\u0928 ok"
 
@@ -19,15 +19,17 @@ def tokenizer():
     core = Tokenizer(BPE({letter: place for place, letter in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", additional_special_tokens=["<|tool|>"]
+    )
 
 
 def ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def streamed(tokenizer, tokens, stop=()):
-    stream = TextStream(tokenizer, stop)
+def streamed(tokenizer, tokens, stop=(), **more):
+    stream = TextStream(tokenizer, stop, end_ids=[tokenizer.eos_token_id], **more)
     parts = []
     for token in tokens:
         text, stopped = stream.push(token)
@@ -50,12 +52,55 @@ def test_parts_are_whole_characters_and_add_up(tokenizer, text):
 @given(tokens=st.lists(st.integers(0, 255), max_size=20))
 def test_broken_bytes_add_up_to_what_the_tokenizer_makes_of_them(tokenizer, tokens):
     parts, _ = streamed(tokenizer, tokens)
-    assert "".join(parts) == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert "".join(parts) == tokenizer.decode(tokens)
 
 
-def test_special_tokens_have_no_text(tokenizer):
+def test_end_tokens_have_no_text(tokenizer):
     tokens = [*ids(tokenizer, "ab"), tokenizer.eos_token_id, *ids(tokenizer, "é")]
     assert "".join(streamed(tokenizer, tokens)[0]) == "abé"
+    assert decode(tokenizer, tokens, [tokenizer.eos_token_id]) == "abé"
+
+
+@pytest.mark.parametrize("text", ["<|tool|>add(1, 2)", "a <|tool|> b<|tool|>", "😀<|tool|>é"])
+def test_special_tokens_that_an_adapter_learned_have_theirs(tokenizer, text):
+    tokens = ids(tokenizer, text)
+    assert tokenizer.convert_tokens_to_ids("<|tool|>") in tokens
+    assert "".join(streamed(tokenizer, tokens)[0]) == decode(tokenizer, tokens, ()) == text
+
+
+def test_text_is_decoded_to_the_letter():
+    words = {word: place for place, word in enumerate(["a", ",", "b", "do", "n't", "<unk>"])}
+    core = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tidying = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", clean_up_tokenization_spaces=True
+    )
+    tokens = ids(tidying, "a , b do n't")
+    assert tidying.decode(tokens) == "a, b don't"
+    assert decode(tidying, tokens, ()) == "a , b do n't"
+
+
+OPENING = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected", "stopped"),
+    [
+        (f"{OPENING}one\n\ntwo", "\n\n", f"{OPENING}one", True),
+        (f"{OPENING}one", "\n\n", f"{OPENING}one", False),
+        (OPENING, "\n\n", OPENING, False),
+        (f"{OPENING}</think>", "</think>", OPENING, True),
+        ("one\n\ntwo", "\n\n", "one", True),
+        ("<think>\n\nmore", "\n\n", "<think>", True),
+        ("<think>\n\n", "\n\n", "<think>", True),
+        ("<thi", "\n\n", "<thi", False),
+    ],
+)
+def test_no_stop_string_is_found_in_what_the_template_writes_before_an_answer(
+    tokenizer, text, stop, expected, stopped
+):
+    parts, found = streamed(tokenizer, ids(tokenizer, text), (stop,), opening=OPENING)
+    assert ("".join(parts), found) == (expected, stopped)
 
 
 @settings(max_examples=200, deadline=None)

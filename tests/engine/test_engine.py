@@ -178,4 +178,4 @@ def test_generate_gives_whole_answers_in_order(llama_world, tokenizer):
         assert one.finish_reason == ("stop" if tokens[-1] == END else "length")
         tokens = tokens[:-1] if tokens[-1] == END else tokens
         assert one.token_ids == tuple(tokens)
-        assert one.text == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert one.text == tokenizer.decode(tokens)

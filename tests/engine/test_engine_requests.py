@@ -64,12 +64,12 @@ def test_the_parts_of_the_text_add_up(engine, tokenizer):
     outputs = drain(engine)["a"]
     tokens = [output.token_id for output in outputs]
     assert tokens == expected(None)
-    assert "".join(output.text for output in outputs) == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert "".join(output.text for output in outputs) == tokenizer.decode(tokens)
     assert [output.usage.completion_tokens for output in outputs] == list(range(1, 9))
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(engine, tokenizer):
-    words = tokenizer.decode(expected(None), skip_special_tokens=True)
+    words = tokenizer.decode(expected(None))
     stop = words[len(words) // 2 : len(words) // 2 + 3]
     (given,) = engine.generate([Request("a", PROMPT, free(stop=("never there", stop)))])
     assert given.finish_reason == "stop" and given.text == words[: words.index(stop)]
@@ -294,7 +294,7 @@ def with_tensor(adapter, name, tensor):
                     llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa", task_type=TASK)
                 )
             ),
-            "init_lora_weights='pissa': the adapter runs beside a changed base",
+            "init_lora_weights='pissa': the adapter runs next to a changed base",
         ),
         (
             lambda: InMemory("digest", AdaLoraConfig(total_step=10, task_type=TASK), {}),

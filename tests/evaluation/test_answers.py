@@ -2,6 +2,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from manytune.data.answer_format import AnswerFormat
 from manytune.data.encode import Encoded
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
@@ -16,7 +17,12 @@ class Said:
 
 
 class LetterEncoder:
-    """One token a letter."""
+    """One token a letter, and a template that writes an empty block before an answer."""
+
+    answers = AnswerFormat("<think></think>", "", "$", ("<think>", "</think>"))
+
+    def reference(self, example):
+        return self.answers.reference(example.completion)
 
     def encode(self, example):
         prompt = "".join(segment.text for segment in example.segments)
@@ -95,3 +101,18 @@ def test_without_likelihoods_answers_have_none():
     questions = questions_from([example("a?", "x", 1)], LetterEncoder())
     (answer,) = ask(questions, lambda prompts: [Said((1,), "one", "stop")])
     assert (answer.nll, answer.nll_tokens) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "generated", ["3", "<think></think>3", "<think>1 and 2 is 3</think>3", "<think>\n</think>\n\n3"]
+)
+def test_what_the_template_adds_and_what_a_model_thinks_is_no_part_of_an_answer(generated):
+    questions = questions_from([example("1 + 2", "3", 1)], LetterEncoder())
+    (answer,) = ask(questions, lambda prompts: [Said((1,) * 9, generated, "stop")])
+    assert (answer.text, answer.tokens) == ("3", 9)
+
+
+def test_a_references_reasoning_and_its_own_end_token_are_no_part_of_it_either():
+    rows = [example("1 + 2", "<think>so</think>3", 1), example("1 + 2", "three$", 2)]
+    (question,) = questions_from(rows, LetterEncoder())
+    assert question.item.references == ("3", "three")

@@ -5,6 +5,7 @@ import json
 import pytest
 from tests.store.tiny import LETTERS, save_tiny_base
 
+from manytune.data.encode import Encoder
 from manytune.errors import DataError
 from manytune.experiments import general_text
 from manytune.experiments.probes import load_probes, question_probe, write_rehearsal
@@ -17,8 +18,12 @@ def base(tmp_path_factory):
     return load_base(str(save_tiny_base(tmp_path_factory.mktemp("base"))))
 
 
+def encoder_of(base):
+    return Encoder(base.tokenizer, max_length=None)
+
+
 def test_the_default_probes_are_questions_and_running_text(base):
-    questions, text = load_probes(ForgettingRecipe(passages=5), base)
+    questions, text = load_probes(ForgettingRecipe(passages=5), base, encoder_of(base))
     assert (questions.metric, text.metric) == ("contains", "perplexity")
     assert len(questions.questions) == 60
     assert len(text.passages) == 5
@@ -27,7 +32,7 @@ def test_the_default_probes_are_questions_and_running_text(base):
 
 
 def test_a_question_may_have_several_right_answers(base):
-    items = {item.prompt: item.references for item in question_probe(base).items}
+    items = {item.prompt: item.references for item in question_probe(encoder_of(base)).items}
     assert items["Answer in a few words. How many days are in a week?"] == ("7", "seven")
 
 
@@ -48,7 +53,7 @@ def test_ones_own_text_and_questions(tmp_path, base):
         ProbeRecipe(name="mine", file=str(tmp_path / "texts.jsonl"), text="body"),
         ProbeRecipe(name="facts", file=str(tmp_path / "facts.jsonl"), prompt="{{ q }}", completion="{{ a }}"),
     )
-    text, facts = load_probes(ForgettingRecipe(defaults=False, probes=probes), base)
+    text, facts = load_probes(ForgettingRecipe(defaults=False, probes=probes), base, encoder_of(base))
     assert [len(one.input_ids) for one in text.passages] == [64]  # the short one is left out
     assert facts.items[0].references == ("c",)
 
@@ -58,7 +63,7 @@ def test_what_cannot_be_probed_is_refused_with_the_place(tmp_path, base):
     file.write_text(json.dumps({"body": "abc"}))
     short = ForgettingRecipe(defaults=False, probes=(ProbeRecipe(name="mine", file=str(file), text="body"),))
     with pytest.raises(DataError, match=r"texts\.jsonl: the probe 'mine' needs texts of at least 64 tokens"):
-        load_probes(short, base)
+        load_probes(short, base, encoder_of(base))
     absent = ForgettingRecipe(defaults=False, probes=(ProbeRecipe(name="mine", file=str(file), text="text"),))
     with pytest.raises(DataError, match=r"texts\.jsonl:1: the probe 'mine' needs text in the field 'text'"):
-        load_probes(absent, base)
+        load_probes(absent, base, encoder_of(base))

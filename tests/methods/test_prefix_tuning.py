@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.methods import prompts
 from tests.methods.tiny_models import GPT2, LLAMA, T5, VOCABULARY
+from tests.methods.tiny_moe import DEEPSEEK
 from torch import nn
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     DynamicCache,
     Gemma2Config,
     Gemma2ForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    RwkvConfig,
+    RwkvForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
 )
 
 import manytune
@@ -149,3 +163,103 @@ def test_a_model_without_past_key_values_is_refused() -> None:
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(manytune.ConfigError, match=message):
         attached(**options)
+
+
+# -- what a prefix can't do is said at once
+
+
+@pytest.mark.parametrize(
+    "enable", ["activation_checkpointing_enable", "gradient_checkpointing_enable"], ids=lambda name: name[:10]
+)
+@pytest.mark.parametrize("combined", [False, True], ids=["", "combined"])
+def test_turning_checkpointing_on_is_refused_when_it_is_asked_for(enable: str, combined: bool) -> None:
+    """HF PEFT says so at the first step."""
+    config: Any = manytune.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    if combined:
+        config = manytune.CombinedConfig(task_type="CAUSAL_LM", weights=manytune.LoraConfig(), prompt=config)
+    model = manytune.get_peft_model(LLAMA.build(), config)
+    with pytest.raises(manytune.ConfigError, match="PREFIX_TUNING does not work with gradient checkpointing"):
+        getattr(model, enable)()
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+
+
+def test_the_trainer_is_refused_checkpointing_before_its_first_step(tmp_path: Path) -> None:
+    model = attached()
+    arguments = TrainingArguments(tmp_path, activation_checkpointing=True, report_to=[], use_cpu=True)
+    trainer = Trainer(model, arguments, train_dataset=[{"input_ids": IDS[0], "labels": IDS[0]}])
+    with pytest.raises(
+        manytune.ConfigError, match="gradient_checkpointing=False in a recipe or in TrainingArguments"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def _jamba() -> nn.Module:
+    sizes = {**SIZES, "mamba_d_state": 4, "use_mamba_kernels": False, "num_experts": 2}
+    return JambaForCausalLM(
+        JambaConfig(**sizes, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=5)
+    )
+
+
+WITHOUT: dict[str, tuple[Any, str, str]] = {
+    "state space": (
+        lambda: MambaForCausalLM(
+            MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
+        ),
+        "CAUSAL_LM",
+        "MambaForCausalLM does not support past key values",
+    ),
+    "recurrent": (
+        lambda: RwkvForCausalLM(
+            RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+        ),
+        "CAUSAL_LM",
+        "RwkvForCausalLM does not support past key values",
+    ),
+    "encoder": (
+        lambda: AlbertForSequenceClassification(
+            AlbertConfig(
+                vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, embedding_size=16
+            )
+        ),
+        "SEQ_CLS",
+        "AlbertForSequenceClassification does not support past key values",
+    ),
+    "older decoder": (
+        lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
+        "CAUSAL_LM",
+        "OpenAIGPTLMHeadModel does not support past key values",
+    ),
+    "hybrid": (
+        _jamba,
+        "CAUSAL_LM",
+        "needs keys and values in each layer, found a layer with LinearAttentionLayer",
+    ),
+    "compressed": (DEEPSEEK.build, "CAUSAL_LM", "DeepseekV3ForCausalLM has kv_lora_rank=8"),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+def test_a_model_whose_cache_takes_no_prefix_is_refused_when_it_is_attached(kind: str) -> None:
+    """In HF PEFT these end in an error at the first step, or (Mamba 2) run without the prefix."""
+    build, task, message = WITHOUT[kind]
+    base = build()
+    with pytest.raises(manytune.ConfigError, match=rf"{message}.*Prompt tuning and P-tuning need none\."):
+        attached(base, task)
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WITHOUT if kind not in ("hybrid",)])
+def test_prompt_tuning_needs_no_cache(kind: str) -> None:
+    build, task, _ = WITHOUT[kind]
+    torch.manual_seed(0)
+    config = manytune.PromptTuningConfig(task_type=task, num_virtual_tokens=2)
+    model = manytune.get_peft_model(build(), config).eval()
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.fill_(3.0)
+        prompted = model(input_ids=IDS).logits
+        with model.disable_adapter():
+            plain = model(input_ids=IDS).logits
+    shared = prompted[:, -plain.shape[1] :] if plain.dim() == 3 else prompted
+    assert (shared - plain).abs().max() > 1e-6

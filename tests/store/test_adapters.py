@@ -32,6 +32,7 @@ def adapter(tmp_path: Path, base: Base) -> Path:
         fingerprint=base.fingerprint,
         template={"prompt": "{{ text }}", "completion": "{{ summary }}"},
         encoding="plain",
+        encoding_options={"chat_template_kwargs": {"enable_thinking": False}, "max_prompt": 7},
         recipe={"method": {"name": "lora", "r": 2}},
         scores={"validation_loss": 1.25},
     )
@@ -53,6 +54,7 @@ def test_what_was_saved_is_read_back_in_full(adapter: Path, base: Base) -> None:
     assert manifest is not None
     assert (manifest.method, manifest.base, manifest.encoding) == ("lora", base.name, "plain")
     assert manifest.template == {"prompt": "{{ text }}", "completion": "{{ summary }}"}
+    assert manifest.encoding_options == {"chat_template_kwargs": {"enable_thinking": False}, "max_prompt": 7}
     assert manifest.recipe == {"method": {"name": "lora", "r": 2}}
     assert manifest.scores == {"validation_loss": 1.25}
     assert manifest.files["adapter_model.safetensors"] == sha256_file(adapter / "adapter_model.safetensors")
@@ -66,6 +68,7 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(adapter: Pa
     assert manifest is not None
     assert manifest.base == "other"
     assert manifest.template is None
+    assert "encoding_options" not in json.loads((adapter / "manifest.json").read_text())
     assert [entry.name for entry in adapter.parent.iterdir()] == ["adapter"]
 
 
@@ -178,6 +181,7 @@ def test_an_interrupted_replacement_is_an_error_that_names_the_former_adapter(ad
         ({"licence": "MIT"}, "has the unknown key licence"),
         ({"method": 3}, "method must be text; found 3"),
         ({"encoding": "morse"}, 'encoding must be "chat", "plain" or null; found \'morse\''),
+        ({"encoding_options": "loud"}, "encoding_options must be an object or null; found 'loud'"),
         ({"fingerprint": {"config": "x"}}, "a base fingerprint has the texts config, tokenizer, weights"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,19 @@ def test_a_combination_adds_the_weighted_updates_and_says_what_it_is_made_of(
     assert open_adapter(tmp_path / "sum", base=tiny_base).manifest == manifest
     assert manifest.template == {"prompt": "{{ text }}", "completion": "{{ answer }}"}
     assert manifest.scores == {}
+
+
+@pytest.mark.parametrize("second", [{"max_prompt": 7}, {"max_prompt": 8}, None])
+def test_a_combination_is_asked_as_its_parts_if_these_are_asked_alike(
+    pair: list[Path], second: dict[str, int] | None, tmp_path: Path, tiny_base: Base
+) -> None:
+    for path, options in zip(pair, ({"max_prompt": 7}, second), strict=True):
+        content = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps({**content, "encoding_options": options}))
+    manifest = combine_adapters(pair, [1, 1], tmp_path / "sum", tiny_base, Combination("cat"))
+    alike = second == {"max_prompt": 7}
+    assert manifest.encoding_options == (second if alike else None)
+    assert (manifest.template is not None) == alike
 
 
 def test_adapters_that_cannot_be_added_up_are_refused_and_nothing_is_left(

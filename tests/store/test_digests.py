@@ -49,6 +49,15 @@ def test_the_digest_is_the_sha256_of_what_decides_an_answer(change: dict[str, ob
     assert digest_of(manifest) == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_options_of_the_encoding_decide_an_answer_too() -> None:
+    plain = Manifest.from_json(json.dumps(WRITTEN), where="here")
+    digests = {
+        digest_of(dataclasses.replace(plain, encoding_options=options))
+        for options in (None, {"date": "2026-01-31"}, {"date": "2026-02-01"}, {"max_prompt": 7})
+    }
+    assert len(digests) == 4
+
+
 @pytest.mark.parametrize("field", ["method", "base", "recipe", "scores", "created", "manytune"])
 def test_what_only_describes_an_adapter_leaves_its_digest(field: str) -> None:
     manifest = Manifest.from_json(json.dumps(WRITTEN), where="here")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods.tiny_moe import QWEN3
 from tests.training.tiny_run import adapter_digest, recipe_content, write_rows
 
 from manytune.errors import DataError, RunError, StoreError
@@ -95,6 +96,30 @@ def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(tmp_pa
     assert not torch.allclose(loaded(input_ids=ids).logits, before)
 
 
+def test_a_recipe_trains_the_experts_of_a_mixture(tmp_path: Path) -> None:
+    content = recipe_content(tmp_path)
+    experts = QWEN3.build()
+    experts.save_pretrained(content["base"])  # type: ignore[operator]
+    content["method"] = {
+        "name": "lora",
+        "r": 2,
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
+    }
+    wanted = recipe_from(content)
+    finished = run(wanted)
+    losses = [
+        entry["validation_loss"] for entry in entries(Path(wanted.output)) if "validation_loss" in entry
+    ]
+    assert losses[-1] < losses[0]
+    base = load_base(wanted.base)
+    with pytest.raises(AttributeError):
+        base.model.get_submodule("model.layers.0.mlp.experts.base_layer")
+    loaded = PeftModel.from_pretrained(base.model, finished.adapter)
+    trained = {name: p for name, p in loaded.named_parameters() if "experts" in name and "lora_B" in name}
+    assert len(trained) == 4 and all(parameter.abs().max() > 0 for parameter in trained.values())
+
+
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_gives_others(tmp_path: Path) -> None:
     hashes = []
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -137,7 +162,7 @@ def test_an_interruption_before_the_first_checkpoint_starts_at_the_beginning(tmp
     lines: list[str] = []
     finished = run(wanted, resume=True, notify=lines.append)
     assert finished.resumed_from is None
-    assert "no checkpoint was written before the interruption; starting at the beginning" in lines
+    assert "no checkpoint was written before the interruption; starting at the first step" in lines
     assert [entry["step"] for entry in entries(finished.directory) if "loss" in entry] == list(range(1, 13))
 
 

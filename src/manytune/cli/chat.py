@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from manytune.cli.options import MovedBase
 
 if TYPE_CHECKING:
+    from manytune.data.answer_format import AnswerStream, Reply
     from manytune.engine.engine import Engine
     from manytune.engine.request import Request
 
@@ -37,7 +39,8 @@ def chat(
     Messages are encoded as the adapter was trained, but go through no template of its own; `manytune generate --field`
     does that.
     """
-    from manytune.cli.chosen import choose, load_common_base
+    from manytune.cli.chosen import answering_device, choose, load_common_base
+    from manytune.data.answer_format import AnswerStream
     from manytune.data.encode import Encoder
     from manytune.data.templates import Segment
     from manytune.engine.engine import Engine
@@ -48,9 +51,9 @@ def chat(
     if adapter is not None:
         chosen = choose([adapter])
         loaded = load_common_base(chosen, base)
-        encoder = chosen[0].encoder(loaded)
+        encoder = chosen[0].encoder(loaded, new_tokens=max_new_tokens)
     elif base is not None:
-        loaded = load_base(base)
+        loaded = load_base(base, device=answering_device())
         encoder = Encoder(loaded.tokenizer, max_length=None)
     else:
         raise typer.BadParameter("name an adapter, or a base alone", param_hint="--adapter or --base")
@@ -69,7 +72,9 @@ def chat(
         request = Request(
             "turn", encoder.prompt_ids(turns), params, adapter=None if adapter is None else "adapter"
         )
-        turns.append(Segment("assistant", _answer(engine, request)))
+        stream = AnswerStream(encoder.answers)
+        content, reasoning = _answer(engine, request, stream, show_reasoning=interactive)
+        turns.append(Segment("assistant", content, reasoning or None))
 
 
 def _read(interactive: bool) -> str | None:
@@ -80,16 +85,29 @@ def _read(interactive: bool) -> str | None:
     return line.strip() if line else None
 
 
-def _answer(engine: Engine, request: Request) -> str:
-    """The answer, printed as it comes."""
+def _answer(
+    engine: Engine, request: Request, stream: AnswerStream, *, show_reasoning: bool
+) -> tuple[str, str]:
+    """The answer and what the model wrote before it, printed as they come; the latter dimmed, or not at all."""
     engine.submit(request)
-    text = ""
+    content = reasoning = ""
     try:
-        while engine.busy:
-            for output in engine.step():
-                typer.echo(output.text, nl=False)
-                text += output.text
+        for new in _replies(engine, stream):
+            reasoning += new.reasoning
+            if show_reasoning:
+                typer.secho(new.reasoning, nl=False, dim=True)
+                typer.echo("\n\n" if reasoning and new.content and not content else "", nl=False)
+            typer.echo(new.content, nl=False)
+            content += new.content
     except KeyboardInterrupt:  # this answer is enough; the conversation continues
         engine.cancel(request.id)
     typer.echo()
-    return text
+    return content, reasoning
+
+
+def _replies(engine: Engine, stream: AnswerStream) -> Iterator[Reply]:
+    """What each step of the engine adds to the answer."""
+    while engine.busy:
+        for output in engine.step():
+            yield stream.push(output.text)
+    yield stream.finish()

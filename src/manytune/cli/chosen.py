@@ -15,6 +15,7 @@ from manytune.store.run_directory import RunDirectory, adapter_at
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
+    from manytune.data.encoding_options import EncodingOptions
     from manytune.data.templates import PromptTemplate
     from manytune.store.base import Base
 
@@ -103,22 +104,34 @@ class Chosen:
             raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
         return next(iter(found.values()))
 
-    def encoder(self, base: Base) -> Encoder:
-        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there."""
-        from manytune.data.encode import Encoder
+    @property
+    def encoding_options(self) -> EncodingOptions:
+        """What decided, besides the chat template, how its training's prompts became tokens.
+
+        Raises:
+            DataError: Its manifest doesn't say it in a way that can be read.
+        """
+        from manytune.data.encoding_options import EncodingOptions
 
         manifest = self.stored.manifest
+        kept = None if manifest is None else manifest.encoding_options
+        return EncodingOptions.from_dict(kept or {})
+
+    def encoder(self, base: Base, *, new_tokens: int) -> Encoder:
+        """The encoder that makes prompts as its training did; prompts are cut only if they were cut there.
+
+        Args:
+            base: Its base.
+            new_tokens: The longest answer, for which a prompt that is cut leaves room.
+
+        Raises:
+            DataError: The base's chat template doesn't take what the adapter was trained with.
+        """
+        manifest = self.stored.manifest
         chat = None if manifest is None or manifest.encoding is None else manifest.encoding == "chat"
-        data = self.recipe.get("data", {})
-        if data.get("overflow") == "truncate_prompt":
-            return Encoder(
-                base.tokenizer,
-                max_length=data["max_length"],
-                overflow="truncate_prompt",
-                chat=chat,
-                encoder_decoder=base.is_encoder_decoder,
-            )
-        return Encoder(base.tokenizer, max_length=None, chat=chat, encoder_decoder=base.is_encoder_decoder)
+        return self.encoding_options.within(base.positions, new_tokens).encoder(
+            base.tokenizer, chat=chat, encoder_decoder=base.is_encoder_decoder
+        )
 
     def _config(self) -> Any:
         from manytune.methods.config import PeftConfig
@@ -147,6 +160,13 @@ def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
     )
 
 
+def answering_device() -> str:
+    """Where every command that answers puts its base: the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
     """Load the one base of all adapters and check that each was trained on it.
 
@@ -154,14 +174,11 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
         StoreError: The adapters name different bases or none, or it can't be loaded.
         BaseMismatchError: An adapter was trained on another base.
     """
-    import torch
-
     from manytune.store.base import load_base
 
     spec = override or common_base({one.name: one.base_spec for one in chosen})
     dtype = chosen[0].recipe.get("training", {}).get("dtype")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_base(spec, dtype=dtype, device=device)
+    base = load_base(spec, dtype=dtype, device=answering_device())
     for one in chosen:
         open_adapter(one.stored.path, base=base)
     return base

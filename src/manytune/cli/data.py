@@ -82,7 +82,7 @@ def check(
     from manytune.data.check import check as examine
 
     plan = _plan(files, recipe, task, base, _chosen(template, prompt, completion, system))
-    limit = max_length or plan.max_length
+    limit = max_length or (plan.data.max_length if plan.data is not None else None)
     if plan.base is None and limit is not None:
         raise typer.BadParameter("tokens can be counted with a --base only", param_hint="--max-length")
     if plan.template is None and plan.base is not None:
@@ -195,8 +195,7 @@ class _Plan:
     files: tuple[str, ...]
     template: PromptTemplate | None
     base: str | None
-    max_length: int | None = None
-    overflow: Overflow = "drop"
+    data: DataRecipe | None = None
 
     def encoder(self, *, limited: bool) -> Encoder | None:
         """The base's encoder; without the length limit if every example is to be measured."""
@@ -205,13 +204,12 @@ class _Plan:
         from manytune.data.encode import Encoder
         from manytune.store.base import is_encoder_decoder, load_tokenizer
 
-        tokenizer = load_tokenizer(self.base)
-        return Encoder(
-            tokenizer,
-            max_length=self.max_length if limited else None,
-            overflow=self.overflow,
-            encoder_decoder=is_encoder_decoder(self.base),
-        )
+        tokenizer, seq2seq = load_tokenizer(self.base), is_encoder_decoder(self.base)
+        if self.data is None:
+            return Encoder(tokenizer, max_length=None, encoder_decoder=seq2seq)
+        # A look at the data stops at no row.
+        overflow: Overflow = "drop" if self.data.overflow == "error" else self.data.overflow
+        return self.data.encoder(tokenizer, encoder_decoder=seq2seq, limited=limited, overflow=overflow)
 
 
 def _chosen(
@@ -258,8 +256,7 @@ def _plan(
         files=tuple(files) if files else named,
         template=template or next(iter(templates.values())),
         base=base or loaded.base,
-        max_length=data.max_length,
-        overflow="drop" if data.overflow == "error" else data.overflow,  # a look at the data stops at no row
+        data=data,
     )
 
 

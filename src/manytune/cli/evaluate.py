@@ -89,8 +89,9 @@ def evaluate(
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
     loaded = load_common_base(chosen, base)
-    encoder = _common_encoder(chosen, loaded)
-    questions = questions_from(examples, encoder)[:limit]
+    encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
+    asked = [questions_from(examples, encoder)[:limit] for encoder in encoders]
+    questions, encoder = asked[0], encoders[0]
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -99,7 +100,7 @@ def evaluate(
         likelihood_batch_size=batch_size,
     )
     likelihoods = any(metric.name == "perplexity" for metric in wanted)
-    systems = _systems(loaded, chosen, questions, decoding, likelihoods=likelihoods)
+    systems = _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods)
     evaluation = score(
         [question.item for question in questions],
         systems,
@@ -171,26 +172,38 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
-def _common_encoder(chosen: Sequence[Chosen], base: Base) -> Encoder:
-    encoders = [one.encoder(base) for one in chosen]
-    for one, encoder in zip(chosen, encoders, strict=True):
-        if (encoder.mode, encoder.max_length) != (encoders[0].mode, encoders[0].max_length):
+def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
+    """Each adapter's encoder. They may differ in the date that a chat template writes, and in nothing else.
+
+    Raises:
+        DataError: Two adapters would be asked different things, so that a comparison would mean nothing.
+    """
+    from dataclasses import replace
+
+    encoders = [one.encoder(base, new_tokens=new_tokens) for one in chosen]
+    compared = [
+        (encoder.mode, replace(one.encoding_options, date=None))
+        for one, encoder in zip(chosen, encoders, strict=True)
+    ]
+    for one, other in zip(chosen, compared, strict=True):
+        if other != compared[0]:
             raise DataError(
                 f"{chosen[0].name} and {one.name} would be asked different things: their prompts were encoded with "
-                "different limits, or only one with the chat template. Evaluate them one at a time."
+                "different limits or chat_template_kwargs, or only one with the chat template. Evaluate them one at a "
+                "time."
             )
-    return encoders[0]
+    return encoders
 
 
 def _systems(
     base: Base,
     chosen: Sequence[Chosen],
-    questions: Sequence[Question],
+    asked: Sequence[Sequence[Question]],
     decoding: Decoding,
     *,
     likelihoods: bool,
 ) -> list[System]:
-    """Ask the base and then every adapter, over one copy of the base."""
+    """Ask the base and then every adapter, over one copy of the base: each its own questions, the base the first's."""
     from rich.console import Console
 
     from manytune.cli.chosen import BASE_NAME
@@ -201,7 +214,7 @@ def _systems(
 
     systems = []
     with CommandProgress(Console(stderr=True)) as progress:
-        for one in (None, *chosen):
+        for one, questions in zip((None, *chosen), (asked[0], *asked), strict=True):
             name = one.name if one else BASE_NAME
 
             def notice(what: str, done: int, total: int, name: str = name) -> None:

@@ -13,8 +13,8 @@ from manytune.cli.options import AsJson, MovedBase
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
+    from manytune.cli.outputs.generation import Answered
     from manytune.cli.prompts import Asked
-    from manytune.engine.static_batch import Generation
     from manytune.experiments.answering import Decoding
     from manytune.store.base import Base
 
@@ -78,7 +78,7 @@ def generate(
     chosen = choose(adapter)
     loaded = load_common_base(chosen, base)
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers: dict[str, list[Generation]] = {}
+    answers: dict[str, list[Answered]] = {}
     if with_base:
         # The base has no template of its own; it is asked as the first adapter is.
         answers[BASE_NAME] = _answers(loaded, None, chosen[0], task, asked, decoding)
@@ -97,14 +97,20 @@ def _answers(
     task: str | None,
     asked: Sequence[Asked],
     decoding: Decoding,
-) -> list[Generation]:
+) -> list[Answered]:
     """One system's answers to prompts as `asking` was trained on them; `answering` is None for the base itself."""
+    from manytune.cli.outputs.generation import Answered
     from manytune.cli.prompts import segments_of
     from manytune.experiments.answering import answer
     from manytune.store.attaching import attached
 
-    encoder = asking.encoder(base)
+    encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
     prompts = [encoder.prompt_ids(segments_of(one, asking, task)) for one in asked]
     decoding = replace(decoding, end_ids=(encoder.end_id,))
     with attached(base, answering.stored.path if answering else None) as model:
-        return answer(model, base.tokenizer, prompts, decoding)
+        generated = answer(model, base.tokenizer, prompts, decoding)
+    replies = [encoder.answers.read(one.text) for one in generated]
+    return [
+        Answered(one.token_ids, reply.content, one.finished, reply.reasoning)
+        for one, reply in zip(generated, replies, strict=True)
+    ]

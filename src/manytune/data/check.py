@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from manytune.data.encode import Encoded, Encoder
+from manytune.data.printable import is_absent
 from manytune.data.records import Records, Rejected
 from manytune.data.splits import Leak, leaks, prompt_text, record_key
 from manytune.data.templates import Example, PromptTemplate, Rendered, render_all
+from manytune.data.unused import unused_turns
 from manytune.errors import DataError
 
 
@@ -57,6 +59,8 @@ class FileCheck:
         lengths: By what is measured: the text fields, or with a template prompt and completion; in characters,
             and in tokens if there is a tokenizer. The end token counts.
         tokens: What the tokenizer shows; `None` without one.
+        unused: Columns that look like part of a conversation and that the template doesn't use, with the rows in which
+            they aren't empty.
     """
 
     source: str
@@ -67,6 +71,7 @@ class FileCheck:
     duplicate_prompts: int | None
     lengths: Mapping[str, Lengths]
     tokens: TokenCheck | None
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def check(
         if template is not None:
             rendered = render_all(template, records.kept, on_error="skip")
             examples[source] = rendered.kept
-            file = _with_examples(file, rendered)
+            file = replace(_with_examples(file, rendered), unused=unused_turns(records.kept, [template]))
             if encoder is not None:
                 file = _with_tokens(file, rendered.kept, encoder, max_length)
         files.append(file)
@@ -185,7 +190,7 @@ def _in_order(rejected: Iterable[Rejected]) -> tuple[Rejected, ...]:
 
 
 def _is_empty(value: object) -> bool:
-    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
+    return is_absent(value) or value == [] or value == {} or (isinstance(value, str) and not value.strip())
 
 
 def _repeated(keys: Collection[str]) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from manytune.data.encode import Encoded, EncodedSet, Encoder
+from manytune.data.encode import Encoded, EncodedSet
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
@@ -16,6 +18,7 @@ from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
 from manytune.data.splits import Leak, group_key, leaks, split
 from manytune.data.templates import Example, PromptTemplate
+from manytune.data.unused import unused_turns
 from manytune.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class Splits:
         left_out: Rows that couldn't be read or rendered.
         leaks: Prompts that occur in more than one split, so that a score partly measures memory.
         task_sizes: Training examples of each task, in the order of `train`; empty for a single task.
+        unused: Columns that look like part of a conversation and that no template uses, with the rows in which they
+            aren't empty.
     """
 
     train: tuple[Example, ...]
@@ -43,6 +48,7 @@ class Splits:
     left_out: tuple[Rejected, ...]
     leaks: tuple[Leak, ...]
     task_sizes: Mapping[str, int] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class TokenSplits:
         truncated: How many prompts were cut to `max_length`.
         mode: "chat" if the tokenizer's chat template was used, else "plain".
         mixture: How often each task comes up; None for a single task, each row of which is in every epoch.
+        max_prompt: What an adapter cuts longer prompts to, in tokens, so that there is room for answers like those of
+            the training; None unless the recipe cuts prompts.
+        unused: As in `Splits`.
     """
 
     train: tuple[Encoded, ...]
@@ -64,6 +73,8 @@ class TokenSplits:
     truncated: int
     mode: Literal["chat", "plain"]
     mixture: Mixture | None = None
+    max_prompt: int | None = None
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_splits(data: DataRecipe) -> Splits:
@@ -80,21 +91,25 @@ def read_splits(data: DataRecipe) -> Splits:
     if not data.tasks:
         single: dict[str | None, PromptTemplate] = {None: data.prompt_template()}
         parts = rows.divided(data.files, data.validation, data.test, single)
-        return _splits(parts, rows.left_out, {})
+        return _splits(parts, rows, {})
     joined: dict[str, tuple[Example, ...]] = {"train": (), "validation": (), "test": ()}
     sizes = {}
     for task in data.tasks:
         parts = rows.of_task(task)
         sizes[task.name] = len(parts["train"])
         joined = {role: (*examples, *parts[role]) for role, examples in joined.items()}
-    return _splits(joined, rows.left_out, sizes)
+    return _splits(joined, rows, sizes)
 
 
-def _splits(
-    parts: Mapping[str, tuple[Example, ...]], left_out: Sequence[Rejected], sizes: Mapping[str, int]
-) -> Splits:
+def _splits(parts: Mapping[str, tuple[Example, ...]], rows: _Rows, sizes: Mapping[str, int]) -> Splits:
     return Splits(
-        parts["train"], parts["validation"], parts["test"], tuple(left_out), leaks(parts), task_sizes=sizes
+        parts["train"],
+        parts["validation"],
+        parts["test"],
+        tuple(rows.left_out),
+        leaks(parts),
+        task_sizes=sizes,
+        unused=rows.unused,
     )
 
 
@@ -103,6 +118,7 @@ class _Rows:
 
     def __init__(self, on_error: Literal["error", "skip"]) -> None:
         self.left_out: list[Rejected] = []
+        self.unused: Counter[str] = Counter()
         self._on_error = on_error
 
     def of_task(self, task: TaskRecipe) -> dict[str, tuple[Example, ...]]:
@@ -164,6 +180,7 @@ class _Rows:
         for spec in specs:
             records = read_role(spec, role, on_error=self._on_error)
             self.left_out.extend(records.rejected)
+            self.unused.update(unused_turns(records.kept, templates.values()))
             rendered = (self._render(record, templates, partial=partial) for record in records.kept)
             found.extend(row for row in rendered if row)
         if not found:
@@ -237,9 +254,7 @@ def encode_splits(
         DataError: A row is too long and the recipe says that this is an error, or no row is left to train
             on.
     """
-    encoder = Encoder(
-        tokenizer, max_length=data.max_length, overflow=data.overflow, encoder_decoder=encoder_decoder
-    )
+    encoder = data.encoder(tokenizer, encoder_decoder=encoder_decoder)
     trains: dict[str, EncodedSet] = {}
     start = 0
     for task, size in (splits.task_sizes or {"": len(splits.train)}).items():
@@ -262,7 +277,17 @@ def encode_splits(
         data.mixture({task: len(train.kept) for task, train in trains.items()})
         if splits.task_sizes
         else None,
+        _max_prompt(data, trains.values()),
+        splits.unused,
     )
+
+
+def _max_prompt(data: DataRecipe, trains: Iterable[EncodedSet]) -> int | None:
+    """What is left of `max_length` by 19 of 20 completions (nearest rank)."""
+    if data.max_length is None or data.overflow != "truncate_prompt":
+        return None
+    lengths = sorted(len(row.completion_ids) for train in trains for row in train.kept)
+    return max(1, data.max_length - lengths[math.ceil(0.95 * len(lengths)) - 1])
 
 
 def tokens_digest(sequences: Sequence[Encoded]) -> str:

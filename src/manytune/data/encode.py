@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterable, Sequence
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import jinja2
-
+from manytune.data.answer_format import AnswerFormat
+from manytune.data.chat_template import ChatTemplate, no_end_token
 from manytune.data.nearest import did_you_mean
 from manytune.data.records import Rejected
-from manytune.data.rendering import shorten
 from manytune.data.templates import Example, Segment
-from manytune.errors import DataError, TemplateError
+from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overflow = Literal["error", "drop", "truncate_prompt"]
 
-_PROBE = "manytune"  # an answer whose end can be found in what a chat template makes of it
+_PROBE = "manytune"
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,16 @@ class Encoder:
         encoder_decoder: Whether the prompt goes to an encoder and the completion to a decoder. In plain mode the
             prompt then ends, and the completion begins, as the tokenizer ends and begins a text.
         chat: `None` uses the tokenizer's chat template if it has one, `True` requires it, `False` ignores it.
+        chat_template_kwargs: Values of the chat template's own variables, such as `enable_thinking`.
+        now: What a chat template that writes today's date takes for the present; `None` for the time of encoding.
+        max_prompt: The most tokens a prompt may have; the last user message of a longer one is cut at its end.
+            `None` for no limit.
 
     Attributes:
         mode: `"chat"` or `"plain"`.
         end_id: The token that ends every completion; generation stops there.
+        answers: What is an answer in the text that a model generates.
+        uses_date: Whether the chat template writes a date.
 
     Raises:
         DataError: The tokenizer lacks the chat template or an end token, or an option is wrong.
@@ -95,6 +101,9 @@ class Encoder:
         overflow: Overflow = "error",
         chat: bool | None = None,
         encoder_decoder: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        now: datetime.datetime | None = None,
+        max_prompt: int | None = None,
     ) -> None:
         if overflow not in get_args(Overflow):
             raise DataError(
@@ -111,15 +120,42 @@ class Encoder:
                 f"chat mode was asked for, but the tokenizer {tokenizer.name_or_path!r} has no chat "
                 "template. Use the model's instruct version, or turn chat off"
             )
+        if max_prompt is not None and max_prompt < 1:
+            raise DataError(f"max_prompt must be at least 1, not {max_prompt}")
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.max_prompt = max_prompt
         self.overflow = overflow
         self.mode: Literal["chat", "plain"] = "chat" if has_chat_template and chat is not False else "plain"
         self._bos = _leading_bos(tokenizer)
         self._prompt_end = _trailing_eos(tokenizer) if encoder_decoder else ()
         self._completion_start = self._bos if encoder_decoder else ()
-        self._suffix, self._end = self._chat_ending() if self.mode == "chat" else ("", _eos(tokenizer))
-        self.end_id = self._tokenize(self._end)[-1]
+        eos = None if tokenizer.eos_token is None else str(tokenizer.eos_token)
+        self._chat: ChatTemplate | None = None
+        if self.mode == "chat":
+            self._chat = ChatTemplate(
+                tokenizer,
+                options=chat_template_kwargs or {},
+                now=now,
+                special_tokens=self.special_tokens(),
+                eos=eos,
+            )
+            self.answers = self._chat.answers
+        elif chat_template_kwargs:
+            raise DataError(
+                "chat_template_kwargs go to a chat template, and there is none: "
+                + (
+                    "chat is turned off"
+                    if has_chat_template
+                    else f"{tokenizer.name_or_path!r} has no such template"
+                )
+            )
+        elif eos is None:
+            raise DataError(no_end_token(tokenizer))
+        else:
+            self.answers = AnswerFormat(opening=self.text(self._completion_start), end=eos)
+        self.uses_date = self._chat is not None and self._chat.uses_date
+        self.end_id = self._tokenize(self.answers.end)[-1]
 
     def encode(self, example: Example) -> Encoded:
         """Return an example's token ids.
@@ -155,15 +191,22 @@ class Encoder:
         return EncodedSet(tuple(kept), tuple(dropped), truncated)
 
     def prompt_ids(self, segments: Sequence[Segment]) -> tuple[int, ...]:
-        """Return a prompt's token ids, as training used them; never shortened.
+        """Return a prompt's token ids, as training used them; cut only if the encoder has a `max_prompt`.
 
         Raises:
+            DataError: No text of the user's is left within `max_prompt`.
             TemplateError: The chat template refuses the messages.
         """
-        if self.mode == "chat":
-            return self._tokenize(self._apply(_messages(segments), generation_prompt=True))
-        text = "\n\n".join(segment.text for segment in segments)
-        return self._bos + self._tokenize(text) + self._prompt_end
+        ids = self._whole_prompt(segments)
+        if self.max_prompt is None or len(ids) <= self.max_prompt:
+            return ids
+        shortened = self._shortened_prompt(segments, self.max_prompt)
+        if not shortened:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens, which are cut to {self.max_prompt} as in training, and that "
+                "leaves no room for any of the user's text"
+            )
+        return shortened
 
     def completion_ids(self, example: Example) -> tuple[int, ...]:
         """Return a completion's token ids with the end token; never shortened.
@@ -171,16 +214,14 @@ class Encoder:
         Raises:
             TemplateError: The chat template refuses or changes the completion.
         """
-        if self.mode == "plain":
-            return (*self._completion_start, *self._tokenize(example.completion), self.end_id)
-        answer = self._answer(_messages(example.segments), example.completion)
-        body = answer.removesuffix(self._suffix)
-        if not answer.endswith(self._suffix) or example.completion.strip() not in body:
-            raise TemplateError(
-                f"the chat template changes the completion {_excerpt(example.completion)} to "
-                f"{_excerpt(answer)}. Take out what the template treats specially, or turn chat off"
-            )
-        return self._tokenize(body + self._end)
+        completion = self.answers.without_end(example.completion)
+        if self._chat is not None:
+            return self._tokenize(self._chat.body(_messages(example.segments), completion) + self.answers.end)
+        return (*_once_before(self._completion_start, self._tokenize(completion)), self.end_id)
+
+    def reference(self, example: Example) -> str:
+        """Return the part of an example's completion that an answer is compared with."""
+        return self.answers.reference(example.completion)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included, as close to the letter as the tokenizer can."""
@@ -195,8 +236,8 @@ class Encoder:
         try:
             prompt = self.prompt_ids(example.segments)
             completion = self.completion_ids(example)
-        except TemplateError as error:
-            raise TemplateError(str(error), where=example.where) from error
+        except DataError as error:
+            raise type(error)(str(error), where=example.where) from error
         if not prompt:
             raise DataError(
                 "the prompt has no token, so nothing would predict the completion", where=example.where
@@ -224,7 +265,7 @@ class Encoder:
 
         def cut(length: int) -> tuple[int, ...]:
             shorter = dataclasses.replace(segments[last_user], text=text[:length])
-            return self.prompt_ids((*segments[:last_user], shorter, *segments[last_user + 1 :]))
+            return self._whole_prompt((*segments[:last_user], shorter, *segments[last_user + 1 :]))
 
         # Longer text is, nearly always, more tokens; and bisection ends on a length that it has seen to fit.
         length = bisect.bisect_right(range(len(text)), room, key=lambda length: len(cut(length))) - 1
@@ -234,45 +275,11 @@ class Encoder:
         choices = ", or set overflow to 'drop' or 'truncate_prompt'" if self.overflow == "error" else ""
         return DataError(f"{rejected.reason}. Raise max_length{choices}", where=rejected.where)
 
-    def _chat_ending(self) -> tuple[str, str]:
-        """Return what the chat template puts after an answer, and its part up to and with the end token."""
-        answer = self._answer([{"role": "user", "content": _PROBE}], _PROBE)
-        _, probe, suffix = answer.rpartition(_PROBE)
-        if not probe:
-            raise TemplateError(
-                "the tokenizer's chat template leaves out the assistant's answer; turn chat off"
-            )
-        ends = [
-            suffix.index(special) + len(special) for special in self.special_tokens() if special in suffix
-        ]
-        # A template without an end token, such as Alpaca's, gets the tokenizer's: generation must stop.
-        return suffix, suffix[: min(ends)] if ends else _eos(self.tokenizer)
-
-    def _answer(self, messages: list[dict[str, str]], completion: str) -> str:
-        """Return what the chat template adds to the prompt when the answer is appended."""
-        prompt = self._apply(messages, generation_prompt=True)
-        whole = self._apply(
-            [*messages, {"role": "assistant", "content": completion}], generation_prompt=False
-        )
-        if not whole.startswith(prompt):
-            raise TemplateError(
-                "the chat template writes a prompt differently once it is answered, so the model would be "
-                f"served something else than it was trained on: the prompt ends in {_excerpt(prompt[-40:])}, "
-                f"and the conversation has {_excerpt(whole[max(0, len(prompt) - 40) : len(prompt)])} there. "
-                "Use a chat template whose generation prompt begins the answer, or turn chat off"
-            )
-        return whole[len(prompt) :]
-
-    def _apply(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
-        assert isinstance(text, str)
-        return text
+    def _whole_prompt(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+        if self._chat is not None:
+            return self._tokenize(self._chat.prompt(_messages(segments)))
+        ids = _once_before(self._bos, self._tokenize("\n\n".join(segment.text for segment in segments)))
+        return ids if self._prompt_end and ids[-1:] == self._prompt_end else ids + self._prompt_end
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         # verbose=False: the limit is checked here, and the tokenizer's warning would only repeat it.
@@ -284,7 +291,11 @@ def _encoded(example: Example, prompt: tuple[int, ...], completion: tuple[int, .
 
 
 def _messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
-    return [{"role": segment.role, "content": segment.text} for segment in segments]
+    return [
+        {"role": segment.role, "content": segment.text}
+        | ({} if segment.reasoning is None else {"reasoning_content": segment.reasoning})
+        for segment in segments
+    ]
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -297,14 +308,6 @@ def _trailing_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return (eos,) if eos is not None and tokenizer(_PROBE)["input_ids"][-1:] == [eos] else ()
 
 
-def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
-    if tokenizer.eos_token is None:
-        raise DataError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, so the model couldn't "
-            "learn where a completion ends. Set tokenizer.eos_token"
-        )
-    return str(tokenizer.eos_token)
-
-
-def _excerpt(text: str) -> str:
-    return repr(shorten(text))
+def _once_before(start: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Ids with the token that begins a text, which the text may have itself."""
+    return ids if ids[: len(start)] == start else start + ids

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from manytune.data.chat_template import uses_date
+from manytune.data.encode import Encoder, Overflow
+from manytune.data.encoding_options import EncodingOptions
 from manytune.data.mixing import Mixture, Strategy, check_options, mix
 from manytune.data.promptsource import load_promptsource
 from manytune.data.section import Number, Section, kind_of
 from manytune.data.templates import PromptTemplate, choose_template, load_template, named_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TEMPLATE_FILES = {".yaml", ".yml", ".json"}
 _DEFAULT_TEMPLATE = "prompt-completion"
@@ -41,6 +49,33 @@ def _rows_or_share(value: object) -> object:
     if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
         return value
     raise ValueError(f"expected a file, a datasets name, or a share between 0 and 1; found {kind_of(value)}")
+
+
+def _auto_or_bool(value: object) -> object:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError(f"expected auto, true or false; found {kind_of(value)}")
+
+
+def _json_values(value: object) -> object:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"expected a section of the template's variables; found {kind_of(value)}")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a chat template takes what JSON can hold: {error}") from error
+    return value
+
+
+def _iso_date(value: object) -> object:
+    # YAML reads 2026-01-31 as a date.
+    text = value.isoformat() if isinstance(value, datetime.date) else value
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"expected a date such as 2026-01-31, or null; found {kind_of(value)}")
+    EncodingOptions(date=text)
+    return text
 
 
 Rows = Annotated[float | str | None, BeforeValidator(_rows_or_share)]
@@ -152,9 +187,19 @@ class DataRecipe(Section):
     """A field; rows that share its value stay on one side of a split."""
     mixing: MixingRecipe | None = None
     """How often each task comes up, with a list of tasks; null for each row once an epoch."""
+    chat: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    """Whether prompts go through the tokenizer's chat template: `auto` where it has one; `true` requires one, `false`
+    leaves it out, as for a chat template that can't be trained with."""
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_values)] = Field(
+        default_factory=dict
+    )
+    """Values of the chat template's own variables, such as `{enable_thinking: false}`; the adapter keeps them."""
+    date: Annotated[str | None, BeforeValidator(_iso_date)] = None
+    """What a chat template that writes today's date takes for today, such as 2026-01-31; null for the start of the run,
+    which keeps it."""
     max_length: Annotated[int, Field(ge=2)] | None = 2048
     """The most tokens of a prompt and its completion together; null for no limit."""
-    overflow: Literal["error", "drop", "truncate_prompt"] = "error"
+    overflow: Overflow = "error"
     """What becomes of longer rows: an error, left out and counted, or the prompt's end cut off and
     counted."""
     on_error: Literal["error", "skip"] = "error"
@@ -232,6 +277,49 @@ class DataRecipe(Section):
         """
         return mix(sizes, **self._mixing_options())
 
+    def encoder(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        encoder_decoder: bool = False,
+        limited: bool = True,
+        overflow: Overflow | None = None,
+    ) -> Encoder:
+        """The encoder of the rows.
+
+        Args:
+            tokenizer: The base's.
+            encoder_decoder: Whether the base is an encoder-decoder.
+            limited: Whether `max_length` holds.
+            overflow: In place of the section's.
+
+        Raises:
+            DataError: The chat template isn't there, or has no such variable.
+            TemplateError: It can't be used for training.
+        """
+        return Encoder(
+            tokenizer,
+            max_length=self.max_length if limited else None,
+            overflow=overflow or self.overflow,
+            chat=None if self.chat == "auto" else self.chat,
+            encoder_decoder=encoder_decoder,
+            chat_template_kwargs=self.chat_template_kwargs,
+            now=self.encoding_options().now(),
+        )
+
+    def encoding_options(self, *, max_prompt: int | None = None) -> EncodingOptions:
+        """What an adapter keeps of the encoding.
+
+        Args:
+            max_prompt: The tokens that training cut longer prompts to.
+        """
+        return EncodingOptions(self.chat_template_kwargs, self.date, max_prompt)
+
+    def dated(self, tokenizer: PreTrainedTokenizerBase, date: str) -> Self:
+        """The section with a date, if the chat template writes one and the section doesn't say which."""
+        writes_date = self.chat is not False and bool(tokenizer.chat_template) and uses_date(tokenizer)
+        return self.model_copy(update={"date": date}) if writes_date and self.date is None else self
+
     def _mixing_options(self) -> dict[str, Any]:
         mixing = self.mixing or MixingRecipe()
         weights = {task.name: task.weight for task in self.tasks if task.weight is not None}
@@ -240,11 +328,11 @@ class DataRecipe(Section):
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:
             if getattr(self, key) is not None:
-                raise ValueError(f"with a list of tasks, {key} stands in each task and not beside them")
+                raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(
-                    f"with a list of tasks, {key} is a share or null; a file of a task's rows stands in the task"
+                    f"with a list of tasks, {key} is a share or null; a file of a task's rows belongs in the task"
                 )
         seen: set[str] = set()
         for task in self.tasks:

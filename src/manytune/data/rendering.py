@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import jinja2
 import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
+from manytune.data.jinja_text import MissingFieldError, TextEnvironment
 from manytune.data.nearest import did_you_mean
+from manytune.data.printable import AbsentNumber, UnprintableError, explain, is_absent, kind_of, printable
 from manytune.errors import TemplateError
 
 
@@ -21,68 +19,8 @@ class EmptyPartError(TemplateError):
     """A template made nothing of a row."""
 
 
-class _MissingFieldError(jinja2.UndefinedError):
-    """A template used a name that isn't there."""
-
-    def __init__(self, name: str, siblings: Mapping[str, object] | None) -> None:
-        super().__init__(name)
-        self.name = name
-        self.siblings = siblings  # what a nested object holds instead; None at the top level
-
-
-class _UnprintableError(jinja2.TemplateRuntimeError):
-    """A template printed a value that has no text form a model should see."""
-
-    def __init__(self, value: object) -> None:
-        super().__init__(type(value).__name__)
-        self.value = value
-
-
-class _StrictField(jinja2.StrictUndefined):
-    """A missing field: any use of it raises, with its name."""
-
-    def __init__(
-        self,
-        hint: str | None = None,
-        obj: Any = jinja2.utils.missing,
-        name: str | None = None,
-        exc: type[jinja2.TemplateRuntimeError] = jinja2.UndefinedError,
-    ) -> None:
-        super().__init__(hint, obj, name, exc)
-        nested = obj is not jinja2.utils.missing
-        if exc is jinja2.UndefinedError and name is not None and (not nested or isinstance(obj, Mapping)):
-            siblings = obj if nested else None
-            self._undefined_exception = lambda _: _MissingFieldError(str(name), siblings)  # type: ignore[assignment]
-
-
-def _printable(value: object) -> object:
-    """Refuse what Jinja2 would print as Python source: None, lists, mappings, bytes, functions."""
-    if isinstance(value, (str, jinja2.Undefined)):
-        return value
-    if value is None or callable(value) or isinstance(value, Iterable):
-        raise _UnprintableError(value)
-    return value
-
-
-@jinja2.pass_context
-def _choice(context: jinja2.runtime.Context, options: Sequence[object]) -> object:
-    """One of the options, the same one whenever a row with these fields is rendered."""
-    fields = json.dumps(context["fields"], sort_keys=True, default=repr)
-    digest = hashlib.blake2b(f"{fields} {options!r}".encode(), digest_size=8).digest()
-    return options[int.from_bytes(digest) % len(options)]
-
-
-def _most_frequent(items: Iterable[object]) -> list[object]:
-    """The items that occur most often, in the order of their first occurrence."""
-    counts = Counter(items)
-    return [item for item, count in counts.items() if count == max(counts.values())]
-
-
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=_StrictField, finalize=_printable, keep_trailing_newline=True, autoescape=False
-)
-_ENVIRONMENT.globals.clear()  # a missing field named "dict" or "range" must not be found there
-_ENVIRONMENT.filters |= {"choice": _choice, "most_frequent": _most_frequent}  # promptsource's
+_ENVIRONMENT = TextEnvironment()
+_ALL = "fields"  # by this name a template reaches all of a row's fields
 
 
 @functools.lru_cache(maxsize=256)
@@ -93,7 +31,7 @@ def compile_part(part: str, text: str) -> jinja2.Template:
         TemplateError: It isn't valid Jinja2; the message names the part, the line and the line's text.
     """
     try:
-        return _ENVIRONMENT.from_string(text)
+        return _ENVIRONMENT.compiled(text)
     except jinja2.TemplateSyntaxError as error:
         lines = text.splitlines() or [""]
         line = lines[min(error.lineno, len(lines)) - 1].strip()
@@ -107,6 +45,26 @@ def compile_part(part: str, text: str) -> jinja2.Template:
 def named_fields(text: str) -> frozenset[str]:
     """Return the fields that a template names."""
     return frozenset(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
+
+
+@functools.lru_cache(maxsize=256)
+def used_fields(text: str) -> frozenset[str] | None:
+    """Return the fields that a template may use, those of `fields["name"]` too; None if that can be any of them."""
+    tree = _ENVIRONMENT.parse(text)
+    names = set(jinja2.meta.find_undeclared_variables(tree))
+    if _ALL not in names:
+        return frozenset(names)
+    by_attribute = [(node.node, node.attr) for node in tree.find_all(nodes.Getattr)]
+    by_item = [
+        (node.node, node.arg.value)
+        for node in tree.find_all(nodes.Getitem)
+        if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
+    ]
+    reached = [
+        key for owner, key in by_attribute + by_item if isinstance(owner, nodes.Name) and owner.name == _ALL
+    ]
+    uses = sum(node.name == _ALL for node in tree.find_all(nodes.Name))
+    return frozenset(names - {_ALL} | {*reached}) if len(reached) == uses else None
 
 
 def tokens(text: str) -> Iterator[tuple[str, str]]:
@@ -137,20 +95,46 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
         EmptyPartError: The result is empty.
     """
     template = compile_part(part, text)
+    if any(type(value) is float and value != value for value in values.values()):
+        values = {
+            name: AbsentNumber() if isinstance(value, float) and is_absent(value) else value
+            for name, value in values.items()
+        }
     try:
-        rendered = template.render({"fields": values, **values})
-    except _MissingFieldError as error:
+        rendered = template.render({_ALL: values, **values})
+    except MissingFieldError as error:
         found = values if error.siblings is None else error.siblings
         raise TemplateError(f"the {part} template {no_field(error.name, found)}") from error
-    except _UnprintableError as error:
-        raise TemplateError(
-            f"the {part} template {_not_text(error.value, named_fields(text), values)}"
-        ) from error
+    except UnprintableError as error:
+        raise TemplateError(f"the {part} template {explain(error, _named(text, values))}") from error
     except Exception as error:  # a template is the user's program: it can raise anything
-        raise TemplateError(f"the {part} template failed: {type(error).__name__}: {error}") from error
+        raise TemplateError(
+            f"the {part} template failed: {type(error).__name__}: {error}{_absent(_named(text, values))}"
+        ) from error
     if not rendered.strip():
         raise EmptyPartError(f"the {part} is empty; its template is {shorten(text)!r}")
     return rendered
+
+
+def field_as_text(purpose: str, name: str, values: Mapping[str, object]) -> str:
+    """Return the text of a field that is used without a template.
+
+    Args:
+        purpose: What it is used for, for messages: `"group_by"`.
+        name: The field.
+        values: The row's fields.
+
+    Raises:
+        TemplateError: It is missing, null or not text.
+    """
+    if values.get(name) is None:
+        raise TemplateError(f"{purpose} {no_field(name, values)}")
+    try:
+        return str(printable(values[name]))
+    except UnprintableError as error:
+        raise TemplateError(
+            f"{purpose} needs text in the field {name!r}, which is {kind_of(error.value)}"
+        ) from error
 
 
 def no_field(name: str, values: Mapping[str, object]) -> str:
@@ -161,18 +145,16 @@ def no_field(name: str, values: Mapping[str, object]) -> str:
     return f"needs the field {name!r}; this row has {existing}{did_you_mean(name, map(str, values))}"
 
 
-def _not_text(value: object, named: frozenset[str], values: Mapping[str, object]) -> str:
-    culprits = [repr(name) for name in sorted(named) if name in values and values[name] is value]
-    what = f"the field {culprits[0]}" if culprits else "an expression"
-    if value is None:
-        return f"prints {what}, which is null here; give it a default: {{{{ field or '...' }}}}"
-    if isinstance(value, Mapping):
-        return f"prints {what}, which is an object with {', '.join(map(str, value))}; name one of them"
-    if isinstance(value, bytes):
-        return f"prints {what}, which is bytes; decode it first"
-    if callable(value):
-        return f"prints {what}, which is a function; a key of that name is reached as {{{{ field['key'] }}}}"
-    return f"prints {what}, which is a list; join it: {{{{ field | join(' ') }}}}"
+def _named(text: str, values: Mapping[str, object]) -> dict[str, object]:
+    """The row's fields that a template names; all of them if it names `fields`."""
+    names = named_fields(text)
+    return {name: value for name, value in values.items() if name in names or _ALL in names}
+
+
+def _absent(named: Mapping[str, object]) -> str:
+    """What may be behind any failure: that fields are null."""
+    found = [f"{name!r} is {kind_of(value)}" for name, value in named.items() if is_absent(value)]
+    return f" (the field {', '.join(found)})" if found else ""
 
 
 def shorten(text: str, limit: int = 60) -> str:

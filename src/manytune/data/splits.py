@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from manytune.data.records import Record
-from manytune.data.rendering import no_field
+from manytune.data.rendering import field_as_text
 from manytune.data.templates import Example, Segment
-from manytune.errors import DataError
+from manytune.errors import DataError, TemplateError
 
 T = TypeVar("T")
 
@@ -79,13 +79,14 @@ def record_key(record: Record, group_by: str | None = None) -> str:
         group_by: The field whose value is the key; without one, only rows with equal fields have equal keys.
 
     Raises:
-        DataError: The row has no such field, or it is null.
+        DataError: The row has no such field, or it is null or no text.
     """
     if group_by is None:
         return json.dumps(record.fields, sort_keys=True, default=repr)
-    if record.fields.get(group_by) is None:
-        raise DataError(f"group_by {no_field(group_by, record.fields)}", where=record.where)
-    return str(record.fields[group_by])
+    try:
+        return field_as_text("group_by", group_by, record.fields)
+    except TemplateError as error:
+        raise DataError(str(error), where=record.where) from error
 
 
 def prompt_text(segments: Iterable[Segment]) -> str:

@@ -18,7 +18,7 @@ import yaml
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.records import Record, Rejected
-from manytune.data.rendering import compile_part, named_fields, no_field, render_part, shorten
+from manytune.data.rendering import compile_part, field_as_text, named_fields, render_part, shorten
 from manytune.errors import TemplateError
 
 _FILES = {".yaml", ".yml", ".json"}
@@ -28,10 +28,17 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Segment:
-    """One message of a prompt."""
+    """One message of a prompt.
+
+    Args:
+        role: Whose it is.
+        text: What it says.
+        reasoning: What the model wrote before an answer of its own; for chat templates that take it.
+    """
 
     role: Role
     text: str
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,11 +162,7 @@ class PromptTemplate:
         return parts if self.system is None else {**parts, "system": self.system}
 
     def _group(self, values: Mapping[str, object]) -> str | None:
-        if self.group_by is None:
-            return None
-        if values.get(self.group_by) is None:
-            raise TemplateError(f"group_by {no_field(self.group_by, values)}")
-        return str(values[self.group_by])
+        return None if self.group_by is None else field_as_text("group_by", self.group_by, values)
 
 
 def render_all(

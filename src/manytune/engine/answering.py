@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from manytune.engine.base_model import check_lengths, evaluation_mode, has_virtual_tokens
+from manytune.engine.detokenize import decode
 from manytune.engine.engine import Engine
 from manytune.engine.kv_cache import row_width
 from manytune.engine.options import EngineOptions
@@ -101,7 +102,7 @@ def _answers(engine: Engine, tokenizer: Any, count: int, progress: Progress | No
             if output.finish_reason is not None:
                 stopped = output.finish_reason == "stop"
                 kept = tuple(tokens[index][:-1] if stopped else tokens[index])
-                text = tokenizer.decode(kept, skip_special_tokens=True)
+                text = decode(tokenizer, kept, ())
                 found[index] = Generation(kept, text, "stop" if stopped else "length")
         if progress is not None and len(found) > before:
             progress(len(found), count)

@@ -74,8 +74,7 @@ def check_lengths(model: Any, lengths: Sequence[int], *, new_tokens: int) -> Non
             wanted = f"{length} tokens" + (f" and {new_tokens} to generate" if new_tokens else "")
             raise DataError(
                 f"sequence {index} has {wanted}, but the model has {limit} positions; "
-                "shorten the prompt (max_length with overflow truncate_prompt)"
-                + (" or lower max_new_tokens" if new_tokens else "")
+                "shorten the prompt" + (" or lower max_new_tokens" if new_tokens else "")
             )
 
 

@@ -6,10 +6,19 @@ decoded together each time, and text is returned once it doesn't end in an incom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 _BROKEN = "\ufffd"
+
+
+def decode(tokenizer: Any, ids: Sequence[int], end_ids: Collection[int]) -> str:
+    """Return the text of an answer's tokens, to the letter.
+
+    Special tokens are in it, as an adapter may have been trained to write them. Only end tokens have no text.
+    """
+    kept = [token for token in ids if token not in end_ids]
+    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class TextStream:
@@ -18,11 +27,17 @@ class TextStream:
     Args:
         tokenizer: The model's tokenizer.
         stop: Strings that end the answer.
+        end_ids: Tokens without a text.
+        opening: What the chat template writes before an answer; no stop string is sought in it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), *, end_ids: Collection[int] = (), opening: str = ""
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._end_ids = end_ids
+        self._opening = opening if stop else ""
         self._ids: list[int] = []
         # Tokens from here are decoded again with the new ones, whose text may depend on them.
         self._context = 0
@@ -46,18 +61,26 @@ class TextStream:
         """The text that is still held back when the answer ends, and whether a stop string was in it."""
         before, after = self._decode(self._context, self._given), self._decode(self._context, None)
         self._context = self._given = len(self._ids)
-        text, stopped = self._release(after[len(before) :])
+        text, stopped = self._release(after[len(before) :], ended=True)
         held, self._held = self._held, ""
         return (text, True) if stopped else (text + held, False)
 
     def _decode(self, start: int, end: int | None) -> str:
         ids = self._ids[start:end]
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+        return decode(self._tokenizer, ids, self._end_ids) if ids else ""
 
-    def _release(self, new: str) -> tuple[str, bool]:
+    def _release(self, new: str, *, ended: bool = False) -> tuple[str, bool]:
         if not self._stop:
             return new, False
         text = self._held + new
+        if self._opening:
+            if not ended and text != self._opening and self._opening.startswith(text):
+                self._held = text
+                return "", False
+            opening, self._opening, self._held = self._opening, "", ""
+            if text.startswith(opening):
+                rest, stopped = self._release(text[len(opening) :])
+                return opening + rest, stopped
         ends = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         if ends:
             self._held = ""

@@ -22,6 +22,7 @@ from manytune.engine.base_model import (
     has_encoder,
     start_id,
 )
+from manytune.engine.detokenize import decode
 from manytune.engine.padding import left_padded, longest_first, right_padded
 from manytune.engine.shared_prompts import prefill_shared
 
@@ -35,7 +36,7 @@ class Generation:
 
     Attributes:
         token_ids: The generated tokens, without the end token.
-        text: The same tokens decoded, without special tokens.
+        text: The same tokens decoded, special tokens too.
         finished: `"stop"` if the model ended the answer itself, `"length"` if it was cut at the limit.
     """
 
@@ -135,8 +136,9 @@ def _generation(tokens: list[int], stop_ids: frozenset[int], tokenizer: Any) -> 
     """Cut a generated row at its first end token."""
     end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
     kept = tuple(tokens if end is None else tokens[:end])
-    text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Generation(token_ids=kept, text=text, finished="length" if end is None else "stop")
+    return Generation(
+        token_ids=kept, text=decode(tokenizer, kept, ()), finished="length" if end is None else "stop"
+    )
 
 
 def _pad_id(tokenizer: Any, stop_ids: frozenset[int]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from manytune.data.answer_format import BARE, AnswerFormat
 from manytune.data.encode import Encoded, Encoder
 from manytune.data.templates import Example
 from manytune.errors import DataError
@@ -20,11 +21,11 @@ class Generated(Protocol):
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The answer's tokens."""
+        """The generated tokens, without the end token."""
 
     @property
     def text(self) -> str:
-        """The answer."""
+        """Their text, special tokens in it."""
 
     @property
     def finished(self) -> Literal["stop", "length"]:
@@ -45,10 +46,12 @@ class Question:
     Attributes:
         item: What is recorded of it.
         encoded: The prompt with each of the item's references.
+        form: What is an answer in the text that is generated for it.
     """
 
     item: Item
     encoded: tuple[Encoded, ...]
+    form: AnswerFormat = BARE
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -78,7 +81,7 @@ def questions_from(examples: Sequence[Example], encoder: Encoder) -> tuple[Quest
 def ask(
     questions: Sequence[Question], generate: Generate, likelihood: Likelihood | None = None
 ) -> tuple[Answer, ...]:
-    """One system's answers.
+    """One system's answers: without what its chat template writes around them, and without reasoning.
 
     Args:
         questions: What to ask.
@@ -94,9 +97,10 @@ def ask(
             sums = [next(values) for _ in question.encoded]
             measured[index] = (sum(nll for nll, _ in sums), sum(tokens for _, tokens in sums))
     answers = []
-    for answer, nll in zip(generated, measured, strict=True):
+    for question, answer, nll in zip(questions, generated, measured, strict=True):
         total, tokens = nll or (None, 0)
-        answers.append(Answer(answer.text, len(answer.token_ids), answer.finished, total, tokens))
+        text = question.form.read(answer.text).content
+        answers.append(Answer(text, len(answer.token_ids), answer.finished, total, tokens))
     return tuple(answers)
 
 
@@ -120,10 +124,10 @@ def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
             )
     item = Item(
         prompt="\n\n".join(segment.text for segment in first.segments),
-        references=tuple(row.completion for row in rows),
+        references=tuple(encoder.reference(row) for row in rows),
         source=first.source,
         row=first.row,
         group=first.group,
         task=first.task,
     )
-    return Question(item, tuple(encoder.encode(row) for row in rows))
+    return Question(item, tuple(encoder.encode(row) for row in rows), encoder.answers)

@@ -25,6 +25,15 @@ _NOT_IN_COMMON = {
 }
 
 
+def date_of(experiment: Experiment) -> str | None:
+    """The date in an experiment's prompts, if it has begun and its chat template writes one."""
+    path = experiment.directory / _FILE
+    if not path.is_file():
+        return None
+    date: str | None = json.loads(path.read_text(encoding="utf-8")).get("date")
+    return date
+
+
 def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> None:
     """Write the conditions of a new experiment, or check that they are still those of the one that is there.
 
@@ -45,6 +54,7 @@ def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> No
         "validation": tokens_digest(data.validation),
         "base": base.fingerprint.to_dict(),
         "training": {key: value for key, value in training.items() if key not in _NOT_IN_COMMON},
+        "date": experiment.recipe.data.date,
     }
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))

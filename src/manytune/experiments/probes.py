@@ -49,14 +49,19 @@ class LoadedProbe:
     passages: tuple[Encoded, ...] = ()
 
 
-def load_probes(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]:
+def load_probes(recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> tuple[LoadedProbe, ...]:
     """Read every probe that a recipe asks for.
+
+    Args:
+        recipe: What is asked.
+        base: Whose tokens and positions they fit.
+        encoder: Makes the prompts.
 
     Raises:
         DataError: A file can't be used, a text is too short, or two probes share a name.
     """
-    found = [*(_defaults(recipe, base) if recipe.defaults else ())]
-    found += [_own(probe, recipe, base) for probe in recipe.probes]
+    found = [*(_defaults(recipe, base, encoder) if recipe.defaults else ())]
+    found += [_own(probe, recipe, base, encoder) for probe in recipe.probes]
     names = [probe.name for probe in found]
     for name in names:
         if names.count(name) > 1:
@@ -176,7 +181,7 @@ def manual_probe(tokenizer: Any, *, most: int, positions: int | None) -> LoadedP
     )
 
 
-def question_probe(base: Base) -> LoadedProbe:
+def question_probe(encoder: Encoder) -> LoadedProbe:
     """Sixty questions of general knowledge, answered in a few words."""
     content = (resources.files("manytune.experiments") / _QUESTIONS).read_text(encoding="utf-8")
     rows = [json.loads(line) for line in content.splitlines()]
@@ -185,7 +190,7 @@ def question_probe(base: Base) -> LoadedProbe:
         for number, row in enumerate(rows, start=1)
         for answer in row["answers"]
     ]
-    questions = questions_from(examples, _encoder(base))
+    questions = questions_from(examples, encoder)
     return LoadedProbe(
         "general questions",
         f"Share of {len(questions)} short questions of general knowledge whose answer has the right words in it.",
@@ -195,13 +200,13 @@ def question_probe(base: Base) -> LoadedProbe:
     )
 
 
-def _defaults(recipe: ForgettingRecipe, base: Base) -> tuple[LoadedProbe, ...]:
-    return question_probe(base), manual_probe(
+def _defaults(recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> tuple[LoadedProbe, ...]:
+    return question_probe(encoder), manual_probe(
         base.tokenizer, most=recipe.passages, positions=positions_of(base.model)
     )
 
 
-def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProbe:
+def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> LoadedProbe:
     records = read_role(probe.file, "test").kept
     template = probe.template()
     if template is None:
@@ -222,7 +227,7 @@ def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProb
             positions=positions_of(base.model),
             source=probe.file,
         )
-    questions = questions_from(render_all(template, records).kept, _encoder(base))
+    questions = questions_from(render_all(template, records).kept, encoder)
     if probe.metric == "perplexity":
         passages = tuple(encoded for question in questions for encoded in question.encoded)
         items = tuple(
@@ -239,7 +244,3 @@ def _own(probe: ProbeRecipe, recipe: ForgettingRecipe, base: Base) -> LoadedProb
         tuple(question.item for question in questions),
         questions=questions,
     )
-
-
-def _encoder(base: Base) -> Encoder:
-    return Encoder(base.tokenizer, max_length=None, encoder_decoder=base.is_encoder_decoder)

@@ -21,7 +21,7 @@ from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
-from manytune.experiments.conditions import keep_conditions
+from manytune.experiments.conditions import date_of, keep_conditions
 from manytune.experiments.probes import (
     LoadedProbe,
     load_probes,
@@ -99,13 +99,11 @@ class Workspace:
     def encoder(self) -> Encoder:
         """Makes prompts as the training makes them; they are cut only if they are cut there."""
         data = self.experiment.recipe.data
-        cut = data.overflow == "truncate_prompt"
-        return Encoder(
-            self.base.tokenizer,
-            max_length=data.max_length if cut else None,
-            overflow="truncate_prompt" if cut else "error",
-            encoder_decoder=self.base.is_encoder_decoder,
+        options = data.encoding_options(max_prompt=self.data.max_prompt).within(
+            self.base.positions, self.experiment.compare.max_new_tokens
         )
+        chat = None if data.chat == "auto" else data.chat
+        return options.encoder(self.base.tokenizer, chat=chat, encoder_decoder=self.base.is_encoder_decoder)
 
     # -- what is on disk
 
@@ -285,15 +283,16 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     """
     recipe = experiment.recipe
     check_device(recipe.training)
-    inputs = read_inputs(recipe, notify=reporter.line)
+    inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
+    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
     splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
-    probes = load_probes(experiment.forgetting, base)
-    workspace = Workspace(experiment, base, splits, data, (), probes, ranks, reporter)
+    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter)
+    probes = load_probes(experiment.forgetting, base, workspace.encoder)
     questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
     keep_conditions(experiment, base, data)
     rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
     if rehearsing and experiment.forgetting.rehearsal is None:
         write_rehearsal(workspace.variants.rehearsal_file)
-    return dataclasses.replace(workspace, questions=questions)
+    return dataclasses.replace(workspace, probes=probes, questions=questions)

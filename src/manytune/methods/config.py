@@ -101,6 +101,11 @@ class PeftConfig:
         self.__dict__["_was_saved"] = True
         return self
 
+    @property
+    def is_adaption_prompt(self) -> bool:
+        """Whether the method is HF PEFT's adaption prompts, which isn't implemented: never."""
+        return False
+
     # -- what a method's options may say, with defaults
 
     @property
@@ -233,7 +238,7 @@ class PromptLearningConfig(PeftConfig):
         num_transformer_submodules: 1 for a decoder or an encoder, 2 for an encoder-decoder.
         num_attention_heads: Heads of keys and values; by default the model's.
         num_layers: Layers; by default the model's.
-        modules_to_save: Modules trained in full beside the prompt, such as a new head.
+        modules_to_save: Modules trained in full next to the prompt, such as a new head.
     """
 
     num_virtual_tokens: int | None = None

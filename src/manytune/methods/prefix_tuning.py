@@ -25,9 +25,9 @@ from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_colu
 class PrefixTuningConfig(PromptLearningConfig):
     """Prefix tuning: in each layer, attention over [P_K; K] and [P_V; V], and only P trains. arXiv 2101.00190.
 
-    P is (virtual tokens, layers * 2 * heads of keys * size of a head); in an encoder-decoder it stands before
+    P is (virtual tokens, layers * 2 * heads of keys * size of a head); in an encoder-decoder it comes before
     the decoder's self-attention. `num_attention_heads` and `token_dim` hold the heads of keys and values and
-    their total size, which the model settles.
+    their total size, which is inferred from the model.
 
     Args:
         prefix_projection: While it trains, compute P = W2 tanh(W1 E) from E (virtual tokens, `token_dim`). A
@@ -70,8 +70,11 @@ class ProjectedPrefix(SoftPrompt):
         return values
 
 
-#: Options of models whose layers differ in their keys and values, or share them.
-_UNEVEN = ("num_kv_shared_layers", "global_head_dim", "per_layer_config")
+#: Options of models whose layers differ in their keys and values, share them, or keep them compressed.
+_UNEVEN = ("num_kv_shared_layers", "global_head_dim", "per_layer_config", "kv_lora_rank")
+
+
+_NONE_NEEDED = "Prompt tuning and P-tuning need none."
 
 
 class PrefixTuningModel(PromptTuner):
@@ -79,8 +82,9 @@ class PrefixTuningModel(PromptTuner):
 
     def settle(self, config: PrefixTuningConfig) -> None:
         """See `PromptTuner.settle`: heads and sizes are those of the model's keys and values."""
-        _reader(self.model)
-        refuse_checkpointing(self.model)
+        reader = _reader(self.model)
+        self.refuse_checkpointing()
+        _require_plain(DynamicCache(config=reader.config))
         needed, heads, size = _sizes(self.model)
         text = self.model.config.get_text_config()
         # HF PEFT, too, takes the attention's sizes as given by a user and replaces them by the keys'.
@@ -99,6 +103,10 @@ class PrefixTuningModel(PromptTuner):
             )
         if config.encoder_hidden_size is None:
             config.encoder_hidden_size = config.token_dim
+
+    def refuse_checkpointing(self, *, planned: bool = False) -> None:
+        """See `Tuner.refuse_checkpointing`: recomputed layers run without a cache, and the prefix is in the cache."""
+        refuse_checkpointing(self.model, planned=planned)
 
     def shape(self, config: PrefixTuningConfig) -> tuple[int, int]:
         """See `PromptTuner.shape`."""
@@ -168,9 +176,13 @@ def _sizes(model: PreTrainedModel) -> tuple[int, int, int]:
     if uneven:
         raise ConfigError(
             f"Prefix tuning needs keys and values of one size in each layer; {type(model).__name__} has "
-            f"{', '.join(f'{name}={value}' for name, value in uneven.items())}."
+            f"{', '.join(f'{name}={value}' for name, value in uneven.items())}. {_NONE_NEEDED}"
         )
-    queries = text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None)
+    if queries is None:
+        raise ConfigError(
+            f"Prefix tuning needs attention to put a prefix before, and {type(model).__name__} has none. {_NONE_NEEDED}"
+        )
     heads = getattr(text, "num_key_value_heads", None) or queries
     size = getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or text.hidden_size // queries
     layers = getattr(text, "num_decoder_layers", None) or getattr(text, "decoder_layers", None)
@@ -187,16 +199,21 @@ def _by_layer(values: Tensor, layers: int, heads: int, parts: int) -> Tensor:
     return halves if parts == 1 else halves[[parts * layer % layers for layer in range(layers)]]
 
 
-def refuse_checkpointing(model: nn.Module) -> None:
+def refuse_checkpointing(model: nn.Module, *, planned: bool = False) -> None:
     """Checkpointed layers run without a cache, and the prefix is in the cache.
 
+    Args:
+        model: The model.
+        planned: Whether gradient checkpointing is about to be turned on.
+
     Raises:
-        ConfigError: Gradient checkpointing is on.
+        ConfigError: Gradient checkpointing is on, or will be.
     """
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if planned or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise ConfigError(
-            f"{PeftType.PREFIX_TUNING} does not work with gradient checkpointing. Turn it off with "
-            "model.activation_checkpointing_disable()."
+            f"{PeftType.PREFIX_TUNING} does not work with gradient checkpointing: layers that are recomputed run "
+            "without the cache that the prefix is in. Turn it off (gradient_checkpointing=False in a recipe or in "
+            "TrainingArguments, model.activation_checkpointing_disable()), or use prompt tuning or P-tuning."
         )
 
 
@@ -206,9 +223,17 @@ def _reader(model: PreTrainedModel) -> Any:
         if "past_key_values" in inspect.signature(module.forward).parameters:
             return module
     raise ConfigError(
-        f"{type(model).__name__} does not support past key values, which are required for prefix tuning. Prompt "
-        "tuning and P-tuning need none."
+        f"{type(model).__name__} does not support past key values, which are required for prefix tuning. {_NONE_NEEDED}"
     )
+
+
+def _require_plain(cache: Any) -> None:
+    """Refuse a model of which some layers keep other things than keys and values, as state-space layers do."""
+    odd = [type(layer).__name__ for layer in cache.layers if not isinstance(layer, DynamicLayer)]
+    if odd:
+        raise ConfigError(
+            f"Prefix tuning needs keys and values in each layer, found a layer with {odd[0]}. {_NONE_NEEDED}"
+        )
 
 
 def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: PrefixTuningConfig) -> Any:
@@ -218,9 +243,7 @@ def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: Pre
         own = DynamicCache(config=reader.config)
         cache = EncoderDecoderCache(own, DynamicCache()) if reader.config.is_encoder_decoder else own
     own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-    odd = [type(layer).__name__ for layer in own.layers if not isinstance(layer, DynamicLayer)]
-    if odd:
-        raise ConfigError(f"Prefix tuning needs keys and values in each layer, found a layer with {odd[0]}.")
+    _require_plain(own)
     rows = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "labels")
     batch = next(inputs[name].shape[0] for name in rows if name in inputs)
     heads = config.num_attention_heads

@@ -17,7 +17,7 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.sums import add_weighted_adapter
-from manytune.methods.tuners.targets import adapter_layers
+from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.task_heads import TASK_HEADS, head_names, untrained_parts
 from manytune.model.accounting import accounting_line, count_parameters
 from manytune.model.per_sample import each_with_its_own
@@ -28,8 +28,8 @@ class AdaptedModel(nn.Module):
 
     Args:
         model: The base; changed in place until `unload` or `merge_and_unload`.
-        peft_config: Options of the first adapter. This very object is kept, with what the model settles
-            filled in.
+        peft_config: Options of the first adapter. This very object is kept, with what is
+            inferred from the model filled in.
         adapter_name: Its name.
         autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.
@@ -98,9 +98,24 @@ class AdaptedModel(nn.Module):
         return names or None
 
     @property
+    def peft_type(self) -> str | None:
+        """The adapters' method, as `adapter_config.json` calls it."""
+        return self.active_peft_config.peft_type
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether calls use an adapter: one is chosen, and adapters aren't disabled."""
+        return bool(self.active_adapters) and self.tuner.enabled is not False
+
+    @property
     def targeted_module_names(self) -> list[str]:
         """Paths in the base of the layers that carry adapters, in the model's order."""
-        return [path for path, _ in adapter_layers(self.get_base_model())]
+        return targeted_modules(self.get_base_model())
+
+    @property
+    def targeted_parameter_names(self) -> list[str]:
+        """Paths of the parameters that are adapted in layers which aren't; see `target_parameters`."""
+        return targeted_parameters(self.get_base_model())
 
     def add_task_head(self, config: PeftConfig, base: nn.Module) -> None:
         """A task's head is new, so all of it trains in full and is saved.

@@ -12,6 +12,10 @@ from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
 from manytune.methods.config import PeftConfig, TaskType
 from manytune.model.peft_model import PeftModel, class_for
 
+#: Options that a base's `from_pretrained` doesn't know, and those that mean something to both.
+_ADAPTERS_OWN = ("autocast_adapter_dtype", "ephemeral_gpu_offload", "torch_device", "strict")
+_OF_BOTH = ("low_cpu_mem_usage", "ignore_mismatched_sizes", "key_mapping")
+
 
 class _AutoPeftModel:
     """Loads the base that an adapter names, and attaches the adapter."""
@@ -35,7 +39,9 @@ class _AutoPeftModel:
             adapter_name: What to call it.
             is_trainable: Whether to train it further.
             config: Options to use instead of the saved ones.
-            **kwargs: Passed on to the base's `from_pretrained`, such as `dtype`.
+            **kwargs: Passed on to the base's `from_pretrained`, such as `dtype`; those of `PeftModel.from_pretrained`
+                that concern the adapter alone, such as `autocast_adapter_dtype`, go there. What concerns both, such as
+                `low_cpu_mem_usage`, goes to both.
 
         Raises:
             CheckpointError: The adapter is for another task, or names no base.
@@ -54,15 +60,17 @@ class _AutoPeftModel:
                 "PeftModel.from_pretrained(base, adapter)."
             )
         revision = {"revision": config.revision} if config.revision else {}
+        own = {name: kwargs.pop(name) for name in _ADAPTERS_OWN if name in kwargs}
+        shared = {name: kwargs[name] for name in _OF_BOTH if name in kwargs}
         base = cls.base_class.from_pretrained(config.base_model_name_or_path, **{**kwargs, **revision})
         _make_room(base, source, **hub)
         return class_for(config.task_type).from_pretrained(
-            base, source, adapter_name, is_trainable, config, **hub
+            base, source, adapter_name, is_trainable, config, **{**own, **shared, **hub}
         )
 
 
 def _make_room(base: Any, source: str, **hub: Any) -> None:
-    """Lengthen the embeddings if the tokenizer beside the adapter has more tokens; they are never shortened."""
+    """Lengthen the embeddings if the tokenizer next to the adapter has more tokens; they are never shortened."""
     try:
         find_adapter_file(source, "tokenizer_config.json", **hub)
     except CheckpointError:

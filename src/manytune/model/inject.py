@@ -29,7 +29,7 @@ def inject_adapter_in_model(
     """Put adapter layers into a model, in place. The adapter is in use at once, and all else is frozen.
 
     Args:
-        peft_config: A method with layers, such as `LoraConfig(r=8)`; kept, with what the model settles filled in.
+        peft_config: A method with layers, such as `LoraConfig(r=8)`; kept, with what is inferred from the model in it.
         model: The model. One that has adapters already gets one more.
         adapter_name: The adapter's name.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; `set_peft_model_state_dict` brings them.
@@ -40,7 +40,8 @@ def inject_adapter_in_model(
         The same model; its `peft_config` holds each adapter's options.
 
     Raises:
-        ConfigError: The method has no layers of its own in the model.
+        ConfigError: The method has no layers of its own in the model; or `state_dict` is given and parameters are
+            targeted, whose names aren't in it.
         NoMatchingPeftModuleError: The configuration targets no module.
 
     Warns:
@@ -53,12 +54,17 @@ def inject_adapter_in_model(
             "Use get_peft_model."
         )
     if state_dict is not None:
+        if getattr(peft_config, "target_parameters", None):
+            raise ConfigError(
+                "inject_adapter_in_model can't tell from a state_dict which parameters an adapter with "
+                f"target_parameters={sorted(peft_config.target_parameters)} adapts. Leave the state_dict out."  # type: ignore[attr-defined]
+            )
         _target_what_is_there(peft_config.as_saved(), model, kind, state_dict)
     present = model.__dict__.get(INJECTED)
     if isinstance(present, Tuner):
         if type(present) is not kind:
             raise ConfigError(
-                f"The model has adapters of {type(present).__name__}; one of {kind.__name__} doesn't go beside them."
+                f"The model has adapters of {type(present).__name__}; one of {kind.__name__} doesn't go next to them."
             )
         warnings.warn(
             "Already found a `peft_config` attribute in the model. This will lead to having multiple adapters in the "

@@ -8,16 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError
+from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.tuners.base import ATTACHED
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
-from manytune.model.loading import hub_options, load_into
+from manytune.model.loading import check_options, hub_options, load_into, offload_norms
 from manytune.model.recognised import RecognisedByTrainers
 from manytune.model.saving import push_adapters, save_adapters
 from manytune.model.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
@@ -64,8 +66,8 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
 
     Args:
         model: The base; changed in place until `unload` or `merge_and_unload`.
-        peft_config: Options of the first adapter. This very object is kept, with what the model settles
-            filled in.
+        peft_config: Options of the first adapter. This very object is kept, with what is
+            inferred from the model filled in.
         adapter_name: Its name.
         autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.
@@ -104,9 +106,9 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
         save_embedding_layers: bool | Literal["auto"] = "auto",
+        is_main_process: bool = True,
         path_initial_model_for_weight_conversion: str | Path | None = None,
         *,
-        is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write adapters in HF PEFT's format.
@@ -119,9 +121,9 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             selected_adapters: Which ones; all by default.
             save_embedding_layers: Whether to save the base's input and output embeddings too; `"auto"` if the
                 adapter targets one of them.
+            is_main_process: Whether this process writes; of several one should.
             path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
                 training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
-            is_main_process: Whether this process is the one that writes.
             state_dict: The model's state dict, where it isn't at hand in the model, as with sharded training.
 
         Raises:
@@ -140,6 +142,14 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             initial=path_initial_model_for_weight_conversion,
             state_dict=state_dict,
         )
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Write the README.md of a directory of adapters, or bring its metadata up to date.
+
+        Raises:
+            CheckpointError: The one that is there can't be read.
+        """
+        write_card(Path(output_dir), self.get_base_model(), self.active_peft_config)
 
     def push_to_hub(
         self,
@@ -186,6 +196,9 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         is_trainable: bool = False,
         config: PeftConfig | None = None,
         autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Attach a saved adapter to its base.
@@ -197,13 +210,19 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             is_trainable: Whether to train it further; otherwise it is frozen.
             config: Options to use instead of the saved ones; this very object is kept.
             autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
-            **kwargs: See `load_adapter`.
+            ephemeral_gpu_offload: See `load_adapter`, as for all that follows.
+            low_cpu_mem_usage: See there.
+            key_mapping: See there.
+            **kwargs: See there; and `torch_device`.
 
         Raises:
             CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
             ShapeMismatchError: A tensor has another shape than the model's.
             AdapterError: Adapters are attached to the base already.
+            TypeError: An option isn't known.
         """
+        device = kwargs.pop("torch_device", None)
+        check_options(model, kwargs)
         if ATTACHED in model.__dict__ or isinstance(model, AdaptedModel):
             raise AdapterError(
                 f"The base has adapters already ({model.__dict__.get(ATTACHED, 'a PeftModel')!r}), and a second model "
@@ -213,11 +232,14 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.as_saved().inference_mode = not is_trainable
+        offload_norms(config, ephemeral_gpu_offload)
         kind: type[PeftModel] = class_for(config.task_type) if cls is PeftModel else cls
-        lazily = kwargs.get("low_cpu_mem_usage", False)
-        wrapped = kind(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=lazily)
+        wrapped = kind(
+            model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage
+        )
+        options = {"low_cpu_mem_usage": low_cpu_mem_usage, "key_mapping": key_mapping, "torch_device": device}
         try:
-            load_into(wrapped.tuner, model_id, adapter_name, **kwargs)
+            load_into(wrapped.tuner, model_id, adapter_name, **options, **kwargs)
         except BaseException:
             # Full fine-tuning in place (keep_base=False) has no way back.
             with suppress(AdapterError):
@@ -232,7 +254,11 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         model_id: str | Path,
         adapter_name: str,
         is_trainable: bool = False,
+        torch_device: str | torch.device | None = None,
         autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> LoadResult:
         """Add a saved adapter. It isn't used until `set_adapter`.
@@ -241,14 +267,22 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             model_id: The adapter's directory, or its id on a hub.
             adapter_name: A name for it. An adapter of that name gets the saved weights, and keeps its options; if the
                 directory, as `save_pretrained` writes it, has an adapter of that name within it, it is that one's.
-            is_trainable: Whether it will be trained further.
+            is_trainable: Whether it trains at once, in use or not.
+            torch_device: Where to read the file to; the adapter itself goes where its layers of the base are.
             autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
-            **kwargs: `ignore_mismatched_sizes`, `subfolder`, `torch_device`, `low_cpu_mem_usage`, options for a hub
-                such as `revision`, and `strict=True` to refuse a file that lacks tensors of the adapter.
+            ephemeral_gpu_offload: See `LoraRuntimeConfig`.
+            low_cpu_mem_usage: Make the adapter's weights on the meta device, and let the file bring them.
+            key_mapping: For names from an older version of the base: regular expressions and what to write in their
+                place, after `base_model.model.`; by default what transformers says about the base's own files.
+            **kwargs: `ignore_mismatched_sizes` to leave out tensors of another shape; `strict=True` to refuse a file
+                that lacks tensors of the adapter; `subfolder`; options for a hub such as `revision`. `device_map` and
+                HF PEFT's other options that place a base are accepted; the base stays where it is.
 
         Raises:
             CheckpointError: A file is missing or damaged, or a tensor in it fits nothing in the model.
+            TypeError: An option isn't known.
         """
+        check_options(self.get_base_model(), kwargs)
         fresh = adapter_name not in self.peft_config
         if (
             not fresh
@@ -260,14 +294,21 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         if fresh:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
             config.inference_mode = not is_trainable
-            lazily = kwargs.get("low_cpu_mem_usage", False)
-            self.add_adapter(adapter_name, config, lazily, autocast_adapter_dtype)
+            offload_norms(config, ephemeral_gpu_offload)
+            self.add_adapter(adapter_name, config, low_cpu_mem_usage, autocast_adapter_dtype)
+        options: dict[str, Any] = {"low_cpu_mem_usage": low_cpu_mem_usage, "key_mapping": key_mapping}
         try:
-            result = load_into(self.tuner, model_id, adapter_name, **kwargs)
+            result = load_into(
+                self.tuner, model_id, adapter_name, torch_device=torch_device, **options, **kwargs
+            )
         except BaseException:
             if fresh:
                 self.tuner.delete_adapter(adapter_name)
             raise
+        if fresh and is_trainable and self.tuner.in_layers:
+            # Methods of other kinds train what is in use, and nothing else.
+            with suppress(TypeError):
+                self.set_requires_grad(adapter_name)
         if self.training and not is_trainable:
             self.eval()
         return result
@@ -285,9 +326,24 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
     # -- training
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Recompute activations in the backward pass rather than keep them; arguments as the base takes them."""
+        """The same as `activation_checkpointing_enable`, by transformers' former name."""
+        options = kwargs.pop("gradient_checkpointing_kwargs", None)
+        given = {} if options is None else {"activation_checkpointing_kwargs": options}
+        self.activation_checkpointing_enable(*args, **given, **kwargs)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass rather than keep them; arguments as the base takes them.
+
+        Raises:
+            ConfigError: The method's adapters wouldn't be seen by layers that are recomputed.
+        """
+        self.tuner.refuse_checkpointing(planned=True)
         base: Any = self.get_base_model()
-        base.gradient_checkpointing_enable(*args, **kwargs)
+        enable: Any = getattr(base, "activation_checkpointing_enable", None)
+        if enable is None:
+            kwargs = {name.replace("activation_", "gradient_"): value for name, value in kwargs.items()}
+            enable = base.gradient_checkpointing_enable
+        enable(*args, **kwargs)
         self.prepare_model_for_gradient_checkpointing(base)
 
     def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> nn.Module:

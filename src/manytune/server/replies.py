@@ -20,16 +20,16 @@ _log = logging.getLogger("manytune.server.prompts")
 ToChunk = Callable[[int, Output, PartialAnswer], dict[str, Any] | None]
 
 
-async def collect(service: Service, http: Request, answers: Answers, count: int) -> list[PartialAnswer]:
+async def collect(service: Service, http: Request, answers: Answers) -> list[PartialAnswer]:
     """All answers, when they are complete.
 
     Raises:
         HttpError: The server stopped before that, or all answers failed.
     """
-    found = [PartialAnswer() for _ in range(count)]
+    found = [PartialAnswer(one) for one in answers.formats]
     try:
         async for index, output in answers:
-            found[index].add(output, service.end_ids)
+            found[index].add(output)
     finally:
         answers.close()
     if any(one.reason in (None, "cancelled") for one in found):
@@ -49,7 +49,6 @@ def stream(
     service: Service,
     http: Request,
     answers: Answers,
-    count: int,
     *,
     opening: Sequence[dict[str, Any]],
     to_chunk: ToChunk,
@@ -61,19 +60,18 @@ def stream(
         service: The parts of the server.
         http: The request.
         answers: The answers.
-        count: How many there are.
         opening: Chunks that are sent at once.
         to_chunk: Makes a chunk of an event.
         closing: Makes the last chunk, if any, of the complete answers.
     """
 
     async def body() -> AsyncIterator[str]:
-        found = [PartialAnswer() for _ in range(count)]
+        found = [PartialAnswer(one) for one in answers.formats]
         try:
             for chunk in opening:
                 yield event(chunk)
             async for index, output in answers:
-                if output.finish_reason == "failed" and count == 1:
+                if output.finish_reason == "failed" and len(found) == 1:
                     raise failed()
                 part = to_chunk(index, output, found[index])
                 if part is not None:

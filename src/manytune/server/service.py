@@ -11,14 +11,15 @@ from itertools import islice
 
 from starlette.requests import Request as HttpRequest
 
-from manytune.engine.request import Output, Request
+from manytune.data.answer_format import AnswerFormat
+from manytune.engine.request import Output, Request, SamplingParams
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry, Model
 from manytune.server.auth import Principal
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
-from manytune.server.prompts import Prompts
+from manytune.server.prompts import Prompt, Prompts
 from manytune.server.schema import GenerationBody
 from manytune.server.settings import Settings
 from manytune.store.manifest import Manifest
@@ -28,8 +29,8 @@ _log = logging.getLogger("manytune.server.prompts")
 #: The error of an answer that failed.
 NOT_FINITE = "the model's logits for the next token are NaN or Inf: the values of its adapter are too large."
 
-#: Makes the prompt's tokens for an adapter with this manifest, or for the base.
-PromptMaker = Callable[[Manifest | None], tuple[int, ...]]
+#: Makes the prompt for an adapter with this manifest, or for the base.
+PromptMaker = Callable[[Manifest | None], Prompt]
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ class Service:
         prompts: Makes prompts of what clients send.
         loop: Runs the engine.
         metrics: Counts and times.
-        end_ids: Tokens that end an answer.
+        vocabulary: Number of tokens that the base knows.
         positions: Length of the longest sequence that the base takes; None for no limit.
-        decode: The text of one token.
     """
 
     settings: Settings
@@ -67,13 +67,17 @@ class Service:
     prompts: Prompts
     loop: EngineLoop
     metrics: Metrics
-    end_ids: frozenset[int]
+    vocabulary: int
     positions: int | None
-    decode: Callable[[int], str]
 
 
 class Answers:
-    """The answers of a request: their outputs, until all have ended or the client has disconnected."""
+    """The answers of a request: their outputs, until all have ended or the client has disconnected.
+
+    Attributes:
+        models: Who answers, for each answer.
+        formats: What is an answer in the text that is generated, for each answer.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -83,6 +87,8 @@ class Answers:
         self._watch: asyncio.Task[None] | None = None
         self._is_closed = False
         self.models: list[Model] = []
+        self.prompts: list[tuple[int, ...]] = []
+        self.formats: list[AnswerFormat] = []
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Output]]:
         """Each output with the index of its answer."""
@@ -129,9 +135,19 @@ class Answers:
         self._timings.append(Timing(service.metrics, wanted.model))
         model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
         self.models.append(model)
-        ids = await asyncio.to_thread(wanted.prompt, model.manifest)
-        params = body.params(_max_new_tokens(service, body, model, len(ids)), wanted.choice)
-        request = Request(uuid.uuid4().hex, ids, params, model.digest, principal.tenant)
+        prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
+        self.prompts.append(prompt.tokens)
+        self.formats.append(prompt.answers)
+        params = body.params(_max_new_tokens(service, body, model, len(prompt.tokens)), wanted.choice)
+        _check_tokens(prompt.tokens, params, service.vocabulary)
+        request = Request(
+            uuid.uuid4().hex,
+            prompt.tokens,
+            params,
+            model.digest,
+            principal.tenant,
+            opening=prompt.answers.opening,
+        )
         return Submission(request, model.adapter, model.terms)
 
     async def _submit(
@@ -162,9 +178,9 @@ async def generate(
     if len(answers_wanted) > limit:
         raise HttpError(
             400,
-            f"the request asks for more than {limit} answers, which is this server's limit for one request.",
+            f"{body.count_field} asks for more than {limit} answers, which is this server's limit for one request.",
             code="invalid_value",
-            param="n",
+            param=body.count_field,
         )
     for name in dict.fromkeys(one.model for one in answers_wanted):
         principal.check_model(name)
@@ -185,18 +201,46 @@ async def generate(
     return answers
 
 
-def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt_tokens: int) -> int:
-    """The token limit of an answer: the requested one, or else what the model has positions for."""
-    limit = service.settings.max_answer_tokens
-    if body.requested_tokens is not None:
-        if body.requested_tokens > limit:
+def _check_tokens(ids: Sequence[int], params: SamplingParams, vocabulary: int) -> None:
+    if not ids:
+        raise HttpError(
+            400,
+            "the prompt has no tokens; a model needs at least one to continue from.",
+            code="invalid_value",
+            param="prompt",
+        )
+    for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias)):
+        unknown = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if unknown is not None:
             raise HttpError(
                 400,
-                f"max_tokens is {body.requested_tokens}; this server allows at most {limit}.",
+                f"{name} contains token {unknown}; expected tokens from 0 to {vocabulary - 1}.",
                 code="invalid_value",
-                param="max_tokens",
+                param=name,
             )
-        return body.requested_tokens
-    if service.positions is None:
-        return limit
-    return max(1, min(limit, service.positions - prompt_tokens - model.virtual_tokens))
+
+
+def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt_tokens: int) -> int:
+    """The token limit of an answer: the requested one, or else what the model has positions for."""
+    limit, positions = service.settings.max_answer_tokens, service.positions
+    name, requested = body.token_limit
+    taken = prompt_tokens + model.virtual_tokens
+    if requested is not None and requested > limit:
+        raise HttpError(
+            400,
+            f"{name} is {requested}; this server allows at most {limit}.",
+            code="invalid_value",
+            param=name,
+        )
+    if positions is not None and taken + (requested or 0) > positions:
+        further = f" and {name} is {requested}" if requested else ""
+        raise HttpError(
+            400,
+            f"the prompt has {taken} tokens{further}, but the model has {positions} positions; shorten the prompt"
+            f"{f' or lower {name}' if requested else ''}.",
+            code="context_length_exceeded",
+            param=name if requested and taken < positions else None,
+        )
+    if requested is not None:
+        return requested
+    return limit if positions is None else max(1, min(limit, positions - taken))

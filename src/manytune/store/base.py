@@ -43,6 +43,12 @@ class Base:
         """Whether it gives vectors and writes no text, as BERT and models derived from it."""
         return _encodes(self.model.config)
 
+    @property
+    def positions(self) -> int | None:
+        """The most tokens of a prompt and its answer; None without a limit, and for an encoder-decoder."""
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) and not self.is_encoder_decoder else None
+
 
 def load_base(
     spec: str,

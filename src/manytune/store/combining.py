@@ -64,6 +64,7 @@ def combine_adapters(
                 template=one.template if one is not None else None,
                 templates=one.templates if one is not None else None,
                 encoding=one.encoding if one is not None else None,
+                encoding_options=one.encoding_options if one is not None else None,
                 combination={"kind": how.kind, "adapters": _parts(stored, weights)},
             ),
         )
@@ -123,4 +124,5 @@ def _parts(stored: Sequence[StoredAdapter], weights: Sequence[float]) -> list[di
 
 
 def _asks_alike(one: Manifest, other: Manifest) -> bool:
-    return (one.template, one.templates, one.encoding) == (other.template, other.templates, other.encoding)
+    keys = ("template", "templates", "encoding", "encoding_options")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)

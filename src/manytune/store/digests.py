@@ -30,6 +30,8 @@ def digest_of(manifest: Manifest) -> str:
         dict(manifest.template) if manifest.template is not None else None,
         {task: dict(parts) for task, parts in (manifest.templates or {}).items()},
         manifest.encoding,
+        # Adapters that have none keep the digest that they had before there were any.
+        *([] if manifest.encoding_options is None else [dict(manifest.encoding_options)]),
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 

@@ -33,6 +33,8 @@ class Description:
         templates: For several tasks, the template's parts of each by the task's name; `template` is None
             then. None for a single task.
         encoding: Whether prompts went through the tokenizer's chat template or not; None if it isn't known.
+        encoding_options: What else decided how prompts became tokens, such as values of the chat template's variables;
+            `manytune.data.encoding_options` reads it. None for nothing.
         recipe: The recipe of the run; None if there was none.
         scores: Measured numbers by name.
         combination: For an adapter that was combined from others: the kind, and of each its digest and weight.
@@ -45,6 +47,7 @@ class Description:
     template: Mapping[str, str] | None = None
     templates: Mapping[str, Mapping[str, str]] | None = None
     encoding: Encoding | None = None
+    encoding_options: Mapping[str, Any] | None = None
     recipe: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     combination: Mapping[str, Any] | None = None
@@ -77,9 +80,11 @@ class Manifest(Description):
         """As it is written to `manifest.json`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["fingerprint"] = self.fingerprint.to_dict()
-        for key in ("templates", "combination"):
+        for key in _OPTIONAL:
             if values[key] is None:
-                del values[key]  # only adapters of several tasks, or made of several adapters, have the key
+                del values[
+                    key
+                ]  # only adapters of several tasks, say, or made of several adapters, have the key
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
@@ -120,8 +125,8 @@ class Manifest(Description):
             raise DamagedError(f"{where}: expected JSON: {error}.") from error
         if not isinstance(values, dict):
             raise DamagedError(f"{where}: expected a JSON object; found {type(values).__name__}.")
-        values.setdefault("templates", None)
-        values.setdefault("combination", None)
+        for key in _OPTIONAL:
+            values.setdefault(key, None)
         if values.get("format") != FORMAT:
             raise DamagedError(
                 f"{where}: expected manifest format {FORMAT}; found {_shorten(values.get('format'))}. "
@@ -192,12 +197,14 @@ _INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
     "scores": (_is_number, "numbers by name"),
     "files": (_is_file, "SHA-256 hashes by paths inside the adapter's directory"),
 }
+_OPTIONAL = ("templates", "encoding_options", "combination")
 _ABSENT = type(None)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),
     "base": ((str,), "text"),
     "template": ((dict, _ABSENT), "an object or null"),
     "templates": ((dict, _ABSENT), "an object or null"),
+    "encoding_options": ((dict, _ABSENT), "an object or null"),
     "combination": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
     "scores": ((dict,), "an object"),

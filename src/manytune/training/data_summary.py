@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from manytune.data.dataset import TokenSplits
+from manytune.data.unused import said_of_unused
 from manytune.store.run_directory import SCORES_NAME
 
 _LISTED = 5
 
 
 def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) -> None:
-    """Say how many rows there are, and what was left out or cut of them.
+    """Say how many rows there are, and what was left out, cut or not used of them.
 
     Args:
         say: Receives each line.
@@ -31,3 +32,5 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         say(f"{data.truncated:,} prompts were cut to data.max_length")
     if leaks:
         say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
+    if data.unused:
+        say(f"warning: {said_of_unused(data.unused)}")

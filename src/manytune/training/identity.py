@@ -61,13 +61,15 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
 
     Args:
         file: The recipe that the run began with.
-        recipe: The one to continue with; only its `output` may differ.
+        recipe: The one to continue with; only its `output` may differ, and it needn't repeat the date.
 
     Raises:
         RunError: A key differs; names each.
     """
     before = _flat(load_recipe(file).model_dump(mode="json"))
     now = _flat(recipe.model_dump(mode="json"))
+    if recipe.data.date is None:
+        now["data.date"] = before["data.date"]  # that of the run's start
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)

@@ -12,6 +12,7 @@ from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base, load_base
+from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.recipe import Recipe
 
@@ -21,7 +22,7 @@ class RunInputs:
     """What a training starts from.
 
     Attributes:
-        recipe: The recipe, as it is run.
+        recipe: The recipe, as it is run: with the date, if the base's chat template writes one.
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
@@ -45,13 +46,18 @@ class RunInputs:
 
 
 def read_inputs(
-    recipe: Recipe, *, base: Base | None = None, notify: Callable[[str], None] | None = None
+    recipe: Recipe,
+    *,
+    base: Base | None = None,
+    date: str | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> RunInputs:
     """Read the rows, load the base, and encode the rows for it.
 
     Args:
         recipe: The recipe.
         base: Its base, if it is loaded already; None loads it.
+        date: The date of the run or experiment that is continued, for a chat template that writes one; None for now.
         notify: Receives a line about each stage of loading.
 
     Raises:
@@ -66,6 +72,7 @@ def read_inputs(
         raise RunError(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
         )
+    recipe = dated(recipe, base.tokenizer, date)
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
 

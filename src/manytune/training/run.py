@@ -26,7 +26,7 @@ from manytune.training.identity import check_identity, check_recipe, run_identit
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.train import train_model
-from manytune.training.recipe import Recipe
+from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
 
 
@@ -137,7 +137,8 @@ def run(
     _check_place(directory, resume=resume, overwrite=overwrite)
     with held(directory.path):
         _enter(directory, recipe, resume=resume, overwrite=overwrite)
-        inputs = read_inputs(recipe, base=base, notify=say)
+        date = load_recipe(directory.recipe_file).data.date if resume else None
+        inputs = read_inputs(recipe, base=base, date=date, notify=say)
         describe_data(say, inputs.data, leaks=len(inputs.splits.leaks))
         checkpoints = _checkpoints(directory, inputs, say, resume=resume)
         if not resume:
@@ -229,6 +230,8 @@ def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training
             template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
             templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
             encoding=inputs.data.mode,
+            encoding_options=recipe.data.encoding_options(max_prompt=inputs.data.max_prompt).to_dict()
+            or None,
             recipe=recipe.model_dump(mode="json"),
             scores={} if loss is None else {"validation_loss": loss},
         ),

@@ -124,12 +124,6 @@ def test_every_option_is_either_implemented_or_refused() -> None:
     assert {f.name for f in dataclasses.fields(LoraConfig)} == implemented | set(UNIMPLEMENTED) | OURS
 
 
-def test_offloading_at_run_time_is_refused() -> None:
-    runtime = type(LoraConfig().runtime_config)(ephemeral_gpu_offload=True)
-    with pytest.raises(ConfigError, match=r"runtime_config=.*doesn't implement"):
-        LoraConfig(runtime_config=runtime)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -1,4 +1,4 @@
-"""LoRA beside convolutions and torch's attention, against HF PEFT's."""
+"""LoRA next to convolutions and torch's attention, against HF PEFT's."""
 
 from __future__ import annotations
 
@@ -84,9 +84,57 @@ def test_a_rank_that_the_groups_do_not_divide_is_refused() -> None:
         get_peft_model(ConvNet(), LoraConfig(r=3, target_modules=["grouped"]))
 
 
-def test_dora_at_a_grouped_convolution_is_refused() -> None:
-    with pytest.raises(ConfigError, match="use_dora=True and a Conv2d with groups=2"):
-        get_peft_model(ConvNet(), LoraConfig(r=4, target_modules=["grouped"], use_dora=True))
+GROUPED: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
+    "two dimensions": (nn.Conv2d, (3, 2)),
+    "one dimension": (nn.Conv1d, (3,)),
+    "three dimensions": (nn.Conv3d, (2, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to a")
+def test_dora_at_a_grouped_convolution_is_dora_at_the_same_one_without_groups(kind: str, groups: int) -> None:
+    """A convolution with groups is one without, whose weight is zero from group to group."""
+    factory, kernel = GROUPED[kind]
+    torch.manual_seed(2)
+    base: nn.Module = factory(4, 8, kernel, groups=groups).double()  # type: ignore[call-arg]
+    with pytest.warns(PeftWarning, match="HF PEFT 0.21 divides by the norm of other numbers there"):
+        model = get_peft_model(
+            nn.Sequential(base), LoraConfig(r=4, lora_alpha=6, target_modules=["0"], use_dora=True)
+        )
+    layer = model.base_model.model[0]
+    x = torch.randn(3, 4, *(5 for _ in kernel), dtype=torch.float64)
+    torch.testing.assert_close(model(x), base(x), rtol=1e-12, atol=1e-12)
+    for parameter in layer.tensors("default").values():
+        parameter.data = torch.randn_like(parameter) + 2
+    a, b, m = (
+        layer.tensors("default")[key] for key in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+    )
+    whole = torch.zeros(8, 4, *kernel, dtype=torch.float64)
+    for out in range(8):
+        group = out * groups // 8
+        whole[out, group * 4 // groups : (group + 1) * 4 // groups] += base.get_parameter("weight")[out]
+        for direction in range(4 // groups):
+            whole[out] += 1.5 * b[out, direction].squeeze() * a[group * 4 // groups + direction]
+    norm = whole.flatten(1).norm(dim=1).view(-1, *(1 for _ in range(whole.dim() - 1)))
+    plain: nn.Module = factory(4, 8, kernel).double()  # type: ignore[call-arg]
+    plain.load_state_dict({"weight": m.view_as(norm) * whole / norm, "bias": base.get_parameter("bias")})
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-10, atol=1e-10)
+    model(x).square().sum().backward()
+    assert all(parameter.grad.abs().min() > 0 for parameter in (a, b, m))
+
+
+def test_dora_at_a_grouped_convolution_starts_as_in_peft() -> None:
+    options = {"r": 4, "target_modules": ["grouped"], "use_dora": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mine, oracle = pair(ConvNet, LoraConfig(**options), peft.LoraConfig(**options), fill=False)  # type: ignore[arg-type]
+    magnitude = "base_model.model.grouped.lora_magnitude_vector.default.weight"
+    torch.testing.assert_close(
+        mine.get_parameter(magnitude), oracle.get_parameter(magnitude), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(volume(mine), volume(oracle), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])

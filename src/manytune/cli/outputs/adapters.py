@@ -122,6 +122,8 @@ def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
     for task, parts in (manifest.templates or {}).items():
         rows += [(f"{task}: {part}", text) for part, text in parts.items()]
     rows.append(("encoding", manifest.encoding or "?"))
+    for name, value in (manifest.encoding_options or {}).items():
+        rows.append((f"  {name}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     if manifest.combination is not None:
         rows.append(("combination", manifest.combination["kind"]))
         rows += [(f"  {one['weight']:g} ×", one["adapter"]) for one in manifest.combination["adapters"]]

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.data.rendering import shorten
+from manytune.data.unused import said_of_unused
 
 if TYPE_CHECKING:
     from manytune.data.check import DataCheck, FileCheck
@@ -82,6 +83,8 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
             counts[f"longer than {limit:,} tokens"] = file.tokens.over_length
     for name, count in counts.items():
         console.print(Text(f"  {count:>7,}  {name}", "" if count else "dim"))
+    if file.unused:
+        console.print(Padding(Text(said_of_unused(file.unused), "yellow"), (0, 0, 0, 2)))
     if file.lengths:
         console.print(_length_table(file))
     _print_rejected(console, file.rejected)

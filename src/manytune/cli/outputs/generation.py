@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.console import Console
@@ -13,10 +13,26 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from manytune.cli.prompts import Asked
-    from manytune.engine.static_batch import Generation
 
 
-def summary(asked: Sequence[Asked], answers: Mapping[str, Sequence[Generation]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Answered:
+    """One system's answer to one prompt.
+
+    Attributes:
+        token_ids: The generated tokens, without the end token.
+        text: The answer in them: without what the chat template writes around it, and without reasoning.
+        finished: `"stop"` if the model ended it, `"length"` if it was cut at the limit.
+        reasoning: What the model wrote before the answer; empty for nothing.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finished: Literal["stop", "length"]
+    reasoning: str
+
+
+def summary(asked: Sequence[Asked], answers: Mapping[str, Sequence[Answered]]) -> list[dict[str, Any]]:
     """Each prompt with every system's answer."""
     return [
         {
@@ -28,7 +44,7 @@ def summary(asked: Sequence[Asked], answers: Mapping[str, Sequence[Generation]])
     ]
 
 
-def print_answers(asked: Sequence[Asked], answers: Mapping[str, Sequence[Generation]]) -> None:
+def print_answers(asked: Sequence[Asked], answers: Mapping[str, Sequence[Answered]]) -> None:
     """Bare text for one answer, so that it can be piped; headings where there are several."""
     if len(asked) == len(answers) == 1:
         (given,) = answers.values()

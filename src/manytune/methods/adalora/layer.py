@@ -1,4 +1,4 @@
-"""AdaLoRA beside a linear layer, and beside a convolution."""
+"""AdaLoRA next to a linear layer, and next to a convolution."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.methods.adalora.config import AdaLoraConfig, svd_scaling
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer, linear_sizes
+from manytune.methods.tuners.merging import added
 from manytune.methods.tuners.terms import Terms, Update
 
 #: Standard deviation of A and B at first.
@@ -128,10 +129,7 @@ class SVDLinear(AdapterLayer):
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
         """W + Σ ΔW, summed in float32 at least and rounded once."""
         weight = self.base_layer.get_parameter("weight")
-        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        for name in adapter_names:
-            total += self.get_delta_weight(name)
-        return {"weight": total.to(weight.dtype)}
+        return {"weight": added(weight, map(self.get_delta_weight, adapter_names), weight.dtype)}
 
     def low(self, x: Tensor, a: Tensor) -> Tensor:
         """diag(E) A x: (..., r)."""
@@ -162,7 +160,7 @@ class SVDLinear(AdapterLayer):
 
 
 class SVDConv2d(SVDLinear):
-    """The same beside `torch.nn.Conv2d`: A (r, in · k · k) is a convolution to r channels, B (out, r) adds them up.
+    """The same next to `torch.nn.Conv2d`: A (r, in · k · k) is a convolution to r channels, B (out, r) adds them up.
 
     Args:
         base_layer: A convolution without groups.
@@ -189,7 +187,7 @@ class SVDConv2d(SVDLinear):
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """Columns of A and rows of B beside a layer."""
+    """Columns of A and rows of B next to a layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel(), layer.out_channels
     return linear_sizes(layer)

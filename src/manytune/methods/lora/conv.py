@@ -1,4 +1,4 @@
-"""LoRA beside a convolution: A is a convolution to r channels, B one of size 1 to the layer's channels."""
+"""LoRA next to a convolution: A is a convolution to r channels, B one of size 1 to the layer's channels."""
 
 from __future__ import annotations
 
@@ -66,15 +66,33 @@ class Conv(LoraLayer):
                 "choose another rank, one for this layer in rank_pattern, or don't target the layer."
             )
         if config.use_dora:
-            raise ConfigError(
-                f"use_dora=True and a {kind} with groups={groups}: the update isn't a weight of the layer, so it has "
-                "no norm together with it. Leave the layer out of target_modules."
+            warnings.warn(
+                f"use_dora=True and a {kind} with groups={groups}: HF PEFT 0.21 divides by the norm of other numbers "
+                "there, so that an adapter trained in one of the two libraries computes something else in the other.",
+                PeftWarning,
+                stacklevel=2,
             )
         warnings.warn(
             f"LoRA adapter added to a {kind} layer with groups > 1. Merging is not supported.",
             PeftWarning,
             stacklevel=2,
         )
+
+    def norm(self, adapter_name: str, weight: Tensor) -> Tensor:
+        """See `LoraLayer.norm`; in a layer with groups W is that of a layer without, zero from group to group."""
+        groups = self.base_layer.groups
+        if groups == 1:
+            return super().norm(adapter_name, weight)
+        a = self.lora_A[adapter_name].get_parameter("weight").detach().to(weight.device)
+        b = self.lora_B[adapter_name].get_parameter("weight").detach().to(weight.device)
+        # Each group's outputs read its own r / groups directions, and these read all channels.
+        own = b.view(groups, -1, b.shape[1]) @ a.view(groups, b.shape[1], -1) * self.scaling[adapter_name]
+        total = own.view(groups, -1, groups, *weight.shape[1:])  # (group, out, group of inputs, in, k, ...)
+        whole = torch.zeros_like(total, dtype=torch.promote_types(total.dtype, weight.dtype))
+        for group, part in enumerate(weight.view(groups, -1, *weight.shape[1:])):
+            whole[group, :, group] = part
+        norm: Tensor = torch.linalg.vector_norm((whole + total).flatten(0, 1).flatten(1), dim=1)
+        return norm
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · BA: (out, in, k, ...).
@@ -113,19 +131,19 @@ class Conv(LoraLayer):
 
 
 class Conv1d(Conv):
-    """LoRA beside `torch.nn.Conv1d`."""
+    """LoRA next to `torch.nn.Conv1d`."""
 
     factory = nn.Conv1d
 
 
 class Conv2d(Conv):
-    """LoRA beside `torch.nn.Conv2d`."""
+    """LoRA next to `torch.nn.Conv2d`."""
 
     factory = nn.Conv2d
 
 
 class Conv3d(Conv):
-    """LoRA beside `torch.nn.Conv3d`."""
+    """LoRA next to `torch.nn.Conv3d`."""
 
     factory = nn.Conv3d
 

@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from manytune.errors import AdapterError, PeftWarning
+from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.lora.config import LoraConfig, scaling_of
 from manytune.methods.lora.dora import Magnitude, along, output_norm
 from manytune.methods.lora.terms import lora_terms
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.merging import added
+from manytune.methods.tuners.offloading import is_offloaded
 from manytune.methods.tuners.terms import Terms
 
 
@@ -42,7 +44,7 @@ _ON_DEMAND = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 
 class LoraLayer(AdapterLayer):
-    """A layer of the base with low-rank updates beside it, one for each adapter.
+    """A layer of the base with low-rank updates next to it, one for each adapter.
 
     Attributes:
         lora_A, lora_B: The factors by adapter; modules, so that hooks and repr work as users expect.
@@ -130,7 +132,7 @@ class LoraLayer(AdapterLayer):
             self.frozen_a[adapter_name] = True
         self.make_factors(adapter_name, config)
         if config.use_dora:
-            self._make_magnitude(adapter_name)
+            self._make_magnitude(adapter_name, offload=config.runtime_config.ephemeral_gpu_offload)
 
     def tensors(self, adapter_name: str) -> dict[str, nn.Parameter]:
         """See `AdapterLayer.tensors`."""
@@ -169,14 +171,21 @@ class LoraLayer(AdapterLayer):
 
     # -- DoRA
 
-    def _make_magnitude(self, adapter_name: str) -> None:
+    def _make_magnitude(self, adapter_name: str, *, offload: bool) -> None:
         """Let m be ‖W + ΔW‖, so that it changes nothing at first."""
-        delta = self.get_delta_weight(adapter_name)
         weight = self.origin([adapter_name])
-        if delta.is_meta:
-            norm = torch.empty(weight.shape[self.output_dim], device="meta", dtype=delta.dtype)
+        factor = next(iter(self.tensors(adapter_name).values()))
+        if weight.is_meta and is_offloaded(self.base_layer):
+            raise ConfigError(
+                f"use_dora=True starts from the weight of a {type(self.base_layer).__name__}, which is kept elsewhere "
+                "between calls (a device_map with offloading). Load the base without it, or leave the layer out."
+            )
+        if factor.is_meta or weight.is_meta:
+            norm = torch.empty(weight.shape[self.output_dim], device="meta", dtype=factor.dtype)
         else:
-            norm = output_norm(weight, delta.detach(), self.output_dim)
+            # It is large next to the layer's device if that is a CPU, and an accelerator has room for one at a time.
+            lent = torch.accelerator.current_accelerator(check_available=True) if offload else None
+            norm = self.norm(adapter_name, weight.to(lent or weight.device)).to(weight.device)
         if isinstance(self.base_layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             norm = along(norm, 1, weight.dim())
         self.lora_magnitude_vector[adapter_name] = Magnitude(norm)
@@ -184,8 +193,12 @@ class LoraLayer(AdapterLayer):
     def gains(self, adapter_name: str, weight: Tensor) -> Tensor:
         """DoRA's m / ‖W + ΔW‖: (out,); the norm counts as a constant."""
         magnitude: Tensor = self.lora_magnitude_vector[adapter_name].get_parameter("weight").flatten()
-        norm = output_norm(weight, self.get_delta_weight(adapter_name).detach(), self.output_dim)
-        return magnitude / norm.to(magnitude.dtype)
+        return magnitude / self.norm(adapter_name, weight).to(magnitude.dtype)
+
+    def norm(self, adapter_name: str, weight: Tensor) -> Tensor:
+        """‖W + ΔW‖ of each output, without a gradient, on W's device: (out,)."""
+        delta = self.get_delta_weight(adapter_name).detach().to(weight.device)
+        return output_norm(weight, delta, self.output_dim)
 
     def update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
         """What one adapter adds to the output of a linear or convolutional base layer.
@@ -246,7 +259,7 @@ class LoraLayer(AdapterLayer):
         dtype = self.base_layer.get_parameter(self.weight_name).dtype
         weight = self.origin(adapter_names)
         deltas = [self._merged_delta(name, weight) for name in adapter_names]
-        result = {self.weight_name: _add(weight, deltas).to(dtype)}
+        result = {self.weight_name: added(weight, deltas, dtype)}
         biases = [
             self.lora_B[name].get_parameter("bias") * self.scaling[name]
             for name in adapter_names
@@ -258,7 +271,7 @@ class LoraLayer(AdapterLayer):
                 raise MergeBiasError(
                     "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
                 )
-            result["bias"] = _add(bias, biases).to(bias.dtype)  # type: ignore[arg-type]
+            result["bias"] = added(bias, biases, bias.dtype)  # type: ignore[arg-type]
         return result
 
     def origin(self, adapter_names: Sequence[str]) -> Tensor:
@@ -289,11 +302,3 @@ class LoraLayer(AdapterLayer):
 
 class MergeBiasError(AdapterError, RuntimeError):
     """A bias in B has nowhere to go."""
-
-
-def _add(weight: Tensor, deltas: Sequence[Tensor]) -> Tensor:
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    total = weight.to(wide, copy=True)
-    for delta in deltas:
-        total += delta
-    return total

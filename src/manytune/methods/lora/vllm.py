@@ -23,6 +23,8 @@ def vllm_rank(config: LoraConfig, names: Iterable[str]) -> int:
             "use_dora" if config.use_dora else "lora_bias" if config.lora_bias else f"bias={config.bias!r}"
         )
         obstacle = f"it has {option}"
+    elif config.target_parameters:
+        obstacle = f"it adapts parameters (target_parameters={sorted(config.target_parameters)})"
     elif config.modules_to_save:
         obstacle = f"it trains {', '.join(config.modules_to_save)} in full"
     elif starts_from_weight(config.init_lora_weights):

@@ -20,11 +20,12 @@ from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
+from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.methods.tuners.walk import every_parameter
 
-#: What stands for the base alone where an adapter is named.
+#: What names the base alone where an adapter is named.
 BASE = "__base__"
 
 #: The attribute of a model that says that a method is attached to it, with the name of its first adapter.
@@ -107,7 +108,7 @@ class Tuner(nn.Module, ABC):
 
         Args:
             adapter_name: A new name.
-            config: Its options; what the model settles (such as `target_modules`) is filled in.
+            config: Its options; what is inferred from the model (such as `target_modules`) is filled in.
             low_cpu_mem_usage: Make the parameters on the meta device; a checkpoint will bring them.
             autocast_adapter_dtype: Keep the parameters in float32 on a half-precision base.
         """
@@ -201,7 +202,7 @@ class Tuner(nn.Module, ABC):
 
         Args:
             adapter_names: Adapters that exist; none for the base alone.
-            merged: Whether to write them into the weights meanwhile, if they are beside weights.
+            merged: Whether to write them into the weights meanwhile, if they are next to weights.
         """
         former, training = self.active_adapters, [p for p in self.parameters() if p.requires_grad]
         self.set_adapter(adapter_names, inference_mode=True)
@@ -288,6 +289,16 @@ class Tuner(nn.Module, ABC):
 
     # -- shared
 
+    @property
+    def targeted_module_names(self) -> list[str]:
+        """Paths of the model's layers that carry adapters, in its order."""
+        return targeted_modules(self.model)
+
+    @property
+    def targeted_parameter_names(self) -> list[str]:
+        """Paths of the parameters that are adapted in other layers."""
+        return targeted_parameters(self.model)
+
     def using(
         self, adapter_names: str | Sequence[str], *, merged: bool = False
     ) -> AbstractContextManager[None]:
@@ -306,6 +317,16 @@ class Tuner(nn.Module, ABC):
         for name in names:
             self._require(name)
         return self.switched(names, merged=merged)
+
+    def refuse_checkpointing(self, *, planned: bool = False) -> None:
+        """Refuse gradient checkpointing, for a method whose adapters wouldn't be seen by layers that are recomputed.
+
+        Args:
+            planned: Whether it is about to be turned on; otherwise the model is asked whether it is.
+
+        Raises:
+            ConfigError: It is on, or will be.
+        """
 
     def mounted(self) -> dict[str, nn.Module]:
         """What hangs on the `PeftModel`, by attribute; `base_model` is what it calls."""

@@ -23,6 +23,10 @@ from manytune.methods.tuners.terms import INSTEAD, TermsError
 class Wrapper(nn.Module, ABC):
     """A module that has taken the place of one of the base's."""
 
+    #: Whether it carries adapters, rather than copies of the module.
+    carries_adapters: ClassVar[bool] = True
+    #: The one parameter that it adapts; None if it adapts the module as a whole.
+    parameter_name: str | None = None
     #: Whether it computes each row of its input by itself, so that it may be run on some of them.
     row_wise: ClassVar[bool] = True
 

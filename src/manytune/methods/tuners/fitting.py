@@ -1,13 +1,12 @@
-"""Making a new adapter fit the layer that it goes beside."""
+"""Making a new adapter fit the layer that it is attached to."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.offloading import offloaded_from
 
 
 def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
@@ -36,14 +35,3 @@ def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
         device = parameter.device if parameter.is_meta else home
         if parameter.dtype != dtype or parameter.device != device:
             parameter.data = parameter.data.to(device, dtype)
-
-
-def offloaded_from(module: nn.Module) -> torch.device | None:
-    """Where a layer computes whose weights accelerate keeps elsewhere between calls; None if they stay in place."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    hooks = getattr(hook, "hooks", (hook,))
-    found = next((one for one in hooks if getattr(one, "offload", False)), None)
-    device: Any = getattr(found, "execution_device", None)
-    if device is None:
-        return None
-    return torch.device(device)

@@ -10,7 +10,7 @@ from torch import nn
 from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
-from manytune.methods.tuners.tied import refuse_tied
+from manytune.methods.tuners.tied import refuse_unmergeable
 
 
 def merge_layers(
@@ -38,7 +38,7 @@ def merge_layers(
     ):
         warnings.warn("All adapters are already merged, nothing to do.", PeftWarning, stacklevel=4)
         return None
-    refuse_tied(model, carrying)
+    refuse_unmergeable(model, carrying)
     if low_memory:
         # There is no exact way back from a low-memory merge, so refuse before the first layer changes.
         for layer in carrying:

@@ -1,9 +1,9 @@
-"""Merging without a copy of the base's weights: what it leaves behind, and what it says about that."""
+"""Sums of a weight and its updates; and merging without a copy of the base's weights: what that leaves behind."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,3 +111,11 @@ def warn_of_dequantizing(layers: Sequence[nn.Module]) -> None:
             PeftWarning,
             stacklevel=4,
         )
+
+
+def added(weight: Tensor, deltas: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """W + Σ ΔW, summed in float32 at least and rounded once, to `dtype`."""
+    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for delta in deltas:
+        total += delta
+    return total.to(dtype)

@@ -1,11 +1,11 @@
-"""Modules that are trained in full beside an adapter, such as a new classifier head: each adapter has its own copy."""
+"""Modules that are trained in full next to an adapter, such as a new classifier head: each adapter has its own copy."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class ModulesToSaveWrapper(Wrapper):
     Raises:
         ModuleTypeError: The module is a mere container, which has no `forward` to replace.
     """
+
+    carries_adapters: ClassVar[bool] = False
+    adapter_layer_names: ClassVar[tuple[str, ...]] = ("modules_to_save",)
+    other_param_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, original_module: nn.Module) -> None:
         super().__init__()
@@ -57,6 +61,11 @@ class ModulesToSaveWrapper(Wrapper):
     def active_adapters(self) -> list[str]:
         """The same, as a list."""
         return [] if self._active_adapter is None else [self._active_adapter]
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        """None: a copy isn't written into the original."""
+        return []
 
     @property
     def disable_adapters(self) -> bool:
@@ -179,4 +188,4 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class ModuleTypeError(ConfigError, TypeError):
-    """A module of this kind can't be trained in full beside an adapter."""
+    """A module of this kind can't be trained in full next to an adapter."""

@@ -103,4 +103,5 @@ def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
     if config.num_layers is None:
         config.num_layers = text.num_hidden_layers
     if config.num_attention_heads is None:
-        config.num_attention_heads = text.num_attention_heads
+        # A state-space model has none, and only a prefix asks for them.
+        config.num_attention_heads = getattr(text, "num_attention_heads", None)

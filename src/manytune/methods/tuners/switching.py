@@ -43,11 +43,14 @@ def named_in_layers(
     Raises:
         AdapterError: Adapters are merged.
     """
-    for layer in layers.values():
-        if layer.merged_adapters:
+    # The layers' own dictionaries: switching is to cost less than 50 µs, so there is no time for torch.nn.Module's look
+    # at each attribute of a few hundred layers, or for a context each.
+    spaces: list[dict[str, Any]] = [layer.__dict__ for layer in layers.values()]
+    for space in spaces:
+        if space["merged_adapters"]:
             raise AdapterError(
-                f"{layer.merged_adapters} are merged into the weights, so nothing else can be used. Unmerge first, or "
-                "leave the block that merged them."
+                f"{space['merged_adapters']} are merged into the weights, so nothing else can be used. Unmerge first, "
+                "or leave the block that merged them."
             )
     former = list(active)
     with ExitStack() as stack:
@@ -56,11 +59,8 @@ def named_in_layers(
         if one_by_one:
             for layer in layers.values():
                 stack.enter_context(layer.temporarily(names))
-            spaces: list[dict[str, Any]] = []
-        else:
-            # What `temporarily` does otherwise, without a context for each of a few hundred layers, and without
-            # torch.nn.Module's look at each attribute that is set: switching is to cost less than 50 µs.
-            spaces = [layer.__dict__ for layer in layers.values()]
+            spaces = []
+        # What `temporarily` does otherwise.
         before = [space["_active_adapters"] for space in spaces]
         for space in spaces:
             space["_active_adapters"] = names
@@ -88,7 +88,7 @@ def written(
     layers: Mapping[str, AdapterLayer],
     names: list[str],
     rooms: dict[str, Tensor | None],
-    refuse_tied: Callable[[Sequence[AdapterLayer]], None],
+    refuse: Callable[[Sequence[AdapterLayer]], None],
 ) -> Iterator[None]:
     """Within this context adapters are merged into the weights of the layers that carry them.
 
@@ -97,7 +97,7 @@ def written(
         names: The adapters.
         rooms: Room for merged weights, by path, from earlier calls; None for a layer that merges in another way.
             Filled in.
-        refuse_tied: Raises if a layer's weight is another module's, too; asked about layers that aren't in `rooms`.
+        refuse: Raises if a layer can't be merged into; asked about layers that aren't in `rooms`.
     """
     carrying = [
         (path, layer, own)
@@ -105,7 +105,7 @@ def written(
         if (own := [name for name in names if layer.has_adapter(name)])
     ]
     if any(path not in rooms for path, _, _ in carrying):
-        refuse_tied([layer for _, layer, _ in carrying])
+        refuse([layer for _, layer, _ in carrying])
     # Everything is looked up before anything is computed: between two products these small objects would have left the
     # processor's cache, and copying a few hundred weights takes no more than some milliseconds.
     planned: list[_Planned] = []

@@ -8,7 +8,18 @@ from torch import nn
 
 from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.offloading import refuse_offloaded
 from manytune.methods.tuners.targets import base_of, candidates
+
+
+def refuse_unmergeable(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
+    """Refuse to merge into a weight that another module holds too, or that isn't there to be written to.
+
+    Raises:
+        AdapterError: A parameter of one of the layers is such a weight.
+    """
+    refuse_offloaded(layer.get_base_layer() for layer in layers)
+    refuse_tied(model, layers)
 
 
 def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:

@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
 from manytune.server.adapters import Model
-from manytune.server.formats import Envelope, PartialAnswer, chat_logprobs, usage_of
+from manytune.server.formats import Envelope, PartialAnswer, usage_of
 from manytune.server.replies import collect, stream
 from manytune.server.schema import ChatRequest, Conversation
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
+from manytune.server.token_entries import TokenEntries
 
 router = APIRouter(prefix="/v1/chat/completions")
 
@@ -28,12 +29,12 @@ async def chat(body: ChatRequest, http: Request) -> Response:
     envelope = Envelope("chatcmpl", body.model, fingerprint_of(answers.models[0]))
     if body.stream:
         return _stream(service, http, body, answers, envelope)
-    found = await collect(service, http, answers, body.n)
+    found = await collect(service, http, answers)
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": one.text, "refusal": None},
-            "logprobs": chat_logprobs(one.logprobs, service.decode) if body.logprobs else None,
+            "message": one.message,
+            "logprobs": TokenEntries(service.prompts.token).chat(one.logprobs) if body.logprobs else None,
             "finish_reason": one.reason,
         }
         for index, one in enumerate(found)
@@ -43,11 +44,11 @@ async def chat(body: ChatRequest, http: Request) -> Response:
 
 def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
     """Makes the prompt of a body for any adapter."""
-    fields = body.fields
+    fields, kwargs, new_tokens = body.fields, body.chat_template_kwargs, body.token_limit[1] or 1
     if fields is not None:
-        return lambda manifest: service.prompts.fields(fields, body.task, manifest)
+        return lambda manifest: service.prompts.fields(fields, body.task, manifest, kwargs, new_tokens)
     segments = [message.segment() for message in body.messages]
-    return lambda manifest: service.prompts.conversation(segments, manifest)
+    return lambda manifest: service.prompts.conversation(segments, manifest, kwargs, new_tokens)
 
 
 def fingerprint_of(model: Model) -> str:
@@ -60,6 +61,7 @@ def _stream(
 ) -> Response:
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     more: dict[str, Any] = {"usage": None} if with_usage else {}
+    entries = [TokenEntries(service.prompts.token) for _ in range(body.n)]
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
@@ -68,11 +70,13 @@ def _stream(
         return envelope.wrap("chat.completion.chunk", [choice], **more)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        tokens = answer.add(output, service.end_ids)
-        if not output.text and not tokens and output.finish_reason is None:
+        new = answer.add(output)
+        delta = {"reasoning_content": new.reasoning, "content": new.text}
+        delta = {key: text for key, text in delta.items() if text}
+        if not delta and not new.logprobs and output.finish_reason is None:
             return None
-        logprobs = chat_logprobs(tokens, service.decode) if tokens else None
-        return chunk(index, {"content": output.text} if output.text else {}, output.finish_reason, logprobs)
+        logprobs = entries[index].chat(new.logprobs) if new.logprobs else None
+        return chunk(index, delta, output.finish_reason, logprobs)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
         if not with_usage:
@@ -80,4 +84,4 @@ def _stream(
         return envelope.wrap("chat.completion.chunk", [], usage=usage_of(found, found[:1]))
 
     opening = [chunk(index, {"role": "assistant", "content": ""}) for index in range(body.n)]
-    return stream(service, http, answers, body.n, opening=opening, to_chunk=to_chunk, closing=closing)
+    return stream(service, http, answers, opening=opening, to_chunk=to_chunk, closing=closing)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from manytune.engine.request import Output
 from manytune.server.formats import PartialAnswer, usage_of
 from manytune.server.http_errors import HttpError
+from manytune.server.prompts import Prompt
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of, prompt_maker
 from manytune.server.schema import CompareRequest
@@ -37,7 +38,7 @@ async def compare(body: CompareRequest, http: Request) -> Response:
         for index, (name, model) in enumerate(zip(body.models, answers.models, strict=True))
     ]
     if not body.stream:
-        found = await collect(service, http, answers, len(wanted))
+        found = await collect(service, http, answers)
         return JSONResponse(
             {
                 "object": "comparison",
@@ -45,6 +46,7 @@ async def compare(body: CompareRequest, http: Request) -> Response:
                     {
                         **label,
                         "text": one.text,
+                        **({"reasoning_content": one.reasoning} if one.reasoning else {}),
                         "finish_reason": one.reason,
                         "usage": usage_of([one], [one]),
                     }
@@ -54,19 +56,18 @@ async def compare(body: CompareRequest, http: Request) -> Response:
         )
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        answer.add(output, service.end_ids)
+        new = answer.add(output)
         is_last = output.finish_reason is not None
         return {
             "object": "comparison.chunk",
             **labels[index],
-            "text": output.text,
+            "text": new.text,
+            **({"reasoning_content": new.reasoning} if new.reasoning else {}),
             "finish_reason": output.finish_reason,
             "usage": usage_of([answer], [answer]) if is_last else None,
         }
 
-    return stream(
-        service, http, answers, len(wanted), opening=(), to_chunk=to_chunk, closing=lambda found: None
-    )
+    return stream(service, http, answers, opening=(), to_chunk=to_chunk, closing=lambda found: None)
 
 
 async def _wanted(service: Service, http: Request, body: CompareRequest) -> list[WantedAnswer]:
@@ -78,7 +79,7 @@ async def _wanted(service: Service, http: Request, body: CompareRequest) -> list
     digest = service.adapters.resolve(adapters[0])
     first = service.adapters.store.entry(digest).manifest
 
-    def prompt_for(manifest: Manifest | None) -> tuple[int, ...]:
+    def prompt_for(manifest: Manifest | None) -> Prompt:
         return prompt(first if manifest is None else manifest)
 
     return [WantedAnswer(name, prompt_for) for name in body.models]

@@ -1,0 +1,69 @@
+"""Columns that look like part of a conversation and that no template uses: named, since they would be missing silently.
+
+A named template such as `alpaca` takes the fields it knows. Rows that also have a `system` message or a `history` would
+be trained on without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from manytune.data.printable import is_absent
+from manytune.data.records import Record
+from manytune.data.rendering import used_fields
+from manytune.data.templates import PromptTemplate
+
+_NAMES = frozenset(
+    {"system", "system_prompt", "system_message", "history", "messages", "conversation", "conversations"}
+    | {"dialog", "dialogs", "dialogue", "turns", "chat", "tools", "functions", "tool_calls"}
+)
+_TURN_KEYS = ({"role", "content"}, {"from", "value"})  # OpenAI's, and ShareGPT's
+
+
+def unused_turns(records: Iterable[Record], templates: Iterable[PromptTemplate]) -> dict[str, int]:
+    """Return the columns that look like part of a conversation and that none of the templates uses.
+
+    Args:
+        records: The rows.
+        templates: All that the rows go through.
+
+    Returns:
+        In how many rows each of them isn't empty, by name.
+    """
+    used: set[str] = set()
+    for template in templates:
+        for text in filter(None, (template.prompt, template.completion, template.system)):
+            fields = used_fields(text)
+            if fields is None:
+                return {}
+            used |= fields
+        used |= {template.group_by} if template.group_by else set()
+    found: dict[str, int] = {}
+    for record in records:
+        for name, value in record.fields.items():
+            if name not in used and _has_content(value) and (name.lower() in _NAMES or _are_turns(value)):
+                found[name] = found.get(name, 0) + 1
+    return found
+
+
+def said_of_unused(found: Mapping[str, int]) -> str:
+    """Return a sentence about what `unused_turns` found; empty if that is nothing."""
+    if not found:
+        return ""
+    listed = ", ".join(f"{name} ({count:,} row{'' if count == 1 else 's'})" for name, count in found.items())
+    return (
+        f"the template doesn't use columns that look like part of the conversation: {listed}. To use one, write a "
+        "prompt (or system) that names it"
+    )
+
+
+def _has_content(value: object) -> bool:
+    return not is_absent(value) and (bool(value.strip()) if isinstance(value, str) else bool(value))
+
+
+def _are_turns(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and isinstance(value[0], Mapping)
+        and any(k <= value[0].keys() for k in _TURN_KEYS)
+    )
