@@ -162,6 +162,36 @@ def test_tokens_of_one_text_are_told_apart(chosen):
     assert found["token_id:3"] == -3.0
 
 
+def stopped(client, stop, token, **more):
+    """Text, reason and length of an answer that is one token again and again, whole and streamed alike."""
+    body = {"temperature": 0, "logit_bias": {str(token): 100}, "stop": stop, "logprobs": 1, **more}
+    whole = asked(client, "/v1/completions", **body)
+    chunks = [c["choices"][0] for c in asked(client, "/v1/completions", stream=True, **body)]
+    (choice,) = whole["choices"]
+    assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
+    assert chunks[-1]["finish_reason"] == choice["finish_reason"]
+    return choice["text"], choice["finish_reason"], whole["usage"]["completion_tokens"]
+
+
+def test_special_tokens_are_stop_strings_like_any_other(written):
+    client, tokenizer = written
+    names = {name for name in tokenizer.all_special_tokens if name != tokenizer.eos_token}
+    assert names
+    for name in names:
+        token = tokenizer.convert_tokens_to_ids(name)
+        assert stopped(client, ["never", name], token) == ("", "stop", 1)
+        assert stopped(client, name[:-1], token) == ("", "stop", 1), "a part of one"
+        assert stopped(client, f"{name[-1]}{name[0]}", token) == (name[:-1], "stop", 2), "across two"
+        assert stopped(client, "never", token) == (name * LIMIT, "length", LIMIT)
+
+
+def test_an_end_token_that_is_ignored_is_a_stop_string_too(written):
+    client, tokenizer = written
+    end = tokenizer.eos_token_id
+    assert stopped(client, ["never", "</s>"], end, ignore_eos=True) == ("", "stop", 1)
+    assert stopped(client, ["never"], end, ignore_eos=True) == ("", "length", LIMIT)
+
+
 def test_entries_go_on_to_the_end_of_a_stop_string(written):
     client, _ = written
     text, entries, _ = chat_of(client, seed=1)

@@ -16,7 +16,7 @@ def output(
 
 
 def added(answer: PartialAnswer, *outputs: Output) -> list[Delta]:
-    return [answer.add(one, frozenset({END})) for one in outputs]
+    return [answer.add(one) for one in outputs]
 
 
 def test_the_templates_block_is_held_back_and_left_out() -> None:
@@ -44,7 +44,7 @@ def test_what_is_held_back_at_the_end_is_given_out() -> None:
     assert [one.text for one in added(answer, output("<thi"), output("n", reason="length"))] == ["", "<thin"]
 
 
-def test_every_token_but_the_end_token_has_log_probabilities_whatever_its_text_becomes() -> None:
+def test_every_token_has_log_probabilities_whatever_its_text_becomes() -> None:
     answer = PartialAnswer(FORMAT)
     deltas = added(
         answer,
@@ -52,8 +52,8 @@ def test_every_token_but_the_end_token_has_log_probabilities_whatever_its_text_b
         output("3", 5, logprobs=True),
         output("", END, "stop", logprobs=True),
     )
-    assert [[one.token_id for one in delta.logprobs] for delta in deltas] == [[4], [5], []]
-    assert [one.token_id for one in answer.logprobs] == [4, 5]
+    assert [[one.token_id for one in delta.logprobs] for delta in deltas] == [[4], [5], [END]]
+    assert [one.token_id for one in answer.logprobs] == answer.tokens == [4, 5, END]
 
 
 def test_without_a_format_all_text_is_the_answer() -> None:

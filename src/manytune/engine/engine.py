@@ -24,7 +24,7 @@ from manytune.engine.kv_cache import KVCache
 from manytune.engine.limits import RequestLimits
 from manytune.engine.options import EngineOptions
 from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
-from manytune.engine.request import Completion, Output, Request
+from manytune.engine.request import Completion, Output, Request, SamplingParams
 from manytune.engine.runner import Runner
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.sampling import Sampler, sample_tokens
@@ -148,7 +148,7 @@ class Engine:
             adapter=adapter,
             sampler=Sampler(params, request.prompt_ids),
             text=text if stream or params.stop else None,
-            end_ids=frozenset() if params.ignore_eos else self._end_ids,
+            end_ids=self._stop_ids(params) if params.ignore_eos else self._end_ids,
             max_tokens=max_tokens,
             prefix_keys=self._prefix_keys(request, adapter),
         )
@@ -275,6 +275,15 @@ class Engine:
         assert self._slots.held == len(in_use)
 
     # -- parts
+
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        """End tokens that are stop strings; no such string is found in a text, as they have none."""
+        if not params.stop:
+            return frozenset()
+        return frozenset(one for one in self._end_ids if self._name(one) in params.stop)
+
+    def _name(self, token: int) -> str:
+        return str(self._tokenizer.convert_ids_to_tokens(token))
 
     def _prefix_keys(self, request: Request, adapter: Snapshot | None) -> tuple[bytes, ...]:
         if not self._prefixes.budget:
