@@ -26,6 +26,7 @@ ERRORS = {
 }
 METHODS = {
     "AdaLoraConfig",
+    "AdapterCheckpoints",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",

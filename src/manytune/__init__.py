@@ -79,12 +79,14 @@ if TYPE_CHECKING:
     from manytune.model.task_models import (
         PeftModelForTokenClassification as PeftModelForTokenClassification,
     )
+    from manytune.model.trainer_checkpoints import AdapterCheckpoints as AdapterCheckpoints
     from manytune.store.base import load_base as load_base
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaLoraConfig",
+    "AdapterCheckpoints",
     "AdapterError",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
@@ -145,6 +147,7 @@ __all__ = [
 # Where each name that isn't imported above comes from.
 _LAZY = {
     "AdaLoraConfig": "manytune.methods.adalora.config",
+    "AdapterCheckpoints": "manytune.model.trainer_checkpoints",
     "AutoPeftModel": "manytune.model.auto",
     "AutoPeftModelForCausalLM": "manytune.model.auto",
     "AutoPeftModelForFeatureExtraction": "manytune.model.auto",

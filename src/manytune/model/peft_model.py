@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from manytune.errors import AdapterError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
-from manytune.methods.config import PeftConfig
+from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.tuners.base import ATTACHED
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
 from manytune.model.loading import check_options, hub_options, load_into, offload_norms
+from manytune.model.recognised import RecognisedByTrainers
 from manytune.model.saving import push_adapters, save_adapters
 from manytune.model.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
 
@@ -60,7 +61,7 @@ def class_for(task_type: str | None) -> type[PeftModel]:
     return _TASK_CLASSES.get(task_type or "", PeftModel)
 
 
-class PeftModel(AdaptedModel):
+class PeftModel(RecognisedByTrainers, AdaptedModel):
     """A base model with one or more named adapters. Calls, generation and unknown attributes go to the base.
 
     Args:
@@ -107,6 +108,8 @@ class PeftModel(AdaptedModel):
         save_embedding_layers: bool | Literal["auto"] = "auto",
         is_main_process: bool = True,
         path_initial_model_for_weight_conversion: str | Path | None = None,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write adapters in HF PEFT's format.
 
@@ -121,6 +124,7 @@ class PeftModel(AdaptedModel):
             is_main_process: Whether this process writes; of several one should.
             path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
                 training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
+            state_dict: The model's state dict, where it isn't at hand in the model, as with sharded training.
 
         Raises:
             AdapterError: An adapter isn't loaded.
@@ -136,6 +140,7 @@ class PeftModel(AdaptedModel):
             selected_adapters=selected_adapters,
             save_embedding_layers=save_embedding_layers,
             initial=path_initial_model_for_weight_conversion,
+            state_dict=state_dict,
         )
 
     def create_or_update_model_card(self, output_dir: str | Path) -> None:
@@ -260,7 +265,8 @@ class PeftModel(AdaptedModel):
 
         Args:
             model_id: The adapter's directory, or its id on a hub.
-            adapter_name: A name for it. An adapter of that name gets the saved weights, and keeps its options.
+            adapter_name: A name for it. An adapter of that name gets the saved weights, and keeps its options; if the
+                directory, as `save_pretrained` writes it, has an adapter of that name within it, it is that one's.
             is_trainable: Whether it trains at once, in use or not.
             torch_device: Where to read the file to; the adapter itself goes where its layers of the base are.
             autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
@@ -278,6 +284,13 @@ class PeftModel(AdaptedModel):
         """
         check_options(self.get_base_model(), kwargs)
         fresh = adapter_name not in self.peft_config
+        if (
+            not fresh
+            and "subfolder" not in kwargs
+            and (Path(model_id) / adapter_name / CONFIG_NAME).is_file()
+        ):
+            # The Trainer names the whole checkpoint, whichever adapter it trains.
+            kwargs["subfolder"] = adapter_name
         if fresh:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
             config.inference_mode = not is_trainable

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.checkpoint.card import write_card
@@ -22,6 +24,7 @@ def save_adapters(
     selected_adapters: Sequence[str] | None,
     save_embedding_layers: bool | Literal["auto"],
     initial: str | Path | None,
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write adapters; see `PeftModel.save_pretrained`, whose last argument is `initial` here."""
     directory = Path(save_directory)
@@ -38,7 +41,7 @@ def save_adapters(
     for name in names:
         config = model.peft_config[name]
         tensors = get_peft_model_state_dict(
-            model, adapter_name=name, save_embedding_layers=save_embedding_layers
+            model, state_dict, adapter_name=name, save_embedding_layers=save_embedding_layers
         )
         if initial is not None:
             config, tensors = model.tuner.converted(config, tensors, initial)

@@ -357,12 +357,12 @@ def _one_or_more(
 ) -> list[str | list[int]]:
     if isinstance(given, str):
         return [given]
-    if given and isinstance(given[0], int):
+    if isinstance(given[0], int):
         return [[token for token in given if isinstance(token, int)]]
     found: list[str | list[int]] = [one for one in given if not isinstance(one, int)]
-    if not found or (max_texts is not None and len(found) > max_texts):
-        what = "is empty" if not found else f"has {len(found):,} texts; expected at most {max_texts:,}"
-        raise HttpError(400, f"{name} {what}.", code="invalid_value", param=name)
+    if max_texts is not None and len(found) > max_texts:
+        message = f"{name}: expected {max_texts:,} texts at most, found {len(found):,}."
+        raise HttpError(400, message, code="invalid_value", param=name)
     return found
 
 

@@ -131,14 +131,14 @@ def test_tokens_texts_and_both_encodings_say_the_same(api: openai.OpenAI) -> Non
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        ({"input": []}, 400, "input is empty"),
+        ({"input": []}, 400, "found an empty list"),
         ({"input": [[]]}, 400, "no tokens"),
         ({"input": [99]}, 400, "contains token 99"),
         ({"input": "a " * 20}, 400, "22 tokens; the model has 16 positions"),
         ({"input": "a", "dimensions": 8}, 400, "gives vectors of 32"),
         ({"input": "a", "model": "absent"}, 404, "there is no model"),
         ({"input": "a", "extra_body": {"truncate": True}}, 400, "no parameter truncate"),
-        ({"input": ["a"] * 2049}, 400, "at most 2,048"),
+        ({"input": ["a"] * 2049}, 400, "expected 2,048 texts at most, found 2,049"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(
