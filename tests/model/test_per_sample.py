@@ -286,3 +286,15 @@ def test_attention_with_an_adapter_within_is_refused() -> None:
     ).eval()
     with pytest.raises(AdapterError, match="with adapters on a MultiheadAttention"):
         model(torch.randn(2, 3, 8), adapter_names=["default", "__base__"])
+
+
+def test_a_parallel_bottleneck_with_a_trained_head_says_that_it_answers_alone_only() -> None:
+    config = peft_config_from("bottleneck", bottleneck_size=4, style="parallel", task_type="SEQ_CLS")
+    model = get_peft_model(BERT.build(), config).eval()
+    with (
+        torch.no_grad(),
+        pytest.raises(
+            AdapterError, match="reads the input of another layer, which works in the mixed forward alone"
+        ),
+    ):
+        model(input_ids=IDS, adapter_names=["default", "__base__", "default", "__base__"])

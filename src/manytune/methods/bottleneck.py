@@ -217,6 +217,10 @@ class Layer(AdapterLayer):
             source.seen = None
         return result.to(y.dtype)
 
+    def reads_another_layer(self, adapter_name: str) -> bool:
+        """See `AdapterLayer.reads_another_layer`: parallel adapters read what the MLP reads."""
+        return adapter_name in self.sources
+
     def merged_tensors(self, adapter_names: Sequence[str]) -> dict[str, Tensor]:
         """There are none.
 

@@ -56,7 +56,7 @@ def each_with_its_own(
         raise wrong_length(len(names), size)
     terms = None if _needs_gradients(tuner, names) else _terms(tuner, names)
     if terms is None:
-        _check_layers(tuner, layers)
+        _check_layers(tuner, layers, names)
     elif any(own.virtual_tokens for own in terms.values()):
         raise _whole_batches(tuner)
     with row_by_row(layers, names) if terms is None else mixed_samples(tuner, terms, names):
@@ -92,7 +92,7 @@ def _check(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> N
         )
 
 
-def _check_layers(tuner: Tuner, layers: Sequence[nn.Module]) -> None:
+def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
     """Refuse what layers can't do row by row."""
     if not any(isinstance(layer, AdapterLayer) for layer in layers):
         raise _whole_batches(tuner)
@@ -110,6 +110,13 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module]) -> None:
                 f"Cannot pass `adapter_names` with adapters on parameters of a {type(layer.get_base_layer()).__name__} "
                 "(target_parameters): such a layer can't be run on some rows of a batch alone. Run one adapter at a "
                 "time."
+            )
+        apart = [name for name in names if name != BASE and layer.reads_another_layer(name)]
+        if apart:
+            raise AdapterError(
+                f"Cannot pass `adapter_names` with {apart[0]!r} here: it reads the input of another layer, which "
+                "works in the mixed forward alone: without gradients for the adapters, and without modules_to_save. Use "
+                "one adapter at a time with set_adapter()."
             )
         if any(isinstance(module, AdapterLayer) for module in layer.base_layer.modules()):
             # torch.nn.MultiheadAttention with its projection: which dimension counts samples isn't known here.

@@ -114,6 +114,10 @@ class AdapterLayer(Wrapper):
         scalings: Mapping[str, float] = getattr(self, "scaling", {})
         return scalings.get(adapter_name, 1.0)
 
+    def reads_another_layer(self, adapter_name: str) -> bool:
+        """Whether the adapter needs another layer's input, so that this layer can't run it by itself."""
+        return False
+
     def is_additive(self, adapter_name: str) -> bool:
         """Whether merging this adapter adds a ΔW that doesn't depend on the weight."""
         return self.additive
