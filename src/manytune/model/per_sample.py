@@ -114,9 +114,9 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str
         apart = [name for name in names if name != BASE and layer.reads_another_layer(name)]
         if apart:
             raise AdapterError(
-                f"Cannot pass `adapter_names` with {apart[0]!r} here: it reads the input of another layer, which "
-                "works in the mixed forward alone: without gradients for the adapters, and without modules_to_save. Use "
-                "one adapter at a time with set_adapter()."
+                f"Cannot pass `adapter_names` with {apart[0]!r} here: it reads the input of another layer, which works "
+                "in the mixed forward alone: without gradients for the adapters, and without modules_to_save. Use one "
+                "adapter at a time with set_adapter()."
             )
         if any(isinstance(module, AdapterLayer) for module in layer.base_layer.modules()):
             # torch.nn.MultiheadAttention with its projection: which dimension counts samples isn't known here.
