@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from tests.store.adapters_made import make_adapter
+from tests.store.peft_made import save_peft
 from tests.store.tiny import save_tiny_base, tiny_model
 from typer.testing import CliRunner, Result
 
@@ -113,7 +114,7 @@ def test_verify_checks_everything_in_the_store_and_goes_on_after_a_fault(
     assert "changed or damaged" in message(result)
     assert [sorted(one) for one in json.loads(adapters("verify", "--json").stdout)] == [
         ["error", "path"],
-        ["base_checked", "effect", "files", "note", "path", "tensors"],
+        ["base_checked", "effect", "files", "note", "path", "tensors", "unservable"],
     ]
 
 
@@ -182,3 +183,49 @@ def test_a_checkpoint_of_peft_is_added_with_its_base(folder: Path, base: Base) -
     assert "doesn't say what its base is. Name it with --base" in message(
         adapters("merge", bare, "--output", "out")
     )
+
+
+def test_many_are_added_at_once_with_one_base_and_a_fault_stops_none_of_the_others(
+    folder: Path, base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    monkeypatch.setattr("manytune.store.base.load_base", lambda spec: (loads.append(spec), base)[1])
+    made = [save_peft(folder / "peft" / f"a{seed}", seed) for seed in range(3)]
+    (folder / "peft" / "empty").mkdir()
+    result = adapters("add", made[0], folder / "peft" / "empty", made[1], made[2], "--base", base.name)
+    assert "empty: this directory holds no adapter" in message(result)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["a0", "a1", "a2"]
+    assert loads == [base.name]
+    assert sorted(AdapterStore(folder / "adapters").names()) == ["a0", "a1", "a2"]
+    assert adapters("add", made[0], made[1], "--name", "one").exit_code == 2
+    both = json.loads(done("add", made[0], made[1], "--base", base.name, "--json"))
+    assert [one["names"] for one in both] == [["a0"], ["a1"]]
+
+
+def test_what_was_left_out_is_said(folder: Path, base: Base) -> None:
+    made = save_peft(folder / "out")
+    (made / "optimizer.pt").write_bytes(b"PK\x03\x04" + bytes(60))
+    (made / "checkpoint-500").mkdir()
+    base.tokenizer.save_pretrained(made)
+    said = " ".join(done("add", made, "--base", base.name).split())
+    assert "left out: tokenizer (the base's): tokenizer.json" in said
+    assert said.endswith("checkpoint-500/, optimizer.pt")
+    left = json.loads(done("add", made, "--base", base.name, "--json"))["left_out"]
+    assert {"checkpoint-500/", "optimizer.pt", "tokenizer.json"} <= set(left)
+
+
+def test_what_cannot_be_served_is_said_by_add_list_show_and_verify(folder: Path, base: Base) -> None:
+    made = make_adapter(folder / "made" / "odd", base, init_lora_weights="pissa")
+    way_out = "Save it with path_initial_model_for_weight_conversion"
+    for arguments in (
+        ("add", made, "--base", base.name),
+        ("list",),
+        ("show", "odd"),
+        ("verify", "odd"),
+        ("verify", "odd", "--base", base.name),
+    ):
+        said = " ".join(done(*arguments).split())
+        assert "can't be served" in said and way_out in said, arguments
+        if arguments[0] not in ("add",):
+            shown = json.loads(done(*arguments, "--json"))
+            assert way_out in (shown[0] if isinstance(shown, list) else shown)["unservable"]

@@ -9,7 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from starlette.testclient import TestClient
 from tests.server.world import fill_store, plain_ids, save_base
+from tests.store.adapters_made import make_adapter
+from tests.store.peft_made import save_peft
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -17,6 +20,7 @@ from manytune.engine.engine import Engine
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import StoreError
 from manytune.store.resident import read_resident
+from manytune.store.store import AdapterStore
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +60,8 @@ def test_the_former_name_of_reordered_weights_is_refused_with_the_new_one(world)
 def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
     directory, _, store = world
     for options, message in (
-        (["--adapters", str(tmp_path / "none")], "there is no store of adapters"),
-        (["--adapters", str(tmp_path)], "there is no store|isn't a store"),
+        (["--adapters", str(tmp_path / "something")], "expected a directory, found a file"),
+        (["--adapters", str(tmp_path)], "isn't a store of adapters, has no subdirectories with an adapter"),
         (["--adapters", str(store.root), "--base-name", "one"], "an adapter is called 'one' like the base"),
         (["--adapters", str(store.root), "--base-name", "a/b"], "can't be the name of a model"),
         (["--adapters", str(store.root), "--keys", str(tmp_path / "keys.json")], "the keys can't be read"),
@@ -65,6 +69,52 @@ def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
         (tmp_path / "something").touch()
         result = run("serve", "--base", str(directory), *options)
         assert result.exit_code == 1 and re.search(message, " ".join(result.stderr.split())), result.stderr
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """What the command would serve."""
+    apps = []
+    monkeypatch.setenv("MANYTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("manytune.cli.serve._listen", lambda app, *_, **__: apps.append(app))
+    return apps
+
+
+def models(client):
+    return [one["id"] for one in client.get("/v1/models").json()["data"]]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_adapters_it_serves_the_base_and_what_is_added_later(world, started, tmp_path, there):
+    directory, base, _ = world
+    if there:
+        (tmp_path / "adapters").mkdir()
+    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"))
+    assert result.exit_code == 0, result.output
+    assert "no adapters yet; those that are put there are served" in " ".join(result.stderr.split())
+    with TestClient(started[0], base_url="http://localhost") as client:
+        assert models(client) == ["tiny"]
+        AdapterStore(tmp_path / "adapters").add(make_adapter(tmp_path / "made", base), name="later")
+        client.portal.call(started[0].state.watcher.check)
+        assert models(client) == ["tiny", "later"]
+
+
+def test_a_directory_of_peft_adapters_is_served_as_it_is(world, started, tmp_path):
+    directory, base, _ = world
+    for seed, name in enumerate(("a", "b")):
+        save_peft(tmp_path / "adapters" / name, seed)
+    before = sorted(path.name for path in (tmp_path / "adapters").rglob("*"))
+    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"))
+    assert result.exit_code == 0 and "tiny and 2 adapters" in result.stderr, result.output
+    with TestClient(started[0], base_url="http://localhost") as client:
+        assert models(client) == ["tiny", "a", "b"]
+        body = {"model": "b", "prompt": "ab", "max_tokens": 5, "temperature": 0}
+        answer = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    engine = Engine(base.model, base.tokenizer)
+    engine.add_adapter("b", read_resident(tmp_path / "adapters" / "b"))
+    request = Request("1", plain_ids(base, "ab"), SamplingParams(max_new_tokens=5), "b")
+    assert answer == engine.generate([request])[0].text
+    assert sorted(path.name for path in (tmp_path / "adapters").rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 #: What combines an adapter's tensors with the base's in other ways than the methods' examples do.
 OPTIONS = {
     "lora/dora-biased": ("lora", {"r": 4, "use_dora": True, "target_modules": "all-linear"}),
-    "lora/dora-embedding": ("lora", {"r": 4, "use_dora": True, "target_modules": ["wte"]}),
+    "lora/dora-embedding": ("lora", {"r": 4, "use_dora": True, "target_modules": ["wpe"]}),
     "lora/pissa-transposed": ("lora", {"r": 4, "init_lora_weights": "pissa", "target_modules": ["c_fc"]}),
     "lora/saved-embedding": ("lora", {"r": 4, "target_modules": ["c_fc"], "modules_to_save": ["wpe"]}),
     "vera/not-saved": ("vera", {"r": 8, "target_modules": "all-linear", "save_projection": False}),

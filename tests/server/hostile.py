@@ -375,10 +375,14 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
     Args:
         original: What it was made from.
         mutant: The damaged one.
-        linked: Whether links may lead to the files, as they do in a hub's cache before an adapter is added.
+        linked: Whether links may lead to the files, as they do in a hub's cache before an adapter is added; then only
+            the adapter's own files count.
     """
     try:
         paths = list(mutant.rglob("*"))
+        if linked and not os.path.lexists(mutant / MANIFEST):
+            # Of what HF PEFT wrote `add` takes the adapter's files; what else lies there is never opened.
+            paths = [path for path in paths if path.name in (CONFIG, TENSORS, "README.md")]
         if not all(path.is_file() or path.is_dir() for path in paths):
             return False
         if not linked and any(path.is_symlink() for path in paths):

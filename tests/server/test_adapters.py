@@ -12,6 +12,7 @@ from tests.server.admin import ask, listed
 from tests.server.api_client import ROOT, ROOT_HEADERS
 from tests.server.world import app_of
 from tests.store.adapters_made import make_adapter
+from tests.store.peft_made import save_peft
 from tests.store.tiny import save_tiny_base
 
 from manytune.server.auth import Keys
@@ -121,3 +122,52 @@ def test_an_adapter_that_does_not_fit_into_memory_next_to_those_in_use_is_refuse
         assert listed(admin, "two")["errors"] == 0  # not its fault
         admin.post("/v1/adapters/one/unpin")
         assert ask(admin, "two").status_code == 200
+
+
+UNSERVABLE = {
+    "changed-base": ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+    "two-forms": (
+        {"method": "bottleneck", "bottleneck_size": 4, "modules_to_save": ["lm_head"]},
+        "PeftModel.from_pretrained",
+    ),
+    "classifier": ({"task_type": "SEQ_CLS"}, "AutoPeftModelForSequenceClassification"),
+}
+
+
+@pytest.mark.parametrize("case", UNSERVABLE)
+def test_an_adapter_that_cannot_be_served_is_no_model_and_every_route_gives_the_verdict_of_add(
+    admin, base, own_store, tmp_path, case
+):
+    options, way_out = UNSERVABLE[case]
+    if case == "classifier":
+        made = save_peft(tmp_path / "made", **options)
+    else:
+        made = make_adapter(tmp_path / "made", base, **options)
+    verdict = own_store.add(made, name="odd", base=base).manifest.unservable
+    assert way_out in verdict
+    assert [one["id"] for one in admin.get("/v1/models").json()["data"]] == ["base", "one", "two"]
+    for refused in (admin.get("/v1/models/odd"), ask(admin, "odd"), admin.post("/v1/adapters/odd/load")):
+        assert refused.status_code == 409
+        assert refused.json()["error"]["message"] == verdict
+    assert listed(admin, "odd")["unservable"] == verdict
+    assert admin.post("/v1/adapters/odd/verify").json()["unservable"] == verdict
+    assert listed(admin, "one")["unservable"] is None
+
+
+def test_an_adapter_of_another_base_is_no_model(admin, own_store, tmp_path):
+    other = load_base(str(save_tiny_base(tmp_path / "other", seed=5)))
+    own_store.add(make_adapter(tmp_path / "foreign", other), name="foreign")
+    assert "foreign" not in [one["id"] for one in admin.get("/v1/models").json()["data"]]
+    assert "another base" in listed(admin, "foreign")["unservable"]
+
+
+def test_what_a_request_finds_wrong_is_no_model_until_it_is_verified(admin, own_store):
+    file = own_store.path("one") / "adapter_model.safetensors"
+    sound = file.read_bytes()
+    file.write_bytes(sound[:-4] + b"\0\0\0\0")
+    assert "one" in [one["id"] for one in admin.get("/v1/models").json()["data"]]  # hashes take a request
+    assert ask(admin, "one").status_code == 409
+    assert "one" not in [one["id"] for one in admin.get("/v1/models").json()["data"]]
+    file.write_bytes(sound)
+    assert admin.post("/v1/adapters/one/verify").status_code == 200
+    assert "one" in [one["id"] for one in admin.get("/v1/models").json()["data"]]

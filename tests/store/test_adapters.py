@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tests.store.tiny import save_tiny_base, tiny_model
 
 from manytune.errors import BaseMismatchError, DamagedError, StoreError
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
+from manytune.model.auto import AutoPeftModelForCausalLM
 from manytune.store.adapters import add_scores, open_adapter, save_adapter
 from manytune.store.base import Base, load_base
+from manytune.store.base_source import Source, hub_origin
 from manytune.store.digests import sha256_file
 from manytune.store.manifest import Description, Manifest
+from manytune.store.store import AdapterStore
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +212,58 @@ def test_loading_the_stored_adapter_gives_the_model_that_was_saved(adapter: Path
     loaded = PeftModel.from_pretrained(tiny_model(), adapter)
     ids = torch.tensor([[3, 4, 5]])
     assert loaded(input_ids=ids).logits.shape == (1, 3, 29)
+
+
+def test_scores_are_on_the_card_as_a_hub_reads_them_and_those_added_later_join_them(adapter: Path) -> None:
+    assert "Describe the scores here" not in (adapter / "README.md").read_text()
+    add_scores(adapter, {"rouge1": 0.5, "broken": float("nan")})
+    card = ModelCard.load(adapter / "README.md")
+    results = card.data.eval_results
+    assert {(one.metric_type, one.metric_value) for one in results} == {
+        ("validation_loss", 1.25),
+        ("rouge1", 0.5),
+    }
+    assert {one.task_type for one in results} == {"text-generation"}
+    assert card.text.count("| validation_loss | 1.25 |") == 1
+    assert "| rouge1 | 0.5 |" in card.text
+
+
+def test_a_card_in_a_store_has_the_scores_that_were_added_there(adapter: Path, tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "store")
+    store.add(adapter, name="a")
+    store.add_scores("a", {"rouge1": 0.5})
+    assert "| rouge1 | 0.5 |" in (store.path("a") / "README.md").read_text()
+    assert open_adapter(store.path("a")).manifest is not None
+
+
+@pytest.mark.parametrize("revision", ["0123456789abcdef0123456789abcdef01234567"])
+def test_an_adapter_of_a_base_from_the_hubs_cache_names_the_hubs_id_and_revision(
+    tmp_path: Path, revision: str
+) -> None:
+    snapshot = tmp_path / "hub" / "models--org--tiny-base" / "snapshots" / revision
+    base = load_base(str(save_tiny_base(snapshot)))
+    plain = load_base(str(save_tiny_base(tmp_path / "plain")))
+    assert base.fingerprint == plain.fingerprint
+    model = get_peft_model(base.model, peft_config_from("lora", r=2, target_modules=["q_proj"]))
+    save_adapter(
+        model, tmp_path / "a", Description(method="lora", base=base.name, fingerprint=base.fingerprint)
+    )
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny-base", revision)
+    assert ModelCard.load(tmp_path / "a" / "README.md").data.base_model == "org/tiny-base"
+    assert str(tmp_path) not in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_what_the_embedded_base_is_called_on_a_hub() -> None:
+    cached = Source("/somewhere/.cache/manytune/bases/0123-v1", "embedded")
+    assert hub_origin(cached) == ("HuggingFaceTB/SmolLM2-135M-Instruct", None)
+    assert hub_origin(Source("org/name", "org/name")) == ("org/name", None)
+    assert hub_origin(Source("/", "/")) is None
+
+
+def test_a_base_that_is_not_there_is_named_with_the_way_to_load_it(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"base_model_name_or_path": str(adapter / "gone"), "task_type": "CAUSAL_LM"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(StoreError, match=r"its base '.*gone' can't be loaded.*PeftModel\.from_pretrained"):
+        AutoPeftModelForCausalLM.from_pretrained(adapter, local_files_only=True)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ def test_an_exported_adapter_gives_equal_logits_in_peft(method: str, tmp_path: P
     )
     export_peft(adapter, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -117,3 +120,35 @@ def test_what_vllm_cannot_run_is_named(
     with pytest.raises(StoreError, match=message):
         export_vllm({"a": adapter}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["my adapters", "it's", 'a "b"', "$HOME;*"])
+def test_vllms_arguments_come_through_xargs_and_a_shell_whatever_the_path(
+    place: str, tmp_path: Path, tiny_base: Base
+) -> None:
+    adapter = make_adapter(tmp_path / "a", tiny_base)
+    target = tmp_path / place / "out"
+    arguments = export_vllm({"an adapter": adapter}, target)
+    expected = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules"]
+    expected.append(f"an adapter={target.resolve()}/an adapter")
+    shown = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    with (target / "vllm-arguments.txt").open() as file:
+        by_xargs = subprocess.run(["xargs", sys.executable, "-c", shown], stdin=file, capture_output=True)
+    by_shell = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -c '{shown}' {arguments}"], capture_output=True
+    )
+    assert json.loads(by_xargs.stdout) == json.loads(by_shell.stdout) == expected
+
+
+@pytest.mark.parametrize("name", ["a=b", "{a", "-a", "", "a\nb", "a/b"])
+def test_a_name_that_vllm_takes_for_something_else_is_refused(
+    name: str, tmp_path: Path, tiny_base: Base
+) -> None:
+    with pytest.raises(StoreError, match="can't be an adapter's name in vLLM's arguments"):
+        export_vllm({name: make_adapter(tmp_path / "a", tiny_base)}, tmp_path / "out")
+
+
+def test_what_is_exported_names_its_base_in_its_card(tmp_path: Path, tiny_base: Base) -> None:
+    adapter = make_adapter(tmp_path / "a", tiny_base)
+    export_peft(adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == (adapter / "README.md").read_text()

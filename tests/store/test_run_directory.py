@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_base
 
+from manytune import store
 from manytune.errors import RunError
 from manytune.store.base import load_base
 from manytune.store.run_directory import RunDirectory, RunScores, adapter_at, display_name
@@ -71,3 +73,24 @@ def test_a_run_names_its_adapter_and_an_adapter_its_run(tmp_path: Path) -> None:
     assert RunDirectory.of_adapter(run.adapter) is None  # nothing says that a run made it
     run.recipe_file.write_text("base: tiny\n")
     assert RunDirectory.of_adapter(run.adapter) == run
+
+
+def test_no_other_file_spells_the_names(tmp_path: Path) -> None:
+    """An experiment's own recipe is the one file that is called like a run's."""
+    run = RunDirectory(tmp_path)
+    files = (run.environment_file, run.log_file, run.scores_file, run.evaluation_file, run.checkpoints)
+    names = {path.name for path in files}
+    source = Path(store.__file__).parents[1]
+    spelled = {
+        str(path.relative_to(source)): found
+        for path in source.rglob("*.py")
+        if path.name != "run_directory.py"
+        and (
+            found := {
+                node.value
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant) and node.value in names
+            }
+        )
+    }
+    assert spelled == {}

@@ -232,7 +232,7 @@ def test_words_that_are_no_file_names_are_refused(word: str, store: AdapterStore
 
 
 def test_another_directory_is_not_taken_for_a_store(tmp_path: Path, made: list[Path]) -> None:
-    with pytest.raises(StoreError, match="isn't a store of adapters, and isn't empty"):
+    with pytest.raises(StoreError, match="isn't a store of adapters, has no subdirectories with an adapter"):
         AdapterStore(made[0])
     (tmp_path / "store.json").write_text('{"format": 2}')
     with pytest.raises(StoreError, match=r"expected format 1, found .*'format': 2"):

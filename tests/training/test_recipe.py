@@ -148,10 +148,10 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
             "data.validation: expected a file, a datasets name, or a share",
         ),
         ("data: {train: a, validation: 0.6, test: 0.5}", "data: validation and test take 1.1 of the rows"),
-        ("data: {train: a, prompt: x}", "data: prompt and completion go together; completion is missing"),
+        ("data: {train: a, prompt: x}", "data: prompt and completion go together; the completion is missing"),
         (
             "data: {train: a, prompt: x, template: alpaca}",
-            "data: give either template, or prompt and completion",
+            "data: give either a template, or prompt and completion",
         ),
         ("data: {train: a, template: alpca}", "data: no template is named 'alpca'; did you mean 'alpaca'?"),
         (

@@ -1,4 +1,4 @@
-"""`manytune serve`: all adapters of a store behind one address."""
+"""`manytune serve`: a base and all adapters of a directory behind one address."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def serve(
         Path,
         typer.Option(
             envvar="MANYTUNE_STORE",
-            help="The store of adapters, as `manytune adapters add` fills it; or set MANYTUNE_STORE.",
+            help="A store of adapters, or a directory with a subdirectory for each; or set MANYTUNE_STORE.",
         ),
     ] = Path("adapters"),
     host: Annotated[
@@ -104,9 +104,11 @@ def serve(
         bool, typer.Option("--log-prompts", help="Log prompts and answers as well.")
     ] = False,
 ) -> None:
-    """Serve a base and every adapter of a store behind an OpenAI-compatible address.
+    """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
     The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
+
+    Without any adapters it serves the base, and those that are added later.
 
     An adapter is loaded when it is first requested; a new version under its name serves from the next request on.
 
@@ -157,9 +159,12 @@ def serve(
     with ThreadPoolExecutor(1) as loading:
         app, store, name = loading.submit(make).result()
     log_to_stderr()
-    typer.echo(
-        f"{name} and {len(store.names())} adapters at http://{host}:{port} (playground, /v1)", err=True
-    )
+    found = len(store.names())
+    typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
+    if not found:
+        typer.echo(
+            f"{adapters}: no adapters yet; those that are put there are served from then on.", err=True
+        )
     _listen(app, host, port, drain_seconds=drain_seconds)
 
 
@@ -200,18 +205,17 @@ def _load(
     from manytune.errors import ServeError
     from manytune.server.adapters import MODEL_NAME
     from manytune.store.base import load_base
-    from manytune.store.store import AdapterStore
+    from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
 
     name = base_name if base_name is not None else Path(base).expanduser().resolve().name
     if not MODEL_NAME.fullmatch(name):
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    store = AdapterStore(adapters)
-    if not store.root.is_dir():
-        raise ServeError(
-            f"{adapters}: there is no store of adapters. `manytune adapters add RUN` creates one."
-        )
-    if name in store.names():
+    if name in adapters_in(adapters.expanduser()):
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
-    return load_base(base, dtype=dtype, device=answering_device()), store, name
+    require_adapters_or_nothing(adapters)
+    loaded = load_base(base, dtype=dtype, device=answering_device())
+    store = store_at(adapters, loaded)
+    store.refresh()
+    return loaded, store, name

@@ -75,11 +75,11 @@ class AnswerStream:
         self._form = form
         self._pending = ""
         self._reasoned = False
-        # Whether the answer's beginning is being read, reasoning, white space after it, or the answer.
+        # Whether the answer's start is being read, reasoning, white space after it, or the answer.
         self._part = "start" if form.opening or form.reasoning is not None else "content"
 
     def push(self, text: str) -> Reply:
-        """Take the next piece of generated text; return what of the reply is certain by it."""
+        """Take the next part of generated text; return what of the reply is certain by then."""
         self._pending += text
         return self._advance(ended=False)
 
@@ -146,6 +146,6 @@ class AnswerStream:
 
 
 def beginning_held(text: str, mark: str) -> int:
-    """Return the length of the longest beginning of `mark`, short of all of it, that `text` ends with."""
+    """Return the length of the longest prefix of `mark`, short of all of it, that `text` ends with."""
     longest = min(len(text), len(mark) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)

@@ -76,7 +76,7 @@ class ChatTemplate:
         self.answers = AnswerFormat(opening, closing, end, self._around_reasoning())
 
     def prompt(self, messages: _Messages) -> str:
-        """Return the messages' text and the beginning of an answer to them.
+        """Return the messages' text and the start of an answer to them.
 
         Raises:
             TemplateError: The template refuses the messages.
@@ -207,7 +207,7 @@ def no_end_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def excerpt(text: str) -> str:
-    """Return the beginning of a text, quoted."""
+    """Return the start of a text, quoted."""
     return repr(shorten(text))
 
 
@@ -215,7 +215,7 @@ def _with_date(template: str, now: datetime.datetime) -> str:
     """A template that takes `now` for the present.
 
     transformers hands a template plain values only, so the function that it calls is written into it. The line break
-    after the tag isn't printed, and what follows it is at the beginning of a line, as before.
+    after the tag isn't printed, and what follows it is at the start of a line, as before.
     """
     texts = {code: now.strftime(code) for code in _DIRECTIVES}
     texts |= {short: str(int(texts[code])) for short, code in _WITHOUT_ZEROS.items()}

@@ -1,7 +1,7 @@
 """From an example to token ids: the chat template, the loss-bearing part, the length limit.
 
 Prompt and completion are tokenised apart and joined as ids. So the prompt that is served is, token for token,
-the beginning of the sequence that was trained, whatever the tokenizer would merge across the boundary.
+a prefix of the sequence that was trained, whatever the tokenizer would merge across the boundary.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class Encoder:
         return _encoded(example, shortened, completion), True
 
     def _shortened_prompt(self, segments: Sequence[Segment], room: int) -> tuple[int, ...]:
-        """Return the prompt with as much of the last user message's beginning as fits; empty if none does."""
+        """Return the prompt with as much of the last user message as fits, from its start; empty if none does."""
         last_user = max((i for i, segment in enumerate(segments) if segment.role == "user"), default=None)
         if last_user is None:
             return ()

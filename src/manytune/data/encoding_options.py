@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """What `Encoder` takes besides the tokenizer.
+    """What `Encoder` takes in addition to the tokenizer.
 
     Attributes:
         chat_template_kwargs: Values of the chat template's own variables, such as `enable_thinking`.

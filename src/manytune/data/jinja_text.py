@@ -42,7 +42,7 @@ _TAKE_ANYTHING = frozenset(
     }
     | {"random", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sort", "sum", "unique"}
 )
-#: Of how many arguments besides the value other filters make text (None for all); 0 for filters that aren't listed.
+#: Of how many arguments after the value other filters make text (None for all); 0 for filters that aren't listed.
 _TEXT_ARGUMENTS = {"format": None, "replace": 2}
 _CONCAT = "~"  # no filter of a template's author has this name
 _PERCENT = "the operator '%'"

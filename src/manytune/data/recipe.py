@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -16,12 +15,11 @@ from manytune.data.encoding_options import EncodingOptions
 from manytune.data.mixing import Mixture, Strategy, check_options, mix
 from manytune.data.promptsource import load_promptsource
 from manytune.data.section import Number, Section, kind_of
-from manytune.data.templates import PromptTemplate, choose_template, load_template, named_template
+from manytune.data.templates import PromptTemplate, choose_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TEMPLATE_FILES = {".yaml", ".yml", ".json"}
 _DEFAULT_TEMPLATE = "prompt-completion"
 _DEFAULT_VALIDATION = 0.1
 _OF_A_TASK = ("prompt", "completion", "system", "template", "group_by")
@@ -129,18 +127,7 @@ class TaskRecipe(Section):
             TemplateError: There is no such template or file, or it can't be used.
         """
         if self.promptsource is None:
-            name = self.template
-            if name is None and self.prompt is None and self.completion is None:
-                name = _DEFAULT_TEMPLATE
-            template = choose_template(
-                name,
-                prompt=self.prompt,
-                completion=self.completion,
-                system=self.system,
-                group_by=self.group_by,
-            )
-            assert template is not None
-            return {self.name: template}
+            return {self.name: _template_of(self)}
         return {
             f"{self.name}/{name}": PromptTemplate(
                 template.prompt, template.completion, self.system, self.group_by
@@ -225,11 +212,6 @@ class DataRecipe(Section):
             return self
         if self.mixing is not None:
             raise ValueError("mixing goes with a list of tasks in train, each with a name and a file")
-        if self.template is not None and (self.prompt is not None or self.completion is not None):
-            raise ValueError("give either template, or prompt and completion")
-        if (self.prompt is None) != (self.completion is None):
-            missing = "prompt" if self.prompt is None else "completion"
-            raise ValueError(f"prompt and completion go together; {missing} is missing")
         _check_shares(self.validation, self.test)
         self.prompt_template()
         return self
@@ -250,13 +232,7 @@ class DataRecipe(Section):
         Raises:
             TemplateError: A part isn't valid Jinja2, or there is no such named template or template file.
         """
-        if self.prompt is not None and self.completion is not None:
-            return PromptTemplate(self.prompt, self.completion, self.system, self.group_by)
-        name = self.template or _DEFAULT_TEMPLATE
-        found = load_template(name) if Path(name).suffix in _TEMPLATE_FILES else named_template(name)
-        return PromptTemplate(
-            found.prompt, found.completion, self.system or found.system, self.group_by or found.group_by
-        )
+        return _template_of(self)
 
     def task_templates(self) -> dict[str, PromptTemplate]:
         """The templates of all tasks by the names that their examples bear; empty for a single task.
@@ -341,6 +317,20 @@ class DataRecipe(Section):
                 raise ValueError(f"two tasks are named {min(taken)!r}")
             seen |= names
         check_options([task.name for task in self.tasks], **self._mixing_options())
+
+
+def _template_of(section: DataRecipe | TaskRecipe) -> PromptTemplate:
+    """The template that a section's keys describe, or the default one if they describe none."""
+    described = section.template is not None or section.prompt is not None or section.completion is not None
+    template = choose_template(
+        section.template if described else _DEFAULT_TEMPLATE,
+        prompt=section.prompt,
+        completion=section.completion,
+        system=section.system,
+        group_by=section.group_by,
+    )
+    assert template is not None  # something is described, or the default is named
+    return template
 
 
 def _are_tasks(value: object) -> bool:

@@ -158,5 +158,5 @@ def _absent(named: Mapping[str, object]) -> str:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """Return the text, or its beginning and an ellipsis."""
+    """Return the text, or its first characters and an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -11,6 +11,7 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.walk import every_module
+from manytune.model.adapted import revision_of
 from manytune.model.mixed import PeftMixedModel
 from manytune.model.peft_model import PeftModel, class_for
 
@@ -61,6 +62,8 @@ def get_peft_model(
                 stacklevel=2,
             )
         peft_config.revision = revision
+    elif peft_config.revision is None:
+        peft_config.revision = revision_of(model)
     if any(isinstance(module, AdapterLayer) for module in every_module(model)):
         warnings.warn(
             "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import transformers
 
-from manytune.errors import CheckpointError
+from manytune.errors import CheckpointError, StoreError
 from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
 from manytune.methods.config import PeftConfig, TaskType
 from manytune.model.peft_model import PeftModel, class_for
@@ -45,6 +45,7 @@ class _AutoPeftModel:
 
         Raises:
             CheckpointError: The adapter is for another task, or names no base.
+            StoreError: Its base can't be loaded.
         """
         hub = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs and key != "revision"}
         source = str(pretrained_model_name_or_path)
@@ -62,7 +63,15 @@ class _AutoPeftModel:
         revision = {"revision": config.revision} if config.revision else {}
         own = {name: kwargs.pop(name) for name in _ADAPTERS_OWN if name in kwargs}
         shared = {name: kwargs[name] for name in _OF_BOTH if name in kwargs}
-        base = cls.base_class.from_pretrained(config.base_model_name_or_path, **{**kwargs, **revision})
+        try:
+            base = cls.base_class.from_pretrained(config.base_model_name_or_path, **{**kwargs, **revision})
+        except OSError as error:
+            first = str(error).strip().partition("\n")[0]
+            raise StoreError(
+                f"{source}: its base {config.base_model_name_or_path!r} can't be loaded: {first} If the base is "
+                "somewhere else here, load it and use PeftModel.from_pretrained(base, adapter); a manytune base such "
+                'as "embedded" is manytune.load_base("embedded").model.'
+            ) from error
         _make_room(base, source, **hub)
         return class_for(config.task_type).from_pretrained(
             base, source, adapter_name, is_trainable, config, **{**own, **shared, **hub}

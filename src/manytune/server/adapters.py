@@ -14,13 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-import torch
-
 from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
-from manytune.methods.registry import terms_of
 from manytune.methods.tuners.terms import Terms
 from manytune.server.http_errors import HttpError, model_not_found
-from manytune.server.validation import MetaBase, check_files
+from manytune.server.validation import check_files
+from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
@@ -101,7 +99,7 @@ class AdapterRegistry:
         self._checking = threading.Lock()
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
-        self._meta_base = MetaBase(base.model)
+        self._verdicts = Verdicts(store, base, max_bytes=memory)
         self._failures: dict[str, Failures] = {}  # by name
 
     # -- for requests
@@ -134,6 +132,7 @@ class AdapterRegistry:
                 self.cache.unpin(adapter)
                 self.drop(digest)
                 raise
+            self._verdicts.note(digest, None)
         with self._lock:
             self._in_use[digest] += 1
         return Model(name, adapter, terms)
@@ -175,6 +174,10 @@ class AdapterRegistry:
             for name in entry.names:
                 if name != self.base_name and MODEL_NAME.fullmatch(name):
                     yield name, entry
+
+    def unservable(self, entry: StoreEntry) -> str | None:
+        """Why an adapter can't be served, and what to do instead; None if it can."""
+        return self._verdicts.of(entry)
 
     def unreadable(self) -> dict[str, tuple[str, str]]:
         """The adapters whose manifests can't be read: digest and error message by name."""
@@ -220,7 +223,7 @@ class AdapterRegistry:
     def drop(self, digest: str) -> None:
         """Remove a version from memory, if it is there and not in use."""
         if digest in self.cache.resident:
-            with suppress(UnknownAdapterError):  # it has left the store as well; the cache evicts it later
+            with suppress(UnknownAdapterError):  # it was evicted meanwhile, and has left the store as well
                 self.cache.evict(digest)
 
     def forget_absent(self) -> None:
@@ -260,7 +263,10 @@ class AdapterRegistry:
         with self._recording_failures(name, digest):
             check_files(self.store.root, directory, max_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
-            return verify_adapter(directory)
+            found = verify_adapter(directory)
+        self._verdicts.forget(digest)
+        reason = self.unservable(self.store.entry(digest))
+        return replace(found, unservable=reason)
 
     def is_pinned(self, name: str) -> bool:
         """Whether an adapter is pinned."""
@@ -277,11 +283,9 @@ class AdapterRegistry:
     def _checked_terms(self, adapter: ResidentAdapter) -> Terms:
         """An adapter's terms, computed once for as long as it is in memory; its tensors are checked once for ever."""
         digest = adapter.digest
-        with self._checking, torch.no_grad():
-            if digest not in self._valid:
-                self._meta_base.check(adapter)
+        with self._checking:
             if digest not in self._terms:
-                self._terms[digest] = terms_of(adapter, self._base.model)
+                self._terms[digest] = self._verdicts.terms(adapter, is_valid=digest in self._valid)
             self._valid.add(digest)
             return self._terms[digest]
 
@@ -295,6 +299,7 @@ class AdapterRegistry:
         except Exception as error:
             self.record_failure(name, digest, str(error))
             if isinstance(error, ManytuneError):
+                self._verdicts.note(digest, str(error))
                 raise
             _log.warning("adapter %s can't be read", name, exc_info=error)
             raise StoreError(

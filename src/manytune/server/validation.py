@@ -97,6 +97,21 @@ class MetaBase:
             ConfigError: An option can't be used.
             StoreError: A tensor is missing, unexpected, or doesn't fit the base.
         """
+        self.check_shapes(adapter)
+        for name, tensor in adapter.tensors.items():
+            # Parts below the size from which torch uses several threads, which the engine needs.
+            if not all(part.float().isfinite().all() for part in tensor.flatten().split(_PART)):
+                raise StoreError(f"adapter {adapter.digest[:12]}: {name} has values that are NaN or Inf.")
+
+    def check_shapes(self, adapter: ResidentAdapter) -> None:
+        """The same without a look at the values.
+
+        Not thread-safe.
+
+        Raises:
+            ConfigError: An option can't be used.
+            StoreError: A tensor is missing, unexpected, or doesn't fit the base.
+        """
         check_options(adapter.config)
         who = f"adapter {adapter.digest[:12]}"
         expected, tables = self._shapes(adapter.config)
@@ -119,10 +134,6 @@ class MetaBase:
                 )
             if tensor.dtype not in _FLOATS:
                 raise StoreError(f"{who}: {name} holds {tensor.dtype}; expected a floating-point type.")
-        for name, tensor in found.items():
-            # Parts below the size from which torch uses several threads, which the engine needs.
-            if not all(part.float().isfinite().all() for part in tensor.flatten().split(_PART)):
-                raise StoreError(f"{who}: {name} has values that are NaN or Inf.")
 
     def _shapes(self, config: PeftConfig) -> tuple[_Shapes, _Shapes]:
         key = config.to_json()

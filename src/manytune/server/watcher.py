@@ -46,6 +46,7 @@ class Watcher:
     async def check(self) -> dict[str, list[str]]:
         """Follow changes of the store; returns the names that were added, updated and removed since the last time."""
         async with self._checking:
+            await asyncio.to_thread(self._adapters.store.refresh)
             before, now = self._names, await asyncio.to_thread(self._adapters.names)
             self._names = now
             changed = {

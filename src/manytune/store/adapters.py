@@ -15,12 +15,15 @@ import safetensors
 from manytune import __version__
 from manytune.atomic import atomic_directory, atomic_write, moved_aside
 from manytune.errors import BaseMismatchError, DamagedError, StoreError
+from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.base import Base
+from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
 from manytune.store.run_directory import adapter_at
+from manytune.store.tokenizer_files import check_tokenizer
 
 _TENSORS = ".safetensors"
 
@@ -60,7 +63,23 @@ def save_adapter(model: Saveable, directory: Path, description: Description) -> 
         files = {name: sha256_file(temporary / name) for name in _deciding_files(temporary)}
         manifest = manifest_of(description, files)
         (temporary / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        put_scores_on_card(temporary, manifest)
     return manifest
+
+
+def put_scores_on_card(directory: Path, manifest: Manifest) -> None:
+    """Bring an adapter's card up to date with the scores in its manifest.
+
+    Raises:
+        CheckpointError: The card can't be read.
+    """
+    recipe = manifest.recipe or {}
+    model = Path(str(recipe.get("output") or manifest.method)).name
+    rows = (recipe.get("data") or {}).get("train")
+    dataset = rows if isinstance(rows, str) else "the rows of its recipe"
+    card = card_with_scores(directory / CARD_NAME, manifest.scores, model=model, dataset=dataset)
+    if card is not None:
+        atomic_write(directory / CARD_NAME, card)
 
 
 def manifest_of(description: Description, files: Mapping[str, str]) -> Manifest:
@@ -75,26 +94,34 @@ def manifest_of(description: Description, files: Mapping[str, str]) -> Manifest:
     return Manifest(**values, files=files, created=created, manytune=__version__)
 
 
-def open_adapter(directory: str | Path, *, base: Base | None = None) -> StoredAdapter:
+def open_adapter(
+    directory: str | Path, *, base: Base | None = None, base_tokenizer: bool = False
+) -> StoredAdapter:
     """Check an adapter's directory and read its manifest.
 
-    Checked are: that no file is a pickle, whatever its name; that each file is the one that the manifest
-    names; and, if a base is given, that the adapter was trained on it.
+    Checked are: that none of the adapter's files is a pickle, whatever its name; that each is the one that the manifest
+    names; and, if a base is given, that the adapter was trained on it, and that a tokenizer next to it is the base's.
+    Without a manifest, files that aren't the
+    adapter's, such as an optimizer's state, are never opened; see `contents_of`.
 
     Args:
         directory: As `save_adapter` or HF PEFT's `save_pretrained` wrote it.
         base: The base that the adapter is to run on.
+        base_tokenizer: Use the base's tokenizer and chat template even if others lie next to the adapter.
 
     Raises:
-        StoreError: The directory holds no adapter.
+        StoreError: The directory holds no adapter, or one with another tokenizer than the base's.
         DamagedError: It holds a pickle, a damaged file or an unreadable manifest.
         BaseMismatchError: The adapter was trained on another base.
     """
     path = Path(directory).expanduser()
     if not (path / CONFIG_NAME).is_file():
         raise StoreError(f"{path}: {_what_is_there(path)}. An adapter's directory has an {CONFIG_NAME}.")
-    for file in _files(path):
-        _check_content(file)
+    contents = contents_of(path)
+    for name in contents.files:
+        _check_content(path / name)
+    if base is not None and contents.tokenizer and not base_tokenizer:
+        check_tokenizer(path, contents.tokenizer, base.tokenizer)
     if not (path / MANIFEST_NAME).is_file():
         note = (
             f"it has no {MANIFEST_NAME}, so neither its files nor its base could be checked; "
@@ -141,6 +168,7 @@ def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:
         raise StoreError(f"{directory}: scores go into the manifest, and {stored.note}.")
     manifest = dataclasses.replace(stored.manifest, scores={**stored.manifest.scores, **scores})
     atomic_write(stored.path / MANIFEST_NAME, manifest.to_json())
+    put_scores_on_card(stored.path, manifest)
     return manifest
 
 
@@ -165,13 +193,9 @@ def check_safetensors(file: Path, *, origin: Path | None = None) -> None:
 
 def _deciding_files(directory: Path) -> list[str]:
     """The files that decide what an adapter computes, by their path in the directory."""
-    found = (file for file in _files(directory) if file.suffix == _TENSORS or file.name == CONFIG_NAME)
+    below = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    found = (file for file in below if file.suffix == _TENSORS or file.name == CONFIG_NAME)
     return sorted(file.relative_to(directory).as_posix() for file in found)
-
-
-def _files(directory: Path) -> list[Path]:
-    # Not rglob, which takes several times as long: a store's cache does this for each adapter that it loads.
-    return sorted(Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
@@ -221,4 +245,7 @@ def _what_is_there(path: Path) -> str:
         return "there is no such directory"
     if (inner := adapter_at(path)) != path:
         return f"this is a run; its adapter is in {inner}"
+    inside = checkpoints_in(path)
+    if inside:
+        return f"its subdirectories hold adapters ({', '.join(inside[-5:])}); name one, such as {path / inside[-1]}"
     return "this directory holds no adapter"

@@ -10,7 +10,7 @@ import torch
 
 from manytune.errors import StoreError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
-from manytune.store.base_source import Source, from_pretrained, resolve
+from manytune.store.base_source import Source, from_pretrained, hub_origin, resolve
 from manytune.store.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
@@ -85,12 +85,22 @@ def load_base(
     )
     model = from_pretrained(auto_class, source, dtype=_torch_dtype(dtype))
     tokenizer = _load_tokenizer(source)
+    _name_origin(model, source)
     if getattr(model, "hf_quantizer", None) is not None:
         keep_differentiable(model)
     if device is not None:
         model.to(device)
     model.eval()
     return Base(model, tokenizer, source.name, fingerprint(model, tokenizer))
+
+
+def _name_origin(model: PreTrainedModel, source: Source) -> None:
+    """Let adapters name a base from a hub as the hub does: a path in a cache is found on no other machine."""
+    origin = hub_origin(source)
+    if origin is not None:
+        model.name_or_path, revision = origin
+        if revision is not None:
+            model.config._commit_hash = revision
 
 
 def load_tokenizer(spec: str, *, notify: Callable[[str], None] | None = None) -> PreTrainedTokenizerBase:

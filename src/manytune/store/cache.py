@@ -126,7 +126,8 @@ class AdapterCache:
 
     def evict(self, reference: str) -> bool:
         """Drop an adapter from memory, unless it is pinned or not there. Returns whether it was dropped."""
-        digest = self.store.resolve(reference)
+        # One that has left the store meanwhile is known by its digest only.
+        digest = reference if reference in self._resident else self.store.resolve(reference)
         with self._lock:
             return digest not in self._pins and self._drop(digest)
 

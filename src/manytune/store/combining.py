@@ -16,6 +16,7 @@ from manytune.store.base import Base
 from manytune.store.base_source import without_bars
 from manytune.store.digests import digest_of
 from manytune.store.manifest import Description, Manifest
+from manytune.store.servability import note_verdict
 
 
 def combine_adapters(
@@ -54,7 +55,7 @@ def combine_adapters(
         config = model.peft_config["default"]
         alike = manifests if len(manifests) == len(stored) else []
         one = alike[0] if alike and all(_asks_alike(alike[0], other) for other in alike) else None
-        return save_adapter(
+        manifest = save_adapter(
             _Combined(model),
             target,
             Description(
@@ -68,6 +69,8 @@ def combine_adapters(
                 combination={"kind": how.kind, "adapters": _parts(stored, weights)},
             ),
         )
+        note_verdict(target, base.model)
+        return manifest
     finally:
         model.unload()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from manytune.methods.checkpoint.format import TENSORS_NAME, write_adapter
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import open_adapter
+from manytune.store.contents import CARD_NAME
 from manytune.store.resident import MappedTensors
 
 #: Values that vLLM takes for --max-lora-rank.
@@ -41,12 +43,13 @@ def export_peft(directory: str | Path, target: Path) -> None:
     with atomic_directory(target) as temporary:
         for name, (own, tensors) in parts.items():
             write_adapter(temporary / name, own, tensors)
-        for file in () if parts else (CONFIG_NAME, TENSORS_NAME):
-            shutil.copyfile(stored.path / file, temporary / file)
+        for file in () if parts else (CONFIG_NAME, TENSORS_NAME, CARD_NAME):
+            if file != CARD_NAME or (stored.path / file).is_file():
+                shutil.copyfile(stored.path / file, temporary / file)
 
 
 def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
-    """Write adapters for vLLM, and the arguments that serve them: `vllm serve BASE ARGUMENTS`.
+    """Write adapters for vLLM, and the arguments that serve them: `xargs vllm serve BASE < vllm-arguments.txt`.
 
     Args:
         adapters: Their directories, by the names that requests will use.
@@ -54,11 +57,23 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
             `vllm-arguments.txt`.
 
     Returns:
-        The arguments.
+        The arguments, quoted as a shell and xargs read them.
 
     Raises:
-        StoreError: vLLM can't run an adapter; one is damaged; or the target exists.
+        StoreError: vLLM can't run an adapter, or takes its name for something else; one is damaged; or the target
+            exists.
     """
+    for name in adapters:
+        # vLLM takes {…} for JSON, and what is before the first "=" for the name.
+        if not name or "=" in name or name.startswith(("{", "-")) or "\n" in name or "/" in name:
+            raise StoreError(
+                f"{name!r} can't be an adapter's name in vLLM's arguments: expected one line without '=' and '/', the "
+                "first character no '{' or '-'. Give it another name."
+            )
+    if "\n" in str(target):
+        raise StoreError(
+            f"{str(target)!r}: a path with a line break can't be in arguments. Name another directory."
+        )
     ranks = []
     for path in adapters.values():
         config, tensors = PeftConfig.from_pretrained(path), MappedTensors(Path(path) / TENSORS_NAME)
@@ -69,8 +84,8 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
     rank = next((known for known in _VLLM_RANKS if known >= max(ranks)), None)
     if rank is None:
         raise StoreError(f"vLLM runs ranks up to {_VLLM_RANKS[-1]}; found {max(ranks)}.")
-    modules = " ".join(f"{name}={(target / name).resolve()}" for name in adapters)
-    arguments = f"--enable-lora --max-lora-rank {rank} --lora-modules {modules}"
+    modules = [f"{name}={(target / name).resolve()}" for name in adapters]
+    arguments = shlex.join(["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules])
     with atomic_directory(target) as temporary:
         for name, path in adapters.items():
             export_peft(path, temporary / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,30 +12,33 @@ from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import check_safetensors, manifest_of, open_adapter
 from manytune.store.base import Base
+from manytune.store.contents import CARD_NAME
 from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
+from manytune.store.servability import why_not_served
 
-_CARD = "README.md"
 
-
-def gather(source: Path, target: Path, base: Base | None = None) -> Manifest:
+def gather(source: Path, target: Path, base: Base | None = None, *, base_tokenizer: bool = False) -> Manifest:
     """Copy an adapter's files, check the copies, and make sure that they have a manifest.
+
+    What isn't the adapter's, such as an optimizer's state, is left where it is; see `contents_of`.
 
     Args:
         source: A run, an adapter's directory, or a checkpoint of HF PEFT.
         target: An existing directory that takes the files.
         base: The base that the adapter was trained on. It is checked; a checkpoint of HF PEFT, which doesn't say what
             its base looked like, needs it for its manifest.
+        base_tokenizer: Use the base's tokenizer and chat template even if others lie next to the adapter.
 
     Raises:
-        StoreError: There is no adapter, or a checkpoint of HF PEFT comes without its base.
+        StoreError: There is no adapter, a checkpoint of HF PEFT comes without its base, or with another tokenizer.
         DamagedError: A file is missing, damaged, or a pickle.
         BaseMismatchError: The adapter was trained on another base.
         ConfigError: manytune doesn't implement its options.
     """
     origin = adapter_at(source)
-    stored = open_adapter(origin, base=base)
+    stored = open_adapter(origin, base=base, base_tokenizer=base_tokenizer)
     if stored.manifest is not None:
         names = list(stored.manifest.files)
     else:
@@ -43,7 +47,7 @@ def gather(source: Path, target: Path, base: Base | None = None) -> Manifest:
             raise DamagedError(
                 f"{origin}: expected the adapter's tensors in {TENSORS_NAME}; there is no such file."
             )
-    for name in [*names, *([_CARD] if (origin / _CARD).is_file() else [])]:
+    for name in [*names, *([CARD_NAME] if (origin / CARD_NAME).is_file() else [])]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin / name, target / name)
     files = {name: sha256_file(target / name) for name in names}
@@ -54,6 +58,9 @@ def gather(source: Path, target: Path, base: Base | None = None) -> Manifest:
         raise DamagedError(f"{origin}: the adapter was changed while it was being copied. Add it again.")
     else:
         manifest = stored.manifest
+    if base is not None:
+        reason = why_not_served(target, base.model, encodes=base.is_encoder)
+        manifest = dataclasses.replace(manifest, unservable=reason)
     (target / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

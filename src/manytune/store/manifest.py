@@ -39,6 +39,8 @@ class Description:
         scores: Measured numbers by name.
         combination: For an adapter that was combined from others: the kind, and of each its digest and weight.
             None for one that was trained.
+        unservable: Why a server can't run it next to others, as the release that wrote the manifest found it; None if
+            it can, or if that was never tried.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Description:
     recipe: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     combination: Mapping[str, Any] | None = None
+    unservable: str | None = None
 
     @property
     def templates_by_task(self) -> Mapping[str | None, Mapping[str, str]]:
@@ -82,9 +85,7 @@ class Manifest(Description):
         values["fingerprint"] = self.fingerprint.to_dict()
         for key in _OPTIONAL:
             if values[key] is None:
-                del values[
-                    key
-                ]  # only adapters of several tasks, say, or made of several adapters, have the key
+                del values[key]
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
 
@@ -197,8 +198,9 @@ _INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
     "scores": (_is_number, "numbers by name"),
     "files": (_is_file, "SHA-256 hashes by paths inside the adapter's directory"),
 }
-_OPTIONAL = ("templates", "encoding_options", "combination")
 _ABSENT = type(None)
+#: Keys that are there only for some: adapters of several tasks, say, made of several, or that no server can run.
+_OPTIONAL = ("templates", "encoding_options", "combination", "unservable")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),
     "base": ((str,), "text"),
@@ -207,6 +209,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "encoding_options": ((dict, _ABSENT), "an object or null"),
     "combination": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
+    "unservable": ((str, _ABSENT), "text or null"),
     "scores": ((dict,), "an object"),
     "files": ((dict,), "an object"),
     "created": ((str,), "text"),

@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from manytune.atomic import atomic_write, flush_directory, flush_tree
 from manytune.errors import StoreError, UnknownAdapterError
+from manytune.store.adapters import put_scores_on_card
 from manytune.store.base import Base
+from manytune.store.contents import checkpoints_in
 from manytune.store.digests import digest_of
 from manytune.store.intake import gather
 from manytune.store.labels import Labels, check_word
@@ -153,6 +156,9 @@ class AdapterStore:
             sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
         )
 
+    def refresh(self) -> None:
+        """Take over changes of what the store follows. A store of its own follows nothing."""
+
     # -- writing
 
     def add(
@@ -163,6 +169,7 @@ class AdapterStore:
         move: bool = False,
         tags: Iterable[str] = (),
         base: Base | None = None,
+        base_tokenizer: bool = False,
     ) -> StoreEntry:
         """Put a copy of an adapter into the store. One with the same content is kept once, with the scores of both.
 
@@ -172,9 +179,11 @@ class AdapterStore:
             move: Take the name from another adapter that has it.
             tags: Tags to give it.
             base: Its base, to be checked; needed for a checkpoint of HF PEFT.
+            base_tokenizer: Use the base's tokenizer and chat template even if others lie next to the adapter.
 
         Raises:
-            StoreError: There is no adapter; the name can't be one; or the base is missing.
+            StoreError: There is no adapter; the name can't be one; the base is missing; or the adapter comes with
+                another tokenizer than its base's.
             DamagedError: A file of the adapter is missing, damaged, or a pickle.
             NameTakenError: The name is taken.
             BaseMismatchError: The adapter was trained on another base.
@@ -185,7 +194,7 @@ class AdapterStore:
             check_word(word)
         self._create()
         with self._staging.filling() as staged:
-            manifest = gather(Path(source).expanduser(), staged, base)
+            manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
             flush_tree(staged)
             digest = digest_of(manifest)
             with self._lock():
@@ -195,7 +204,7 @@ class AdapterStore:
                 if is_new:
                     self._put_files(digest, staged)
                 else:
-                    self._put_scores(digest, manifest.scores)
+                    self._put_again(digest, manifest, tried=base is not None)
                 if name is not None:
                     self._labels.put_name(name, digest)
                 for tag in tags:
@@ -286,10 +295,10 @@ class AdapterStore:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir()):
-                raise StoreError(
-                    f"{self.root}: this directory isn't a store of adapters, and isn't empty. Name another directory."
-                ) from None
+                raise StoreError(_no_store(self.root)) from None
             return
+        except NotADirectoryError:
+            raise StoreError(f"{self.root}: expected a directory, found a file.") from None
         except ValueError as error:
             raise StoreError(f"{file}: expected JSON: {error}.") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -338,14 +347,45 @@ class AdapterStore:
         staged.rename(target)
         flush_directory(target.parent)
 
+    def _put_again(self, digest: str, again: Manifest, *, tried: bool) -> None:
+        """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
+        file = self.directory(digest) / MANIFEST_NAME
+        manifest = Manifest.read(file)
+        unservable = again.unservable if tried else manifest.unservable or again.unservable
+        self._put_manifest(file, manifest, scores={**manifest.scores, **again.scores}, unservable=unservable)
+
     def _put_scores(self, digest: str, scores: Mapping[str, float]) -> None:
         file = self.directory(digest) / MANIFEST_NAME
         manifest = Manifest.read(file)
-        together = {**manifest.scores, **scores}
-        if together != manifest.scores:
-            self._staging.put(file, dataclasses.replace(manifest, scores=together).to_json())
+        self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
+
+    def _put_manifest(self, file: Path, manifest: Manifest, **changes: Any) -> None:
+        changed = dataclasses.replace(manifest, **changes)
+        if changed != manifest:
+            self._staging.put(file, changed.to_json())
+            put_scores_on_card(file.parent, changed)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
         return UnknownAdapterError(
             f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
         )
+
+
+def is_store(directory: Path) -> bool:
+    """Whether a directory is a store of adapters."""
+    return (directory / _DESCRIPTION).is_file()
+
+
+def _no_store(root: Path) -> str:
+    """What to say about a directory that holds something else."""
+    inside = checkpoints_in(root)
+    if inside:
+        return (
+            f"{root}: this directory isn't a store of adapters; its subdirectories hold {len(inside)} ({inside[0]} …). "
+            f"`manytune serve --adapters {root}` serves them as they are; `manytune adapters add {root}/* --base BASE` "
+            "puts copies into a store."
+        )
+    return (
+        f"{root}: this directory isn't a store of adapters, has no subdirectories with an adapter, and isn't empty. "
+        "Name another directory."
+    )

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from manytune.errors import StoreError
 from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.config import PeftConfig
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
 from manytune.store.base import Base
 from manytune.store.resident import MappedTensors
+from manytune.store.servability import is_for_a_head, why_not_served
 
 _PROBE_TOKENS = 16
 
@@ -29,6 +31,8 @@ class Verification:
         tensors: Tensors that are finite.
         effect: With a base, the largest difference that the adapter makes to a logit of the probe tokens; None without.
         note: What couldn't be checked, in a sentence; None if everything that was asked for was.
+        unservable: Why a server can't run it, and what to do instead; None if it can, or, without a base, if its
+            manifest doesn't say.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class Verification:
     tensors: int
     effect: float | None
     note: str | None
+    unservable: str | None = None
 
     @property
     def base_checked(self) -> bool:
@@ -64,13 +69,25 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
                 f"{stored.path / TENSORS_NAME}: {name} has values that are NaN or Inf. Its training has diverged; "
                 "train it again, with a lower learning rate."
             )
-    effect = None if base is None else _effect(stored.path, base)
+    note = stored.note
+    effect = None
+    if base is not None and is_for_a_head(PeftConfig.from_pretrained(stored.path)):
+        note = "; ".join(
+            [*([note] if note else []), "it is for a model with another head, so it wasn't tried"]
+        )
+    elif base is not None:
+        effect = _effect(stored.path, base)
+    if base is not None:
+        unservable = why_not_served(stored.path, base.model, encodes=base.is_encoder)
+    else:
+        unservable = None if stored.manifest is None else stored.manifest.unservable
     return Verification(
         stored.path,
         0 if stored.manifest is None else len(stored.manifest.files),
         len(tensors),
         effect,
-        stored.note,
+        note,
+        unservable,
     )
 
 

@@ -20,6 +20,7 @@ from manytune.store.locking import held
 from manytune.store.manifest import Description
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report, RunLog
+from manytune.store.servability import note_verdict
 from manytune.training.data_summary import describe_data
 from manytune.training.environment import environment
 from manytune.training.identity import check_identity, check_recipe, run_identity
@@ -236,6 +237,7 @@ def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training
             scores={} if loss is None else {"validation_loss": loss},
         ),
     )
+    note_verdict(directory.adapter, inputs.base.model)
 
 
 def _finished(

@@ -138,7 +138,7 @@ def test_tokens_texts_and_both_encodings_say_the_same(api: openai.OpenAI) -> Non
         ({"input": "a", "dimensions": 8}, 400, "gives vectors of 32"),
         ({"input": "a", "model": "absent"}, 404, "there is no model"),
         ({"input": "a", "extra_body": {"truncate": True}}, 400, "no parameter truncate"),
-        ({"input": ["a"] * 2049}, 400, "at most 2,048"),
+        ({"input": ["a"] * 2049}, 400, "expected 2,048 texts at most, found 2,049"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(

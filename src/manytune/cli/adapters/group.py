@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from manytune.cli.adapters import keep, make
+from manytune.cli.adapters import hub, keep, make
 
 
 def register(app: typer.Typer) -> None:
@@ -12,6 +12,6 @@ def register(app: typer.Typer) -> None:
     adapters = typer.Typer(
         no_args_is_help=True, help="Keep adapters, look at them, combine them and hand them on."
     )
-    for command in (*keep.COMMANDS, *make.COMMANDS):
+    for command in (*keep.COMMANDS, *make.COMMANDS, *hub.COMMANDS):
         adapters.command(name=command.__name__.rstrip("_"))(command)
     app.add_typer(adapters, name="adapters")

@@ -20,12 +20,14 @@ from manytune.errors import ManytuneError
 
 
 def add(
-    source: Annotated[
-        Path,
-        typer.Argument(help="A run, an adapter's directory or a checkpoint of HF PEFT.", show_default=False),
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Runs, adapters' directories, or what HF PEFT, Trainer or TRL wrote.", show_default=False
+        ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="What to call it; the directory's name if not given.")
+        str | None, typer.Option(help="What to call it, if there is one; the directory's name if not given.")
     ] = None,
     move: Annotated[
         bool, typer.Option("--move", help="Take the name from another adapter that has it.")
@@ -35,23 +37,55 @@ def add(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="Its base, which is then checked; a checkpoint of HF PEFT needs it."),
+        typer.Option(help="Their base, which is then checked; a checkpoint of HF PEFT needs it."),
     ] = None,
+    base_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--base-tokenizer",
+            help="Use the base's tokenizer and chat template even if others lie next to an adapter.",
+        ),
+    ] = False,
     store: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Put a copy of an adapter into the store, which is made if there is none; equal content is kept once."""
-    from manytune.cli.outputs.adapters import print_added, summary
+    """Put copies of adapters into the store, which is made if there is none; equal content is kept once.
+
+    Files that aren't the adapter's, such as an optimizer's state, are left where they are. With --base it is tried
+    whether a server can run them. Exit status 1 if one couldn't be added; the others were.
+    """
+    from manytune.cli.outputs.adapters import left_out_line, print_added, summary
     from manytune.cli.outputs.json_output import print_json
     from manytune.store.base import load_base
+    from manytune.store.contents import contents_of
+    from manytune.store.run_directory import adapter_at
 
-    called = name if name is not None else _name_of(source)
+    if name is not None and len(sources) > 1:
+        raise typer.BadParameter(f"one name, and {len(sources)} adapters.", param_hint="--name")
     loaded = None if base is None else load_base(base)
-    entry = store_at(store).add(source, name=called, move=move, tags=tag or (), base=loaded)
+    kept = store_at(store)
+    added: list[dict[str, object]] = []
+    for source in sources:
+        called = name if name is not None else _name_of(source)
+        try:
+            entry = kept.add(
+                source, name=called, move=move, tags=tag or (), base=loaded, base_tokenizer=base_tokenizer
+            )
+        except ManytuneError as error:
+            if len(sources) == 1:
+                raise
+            typer.echo(f"error: {error}", err=True)
+            continue
+        contents = contents_of(adapter_at(source.expanduser()))
+        added.append(summary(entry) | {"left_out": [*contents.tokenizer, *contents.others]})
+        if not as_json:
+            print_added(called, entry)
+            if contents.tokenizer or contents.others:
+                typer.echo(left_out_line(contents, compared=loaded is not None and not base_tokenizer))
     if as_json:
-        print_json(summary(entry))
-    else:
-        print_added(called, entry)
+        print_json(added if len(sources) > 1 else added[0])
+    if len(added) < len(sources):
+        raise typer.Exit(1)
 
 
 def list_(

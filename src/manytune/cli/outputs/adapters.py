@@ -16,11 +16,13 @@ from manytune.methods.config import CONFIG_NAME
 
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
+    from manytune.store.contents import Contents
     from manytune.store.manifest import Manifest
     from manytune.store.store import StoreEntry
     from manytune.store.verification import Verification
 
 _DIGITS = 12  # of a digest
+_LISTED = 8  # files in a message
 
 
 def summary(entry: StoreEntry) -> dict[str, Any]:
@@ -34,13 +36,29 @@ def summary(entry: StoreEntry) -> dict[str, Any]:
         "bytes": entry.nbytes,
         "scores": dict(entry.manifest.scores),
         "created": entry.manifest.created,
+        "unservable": entry.manifest.unservable,
         "path": str(entry.path),
     }
 
 
 def print_added(name: str, entry: StoreEntry) -> None:
-    """Print what an adapter is called now, in a line."""
+    """Print what an adapter is called now, and why a server can't run it if it can't."""
     typer.echo(f"{name}  {entry.digest[:_DIGITS]}  {_megabytes(entry.nbytes)}")
+    if entry.manifest.unservable is not None:
+        typer.echo(f"  can't be served: {entry.manifest.unservable}")
+
+
+def left_out_line(contents: Contents, *, compared: bool) -> str:
+    """What of a directory wasn't kept, in a line."""
+    parts = []
+    if contents.tokenizer:
+        how = "the base's" if compared else "not compared; the base's is used"
+        parts.append(f"tokenizer ({how}): {', '.join(contents.tokenizer)}")
+    if contents.others:
+        shown = contents.others[:_LISTED]
+        more = len(contents.others) - len(shown)
+        parts.append(", ".join(shown) + (f" and {more} more" if more else ""))
+    return f"  left out: {'; '.join(parts)}"
 
 
 def print_entries(entries: Sequence[StoreEntry]) -> None:
@@ -60,6 +78,9 @@ def print_entries(entries: Sequence[StoreEntry]) -> None:
             entry.manifest.base,
         )
     Console(highlight=False).print(table)
+    for entry in entries:
+        if entry.manifest.unservable is not None:
+            typer.echo(f"{entry} can't be served: {entry.manifest.unservable}")
 
 
 def description(stored: StoredAdapter) -> dict[str, Any]:
@@ -98,6 +119,7 @@ def verification(found: Verification) -> dict[str, Any]:
         "base_checked": found.base_checked,
         "effect": found.effect,
         "note": found.note,
+        "unservable": found.unservable,
     }
 
 
@@ -105,10 +127,11 @@ def verification_line(found: Verification) -> str:
     """The same in a line."""
     tensors = f"{found.tensors} tensors are finite"
     files = f"{found.files} files are intact, {tensors}" if found.note is None else f"{tensors}; {found.note}"
+    served = "" if found.unservable is None else f"; it can't be served: {found.unservable}"
     if found.effect is None:
-        return f"{found.path}: {files}"
+        return f"{found.path}: {files}{served}"
     fits = "the base fits" if found.base_checked else "the tensors fit the base"
-    return f"{found.path}: {files}, and {fits}; logits change by up to {found.effect:.3g}"
+    return f"{found.path}: {files}, and {fits}; logits change by up to {found.effect:.3g}{served}"
 
 
 def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
@@ -128,6 +151,8 @@ def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
         rows.append(("combination", manifest.combination["kind"]))
         rows += [(f"  {one['weight']:g} ×", one["adapter"]) for one in manifest.combination["adapters"]]
     rows += [(name, f"{score:.4g}") for name, score in manifest.scores.items()]
+    if manifest.unservable is not None:
+        rows.append(("can't be served", manifest.unservable))
     rows.append(("created", f"{manifest.created} by manytune {manifest.manytune}"))
     return rows
 
@@ -139,7 +164,9 @@ def _peft_config(stored: StoredAdapter) -> dict[str, Any]:
 
 
 def _size(stored: StoredAdapter) -> int:
-    return sum(file.stat().st_size for file in stored.path.rglob("*") if file.is_file())
+    from manytune.store.contents import contents_of
+
+    return sum((stored.path / name).stat().st_size for name in contents_of(stored.path).files)
 
 
 def _megabytes(size: int) -> str:

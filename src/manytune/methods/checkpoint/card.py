@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,20 @@ into text. The template matters: prompts must be written the same way when the a
 
 ## What it is good for
 
-Describe the scores here, compared with those of the untouched base on the same examples, and what it should not be
-used for.
+{scores}
 """
+_NO_SCORES = """\
+Describe the scores here, compared with those of the untouched base on the same examples, and what it should not be
+used for."""
+_SCORES = re.compile(r"<!-- scores -->.*?<!-- /scores -->", re.DOTALL)
+_PIPELINES: dict[str, str] = {
+    TaskType.CAUSAL_LM: "text-generation",
+    TaskType.SEQ_2_SEQ_LM: "text2text-generation",
+    TaskType.SEQ_CLS: "text-classification",
+    TaskType.TOKEN_CLS: "token-classification",
+    TaskType.QUESTION_ANS: "question-answering",
+    TaskType.FEATURE_EXTRACTION: "feature-extraction",
+}
 
 
 def write_card(directory: Path, base: nn.Module, config: PeftConfig) -> None:
@@ -72,7 +85,9 @@ def write_card(directory: Path, base: nn.Module, config: PeftConfig) -> None:
         data, text = _parted(path)
     else:
         loader = _LOADERS.get(config.task_type or "", "AutoPeftModel")
-        text = _BODY.format(method=config.peft_type, base=name or "its base model", loader=loader)
+        text = _BODY.format(
+            method=config.peft_type, base=name or "its base model", loader=loader, scores=_NO_SCORES
+        )
     present = data.get("tags") or []
     tags = {*([present] if isinstance(present, str) else present), *_base_tags(base)}
     tags.add(str(config.peft_type).lower())
@@ -82,10 +97,44 @@ def write_card(directory: Path, base: nn.Module, config: PeftConfig) -> None:
         data["base_model"] = name
         tags.add(f"base_model:adapter:{name}")
     data |= {"library_name": "peft", "tags": sorted(tags)}
-    if config.task_type == TaskType.CAUSAL_LM:
-        data.setdefault("pipeline_tag", "text-generation")
-    head = yaml.safe_dump(data, allow_unicode=True)
-    atomic_write(path, f"---\n{head}---\n{text}")
+    if config.task_type in _PIPELINES:
+        data.setdefault("pipeline_tag", _PIPELINES[config.task_type])
+    atomic_write(path, _joined(data, text))
+
+
+def card_with_scores(path: Path, scores: Mapping[str, float], *, model: str, dataset: str) -> str | None:
+    """A card with an adapter's scores, as a hub's `model-index` and as a table; its other text stays.
+
+    Args:
+        path: The card.
+        scores: Numbers by name; those that are NaN or Inf are left out.
+        model: What the adapter is called.
+        dataset: What it was trained and measured on.
+
+    Returns:
+        The text; None if there is no card or there are no scores.
+
+    Raises:
+        CheckpointError: The card can't be read.
+    """
+    finite = {name: score for name, score in scores.items() if math.isfinite(score)}
+    if not path.is_file() or not finite:
+        return None
+    data, text = _parted(path)
+    result = {
+        "task": {"type": data.get("pipeline_tag", "text-generation")},
+        "dataset": {"name": dataset, "type": "local"},
+        "metrics": [{"type": name, "name": name, "value": score} for name, score in finite.items()],
+    }
+    data["model-index"] = [{"name": model, "results": [result]}]
+    rows = "\n".join(f"| {name} | {score:.4g} |" for name, score in finite.items())
+    table = f"<!-- scores -->\n| score | value |\n|---|---|\n{rows}\n<!-- /scores -->"
+    text = _SCORES.sub(lambda _: table, text.replace(_NO_SCORES, table), count=1)
+    return _joined(data, text)
+
+
+def _joined(data: Mapping[str, Any], text: str) -> str:
+    return f"---\n{yaml.safe_dump(dict(data), allow_unicode=True)}---\n{text}"
 
 
 def _parted(path: Path) -> tuple[dict[str, Any], str]:

@@ -21,6 +21,7 @@ async def list_adapters(http: Request) -> dict[str, Any]:
     service: Service = http.app.state.service
     entries = await asyncio.to_thread(lambda: list(service.adapters.entries()))
     unreadable = await asyncio.to_thread(service.adapters.unreadable)
+    verdicts = await asyncio.to_thread(lambda: [service.adapters.unservable(entry) for _, entry in entries])
     resident = set(service.adapters.cache.resident)
     readable = [
         {
@@ -32,8 +33,9 @@ async def list_adapters(http: Request) -> dict[str, Any]:
             "scores": {
                 key: score if math.isfinite(score) else None for key, score in entry.manifest.scores.items()
             },
+            "unservable": reason,
         }
-        for name, entry in entries
+        for (name, entry), reason in zip(entries, verdicts, strict=True)
     ]
     others = [
         {
@@ -43,6 +45,7 @@ async def list_adapters(http: Request) -> dict[str, Any]:
             "bytes": None,
             "resident": False,
             "scores": {},
+            "unservable": message,
             "last_error": message,
         }
         for name, (digest, message) in unreadable.items()
@@ -90,7 +93,14 @@ async def unpin(name: str, http: Request) -> dict[str, Any]:
 async def verify(name: str, http: Request) -> dict[str, Any]:
     """Check an adapter's files, values and base on disk."""
     found = await asyncio.to_thread(_registry(http, name).verify, name)
-    return {"id": name, "files": found.files, "tensors": found.tensors, "sound": True, "note": found.note}
+    return {
+        "id": name,
+        "files": found.files,
+        "tensors": found.tensors,
+        "sound": True,
+        "note": found.note,
+        "unservable": found.unservable,
+    }
 
 
 def _state(service: Service, name: str, digest: str) -> dict[str, Any]:

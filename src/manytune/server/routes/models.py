@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 
 from manytune.data.rendering import named_fields
 from manytune.server.auth import Principal
+from manytune.server.http_errors import HttpError
 from manytune.server.service import Service
 from manytune.store.store import StoreEntry
 
@@ -20,10 +21,16 @@ router = APIRouter(prefix="/v1/models")
 
 @router.get("")
 async def list_models(http: Request) -> dict[str, Any]:
-    """All models that the key may use, the base first."""
+    """All models that the key may use, the base first. Adapters that this server can't run aren't models of it."""
     service: Service = http.app.state.service
     principal: Principal = http.state.principal
-    adapters = await asyncio.to_thread(lambda: list(service.adapters.entries()))
+    adapters = await asyncio.to_thread(
+        lambda: [
+            (name, entry)
+            for name, entry in service.adapters.entries()
+            if service.adapters.unservable(entry) is None
+        ]
+    )
     every = [_base(service), *(_model(name, entry, service) for name, entry in adapters)]
     return {"object": "list", "data": [model for model in every if principal.may_use(model["id"])]}
 
@@ -36,7 +43,11 @@ async def show_model(name: str, http: Request) -> dict[str, Any]:
     if name == service.settings.base_name:
         return _base(service)
     digest = await asyncio.to_thread(service.adapters.resolve, name)
-    return _model(name, await asyncio.to_thread(service.adapters.store.entry, digest), service)
+    entry = await asyncio.to_thread(service.adapters.store.entry, digest)
+    reason = await asyncio.to_thread(service.adapters.unservable, entry)
+    if reason is not None:
+        raise HttpError(409, reason, code="adapter_unusable", param="model")
+    return _model(name, entry, service)
 
 
 def _base(service: Service) -> dict[str, Any]:

@@ -64,6 +64,6 @@ class MethodCallback(TrainerCallback):
         """Let the method act on the step that was just taken."""
         self._hooks.after_step(state.global_step + 1)
         for parameter, tensors in self._hooks.state().items():
-            # A state of our own making alone would keep the optimizer from beginning its own.
+            # A state of our own making alone would keep the optimizer from initialising its own.
             if optimizer.state.get(parameter):
                 optimizer.state[parameter].update(tensors)

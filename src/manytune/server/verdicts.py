@@ -1,0 +1,96 @@
+"""Which adapters of the store this server can run: what `/v1/models` lists, found without running one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from manytune.errors import ManytuneError
+from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.terms import Terms
+from manytune.server.validation import MetaBase, check_files, check_options
+from manytune.store.adapters import check_base
+from manytune.store.base import Base
+from manytune.store.resident import MappedTensors, ResidentAdapter
+from manytune.store.servability import check_task, served_terms
+from manytune.store.store import AdapterStore, StoreEntry
+
+
+class Verdicts:
+    """Why adapters can't be served, by digest. Any number of threads may use it.
+
+    Args:
+        store: Where the adapters are kept.
+        base: What they run on.
+        max_bytes: Largest size of an adapter's tensors.
+    """
+
+    def __init__(self, store: AdapterStore, base: Base, *, max_bytes: int) -> None:
+        self._store = store
+        self._base = base
+        self._max_bytes = max_bytes
+        self._meta_base = MetaBase(base.model)
+        self._trying = threading.Lock()
+        self._found: dict[str, str | None] = {}
+
+    def of(self, entry: StoreEntry) -> str | None:
+        """Why this server can't run an adapter, and what to do instead; None if nothing speaks against it.
+
+        Looked at are its options, and the names, shapes and types of its tensors; its values and the hashes of its
+        files are when it is requested, and `note` takes down what was found then.
+        """
+        with self._trying:
+            if entry.digest not in self._found:
+                self._found[entry.digest] = _message(lambda: self._try(entry))
+            return self._found[entry.digest]
+
+    def note(self, digest: str, reason: str | None) -> None:
+        """Take down what loading an adapter for a request has shown."""
+        with self._trying:
+            self._found[digest] = reason
+
+    def forget(self, digest: str) -> None:
+        """Try an adapter again when its verdict is asked for next."""
+        with self._trying:
+            self._found.pop(digest, None)
+
+    def terms(self, adapter: ResidentAdapter, *, is_valid: bool) -> Terms:
+        """The terms of an adapter in memory.
+
+        Args:
+            adapter: The adapter.
+            is_valid: Whether its tensors were checked before.
+
+        Raises:
+            ConfigError: It can't be served.
+            StoreError: A tensor is missing, unexpected, doesn't fit the base, or isn't finite.
+        """
+        with self._trying, torch.no_grad():
+            check_task(adapter.config)
+            if not is_valid:
+                self._meta_base.check(adapter)
+            return served_terms(adapter, self._base.model, encodes=self._base.is_encoder)
+
+    def _try(self, entry: StoreEntry) -> None:
+        check_files(self._store.root, entry.path, max_bytes=self._max_bytes)
+        check_base(entry.path, entry.manifest, self._base.fingerprint)
+        config = PeftConfig.from_pretrained(entry.path)
+        check_options(config)
+        check_task(config)
+        tensors = MappedTensors(entry.path / TENSORS_NAME)
+        adapter = ResidentAdapter(entry.digest, config, tensors, tensors.nbytes, entry.manifest)
+        self._meta_base.check_shapes(adapter)
+        served_terms(adapter, self._base.model, encodes=self._base.is_encoder)
+
+
+def _message(attempt: Callable[[], None]) -> str | None:
+    try:
+        attempt()
+    except ManytuneError as error:
+        return str(error)
+    except Exception as error:  # whatever a malformed file can make of a library
+        return f"the adapter can't be read ({type(error).__name__}: {str(error)[:200]})."
+    return None

@@ -1,0 +1,78 @@
+"""Which files of a directory are an adapter's. What Trainer and TRL leave next to it is neither read nor kept."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from manytune.methods.checkpoint.format import PICKLE_NAME, TENSORS_NAME
+from manytune.methods.config import CONFIG_NAME
+from manytune.store.manifest import MANIFEST_NAME
+
+CARD_NAME = "README.md"
+#: What `save_pretrained` of a tokenizer writes: it says how prompts are made.
+TOKENIZER_NAMES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in an adapter's directory.
+
+    Attributes:
+        files: The adapter's own files, by their paths in the directory.
+        tokenizer: Files of a tokenizer that lie next to them.
+        others: Everything else at the top of the directory; a directory ends in a slash.
+    """
+
+    files: tuple[str, ...]
+    tokenizer: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+def contents_of(directory: Path) -> Contents:
+    """What is in an adapter's directory.
+
+    One with a manifest was written by manytune and is the adapter's as a whole. In one without, HF PEFT's
+    `save_pretrained` may have been joined by whatever wrote there: an optimizer's state, arguments, checkpoints.
+    """
+    if os.path.lexists(directory / MANIFEST_NAME):
+        # Not rglob, which takes several times as long: a store's cache does this for each adapter that it loads.
+        below = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+        files = sorted(path.relative_to(directory).as_posix() for path in below)
+        return Contents(tuple(files), tuple(name for name in files if name in TOKENIZER_NAMES))
+    there = sorted(path.name for path in directory.iterdir())
+    own = {CONFIG_NAME, CARD_NAME, TENSORS_NAME}
+    if TENSORS_NAME not in there:
+        own.add(PICKLE_NAME)  # to be refused by its name
+    tokenizer = [name for name in there if name in TOKENIZER_NAMES]
+    return Contents(
+        tuple(name for name in there if name in own),
+        tuple(tokenizer),
+        tuple(
+            f"{name}/" if (directory / name).is_dir() else name
+            for name in there
+            if name not in own and name not in TOKENIZER_NAMES
+        ),
+    )
+
+
+def checkpoints_in(directory: Path) -> list[str]:
+    """The names of subdirectories that hold an adapter each, such as Trainer's checkpoints; the newest is the last."""
+    found = [path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}")]
+    return sorted(found, key=lambda name: (len(name), name))
