@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.trainer import TRAINING_ARGS_NAME
-
 from manytune.model.peft_model import PeftModel
 
 
@@ -16,7 +13,8 @@ class AdapterCheckpoints:
 
     Where `peft` is installed, transformers' Trainer does so by itself; without it, it knows no adapters, would write
     the base into each checkpoint, and fails where the base's embeddings are tied. With a model of another class, or
-    one that FSDP or DeepSpeed shards, everything is left to the Trainer.
+    one that FSDP or DeepSpeed shards, everything is left to the Trainer. `training_args.bin`, a pickle that resuming
+    doesn't read, isn't written.
 
     Example:
         ```python
@@ -51,7 +49,6 @@ class AdapterCheckpoints:
         tokenizer = self.processing_class or getattr(getattr(self, "data_collator", None), "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
-        torch.save(self.args, directory / TRAINING_ARGS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapted = self._adapted()
