@@ -46,7 +46,7 @@ class System:
         command: What starts it, from its port.
         ready: The path that answers when it is ready.
         extra: Sent with every request.
-        environment: Beside this process' own.
+        environment: Next to this process' own.
         absent: Why it is left out; None if it runs.
     """
 

@@ -51,7 +51,7 @@ def served(
         port: Where it will listen.
         ready: The path that answers 200 when it is ready.
         log: Takes its output.
-        environment: Beside this process' own.
+        environment: Next to this process' own.
     """
     began = time.perf_counter()
     with log.open("wb") as output:

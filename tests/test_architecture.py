@@ -110,7 +110,7 @@ def forbidden_imports(source: str, importer: str, *, is_package: bool = False) -
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_go_down_only(path: Path) -> None:
     found = forbidden_imports(path.read_text(), module_of(path), is_package=path.name == "__init__.py")
-    assert found == [], f"{module_of(path)} imports what stands above or beside it"
+    assert found == [], f"{module_of(path)} imports what stands above or next to it"
 
 
 @pytest.mark.parametrize(

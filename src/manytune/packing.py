@@ -1,4 +1,4 @@
-"""Whether several sequences in one packed row stay apart in a transformers model: what can be told by looking at it.
+"""Whether several sequences in one packed row stay apart in a transformers model: what looking at it tells.
 
 A packed row is exact where a token reaches another through attention alone, where each token's position is an input,
 and where nothing depends on how tokens are arranged in rows.

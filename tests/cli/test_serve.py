@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from manytune.cli.main import build_app
 from manytune.engine.engine import Engine
 from manytune.engine.request import Request, SamplingParams
+from manytune.errors import StoreError
 from manytune.store.resident import read_resident
 
 
@@ -159,3 +160,28 @@ def test_chat_keeps_the_conversation_until_an_empty_line(world):
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [first, second, first]
     assert run("chat").exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["chat", "chat with an adapter", "serve", "generate"])
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_every_command_that_answers_uses_the_gpu_if_there_is_one(
+    world, monkeypatch, command, there, expected
+):
+    directory, _, store = world
+    asked = []
+
+    def load(spec, *, device=None, **options):
+        asked.append(device)
+        raise StoreError("enough is known")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    monkeypatch.setattr("manytune.store.base.load_base", load)
+    base, adapter = ["--base", str(directory)], ["--adapter", str(store.path("one"))]
+    arguments = {
+        "chat": ["chat", *base],
+        "chat with an adapter": ["chat", *base, *adapter],
+        "serve": ["serve", *base, "--adapters", str(store.root)],
+        "generate": ["generate", "a", *base, *adapter],
+    }
+    assert run(*arguments[command]).exit_code == 1
+    assert asked == [expected]

@@ -106,10 +106,10 @@ def test_the_same_seed_and_epoch_give_the_same_order_and_others_another() -> Non
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_a_tasks_order_does_not_depend_on_the_tasks_beside_it() -> None:
+def test_a_tasks_order_does_not_depend_on_the_other_tasks() -> None:
     alone = mix({"a": 50}, cap=10)
-    beside = mix({"b": 7, "a": 50}, cap=10)
-    assert set(alone.epoch(3, 2)) == set(by_task(beside, beside.epoch(3, 2))[1])
+    other = mix({"b": 7, "a": 50}, cap=10)
+    assert set(alone.epoch(3, 2)) == set(by_task(other, other.epoch(3, 2))[1])
 
 
 def test_over_many_epochs_tasks_come_at_their_rates() -> None:

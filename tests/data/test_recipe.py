@@ -112,7 +112,7 @@ def test_tasks_are_mixed_as_the_recipe_says() -> None:
         ([task(promptsource="absent.yaml")], {}, "absent.yaml: the promptsource file can't be read"),
         ([task(validation=0.6, test=0.5)], {}, "data.train[0]: validation and test take 1.1 of the rows"),
         ([task(), task()], {}, "data: two tasks are named 'a'"),
-        ([task()], {"prompt": "x"}, "data: with a list of tasks, prompt stands in each task"),
+        ([task()], {"prompt": "x"}, "data: with a list of tasks, prompt belongs in each task"),
         ([task()], {"validation": "v.jsonl"}, "data: with a list of tasks, validation is a share or null"),
         ([task()], {"tasks": 1}, "data.tasks: there is no such key"),
         ([task()], {"mixing": {"cpa": 3}}, "data.mixing.cpa: there is no such key; did you mean 'cap'?"),

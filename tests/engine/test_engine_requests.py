@@ -294,7 +294,7 @@ def with_tensor(adapter, name, tensor):
                     llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights="pissa", task_type=TASK)
                 )
             ),
-            "init_lora_weights='pissa': the adapter runs beside a changed base",
+            "init_lora_weights='pissa': the adapter runs next to a changed base",
         ),
         (
             lambda: InMemory("digest", AdaLoraConfig(total_step=10, task_type=TASK), {}),

@@ -49,3 +49,20 @@ def test_a_training_that_fails_otherwise_is_no_divergence(workspace):
     with pytest.raises(RunError, match="isn't empty and holds no run") as error:
         workspace.search(trial)
     assert not isinstance(error.value, DivergedError) and trial.divergence is None
+
+
+def test_an_experiment_keeps_the_date_that_its_chat_template_writes(tmp_path, monkeypatch):
+    found = content(tmp_path)
+    template = (
+        "{{ strftime_now('%A') }} {% for m in messages %}{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}{% endif %}"
+    )
+    (tmp_path / "base" / "chat_template.jinja").write_text(template)
+    asked = []
+    for day in ("2026-03-05", "2026-03-06"):
+        monkeypatch.setattr("manytune.training.dates.now", lambda day=day: day)
+        opened = open_workspace(experiment_from(found), Reported())
+        assert opened.experiment.recipe.data.date == "2026-03-05"
+        assert opened.variants.trial("LoRA", rate=0.03, seed=0, steps=1).any_recipe.data.date == "2026-03-05"
+        asked.append([question.prompt_ids for question in opened.questions])
+    assert asked[0] == asked[1]

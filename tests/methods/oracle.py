@@ -1,4 +1,4 @@
-"""The installed HF PEFT beside manytune: the same base, the same adapter tensors, and what each makes of them."""
+"""The installed HF PEFT next to manytune: the same base, the same adapter tensors, and what each makes of them."""
 
 from __future__ import annotations
 

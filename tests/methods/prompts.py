@@ -1,4 +1,4 @@
-"""A soft prompt of ours beside the same one of HF PEFT's, on the same base with the same values."""
+"""A soft prompt of ours next to the same one of HF PEFT's, on the same base with the same values."""
 
 from __future__ import annotations
 

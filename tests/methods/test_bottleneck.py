@@ -79,9 +79,9 @@ class Block(nn.Module):
 def test_the_output_is_the_papers(style: str) -> None:
     x = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     y = Block().double()(x).detach()
-    beside = "first" if style == "parallel" else None
+    other = "first" if style == "parallel" else None
     config = BottleneckConfig(
-        style=style, bottleneck_size=3, scaling=4.0, mlp_modules="last", mlp_input_modules=beside
+        style=style, bottleneck_size=3, scaling=4.0, mlp_modules="last", mlp_input_modules=other
     )
     model = get_peft_model(Block().double(), config)
     layer = model.base_model.model.last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from torch import nn
 
 import manytune
 from manytune.methods.combined import export_parts
-from manytune.training.loop.method_hooks import method_callbacks
 from manytune.training.recipe import MethodRecipe
 
 IDS = LLAMA.inputs()["input_ids"]
@@ -147,19 +145,17 @@ def test_what_its_parts_say_about_loading_holds_for_it() -> None:
     assert in_place.for_loading().weights.keep_base
 
 
-def test_a_part_plans_for_the_steps_of_the_training() -> None:
-    options = {
-        "weights": {"name": "adalora", "target_modules": ["q_proj"]},
-        "prompt": {"name": "prompt-tuning", "num_virtual_tokens": 3},
-    }
-    for steps, expected in ((20, 20), (None, sys.maxsize)):
-        planned: Any = MethodRecipe(name="combined", **options).peft_config(steps=steps)
-        assert planned.weights.total_step == expected
-    options["weights"]["total_step"] = 7
-    planned = MethodRecipe(name="combined", **options).peft_config(steps=20)
-    assert planned.weights.total_step == 7
-    model = manytune.get_peft_model(LLAMA.build(), planned)
-    assert len(method_callbacks(model)) == 1  # AdaLoRA's
+@pytest.mark.parametrize(("given", "expected"), [({}, 20), ({"total_step": 7}, 7)], ids=str)
+def test_a_part_plans_for_the_steps_of_the_training(given: dict[str, int], expected: int) -> None:
+    config = MethodRecipe(
+        name="combined",
+        weights={"name": "adalora", "target_modules": ["q_proj"], **given},
+        prompt={"name": "prompt-tuning", "num_virtual_tokens": 3},
+    ).peft_config()
+    model: Any = manytune.get_peft_model(LLAMA.build(), config)
+    (hooks,) = model.tuner.training_hooks()  # AdaLoRA's
+    hooks.plan_steps(20)
+    assert model.peft_config["default"].weights.total_step == expected
 
 
 def test_only_a_combination_has_parts_to_export(tmp_path: Path) -> None:

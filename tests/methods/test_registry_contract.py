@@ -151,7 +151,7 @@ def disturb(model: manytune.PeftModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.data.add_(0.1 * noise)
+            parameter.data.add_(0.1 * noise.to(parameter.device))
 
 
 def adapted_by(model: manytune.PeftModel) -> set[str]:

@@ -31,7 +31,7 @@ class Family:
     Attributes:
         build: Makes one; the same weights every time.
         task_type: What HF PEFT calls its task.
-        extra: Inputs beside `input_ids` and `labels`.
+        extra: Inputs next to `input_ids` and `labels`.
     """
 
     name: str

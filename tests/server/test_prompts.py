@@ -9,7 +9,8 @@ from tests.store.adapters_made import make_adapter
 
 from manytune.data.encode import Encoder
 from manytune.data.records import Record
-from manytune.data.templates import PromptTemplate
+from manytune.data.templates import PromptTemplate, Segment
+from manytune.server.prompts import Prompts
 from manytune.store.store import AdapterStore
 
 PARTS = {"prompt": "sum: {{ text }}", "completion": "{{ answer }}", "system": "be brief"}
@@ -87,3 +88,12 @@ def test_models_lists_fields_and_tasks(trained):
     client, _ = trained
     both = client.get("/v1/models/both").json()
     assert both["fields"] == ["question", "text"] and both["tasks"] == ["sums", "asks"]
+
+
+def test_encoders_for_requests_own_variables_are_kept_in_bounds(base):
+    prompts = Prompts(base, max_chars=100)
+    prompts._tokenizer.chat_template = "{{ mood }}" + CHAT
+    segments = [Segment("user", "a")]
+    lengths = {len(prompts.conversation(segments, None, {"mood": "x" * n}).tokens) for n in range(200)}
+    assert len(lengths) == 200
+    assert len(prompts._encoders) <= 64

@@ -237,7 +237,10 @@ def test_a_weight_that_head_and_embeddings_share_has_no_place_in_the_file(
         ({"modules_to_save": ["lm_head"]}, "and it has a weight of its own for lm_head"),
         ({"method": "bottleneck", "bottleneck_size": 4}, "and it has a network of its own behind a layer"),
         ({"method": "prompt-tuning", "num_virtual_tokens": 3}, "and it has virtual tokens"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa': the adapter runs beside a changed base"),
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights='pissa': the adapter runs next to a changed base",
+        ),
     ],
     ids=str,
 )

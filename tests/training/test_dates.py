@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.training.tiny_run import file_hash, recipe_content
+from tests.training.tiny_run import adapter_digest, recipe_content
 
 from manytune.errors import RecipeError, RunError
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_tokenizer
-from manytune.training import dates
 from manytune.training.dates import dated
 from manytune.training.progress import Report, StepReport
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
@@ -36,18 +34,8 @@ def stop(report: Report) -> None:
 
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets what day it is."""
-
-    def is_(day: str) -> None:
-        class Clock(datetime.datetime):
-            @classmethod
-            def now(cls, tz: Any = None) -> Any:
-                return datetime.datetime.fromisoformat(day)
-
-        monkeypatch.setattr(dates.datetime, "datetime", Clock)
-        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
-
-    return is_
+    """Sets the time."""
+    return lambda time: monkeypatch.setattr("manytune.training.dates.now", lambda: time)
 
 
 def recipe(tmp_path: Path, template: str = DATED, **data: Any) -> Recipe:
@@ -65,9 +53,9 @@ def test_a_run_is_resumed_on_the_next_day_with_the_rows_of_its_start(tmp_path: P
     today("2026-03-06T09:00:00")
     finished = run(parts, resume=True)
     assert finished.resumed_from == 6
-    assert file_hash(finished.adapter) == file_hash(whole.adapter)
+    assert adapter_digest(finished.adapter) == adapter_digest(whole.adapter)
     # The day does decide what is learned, so that the above isn't so by chance.
-    assert file_hash(run(recipe(tmp_path / "later")).adapter) != file_hash(whole.adapter)
+    assert adapter_digest(run(recipe(tmp_path / "later")).adapter) != adapter_digest(whole.adapter)
 
 
 def test_the_runs_recipe_and_its_adapter_say_the_date(tmp_path: Path, today: Any) -> None:

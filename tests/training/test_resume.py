@@ -60,7 +60,7 @@ def interrupted(directory: Path, stop_after: int, **changes: Any) -> None:
 
 @pytest.mark.parametrize("stop_after", [2, 5, 6, 7, 12, 17])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
-    """At the start, inside an epoch, at its end, at the beginning of the next, before the last step."""
+    """At the start, inside an epoch, at its end, at the start of the next, before the last step."""
     whole, result = train(tmp_path / "whole")
     interrupted(tmp_path / "parts", stop_after)
     resumed, rest = train(tmp_path / "parts", resume=True)
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path, 2)
     state = checkpoints_in(tmp_path)[-1] / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
-    with pytest.raises(RunError, match="has format 99 and this manytune reads 2"):
+    with pytest.raises(RunError, match="has format 99 and this manytune reads 3"):
         latest_checkpoint(tmp_path)
 
 

@@ -162,7 +162,7 @@ def test_an_interruption_before_the_first_checkpoint_starts_at_the_beginning(tmp
     lines: list[str] = []
     finished = run(wanted, resume=True, notify=lines.append)
     assert finished.resumed_from is None
-    assert "no checkpoint was written before the interruption; starting at the beginning" in lines
+    assert "no checkpoint was written before the interruption; starting at the first step" in lines
     assert [entry["step"] for entry in entries(finished.directory) if "loss" in entry] == list(range(1, 13))
 
 

@@ -39,7 +39,7 @@ def chat(
     Messages are encoded as the adapter was trained, but go through no template of its own; `manytune generate --field`
     does that.
     """
-    from manytune.cli.chosen import choose, load_common_base
+    from manytune.cli.chosen import answering_device, choose, load_common_base
     from manytune.data.answer_format import AnswerStream
     from manytune.data.encode import Encoder
     from manytune.data.templates import Segment
@@ -53,7 +53,7 @@ def chat(
         loaded = load_common_base(chosen, base)
         encoder = chosen[0].encoder(loaded, new_tokens=max_new_tokens)
     elif base is not None:
-        loaded = load_base(base)
+        loaded = load_base(base, device=answering_device())
         encoder = Encoder(loaded.tokenizer, max_length=None)
     else:
         raise typer.BadParameter("name an adapter, or a base alone", param_hint="--adapter or --base")

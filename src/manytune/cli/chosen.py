@@ -160,6 +160,13 @@ def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
     )
 
 
+def answering_device() -> str:
+    """Where every command that answers puts its base: the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
     """Load the one base of all adapters and check that each was trained on it.
 
@@ -167,14 +174,11 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
         StoreError: The adapters name different bases or none, or it can't be loaded.
         BaseMismatchError: An adapter was trained on another base.
     """
-    import torch
-
     from manytune.store.base import load_base
 
     spec = override or common_base({one.name: one.base_spec for one in chosen})
     dtype = chosen[0].recipe.get("training", {}).get("dtype")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base = load_base(spec, dtype=dtype, device=device)
+    base = load_base(spec, dtype=dtype, device=answering_device())
     for one in chosen:
         open_adapter(one.stored.path, base=base)
     return base

@@ -196,8 +196,7 @@ def _load(
     base: str, adapters: Path, base_name: str | None, dtype: str | None
 ) -> tuple[Base, AdapterStore, str]:
     """The base, the store, and the base's name in requests."""
-    import torch
-
+    from manytune.cli.chosen import answering_device
     from manytune.errors import ServeError
     from manytune.server.adapters import MODEL_NAME
     from manytune.store.base import load_base
@@ -215,5 +214,4 @@ def _load(
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_base(base, dtype=dtype, device=device), store, name
+    return load_base(base, dtype=dtype, device=answering_device()), store, name

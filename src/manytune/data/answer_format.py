@@ -25,13 +25,13 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """What stands around an answer in generated text.
+    """What is around an answer in generated text.
 
     Attributes:
         opening: What the template puts between the prompt and an answer without reasoning.
         closing: What it puts between the answer and the end token.
         end: The end token's text.
-        reasoning: What stands before and after reasoning; None if the template has none. The first is empty if the
+        reasoning: What comes before and after reasoning; None if the template has none. The first is empty if the
             prompt itself ends with it.
     """
 
@@ -68,7 +68,7 @@ class AnswerStream:
     """Takes an answer apart while it comes: no text is given out before it is certain what it belongs to.
 
     Args:
-        form: What stands around the answer.
+        form: What is around the answer.
     """
 
     def __init__(self, form: AnswerFormat) -> None:

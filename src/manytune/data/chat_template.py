@@ -166,7 +166,7 @@ def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[
 
 
 def _ending(suffix: str, special_tokens: Collection[str], eos: str | None) -> tuple[str, str | None]:
-    """What stands between an answer and the token that ends it, and that token.
+    """What is between an answer and the token that ends it, and that token.
 
     A template without an end token, such as Alpaca's, gets the tokenizer's: generation must stop.
     """

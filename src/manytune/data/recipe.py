@@ -328,11 +328,11 @@ class DataRecipe(Section):
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:
             if getattr(self, key) is not None:
-                raise ValueError(f"with a list of tasks, {key} stands in each task and not beside them")
+                raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(
-                    f"with a list of tasks, {key} is a share or null; a file of a task's rows stands in the task"
+                    f"with a list of tasks, {key} is a share or null; a file of a task's rows belongs in the task"
                 )
         seen: set[str] = set()
         for task in self.tasks:

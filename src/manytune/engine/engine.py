@@ -24,7 +24,7 @@ from manytune.engine.kv_cache import KVCache
 from manytune.engine.limits import RequestLimits
 from manytune.engine.options import EngineOptions
 from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
-from manytune.engine.request import Completion, Output, Request
+from manytune.engine.request import Completion, Output, Request, SamplingParams
 from manytune.engine.runner import Runner
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.sampling import Sampler, sample_tokens
@@ -148,7 +148,7 @@ class Engine:
             adapter=adapter,
             sampler=Sampler(params, request.prompt_ids),
             text=text if stream or params.stop else None,
-            end_ids=frozenset() if params.ignore_eos else self._end_ids,
+            end_ids=self._stop_ids(params) if params.ignore_eos else self._end_ids,
             max_tokens=max_tokens,
             prefix_keys=self._prefix_keys(request, adapter),
         )
@@ -191,18 +191,25 @@ class Engine:
             self._requests[one.id].chunk(one.start, one.count, wants_logits=one.id in plan.ready)
             for one in plan.chunks
         ]
-        logits = self._runner.forward([running.next_token() for running in decoding], chunks)
+        logits, scored = self._runner.forward([running.next_token() for running in decoding], chunks)
+        for name, rows in scored.items():
+            self._requests[name].score(rows)
         self._steps += 1
         self._read += sum(len(chunk.tokens) for chunk in chunks)
         for running in ready:
             self._keep_prefix(running)
             self._cache.start_decoding(running.request.id)
         sampled = sample_tokens(logits, [running.sampler for running in (*decoding, *ready)])
-        self._chosen += len(sampled)
         outputs = []
         for running, token in zip((*decoding, *ready), sampled, strict=True):
             # Without finite logits there is no answer: the adapter's values have diverged.
-            output = running.end("failed") if token is None else running.add_token(*token)
+            if token is None or running.has_failed:
+                output = running.end("failed")
+            elif running.wants_token:
+                output = running.add_token(*token)
+            else:
+                output = running.end("length")
+            self._chosen += output.token_id is not None
             if output.finish_reason is not None:
                 self._finished += 1
                 self._remove(running)
@@ -269,6 +276,15 @@ class Engine:
 
     # -- parts
 
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        """End tokens that are stop strings; no such string is found in a text, as they have none."""
+        if not params.stop:
+            return frozenset()
+        return frozenset(one for one in self._end_ids if self._name(one) in params.stop)
+
+    def _name(self, token: int) -> str:
+        return str(self._tokenizer.convert_ids_to_tokens(token))
+
     def _prefix_keys(self, request: Request, adapter: Snapshot | None) -> tuple[bytes, ...]:
         if not self._prefixes.budget:
             return ()
@@ -281,8 +297,10 @@ class Engine:
         if adapter is not None:
             self._slots.acquire(adapter)
         self._cache.add(request.id, running.max_tokens)
-        # The last token is always read: its logits choose the first token of the answer.
-        known = self._prefixes.find(running.prefix_keys[: (len(request.prompt_ids) - 1) // BLOCK])
+        # The last token is always read: its logits choose the first token of the answer. All are if they are scored.
+        is_scored = request.params.prompt_logprobs is not None
+        known_keys = () if is_scored else running.prefix_keys[: (len(request.prompt_ids) - 1) // BLOCK]
+        known = self._prefixes.find(known_keys)
         if known is not None:
             running.cached_tokens, values = known
             self._cached += running.cached_tokens

@@ -30,6 +30,8 @@ class SamplingParams:
         stop: Strings that end the answer; they aren't part of it.
         logit_bias: Added to the logits of these tokens.
         logprobs: Report log probabilities of the chosen token and of this many likeliest ones; None for none.
+        prompt_logprobs: The same for the tokens of the prompt, each given those before it. With them `max_new_tokens`
+            may be 0.
         seed: Seed of the draws. The same request with the same seed gives the same answer, whatever else is in the
             batch.
         ignore_eos: Continue after an end token, up to the limit.
@@ -49,12 +51,17 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         ranges = (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            (
+                "max_new_tokens",
+                self.max_new_tokens >= (1 if self.prompt_logprobs is None else 0),
+                "at least 1, or 0 with prompt_logprobs",
+            ),
             ("temperature", 0.0 <= self.temperature < math.inf, "0 or a positive number"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
             ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
@@ -67,7 +74,10 @@ class SamplingParams:
                 not isinstance(self.stop, str) and all(self.stop),
                 "a tuple of strings that aren't empty",
             ),
-            ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more, or None"),
+            *(
+                (name, number is None or number >= 0, "0 or more, or None")
+                for name, number in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs))
+            ),
         )
         for name, fits, expected in ranges:
             if not fits:
@@ -108,10 +118,10 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities at one position of an answer, of the model's distribution before any sampling option.
+    """Log probabilities at one position of an answer or a prompt, by the model and before any sampling option.
 
     Attributes:
-        token_id: The chosen token.
+        token_id: The chosen token, or the prompt's.
         logprob: Its log probability.
         top: The likeliest tokens with theirs, likeliest first.
     """
@@ -148,6 +158,8 @@ class Output:
         finish_reason: Why the request ended; None while it runs.
         logprobs: The token's, if the request asked for them.
         usage: Token counts so far.
+        prompt_logprobs: Those of the prompt's tokens but the first, with the first event of a request that asked for
+            them; else None.
     """
 
     request_id: str
@@ -156,6 +168,7 @@ class Output:
     finish_reason: FinishReason | None
     logprobs: TokenLogprobs | None
     usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,7 @@ class Completion:
         finish_reason: Why it ended.
         logprobs: One for each token, the end token included, if the request asked for them.
         usage: Token counts.
+        prompt_logprobs: One for each token of the prompt but the first, if the request asked for them.
     """
 
     request_id: str
@@ -177,3 +191,4 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...]
     usage: Usage
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -37,6 +37,7 @@ class PromptChunk:
         adapter: The adapter that reads them.
         embeddings: Virtual tokens before them, (tokens, hidden), or None.
         wants_logits: Whether the prompt ends with this chunk, so that the next token has to be chosen.
+        is_scored: Whether the logits of all its tokens are wanted.
     """
 
     sequence: str
@@ -44,6 +45,7 @@ class PromptChunk:
     adapter: Snapshot | None
     embeddings: Tensor | None
     wants_logits: bool
+    is_scored: bool = False
 
     @property
     def embedded_tokens(self) -> int:
@@ -59,7 +61,9 @@ class _TokenRow:
         ids: Token ids; 0 for virtual tokens.
         rows: Their rows in the cache.
         positions: Their positions in their sequences.
-        keep: Indices of the tokens whose logits are needed.
+        keep: Indices of the tokens whose logits are needed, those that `next` chooses from and those of scored prompts.
+        next: Which of them choose a next token.
+        scored: Which of them are of which sequence's prompt.
         chunks: Where the prompt chunks are.
         virtual: Index of the first token and embeddings of each chunk with virtual tokens.
     """
@@ -68,6 +72,8 @@ class _TokenRow:
     rows: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     keep: list[int] = field(default_factory=list)
+    next: list[int] = field(default_factory=list)
+    scored: dict[str, slice] = field(default_factory=dict)
     chunks: list[ChunkSpan] = field(default_factory=list)
     virtual: list[tuple[int, Tensor]] = field(default_factory=list)
 
@@ -92,7 +98,9 @@ class Runner:
         self._device = model.device
 
     @torch.inference_mode()
-    def forward(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> Tensor:
+    def forward(
+        self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Read tokens, and write their keys and values to the cache.
 
         Args:
@@ -101,7 +109,7 @@ class Runner:
 
         Returns:
             Logits, (sequences whose next token is to be chosen, vocabulary): the decoding ones, then the chunks that
-            want them.
+            want them. And by sequence those of the tokens of scored chunks, without virtual ones, (tokens, vocabulary).
         """
         tokens = self._token_row(decode, chunks)
         # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.
@@ -130,7 +138,8 @@ class Runner:
             self._cache.extend(one.sequence, 1)
         for chunk, span in zip(chunks, tokens.chunks, strict=True):
             self._cache.extend(chunk.sequence, span.count)
-        return logits
+        scored = {sequence: logits[rows] for sequence, rows in tokens.scored.items()}
+        return (logits[tokens.next] if scored else logits), scored
 
     def _token_row(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> _TokenRow:
         row = _TokenRow(
@@ -138,6 +147,7 @@ class Runner:
             rows=list(range(len(decode))),
             positions=[self._cache.length(one.sequence) for one in decode],
             keep=list(range(len(decode))),
+            next=list(range(len(decode))),
         )
         for chunk in chunks:
             first, start = len(row.ids), self._cache.length(chunk.sequence)
@@ -149,8 +159,14 @@ class Runner:
             row.positions.extend(range(start, start + count))
             if chunk.embeddings is not None:
                 row.virtual.append((first, chunk.embeddings))
-            if chunk.wants_logits:
+            kept = len(row.keep)
+            if chunk.is_scored:
+                row.keep.extend(range(first + chunk.embedded_tokens, first + count))
+                row.scored[chunk.sequence] = slice(kept, len(row.keep))
+            elif chunk.wants_logits:
                 row.keep.append(first + count - 1)
+            if chunk.wants_logits:
+                row.next.append(len(row.keep) - 1)
         return row
 
     def _logits(self, index: Tensor, tokens: _TokenRow, step: AttentionStep, owners: Owners) -> Tensor:

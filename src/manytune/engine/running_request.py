@@ -11,7 +11,7 @@ from torch import Tensor
 from manytune.engine.detokenize import TextStream, decode
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
 from manytune.engine.runner import NextToken, PromptChunk
-from manytune.engine.sampling import Sampler
+from manytune.engine.sampling import Sampler, token_logprobs
 from manytune.engine.scheduler import Job
 from manytune.mixed.stacks import Snapshot, digest_of
 
@@ -31,6 +31,8 @@ class RunningRequest:
         tokens: The tokens chosen so far, the end token included.
         cached_tokens: Prompt tokens that were taken from the prefix cache.
         is_admitted: Whether it is in the batch, and no longer in the queue.
+        prompt_logprobs: Those of the prompt's tokens so far; None if they aren't wanted, or were given out.
+        has_failed: Whether any logits of its prompt are NaN or Inf.
     """
 
     request: Request
@@ -43,6 +45,12 @@ class RunningRequest:
     tokens: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     is_admitted: bool = False
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    has_failed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.request.params.prompt_logprobs is not None:
+            self.prompt_logprobs = []
 
     # -- what is to be read
 
@@ -65,7 +73,8 @@ class RunningRequest:
             self.request.tenant,
             digest_of(self.adapter),
             self.request.priority,
-            self.prefix_keys,
+            # What is scored has to be read, so there is nothing to wait for.
+            self.prefix_keys if self.prompt_logprobs is None else (),
         )
 
     def chunk(self, start: int, count: int, *, wants_logits: bool) -> PromptChunk:
@@ -75,13 +84,33 @@ class RunningRequest:
         if self.embeddings is not None and start < embedded:
             embeddings = self.embeddings[start : min(end, embedded)]
         tokens = self.request.prompt_ids[max(0, start - embedded) : max(0, end - embedded)]
-        return PromptChunk(self.request.id, tokens, self.adapter, embeddings, wants_logits)
+        is_scored = self.prompt_logprobs is not None
+        return PromptChunk(self.request.id, tokens, self.adapter, embeddings, wants_logits, is_scored)
 
     def next_token(self) -> NextToken:
         """The last token, which the next forward reads."""
         return NextToken(self.request.id, self.tokens[-1], self.adapter)
 
+    def score(self, logits: Tensor) -> None:
+        """Append log probabilities of the prompt.
+
+        Args:
+            logits: (tokens, vocabulary), those of the tokens of its next chunk.
+        """
+        assert self.prompt_logprobs is not None and self.request.params.prompt_logprobs is not None
+        first = len(self.prompt_logprobs) + 1  # nothing predicts the first token
+        tokens = self.request.prompt_ids[first : first + len(logits)]
+        self.has_failed |= not bool(logits.amax(1).isfinite().all())  # NaN counts as the largest
+        logits = logits.nan_to_num() if self.has_failed else logits
+        top = self.request.params.prompt_logprobs
+        self.prompt_logprobs += token_logprobs(logits[: len(tokens)], tokens, top)
+
     # -- what comes out
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether a token is chosen once the prompt has been read."""
+        return self.request.params.max_new_tokens > 0
 
     @property
     def usage(self) -> Usage:
@@ -100,12 +129,14 @@ class RunningRequest:
         if reason is not None and self.text is not None:
             rest, is_stopped = self.text.finish()
             text, reason = text + rest, "stop" if is_stopped else reason
-        return Output(self.request.id, token, text, reason, logprobs, self.usage)
+        return self._output(token, text, reason, logprobs)
 
     def end(self, reason: FinishReason) -> Output:
         """End the answer without another token."""
         rest = self.text.finish()[0] if self.text is not None else ""
-        return Output(self.request.id, None, rest, reason, None, self.usage)
+        if reason != "length":
+            self.prompt_logprobs = None  # some are missing, or aren't numbers
+        return self._output(None, rest, reason, None)
 
     def completion(self, tokenizer: Any, outputs: Sequence[Output], end_ids: frozenset[int]) -> Completion:
         """The whole answer.
@@ -122,7 +153,16 @@ class RunningRequest:
         has_text = self.text is not None
         text = "".join(output.text for output in outputs) if has_text else decode(tokenizer, tokens, end_ids)
         logprobs = tuple(output.logprobs for output in outputs if output.logprobs is not None)
-        return Completion(self.request.id, tuple(tokens), text, reason, logprobs, self.usage)
+        return Completion(
+            self.request.id, tuple(tokens), text, reason, logprobs, self.usage, outputs[0].prompt_logprobs
+        )
+
+    def _output(
+        self, token: int | None, text: str, reason: FinishReason | None, logprobs: TokenLogprobs | None
+    ) -> Output:
+        given, self.prompt_logprobs = self.prompt_logprobs, None
+        prompt_logprobs = None if given is None else tuple(given)
+        return Output(self.request.id, token, text, reason, logprobs, self.usage, prompt_logprobs)
 
     def _reason_to_stop(self, token: int) -> FinishReason | None:
         return "stop" if token in self.end_ids else None

@@ -16,6 +16,8 @@ from manytune.engine.request import SamplingParams, TokenLogprobs
 
 # How many of the likeliest tokens top-p looks at first.
 _FIRST = 256
+# Positions whose log probabilities are computed at once.
+_POSITIONS = 64
 
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 #: Replaces a log probability of -inf, as in OpenAI's API.
@@ -92,9 +94,31 @@ class Sampler:
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs | None:
         if self.params.logprobs is None:
             return None
-        log = logits.log_softmax(0).clamp_(min=_UNLIKELY)
-        values, ids = log.topk(min(self.params.logprobs, len(log)))
-        return TokenLogprobs(token, float(log[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+        return token_logprobs(logits[None], [token], self.params.logprobs)[0]
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """Log probabilities of one token at each position, and of the likeliest ones there.
+
+    Args:
+        logits: (positions, vocabulary), without NaN.
+        tokens: One token for each position.
+        top: How many of the likeliest tokens.
+    """
+    found: list[TokenLogprobs] = []
+    # In parts, so that little memory is needed next to the logits.
+    for start in range(0, len(tokens), _POSITIONS):
+        chosen = tokens[start : start + _POSITIONS]
+        log = logits[start : start + _POSITIONS].float().log_softmax(1).clamp_(min=_UNLIKELY)
+        own = log.gather(1, torch.tensor(chosen, device=log.device)[:, None])[:, 0].tolist()
+        values, ids = log.topk(min(top, log.shape[1]))
+        found += [
+            TokenLogprobs(token, logprob, tuple(zip(likeliest, logprobs, strict=True)))
+            for token, logprob, likeliest, logprobs in zip(
+                chosen, own, ids.tolist(), values.tolist(), strict=True
+            )
+        ]
+    return found
 
 
 def sample_tokens(

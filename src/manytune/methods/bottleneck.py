@@ -1,8 +1,8 @@
-"""Bottleneck adapters: a small network beside or behind a transformer's sublayers.
+"""Bottleneck adapters: a small network next to or behind a transformer's sublayers.
 
     houlsby    y' = y + s · U φ(D y)    behind attention and MLP   (Houlsby et al., arXiv 1902.00751)
     pfeiffer   the same                 behind the MLP only        (Pfeiffer et al., arXiv 2005.00247)
-    parallel   y' = y + s · U φ(D x)    beside the MLP             (He et al., arXiv 2110.04366)
+    parallel   y' = y + s · U φ(D x)    next to the MLP             (He et al., arXiv 2110.04366)
 
 x is what the sublayer reads and y what its output projection gives, before both are added. D is (bottleneck × hidden)
 and U (hidden × bottleneck), each with a bias; U starts at zero, so nothing changes at first. Between them is a
@@ -49,7 +49,7 @@ class BottleneckConfig(PeftConfig):
             that aren't known.
         mlp_modules: The same for the MLP's output projections.
         mlp_input_modules: The same for a layer that reads what the MLP reads, which `"parallel"` needs.
-        modules_to_save: Modules trained in full beside the adapters, such as a new head.
+        modules_to_save: Modules trained in full next to the adapters, such as a new head.
 
     Raises:
         ConfigError: An option's value can't be used.
@@ -112,7 +112,7 @@ class Source(AdapterLayer):
 
 
 class Layer(AdapterLayer):
-    """A sublayer's output projection with adapters behind it, or beside its sublayer.
+    """A sublayer's output projection with adapters behind it, or next to its sublayer.
 
     Attributes:
         bottleneck_down, bottleneck_up: D and U by adapter.
@@ -207,7 +207,7 @@ class Layer(AdapterLayer):
             if name in self.sources:
                 source = self.sources[name]
                 sources.add(source)
-                assert source.seen is not None, "the layer that a parallel adapter reads beside wasn't run"
+                assert source.seen is not None, "the layer that a parallel adapter reads next to wasn't run"
                 read = source.seen
             down = self.bottleneck_down[name]
             low = self.bottleneck_dropout[name](read.to(down.get_parameter("weight").dtype))

@@ -158,11 +158,11 @@ class CombinedModel(Tuner):
             # Not children: what hangs on the PeftModel is for `mounted` to say.
             tuner = method_of(weights).tuner(self.model, weights, adapter_name, **options)
             try:
-                beside = method_of(prompt).tuner(self.model, prompt, adapter_name, **options)
+                other = method_of(prompt).tuner(self.model, prompt, adapter_name, **options)
             except BaseException:
                 tuner.unload()
                 raise
-            self.__dict__.update(weights=tuner, prompt=beside)
+            self.__dict__.update(weights=tuner, prompt=other)
         self.peft_config[adapter_name] = config
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -256,7 +256,7 @@ class PromptLearningConfig(PeftConfig):
         num_transformer_submodules: 1 for a decoder or an encoder, 2 for an encoder-decoder.
         num_attention_heads: Heads of keys and values; by default the model's.
         num_layers: Layers; by default the model's.
-        modules_to_save: Modules trained in full beside the prompt, such as a new head.
+        modules_to_save: Modules trained in full next to the prompt, such as a new head.
     """
 
     num_virtual_tokens: int | None = None

@@ -77,7 +77,7 @@ class IA3Config(PeftConfig):
         feedforward_modules: Those of the targets whose inputs are scaled rather than their outputs.
         fan_in_fan_out: The weight is stored as (in, out). Known for transformers' `Conv1D`, whatever is set
             here.
-        modules_to_save: Modules trained in full beside the adapter, such as a new head.
+        modules_to_save: Modules trained in full next to the adapter, such as a new head.
         init_ia3_weights: True starts with factors of one, which changes nothing; False with random ones,
             meant for tests.
 
@@ -221,7 +221,7 @@ class Conv3d(Layer):
     """IA3 on `torch.nn.Conv3d`."""
 
 
-#: The layers that IA3 goes beside.
+#: The layers that IA3 is attached to.
 _KINDS: dict[type[nn.Module], type[Layer]] = {
     nn.Linear: Linear,
     Conv1D: Linear,
@@ -275,7 +275,7 @@ class IA3Model(SummedTuner):
         kind = next((kind for base, kind in _KINDS.items() if isinstance(module, base)), None)
         if kind is None:
             raise ConfigError(
-                f"Target module {path} ({type(module).__name__}) is not supported. IA3 goes beside torch.nn.Linear, "
+                f"Target module {path} ({type(module).__name__}) is not supported. IA3 is for torch.nn.Linear, "
                 "Conv2d, Conv3d and transformers' Conv1D. Name layers of these kinds in target_modules."
             )
         return kind(module, is_feedforward=self._is_feedforward(path, config))

@@ -25,9 +25,9 @@ from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_colu
 class PrefixTuningConfig(PromptLearningConfig):
     """Prefix tuning: in each layer, attention over [P_K; K] and [P_V; V], and only P trains. arXiv 2101.00190.
 
-    P is (virtual tokens, layers * 2 * heads of keys * size of a head); in an encoder-decoder it stands before
+    P is (virtual tokens, layers * 2 * heads of keys * size of a head); in an encoder-decoder it comes before
     the decoder's self-attention. `num_attention_heads` and `token_dim` hold the heads of keys and values and
-    their total size, which the model settles.
+    their total size, which is inferred from the model.
 
     Args:
         prefix_projection: While it trains, compute P = W2 tanh(W1 E) from E (virtual tokens, `token_dim`). A

@@ -52,7 +52,7 @@ class VeraConfig(PeftConfig):
         d_initial: What d starts at.
         fan_in_fan_out: Known for transformers' `Conv1D`, whatever is set here.
         bias: Must be `"none"`; HF PEFT's other values aren't implemented.
-        modules_to_save: Modules trained in full beside the adapter, such as a new head.
+        modules_to_save: Modules trained in full next to the adapter, such as a new head.
         init_weights: False starts d and b at random, which changes the model's output at once and is meant for
             tests.
         layers_to_transform: Indices of the layers to adapt.
@@ -122,7 +122,7 @@ class Projections(nn.Module):
 
 
 class Linear(AdapterLayer):
-    """A linear layer with VeRA beside it.
+    """A linear layer with VeRA next to it.
 
     Attributes:
         vera_lambda_b, vera_lambda_d: b (out,) and d (r,) by adapter.
@@ -224,7 +224,7 @@ class VeraModel(LayerTuner):
     """VeRA attached to a model; see `VeraConfig`."""
 
     prefix: ClassVar[str] = "vera_lambda_"
-    # A and B stand beside the model, not in it.
+    # A and B stand next to the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
     no_sum: ClassVar[str | None] = (
         "the vectors of two adapters don't add up to those of one that does what both do"
@@ -241,7 +241,7 @@ class VeraModel(LayerTuner):
         for path, module in chosen:
             if not isinstance(base_of(module), (nn.Linear, Conv1D)):
                 raise ConfigError(
-                    f"Target module {path} ({type(base_of(module)).__name__}) is not supported. VeRA goes beside "
+                    f"Target module {path} ({type(base_of(module)).__name__}) is not supported. VeRA goes next to "
                     "torch.nn.Linear and transformers' Conv1D. Name layers of these kinds in target_modules."
                 )
         config.fan_in_fan_out = any(isinstance(base_of(module), Conv1D) for _, module in chosen)

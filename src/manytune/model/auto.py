@@ -70,7 +70,7 @@ class _AutoPeftModel:
 
 
 def _make_room(base: Any, source: str, **hub: Any) -> None:
-    """Lengthen the embeddings if the tokenizer beside the adapter has more tokens; they are never shortened."""
+    """Lengthen the embeddings if the tokenizer next to the adapter has more tokens; they are never shortened."""
     try:
         find_adapter_file(source, "tokenizer_config.json", **hub)
     except CheckpointError:

@@ -29,7 +29,7 @@ def inject_adapter_in_model(
     """Put adapter layers into a model, in place. The adapter is in use at once, and all else is frozen.
 
     Args:
-        peft_config: A method with layers, such as `LoraConfig(r=8)`; kept, with what the model settles filled in.
+        peft_config: A method with layers, such as `LoraConfig(r=8)`; kept, with what is inferred from the model in it.
         model: The model. One that has adapters already gets one more.
         adapter_name: The adapter's name.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; `set_peft_model_state_dict` brings them.
@@ -64,7 +64,7 @@ def inject_adapter_in_model(
     if isinstance(present, Tuner):
         if type(present) is not kind:
             raise ConfigError(
-                f"The model has adapters of {type(present).__name__}; one of {kind.__name__} doesn't go beside them."
+                f"The model has adapters of {type(present).__name__}; one of {kind.__name__} doesn't go next to them."
             )
         warnings.warn(
             "Already found a `peft_config` attribute in the model. This will lead to having multiple adapters in the "

@@ -18,7 +18,7 @@ from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.walk import every_parameter
 
 _OWN = {"subfolder", "ignore_mismatched_sizes", "strict", "use_safetensors"}
-#: HF PEFT's options that place a base whose weights are offloaded anew. Here a base stays where it is.
+#: HF PEFT's options that place a base whose weights are offloaded again. Here a base stays where it is.
 _PLACING = {"device_map", "max_memory", "offload_folder", "offload_dir", "offload_index", "offload_buffers"}
 #: Options of earlier versions, and what has become of them.
 _GONE = {

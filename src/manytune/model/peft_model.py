@@ -65,8 +65,8 @@ class PeftModel(AdaptedModel):
 
     Args:
         model: The base; changed in place until `unload` or `merge_and_unload`.
-        peft_config: Options of the first adapter. This very object is kept, with what the model settles
-            filled in.
+        peft_config: Options of the first adapter. This very object is kept, with what is
+            inferred from the model filled in.
         adapter_name: Its name.
         autocast_adapter_dtype: Keep adapter weights in float32 on a half-precision base.
         low_cpu_mem_usage: Make the adapter's weights on the meta device; a checkpoint will bring them.

@@ -1,4 +1,4 @@
-"""The adapters of a store by name: which version a name stands for, which are in memory, pinned and in use.
+"""The adapters of a store by name: which version a name means, which are in memory, pinned and in use.
 
 The engine identifies an adapter by its digest, the hash of its content. So a name that gets a new version serves it
 from the next request on, and running requests continue with the version that they began with.
@@ -148,7 +148,7 @@ class AdapterRegistry:
         self.cache.unpin(model.adapter)
 
     def resolve(self, name: str) -> str:
-        """The digest of the version that a name stands for now.
+        """The digest of the version that a name means now.
 
         Raises:
             HttpError: It isn't the name of an adapter in the store.

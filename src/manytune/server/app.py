@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +16,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from manytune import __version__
-from manytune.engine.base_model import end_token_ids
 from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
@@ -25,6 +23,7 @@ from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.auth import Keys
+from manytune.server.body_errors import invalid_body
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
@@ -101,9 +100,8 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         prompts=prompts,
         loop=loop,
         metrics=Metrics(loop, adapters.cache),
-        end_ids=end_token_ids(base.model, base.tokenizer) | frozenset(prompts.end_ids),
+        vocabulary=base.model.config.get_text_config().vocab_size,
         positions=base.positions,
-        decode=prompts.token_text,
     )
 
 
@@ -157,7 +155,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(_invalid_body(error.errors()[0]))
+        return answer(invalid_body(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def routing_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -170,13 +168,3 @@ def _add_error_handlers(app: FastAPI) -> None:
         return answer(
             HttpError(500, "an internal error; the server's log has the traceback.", code="internal_error")
         )
-
-
-def _invalid_body(error: Any) -> HttpError:
-    where = ".".join(str(part) for part in error["loc"][1:])[:200]
-    match error["type"]:
-        case "extra_forbidden":
-            return HttpError(400, f"there is no parameter {where}.", code="unknown_parameter", param=where)
-        case "json_invalid":
-            return HttpError(400, "the body isn't valid JSON.", code="invalid_json")
-    return HttpError(400, f"{where}: {error['msg']}.", code="invalid_value", param=where or None)

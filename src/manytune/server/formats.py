@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from manytune.data.answer_format import BARE, AnswerFormat, AnswerStream
 from manytune.engine.request import FinishReason, Output, TokenLogprobs, Usage
-
-Decode = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -22,12 +20,17 @@ class Delta:
     Attributes:
         text: To its text.
         reasoning: To what was written before it.
+        tokens: The token, if there is one.
         logprobs: Those of its token, if the request asked for them.
+        prompt_logprobs: Those of the prompt's tokens but the first, with the first event of a request that asked for
+            them.
     """
 
     text: str = ""
     reasoning: str = ""
+    tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass
@@ -38,7 +41,9 @@ class PartialAnswer:
         format: What is an answer in the text that is generated.
         text: Its text.
         reasoning: What the model wrote before it.
-        logprobs: Those of its tokens without the end token, if the request asked for them.
+        tokens: Its tokens, the end token included.
+        logprobs: One for each of them, if the request asked for them.
+        prompt_logprobs: Those of the prompt's tokens but the first, if the request asked for them.
         reason: Why it ended; None while it runs.
         usage: Token counts.
     """
@@ -46,14 +51,16 @@ class PartialAnswer:
     format: InitVar[AnswerFormat] = BARE
     text: str = ""
     reasoning: str = ""
+    tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     reason: FinishReason | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
 
     def __post_init__(self, format: AnswerFormat) -> None:
         self._stream = AnswerStream(format)
 
-    def add(self, output: Output, end_ids: frozenset[int]) -> Delta:
+    def add(self, output: Output) -> Delta:
         """Add an event; returns what it adds to the answer."""
         new = self._stream.push(output.text)
         text, reasoning = new.content, new.reasoning
@@ -64,10 +71,12 @@ class PartialAnswer:
         self.reasoning += reasoning
         self.reason = output.finish_reason
         self.usage = output.usage
-        has_logprobs = output.logprobs is not None and output.token_id not in end_ids
-        logprobs = (output.logprobs,) if has_logprobs and output.logprobs is not None else ()
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
+        tokens = () if output.token_id is None else (output.token_id,)
+        logprobs = () if output.logprobs is None else (output.logprobs,)
+        self.tokens.extend(tokens)
         self.logprobs.extend(logprobs)
-        return Delta(text, reasoning, logprobs)
+        return Delta(text, reasoning, tokens, logprobs, output.prompt_logprobs)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -125,43 +134,9 @@ def usage_of(answers: Iterable[PartialAnswer], prompts: Iterable[PartialAnswer])
     }
 
 
-def chat_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode) -> dict[str, Any]:
-    """Log probabilities in the format of chat completions."""
-    return {
-        "content": [
-            {
-                **_token(one.token_id, one.logprob, decode),
-                "top_logprobs": [_token(token, logprob, decode) for token, logprob in one.top],
-            }
-            for one in tokens
-        ],
-        "refusal": None,
-    }
-
-
-def text_logprobs(tokens: Iterable[TokenLogprobs], decode: Decode, *, offset: int = 0) -> dict[str, Any]:
-    """Log probabilities in the format of completions; `offset` is where the first token's text begins."""
-    found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for one in tokens:
-        text = decode(one.token_id)
-        found["tokens"].append(text)
-        found["token_logprobs"].append(one.logprob)
-        found["top_logprobs"].append({decode(token): logprob for token, logprob in one.top})
-        found["text_offset"].append(offset)
-        offset += len(text)
-    return found
-
-
 def event(content: object) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 DONE = "data: [DONE]\n\n"
-
-
-def _token(token: int, logprob: float, decode: Decode) -> dict[str, Any]:
-    text = decode(token)
-    # A token that is a part of a character has no text.
-    whole = "\ufffd" not in text
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

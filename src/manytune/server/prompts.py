@@ -14,6 +14,8 @@ from manytune.data.chat_template import end_token_of
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.templates import PromptTemplate, Segment
+from manytune.engine.base_model import end_token_ids
+from manytune.engine.token_bytes import TokenBytes
 from manytune.errors import DataError, TemplateError
 from manytune.server.http_errors import HttpError
 from manytune.store.base import Base
@@ -52,6 +54,8 @@ class Prompts:
         self._encoders: dict[str, Encoder] = {}
         if not base.is_encoder:
             self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
+            silent = end_token_ids(base.model, self._tokenizer) | frozenset(self.end_ids)
+            self._tokens = TokenBytes(self._tokenizer, silent)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -62,10 +66,21 @@ class Prompts:
         in_chats = [] if end is None else self._tokenizer(end, add_special_tokens=False)["input_ids"][-1:]
         return tuple(sorted({self._plain.end_id, *in_chats}))
 
-    def token_text(self, token: int) -> str:
-        """The text of one token, also of a special one."""
+    @property
+    def begin_id(self) -> int | None:
+        """The token that the tokenizer puts before a text, if it has one."""
+        begin: int | None = self._tokenizer.bos_token_id
+        return begin
+
+    def token(self, token: int, first: bool) -> tuple[str, bytes]:
+        """What to call a token of an answer or a prompt, and its bytes; none for one that ends an answer.
+
+        Args:
+            token: The token.
+            first: Whether a text begins with it.
+        """
         with self._lock:
-            return str(self._tokenizer.decode([token]))
+            return self._tokens.label(token, first=first), self._tokens.of(token, first=first)
 
     def conversation(
         self,

@@ -29,7 +29,7 @@ async def collect(service: Service, http: Request, answers: Answers) -> list[Par
     found = [PartialAnswer(one) for one in answers.formats]
     try:
         async for index, output in answers:
-            found[index].add(output, service.end_ids)
+            found[index].add(output)
     finally:
         answers.close()
     if any(one.reason in (None, "cancelled") for one in found):

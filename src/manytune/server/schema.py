@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from manytune.data.templates import Segment
 from manytune.engine.request import SamplingParams
+from manytune.server.body_errors import EXPECTED, alternatives, described
+from manytune.server.field_types import LIST, STRING, Prompts, Stops, string_or_list
 from manytune.server.http_errors import HttpError
 
-_Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
 _Refused = dict[str, tuple[Any, ...]]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -55,7 +57,7 @@ class GenerationBody(_Body):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1)
-    stop: str | _Stops | None = None
+    stop: Stops | None = None
     seed: _Seed | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -79,14 +81,24 @@ class GenerationBody(_Body):
         return self
 
     @property
-    def requested_tokens(self) -> int | None:
-        """The requested limit of the answer."""
-        return self.max_tokens
+    def token_limit(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and the limit."""
+        return "max_tokens", self.max_tokens
 
     @property
     def requested_logprobs(self) -> int | None:
         """How many likeliest tokens to report at each position; None for no log probabilities."""
         return None
+
+    @property
+    def requested_prompt_logprobs(self) -> int | None:
+        """The same for the positions of the prompt."""
+        return None
+
+    @property
+    def count_field(self) -> str:
+        """The field that asks for more than one answer."""
+        return "n"
 
     def params(self, max_new_tokens: int, choice: int) -> SamplingParams:
         """The engine's sampling options.
@@ -111,6 +123,7 @@ class GenerationBody(_Body):
             else tuple(self.stop),
             logit_bias=_biases(self.logit_bias),
             logprobs=self.requested_logprobs,
+            prompt_logprobs=self.requested_prompt_logprobs,
             ignore_eos=self.ignore_eos,
             seed=None if self.seed is None else (self.seed + choice) % 2**63,
         )
@@ -121,6 +134,22 @@ class TextPart(_Body):
 
     type: Literal["text"]
     text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("type", "text") != "text":
+            found = f"one of type {described(values['type'])}"
+            raise PydanticCustomError(
+                EXPECTED, "a part of type 'text', as this server reads nothing else", {"found": found}
+            )
+        return values
+
+
+_Content = Annotated[
+    Annotated[str, Tag(STRING)] | Annotated[list[TextPart], Tag(LIST)],
+    alternatives("a string or a list of parts", string_or_list),
+]
 
 
 class Message(_Body):
@@ -136,7 +165,7 @@ class Message(_Body):
         "annotations": ([],),
     }
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: _Content
     reasoning_content: str | None = Field(
         None, description="What the model wrote before an answer of its own, as it was returned."
     )
@@ -224,9 +253,11 @@ class Conversation(GenerationBody):
         return self
 
     @property
-    def requested_tokens(self) -> int | None:
-        """The requested limit of the answer."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def token_limit(self) -> tuple[str, int | None]:
+        """The field that limits the answer, and the limit."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return super().token_limit
 
 
 class ChatRequest(Conversation):
@@ -259,19 +290,48 @@ class CompareRequest(Conversation):
     temperature: float = Field(0.0, ge=0, le=2)
     stream: bool = True
 
+    @property
+    def count_field(self) -> str:
+        """The field that asks for more than one answer."""
+        return "models"
+
 
 class CompletionRequest(GenerationBody):
     """`POST /v1/completions`."""
 
-    refused: ClassVar[_Refused] = {"best_of": (1,), "echo": (False,), "suffix": ("",)}
+    refused: ClassVar[_Refused] = {"best_of": (1,), "suffix": ("",)}
     model: str
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
+    echo: bool = Field(False, description="Repeat the prompt before the answer, with its log probabilities.")
+    max_tokens: int | None = Field(None, ge=0, description="0 only with echo.")
     logprobs: int | None = Field(None, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _something_to_return(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise HttpError(
+                400,
+                "max_tokens: expected 1 or more without echo, found 0.",
+                code="invalid_value",
+                param="max_tokens",
+            )
+        return self
 
     @property
     def requested_logprobs(self) -> int | None:
         """How many likeliest tokens to report at each position; None for no log probabilities."""
         return self.logprobs
+
+    @property
+    def requested_prompt_logprobs(self) -> int | None:
+        """The same for the positions of the prompt."""
+        wanted = self.logprobs is not None or self.max_tokens == 0
+        return (self.logprobs or 0) if self.echo and wanted else None
+
+    @property
+    def count_field(self) -> str:
+        """The field that asks for more than one answer."""
+        return "n" if self.n > 1 else "prompt"
 
     def prompts(self) -> list[str | list[int]]:
         """One or more prompts, each text or token ids."""
@@ -282,7 +342,7 @@ class EmbeddingRequest(_Body):
     """`POST /v1/embeddings`."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="Size of the vectors; only the model's own.")
     user: str | None = Field(None, max_length=200, description="Written to the log.")
@@ -297,12 +357,12 @@ def _one_or_more(
 ) -> list[str | list[int]]:
     if isinstance(given, str):
         return [given]
-    if given and isinstance(given[0], int):
+    if isinstance(given[0], int):
         return [[token for token in given if isinstance(token, int)]]
     found: list[str | list[int]] = [one for one in given if not isinstance(one, int)]
-    if not found or (max_texts is not None and len(found) > max_texts):
-        what = "is empty" if not found else f"has {len(found):,} texts; expected at most {max_texts:,}"
-        raise HttpError(400, f"{name} {what}.", code="invalid_value", param=name)
+    if max_texts is not None and len(found) > max_texts:
+        message = f"{name}: expected {max_texts:,} texts at most, found {len(found):,}."
+        raise HttpError(400, message, code="invalid_value", param=name)
     return found
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from starlette.requests import Request as HttpRequest
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.engine.request import Output, Request
+from manytune.engine.request import Output, Request, SamplingParams
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry, Model
 from manytune.server.auth import Principal
@@ -58,9 +58,8 @@ class Service:
         prompts: Makes prompts of what clients send.
         loop: Runs the engine.
         metrics: Counts and times.
-        end_ids: Tokens that end an answer.
+        vocabulary: Number of tokens that the base knows.
         positions: Length of the longest sequence that the base takes; None for no limit.
-        decode: The text of one token.
     """
 
     settings: Settings
@@ -68,9 +67,8 @@ class Service:
     prompts: Prompts
     loop: EngineLoop
     metrics: Metrics
-    end_ids: frozenset[int]
+    vocabulary: int
     positions: int | None
-    decode: Callable[[int], str]
 
 
 class Answers:
@@ -89,6 +87,7 @@ class Answers:
         self._watch: asyncio.Task[None] | None = None
         self._is_closed = False
         self.models: list[Model] = []
+        self.prompts: list[tuple[int, ...]] = []
         self.formats: list[AnswerFormat] = []
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Output]]:
@@ -137,8 +136,10 @@ class Answers:
         model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
         self.models.append(model)
         prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
+        self.prompts.append(prompt.tokens)
         self.formats.append(prompt.answers)
         params = body.params(_max_new_tokens(service, body, model, len(prompt.tokens)), wanted.choice)
+        _check_tokens(prompt.tokens, params, service.vocabulary)
         request = Request(
             uuid.uuid4().hex,
             prompt.tokens,
@@ -177,9 +178,9 @@ async def generate(
     if len(answers_wanted) > limit:
         raise HttpError(
             400,
-            f"the request asks for more than {limit} answers, which is this server's limit for one request.",
+            f"{body.count_field} asks for more than {limit} answers, which is this server's limit for one request.",
             code="invalid_value",
-            param="n",
+            param=body.count_field,
         )
     for name in dict.fromkeys(one.model for one in answers_wanted):
         principal.check_model(name)
@@ -200,18 +201,46 @@ async def generate(
     return answers
 
 
-def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt_tokens: int) -> int:
-    """The token limit of an answer: the requested one, or else what the model has positions for."""
-    limit = service.settings.max_answer_tokens
-    if body.requested_tokens is not None:
-        if body.requested_tokens > limit:
+def _check_tokens(ids: Sequence[int], params: SamplingParams, vocabulary: int) -> None:
+    if not ids:
+        raise HttpError(
+            400,
+            "the prompt has no tokens; a model needs at least one to continue from.",
+            code="invalid_value",
+            param="prompt",
+        )
+    for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias)):
+        unknown = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if unknown is not None:
             raise HttpError(
                 400,
-                f"max_tokens is {body.requested_tokens}; this server allows at most {limit}.",
+                f"{name} contains token {unknown}; expected tokens from 0 to {vocabulary - 1}.",
                 code="invalid_value",
-                param="max_tokens",
+                param=name,
             )
-        return body.requested_tokens
-    if service.positions is None:
-        return limit
-    return max(1, min(limit, service.positions - prompt_tokens - model.virtual_tokens))
+
+
+def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt_tokens: int) -> int:
+    """The token limit of an answer: the requested one, or else what the model has positions for."""
+    limit, positions = service.settings.max_answer_tokens, service.positions
+    name, requested = body.token_limit
+    taken = prompt_tokens + model.virtual_tokens
+    if requested is not None and requested > limit:
+        raise HttpError(
+            400,
+            f"{name} is {requested}; this server allows at most {limit}.",
+            code="invalid_value",
+            param=name,
+        )
+    if positions is not None and taken + (requested or 0) > positions:
+        further = f" and {name} is {requested}" if requested else ""
+        raise HttpError(
+            400,
+            f"the prompt has {taken} tokens{further}, but the model has {positions} positions; shorten the prompt"
+            f"{f' or lower {name}' if requested else ''}.",
+            code="context_length_exceeded",
+            param=name if requested and taken < positions else None,
+        )
+    if requested is not None:
+        return requested
+    return limit if positions is None else max(1, min(limit, positions - taken))

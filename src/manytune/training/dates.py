@@ -19,5 +19,9 @@ def dated(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, date: str | None =
         tokenizer: Of its base.
         date: That of what is continued; None for now.
     """
-    now = datetime.datetime.now().replace(microsecond=0).isoformat()
-    return recipe.model_copy(update={"data": recipe.data.dated(tokenizer, date or now)})
+    return recipe.model_copy(update={"data": recipe.data.dated(tokenizer, date or now())})
+
+
+def now() -> str:
+    """The present time, to the second, in ISO format."""
+    return datetime.datetime.now().replace(microsecond=0).isoformat()

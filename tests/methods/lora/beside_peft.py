@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """An embedding, two blocks, GPT-2's Conv1D and a head: every kind of layer that LoRA goes beside."""
+    """An embedding, two blocks, GPT-2's Conv1D and a head: every kind of layer that LoRA is attached to."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""LoRA beside convolutions and torch's attention, against HF PEFT's."""
+"""LoRA next to convolutions and torch's attention, against HF PEFT's."""
 
 from __future__ import annotations
 

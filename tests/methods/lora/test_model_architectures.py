@@ -1,4 +1,4 @@
-"""LoRA on every kind of model, with the modules that are usual for it and with all linear layers, beside HF PEFT."""
+"""LoRA on every kind of model, with the modules that are usual for it and with all linear layers, next to HF PEFT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA beside the installed HF PEFT: names, initial values, what trains, outputs and gradients."""
+"""LoRA next to the installed HF PEFT: names, initial values, what trains, outputs and gradients."""
 
 from __future__ import annotations
 

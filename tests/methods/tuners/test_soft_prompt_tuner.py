@@ -1,4 +1,4 @@
-"""Soft prompts: the same as HF PEFT's on every task, and beside the base in the same way."""
+"""Soft prompts: the same as HF PEFT's on every task, and next to the base in the same way."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_a_conversation_goes_on_from_its_cache(method: str) -> None:
     torch.testing.assert_close(rest, whole, rtol=1e-10, atol=1e-10)
 
 
-# -- beside the base
+# -- next to the base
 
 
 def test_the_prompt_hangs_beside_the_users_model() -> None:

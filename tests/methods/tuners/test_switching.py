@@ -94,7 +94,7 @@ def test_within_the_block_the_model_is_what_set_adapter_makes_it_and_afterwards_
     assert_as_before(model, before)
 
 
-@pytest.mark.parametrize("merged", [False, True], ids=["beside", "merged"])
+@pytest.mark.parametrize("merged", [False, True], ids=["next to", "merged"])
 @pytest.mark.parametrize(
     "case", [Case("lora", LLAMA), Case("prefix-tuning", LLAMA), Case("full", LLAMA)], ids=str
 )

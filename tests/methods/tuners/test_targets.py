@@ -195,7 +195,7 @@ def test_an_exclusion_that_hits_nothing_warns() -> None:
         ({"target_modules": "layers.0.qq"}, r"Did you mean 'q'\?"),
         (
             {"target_modules": ["layers"]},
-            r"Target module layers \(ModuleList\) is not supported\. LoRA goes beside",
+            r"Target module layers \(ModuleList\) is not supported\. LoRA is for",
         ),
         (
             {"target_modules": ["head", "q"], "modules_to_save": ["head", "q"]},

@@ -131,7 +131,7 @@ def test_tokens_texts_and_both_encodings_say_the_same(api: openai.OpenAI) -> Non
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        ({"input": []}, 400, "input is empty"),
+        ({"input": []}, 400, "found an empty list"),
         ({"input": [[]]}, 400, "no tokens"),
         ({"input": [99]}, 400, "contains token 99"),
         ({"input": "a " * 20}, 400, "22 tokens; the model has 16 positions"),

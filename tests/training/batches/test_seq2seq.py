@@ -162,7 +162,7 @@ def with_settings(settings: list[str]) -> list[str]:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The examples beside a tiny T5 that knows their words, in `base`."""
+    """The examples next to a tiny T5 that knows their words, in `base`."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "examples", "examples")
     rows = [json.loads(line) for line in Path("examples/dialogues.jsonl").read_text().splitlines()]

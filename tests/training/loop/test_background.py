@@ -1,4 +1,4 @@
-"""Batches are built beside the training loop, in order, and nothing outlives it."""
+"""Batches are built in a thread of their own, in order, and nothing outlives the training loop."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from manytune.training.speed.layout_choice import choose_layout, prepared
 from manytune.training.speed.required_flops import ModelSize
 
 LAYERS = 3
-# Some begin alike, one is another's beginning, and one comes up twice.
+# Some share a prefix, one is a prefix of another, and one occurs twice.
 ROWS = [
     Encoded((1, 2, 3), (4, 5, 0), "rows.jsonl", 1),
     Encoded((1, 2, 3), (4, 6, 0), "rows.jsonl", 2),
@@ -182,9 +182,9 @@ def test_only_what_was_computed_counts_as_computed() -> None:
     assert (counters + counters).skipped_pairs == 2 * counters.pairs
     size = ModelSize(100, 50, 9, 10, 0, lower_weights=60, lower_attention_width=6)
     upper = ModelSize(40, 50, 3, 10, 0)
-    assert size.training(counters) == upper.training(counters)
+    assert size.training_flops(counters) == upper.training_flops(counters)
     first = Counters.of(builder("padded")(ROWS, pad_id=0))
-    assert size.training(first) == upper.training(first) + 2 * 60 * real + 4 * 6 * first.pairs
+    assert size.training_flops(first) == upper.training_flops(first) + 2 * 60 * real + 4 * 6 * first.pairs
 
 
 def test_the_lower_part_of_a_models_size_is_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_a_batch_is_skipped_when_all_its_prefixes_are_known(monkeypatch: pytest.
             with lower(batch) as known:
                 assert loss_sum(attached, batch).item() == pytest.approx(expected, abs=1e-12)
             skipped.append(known)
-    assert skipped == [False, True, False, True]  # the second row is a beginning of the first
+    assert skipped == [False, True, False, True]  # the second row is a prefix of the first
 
 
 @pytest.mark.parametrize("nones", [0, 1, 2])
@@ -328,7 +328,7 @@ def test_a_frozen_adapter_below_is_part_of_the_function(monkeypatch: pytest.Monk
     assert_same_training(found, trained(plain, cache=False), (cached, plain))
 
 
-# What people are told
+# What people read
 # ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ class AdaLoraConfig(LoraConfig):
 
     Zhang et al., arXiv 2303.10512. Each layer starts with `init_r` triplets (a row of A, an entry of E, a column of B).
     From step `tinit` on, the number kept in the whole model falls along a cubic curve until it is `target_r` for
-    each layer on average, at step `total_step - tfinal`; from then on the choice stands.
+    each layer on average, at step `total_step - tfinal`; from then on the choice is final.
 
     Args:
         target_r: The rank of a layer in the end, on average.

@@ -1,4 +1,4 @@
-"""AdaLoRA beside a linear layer, and beside a convolution."""
+"""AdaLoRA next to a linear layer, and next to a convolution."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class SVDLinear(AdapterLayer):
 
 
 class SVDConv2d(SVDLinear):
-    """The same beside `torch.nn.Conv2d`: A (r, in · k · k) is a convolution to r channels, B (out, r) adds them up.
+    """The same next to `torch.nn.Conv2d`: A (r, in · k · k) is a convolution to r channels, B (out, r) adds them up.
 
     Args:
         base_layer: A convolution without groups.
@@ -187,7 +187,7 @@ class SVDConv2d(SVDLinear):
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """Columns of A and rows of B beside a layer."""
+    """Columns of A and rows of B next to a layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.weight[0].numel(), layer.out_channels
     return linear_sizes(layer)

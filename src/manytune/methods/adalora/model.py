@@ -86,7 +86,7 @@ class AdaLoraModel(LoraModel):
                 )
             return SVDConv2d(module)
         raise ConfigError(
-            f"Target module {path} ({type(module).__name__}) is not supported. AdaLoRA goes beside torch.nn.Linear and "
+            f"Target module {path} ({type(module).__name__}) is not supported. AdaLoRA is for torch.nn.Linear and "
             "Conv2d, and transformers' Conv1D. Name layers of these kinds in target_modules."
         )
 
@@ -132,7 +132,7 @@ class AdaLoraModel(LoraModel):
         return total
 
     def update_and_allocate(self, global_step: int) -> None:
-        """Take in a step's gradients and share out the ranks anew, as the schedule says.
+        """Take in a step's gradients and reallocate the ranks, as the schedule says.
 
         Call it after `loss.backward()` (and `optimizer.step()`) and before `zero_grad()`.
 

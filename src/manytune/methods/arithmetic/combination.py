@@ -66,7 +66,7 @@ class Combination:
 
     @property
     def on_deltas(self) -> bool:
-        """Whether ΔW is combined and then factored anew."""
+        """Whether ΔW is combined and then factored again."""
         return self.kind.endswith("svd")
 
     @property

@@ -1,4 +1,4 @@
-"""The README.md beside a saved adapter: what it is, which base it needs, how to load it."""
+"""The README.md next to a saved adapter: what it is, which base it needs, how to load it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ into text. The template matters: prompts must be written the same way when the a
 
 ## What it is good for
 
-Describe the scores here, beside those of the untouched base on the same examples, and what it should not be
+Describe the scores here, compared with those of the untouched base on the same examples, and what it should not be
 used for.
 """
 

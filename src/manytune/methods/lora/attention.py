@@ -1,4 +1,4 @@
-"""LoRA beside `torch.nn.MultiheadAttention`, which multiplies by its weights without calling the layers that hold them.
+"""LoRA on `torch.nn.MultiheadAttention`, which multiplies by its weights without calling the layers that hold them.
 
 So the update is added to the weights for each call, and gradients reach A and B through the sum. The projection
 of queries, keys and values together has its adapters here; the output projection, which is a linear layer of its
@@ -45,7 +45,7 @@ class MultiheadAttention(LoraLayer):
         super().__init__(base_layer)
         if not base_layer._qkv_same_embed_dim:
             raise ConfigError(
-                "LoRA beside torch.nn.MultiheadAttention needs kdim and vdim to be the embed_dim "
+                "LoRA next to torch.nn.MultiheadAttention needs kdim and vdim to be the embed_dim "
                 f"{base_layer.embed_dim}, found {base_layer.kdim} and {base_layer.vdim}."
             )
         self.in_features = base_layer.embed_dim

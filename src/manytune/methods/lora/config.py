@@ -43,7 +43,7 @@ class LoraConfig(PeftConfig):
             layers.
         use_rslora: Scale by alpha / √r instead, which keeps updates the same size at any rank (arXiv
             2312.03732).
-        modules_to_save: Modules trained in full beside the adapter, such as a new head.
+        modules_to_save: Modules trained in full next to the adapter, such as a new head.
         init_lora_weights: True for Kaiming-uniform A and B = 0; `"gaussian"` for A from N(0, 1/r²) and B = 0;
             `"orthogonal"` for random A and B with BA = 0, which needs an even rank; `"pissa"`,
             `"pissa_niter_<number>"` and `"olora"` for the main part of the base's weight, which the weight loses

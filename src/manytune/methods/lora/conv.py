@@ -1,4 +1,4 @@
-"""LoRA beside a convolution: A is a convolution to r channels, B one of size 1 to the layer's channels."""
+"""LoRA next to a convolution: A is a convolution to r channels, B one of size 1 to the layer's channels."""
 
 from __future__ import annotations
 
@@ -131,19 +131,19 @@ class Conv(LoraLayer):
 
 
 class Conv1d(Conv):
-    """LoRA beside `torch.nn.Conv1d`."""
+    """LoRA next to `torch.nn.Conv1d`."""
 
     factory = nn.Conv1d
 
 
 class Conv2d(Conv):
-    """LoRA beside `torch.nn.Conv2d`."""
+    """LoRA next to `torch.nn.Conv2d`."""
 
     factory = nn.Conv2d
 
 
 class Conv3d(Conv):
-    """LoRA beside `torch.nn.Conv3d`."""
+    """LoRA next to `torch.nn.Conv3d`."""
 
     factory = nn.Conv3d
 

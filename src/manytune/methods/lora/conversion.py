@@ -1,6 +1,6 @@
 """PiSSA and OLoRA adapters as plain LoRA ones.
 
-Such an adapter runs beside W - s·B₀A₀, so that it fits no other model than one that was changed in the same way. Its
+Such an adapter runs next to W - s·B₀A₀, so that it fits no other model than one that was changed in the same way. Its
 difference to where it started is a plain LoRA adapter of twice the rank, for the untouched W:
 
     ΔW = s (BA - B₀A₀) = s [B, -B₀] [A; A₀]

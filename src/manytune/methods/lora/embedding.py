@@ -1,4 +1,4 @@
-"""LoRA beside an embedding table."""
+"""LoRA next to an embedding table."""
 
 from __future__ import annotations
 

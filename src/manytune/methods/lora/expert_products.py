@@ -1,4 +1,4 @@
-"""Grouped experts with LoRA beside their weights, rather than in them.
+"""Grouped experts with LoRA next to their weights, rather than in them.
 
     u = W_up[e] x + s · B_up[e] A_up[e] D(x)        y = W_down[e] g(u) + s · B_down[e] A_down[e] D(g(u))
 

@@ -1,6 +1,6 @@
 """The linear modules that A and B are, and their random start.
 
-A fresh `torch.nn.Linear` draws its weight; LoRA then draws A anew and sets B to zero. HF PEFT does both, so its users'
+A fresh `torch.nn.Linear` draws its weight; LoRA then draws A again and sets B to zero. HF PEFT does both, so its users'
 seeds lead to the second draw. The first draw's values are never seen: here the random state is only moved past them.
 """
 

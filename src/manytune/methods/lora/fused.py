@@ -1,4 +1,4 @@
-"""A linear layer with a low-rank update beside it, in one autograd step.
+"""A linear layer with a low-rank update next to it, in one autograd step.
 
     y = x Wᵀ + b + s · D(x) Aᵀ Bᵀ            (LoRA, arXiv 2106.09685; D is dropout)
 

@@ -44,7 +44,7 @@ _ON_DEMAND = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 
 class LoraLayer(AdapterLayer):
-    """A layer of the base with low-rank updates beside it, one for each adapter.
+    """A layer of the base with low-rank updates next to it, one for each adapter.
 
     Attributes:
         lora_A, lora_B: The factors by adapter; modules, so that hooks and repr work as users expect.

@@ -1,4 +1,4 @@
-"""LoRA beside a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
+"""LoRA next to a linear layer: `torch.nn.Linear`, or GPT-2's `Conv1D`, which stores its weight transposed."""
 
 from __future__ import annotations
 

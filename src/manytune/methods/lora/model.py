@@ -71,7 +71,7 @@ class LoraModel(SummedTuner):
 
     @property
     def _particular(self) -> dict[str, PeftConfig]:
-        """The adapters that others beside them have to reckon with: they train biases, or take weights over.
+        """The adapters that others next to them have to reckon with: they train biases, or take weights over.
 
         Kept apart, so that adding or choosing one adapter among thousands asks nothing of the rest.
         """
@@ -95,7 +95,7 @@ class LoraModel(SummedTuner):
             init = getattr(inits[shifting[0]], "init_lora_weights", None)
             warnings.warn(
                 f"Adapter '{shifting[0]}' starts from the base's weights (init_lora_weights={init!r}), and takes a "
-                "part of them over while it is in use. Adapters beside it see the whole weights here, in HF PEFT what "
+                "part of them over while it is in use. Adapters next to it see the whole weights here, in HF PEFT what "
                 "is left of them.",
                 PeftWarning,
                 stacklevel=5,
@@ -106,7 +106,7 @@ class LoraModel(SummedTuner):
         if config.bias != "none" and others:
             raise ConfigError(
                 f"LoraModel supports only 1 adapter with bias, and adapter '{adapter_name}' has bias={config.bias!r} "
-                f"beside {others}. When using multiple adapters, set bias to 'none' for all others."
+                f"next to {others}. When using multiple adapters, set bias to 'none' for all others."
             )
 
     def select(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
@@ -177,7 +177,7 @@ class LoraModel(SummedTuner):
         if convolution is not None:
             return convolution
         raise ConfigError(
-            f"Target module {path} ({type(module).__name__}) is not supported. LoRA goes beside torch.nn.Linear, "
+            f"Target module {path} ({type(module).__name__}) is not supported. LoRA is for torch.nn.Linear, "
             "Embedding, Conv1d, Conv2d, Conv3d and MultiheadAttention, and transformers' Conv1D. Name layers of these "
             "kinds in target_modules."
         )
@@ -235,7 +235,7 @@ class LoraModel(SummedTuner):
         _refuse_parameters(config)
         if starts_from_weight(config.init_lora_weights):
             raise TermsError(
-                f"init_lora_weights={config.init_lora_weights!r}: the adapter runs beside a changed base, so it can't "
+                f"init_lora_weights={config.init_lora_weights!r}: the adapter runs next to a changed base, so it can't "
                 "share one. Save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter."
             )
         # With bias="all" files also hold biases of modules that aren't run: modules_to_save has copies of them.

@@ -4,7 +4,7 @@
     W'[e] = W[e] + s · B[e] A[e]         for weights W (experts × out × in) of several experts
 
 The layer that holds the parameter runs with W' in its place, whatever it computes with it; where it is known, the
-update is applied beside the weight instead, see `expert_products.py`.
+update is applied next to the weight instead, see `expert_products.py`.
 
 Shapes: A is one matrix (experts · r × in), expert by expert; B is (out × r · experts), in which the experts of one
 direction stand next to each other. Both are HF PEFT's, as are the wrappers around a layer that holds several targeted
@@ -107,8 +107,8 @@ class ParamWrapper(LoraLayer):
 
     def make_factors(self, adapter_name: str, config: LoraConfig) -> None:
         """A (experts · r × in) and B (out × r · experts) as linear modules without bias."""
-        beside = follows_interface(self.get_base_layer(), [self.parameter_name])
-        for option in ("lora_bias", "use_dora", *(() if beside else ("lora_dropout",))):
+        called_alike = follows_interface(self.get_base_layer(), [self.parameter_name])
+        for option in ("lora_bias", "use_dora", *(() if called_alike else ("lora_dropout",))):
             if getattr(config, option):
                 raise ConfigError(
                     f"{option}={getattr(config, option)!r} is not supported for {self._named}: the update is added to "
@@ -204,7 +204,7 @@ class ParamWrapper(LoraLayer):
         )
 
     def updates(self) -> list[LowRank]:
-        """The active adapters, as they are applied beside grouped experts."""
+        """The active adapters, as they are applied next to grouped experts."""
         found = []
         for name in self.live_adapters():
             a = self.lora_A[name].get_parameter("weight").view(self.num_experts, -1, self.in_features)

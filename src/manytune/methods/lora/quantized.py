@@ -1,4 +1,4 @@
-"""LoRA beside a linear layer whose weight is packed into 8 or 4 bits (QLoRA: Dettmers et al., arXiv 2305.14314)."""
+"""LoRA next to a linear layer whose weight is packed into 8 or 4 bits (QLoRA: Dettmers et al., arXiv 2305.14314)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """LoRA layers whose adapters may take a part of the base's weight over: PiSSA and OLoRA.
 
-Such an adapter starts from factors A₀, B₀ of the base's weight W, and runs beside W - s·B₀A₀. That weight is in place
+Such an adapter starts from factors A₀, B₀ of the base's weight W, and runs next to W - s·B₀A₀. That weight is in place
 while the adapter is in use, and W itself at any other time: with another adapter, with adapters disabled, and after
 detaching. W is kept aside, so going back is bit-exact.
 """

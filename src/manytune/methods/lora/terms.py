@@ -58,7 +58,7 @@ def lora_terms(
             raise TermsError(f"{base.path}: a bias in B doesn't go with DoRA's magnitudes. {INSTEAD}")
         gains = _gains(base, a, b, tensors[MAGNITUDE].flatten(), scaling)
         bias = base.value("bias")
-        shift = None if bias is None else (1 - gains) * bias
+        shift = None if bias is None else (1 - gains) * bias.to(gains.device)
         factors[base.path] = Factors(outputs=gains, shift=shift)
         b = gains[:, None] * b.detach()
     update = Update(
@@ -69,8 +69,8 @@ def lora_terms(
 
 @torch.no_grad()
 def _gains(base: BaseLayer, a: Tensor, b: Tensor, magnitude: Tensor, scaling: float) -> Tensor:
-    """DoRA's g, (out,)."""
+    """DoRA's g, (out,), where the adapter's tensors are; the base's weight may be elsewhere, and is not moved."""
     base.require_shape(MAGNITUDE, magnitude, (base.outputs,))
-    wide = torch.promote_types(a.dtype, torch.float32)
-    delta = (b.to(wide) @ a.to(wide)) * scaling
-    return magnitude.to(wide) / output_norm(base.weight, delta, 0).to(wide)
+    wide, weight = torch.promote_types(a.dtype, torch.float32), base.weight
+    delta = (b.to(weight.device, wide) @ a.to(weight.device, wide)) * scaling
+    return magnitude.to(wide) / output_norm(weight, delta, 0).to(magnitude.device, wide)

@@ -1,4 +1,4 @@
-"""A layer with adapters beside a frozen layer of the base, and the exact way into its weights and back.
+"""A layer with adapters next to a frozen layer of the base, and the exact way into its weights and back.
 
 Switching is exact. Merging computes the new weight from the pristine one, W = W0 + ΔW, and swaps it in; W0 itself is
 kept aside untouched. Unmerging puts W0 back: the same storage, so the base is bit-identical after any number of
@@ -28,7 +28,7 @@ _PLAIN = frozenset({bool, int, str, list, dict, set})
 
 
 class AdapterLayer(Wrapper):
-    """A layer of the base with adapters beside it.
+    """A layer of the base with adapters next to it.
 
     A subclass names its per-adapter containers in `adapter_layer_names` (those with parameters) and
     `other_param_names` (the rest), and defines `forward`, `tensors` and `merged_tensors`.
@@ -57,7 +57,7 @@ class AdapterLayer(Wrapper):
         self._paused: set[str] = set()
         self._disable_adapters = False
         self._pristine: dict[str, Tensor] = {}
-        self.__dict__["_packed"] = None  # a quantized layer, while a plain copy stands in its place
+        self.__dict__["_packed"] = None  # a quantized layer, while a plain copy is in its place
         self._low_memory = False
 
     _packed: nn.Module | None
@@ -190,7 +190,7 @@ class AdapterLayer(Wrapper):
         return any(adapter_name in getattr(self, name) for name in self.made(self.adapter_layer_names))
 
     def live_adapters(self) -> list[str]:
-        """The adapters that `forward` has to apply beside the base layer: none while disabled or merged."""
+        """The adapters that `forward` has to apply next to the base layer: none while disabled or merged."""
         if self._disable_adapters or self.merged_adapters:
             return []
         return [name for name in self._active_adapters if self.has_adapter(name)]

@@ -25,7 +25,7 @@ from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.methods.tuners.walk import every_parameter
 
-#: What stands for the base alone where an adapter is named.
+#: What names the base alone where an adapter is named.
 BASE = "__base__"
 
 #: The attribute of a model that says that a method is attached to it, with the name of its first adapter.
@@ -108,7 +108,7 @@ class Tuner(nn.Module, ABC):
 
         Args:
             adapter_name: A new name.
-            config: Its options; what the model settles (such as `target_modules`) is filled in.
+            config: Its options; what is inferred from the model (such as `target_modules`) is filled in.
             low_cpu_mem_usage: Make the parameters on the meta device; a checkpoint will bring them.
             autocast_adapter_dtype: Keep the parameters in float32 on a half-precision base.
         """
@@ -202,7 +202,7 @@ class Tuner(nn.Module, ABC):
 
         Args:
             adapter_names: Adapters that exist; none for the base alone.
-            merged: Whether to write them into the weights meanwhile, if they are beside weights.
+            merged: Whether to write them into the weights meanwhile, if they are next to weights.
         """
         former, training = self.active_adapters, [p for p in self.parameters() if p.requires_grad]
         self.set_adapter(adapter_names, inference_mode=True)

@@ -1,4 +1,4 @@
-"""Making a new adapter fit the layer that it goes beside."""
+"""Making a new adapter fit the layer that it is attached to."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from manytune.methods.tuners.walk import replace_module
 
 
 class LayerTuner(Tuner):
-    """A method whose adapters sit beside layers of the model.
+    """A method whose adapters sit next to layers of the model.
 
     A subclass defines `select`, `wrap` and `add_to_layer`; its `layer_class` states the terms. The tuner keeps an
     index of its own layers, so that adding, loading, switching and saving costs the same however many are loaded.
@@ -80,7 +80,7 @@ class LayerTuner(Tuner):
 
     @abstractmethod
     def select(self, config: Any) -> list[tuple[str, nn.Module]]:
-        """The modules that a configuration targets, as (path, module); fills in what the model settles."""
+        """The modules that a configuration targets, as (path, module); fills in what is inferred from the model."""
 
     @abstractmethod
     def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
@@ -95,7 +95,7 @@ class LayerTuner(Tuner):
         """Give one layer one adapter's parameters, initialised."""
 
     def check(self, adapter_name: str, config: Any) -> None:
-        """Refuse an adapter that can't live beside those already there."""
+        """Refuse an adapter that can't live next to those already there."""
 
     def changes_base(self, adapter_name: str) -> bool:
         """Whether layers do more than use another name when this adapter comes into use or goes out of it."""

@@ -1,6 +1,6 @@
 """Layers of the base whose weights are packed into 8 or 4 bits by bitsandbytes or torchao.
 
-Adapters run beside them as beside any linear layer. What needs the weight itself, as merging does, takes a copy in full
+Adapters are attached as to any linear layer. What needs the weight itself, as merging does, takes a copy in full
 precision: adding ΔW to a packed weight would round it to a few bits.
 """
 

@@ -78,7 +78,9 @@ def _linear(layer: BaseLayer, values: Mapping[str, Tensor]) -> Terms:
     if "weight" not in values:
         return Terms(factors={layer.path: Factors(shift=_difference(values["bias"], layer.value("bias")))})
     weight = values["weight"].t() if isinstance(layer.module, Conv1D) else values["weight"]
-    return _whole(layer, Update(None, weight, up_bias=values.get("bias", layer.value("bias"))))
+    bias = values.get("bias", layer.value("bias"))
+    # The base's own may be on another device than the adapter's values.
+    return _whole(layer, Update(None, weight, up_bias=None if bias is None else bias.to(weight.device)))
 
 
 def _embedding(layer: BaseLayer, table: Tensor) -> Terms | None:

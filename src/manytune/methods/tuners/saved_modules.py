@@ -1,4 +1,4 @@
-"""Modules that are trained in full beside an adapter, such as a new classifier head: each adapter has its own copy."""
+"""Modules that are trained in full next to an adapter, such as a new classifier head: each adapter has its own copy."""
 
 from __future__ import annotations
 
@@ -188,4 +188,4 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class ModuleTypeError(ConfigError, TypeError):
-    """A module of this kind can't be trained in full beside an adapter."""
+    """A module of this kind can't be trained in full next to an adapter."""

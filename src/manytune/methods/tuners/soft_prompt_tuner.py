@@ -94,7 +94,7 @@ class PromptTuner(Tuner):
         return joined([prompt, replaced_terms(BaseLayers(model), saved, in_place=False)])
 
     def mounted(self) -> dict[str, nn.Module]:
-        """See `Tuner.mounted`: the user's model, and the prompts beside it."""
+        """See `Tuner.mounted`: the user's model, and the prompts next to it."""
         return {"base_model": self.model, "prompt_encoder": self.prompt_encoder}
 
     @contextmanager

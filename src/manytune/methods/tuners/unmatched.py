@@ -63,7 +63,7 @@ def check_patterns(
         if elsewhere:
             reason = f"it names {_some(elsewhere)}, which the adapter doesn't target. Target it, or leave the key out."
         else:
-            anchor = " '^' stands for the beginning of the whole path." if key.startswith("^") else ""
+            anchor = " '^' means the beginning of the whole path." if key.startswith("^") else ""
             reason = f"it matches no targeted path.{anchor} {nearest([key], targeted, what)}"
         report(f"{option}[{key!r}] has no effect: {reason}", saved=saved)
 

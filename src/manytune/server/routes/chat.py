@@ -9,10 +9,11 @@ from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
 from manytune.server.adapters import Model
-from manytune.server.formats import Delta, Envelope, PartialAnswer, chat_logprobs, usage_of
+from manytune.server.formats import Envelope, PartialAnswer, usage_of
 from manytune.server.replies import collect, stream
 from manytune.server.schema import ChatRequest, Conversation
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
+from manytune.server.token_entries import TokenEntries
 
 router = APIRouter(prefix="/v1/chat/completions")
 
@@ -33,7 +34,7 @@ async def chat(body: ChatRequest, http: Request) -> Response:
         {
             "index": index,
             "message": one.message,
-            "logprobs": chat_logprobs(one.logprobs, service.decode) if body.logprobs else None,
+            "logprobs": TokenEntries(service.prompts.token).chat(one.logprobs) if body.logprobs else None,
             "finish_reason": one.reason,
         }
         for index, one in enumerate(found)
@@ -43,7 +44,7 @@ async def chat(body: ChatRequest, http: Request) -> Response:
 
 def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
     """Makes the prompt of a body for any adapter."""
-    fields, kwargs, new_tokens = body.fields, body.chat_template_kwargs, body.requested_tokens or 1
+    fields, kwargs, new_tokens = body.fields, body.chat_template_kwargs, body.token_limit[1] or 1
     if fields is not None:
         return lambda manifest: service.prompts.fields(fields, body.task, manifest, kwargs, new_tokens)
     segments = [message.segment() for message in body.messages]
@@ -60,6 +61,7 @@ def _stream(
 ) -> Response:
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     more: dict[str, Any] = {"usage": None} if with_usage else {}
+    entries = [TokenEntries(service.prompts.token) for _ in range(body.n)]
 
     def chunk(
         index: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None
@@ -68,14 +70,13 @@ def _stream(
         return envelope.wrap("chat.completion.chunk", [choice], **more)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        new = answer.add(output, service.end_ids)
-        if new == Delta() and output.finish_reason is None:
-            return None
-        logprobs = chat_logprobs(new.logprobs, service.decode) if new.logprobs else None
+        new = answer.add(output)
         delta = {"reasoning_content": new.reasoning, "content": new.text}
-        return chunk(
-            index, {key: text for key, text in delta.items() if text}, output.finish_reason, logprobs
-        )
+        delta = {key: text for key, text in delta.items() if text}
+        if not delta and not new.logprobs and output.finish_reason is None:
+            return None
+        logprobs = entries[index].chat(new.logprobs) if new.logprobs else None
+        return chunk(index, delta, output.finish_reason, logprobs)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
         if not with_usage:

@@ -56,7 +56,7 @@ async def compare(body: CompareRequest, http: Request) -> Response:
         )
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        new = answer.add(output, service.end_ids)
+        new = answer.add(output)
         is_last = output.finish_reason is not None
         return {
             "object": "comparison.chunk",

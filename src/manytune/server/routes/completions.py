@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.formats import Delta, Envelope, PartialAnswer, text_logprobs, usage_of
+from manytune.server.completion_parts import CompletionParts
+from manytune.server.formats import Envelope, PartialAnswer, usage_of
 from manytune.server.prompts import Prompt
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
@@ -36,11 +37,12 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
     choices = [
         {
             "index": index,
-            "text": one.text,
-            "logprobs": text_logprobs(one.logprobs, service.decode) if body.logprobs is not None else None,
+            "text": text,
+            "logprobs": logprobs,
             "finish_reason": one.reason,
         }
-        for index, one in enumerate(found)
+        for index, (one, parts) in enumerate(zip(found, _parts(service, body, answers), strict=True))
+        for text, logprobs in [parts.part(one)]
     ]
     return JSONResponse(envelope.wrap("text_completion", choices, usage=usage_of(found, found[:: body.n])))
 
@@ -51,27 +53,32 @@ def _prompt_maker(service: Service, prompt: str | list[int]) -> PromptMaker:
     return lambda manifest: Prompt(tuple(prompt))
 
 
+def _parts(service: Service, body: CompletionRequest, answers: Answers) -> list[CompletionParts]:
+    """One for each answer."""
+    sent = [prompt for prompt in body.prompts() for _ in range(body.n)]
+    return [
+        CompletionParts(
+            service.prompts,
+            has_logprobs=body.logprobs is not None,
+            echo=ids if body.echo else None,
+            text=prompt if isinstance(prompt, str) else None,
+        )
+        for prompt, ids in zip(sent, answers.prompts, strict=True)
+    ]
+
+
 def _stream(
     service: Service, http: Request, body: CompletionRequest, answers: Answers, envelope: Envelope
 ) -> Response:
-    count = len(answers.models)
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     more: dict[str, Any] = {"usage": None} if with_usage else {}
-    offsets = [0] * count
+    parts = _parts(service, body, answers)
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
-        new = answer.add(output, service.end_ids)
-        tokens = new.logprobs
-        if new == Delta() and output.finish_reason is None:
+        text, logprobs = parts[index].part(answer.add(output))
+        if not text and not logprobs and output.finish_reason is None:
             return None
-        logprobs = text_logprobs(tokens, service.decode, offset=offsets[index]) if tokens else None
-        offsets[index] += sum(len(service.decode(one.token_id)) for one in tokens)
-        choice = {
-            "index": index,
-            "text": new.text,
-            "logprobs": logprobs,
-            "finish_reason": output.finish_reason,
-        }
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": output.finish_reason}
         return envelope.wrap("text_completion", [choice], **more)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
