@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.engine.adapters import attached, configs_for, gpt2, in_memory, llama
 from tests.engine.conftest import tokenizer  # noqa: F401  (a fixture)
-from tests.methods import tiny_models
+from tests.methods import tiny_models, tiny_moe
 from tests.methods.test_registry_contract import Case, Example, cases, disturb
 from tests.reference.strict_device import MixedDevicesError, in_own_process, strict_device
 from torch import Tensor, nn
@@ -36,6 +36,11 @@ OPTIONS = {
     "lora/dora-embedding": ("lora", {"r": 4, "use_dora": True, "target_modules": ["wpe"]}),
     "lora/pissa-transposed": ("lora", {"r": 4, "init_lora_weights": "pissa", "target_modules": ["c_fc"]}),
     "lora/saved-embedding": ("lora", {"r": 4, "target_modules": ["c_fc"], "modules_to_save": ["wpe"]}),
+    "lora/parameter": ("lora", {"r": 4, "target_modules": [], "target_parameters": ["c_fc.weight"]}),
+    "lora/parameters-and-modules": (
+        "lora",
+        {"r": 4, "target_modules": ["c_attn"], "target_parameters": ["c_fc.weight", "wpe.weight"]},
+    ),
     "vera/not-saved": ("vera", {"r": 8, "target_modules": "all-linear", "save_projection": False}),
     "selective/weights": ("selective", {"parameters": ["c_fc.weight"]}),
     "selective/layer": ("selective", {"parameters": ["h.1"]}),
@@ -54,6 +59,22 @@ class Optioned(Case):
 #: Tied tables, biases and transposed weights; encoder-decoders; classifiers. Variants on plain linear layers.
 CASES = [case for case in cases() if (case.family is tiny_models.LLAMA) == bool(case.variant)]
 CASES += [Optioned(method, tiny_models.GPT2, variant) for variant, (method, _) in OPTIONS.items()]
+
+
+def _mixture() -> nn.Module:
+    model: Any = tiny_moe.QWEN3.build()
+    # The other implementations choose between devices by name.
+    model.set_experts_implementation("eager")
+    return model  # type: ignore[no-any-return]
+
+
+#: Grouped experts and their router.
+EXPERTS = tiny_models.Family("qwen3_moe", _mixture, "CAUSAL_LM")
+OPTIONS["lora/experts"] = (
+    "lora",
+    {"r": 4, "target_modules": "all-linear", "target_parameters": ["gate.weight"]},
+)
+CASES.append(Optioned("lora", EXPERTS, "lora/experts"))
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 #: Calls a function in the process that has the device.
 Call = Callable[..., Any]

@@ -118,6 +118,24 @@ class PeftConfig:
         """What someone who loads the adapter from a file ought to know, as a sentence; None for nothing."""
         return None
 
+    @property
+    def adapts_parameters(self) -> bool:
+        """Whether it adapts parameters of layers that aren't adapted as such, whose names a file doesn't hold."""
+        return False
+
+    def borrow_accelerator(self, wanted: bool) -> None:
+        """Take in whether what is computed on the CPU at attachment may be computed on an accelerator.
+
+        Warns:
+            PeftWarning: It is wanted, and the method computes nothing large then.
+        """
+        if wanted:
+            warnings.warn(
+                f"ephemeral_gpu_offload=True has no effect: {self.peft_type} computes nothing large at attachment.",
+                PeftWarning,
+                stacklevel=4,
+            )
+
     def for_loading(self) -> Self:
         """The options with which to attach a saved adapter and detach it again: nothing that only a training needs."""
         return self

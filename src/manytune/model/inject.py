@@ -54,10 +54,10 @@ def inject_adapter_in_model(
             "Use get_peft_model."
         )
     if state_dict is not None:
-        if getattr(peft_config, "target_parameters", None):
+        if peft_config.adapts_parameters:
             raise ConfigError(
-                "inject_adapter_in_model can't tell from a state_dict which parameters an adapter with "
-                f"target_parameters={sorted(peft_config.target_parameters)} adapts. Leave the state_dict out."  # type: ignore[attr-defined]
+                "inject_adapter_in_model can't tell from a state_dict which parameters an adapter adapts. Leave the "
+                "state_dict out."
             )
         _target_what_is_there(peft_config.as_saved(), model, kind, state_dict)
     present = model.__dict__.get(INJECTED)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from manytune.errors import CheckpointError, ConfigError, PeftWarning
 from manytune.methods.checkpoint.files import HUB_OPTIONS
 from manytune.methods.checkpoint.format import LoadResult, read_tensors, set_state
-from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.walk import every_parameter
 
 _OWN = {"subfolder", "ignore_mismatched_sizes", "strict", "use_safetensors"}
 #: HF PEFT's options that place a base whose weights are offloaded again. Here a base stays where it is.
@@ -61,7 +61,9 @@ def check_options(model: nn.Module, options: Mapping[str, Any]) -> None:
         )
     given = {name: options[name] for name in sorted(_PLACING) if options.get(name) is not None}
     places = _places(given.pop("device_map", None))
-    where = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
+    if not given and not places:
+        return  # without a look at the model, which takes longer with every adapter
+    where = {parameter.device for parameter in every_parameter(model) if not parameter.is_meta}
     if places and not places <= {*where, *(torch.device(device.type) for device in where)}:
         given["device_map"] = options["device_map"]
     if given:
@@ -90,23 +92,6 @@ def _places(device_map: Any) -> set[torch.device]:
 def _nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(sorted(known))}."
-
-
-def offload_norms(config: PeftConfig, ephemeral_gpu_offload: bool) -> None:
-    """Note in an adapter's options that an accelerator may be borrowed; see `LoraRuntimeConfig`.
-
-    Warns:
-        PeftWarning: The method has no use for it.
-    """
-    runtime = getattr(config, "runtime_config", None)
-    if runtime is not None:
-        runtime.ephemeral_gpu_offload = ephemeral_gpu_offload
-    elif ephemeral_gpu_offload:
-        warnings.warn(
-            f"ephemeral_gpu_offload=True has no effect: {config.peft_type} computes nothing large when it is attached.",
-            PeftWarning,
-            stacklevel=3,
-        )
 
 
 def load_into(

@@ -19,7 +19,7 @@ from manytune.methods.tuners.base import ATTACHED
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
-from manytune.model.loading import check_options, hub_options, load_into, offload_norms
+from manytune.model.loading import check_options, hub_options, load_into
 from manytune.model.recognised import RecognisedByTrainers
 from manytune.model.saving import push_adapters, save_adapters
 from manytune.model.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
@@ -232,7 +232,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.as_saved().inference_mode = not is_trainable
-        offload_norms(config, ephemeral_gpu_offload)
+        config.borrow_accelerator(ephemeral_gpu_offload)
         kind: type[PeftModel] = class_for(config.task_type) if cls is PeftModel else cls
         wrapped = kind(
             model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage
@@ -294,7 +294,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         if fresh:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
             config.inference_mode = not is_trainable
-            offload_norms(config, ephemeral_gpu_offload)
+            config.borrow_accelerator(ephemeral_gpu_offload)
             self.add_adapter(adapter_name, config, low_cpu_mem_usage, autocast_adapter_dtype)
         options: dict[str, Any] = {"low_cpu_mem_usage": low_cpu_mem_usage, "key_mapping": key_mapping}
         try:

@@ -311,7 +311,7 @@ def test_a_missing_directory_or_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_loading_option_is_refused(saved: Path) -> None:
-    refuse(saved, r"Unknown options for loading an adapter: \['key_mapping'\]", TypeError, key_mapping={})
+    refuse(saved, r"Unknown options for loading an adapter: 'key_maping'", TypeError, key_maping={})
 
 
 def test_pickle_is_not_written(tmp_path: Path) -> None:

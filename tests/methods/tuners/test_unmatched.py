@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Callable[[], PeftConfig], str]] = {
     # keys of patterns
     "alpha-anchored": (
         lambda: lora(alpha_pattern={"^q_proj": 100}),
-        r"alpha_pattern\['\^q_proj'\] has no effect: it matches no targeted path\. '\^' stands for the beginning of "
+        r"alpha_pattern\['\^q_proj'\] has no effect: it matches no targeted path\. '\^' means the beginning of "
         r"the whole path\. Did you mean 'q_proj'\?",
     ),
     "rank-misspelt": (

@@ -147,6 +147,15 @@ class LoraConfig(PeftConfig):
             "saved so would compute something else. There, save it with path_initial_model_for_weight_conversion."
         )
 
+    @property
+    def adapts_parameters(self) -> bool:
+        """See `PeftConfig.adapts_parameters`."""
+        return bool(self.target_parameters)
+
+    def borrow_accelerator(self, wanted: bool) -> None:
+        """See `PeftConfig.borrow_accelerator`."""
+        self.runtime_config.ephemeral_gpu_offload = wanted
+
     def rank_at(self, path: str) -> int:
         """The rank at the layer of a path."""
         key = first_match(path, dict(self.rank_pattern or {}))
