@@ -103,7 +103,6 @@ def test_a_recipe_trains_the_experts_of_a_mixture(tmp_path: Path) -> None:
     content["method"] = {
         "name": "lora",
         "r": 2,
-        "target_modules": ["q_proj"],
         "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
     }
     wanted = recipe_from(content)

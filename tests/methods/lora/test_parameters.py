@@ -75,8 +75,9 @@ def moved(model: nn.Module, mixture: Mixture) -> float:
         {"rank_pattern": {"down_proj": 5}, "alpha_pattern": {r".*experts\.gate_up_proj": 1}},
         {"target_modules": [], "target_parameters": ["experts.down_proj"]},
         {"target_modules": [], "target_parameters": ["layers.1.mlp.experts.gate_up_proj"]},
+        {"target_modules": None},
     ],
-    ids=["plain", "rslora", "patterns", "one", "one-layer"],
+    ids=["plain", "rslora", "patterns", "one", "one-layer", "alone"],
 )
 def test_it_is_peft(mixture: Mixture, more: dict[str, Any]) -> None:
     mine, theirs = pair(mixture, **more)

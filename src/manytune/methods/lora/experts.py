@@ -103,10 +103,11 @@ def name_experts(model: nn.Module, config: LoraConfig) -> None:
         ConfigError: It means one of two layers that are one parameter, or some of the experts.
     """
     targets = config.target_modules
-    experts = grouped_experts(model) if targets else []
-    if not experts:
+    experts = grouped_experts(model) if targets or config.target_parameters else []
+    if targets is None and any(one.former for one in experts):
+        config.target_modules = set()  # as in HF PEFT: parameters alone, where they were named alone
+    if not targets or not experts:
         return
-    assert targets is not None
     selection = Selection.of(config, targets)
     everything = is_all_linear(targets)
     meant = [one for one in experts if everything or _means(one, targets)]
@@ -120,7 +121,7 @@ def name_experts(model: nn.Module, config: LoraConfig) -> None:
     if keys:
         known = [f"{path}.{name}" for path, name in parameter_keys(model)]
         config.target_parameters = sorted({*own, *shortest_names(known, keys, parts=2)})
-    for option, value in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)):
+    for option, value in (("rank_pattern", config.r), ("alpha_pattern", config.lora_alpha)) if wanted else ():
         _widen(config, option, value, wanted)
 
 
