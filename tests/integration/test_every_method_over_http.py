@@ -55,7 +55,8 @@ def as_attached_alone(base: Base, store: AdapterStore, name: str, ids: tuple[int
         found = model.generate(
             input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config
         )
-    return base.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
+    written = [token for token in found[0, len(ids) :].tolist() if token != 0]
+    return base.tokenizer.decode(written, skip_special_tokens=False)
 
 
 def test_adapters_of_all_methods_in_one_batch_answer_over_http_as_they_do_alone(

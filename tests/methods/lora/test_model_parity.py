@@ -109,6 +109,10 @@ def test_adapters_of_half_precision_bases_have_pefts_dtypes_and_outputs(
 ) -> None:
     mine, theirs = BY_NAME[name].both(dtype, autocast_adapter_dtype=autocast_adapter_dtype)
     expected = {n: p.dtype for n, p in theirs.named_parameters()}
+    if (
+        autocast_adapter_dtype
+    ):  # modules trained in full are kept in float32 here, too: a deliberate difference
+        expected |= {n: torch.float32 for n in expected if ".modules_to_save." in n}
     assert {n: p.dtype for n, p in mine.named_parameters()} == expected
     for model in (mine, theirs):
         model.eval()
