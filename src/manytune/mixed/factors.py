@@ -139,6 +139,10 @@ class FactorStack:
             self._members[slot - 1] = self._members[-1]
         self._members.pop()
 
+    def clear(self) -> None:
+        """Forget all adapters; the memory stays."""
+        self._members = []
+
     @property
     def nbytes(self) -> int:
         """Size of the factors, free room included."""

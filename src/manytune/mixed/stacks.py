@@ -71,7 +71,7 @@ class AdapterStacks:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._holders: dict[str, int] = {}  # how often each adapter was acquired
         self._updates: dict[Shape, UpdateStack] = {}
         self._factors: dict[Outline, FactorStack] = {}
@@ -89,12 +89,12 @@ class AdapterStacks:
         for shape, updates in snapshot.updates.items():
             stack = self._updates.get(shape)
             if stack is None:
-                stack = self._updates[shape] = UpdateStack(shape, self._device)
+                stack = self._updates[shape] = UpdateStack(shape, self.device)
             stack.add(snapshot.digest, updates)
         if snapshot.outline is not None:
             factors = self._factors.get(snapshot.outline)
             if factors is None:
-                factors = self._factors[snapshot.outline] = FactorStack(snapshot.outline, self._device)
+                factors = self._factors[snapshot.outline] = FactorStack(snapshot.outline, self.device)
             factors.add(snapshot.digest, snapshot.terms.factors)
 
     def release(self, snapshot: Snapshot) -> None:
@@ -114,6 +114,18 @@ class AdapterStacks:
             factors.remove(snapshot.digest)
             if not len(factors):
                 del self._factors[snapshot.outline]
+
+    def restart(self, snapshots: Sequence[Snapshot]) -> None:
+        """Hold these adapters and no others, in the memory of those before where it suits."""
+        self._holders, self._owners = {}, None
+        for stack in self._updates.values():
+            stack.clear()
+        for factors in self._factors.values():
+            factors.clear()
+        for snapshot in snapshots:
+            self.acquire(snapshot)
+        self._updates = {shape: stack for shape, stack in self._updates.items() if len(stack)}
+        self._factors = {outline: stack for outline, stack in self._factors.items() if len(stack)}
 
     @property
     def held(self) -> int:
@@ -147,14 +159,14 @@ class AdapterStacks:
             present = {digest: stack.slot(digest) for digest in digests if digest in stack}
             stack.selection = _no_rows
             if present:
-                stack.selection = cache(_selections(owners, present, self._device))
+                stack.selection = cache(_selections(owners, present, self.device))
                 for path, product in stack.products.items():
                     self._terms.setdefault(path, LayerTerms()).products.append(product)
         for factors in self._factors.values():
             present = {digest: factors.slot(digest) for digest in digests if digest in factors}
             factors.slots = _no_rows
             if present:
-                factors.slots = cache(_slots(owners, present, self._device))
+                factors.slots = cache(_slots(owners, present, self.device))
                 for path, rescaling in factors.rescalings.items():
                     self._terms.setdefault(path, LayerTerms()).rescalings.append(rescaling)
         return self._terms

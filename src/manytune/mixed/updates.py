@@ -197,6 +197,10 @@ class UpdateStack:
         for product in self.products.values():
             product.low.seen = product.low.found = None
 
+    def clear(self) -> None:
+        """Forget all adapters; the memory stays."""
+        self._members = []
+
     @property
     def nbytes(self) -> int:
         """Size of the weights, free room included."""

@@ -1,7 +1,8 @@
 """Another adapter for each sample, in the mixed forward that the engine runs on, too.
 
 The adapters' weights are copied into stacks at each call, since they may have been trained, loaded or scaled in
-between: a pass over memory, which is little compared with reading the prompts.
+between: a pass over memory, which is little compared with reading the prompts. The stacks' memory is kept for the next
+call: as much as the adapters that were named last take.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from manytune.mixed.owners import Owners
 from manytune.mixed.stacks import AdapterStacks, dtype_for, snapshot_of
 from manytune.model.row_by_row import for_each_sample
 
+#: The attribute of a tuner that keeps the stacks of its last call.
+_STACKS = "_mixed_stacks"
+
 
 @contextmanager
 def mixed_samples(tuner: Tuner, terms: dict[str, Terms], names: Sequence[str]) -> Iterator[None]:
@@ -31,9 +35,11 @@ def mixed_samples(tuner: Tuner, terms: dict[str, Terms], names: Sequence[str]) -
         names: The adapter of each sample, `"__base__"` for none.
     """
     parameter = next(tuner.model.parameters())
-    stacks = AdapterStacks(parameter.device)
-    for name, own in terms.items():
-        stacks.acquire(snapshot_of(name, own, dtype_for(parameter.dtype)))
+    stacks = tuner.__dict__.get(_STACKS)
+    if not isinstance(stacks, AdapterStacks) or stacks.device != parameter.device:
+        stacks = tuner.__dict__[_STACKS] = AdapterStacks(parameter.device)
+    dtype = dtype_for(parameter.dtype)
+    stacks.restart([snapshot_of(name, own, dtype) for name, own in terms.items()])
     chosen = stacks.choose(Owners(tuple(None if name == BASE else name for name in names)))
     sources = {p.source for one in chosen.values() for p in one.products if p.source is not None}
     modules, forwards = {}, {}

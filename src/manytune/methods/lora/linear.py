@@ -15,7 +15,9 @@ from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
+from manytune.methods.tuners.base_layers import BaseLayer
 from manytune.methods.tuners.merged_sum import MergedSum
+from manytune.methods.tuners.terms import Terms, Update
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -65,6 +67,16 @@ class Linear(ShiftedLayer):
             parameter = module.get_parameter("weight")
             if not parameter.is_meta:
                 parameter.data = value.clone(memory_format=torch.contiguous_format)
+
+    def live_terms(self, base: BaseLayer, adapter_name: str, config: LoraConfig) -> Terms:
+        """See `AdapterLayer.live_terms`; without checks for the usual adapter, since this runs at each call."""
+        if self._shifts or self.use_dora[adapter_name] or self.lora_bias[adapter_name]:
+            return super().live_terms(base, adapter_name, config)
+        a, b = (
+            self._modules[name]._modules[adapter_name]._parameters["weight"].detach()  # type: ignore[union-attr]
+            for name in ("lora_A", "lora_B")
+        )
+        return Terms(updates={base.path: Update(a, b, self.scaling[adapter_name])})
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · BA: (out, in), or (in, out) for `Conv1D`."""
