@@ -1,8 +1,8 @@
 """Updates of many adapters: U φ(D z + e) + f for each token's own D and U.
 
 Adapters of one shape share a stack: for each group of layers one tensor with the adapters first, then the blocks.
-D is kept as (in, rank) and U as (rank, out), both read along their rows, which is the fastest order for few tokens.
-Layers that read the same tensor have their D side by side, so that one product serves them. Ranks are rounded up to
+D is kept as (rank, in) and U as (rank, out), which is the fastest order for few tokens. Layers that read the same
+tensor have their D one below the other, so that one product serves them. Ranks are rounded up to
 powers of two and filled with zeros, which add nothing.
 
 Semantics (`tests/reference/mixed_batch.py`): for each token, its own adapter's formula.
@@ -29,7 +29,7 @@ _FIRST_WHOLE_SLOTS = 1
 
 @dataclass
 class _Low:
-    """Layers of one block that read the same tensor: their D side by side.
+    """Layers of one block that read the same tensor: their D one below the other.
 
     `seen` and `found` are the last input and what D made of it, while a forward runs.
     """
@@ -258,7 +258,7 @@ class UpdateStack:
             downs = [update.down.detach() for update in some if update.down is not None]
             if downs:
                 down = torch.stack(downs).to(self._device, self.shape.dtype)  # (blocks, rank, in)
-                self._tensors["down", first][slot][where, :, columns] = down.transpose(1, 2)
+                self._tensors["down", first][slot][where, columns] = down
             up = torch.stack([update.up.detach() for update in some])
             up = up.to(self._device, self.shape.dtype).transpose(1, 2)  # (blocks, rank, out)
             scaling = torch.tensor(
@@ -282,7 +282,7 @@ class UpdateStack:
         for family in self._families:
             first, blocks = family[0], len(self._blocks[family[0]])
             if not self.shape.whole:
-                self._tensors["down", first] = self._empty(blocks, first.inputs, rank * len(family))
+                self._tensors["down", first] = self._empty(blocks, rank * len(family), first.inputs)
             if self.shape.down_bias:
                 self._tensors["down_bias", first] = self._empty(blocks, rank * len(family))
             for group in family:
@@ -307,7 +307,9 @@ class UpdateStack:
                     self._tensors.get(("down", family[0])),
                     self._tensors.get(("down_bias", family[0])),
                 )
-                low = _Low(None if down is None else down[:, place], None if bias is None else bias[:, place])
+                low = _Low(
+                    None if down is None else down[:, place].mT, None if bias is None else bias[:, place]
+                )
                 for number, group in enumerate(family):
                     up_bias = self._tensors.get(("up_bias", group))
                     source = sources[group]
