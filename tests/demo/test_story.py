@@ -138,6 +138,7 @@ def test_the_command_prints_the_table_and_what_to_type_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.argv", ["manytune"])  # however the tests were started
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(build_app(), ["demo", "--minutes", "5"], catch_exceptions=False)
     assert result.exit_code == 0
