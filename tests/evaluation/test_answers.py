@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
 from manytune.evaluation.answers import ask, questions_from

@@ -14,7 +14,8 @@ from manytune.cli.options import AsJson
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
-    from manytune.data.encode import Encoder, Overflow
+    from manytune.data.encode import Encoder
+    from manytune.data.length_limit import Overflow
     from manytune.data.recipe import DataRecipe
     from manytune.data.records import Record, Records
     from manytune.data.templates import PromptTemplate

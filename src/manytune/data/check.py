@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from manytune.data.encode import Encoded, Encoder
+from manytune.data.encode import Encoder
+from manytune.data.encoded import Encoded
 from manytune.data.printable import is_absent
 from manytune.data.records import Records, Rejected
 from manytune.data.splits import Leak, leaks, prompt_text, record_key

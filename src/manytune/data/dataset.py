@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from manytune.data.encode import Encoded, EncodedSet
+from manytune.data.encoded import Encoded, EncodedSet
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from manytune.data.chat_template import uses_date
-from manytune.data.encode import Encoder, Overflow
+from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
+from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, Strategy, check_options, mix
 from manytune.data.promptsource import load_promptsource
 from manytune.data.section import Number, Section, kind_of

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from manytune.data.answer_format import BARE, AnswerFormat
-from manytune.data.encode import Encoded, Encoder
+from manytune.data.encode import Encoder
+from manytune.data.encoded import Encoded
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer, Item

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.engine.answering import answer_prompts
 from manytune.engine.likelihood import completion_nll
 from manytune.engine.static_batch import Generation, Progress

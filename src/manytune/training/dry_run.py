@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.model.accounting import count_parameters
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.training.batches import Batch, Seq2SeqBatch
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.data.mixing import Mixture
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.errors import DivergedError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
