@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manytune.server.schema import ChatRequest, CompareRequest, CompletionRequest
+from manytune.server.chat_schema import ChatRequest, CompareRequest
+from manytune.server.schema import CompletionRequest
 
 ROUTES = {
     "/v1/chat/completions": ChatRequest,

@@ -1,4 +1,4 @@
-"""What an answer must look like, as the engine knows it: which tokens may come next. `constraints/` has the grammars."""
+"""What an answer must look like, as the engine knows it: which tokens may come next. `constraints/` makes them."""
 
 from __future__ import annotations
 

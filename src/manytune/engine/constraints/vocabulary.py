@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
+from manytune.engine.constraints.spelling import special_tokens
 from manytune.engine.token_bytes import TokenBytes
 
 
@@ -23,40 +23,17 @@ class Vocabulary:
 
     Attributes:
         size: As given.
+        end_ids: As given.
         tokens: What llguidance's matchers take.
     """
 
     def __init__(self, tokenizer: Any, size: int, end_ids: Collection[int]) -> None:
         self.size = size
-        added = tokenizer.added_tokens_decoder
-        self._special = {token.content: number for number, token in added.items() if token.special}
-        special = {*self._special.values(), *end_ids}
+        self.end_ids = sorted(end_ids)
+        special = {*special_tokens(tokenizer).values(), *end_ids}
         self.tokens = LLTokenizer(
-            TokenizerWrapper(_Tokens(tokenizer, size, special, min(end_ids))), n_vocab=size, slices=None
+            TokenizerWrapper(_Tokens(tokenizer, size, special, min(end_ids))), n_vocab=size
         )
-
-    def spelled(self, text: str) -> str:
-        """A text as a grammar's rule spells it: special tokens by their numbers, the rest in quotes.
-
-        Args:
-            text: It must not be empty.
-        """
-        parts: list[str] = []
-        while text:
-            places = {text.find(name): name for name in sorted(self._special, key=len) if name in text}
-            first = min(places, default=len(text))
-            if first:
-                parts.append(json.dumps(text[:first]))
-                text = text[first:]
-            else:
-                name = places[0]
-                parts.append(f"<[{self._special[name]}]>")
-                text = text[len(name) :]
-        return " ".join(parts)
-
-    def is_special(self, text: str) -> bool:
-        """Whether a text is one special token."""
-        return text in self._special
 
 
 class _Tokens:
