@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from manytune.data.encoded import Encoded, EncodedSet
+from manytune.data.encoded import Encoded, EncodedSet, rows_of
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
@@ -59,12 +59,13 @@ class TokenSplits:
         train: To learn from.
         validation: To measure the loss on; may be empty.
         left_out: Rows that couldn't be read or rendered, or were too long.
-        truncated: How many prompts were cut to `max_length`.
+        truncated: How many prompts were cut to `max_length`, or conversations shortened to it.
         mode: "chat" if the tokenizer's chat template was used, else "plain".
         mixture: How often each task comes up; None for a single task, each row of which is in every epoch.
         max_prompt: What an adapter cuts longer prompts to, in tokens, so that there is room for answers like those of
             the training; None unless the recipe cuts prompts.
         unused: As in `Splits`.
+        turns_dropped: How many answers of conversations aren't learned, since they are too long.
     """
 
     train: tuple[Encoded, ...]
@@ -75,6 +76,17 @@ class TokenSplits:
     mixture: Mixture | None = None
     max_prompt: int | None = None
     unused: Mapping[str, int] = field(default_factory=dict)
+    turns_dropped: int = 0
+
+    @property
+    def train_rows(self) -> int:
+        """How many rows there are to learn from; one may have several sequences."""
+        return len(rows_of(self.train))
+
+    @property
+    def validation_rows(self) -> int:
+        """How many rows there are to measure the loss on."""
+        return len(rows_of(self.validation))
 
 
 def read_splits(data: DataRecipe) -> Splits:
@@ -274,11 +286,12 @@ def encode_splits(
         (*splits.left_out, *(row for part in parts for row in part.dropped)),
         sum(part.truncated for part in parts),
         encoder.mode,
-        data.mixture({task: len(train.kept) for task, train in trains.items()})
+        data.mixture({task: len(rows_of(train.kept)) for task, train in trains.items()})
         if splits.task_sizes
         else None,
         _max_prompt(data, trains.values()),
         splits.unused,
+        sum(part.turns_dropped for part in parts),
     )
 
 
@@ -294,5 +307,6 @@ def tokens_digest(sequences: Sequence[Encoded]) -> str:
     """A hash of the token ids and their order: what a resumed run must find unchanged."""
     digest = hashlib.sha256()
     for sequence in sequences:
-        digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}".encode())
+        more = f"{sequence.given}{sequence.follows}" if sequence.given or sequence.follows else ""
+        digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}{more}".encode())
     return digest.hexdigest()
