@@ -37,5 +37,8 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         say(f"{data.truncated:,} prompts were cut to data.max_length")
     if leaks:
         say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
+    if data.odd:
+        listed = ", ".join(data.odd[:_LISTED]) + (", ..." if len(data.odd) > _LISTED else "")
+        say(f"warning: {len(data.odd):,} conversations are odd ({listed}); `manytune data check` says why")
     if data.unused:
         say(f"warning: {said_of_unused(data.unused)}")
