@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from manytune.data.conversation import openai
@@ -54,11 +56,30 @@ def read(fields: Mapping[str, object]) -> Conversation:
     for place, turn in enumerate(turns, start=1):
         messages.append(_message(turn, f"message {place}"))
         notes += unused_keys(turn, ("from", "value", "weight", "name"), f"message {place}")
+    messages = _with_ids(messages)
     system = optional_text(fields.get("system"), "system")
     if system is not None and messages[0].role == "system":
         notes.append("the row has both the field 'system' and a system message, and the field comes first")
     first = [] if system is None else [Message("system", system)]
     return Conversation((*first, *messages), tools_of(fields.get("tools")), notes=tuple(notes))
+
+
+def _with_ids(messages: list[Message]) -> list[Message]:
+    """Calls and their answers with ids and names, which the form lacks and some chat templates need: in their order."""
+    waiting: list[ToolCall] = []
+    found: list[Message] = []
+    for message in messages:
+        if message.tool_calls:
+            # Mistral's templates take ids of nine letters and digits only.
+            numbers = itertools.count(sum(len(one.tool_calls) for one in found) + 1)
+            calls = [call if call.id else replace(call, id=f"call{next(numbers):05}") for call in message.tool_calls]
+            waiting = list(calls)
+            message = replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool" and waiting:
+            call = waiting.pop(0)
+            message = replace(message, tool_call_id=call.id, name=message.name or call.name)
+        found.append(message)
+    return found
 
 
 def _message(turn: Mapping[str, Any], what: str) -> Message:
