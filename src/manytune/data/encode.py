@@ -92,6 +92,7 @@ class Encoder:
         self.mode: Literal["chat", "plain"] = "chat" if has_chat_template and chat is not False else "plain"
         self._bos = _leading_bos(tokenizer)
         self._prompt_end = _trailing_eos(tokenizer) if encoder_decoder else ()
+        self._is_encoder_decoder = encoder_decoder
         self._completion_start = self._bos if encoder_decoder else ()
         eos = None if tokenizer.eos_token is None else str(tokenizer.eos_token)
         self._chat: ChatTemplate | None = None
@@ -259,10 +260,11 @@ class Encoder:
 
     def _turns(self, example: Example) -> tuple[Turn, ...]:
         """The sequences of a conversation's answers."""
-        return joined(
+        turns = [
             Turn(self.prompt_ids(turn.segments, turn.tools), *self._completion(turn))
             for turn in example.turns()
-        )
+        ]
+        return tuple(turns) if self._is_encoder_decoder else joined(turns)
 
     def _document(self, example: Example) -> tuple[Turn, ...]:
         """The sequences of a document: its text between the tokens that begin and end a text."""

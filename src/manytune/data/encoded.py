@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from manytune.data.records import Rejected
@@ -57,3 +58,14 @@ class EncodedSet:
     dropped: tuple[Rejected, ...]
     truncated: int
     turns_dropped: int = 0
+
+
+def rows_of(sequences: Iterable[Encoded]) -> tuple[tuple[Encoded, ...], ...]:
+    """Return the sequences in rows: each with those that follow it."""
+    rows: list[list[Encoded]] = []
+    for sequence in sequences:
+        if sequence.follows and rows:
+            rows[-1].append(sequence)
+        else:
+            rows.append([sequence])
+    return tuple(map(tuple, rows))

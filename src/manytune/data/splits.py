@@ -64,11 +64,17 @@ def group_key(example: Example) -> str:
     """Return what keeps an example together with others: its group, or else its prompt.
 
     Without groups, rows with the same prompt still go to one split: a model that has seen the answer would be
-    tested on its memory.
+    tested on its memory. Conversations that begin with the same question go together, and so do equal documents.
     """
-    return (
-        f"group {example.group}" if example.group is not None else f"prompt {prompt_text(example.segments)}"
-    )
+    if example.group is not None:
+        return f"group {example.group}"
+    return f"document {example.completion}" if example.is_document else f"prompt {opening_text(example)}"
+
+
+def opening_text(example: Example) -> str:
+    """Return the text before the first answer, which all prompts of a conversation begin with."""
+    first = next((place for place, one in enumerate(example.segments) if one.is_answer and place > 0), None)
+    return prompt_text(example.segments[:first])
 
 
 def record_key(record: Record, group_by: str | None = None) -> str:
@@ -112,7 +118,8 @@ def leaks(splits: Mapping[str, Iterable[Example]]) -> tuple[Leak, ...]:
     places: dict[str, dict[str, str]] = {}
     for name, examples in splits.items():
         for example in examples:
-            places.setdefault(prompt_text(example.segments), {}).setdefault(name, example.where)
+            text = example.completion if example.is_document else prompt_text(example.segments)
+            places.setdefault(text, {}).setdefault(name, example.where)
     return tuple(Leak(prompt, found) for prompt, found in places.items() if len(found) > 1)
 
 

@@ -138,7 +138,7 @@ def group_losses(model: Any, rows: Sequence[Encoded], layout: str) -> tuple[Grou
     with prepared(model, choice):
         for members in groups.values():
             batch = build(members, pad_id=0).to(device)
-            tokens = sum(len(row.completion_ids) for row in members)
+            tokens = sum(row.targets for row in members)
             found.append(GroupLoss(loss_sum(model, batch).item(), tokens))
     return tuple(found)
 

@@ -119,7 +119,7 @@ def estimate_training(
     """
     layout = choose_layout(model, settings.batching)
     plan = plan_training(settings, rows, layout=layout)
-    epoch = [[rows.train[row] for row in batch] for batch in first_epoch(plan, settings, rows)]
+    epoch = [rows.sequences(batch) for batch in first_epoch(plan, settings, rows)]
     counted = epoch[:: -(-len(epoch) // most_counted)]
     build = partial(batch_builder(model, layout), pad_id=rows.pad_id)
     counters = [Counters.of(build(batch)) for batch in counted]
@@ -135,7 +135,7 @@ def estimate_training(
     return Estimate(
         trainable_parameters=trainable,
         all_parameters=total,
-        train_rows=len(rows.train),
+        train_rows=len(rows.rows),
         rows_per_epoch=rows.rows_per_epoch,
         layout=layout,
         cache=frozen.size if frozen else None,

@@ -228,7 +228,9 @@ def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training
             method=recipe.method.name,
             base=inputs.base.name,
             fingerprint=inputs.base.fingerprint,
-            template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
+            template=None
+            if recipe.data.tasks or recipe.data.is_conversational
+            else recipe.data.prompt_template().to_dict(),
             templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
             encoding=inputs.data.mode,
             encoding_options=recipe.data.encoding_options(max_prompt=inputs.data.max_prompt).to_dict()
@@ -252,8 +254,8 @@ def _finished(
         adapter=directory.adapter,
         base=inputs.base.name,
         method=inputs.recipe.method.name,
-        train_rows=len(data.train),
-        validation_rows=len(data.validation),
+        train_rows=data.train_rows,
+        validation_rows=data.validation_rows,
         left_out=data.left_out,
         truncated=data.truncated,
         leaks=len(inputs.splits.leaks),

@@ -70,6 +70,6 @@ class BackgroundBuilder:
         """Ask for a batch of these sequences."""
         return PendingBatch(
             tuple(f"{sequence.source}:{sequence.row}" for sequence in sequences),
-            sum(len(sequence.completion_ids) for sequence in sequences),
+            sum(sequence.targets for sequence in sequences),
             self._thread.submit(self._build, sequences),
         )
