@@ -255,7 +255,12 @@ def _trained() -> str:
         special_tokens=SPECIAL,
         show_progress=False,
     )
-    corpus = ["the quick brown fox", "user system assistant\n\n", "what is 2+2? It is 4.\n\n\n", "a b c d e f g"]
+    corpus = [
+        "the quick brown fox",
+        "user system assistant\n\n",
+        "what is 2+2? It is 4.\n\n\n",
+        "a b c d e f g",
+    ]
     trained.train_from_iterator(corpus, trainer)
     return trained.to_str()
 

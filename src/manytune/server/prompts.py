@@ -185,10 +185,16 @@ class Prompts:
         """A prompt with how its answer is made and read."""
         form = options.form
         reader = None if written is None or not form.may_call else partial(written.reader, form.names)
-        grammar = form.grammar(answers, written, self._special)
+        # Reasoning that the prompt itself ends isn't begun again.
+        ended = answers.reasoning is not None and self._ends_with(tokens, answers.reasoning[1])
+        grammar = form.grammar(replace(answers, reasoning=None) if ended else answers, written, self._special)
         return Prompt(
             tokens, answers, grammar, reader, self._silent(answers) if options.skips_special else frozenset()
         )
+
+    def _ends_with(self, tokens: tuple[int, ...], mark: str) -> bool:
+        last = self._tokenizer.decode(list(tokens[-2 * len(mark) :]), clean_up_tokenization_spaces=False)
+        return str(last).rstrip().endswith(mark.strip())
 
     def _silent(self, answers: AnswerFormat) -> frozenset[int]:
         """The special tokens, without those in which the chat template marks reasoning: the marks are read as text."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from manytune.engine.constraints.json_schema import check_schema
+from manytune.engine.constraints.json_schema import check_schema, with_ordinary_seconds
 from manytune.engine.constraints.patterns import check_pattern
 from manytune.errors import GrammarError
 
@@ -26,7 +26,7 @@ _DEFINITION = re.compile(r"^\s*[?!]?[\w-]+\s*(?:\[[^\]]*\])?\s*(?:::\s*\w+)?\s*:
 
 #: Where JSON may have white space: one blank, or a line break and the next line's indentation. Without a limit a model
 #: that is unsure of itself writes blanks to the end of its answer.
-_WHITE_SPACE = r" |\n[ \t]{0,40}"
+_WHITE_SPACE = r" |\n( {0,24}|\t{0,8})"
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ def json_rule(schema: Any, where: str = "schema") -> str:
     """
     check_schema(schema, where)
     options = {"whitespace_pattern": _WHITE_SPACE}
-    content = {"x-guidance": options, **({} if schema is True else schema)}
-    return f"%json {json.dumps(content)}"
+    return f"%json {json.dumps({'x-guidance': options, **with_ordinary_seconds(schema)})}"
 
 
 def schema_grammar(schema: Any, where: str = "schema") -> Grammar:

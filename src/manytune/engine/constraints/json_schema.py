@@ -8,6 +8,7 @@ wouldn't look at, and schemas of any size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from manytune.engine.constraints.patterns import check_pattern
@@ -17,16 +18,16 @@ _MOST_SCHEMAS = 5_000
 _DEEPEST = 40
 _MOST_PROPERTIES = 500  # of one object; optional ones take time that is quadratic in their number
 _MOST_VALUES = 20_000  # of all enumerations
+_ORDINARY_SECONDS = "^[^:]*:[^:]*:[0-5]"
 _LARGEST = 2**31 - 1  # a count
 
 _OF_SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 _OF_ONE_SCHEMA = frozenset({"items", "additionalItems", "additionalProperties"})
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
-_VALUES = frozenset(
-    {"$ref", "type", "const", "enum", "required", "pattern", "format"}
-    | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
-)
+_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+_TEXTS = frozenset({"$ref", "pattern", "format"})
+_VALUES = frozenset({"type", "const", "enum", "required"}) | _NUMBERS | _TEXTS
 #: What says something about the values, but not which they are. `discriminator` is OpenAPI's, and repeats what the
 #: alternatives of the `oneOf` next to it say.
 _ANNOTATIONS = frozenset(
@@ -81,10 +82,29 @@ def check_schema(schema: Any, where: str) -> None:
         waiting.extend((inner, below, depth + 1) for inner, below in _inner(one, place))
 
 
+def with_ordinary_seconds(schema: Any) -> Any:
+    """Return a copy of a checked schema by which no time has a leap second.
+
+    llguidance lets every minute end with one, and RFC 3339 only those that had one.
+    """
+    copied = deepcopy(schema)
+    waiting = [copied]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting.extend(inner for inner, _ in _inner(one, ""))
+            if one.get("format") in ("time", "date-time"):
+                one["allOf"] = [*one.get("allOf", ()), {"pattern": _ORDINARY_SECONDS}]
+    return copied
+
+
 def _check_keywords(schema: Mapping[str, Any], place: str) -> None:
     for key, value in schema.items():
         if key not in _KEYWORDS:
             raise GrammarError(f"the keyword {key[:60]!r} isn't supported; leave it out.", where=place)
+        expected = _expected(key, value)
+        if expected is not None:
+            raise GrammarError(f"expected {expected}, found {_kind(value)}.", where=f"{place}.{key}")
         if key in _COUNTS and not _is_count(value):
             raise GrammarError(
                 f"{place}.{key}: expected an integer from 0 to {_LARGEST:,}, found {_kind(value)}."
@@ -118,6 +138,25 @@ def _inner(schema: Mapping[str, Any], place: str) -> Iterator[tuple[Any, str]]:
             yield from ((one, f"{below}.{index}") for index, one in enumerate(value))
         elif key in _OF_ONE_SCHEMA:
             yield value, below
+
+
+def _expected(key: str, value: Any) -> str | None:
+    """What a keyword's value should have been, if it isn't."""
+    if key in _TEXTS and not isinstance(value, str):
+        return "a string"
+    if key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return "a number"
+    if key == "enum" and not isinstance(value, list):
+        return "a list of values"
+    if key == "required" and not _is_strings(value):
+        return "a list of names"
+    if key == "type" and not (isinstance(value, str) or _is_strings(value)):
+        return "the name of a type or a list of such"
+    return None
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _is_count(value: Any) -> bool:

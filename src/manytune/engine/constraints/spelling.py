@@ -36,7 +36,9 @@ def spelled(text: str, special: Mapping[str, int]) -> str:
 
 def in_regex(text: str) -> str:
     """Return a text as a part of a regular expression of a rule, between slashes."""
-    return "".join(f"\\{one}" if one in _OF_REGEXES else one for one in text).replace("\n", "\\n")
+    escaped = "".join(f"\\{one}" if one in _OF_REGEXES else one for one in text)
+    return escaped.replace("\n", "\\n")
 
 
-_OF_REGEXES = frozenset("\\.+*?()|[]{}^$/&~-#\"'<>")
+#: Characters that mean something there. Others must not be escaped: a word begins at an escaped less-than sign.
+_OF_REGEXES = frozenset(r"\.+*?()|[]{}^$/&~#-")

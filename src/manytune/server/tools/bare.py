@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from manytune.server.tools.calls import Part, Step, Written
 from manytune.server.tools.json_text import CallObject
@@ -38,8 +39,10 @@ class BareReader:
     def finish(self) -> Part:
         """Return the rest."""
         if self._state == "call":
-            self._take(self._call.finish())
-        if not self._written.calls or self._pending.strip(_BETWEEN + " \n"):
+            step = self._call.finish()
+            # After a call, what begins like another one is one that was cut off.
+            self._take(step if not self._written.calls else replace(step, rest=""))
+        if not self._written.calls:
             self._written.add_text(self._opening + self._pending)
         self._pending = self._opening = ""
         return self._written.take()
@@ -81,6 +84,6 @@ class BareReader:
         self._pending = step.rest
         self._state = "between" if step.state == "done" else "text"
         if step.state == "text":
-            self._written.add_text(self._opening)
+            self._written.add_text(self._opening if not self._written.calls else "")
             self._opening = ""
         return True

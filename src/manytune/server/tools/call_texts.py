@@ -10,13 +10,14 @@ from manytune.errors import GrammarError
 from manytune.server.tools.calls import Tool
 
 
-def object_rules(tools: Sequence[Tool], key: str, *, strict: bool) -> str:
+def object_rules(tools: Sequence[Tool], key: str, *, strict: bool, more: str = "") -> str:
     r"""The rule `call_object`, such as `{"name": "add", "arguments": {...}}`, and those that it names.
 
     Args:
         tools: The functions.
         key: What the arguments are called in a call.
         strict: Whether arguments must be valid against the schema of a tool that isn't strict, too.
+        more: What may come after the arguments, as a part of a rule.
 
     Raises:
         GrammarError: A schema isn't supported.
@@ -24,7 +25,7 @@ def object_rules(tools: Sequence[Tool], key: str, *, strict: bool) -> str:
     heads = [json.dumps(f'{json.dumps(tool.name)}, "{key}": ') for tool in tools]
     choices = " | ".join(f"{head} arguments_{place}" for place, head in enumerate(heads))
     opening = json.dumps('{"name": ')
-    return f'call_object: {opening} ({choices}) "}}"\n{arguments_rules(tools, strict=strict)}'
+    return f'call_object: {opening} ({choices}) {more} "}}"\n{arguments_rules(tools, strict=strict)}'
 
 
 def arguments_rules(tools: Sequence[Tool], *, strict: bool) -> str:

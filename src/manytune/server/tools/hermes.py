@@ -66,7 +66,9 @@ class _Reader:
 
     def finish(self) -> Part:
         if self._state == "call":
-            self._take(self._call.finish())
+            step = self._call.finish()
+            if step.state == "done" or not self._written.calls:  # else a further call that was cut off
+                self._take(step)
         if self._state == "text" and (self._pending.strip() or not self._written.calls):
             self._written.add_text(self._pending)
         self._pending = ""

@@ -20,6 +20,7 @@ from manytune.server.tools.calls import CallReader, CallRules, Part, Tool, Writt
 from manytune.server.tools.json_text import ValueEnd
 
 _OPEN, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
+_CALL_ID = r'CALL_ID: /, "id": "[a-zA-Z0-9]{9}"/'
 _HEAD = re.compile(r"\s*([\w.-]+?)(?:\[CALL_ID\](\w+))?(?:\[ARGS\])?\s*(?=\{)")
 
 
@@ -50,7 +51,7 @@ class Mistral:
             more = f" ({spelled(_OPEN, special)} call_body)*" if several else ""
         else:
             inner = ' (", " call_object)*' if several else ""
-            objects = object_rules(tools, "arguments", strict=strict)
+            objects = object_rules(tools, "arguments", strict=strict, more="CALL_ID?") + f"\n{_CALL_ID}"
             body, more = f'call_body: " "? "[" call_object{inner} "]"\n{objects}', ""
         if _OPEN in special:  # no text contains a special token
             head, text = f"call_head: TEXT {spelled(_OPEN, special)}", "TEXT: /(?s:.)*/"
