@@ -16,7 +16,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from manytune.engine.constraints.json_schema import check_schema, with_ordinary_seconds
+from manytune.engine.constraints.json_schema import check_schema, with_limits_of_formats
 from manytune.engine.constraints.patterns import check_pattern
 from manytune.errors import GrammarError
 
@@ -64,7 +64,7 @@ def json_rule(schema: Any, where: str = "schema") -> str:
     """
     check_schema(schema, where)
     options = {"whitespace_pattern": _WHITE_SPACE}
-    return f"%json {json.dumps({'x-guidance': options, **with_ordinary_seconds(schema)})}"
+    return f"%json {json.dumps({'x-guidance': options, **with_limits_of_formats(schema)})}"
 
 
 def schema_grammar(schema: Any, where: str = "schema") -> Grammar:

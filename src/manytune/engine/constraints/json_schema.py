@@ -18,7 +18,6 @@ _MOST_SCHEMAS = 5_000
 _DEEPEST = 40
 _MOST_PROPERTIES = 500  # of one object; optional ones take time that is quadratic in their number
 _MOST_VALUES = 20_000  # of all enumerations
-_ORDINARY_SECONDS = "^[^:]*:[^:]*:[0-5]"
 _LARGEST = 2**31 - 1  # a count
 
 _OF_SCHEMAS_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions"})
@@ -46,6 +45,13 @@ _ANNOTATIONS = frozenset(
     }
     | {"deprecated", "readOnly", "writeOnly", "contentMediaType", "contentEncoding"}
 )
+#: No leap seconds, which only some minutes had (RFC 3339, 5.7), and the longest parts of names (RFC 5321, 4.5.3.1).
+_LIMITS_OF_FORMATS = {
+    "time": "^[^:]*:[^:]*:[0-5]",
+    "date-time": "^[^:]*:[^:]*:[0-5]",
+    "email": "^[^@]{1,64}@[^@]{1,253}$",
+    "hostname": "^.{1,253}$",
+}
 _KEYWORDS = _OF_SCHEMAS_BY_NAME | _OF_SCHEMAS | _OF_ONE_SCHEMA | _COUNTS | _VALUES | _ANNOTATIONS
 
 
@@ -82,19 +88,17 @@ def check_schema(schema: Any, where: str) -> None:
         waiting.extend((inner, below, depth + 1) for inner, below in _inner(one, place))
 
 
-def with_ordinary_seconds(schema: Any) -> Any:
-    """Return a copy of a checked schema by which no time has a leap second.
-
-    llguidance lets every minute end with one, and RFC 3339 only those that had one.
-    """
+def with_limits_of_formats(schema: Any) -> Any:
+    """Return a copy of a checked schema with what llguidance leaves out of some formats."""
     copied = deepcopy(schema)
     waiting = [copied]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
             waiting.extend(inner for inner, _ in _inner(one, ""))
-            if one.get("format") in ("time", "date-time"):
-                one["allOf"] = [*one.get("allOf", ()), {"pattern": _ORDINARY_SECONDS}]
+            limits = _LIMITS_OF_FORMATS.get(one.get("format", ""))
+            if limits is not None:
+                one["allOf"] = [*one.get("allOf", ()), {"pattern": limits}]
     return copied
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from transformers.utils.chat_parsing import ResponseParser
@@ -34,7 +34,8 @@ class ResponseTemplate:
 
     def reader(self, tools: Collection[str]) -> CallReader:
         """A reader of one answer."""
-        return _Reader(ResponseParser(self._template))
+        # What the prompt begins of an answer, such as reasoning, has been taken off before the answer comes here.
+        return _Reader(ResponseParser(self._template, prefix=""))
 
     def rules(
         self, tools: Sequence[Tool], special: Mapping[str, int], *, several: bool, strict: bool
@@ -61,27 +62,25 @@ class _Reader:
         self._failed = False
 
     def push(self, text: str) -> Part:
-        if self._failed:
-            return Part(text)
-        try:
-            self._take(self._parser.feed(text))
-        except ValueError:  # a call that isn't what the template says
-            return self._fail()
+        for place, character in enumerate(text):  # what is found before a failure is kept
+            if self._failed:
+                self._written.add_text(text[place:])
+                break
+            self._try(self._parser.feed, character)
         return self._written.take()
 
     def finish(self) -> Part:
-        if self._failed:
-            return Part()
-        try:
-            self._take(self._parser.finalize()[1])
-        except ValueError:  # the answer ends within a call, or has no text
-            return self._fail()
+        if not self._failed:
+            self._try(lambda: self._parser.finalize()[1])
         return self._written.take()
 
-    def _fail(self) -> Part:
-        self._failed = True
-        part = self._written.take()
-        return Part(part.text + self._body, part.calls)
+    def _try(self, read: Callable[..., Sequence[Mapping[str, Any]]], *text: str) -> None:
+        """Take the events of the parser, which fails at a call that isn't what the template says."""
+        try:
+            self._take(read(*text))
+        except ValueError:
+            self._failed = True
+            self._written.add_text(self._body)
 
     def _take(self, events: Sequence[Mapping[str, Any]]) -> None:
         for event in events:
