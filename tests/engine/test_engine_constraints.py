@@ -53,9 +53,7 @@ def ask(name: str, grammar: Grammar | None, *, prompt=PROMPT, **params) -> Reque
 
 
 def test_answers_are_valid_and_end_where_nothing_can_follow(engine) -> None:
-    requests = [
-        ask(str(seed), schema_grammar(SCHEMA), temperature=1.0, seed=seed) for seed in range(12)
-    ]
+    requests = [ask(str(seed), schema_grammar(SCHEMA), temperature=1.0, seed=seed) for seed in range(12)]
     for answer in engine.generate(requests):
         assert answer.finish_reason == "stop"
         value = json.loads(answer.text)
@@ -69,7 +67,11 @@ def test_a_constrained_answer_in_any_batch_is_the_one_it_has_alone(model) -> Non
     requests = []
     for number in range(16):
         prompt = tuple(draw.choices(range(20, 300), k=draw.randrange(1, 40)))
-        options = {"temperature": draw.choice([0.0, 0.8]), "seed": number, "max_new_tokens": draw.randrange(1, 60)}
+        options = {
+            "temperature": draw.choice([0.0, 0.8]),
+            "seed": number,
+            "max_new_tokens": draw.randrange(1, 60),
+        }
         if draw.random() < 0.3:
             options |= {"repetition_penalty": 1.3, "top_k": 20, "top_p": 0.9, "logit_bias": {40: 5.0}}
         requests.append(ask(str(number), draw.choice(grammars), prompt=prompt, **options))
@@ -163,7 +165,9 @@ def test_an_answer_that_its_grammar_does_not_let_go_on_ends_with_that_reason(eng
             return Stuck()
 
     others = [ask("2", None, max_new_tokens=4)]
-    first, second = engine.generate([Request("1", PROMPT, SamplingParams(4), constraint=Constraint()), *others])
+    first, second = engine.generate(
+        [Request("1", PROMPT, SamplingParams(4), constraint=Constraint()), *others]
+    )
     assert (first.finish_reason, first.text) == ("constraint", "")
     assert second.finish_reason == "length"
     assert not engine.busy

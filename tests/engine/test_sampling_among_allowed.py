@@ -52,7 +52,12 @@ def test_rows_with_and_without_a_mask_are_sampled_together() -> None:
     logits = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(VOCABULARY, dtype=torch.bool)
     mask[[7, 9]] = True
-    params = [SamplingParams(), SamplingParams(), SamplingParams(temperature=1.0, seed=1), SamplingParams(logprobs=1)]
+    params = [
+        SamplingParams(),
+        SamplingParams(),
+        SamplingParams(temperature=1.0, seed=1),
+        SamplingParams(logprobs=1),
+    ]
     samplers = [Sampler(one, PROMPT) for one in params]
     before = logits.clone()
     found = sample_tokens(logits, samplers, [None, mask, mask, mask])

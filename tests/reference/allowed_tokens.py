@@ -1,4 +1,4 @@
-"""The slow twin of `engine/constraints/`: every token is tried, and the text with it compared with what can be an answer."""
+"""The slow twin of `engine/constraints/`: every token is tried, and the text with it compared with what may be."""
 
 from __future__ import annotations
 

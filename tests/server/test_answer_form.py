@@ -38,7 +38,11 @@ def test_what_may_be_anything_has_no_grammar(form: AnswerForm) -> None:
     ("form", "right", "wrong"),
     [
         (AnswerForm(NUMBER), ["12"], ["", "a", CALL]),
-        (AnswerForm(tools=tuple(TOOLS), choice="required"), [CALL, f"{CALL}\n{CALL}"], ["12", "", f"a {CALL}"]),
+        (
+            AnswerForm(tools=tuple(TOOLS), choice="required"),
+            [CALL, f"{CALL}\n{CALL}"],
+            ["12", "", f"a {CALL}"],
+        ),
         (AnswerForm(tools=tuple(TOOLS), choice="required", several=False), [CALL], [f"{CALL}\n{CALL}"]),
         (AnswerForm(tools=tuple(TOOLS), choice="required", callable="add"), [], [CALL]),
         (AnswerForm(tools=tuple(TOOLS), choice="none"), ["12", "", "a <tool"], [CALL, f"a {CALL}"]),
@@ -61,15 +65,22 @@ def test_a_strict_tool_holds_the_models_own_calls_to_its_schema_and_others_to_js
     tools = (Tool("add", parameters, True, "tools.0"), Tool("sub", parameters, False, "tools.1"))
     found = grammar(AnswerForm(tools=tools))
     call = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
-    assert accepts(found, call.format("add", '{"a": 1}')) and not accepts(found, call.format("add", '{"b": 1}'))
+    assert accepts(found, call.format("add", '{"a": 1}')) and not accepts(
+        found, call.format("add", '{"b": 1}')
+    )
     assert accepts(found, call.format("sub", '{"b": 1}')) and not accepts(found, call.format("sub", "[1]"))
     assert accepts(found, "I can't.")
 
 
-@pytest.mark.parametrize("text", [NUMBER, schema_grammar({"type": "integer"}), lark_grammar("start: /[0-9]+/")])
+@pytest.mark.parametrize(
+    "text", [NUMBER, schema_grammar({"type": "integer"}), lark_grammar("start: /[0-9]+/")]
+)
 def test_reasoning_may_come_before_an_answer_and_must_where_the_prompt_begins_it(text: Grammar) -> None:
     found = grammar(AnswerForm(text), THINKING)
-    assert all(accepts(found, begun + "12") for begun in ("", "<think>\n\n</think>\n\n", "<think>\nHm.\n</think>\n\n"))
+    assert all(
+        accepts(found, begun + "12")
+        for begun in ("", "<think>\n\n</think>\n\n", "<think>\nHm.\n</think>\n\n")
+    )
     assert not accepts(found, "<think>\nHm.\n</think>\n\nx") and not accepts(found, "Hm. 12")
     found = grammar(AnswerForm(text), BEGUN)
     assert accepts(found, "Hm.\n</think>\n\n12") and not accepts(found, "12")

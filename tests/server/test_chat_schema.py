@@ -13,7 +13,10 @@ USER = {"role": "user", "content": "Hi"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 ANSWER = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "2"}]}
-TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}},
+}
 STRICT = {**TOOL, "function": {**TOOL["function"], "strict": True}}
 
 
@@ -51,7 +54,10 @@ def test_messages_are_read_as_training_has_them() -> None:
 
 
 def test_tools_go_to_the_template_as_they_were_sent_but_for_strict() -> None:
-    turned = {"function": {"parameters": {"type": "object"}, "strict": True, "name": "add"}, "type": "function"}
+    turned = {
+        "function": {"parameters": {"type": "object"}, "strict": True, "name": "add"},
+        "type": "function",
+    }
     (found,) = read(tools=[turned]).described_tools
     assert found == {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     assert list(found) == ["function", "type"] and list(found["function"]) == ["parameters", "name"]
@@ -72,39 +78,68 @@ def test_tools_go_to_the_template_as_they_were_sent_but_for_strict() -> None:
             "one of type 'input_audio'.",
         ),
         ({"messages": [USER, {"role": "assistant"}]}, "messages.1.content is missing."),
-        ({"messages": [{**USER, "tool_calls": [CALL]}]}, "tool_calls belongs to messages of the assistant, not of user."),
-        ({"messages": [{**USER, "tool_call_id": "c1"}]}, "tool_call_id belongs to messages of tools, not of user."),
+        (
+            {"messages": [{**USER, "tool_calls": [CALL]}]},
+            "tool_calls belongs to messages of the assistant, not of user.",
+        ),
+        (
+            {"messages": [{**USER, "tool_call_id": "c1"}]},
+            "tool_call_id belongs to messages of tools, not of user.",
+        ),
         (
             {"messages": [USER, {"role": "tool", "content": "2"}]},
             "a message of a tool needs the tool_call_id of the call that it answers.",
         ),
         ({"messages": [USER, ANSWER]}, "messages.1: no message before it has a call with the id 'c1'."),
         (
-            {"messages": [USER, {**CALLED, "tool_calls": [{**CALL, "function": {"name": "a", "arguments": "[1]"}}]}]},
+            {
+                "messages": [
+                    USER,
+                    {**CALLED, "tool_calls": [{**CALL, "function": {"name": "a", "arguments": "[1]"}}]},
+                ]
+            },
             "messages.1.tool_calls.0.function.arguments: expected a string that is a JSON object, found '[1]'.",
         ),
-        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0: expected a tool of type 'function', as there are no"),
+        (
+            {"tools": [{"type": "custom", "custom": {}}]},
+            "tools.0: expected a tool of type 'function', as there are no",
+        ),
         ({"tools": [TOOL, TOOL]}, "tools has two functions called 'add'."),
         ({"tool_choice": "required"}, "tool_choice needs tools."),
-        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice: expected 'none', 'auto' or 'required', found 'any'."),
+        (
+            {"tools": [TOOL], "tool_choice": "any"},
+            "tool_choice: expected 'none', 'auto' or 'required', found 'any'.",
+        ),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
             "tool_choice names 'sub', which isn't among the tools.",
         ),
-        ({"tools": [TOOL], "tool_choice": 3}, "tool_choice: expected 'none', 'auto', 'required' or an object that names"),
+        (
+            {"tools": [TOOL], "tool_choice": 3},
+            "tool_choice: expected 'none', 'auto', 'required' or an object that names",
+        ),
         ({"tools": [TOOL], "messages": [], "fields": {"a": "b"}}, "tools go with messages;"),
-        ({"tools": [TOOL], "skip_special_tokens": True}, "skip_special_tokens would leave out the marks of tool calls;"),
+        (
+            {"tools": [TOOL], "skip_special_tokens": True},
+            "skip_special_tokens would leave out the marks of tool calls;",
+        ),
         (
             {"response_format": {"type": "json_schema"}},
             "response_format: expected json_schema with it, found type 'json_schema'.",
         ),
-        ({"response_format": {"type": "xml"}}, "response_format.type: expected 'text', 'json_object' or 'json_schema'"),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format.type: expected 'text', 'json_object' or 'json_schema'",
+        ),
         (
             {"response_format": {"type": "json_object"}, "regex": "a"},
             "regex and response_format exclude each other; give one.",
         ),
         ({"grammar": "start: /a/", "regex": "a"}, "regex and grammar exclude each other; give one."),
-        ({"continue_final_message": True}, "continue_final_message needs a last message of the assistant's, with text"),
+        (
+            {"continue_final_message": True},
+            "continue_final_message needs a last message of the assistant's, with text",
+        ),
         (
             {"continue_final_message": True, "messages": [USER, CALLED, ANSWER]},
             "continue_final_message needs a last message of the assistant's, with text and without tool calls.",
@@ -137,6 +172,14 @@ def test_a_tool_without_parameters_takes_none() -> None:
 
 
 def test_formats_that_restrict_nothing_have_no_grammar() -> None:
-    for body in ({}, {"response_format": {"type": "text"}}, {"tools": [], "tool_choice": "none"}, {"tools": [TOOL]}):
+    for body in (
+        {},
+        {"response_format": {"type": "text"}},
+        {"tools": [], "tool_choice": "none"},
+        {"tools": [TOOL]},
+    ):
         assert read(**body).form().is_free
-    assert not read(tools=[STRICT]).form().is_free and not read(tools=[TOOL], parallel_tool_calls=False).form().is_free
+    assert (
+        not read(tools=[STRICT]).form().is_free
+        and not read(tools=[TOOL], parallel_tool_calls=False).form().is_free
+    )

@@ -10,7 +10,7 @@ from tests.store.adapters_made import make_adapter
 from manytune.data.encode import Encoder
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate, Segment
-from manytune.server.prompts import Prompts
+from manytune.server.prompts import PromptOptions, Prompts
 from manytune.store.store import AdapterStore
 
 PARTS = {"prompt": "sum: {{ text }}", "completion": "{{ answer }}", "system": "be brief"}
@@ -94,6 +94,7 @@ def test_encoders_for_requests_own_variables_are_kept_in_bounds(base):
     prompts = Prompts(base, max_chars=100)
     prompts._tokenizer.chat_template = "{{ mood }}" + CHAT
     segments = [Segment("user", "a")]
-    lengths = {len(prompts.conversation(segments, None, {"mood": "x" * n}).tokens) for n in range(200)}
+    moods = [PromptOptions(kwargs={"mood": "x" * n}) for n in range(200)]
+    lengths = {len(prompts.conversation(segments, None, one).tokens) for one in moods}
     assert len(lengths) == 200
     assert len(prompts._encoders) <= 64

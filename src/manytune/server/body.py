@@ -18,6 +18,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     refused: ClassVar[Refused] = {}
+    #: What the official client adds to an answer when it has parsed it, and sends back: another field says it.
+    repeated: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -34,7 +36,9 @@ class Body(BaseModel):
                 )
         # Clients send null for what they leave out.
         return {
-            name: value for name, value in values.items() if value is not None and name not in cls.refused
+            name: value
+            for name, value in values.items()
+            if value is not None and name not in cls.refused and name not in cls.repeated
         }
 
 

@@ -46,6 +46,7 @@ _Content = Annotated[
 class CalledFunction(Body):
     """A function and what it was called with."""
 
+    repeated: ClassVar[frozenset[str]] = frozenset({"parsed_arguments"})
     name: _Name
     arguments: str = Field(description="A JSON object.")
 
@@ -73,6 +74,7 @@ class Message(Body):
     """One turn of a conversation."""
 
     refused: ClassVar[Refused] = {"function_call": (), "refusal": (), "audio": (), "annotations": ([],)}
+    repeated: ClassVar[frozenset[str]] = frozenset({"parsed"})
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content
     name: _Name | None = Field(None, description="For chat templates that tell participants apart.")

@@ -16,12 +16,50 @@ from manytune.errors import GrammarError
 
 # All keywords of draft 2020-12 that restrict values, from its vocabularies (core, applicator, validation, unevaluated,
 # format), and those of older drafts.
-STANDARD = """
-$ref $dynamicRef allOf anyOf oneOf not if then else dependentSchemas prefixItems items contains properties
-patternProperties additionalProperties propertyNames unevaluatedItems unevaluatedProperties type enum const multipleOf
-maximum exclusiveMaximum minimum exclusiveMinimum maxLength minLength pattern maxItems minItems uniqueItems maxContains
-minContains maxProperties minProperties required dependentRequired format additionalItems dependencies
-""".split()
+STANDARD = [
+    "$ref",
+    "$dynamicRef",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "if",
+    "then",
+    "else",
+    "dependentSchemas",
+    "prefixItems",
+    "items",
+    "contains",
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "type",
+    "enum",
+    "const",
+    "multipleOf",
+    "maximum",
+    "exclusiveMaximum",
+    "minimum",
+    "exclusiveMinimum",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "uniqueItems",
+    "maxContains",
+    "minContains",
+    "maxProperties",
+    "minProperties",
+    "required",
+    "dependentRequired",
+    "format",
+    "additionalItems",
+    "dependencies",
+]
 #: Answers that are right and wrong by a keyword alone.
 SUPPORTED = {
     "$ref": ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "null"}}}, "null", "1"),

@@ -41,7 +41,9 @@ def divisions(text: str) -> Iterator[list[str]]:
         yield [text[:place], text[place:]]
 
 
-def check(form: ToolFormat, text: str, expected_text: str, *calls: tuple[str, str], tools=("add", "clock")) -> None:
+def check(
+    form: ToolFormat, text: str, expected_text: str, *calls: tuple[str, str], tools=("add", "clock")
+) -> None:
     """However an answer comes, the same is read of it."""
     for parts in divisions(text):
         found = read(form, parts, tools)

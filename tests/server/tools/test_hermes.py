@@ -9,7 +9,12 @@ from manytune.server.tools.hermes import Hermes
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "}</tool_call>"}}\n</tool_call>'
 ARGUMENTS = '{"a": 1, "b": "}</tool_call>"}'
 TOOLS = [
-    Tool("add", {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, False, "tools.0"),
+    Tool(
+        "add",
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        False,
+        "tools.0",
+    ),
     Tool("clock", {"type": "object", "additionalProperties": False}, False, "tools.1"),
 ]
 
@@ -27,7 +32,11 @@ TOOLS = [
         ('<tool_call>{"name": "clock", "arguments": {}}</tool_call>', "", [("clock", "{}")]),
         ('<tool_call>\n{"name": "clock", "arguments": {}}', "", [("clock", "{}")]),  # the tag isn't closed
         ('<tool_call>\n{"arguments": {"a": 1}, "name": "add"}\n</tool_call>', "", [("add", '{"a": 1}')]),
-        ('<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n</tool_call>', "", [("add", '{"a": 1}')]),
+        (
+            '<tool_call>\n{"name": "add", "arguments": "{\\"a\\": 1}"}\n</tool_call>',
+            "",
+            [("add", '{"a": 1}')],
+        ),
         ('<tool_call>\n{"name": "clock"}\n</tool_call>', "", [("clock", "{}")]),
         ('<tool_call>\n{"name": "add", "arguments": {"a"', "", [("add", '{"a"')]),  # cut off at the limit
         (f'{CALL}\n<tool_call>\n{{"na', "", [("add", ARGUMENTS)]),
@@ -47,7 +56,7 @@ def test_arguments_are_given_out_as_they_come() -> None:
     (first,) = reader.push('{"a": ').calls
     assert (first.name, first.arguments) == ("add", '{"a": ')
     assert [one.arguments for one in reader.push("12").calls] == ["12"]
-    assert [one.arguments for one in reader.push('}}\n</tool_call>').calls] == ["}"]
+    assert [one.arguments for one in reader.push("}}\n</tool_call>").calls] == ["}"]
 
 
 def test_text_is_held_back_only_while_it_may_be_a_call() -> None:
@@ -62,9 +71,7 @@ def test_its_grammar_is_what_its_reader_reads(special: dict) -> None:
     if special:
         assert "<[12]>" in rules.calls and "<[13]>" in rules.rules
         return
-    required, auto, none = (
-        Grammar(start, rules.rules) for start in (rules.calls, rules.answer, rules.text)
-    )
+    required, auto, none = (Grammar(start, rules.rules) for start in (rules.calls, rules.answer, rules.text))
     one = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     other = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
     for text in (one, f"{one}\n{other}"):

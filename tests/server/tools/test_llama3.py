@@ -38,5 +38,7 @@ def test_its_grammar_has_one_call_or_text_that_is_no_object() -> None:
     rules = Llama3().rules(TOOLS, {}, several=True, strict=True)
     required, auto, none = (Grammar(start, rules.rules) for start in (rules.calls, rules.answer, rules.text))
     assert accepts(required, CALL) and accepts(auto, CALL) and not accepts(none, CALL)
-    assert accepts(auto, "Hello {there}") and accepts(none, "Hello {there}") and not accepts(required, "Hello")
+    assert (
+        accepts(auto, "Hello {there}") and accepts(none, "Hello {there}") and not accepts(required, "Hello")
+    )
     assert not accepts(auto, '{"name": "add", "parameters": {"a": "x"}}')

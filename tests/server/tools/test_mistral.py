@@ -20,7 +20,11 @@ LIST = '[TOOL_CALLS] [{"name": "add", "arguments": {"a": "]}"}, "id": "abcdefghi
     [
         (" Hello [there]", " Hello [there]", []),
         (LIST, "", [ONE]),
-        ('[TOOL_CALLS][{"name": "clock", "arguments": {}}, {"name": "add", "arguments": {"a": "]}"}}]', "", [("clock", "{}"), ONE]),
+        (
+            '[TOOL_CALLS][{"name": "clock", "arguments": {}}, {"name": "add", "arguments": {"a": "]}"}}]',
+            "",
+            [("clock", "{}"), ONE],
+        ),
         ('Well. [TOOL_CALLS]add[ARGS]{"a": "]}"}', "Well.", [ONE]),
         ('[TOOL_CALLS]add{"a": "]}"}[TOOL_CALLS]clock[ARGS]{}', "", [ONE, ("clock", "{}")]),
         ('[TOOL_CALLS]add[CALL_ID]abcdefghi[ARGS]{"a": "]}"}', "", [ONE]),
@@ -55,4 +59,6 @@ def test_its_grammars_are_what_its_reader_reads(named: bool, call: str) -> None:
     assert accepts(auto, f"Well. {call}") and accepts(none, "Hello [there]")
     assert not accepts(auto, call.replace('"a"', '"b"'))
     assert read(Mistral(named=named), [call]).calls[0] == ("add", '{"a": 1}')
-    assert "~/" in Mistral(named=named).rules(TOOLS, {}, several=True, strict=True).rules  # where it is plain text
+    assert (
+        "~/" in Mistral(named=named).rules(TOOLS, {}, several=True, strict=True).rules
+    )  # where it is plain text
