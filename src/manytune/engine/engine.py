@@ -89,6 +89,11 @@ class Engine:
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, unless a request continues after them."""
+        return self._end_ids
+
     # -- adapters
 
     def add_adapter(self, name: str, adapter: Adapter, *, terms: Terms | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from manytune.data.answer_format import AnswerFormat
 from manytune.engine.constraints.grammar import Grammar
-from manytune.engine.constraints.spelling import in_regex, spelled
+from manytune.engine.constraints.reasoning import before_answer
 from manytune.server.tools.calls import CallRules, Tool, ToolFormat
 
 
@@ -62,7 +62,7 @@ class AnswerForm:
         if self.is_free:
             return None
         calls = self._calls(written, special) if written is not None and self.tools else None
-        before, rules = _before(answers, special)
+        before, rules = before_answer(answers.opening, answers.reasoning, special)
         start = f"{before} ({self._content(calls)})".strip()
         further = [*rules, *([calls.rules] if calls else []), *([self.text.rules] if self.text else [])]
         return Grammar(start, "\n".join(filter(None, further)), self.text.parts if self.text else {})
@@ -80,23 +80,3 @@ class AnswerForm:
         if self.choice == "none":
             return calls.text
         return calls.answer if self.text is None else f"{calls.calls} | {self.text.start}"
-
-
-def _before(answers: AnswerFormat, special: Mapping[str, int]) -> tuple[str, list[str]]:
-    """What may come before an answer: what the template writes there, or reasoning; a part of a rule, and its rules."""
-    if answers.reasoning is None:
-        return (f"({spelled(answers.opening, special)})?", []) if answers.opening else ("", [])
-    begin, end = (mark.strip() for mark in answers.reasoning)
-    rules = [r"GAP: /\n+/"]
-    if end in special:  # no text contains a special token
-        opened = f"{spelled(begin, special)} " if begin else ""
-        rules += ["THOUGHTS: /(?s:.)*/", f"reasoning: {opened}THOUGHTS {spelled(end, special)}"]
-    elif begin in special:
-        rules += [
-            f"thoughts[lazy]: /(?s:.)*{in_regex(end)}/",
-            f"reasoning: {spelled(begin, special)} thoughts",
-        ]
-    else:
-        rules += [f"reasoning[lazy]: /{in_regex(begin)}(?s:.)*{in_regex(end)}/"]
-    # Where the prompt itself begins the reasoning, no answer comes without it.
-    return ("(reasoning GAP?)?" if begin else "reasoning GAP?"), rules
