@@ -1,6 +1,7 @@
 """In-context baselines: the untouched base asked with training examples before each question.
 
-As in Brown et al., arXiv 2005.14165. Whether a better prompt would do is the question before any fine-tuning; this answers it on the same test rows.
+As in Brown et al., arXiv 2005.14165. Whether a better prompt would do is the question before any fine-tuning; this
+answers it on the same test rows.
 """
 
 from __future__ import annotations
