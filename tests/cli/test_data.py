@@ -207,7 +207,7 @@ def test_preview_of_a_recipe_encodes_as_training_will(base: str) -> None:
     )
     Path("recipe.yaml").write_text(recipe.replace("short", "'short {{ id }}'"))
     shown = json.loads(data("preview", "--recipe", "recipe.yaml", "--json").stdout)["shown"]
-    assert shown[0]["prompt"] == "text 1"
+    assert shown[0]["parts"][0]["text"] == "text 1"
 
 
 def test_preview_without_a_base_shows_the_templates_text() -> None:
@@ -226,10 +226,10 @@ def test_preview_as_json(base: str) -> None:
         {
             "source": "train.jsonl",
             "row": 1,
-            "prompt": "<user> Summarize: text 1 <end> <user>",
-            "completion": "short 1 <end>",
-            "prompt_tokens": 6,
-            "completion_tokens": 3,
+            "parts": [
+                {"text": "<user> Summarize: text 1 <end> <user>", "learned": False, "tokens": 6},
+                {"text": "short 1 <end>", "learned": True, "tokens": 3},
+            ],
             "truncated": False,
         }
     ]
@@ -335,6 +335,7 @@ def test_split_names_a_row_without_the_group() -> None:
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str], expected: str) -> None:
+    write("x.jsonl", row(1))
     result = data(*arguments)
     assert result.exit_code == 2
     assert expected in " ".join(result.stderr.replace("│", " ").split())

@@ -100,6 +100,11 @@ def prompt_text(segments: Iterable[Segment]) -> str:
     return " ".join(" ".join(segment.text for segment in segments).split())
 
 
+def key_text(example: Example) -> str:
+    """Return the text by which examples are compared: the prompt's, or all of a document."""
+    return example.completion if example.is_document else prompt_text(example.segments)
+
+
 @dataclass(frozen=True)
 class Leak:
     """One prompt that occurs in more than one split.
@@ -118,8 +123,7 @@ def leaks(splits: Mapping[str, Iterable[Example]]) -> tuple[Leak, ...]:
     places: dict[str, dict[str, str]] = {}
     for name, examples in splits.items():
         for example in examples:
-            text = example.completion if example.is_document else prompt_text(example.segments)
-            places.setdefault(text, {}).setdefault(name, example.where)
+            places.setdefault(key_text(example), {}).setdefault(name, example.where)
     return tuple(Leak(prompt, found) for prompt, found in places.items() if len(found) > 1)
 
 

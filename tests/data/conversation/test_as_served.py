@@ -13,7 +13,9 @@ from manytune.data.encoded import Encoded
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.templates import Example
 
-WORDS = st.lists(st.sampled_from(["the", "2+2?", "\n", "  ", "é🎈", "fox", "It", "\n\n", "a"]), min_size=1, max_size=6)
+WORDS = st.lists(
+    st.sampled_from(["the", "2+2?", "\n", "  ", "é🎈", "fox", "It", "\n\n", "a"]), min_size=1, max_size=6
+)
 TEXTS = WORDS.map("".join).filter(lambda text: text.strip())
 
 

@@ -43,9 +43,7 @@ def test_a_row_becomes_what_was_written_by_hand(
 ) -> None:
     monkeypatch.chdir(GOLDEN)
     record = read(f"{form}.jsonl").kept[row - 1]
-    encoder = Encoder(
-        tokenizer_of(family), max_length=None, chat_template_kwargs=FAMILIES[family].options
-    )
+    encoder = Encoder(tokenizer_of(family), max_length=None, chat_template_kwargs=FAMILIES[family].options)
     example = ConversationForm(form).render(record)
     if expected.startswith("refused: "):
         with pytest.raises(DataError) as caught:

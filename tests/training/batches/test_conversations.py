@@ -75,11 +75,13 @@ def test_the_answers_of_a_conversation_stay_in_one_batch() -> None:
 def dialogues(count: int) -> list[Example]:
     """Six turns each, three questions and three answers, of lengths as in DialogSum."""
     generator = torch.Generator().manual_seed(0)
-    words = "the quick brown fox jumps over a lazy dog what is it".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "what", "is", "it"]
 
     def said() -> str:
         length = int(torch.randint(5, 30, (1,), generator=generator))
-        return " ".join(words[int(torch.randint(len(words), (1,), generator=generator))] for _ in range(length))
+        return " ".join(
+            words[int(torch.randint(len(words), (1,), generator=generator))] for _ in range(length)
+        )
 
     found = []
     for row in range(count):

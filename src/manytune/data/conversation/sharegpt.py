@@ -72,7 +72,10 @@ def _with_ids(messages: list[Message]) -> list[Message]:
         if message.tool_calls:
             # Mistral's templates take ids of nine letters and digits only.
             numbers = itertools.count(sum(len(one.tool_calls) for one in found) + 1)
-            calls = [call if call.id else replace(call, id=f"call{next(numbers):05}") for call in message.tool_calls]
+            calls = [
+                call if call.id else replace(call, id=f"call{next(numbers):05}")
+                for call in message.tool_calls
+            ]
             waiting = list(calls)
             message = replace(message, tool_calls=tuple(calls))
         elif message.role == "tool" and waiting:
