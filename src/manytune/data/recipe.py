@@ -156,8 +156,8 @@ class DataRecipe(Section):
     learn: Learn = "all"
     """Which answers of a conversation bear the loss: `all` whose weight isn't 0, or the `last`."""
     references: References = ()
-    """Fields with answers that count as right in `manytune evaluate`, each a text or a list; next to the completion if
-    none is given."""
+    """Fields with the answers that count as right in `manytune evaluate`, each a text or a list of texts; the
+    completion if none is named."""
     group_by: str | None = None
     """A field; rows that share its value stay on one side of a split."""
     mixing: MixingRecipe | None = None
