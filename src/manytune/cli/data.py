@@ -15,7 +15,7 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.data.records import Record, Records
-    from manytune.data.templates import PromptTemplate
+    from manytune.data.templates import RowForm
 
 _KINDS = "A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name like org/name:config."
 
@@ -237,8 +237,11 @@ def split(
         files, None, None, None, chosen_template(template, prompt, completion, None, group_by)
     )
     read = [_read(file, on_error=on_error) for file in plan.files]
+    form = plan.form(read[0].kept)
+    if form is not None and group_by is not None:
+        form = form.grouped_by(group_by)
     keyed, left_out = _keyed(
-        [record for records in read for record in records.kept], plan.template, group_by, on_error
+        [record for records in read for record in records.kept], form, group_by, on_error
     )
     left_out = [*(row for records in read for row in records.rejected), *left_out]
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
@@ -273,7 +276,7 @@ def _read(file: str, *, on_error: Literal["error", "skip"]) -> Records:
 
 def _keyed(
     records: Sequence[Record],
-    template: PromptTemplate | None,
+    template: RowForm | None,
     group_by: str | None,
     on_error: Literal["error", "skip"],
 ) -> tuple[list[tuple[Record, str]], list[Any]]:

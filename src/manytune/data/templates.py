@@ -108,6 +108,9 @@ class RowForm(Protocol):
     def fields_used(self) -> frozenset[str] | None:
         """Return the fields that are looked at; None if that can be any of them."""
 
+    def grouped_by(self, field: str) -> RowForm:
+        """Return the same with another field whose value keeps rows together."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -185,6 +188,10 @@ class PromptTemplate:
                 return None
             found |= fields
         return frozenset(found)
+
+    def grouped_by(self, field: str) -> PromptTemplate:
+        """Return the same with another field whose value keeps rows together."""
+        return replace(self, group_by=field)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parts that are set, ready for JSON."""

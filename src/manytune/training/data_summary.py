@@ -19,7 +19,8 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         data: The rows.
         leaks: Prompts that occur in more than one split.
     """
-    say(f"{data.train_rows:,} rows to train on, {data.validation_rows:,} to validate on")
+    several = f" ({len(data.train):,} sequences)" if len(data.train) > data.train_rows else ""
+    say(f"{data.train_rows:,} rows to train on{several}, {data.validation_rows:,} to validate on")
     for share in data.mixture.shares if data.mixture else ():
         say(
             f"task {share.name}: {share.rows:,} rows, {share.rows_per_epoch:,} in an epoch ({share.rate:.1%})"

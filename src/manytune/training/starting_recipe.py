@@ -79,7 +79,7 @@ def _form_lines(records: Sequence[Record], file: str) -> list[str]:
     found = detect(records)
     if found in get_args(FormName):
         return _conversation_lines(records, found)
-    if found in NAMED_TEMPLATES:
+    if found is not None and found in NAMED_TEMPLATES:
         template = NAMED_TEMPLATES[found]
         return [
             f"  # {template.prompt!r} asks for {template.completion!r}.",

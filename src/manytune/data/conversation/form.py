@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from manytune.data.conversation import alpaca, openai, plain_text, sharegpt, trl
@@ -83,6 +83,10 @@ class ConversationForm:
         """Return the fields that the form looks at."""
         fields = plain_text.FIELDS if self.name == "text" else _READERS[self.name][1]
         return frozenset({*fields, *self.references, *filter(None, [self.group_by])})
+
+    def grouped_by(self, field: str) -> ConversationForm:
+        """Return the same with another field whose value keeps rows together."""
+        return replace(self, group_by=field)
 
 
 def example_of(
