@@ -448,7 +448,7 @@ def test_convert_needs_conversations() -> None:
     )
 
 
-def test_split_keeps_conversations_with_one_beginning_together() -> None:
+def test_split_keeps_conversations_with_one_prompt_together() -> None:
     rows = [
         {"messages": [{"role": "user", "content": f"q {n % 5}"}, ANSWER, USER, ANSWER]} for n in range(20)
     ]

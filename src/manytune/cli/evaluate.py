@@ -154,7 +154,7 @@ def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tupl
         raise typer.BadParameter(
             "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
         )
-    return (*found, *valid)
+    return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
 
 
 def _longest(one: Chosen, base: Base) -> int | None:

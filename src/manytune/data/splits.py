@@ -64,17 +64,12 @@ def group_key(example: Example) -> str:
     """Return what keeps an example together with others: its group, or else its prompt.
 
     Without groups, rows with the same prompt still go to one split: a model that has seen the answer would be
-    tested on its memory. Conversations that begin with the same question go together, and so do equal documents.
+    tested on its memory. A conversation's prompt is all that comes before its last answer, and equal documents go
+    together, too.
     """
     if example.group is not None:
         return f"group {example.group}"
-    return f"document {example.completion}" if example.is_document else f"prompt {opening_text(example)}"
-
-
-def opening_text(example: Example) -> str:
-    """Return the text before the first answer, which all prompts of a conversation begin with."""
-    first = next((place for place, one in enumerate(example.segments) if one.is_answer and place > 0), None)
-    return prompt_text(example.segments[:first])
+    return f"{'document' if example.is_document else 'prompt'} {key_text(example)}"
 
 
 def record_key(record: Record, group_by: str | None = None) -> str:

@@ -81,3 +81,8 @@ def test_what_is_no_schema_is_refused_with_its_file(tmp_path: Path, text: str, e
     with pytest.raises(DataError, match=expected) as caught:
         schema_metric(file)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_without_a_schema_nothing_can_be_valid_by_it() -> None:
+    with pytest.raises(DataError, match="json_schema needs a schema: manytune evaluate --schema FILE"):
+        total("json_schema", ["{}"], [["{}"]])

@@ -12,7 +12,7 @@ from manytune.evaluation.metrics.bleu import Bleu, Chrf
 from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
 from manytune.evaluation.metrics.rouge import Rouge
-from manytune.evaluation.metrics.structured import JsonFields, JsonValid
+from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
 from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
 
 __all__ = ["METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
@@ -33,6 +33,7 @@ METRICS: dict[str, Metric] = {
         ToolCalls(),
         ToolNames(),
         JsonValid(),
+        SchemaValid(),
         JsonFields(),
         Perplexity(),
     )

@@ -38,13 +38,19 @@ class SchemaValid(MeanOfItems):
 
     name: str = "json_schema"
     label: str = "Valid by the schema"
-    schema: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    schema: Mapping[str, Any] | None = field(default=None, kw_only=True)
     title: str = field(default="schema", kw_only=True)
 
     def scores(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> Sequence[float]:
-        """1 or 0 an item."""
+        """1 or 0 an item.
+
+        Raises:
+            DataError: There is no schema.
+        """
         from jsonschema.validators import validator_for
 
+        if self.schema is None:
+            raise DataError("json_schema needs a schema: manytune evaluate --schema FILE")
         validator = validator_for(self.schema)(self.schema)
         return [
             float(_is_json(answer.text) and validator.is_valid(read_json(answer.text))) for answer in answers
