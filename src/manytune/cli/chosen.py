@@ -117,15 +117,17 @@ class Chosen:
         """
         from manytune.training.recipe import recipe_from
 
-        if self.recipe:
-            # The rest of it may have keys of another release.
-            data = recipe_from({"data": self.recipe.get("data", {})}, where=f"{self.name}'s recipe").data
-            if data.is_conversational and task is None:
-                return data.form((), self.name)
-            for one in data.tasks:
-                if one.format is not None and one.name == task:
-                    return one.forms(data.learn)[one.name]
-        return self.template(task)
+        if not self.recipe:
+            return self.template(task)
+        # The rest of it may have keys of another release.
+        data = recipe_from({"data": self.recipe.get("data", {})}, where=f"{self.name}'s recipe").data
+        if data.is_conversational and task is None:
+            return data.form((), self.name)
+        for one in data.tasks:
+            if one.format is not None and one.name == task:
+                return one.forms(data.learn)[one.name]
+        references = [one.references for one in data.tasks if task in (one.name, *one.prompt_templates())]
+        return dataclasses.replace(self.template(task), references=(*references, data.references)[0])
 
     @property
     def encoding_options(self) -> EncodingOptions:

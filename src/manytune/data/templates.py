@@ -193,10 +193,10 @@ class PromptTemplate:
         """Return the same with another field whose value keeps rows together."""
         return replace(self, group_by=field)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parts that are set, ready for JSON."""
-        more = {"group_by": self.group_by, "references": list(self.references)}
-        return {**self._parts(), **{key: value for key, value in more.items() if value}}
+    def to_dict(self) -> dict[str, str]:
+        """Return the texts that are set, ready for JSON; `references` are a recipe's, and no part of a prompt."""
+        parts = self._parts()
+        return parts if self.group_by is None else {**parts, "group_by": self.group_by}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, object]) -> PromptTemplate:

@@ -31,8 +31,8 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         say(f"left out: {len(data.left_out) - _LISTED:,} more rows; {SCORES_NAME} will name them")
     if data.turns_dropped:
         say(
-            f"{data.truncated:,} conversations were shortened to data.max_length; {data.turns_dropped:,} answers in "
-            "them aren't learned"
+            f"shortened to data.max_length: {data.truncated:,} rows, in which {data.turns_dropped:,} answers aren't "
+            "learned"
         )
     elif data.truncated:
         say(f"{data.truncated:,} prompts were cut to data.max_length")
@@ -40,6 +40,6 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
     if data.odd:
         listed = ", ".join(data.odd[:_LISTED]) + (", ..." if len(data.odd) > _LISTED else "")
-        say(f"warning: {len(data.odd):,} conversations are odd ({listed}); `manytune data check` says why")
+        say(f"warning: odd conversations: {len(data.odd):,} ({listed}); `manytune data check` says why")
     if data.unused:
         say(f"warning: {said_of_unused(data.unused)}")

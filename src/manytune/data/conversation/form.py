@@ -16,6 +16,7 @@ from manytune.errors import DataError
 
 Learn = Literal["all", "last"]
 FormName = Literal["openai", "sharegpt", "alpaca", "trl", "text"]
+Format = Literal["auto", "template", "openai", "sharegpt", "alpaca", "trl", "text"]
 
 _READERS: dict[str, tuple[Callable[[Mapping[str, object]], Conversation], tuple[str, ...]]] = {
     "openai": (openai.read, openai.FIELDS),
