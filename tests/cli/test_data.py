@@ -400,6 +400,14 @@ def test_check_counts_the_tokens_that_are_learned(base: str) -> None:
     assert "learned, tokens 6 6 6 6" in lines(result)
 
 
+def test_check_says_that_a_template_without_tools_gets_them_as_text(base: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    result = data("check", write("chat.jsonl", CHATS[0], {**CHATS[0], "tools": tools}), "--base", base)
+    assert "1 row with tools: the base's template knows none, so they are written as text" in " ".join(
+        lines(result)
+    )
+
+
 def test_preview_marks_each_answer(base: str) -> None:
     result = data("preview", write("chat.jsonl", CHATS[0]), "--base", base)
     assert lines(result)[0].startswith("chat.jsonl:1 · 10 + 6 tokens")

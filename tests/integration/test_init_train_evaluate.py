@@ -120,3 +120,23 @@ def test_every_answer_can_be_asked_for_and_calls_are_scored(
         "json_schema",
     ]
     assert '<tool_call>\n{"name": "add", "arguments": {"a": 0}}' in found["items"][0]["references"][0]
+
+
+def test_an_adapter_of_conversations_answers_a_file_of_them_and_asks_for_messages_in_place_of_fields(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text("".join(f"{json.dumps(FORMS['openai'](n))}\n" for n in range(12)))
+    Path("asked.jsonl").write_text(
+        json.dumps({"messages": messages(1)[:2]}) + "\n" + json.dumps(FORMS["openai"](2)) + "\n"
+    )
+    manytune("init", "train.jsonl")
+    manytune("train", "recipe.yaml", "--set", f"base={base}", "--set", "training.max_steps=1")
+    asked = ("generate", "--adapter", "runs/recipe", "--max-new-tokens", "3")
+    answers = json.loads(manytune(*asked, "--file", "asked.jsonl", "--json").stdout)
+    assert len(answers["prompts"] if "prompts" in answers else answers) == 2
+    refused = CliRunner().invoke(build_app(), [*asked, "--field", "x=y"])
+    assert refused.exit_code == 1
+    assert "was trained on conversations, so it has no prompt template for fields" in " ".join(
+        refused.stderr.split()
+    )

@@ -75,8 +75,8 @@ class Chosen:
         manifest = self.stored.manifest
         if manifest is not None and manifest.template is None and manifest.templates is None and self.recipe:
             raise StoreError(
-                f"{self.name} was trained on conversations, so it has no prompt template. Ask it with a message, in "
-                "`manytune generate` or `manytune chat`."
+                f"{self.name} was trained on conversations, so it has no prompt template for fields. Ask it with a "
+                "message, or with a file of conversations."
             )
         if manifest is None or (manifest.template is None and manifest.templates is None):
             raise StoreError(

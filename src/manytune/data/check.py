@@ -77,6 +77,7 @@ class FileCheck:
         form: The form of the rows' conversations; `None` for a template's rows.
         roles: How many messages there are of each role.
         odd: What is probably not meant in conversations that can be used all the same.
+        tools_as_text: In how many conversations tools are written as text, since the chat template knows none.
     """
 
     source: str
@@ -91,6 +92,7 @@ class FileCheck:
     form: str | None = None
     roles: Mapping[str, int] = field(default_factory=dict)
     odd: tuple[Oddity, ...] = ()
+    tools_as_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,10 @@ def _with_tokens(
     together = [len(item.input_ids) for item in encoded]
     names = ("given, tokens", "learned, tokens") if file.form else ("prompt, tokens", "completion, tokens")
     lengths = {names[0]: prompts, names[1]: completions, "together, tokens": together}
+    with_tools = sum(bool(example.tools or example.tool_calls) for example in examples)
     return replace(
         file,
+        tools_as_text=0 if encoder.writes_tools else with_tools,
         rejected=_in_order((*file.rejected, *refused)),
         lengths={**file.lengths, **_lengths(lengths)},
         tokens=TokenCheck(

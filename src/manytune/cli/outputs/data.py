@@ -100,6 +100,10 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
         counts["odd"] = len({row.where for row in file.odd})
     for name, count in counts.items():
         console.print(Text(f"  {count:>7,}  {name}", "" if count else "dim"))
+    if file.tools_as_text:
+        rows = _counted(file.tools_as_text, "row")
+        note = f"{rows} with tools: the base's template knows none, so they are written as text"
+        console.print(Padding(Text(note, "yellow"), (0, 0, 0, 2)))
     if file.unused:
         console.print(Padding(Text(said_of_unused(file.unused), "yellow"), (0, 0, 0, 2)))
     if file.lengths:
