@@ -117,12 +117,12 @@ def _answers(
     """One system's answers to prompts as `asking` was trained on them; `answering` is None for the base itself."""
     from manytune.cli.constraint import constraint_of
     from manytune.cli.outputs.generation import Answered
-    from manytune.cli.prompts import segments_of
+    from manytune.cli.prompts import prompt_of
     from manytune.experiments.answering import answer
     from manytune.store.attaching import attached
 
     encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
-    prompts = [encoder.prompt_ids(segments_of(one, asking, task)) for one in asked]
+    prompts = [encoder.prompt_ids(*prompt_of(one, asking, task)) for one in asked]
     constraint = None if grammar is None else constraint_of(grammar, base, encoder)
     decoding = replace(decoding, end_ids=(encoder.end_id,), constraint=constraint)
     with attached(base, answering.stored.path if answering else None) as model:

@@ -160,15 +160,19 @@ class Encoder:
             (documents if example.is_document else kept).extend(fitted.sequences)
         return EncodedSet((*kept, *self._packed(documents)), tuple(dropped), truncated, turns_dropped)
 
-    def sequences(self, example: Example) -> tuple[Encoded, ...]:
+    def sequences(self, example: Example, *, longest: int | None = None) -> tuple[Encoded, ...]:
         """Return all sequences of an example, however long: of every answer that bears the loss, or of a document.
+
+        Args:
+            example: The example.
+            longest: The most tokens of a part of a document; None for `max_length`.
 
         Raises:
             DataError: The prompt has no token.
             TemplateError: The chat template refuses or changes it.
         """
         try:
-            turns = self._document(example) if example.is_document else self._turns(example)
+            turns = self._document(example, longest) if example.is_document else self._turns(example)
         except DataError as error:
             raise type(error)(str(error), where=example.where) from error
         if not all(turn.prompt for turn in turns):
@@ -266,11 +270,11 @@ class Encoder:
         ]
         return tuple(turns) if self._is_encoder_decoder else joined(turns)
 
-    def _document(self, example: Example) -> tuple[Turn, ...]:
+    def _document(self, example: Example, longest: int | None) -> tuple[Turn, ...]:
         """The sequences of a document: its text between the tokens that begin and end a text."""
         ids = _once_before(self._bos, self._tokenize(example.completion))[len(self._bos) :]
         end = () if ids[-1:] == (self._text_end,) else (self._text_end,)
-        return parts((*ids, *end), self._bos, self.max_length)
+        return parts((*ids, *end), self._bos, longest or self.max_length)
 
     def _packed(self, documents: Sequence[Encoded]) -> Iterator[Encoded]:
         """Documents in the rows that they are packed into."""

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from manytune.data.chat_template import uses_date
 from manytune.data.conversation.detect import detect, unknown_form
-from manytune.data.conversation.form import ConversationForm, FormName, Learn
+from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.length_limit import Overflow
@@ -150,14 +150,14 @@ class DataRecipe(Section):
     template: str | None = None
     """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
     none."""
-    format: Literal["auto", "template"] | FormName = "auto"
+    format: Format = "auto"
     """The form of conversations, if no template is given: `openai`, `sharegpt`, `alpaca`, `trl`, or `text` for
     documents of which every token is learned. `auto` recognises them by their columns; `template` is none of them."""
     learn: Learn = "all"
     """Which answers of a conversation bear the loss: `all` whose weight isn't 0, or the `last`."""
     references: References = ()
-    """Fields with answers that count as right in `manytune evaluate`, each a text or a list; next to the completion if
-    none is given."""
+    """Fields with the answers that count as right in `manytune evaluate`, each a text or a list of texts; the
+    completion if none is named."""
     group_by: str | None = None
     """A field; rows that share its value stay on one side of a split."""
     mixing: MixingRecipe | None = None

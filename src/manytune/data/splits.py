@@ -64,17 +64,12 @@ def group_key(example: Example) -> str:
     """Return what keeps an example together with others: its group, or else its prompt.
 
     Without groups, rows with the same prompt still go to one split: a model that has seen the answer would be
-    tested on its memory. Conversations that begin with the same question go together, and so do equal documents.
+    tested on its memory. A conversation's prompt is all that comes before its last answer, and equal documents go
+    together, too.
     """
     if example.group is not None:
         return f"group {example.group}"
-    return f"document {example.completion}" if example.is_document else f"prompt {opening_text(example)}"
-
-
-def opening_text(example: Example) -> str:
-    """Return the text before the first answer, which all prompts of a conversation begin with."""
-    first = next((place for place, one in enumerate(example.segments) if one.is_answer and place > 0), None)
-    return prompt_text(example.segments[:first])
+    return f"{'document' if example.is_document else 'prompt'} {key_text(example)}"
 
 
 def record_key(record: Record, group_by: str | None = None) -> str:
@@ -100,6 +95,11 @@ def prompt_text(segments: Iterable[Segment]) -> str:
     return " ".join(" ".join(segment.text for segment in segments).split())
 
 
+def key_text(example: Example) -> str:
+    """Return the text by which examples are compared: the prompt's, or all of a document."""
+    return example.completion if example.is_document else prompt_text(example.segments)
+
+
 @dataclass(frozen=True)
 class Leak:
     """One prompt that occurs in more than one split.
@@ -118,8 +118,7 @@ def leaks(splits: Mapping[str, Iterable[Example]]) -> tuple[Leak, ...]:
     places: dict[str, dict[str, str]] = {}
     for name, examples in splits.items():
         for example in examples:
-            text = example.completion if example.is_document else prompt_text(example.segments)
-            places.setdefault(text, {}).setdefault(name, example.where)
+            places.setdefault(key_text(example), {}).setdefault(name, example.where)
     return tuple(Leak(prompt, found) for prompt, found in places.items() if len(found) > 1)
 
 

@@ -108,6 +108,9 @@ class RowForm(Protocol):
     def fields_used(self) -> frozenset[str] | None:
         """Return the fields that are looked at; None if that can be any of them."""
 
+    def grouped_by(self, field: str) -> RowForm:
+        """Return the same with another field whose value keeps rows together."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -186,10 +189,14 @@ class PromptTemplate:
             found |= fields
         return frozenset(found)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the parts that are set, ready for JSON."""
-        more = {"group_by": self.group_by, "references": list(self.references)}
-        return {**self._parts(), **{key: value for key, value in more.items() if value}}
+    def grouped_by(self, field: str) -> PromptTemplate:
+        """Return the same with another field whose value keeps rows together."""
+        return replace(self, group_by=field)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the texts that are set, ready for JSON; `references` are a recipe's, and no part of a prompt."""
+        parts = self._parts()
+        return parts if self.group_by is None else {**parts, "group_by": self.group_by}
 
     @classmethod
     def from_dict(cls, parts: Mapping[str, object]) -> PromptTemplate:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast, get_args
 
-from manytune.data.conversation.form import DESCRIPTIONS, FormName
+from manytune.data.conversation.form import DESCRIPTIONS, ConversationForm, FormName
 from manytune.data.conversation.values import from_json
 from manytune.data.printable import is_absent
 from manytune.data.records import Record
+from manytune.data.templates import NAMED_TEMPLATES, RowForm
 from manytune.errors import DataError
 
 _LOOKED_AT = 100  # rows; a file's first may lack an optional column
@@ -65,6 +67,17 @@ def detect(records: Sequence[Record]) -> FormName | str | None:
     if isinstance(fields.get("text"), str) and {name.lower() for name in fields} - _ABOUT_A_TEXT == {"text"}:
         return "text"
     return None
+
+
+def form_of(records: Sequence[Record]) -> RowForm | None:
+    """Return how rows become examples, if their columns say it beyond doubt; None otherwise.
+
+    That is a form of conversations, or the template for rows with a prompt and a completion.
+    """
+    found = detect(records)
+    if found == "prompt-completion":
+        return NAMED_TEMPLATES[found]
+    return ConversationForm(cast(FormName, found)) if found in get_args(FormName) else None
 
 
 def unknown_form(records: Sequence[Record], where: str) -> DataError:

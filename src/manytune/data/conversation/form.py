@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from manytune.data.conversation import alpaca, openai, plain_text, sharegpt, trl
@@ -16,6 +16,7 @@ from manytune.errors import DataError
 
 Learn = Literal["all", "last"]
 FormName = Literal["openai", "sharegpt", "alpaca", "trl", "text"]
+Format = Literal["auto", "template", "openai", "sharegpt", "alpaca", "trl", "text"]
 
 _READERS: dict[str, tuple[Callable[[Mapping[str, object]], Conversation], tuple[str, ...]]] = {
     "openai": (openai.read, openai.FIELDS),
@@ -83,6 +84,10 @@ class ConversationForm:
         """Return the fields that the form looks at."""
         fields = plain_text.FIELDS if self.name == "text" else _READERS[self.name][1]
         return frozenset({*fields, *self.references, *filter(None, [self.group_by])})
+
+    def grouped_by(self, field: str) -> ConversationForm:
+        """Return the same with another field whose value keeps rows together."""
+        return replace(self, group_by=field)
 
 
 def example_of(
