@@ -53,7 +53,8 @@ def command_line(directory: Path, base: Base, text: str) -> tuple[int, ...]:
 
 def server(directory: Path, base: Base, text: str, **kwargs: Any) -> tuple[int, ...]:
     prompts = Prompts(base, max_chars=10_000)
-    return prompts.conversation([Segment("user", text)], manifest_of(directory), kwargs).tokens
+    options = PromptOptions(kwargs=kwargs)
+    return prompts.conversation([Segment("user", text)], manifest_of(directory), options).tokens
 
 
 @pytest.mark.parametrize(

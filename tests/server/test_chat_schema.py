@@ -69,12 +69,12 @@ def test_tools_go_to_the_template_as_they_were_sent_but_for_strict() -> None:
     [
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-            "messages.0.content.0: expected a part of type 'text', as this server reads no images and no sound, found "
+            "messages.0.content.0: expected a part of type 'text', as this server reads nothing else, found "
             "one of type 'image_url'.",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
-            "messages.0.content.0: expected a part of type 'text', as this server reads no images and no sound, found "
+            "messages.0.content.0: expected a part of type 'text', as this server reads nothing else, found "
             "one of type 'input_audio'.",
         ),
         ({"messages": [USER, {"role": "assistant"}]}, "messages.1.content is missing."),

@@ -31,7 +31,7 @@ class TextPart(Body):
             found = f"one of type {described(values['type'])}"
             raise PydanticCustomError(
                 EXPECTED,
-                "a part of type 'text', as this server reads no images and no sound",
+                "a part of type 'text', as this server reads nothing else",
                 {"found": found},
             )
         return values

@@ -198,7 +198,7 @@ async def generate(
         principal.check_model(name)
     service.loop.check_capacity(len(answers_wanted))
     if service.settings.log_prompts:
-        prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_none=True)
+        prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_unset=True)
         _log.info("prompt", extra={"fields": {"request_id": http.state.log_fields["request_id"], **prompt}})
     answers = Answers(service)
     try:
