@@ -164,12 +164,13 @@ def test_an_answer_that_its_grammar_does_not_let_go_on_ends_with_that_reason(eng
         def start(self) -> Stuck:
             return Stuck()
 
-    others = [ask("2", None, max_new_tokens=4)]
-    first, second = engine.generate(
-        [Request("1", PROMPT, SamplingParams(4), constraint=Constraint()), *others]
-    )
-    assert (first.finish_reason, first.text) == ("constraint", "")
-    assert second.finish_reason == "length"
+    requests = [
+        Request(str(place), PROMPT, SamplingParams(4, temperature=heat), constraint=Constraint())
+        for place, heat in enumerate((0.0, 1.0))
+    ]
+    *found, free = engine.generate([*requests, ask("3", None, max_new_tokens=4)])
+    assert [(one.finish_reason, one.text) for one in found] == [("constraint", "")] * 2
+    assert free.finish_reason == "length"
     assert not engine.busy
 
 

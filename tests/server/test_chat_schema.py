@@ -20,6 +20,13 @@ TOOL = {
 STRICT = {**TOOL, "function": {**TOOL["function"], "strict": True}}
 
 
+def nested(depth: int) -> dict:
+    found: dict = {}
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
 def read(**body) -> ChatRequest:
     return ChatRequest.model_validate({"model": "m", "messages": [USER], **body})
 
@@ -103,6 +110,10 @@ def test_tools_go_to_the_template_as_they_were_sent_but_for_strict() -> None:
         (
             {"tools": [{"type": "custom", "custom": {}}]},
             "tools.0: expected a tool of type 'function', as there are no",
+        ),
+        (
+            {"tools": [{**TOOL, "function": {"name": "add", "parameters": nested(500)}}]},
+            "tools.0.function.parameters: expected a schema of 100 levels at most, found a deeper one.",
         ),
         ({"tools": [TOOL, TOOL]}, "tools has two functions called 'add'."),
         ({"tool_choice": "required"}, "tool_choice needs tools."),

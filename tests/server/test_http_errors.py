@@ -47,7 +47,11 @@ def refused(client, path="/v1/chat/completions", status=400, **body):
         ({"task": "x"}, "invalid_value", "task"),
         ({"messages": [{"role": "function", "content": "a"}]}, "invalid_value", "messages.0.role"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages"),
-        ({"messages": [{"role": "user", "content": "a", "refusal": "x"}]}, "unsupported_parameter", "refusal"),
+        (
+            {"messages": [{"role": "user", "content": "a", "refusal": "x"}]},
+            "unsupported_parameter",
+            "refusal",
+        ),
         ({"messages": [{"role": "user", "content": "a" * 60}]}, "context_length_exceeded", None),
     ],
 )

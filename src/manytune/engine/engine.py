@@ -211,13 +211,15 @@ class Engine:
             self._keep_prefix(running)
             self._cache.start_decoding(running.request.id)
         allowed = masks()
-        sampled = sample_tokens(logits, [running.sampler for running in choosing], allowed)
+        stuck = [mask is not None and not mask.numpy().any() for mask in allowed]
+        among = [None if is_stuck else mask for mask, is_stuck in zip(allowed, stuck, strict=True)]
+        sampled = sample_tokens(logits, [running.sampler for running in choosing], among)
         outputs = []
-        for running, token, mask in zip(choosing, sampled, allowed, strict=True):
+        for running, token, is_stuck in zip(choosing, sampled, stuck, strict=True):
             # Without finite logits there is no answer: the adapter's values have diverged.
             if token is None or running.has_failed:
                 output = running.end("failed")
-            elif mask is not None and not mask.any():
+            elif is_stuck:
                 output = running.end_of_constraint()
             elif running.wants_token:
                 output = running.add_token(*token)

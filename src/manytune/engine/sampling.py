@@ -140,12 +140,11 @@ def sample_tokens(
     likeliest = logits.argmax(1, keepdim=True)  # NaN counts as the largest
     finite = logits.gather(1, likeliest).isfinite().flatten().tolist()
     masks: Sequence[Tensor | None] = [None] * len(samplers) if allowed is None else allowed
-    masked = [place for place, mask in enumerate(masks) if mask is not None]
-    if masked:
-        rows = torch.stack([mask for mask in masks if mask is not None])  # (masked, vocabulary)
-        masks = [None if mask is None else mask.to(logits.device) for mask in masks]
-        among = logits[masked].masked_fill_(~rows.to(logits.device), -math.inf)
-        likeliest[masked] = among.argmax(1, keepdim=True)
+    masks = [None if mask is None else mask.to(logits.device) for mask in masks]
+    for place, mask in enumerate(masks):
+        if mask is not None and samplers[place].is_greedy:
+            ids = mask.nonzero().flatten()  # few, or all that may be in a text: less to read than the whole row
+            likeliest[place] = ids[logits[place, ids].argmax()]
     return [
         None if not is_finite else (token, None) if sampler.is_greedy else sampler.sample(row, mask)
         for token, is_finite, sampler, row, mask in zip(

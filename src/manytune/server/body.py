@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from manytune.server.http_errors import HttpError
 
+_DEEPEST = 100
+
 #: OpenAI's fields that a body doesn't implement, each with the values that have no effect.
 Refused = dict[str, tuple[Any, ...]]
 
@@ -40,6 +42,19 @@ class Body(BaseModel):
             for name, value in values.items()
             if value is not None and name not in cls.refused and name not in cls.repeated
         }
+
+
+def is_deep(value: Any) -> bool:
+    """Whether objects and lists are in one another deeper than chat templates can write them."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def invalid(message: str, param: str) -> HttpError:

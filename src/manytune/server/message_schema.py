@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from manytune.data.conversation.conversation import Message as ReadMessage
 from manytune.data.conversation.conversation import ToolCall
-from manytune.server.body import Body, Refused, invalid
+from manytune.server.body import Body, Refused, invalid, is_deep
 from manytune.server.body_errors import EXPECTED, alternatives, described
 from manytune.server.field_types import LIST, STRING, string_or_list
 
@@ -57,7 +57,7 @@ class CalledFunction(Body):
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or is_deep(value):
             raise PydanticCustomError(EXPECTED, "a string that is a JSON object", {"found": described(text)})
         return text
 

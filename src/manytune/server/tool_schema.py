@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Tag, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from manytune.engine.constraints.grammar import Grammar, schema_grammar
-from manytune.server.body import Body
+from manytune.server.body import Body, is_deep
 from manytune.server.body_errors import EXPECTED, alternatives, described, tag
 from manytune.server.tools.calls import Tool
 
@@ -24,6 +24,13 @@ class Function(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
     strict: bool = Field(False, description="Whether arguments are always valid against the schema.")
+
+    @field_validator("parameters")
+    @classmethod
+    def _is_flat(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        if is_deep(parameters):
+            raise PydanticCustomError(EXPECTED, "a schema of 100 levels at most", {"found": "a deeper one"})
+        return parameters
 
 
 class ToolBody(Body):
