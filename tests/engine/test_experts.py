@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from itertools import cycle
 
@@ -36,8 +37,16 @@ def configs():
     }
 
 
+@cache
+def base_of(mixture):
+    model = mixture.build()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 1
+    return model
+
+
+@cache
 def attached(mixture, name):
-    model = get_peft_model(mixture.build(), configs()[name])
+    model = get_peft_model(copy.deepcopy(base_of(mixture)), configs()[name])
     generator = torch.Generator().manual_seed(sorted(configs()).index(name))
     for _, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
@@ -48,7 +57,7 @@ def attached(mixture, name):
 @cache
 def alone(mixture, name, prompt):
     """What transformers writes with the one adapter attached."""
-    model = mixture.build() if name is None else attached(mixture, name)
+    model = base_of(mixture) if name is None else attached(mixture, name)
     config = GenerationConfig(do_sample=False, max_new_tokens=LIMIT, pad_token_id=0, eos_token_id=1)
     inputs = torch.tensor([prompt])
     with torch.no_grad():
@@ -59,10 +68,15 @@ def alone(mixture, name, prompt):
     return tuple(tokens[: tokens.index(1)] if 1 in tokens else tokens)
 
 
+@cache
+def saved(mixture, name):
+    return in_memory(attached(mixture, name))
+
+
 def engine_of(mixture, tokenizer, **options):
-    engine = Engine(mixture.build(), tokenizer, EngineOptions(**{"weights": "plain", **options}), end_ids=[1])
+    engine = Engine(base_of(mixture), tokenizer, EngineOptions(**{"weights": "plain", **options}), end_ids=[1])
     for name in configs():
-        engine.add_adapter(name, in_memory(attached(mixture, name)))
+        engine.add_adapter(name, saved(mixture, name))
     return engine
 
 
@@ -71,7 +85,7 @@ def answers(engine, asked):
         Request(f"{number}", prompt, SamplingParams(max_new_tokens=LIMIT), name)
         for number, (name, prompt) in enumerate(asked)
     ]
-    return [tuple(token for token in one.tokens if token != 1) for one in engine.generate(requests)]
+    return [tuple(token for token in one.token_ids if token != 1) for one in engine.generate(requests)]
 
 
 @pytest.mark.parametrize("mixture", [QWEN3, MIXTRAL], ids=str)
