@@ -116,6 +116,11 @@ class ParameterUpdate:
     up: Tensor
     scaling: float = 1.0
 
+    @property
+    def rank(self) -> int:
+        """Between D and U."""
+        return int(self.up.shape[-1])
+
 
 @dataclass(frozen=True)
 class Terms:
