@@ -4,13 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from starlette.testclient import TestClient
 from tests.integration.test_every_method_over_http import as_attached_alone
 from tests.server.world import LIMIT, app_of, plain_ids
 from tests.store.adapters_made import make_adapter
-from tests.store.tiny import LETTERS, tiny_tokenizer
-from transformers import MixtralConfig, MixtralForCausalLM
+from tests.store.tiny import save_tiny_mixture
 
 from manytune.store.base import Base, load_base
 from manytune.store.store import AdapterStore
@@ -26,27 +24,7 @@ ADAPTERS = {
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=len(LETTERS) + 3,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    model = MixtralForCausalLM(config)
-    for parameter in model.parameters():
-        parameter.data *= 6
-    directory = tmp_path_factory.mktemp("mixture") / "base"
-    model.save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
-    return load_base(str(directory))
+    return load_base(str(save_tiny_mixture(tmp_path_factory.mktemp("mixture") / "base")))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +58,9 @@ def test_adapters_on_experts_in_one_batch_answer_over_http_as_they_do_alone(
     assert len(set(answers)) > len(ADAPTERS)
 
 
-def test_a_store_says_that_such_adapters_can_be_served(mixture: Base, store: AdapterStore, tmp_path: Path) -> None:
+def test_a_store_says_that_such_adapters_can_be_served(
+    mixture: Base, store: AdapterStore, tmp_path: Path
+) -> None:
     from manytune.store.servability import why_not_served
 
     assert all(why_not_served(Path(store.path(name)), mixture.model) is None for name in ADAPTERS)

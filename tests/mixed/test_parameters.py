@@ -1,4 +1,4 @@
-"""Routers and grouped experts in a mixed batch: every token is read by the experts, and with the adapter, of its own."""
+"""Routers and grouped experts in a mixed batch: every token has its own experts, each with the token's own adapter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def places(mixture):
     return {
         f"{LAYER}.{name}": parameter
         for name, parameter in block.named_parameters()
-        if name.startswith(("experts.gate_up_proj", "experts.down_proj", mixture.router)) and parameter.dim() > 1
+        if name.startswith(("experts.gate_up_proj", "experts.down_proj", mixture.router))
+        and parameter.dim() > 1
         if "bias" not in name
     }
 
@@ -113,7 +114,9 @@ def test_every_token_gets_its_own_adapter_at_its_own_experts(mixture, data):
 
 def test_released_adapters_and_their_memory_are_gone():
     stacks, kept = AdapterStacks(CPU), adapter(QWEN3, 1)
-    snapshots = [snapshot_of(name, terms, torch.float64) for name, terms in (("a", adapter(QWEN3, 0)), ("b", kept))]
+    snapshots = [
+        snapshot_of(name, terms, torch.float64) for name, terms in (("a", adapter(QWEN3, 0)), ("b", kept))
+    ]
     for snapshot in snapshots:
         stacks.acquire(snapshot)
     both = stacks.nbytes

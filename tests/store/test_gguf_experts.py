@@ -57,7 +57,11 @@ def test_llama_cpp_adds_to_experts_and_routers_what_merging_adds(
     mixture: Mixture, kind: Any, tmp_path: Path
 ) -> None:
     parameters = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
-    options = {"target_modules": ["o_proj"], "target_parameters": parameters, "rank_pattern": {"gate_up_proj": 6}}
+    options = {
+        "target_modules": ["o_proj"],
+        "target_parameters": parameters,
+        "rank_pattern": {"gate_up_proj": 6},
+    }
     adapter, model = saved(tmp_path / "a", mixture, lora_alpha=5, **options)
     export_gguf(adapter, tmp_path / "a.gguf", mixture.build().config)
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
@@ -83,12 +87,16 @@ def test_gate_and_up_that_are_kept_in_turns_are_taken_apart() -> None:
 
 
 def test_an_architecture_that_is_not_known_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    adapter, model = saved(tmp_path / "a", GPT_OSS, target_modules=[], target_parameters=["experts.down_proj"])
+    adapter, model = saved(
+        tmp_path / "a", GPT_OSS, target_modules=[], target_parameters=["experts.down_proj"]
+    )
     with pytest.raises(StoreError, match=r"'gpt_oss' model; adapters of .*qwen3_moe.*Merge the adapter"):
         export_gguf(adapter, tmp_path / "a.gguf", model.config)
 
 
 def test_vllm_is_refused_with_the_way_out(tmp_path: Path) -> None:
     adapter, _ = saved(tmp_path / "a", QWEN3, target_modules=[], target_parameters=["experts.down_proj"])
-    with pytest.raises(StoreError, match=r"it adapts parameters \(target_parameters=.*Merge it into its base"):
+    with pytest.raises(
+        StoreError, match=r"it adapts parameters \(target_parameters=.*Merge it into its base"
+    ):
         export_vllm({"a": adapter}, tmp_path / "out")

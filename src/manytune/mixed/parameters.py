@@ -74,11 +74,11 @@ class ParameterTerms:
         return self._experts(module, base) if some.down.dim() == 3 else self._router(module, base)
 
     def _experts(self, module: nn.Module, base: Callable[..., Any]) -> Callable[..., Any]:
-        def experts(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def experts(hidden: Tensor, chosen: Tensor, shares: Tensor) -> Any:
             owners = self.slots(len(hidden))
             if owners is None:
-                return base(hidden, *args, **kwargs)
-            return experts_forward(module, self._added, hidden, *args, **kwargs, owners=owners)
+                return base(hidden, chosen, shares)
+            return experts_forward(module, self._added, hidden, chosen, shares, owners)
 
         return experts
 

@@ -60,7 +60,7 @@ def dtype_for(base: torch.dtype) -> torch.dtype:
 
 @dataclass
 class LayerTerms:
-    """What adapters do at one layer in the present forward: at a router or grouped experts `parameters`, and no more."""
+    """What adapters do at one layer in the present forward: at a router or grouped experts `parameters` alone."""
 
     products: list[Product] = field(default_factory=list)
     rescalings: list[Rescaling] = field(default_factory=list)
@@ -146,9 +146,10 @@ class AdapterStacks:
     @property
     def nbytes(self) -> int:
         """Size of the slots' weights; what experts' and routers' updates share with the adapters isn't in it."""
-        stacks = [*self._updates.values(), *self._factors.values()]
-        parameters = [one for own in self._parameters.values() for one in own.values()]
-        return sum(stack.nbytes for stack in stacks) + sum(one.nbytes for one in parameters)
+        updates = sum(stack.nbytes for stack in self._updates.values())
+        factors = sum(stack.nbytes for stack in self._factors.values())
+        parameters = sum(one.nbytes for own in self._parameters.values() for one in own.values())
+        return updates + factors + parameters
 
     # -- a forward
 
@@ -187,7 +188,9 @@ class AdapterStacks:
 
     def _parameter_terms(self, owners: Owners, digests: set[str]) -> dict[str, ParameterTerms]:
         """What the forward's adapters do to parameters, by path of the layer."""
-        present = {digest: slot for slot, digest in enumerate(sorted(digests & self._parameters.keys()), start=1)}
+        present = {
+            digest: slot for slot, digest in enumerate(sorted(digests & self._parameters.keys()), start=1)
+        }
         slots = cache(_slots(owners, present, self.device))
         updates: dict[str, dict[int, dict[str, HeldUpdate]]] = {}
         for digest, slot in present.items():

@@ -108,8 +108,8 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str
         if not layer.row_wise:
             raise AdapterError(
                 f"Cannot pass `adapter_names` with adapters on parameters of a {type(layer.get_base_layer()).__name__} "
-                "(target_parameters) here: such a layer shares a batch in the mixed forward alone, without gradients for "
-                "the adapters. Call it under torch.no_grad(), or use one adapter at a time with set_adapter()."
+                "(target_parameters) here: such a layer shares a batch in the mixed forward alone, without gradients "
+                "for the adapters. Call it under torch.no_grad(), or use one adapter at a time with set_adapter()."
             )
         apart = [name for name in names if name != BASE and layer.reads_another_layer(name)]
         if apart:

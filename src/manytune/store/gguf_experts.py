@@ -1,4 +1,4 @@
-"""Updates of routers and grouped experts as llama.cpp keeps their weights: each projection of all experts in a tensor."""
+"""Updates of routers and grouped experts as llama.cpp keeps their weights, each projection in a tensor of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from manytune.methods.tuners.terms import ParameterUpdate
 _BOTH = "gate_up_proj"
 
 
-def in_single_projections(updates: Mapping[str, ParameterUpdate], model: nn.Module) -> dict[str, ParameterUpdate]:
+def in_single_projections(
+    updates: Mapping[str, ParameterUpdate], model: nn.Module
+) -> dict[str, ParameterUpdate]:
     """Updates by the path of the layer that a projection would be: `experts.gate_proj` and `gate`.
 
     Args:
@@ -26,7 +28,9 @@ def in_single_projections(updates: Mapping[str, ParameterUpdate], model: nn.Modu
         if name == "weight":
             found[holder] = update
         elif name == _BOTH:
-            for projection, up in zip(("gate_proj", "up_proj"), _halves(update.up, model, holder), strict=True):
+            for projection, up in zip(
+                ("gate_proj", "up_proj"), _halves(update.up, model, holder), strict=True
+            ):
                 found[f"{holder}.{projection}"] = ParameterUpdate(update.down, up, update.scaling)
         else:
             found[path] = update

@@ -69,11 +69,17 @@ def test_terms_of_a_file_are_the_same_while_other_adapters_are_attached(tmp_path
     busy = manytune.get_peft_model(QWEN3.build(), other)
     found, expected = of_file(tmp_path, busy.get_base_model()), of_file(tmp_path, QWEN3.build())  # type: ignore[operator]
     assert found.parameters.keys() == expected.parameters.keys()
-    assert all(torch.equal(found.parameters[path].down, one.down) for path, one in expected.parameters.items())
+    assert all(
+        torch.equal(found.parameters[path].down, one.down) for path, one in expected.parameters.items()
+    )
 
 
 def test_an_adapter_of_parameters_alone_and_a_trained_head_has_terms(tmp_path: Path) -> None:
-    options = {"target_modules": [], "target_parameters": ["experts.down_proj"], "modules_to_save": ["lm_head"]}
+    options = {
+        "target_modules": [],
+        "target_parameters": ["experts.down_proj"],
+        "modules_to_save": ["lm_head"],
+    }
     model = manytune.get_peft_model(QWEN3.build(), LoraConfig(**options))
     scatter(model)
     model.save_pretrained(tmp_path)
@@ -86,7 +92,9 @@ def test_an_adapter_of_parameters_alone_and_a_trained_head_has_terms(tmp_path: P
     [(LLAMA, "q_proj.weight"), (LLAMA, "embed_tokens.weight"), (GPT2, "c_attn.weight")],
     ids=["linear", "embedding", "conv1d"],
 )
-def test_weights_of_ordinary_layers_have_terms_when_they_are_named_as_parameters(family: Family, named: str) -> None:
+def test_weights_of_ordinary_layers_have_terms_when_they_are_named_as_parameters(
+    family: Family, named: str
+) -> None:
     options = {"target_modules": [], "target_parameters": [named], "r": 2}
     model = manytune.get_peft_model(family.build().double(), LoraConfig(**options)).eval()
     scatter(model)
@@ -111,7 +119,9 @@ def test_a_tensor_that_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> No
     with pytest.raises(TermsError, match=rf"expected {where}A\.weight, for .*experts\.gate_up_proj"):
         tuner.terms(config, lacking, QWEN3.build())
     config.rank_pattern = {"gate_up_proj": 3}
-    with pytest.raises(TermsError, match=r"lora_A.weight for gate_up_proj has shape \(8, 16\), expected \(12, 16\)"):
+    with pytest.raises(
+        TermsError, match=r"lora_A.weight for gate_up_proj has shape \(8, 16\), expected \(12, 16\)"
+    ):
         tuner.terms(config, tensors, QWEN3.build())
 
 

@@ -24,7 +24,7 @@ from manytune.errors import ConfigError
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.parameter_targets import keeps_parameter, parameter_keys
 from manytune.methods.lora.parameter_terms import together
-from manytune.methods.tuners.grouped_experts import is_router
+from manytune.methods.tuners.grouped_experts import expert_parameters, is_router
 from manytune.methods.tuners.names import shortest_names
 from manytune.methods.tuners.targets import (
     Selection,
@@ -69,15 +69,7 @@ class Grouped:
 
 def grouped_experts(model: nn.Module) -> list[Grouped]:
     """The parameters of grouped experts in a model, in its order."""
-    found = []
-    for path, module in candidates(model):
-        layer = base_of(module)
-        found += [
-            Grouped(path, name, len(parameter))
-            for name, parameter in layer._parameters.items()
-            if parameter is not None and parameter.dim() == 3 and parameter.is_floating_point()
-            if "expert" in f"{path} {type(layer).__name__}".lower()
-        ]
+    found = [Grouped(path, name, len(parameter)) for path, name, parameter in expert_parameters(model)]
     return _with_former_names(model, found) if found else []
 
 

@@ -96,7 +96,9 @@ class ParamWrapper(LoraLayer):
             )
         self.num_experts = shape[0] if len(shape) == 3 else 1
         # As (experts, in, out); most models store (experts, out, in).
-        self.kept_transposed = len(shape) == 3 and bool(getattr(self.get_base_layer(), "is_transposed", False))
+        self.kept_transposed = len(shape) == 3 and bool(
+            getattr(self.get_base_layer(), "is_transposed", False)
+        )
         out, inputs = (shape[-1], shape[-2]) if self.kept_transposed else (shape[-2], shape[-1])
         self.in_features, self.out_features = int(inputs), int(out)
 

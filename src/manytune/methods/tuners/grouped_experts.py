@@ -11,12 +11,14 @@ It is made for experts that follow transformers' interface for grouped experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from manytune.methods.tuners.targets import base_of, candidates
 
 _UP = ("gate_up_proj", "up_proj")
 _DOWN = "down_proj"
@@ -58,6 +60,17 @@ def follows_interface(experts: nn.Module, names: Sequence[str]) -> bool:
     if not known or experts._is_expert_parallel:
         return False
     return set(names) <= {_UP[0] if experts.has_gate else _UP[1], _DOWN}
+
+
+def expert_parameters(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """The parameters that hold a matrix of each expert: the path of their layer, their name there, and themselves."""
+    for path, module in candidates(model):
+        layer = base_of(module)
+        for name, parameter in layer._parameters.items():
+            if parameter is None or parameter.dim() != 3 or not parameter.is_floating_point():
+                continue
+            if "expert" in f"{path} {type(layer).__name__}".lower():
+                yield path, name, parameter
 
 
 def is_router(module: nn.Module) -> bool:
@@ -116,7 +129,9 @@ def _routing(chosen: Tensor, experts: int, owners: Tensor | None) -> Routing:
     kinds = int(owners.max()) + 1
     keys, order = torch.sort(flat * kinds + owners.repeat_interleave(chosen.shape[-1]), stable=True)
     groups, start = [], 0
-    for key, count in zip(*(found.tolist() for found in keys.unique_consecutive(return_counts=True)), strict=True):
+    for key, count in zip(
+        *(found.tolist() for found in keys.unique_consecutive(return_counts=True)), strict=True
+    ):
         groups.append((key // kinds, key % kinds, slice(start, start + count)))
         start += count
     return Routing(order, keys // kinds, sizes, groups)

@@ -5,7 +5,7 @@ At one layer that computes W x + b, an adapter makes of an input x
     y = c ⊙ (W (a ⊙ x) + b) + d + U φ(D z + e) + f
 
 where z is x, y itself, or the input of another layer. An embedding table is such a layer, with x one-hot; a norm is one
-with the identity for W. In a mixture of experts a router computes with W + s U D, and so does each grouped expert e with
+with the identity for W. In a mixture of experts a router computes with W + s U D, and each grouped expert e with
 W[e] + s U[e] D[e]. Outside of layers an adapter has virtual tokens that are read before the prompt, or keys and
 values that stand in the cache before it. Each method uses some of these terms; one that needs more says so.
 """

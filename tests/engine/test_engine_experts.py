@@ -28,7 +28,13 @@ def configs():
     """Options of adapters that differ in what they adapt, and in their ranks."""
     router, down, both = ["gate.weight"], ["experts.down_proj"], ["experts.gate_up_proj", "experts.down_proj"]
     modules = {"everything": ["q_proj"], "linear": ["q_proj"]}
-    parameters = {"everything": [*both, *router], "experts": both, "down": down, "router": router, "linear": None}
+    parameters = {
+        "everything": [*both, *router],
+        "experts": both,
+        "down": down,
+        "router": router,
+        "linear": None,
+    }
     return {
         name: LoraConfig(
             r=2 + rank, target_modules=modules.get(name, []), target_parameters=own, task_type="CAUSAL_LM"
@@ -74,7 +80,9 @@ def saved(mixture, name):
 
 
 def engine_of(mixture, tokenizer, **options):
-    engine = Engine(base_of(mixture), tokenizer, EngineOptions(**{"weights": "plain", **options}), end_ids=[1])
+    engine = Engine(
+        base_of(mixture), tokenizer, EngineOptions(**{"weights": "plain", **options}), end_ids=[1]
+    )
     for name in configs():
         engine.add_adapter(name, saved(mixture, name))
     return engine

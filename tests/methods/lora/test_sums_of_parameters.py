@@ -20,7 +20,12 @@ WEIGHTS = [0.75, -0.5]
 def two(mixture: Mixture, **second: object) -> PeftModel:
     """A model with two adapters, `default` and `second`."""
     model = ours(mixture)
-    options = {"r": 2, "target_modules": ["o_proj"], "target_parameters": [*EXPERTS, mixture.router], **second}
+    options = {
+        "r": 2,
+        "target_modules": ["o_proj"],
+        "target_parameters": [*EXPERTS, mixture.router],
+        **second,
+    }
     model.add_adapter("second", LoraConfig(**options))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(5)
     for name, parameter in sorted(model.named_parameters()):
@@ -58,7 +63,10 @@ def test_a_linear_sum_is_the_sum_of_the_factors() -> None:
     for layer in model.modules():
         if not isinstance(layer, ParamWrapper):
             continue
-        a, b = ([w.flatten() for w in own] for own in zip(*map(layer.of_experts, ("default", "second")), strict=True))
+        a, b = (
+            [w.flatten() for w in own]
+            for own in zip(*map(layer.of_experts, ("default", "second")), strict=True)
+        )
         scales = [layer.scaling[name] for name in ("default", "second")]
         roots = [(abs(w) * s) ** 0.5 for w, s in zip(WEIGHTS, scales, strict=True)]
         found_a, found_b = layer.of_experts("sum")
@@ -100,7 +108,9 @@ def test_a_sum_is_saved_and_loads_to_the_same_output(tmp_path: Path) -> None:
 
 def test_unequal_ranks_have_no_linear_sum_and_the_parameter_is_named() -> None:
     model = two(QWEN3, rank_pattern={"down_proj": 4})
-    with pytest.raises(ConfigError, match=r"All adapters must have the same r value.*'default': 2, 'second': 4"):
+    with pytest.raises(
+        ConfigError, match=r"All adapters must have the same r value.*'default': 2, 'second': 4"
+    ):
         model.add_weighted_adapter(["default", "second"], WEIGHTS, "sum", combination_type="linear")
 
 
