@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.methods.tiny_moe import DEEPSEEK, MIXTURES, QWEN3, Mixture
 from torch import Tensor
+from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
 import manytune
 from manytune import AdapterError, LoraConfig, PeftModel
+from manytune.methods.tuners.terms import TermsError
 
-IDS = torch.randint(3, 64, (5, 7), generator=torch.Generator().manual_seed(2))
+IDS = torch.randint(3, 40, (5, 7), generator=torch.Generator().manual_seed(2))
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 NAMES = ("__base__", "default", "down", "router", "linear")
 
@@ -81,3 +83,20 @@ def test_gradients_for_experts_adapters_are_refused_with_the_way_out() -> None:
         model(input_ids=IDS[:2], adapter_names=["default", "__base__"])
     with torch.no_grad():
         model(input_ids=IDS[:2], adapter_names=["default", "__base__"])
+
+
+def test_experts_that_are_not_grouped_are_refused_since_they_see_some_tokens_alone() -> None:
+    config = SwitchTransformersConfig(
+        **{"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4, "num_experts": 2},
+        **{"num_layers": 2, "num_decoder_layers": 2, "decoder_start_token_id": 0},
+        **{"num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2},
+    )
+    options = LoraConfig(r=2, target_modules=["wi"])
+    model = manytune.get_peft_model(SwitchTransformersForConditionalGeneration(config), options).eval()
+    with (
+        torch.no_grad(),
+        pytest.raises(AdapterError, match=r"expert_\d\.wi: it sees only the tokens that are routed"),
+    ):
+        model(input_ids=IDS[:2], decoder_input_ids=IDS[:2, :1], adapter_names=["default", "__base__"])
+    with pytest.raises(TermsError, match=r"expert_\d\.wi', which sees only the tokens that are routed"):
+        model.tuner.live_terms("default")

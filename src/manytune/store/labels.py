@@ -4,8 +4,8 @@
     names/user%2Fadapter      the same for the name user/adapter, as adapters of a hub have
     tags/production/abcdef…   empty: the adapter of this digest has the tag
 
-A name has a namespace at most. Its file lies next to the others, so that the names `user` and `user/adapter` can't get in
-each other's way, and no name leads out of the directory.
+A name has one namespace at most. Its file lies next to the others, so that the names `user` and `user/adapter` can't
+get in each other's way, and no name leads out of the directory.
 
 Whatever changes something is to be called with the store's lock in hand.
 """
@@ -150,8 +150,8 @@ def check_tag(tag: str) -> None:
     """
     if not _WORD.fullmatch(tag):
         raise StoreError(
-            f"{tag!r} can't be a tag: expected up to 100 letters, digits, dots, dashes and underscores, the first one a "
-            "letter or a digit."
+            f"{tag!r} can't be a tag: expected up to 100 letters, digits, dots, dashes and underscores, the first one "
+            "a letter or a digit."
         )
 
 

@@ -141,3 +141,13 @@ def test_a_layer_of_an_unknown_kind_has_no_terms_and_says_so() -> None:
     model = manytune.get_peft_model(nn.ModuleDict({"scaled": Scaled(), "head": nn.Linear(4, 2)}), config)
     with pytest.raises(TermsError, match=r"adapts scaled\.matrix \(Scaled\).*has no terms\. Use it attached"):
         model.tuner.live_terms("default")
+
+
+def test_a_file_from_before_the_grouping_says_how_to_bring_it_up_to_date() -> None:
+    config = LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"]).as_saved()
+    where = "base_model.model.model.layers.0.mlp.experts.0.down_proj.lora_"
+    tensors = {f"{where}A.weight": torch.ones(2, 24), f"{where}B.weight": torch.ones(16, 2)}
+    with pytest.raises(
+        TermsError, match=r"factors of single experts .*save it with save_pretrained, and use that"
+    ):
+        method_of(config).tuner.terms(config, tensors, QWEN3.build())

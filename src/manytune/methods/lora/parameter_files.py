@@ -6,6 +6,7 @@ A file has their tensors under the wrappers' paths, which lie in each other: `ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -16,7 +17,11 @@ from manytune.methods.lora.parameter_terms import terms_at
 from manytune.methods.lora.parameters import WITHIN, ParamWrapper, holder
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.grouped_experts import expert_parameters
 from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError
+
+#: A name in a file of a version that had a layer for each expert; its first group is where the experts are.
+_SINGLE_EXPERT = re.compile(r".*(\.experts)\.\d+\..*\.lora_[AB]\.weight")
 
 
 def names_in_files(layers: Mapping[str, AdapterLayer], adapter_name: str) -> dict[str, str]:
@@ -50,6 +55,7 @@ def parameter_terms(
     Raises:
         TermsError: A tensor is missing or doesn't fit, or what LoRA does to a parameter has no terms.
     """
+    _refuse_single_experts(tensors, model)
     rest, base = dict(tensors), BaseLayers(model)
     in_layers: dict[str, list[str]] = {}
     for path, name in select_parameters(model, config):
@@ -67,6 +73,16 @@ def parameter_terms(
                 )
             parts.append(terms_at(base.at(path), name, own, config.rank_at(key), config.scaling_at(key)))
     return parts, rest
+
+
+def _refuse_single_experts(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a file from before transformers grouped the base's experts, which loading would put together."""
+    found = next((one for name in tensors if (one := _SINGLE_EXPERT.fullmatch(name))), None)
+    if found is not None and any(path.endswith(found[1]) for path, _, _ in expert_parameters(model)):
+        raise TermsError(
+            f"its file holds factors of single experts ({found[0]}), as before transformers grouped them. Load it with "
+            "PeftModel.from_pretrained(base, directory), save it with save_pretrained, and use that."
+        )
 
 
 def _is_of(key: str, start: str) -> bool:
