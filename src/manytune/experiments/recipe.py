@@ -71,7 +71,7 @@ class CompareRecipe(Section):
 
     systems: Annotated[dict[str, SystemRecipe], Field(min_length=1)] | None = None
     """The trained systems by name. The untouched base is always there, and the gain of `full` counts as the whole
-    gain. Null for `full` and the recipe's own method."""
+    gain. Null for `full` and the recipe's own method; for that method alone if the recipe's `weights` are packed."""
     seeds: Annotated[
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], BeforeValidator(_as_tuple)
     ] = (0,)
@@ -216,10 +216,9 @@ class Experiment:
         if self.compare.systems is not None:
             return self.compare.systems
         own = self.recipe.method
-        return {
-            REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE)),
-            own.name: SystemRecipe(method=own),
-        }
+        reference = {REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE))}
+        # What is packed takes no step of an optimizer.
+        return (reference if self.recipe.weights is None else {}) | {own.name: SystemRecipe(method=own)}
 
     def method_of(self, system: SystemRecipe) -> MethodRecipe:
         """What a system trains."""

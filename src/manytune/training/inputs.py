@@ -76,6 +76,8 @@ def read_inputs(
             weights=recipe.weights,
             notify=notify or (lambda _: None),
         )
+        if base.fingerprint.packing is not None and notify is not None:
+            notify(f"the base's linear layers are packed as {base.fingerprint.packing}")
     if base.is_encoder:
         raise RunError(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
