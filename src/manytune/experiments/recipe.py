@@ -266,6 +266,11 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
             f"{where}: data.validation: the learning rate is chosen on validation rows; give a file or a share"
         )
     for name, system in experiment.systems().items():
+        if recipe.weights is not None and experiment.method_of(system).name == REFERENCE:
+            raise RecipeError(
+                f"{where}: compare.systems.{name}: full fine-tuning trains the base's weights, and weights: "
+                f"{recipe.weights} packs them. Leave one of the two out."
+            )
         if system.per_task and len(tasks) < 2:
             raise RecipeError(
                 f"{where}: compare.systems.{name}.per_task: data.train is one task; give a list of "
