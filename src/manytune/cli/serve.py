@@ -154,7 +154,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
-            weights="plain" if packed else weights.value,
+            weights="plain" if weights is _Weights.nf4 else weights.value,
         )
         return create_app(loaded, store, settings, api_keys, options), store, name
 
