@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from manytune.server.loop import EngineLoop
     from manytune.store.base import Base
+    from manytune.engine.weights import Weights
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
@@ -154,7 +155,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
-            weights="plain" if weights is _Weights.nf4 else weights.value,
+            weights=cast("Weights", "plain" if packed else weights.value),
         )
         return create_app(loaded, store, settings, api_keys, options), store, name
 
