@@ -179,13 +179,15 @@ class Encoder:
             raise DataError(
                 "the prompt has no token, so nothing would predict the completion", where=example.where
             )
+        # Several sequences of one example aren't independent.
+        group = example.group or (example.where if len(turns) > 1 else None)
         return tuple(
             Encoded(
                 turn.prompt,
                 turn.completion,
                 example.source,
                 example.row,
-                example.group,
+                group,
                 turn.given,
                 follows=place > 0 and not example.is_document,
             )
