@@ -107,7 +107,7 @@ def _in_bfloat16(product: Forward, bias: Tensor | None) -> Forward:
     bias = None if bias is None else bias.detach()
 
     def forward(x: Tensor) -> Tensor:
-        y = product(x.flatten(0, -2).to(torch.bfloat16)).to(x.dtype)
+        y: Tensor = product(x.flatten(0, -2).to(torch.bfloat16)).to(x.dtype)
         return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
 
     return forward
