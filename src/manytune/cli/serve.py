@@ -218,12 +218,12 @@ def _load(
     """The base, the store, and the base's name in requests."""
     from manytune.cli.chosen import answering_device
     from manytune.errors import ServeError
-    from manytune.server.adapters import MODEL_NAME
     from manytune.store.base import load_base
     from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
+    from manytune.store.labels import NAME
 
     name = base_name if base_name is not None else Path(base).expanduser().resolve().name
-    if not MODEL_NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
     if name in adapters_in(adapters.expanduser()):
         raise ServeError(
