@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
 
+    from manytune.engine.weights import Weights
     from manytune.server.loop import EngineLoop
     from manytune.store.base import Base
-    from manytune.engine.weights import Weights
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
