@@ -66,9 +66,8 @@ def get_peft_model_state_dict(
     """
     tuner, prefix = tuner_of(model)
     tensors = get_state(tuner, adapter_name, prefix=prefix)
-    if tuner.in_layers:
-        tables = saved_tables(tuner, adapter_name, save_embedding_layers)
-        tensors |= {f"{prefix}{name}": table.detach() for name, table in tables.items()}
+    tables = saved_tables(tuner, adapter_name, save_embedding_layers)
+    tensors |= {f"{prefix}{tuner.parameter_prefix}{name}": table.detach() for name, table in tables.items()}
     if state_dict is None:
         return tensors
     in_memory = {

@@ -153,3 +153,11 @@ def names_in_files(layers: Mapping[str, AdapterLayer], adapter_name: str) -> dic
         wrappers.sort(key=lambda each: order.index(each[1].parameter_name), reverse=True)
         names |= {path: root + WITHIN * depth for depth, (path, _) in enumerate(wrappers)}
     return names
+
+
+def moved(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's key with its layer's path replaced."""
+    path = next(
+        (path for path in sorted(names, key=len, reverse=True) if key.startswith(f"{path}.lora_")), None
+    )
+    return key if path is None else names[path] + key.removeprefix(path)
