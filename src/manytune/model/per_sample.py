@@ -98,8 +98,8 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str
     if owners:
         raise AdapterError(
             f"Cannot pass `adapter_names` with {owners[0]!r} here: it brings an embedding table of its own, which "
-            "works in the mixed forward alone: without gradients for the adapters, and where all of them have terms. Use one "
-            "adapter at a time with set_adapter()."
+            "works in the mixed forward alone: without gradients for the adapters, and where all of them have terms. "
+            "Use one adapter at a time with set_adapter()."
         )
     if not any(isinstance(layer, AdapterLayer) for layer in layers):
         raise _whole_batches(tuner)

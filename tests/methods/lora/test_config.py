@@ -96,7 +96,6 @@ UNIMPLEMENTED: dict[str, Any] = {
     "megatron_core": "other.core",
     "monteclora_config": {"a": 1},
     "qalora_group_size": 8,
-    "trainable_token_indices": [1],
     "use_bdlora": {"a": 1},
     "use_qalora": True,
     "velora_config": {"a": 1},

@@ -34,7 +34,13 @@ from manytune.methods.lora.parameter_targets import (
 from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.lora.sums import sum_options, write_sum
-from manytune.methods.lora.tokens import refuse_rows, refuse_sum_of_rows, row_plan, rows_of
+from manytune.methods.lora.tokens import (
+    refuse_rows,
+    refuse_sum_of_rows,
+    row_plan,
+    rows_of,
+    without_repeated_rows,
+)
 from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
@@ -309,6 +315,7 @@ class LoraModel(SummedTuner):
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:
         """See `Tuner.load_state`; factors of single experts, as older files have them, are put together."""
+        tensors = without_repeated_rows(self._layers, tensors)
         names = names_in_files(self._layers, adapter_name)
         if names:
             wrappers: Any = {path: self._layers[path] for path in names}

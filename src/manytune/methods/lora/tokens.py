@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from manytune.errors import ConfigError
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.targets import candidates, matches
-from manytune.methods.tuners.token_rows import RowsOfOption, TokenRows
+from manytune.methods.tuners.token_rows import ROWS, RowsOfOption, TokenRows
 from manytune.methods.tuners.token_targets import RowPlan, RowTarget, input_embeddings, row_targets
 
 _OPTION = "trainable_token_indices"
@@ -59,6 +59,14 @@ def refuse_rows(layer: AdapterLayer, path: str) -> None:
             f"Target module {path}: another adapter of this model trains rows of it ({_OPTION}). Load this one into a "
             "model of its own, or leave the module out of target_modules."
         )
+
+
+def without_repeated_rows(
+    layers: Mapping[str, AdapterLayer], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors without the rows that HF PEFT repeats for a head that is tied to its embedding."""
+    tied = {path for path, layer in layers.items() if isinstance(layer, TokenRows) and layer.is_tied}
+    return {name: t for name, t in tensors.items() if name.removesuffix(f".token_adapter.{ROWS}") not in tied}
 
 
 def refuse_sum_of_rows(configs: Sequence[Any]) -> None:

@@ -216,11 +216,10 @@ def _without_repeats(model: nn.Module, tables: dict[str, Tensor]) -> dict[str, T
     """Tables under the names of the input and output embeddings only, not of modules between that share them."""
     usual = {id(own) for own in _input_and_output(model)}
     modules = dict(candidates(model))
-    named = {
-        name: table
-        for name, table in tables.items()
-        if id(unwrapped(modules[plain_name(name).removesuffix(".weight")])) in usual
-    }
+    first: dict[int, str] = {}
+    for name in tables:
+        first.setdefault(id(unwrapped(modules[plain_name(name).removesuffix(".weight")])), name)
+    named = {name: tables[name] for module, name in first.items() if module in usual}
     return named or tables
 
 
