@@ -59,7 +59,7 @@ EXAMPLES: dict[str, Example] = {
         {"parameters": ["layernorm"]}, {"bert": {"parameters": "bias"}, "gpt2": {"parameters": "bias"}}
     ),
     "bottleneck": Example({"bottleneck_size": 8}),
-    "trainable-tokens": Example({"token_indices": [5, 9, 3, 40]}, merges=True, learning_rate=5e-2),
+    "trainable-tokens": Example({"token_indices": list(range(3, 30))}, merges=True, learning_rate=5e-2),
     "prompt-tuning": Example({"num_virtual_tokens": 4}, neutral=False, learning_rate=0.3),
     "p-tuning": Example({"num_virtual_tokens": 4}, neutral=False),
     "prefix-tuning": Example({"num_virtual_tokens": 4}, neutral=False, learning_rate=5e-2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.methods.tiny_models import GPT2, LLAMA, OPT, T5, VOCABULARY, Family
+from tests.reference import terms as twin
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import manytune
 from manytune.errors import AdapterError, CheckpointError
+from manytune.methods.registry import terms_of
 from manytune.methods.tuners.filling import ShapeMismatchError
+from manytune.methods.tuners.terms import TermsError
 
 LONGER = VOCABULARY + 6
 IDS = torch.tensor([[3, 5, LONGER - 1, 9, VOCABULARY, 1]])
@@ -253,6 +257,39 @@ def test_merging_takes_the_tables_along_and_leaves_them_behind(two: Two) -> None
     torch.testing.assert_close(logits(merged), answers["b"], rtol=1e-5, atol=1e-5)
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
     assert not torch.equal(merged.lm_head.weight, weights["model.embed_tokens.weight"])
+
+
+@dataclass(frozen=True)
+class FromFile:
+    digest: str
+    config: Any
+    tensors: dict[str, Tensor]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("writer", [manytune, peft])
+def test_a_file_with_tables_has_terms_over_a_base_with_others(
+    writer: Any, tied: bool, options: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = saved_base(LLAMA, tmp_path / "base", tied=tied)
+    model = trained(resized(directory), writer, **options)
+    model.save_pretrained(tmp_path / "adapter")
+    base = resized(directory, seed=7)
+    expected = logits(manytune.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").eval())
+    config = manytune.PeftConfig.from_pretrained(tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    terms = terms_of(FromFile("file", config, tensors), base)
+    torch.testing.assert_close(twin.logits(base, terms, {"input_ids": IDS}), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_of_another_vocabulary_has_no_terms_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+    directory = saved_base(LLAMA, tmp_path / "base")
+    trained(resized(directory), manytune).save_pretrained(tmp_path / "adapter")
+    config = manytune.PeftConfig.from_pretrained(tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    with pytest.raises(TermsError, match=rf"another vocabulary.*resize_token_embeddings\({LONGER}\)"):
+        terms_of(FromFile("file", config, tensors), LLAMA.build())
 
 
 def test_two_tables_at_once_are_refused(two: Two) -> None:

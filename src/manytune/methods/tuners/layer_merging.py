@@ -43,6 +43,20 @@ def tables_to_merge(
         raise
 
 
+def refuse_inexact(layers: Collection[AdapterLayer]) -> None:
+    """Refuse to go back to a base whose exact weights aren't kept.
+
+    Raises:
+        AdapterError: Adapters are merged in low memory.
+    """
+    inexact = [layer for layer in layers if layer.merged_inexactly]
+    if inexact:
+        raise AdapterError(
+            f"Can't disable adapters: {inexact[0].merged_adapters} are merged in low memory, so the base's exact "
+            "weights aren't there to go back to. Unmerge first; the base is then off by what merging stated."
+        )
+
+
 def merge_layers(
     model: nn.Module,
     layers: Collection[AdapterLayer],

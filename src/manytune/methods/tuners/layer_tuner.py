@@ -19,7 +19,7 @@ from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
-from manytune.methods.tuners.layer_merging import merge_layers, tables_to_merge
+from manytune.methods.tuners.layer_merging import merge_layers, refuse_inexact, tables_to_merge
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms, with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import Tables
@@ -224,12 +224,8 @@ class LayerTuner(Tuner):
         Raises:
             AdapterError: An adapter is merged in low memory, so there is no exact base to go back to.
         """
-        inexact = [layer for layer in self._layers.values() if layer.merged_inexactly]
-        if inexact and not enabled:
-            raise AdapterError(
-                f"Can't disable adapters: {inexact[0].merged_adapters} are merged in low memory, so the base's exact "
-                "weights aren't there to go back to. Unmerge first; the base is then off by what merging stated."
-            )
+        if not enabled:
+            refuse_inexact(self._layers.values())
         # Merged layers take their weights out of the tables, and put them in again.
         if enabled:
             self.own_tables.use(self._active)

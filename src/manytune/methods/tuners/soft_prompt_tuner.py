@@ -81,15 +81,10 @@ class PromptTuner(Tuner):
     @classmethod
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`."""
-        named = {
-            name if name == PROMPT else f"{FILE_PREFIX}{name.removeprefix(cls.parameter_prefix)}": tensor
-            for name, tensor in tensors.items()
-        }
-        base, tables, others = with_own_tables(model, config, named)
-        tensors = {
-            name if name == PROMPT else f"{cls.parameter_prefix}{name.removeprefix(FILE_PREFIX)}": tensor
-            for name, tensor in others.items()
-        }
+        base, tables, others = with_own_tables(
+            model, config, _with_prefix(tensors, cls.parameter_prefix, FILE_PREFIX)
+        )
+        tensors = _with_prefix(others, FILE_PREFIX, cls.parameter_prefix)
         saved = {
             name.removeprefix("base_model."): tensor
             for name, tensor in tensors.items()
@@ -327,3 +322,11 @@ class PromptTuner(Tuner):
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
             for path, module in found
         }
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], former: str, prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with another prefix; those that don't begin with the former one stay as they are."""
+    return {
+        f"{prefix}{name.removeprefix(former)}" if name.startswith(former) else name: tensor
+        for name, tensor in tensors.items()
+    }
