@@ -8,7 +8,10 @@ from tests.store.tiny import save_tiny_base
 from manytune.cli.chosen import choose, load_common_base
 from manytune.data.templates import Segment
 
-OWN = "{% for m in messages %}q{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+OWN = (
+    "{% for m in messages %}{{ 'q' if m.role == 'user' else 'a' }}{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+)
 
 
 def test_a_chat_template_next_to_an_adapter_makes_its_prompts(tmp_path: Path) -> None:

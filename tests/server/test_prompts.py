@@ -100,7 +100,10 @@ def test_encoders_for_requests_own_variables_are_kept_in_bounds(base):
     assert len(prompts._encoders) <= 64
 
 
-OWN = "{% for m in messages %}q{{ m.content }}<unk>{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+OWN = (
+    "{% for m in messages %}{{ 'q' if m.role == 'user' else 'a' }}{{ m.content }}<unk>{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+)
 
 
 def test_an_adapter_with_a_chat_template_of_its_own_is_asked_with_it_and_the_base_is_not(base, tmp_path):

@@ -19,7 +19,10 @@ from manytune.store.base import Base, load_base
 from manytune.store.contents import contents_of
 from manytune.store.store import AdapterStore
 
-CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }}<end>{% endfor %}"
+CHAT = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
 
 
 @pytest.fixture
@@ -165,7 +168,11 @@ def test_a_chat_template_next_to_a_manifest_that_says_plain_is_not_used(
     ("template", "message"),
     [
         ("{% for m in messages %}", r"chat_template\.jinja: the adapter's chat template can't write.*Syntax"),
-        ("{{ raise_exception('no') }}", "can't write a message of the user's"),
+        ("{{ raise_exception('no') }}", "can't write a message and its answer"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}Q{{ add_generation_prompt }}",
+            "once it is answered",
+        ),
         (" " * (2 << 20), "2,097,152 characters; expected 1,048,576 at most"),
     ],
 )

@@ -32,6 +32,7 @@ _WHOLE = {
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _MOST_OF_A_TEMPLATE = 1 << 20
 _LISTED = 5
+_TRAINED_OTHERWISE = "adapter was trained with the base's, use `manytune adapters add` with --base-tokenizer."
 
 
 def own_chat_template(
@@ -74,15 +75,23 @@ def _try(directory: Path, names: Collection[str], template: str, tokenizer: Any)
             f"{where} has {len(template):,} characters; expected {_MOST_OF_A_TEMPLATE:,} at most."
         )
     asked = [{"role": "user", "content": "Hello"}]
+    answered = [*asked, {"role": "assistant", "content": "Yes"}]
     try:
-        tokenizer.apply_chat_template(
-            asked, chat_template=template, tokenize=False, add_generation_prompt=True
+        prompt, whole = (
+            str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **more))
+            for messages, more in ((asked, {"add_generation_prompt": True}), (answered, {}))
         )
     except Exception as error:  # a template is a program of its author's: it can raise anything
         raise StoreError(
-            f"{where} can't write a message of the user's: {type(error).__name__}: {error}. Correct it; or, if the "
-            "adapter was trained with the base's, use `manytune adapters add` with --base-tokenizer."
+            f"{where} can't write a message and its answer: {type(error).__name__}: {error}. Correct it; or, if the "
+            f"{_TRAINED_OTHERWISE}"
         ) from error
+    if not whole.startswith(prompt):
+        raise StoreError(
+            f"{where} writes a prompt differently once it is answered, so the adapter would be asked something else "
+            "than it was trained on. Use one whose generation prompt begins the answer; or, if the "
+            f"{_TRAINED_OTHERWISE}"
+        )
 
 
 def _differences(directory: Path, names: Collection[str], own: Any, base: Any) -> Iterator[str]:
