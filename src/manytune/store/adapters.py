@@ -43,7 +43,8 @@ class StoredAdapter:
         path: The directory.
         manifest: What it says about itself; None for an adapter that HF PEFT wrote.
         note: What couldn't be checked, in a sentence; None if everything was.
-        chat_template: The chat template that it comes with, if that isn't its base's; None also if no base was given.
+        chat_template: The chat template of its own that its manifest has, or that lies next to it and isn't the given
+            base's; None if it has none.
     """
 
     path: Path
@@ -135,7 +136,8 @@ def open_adapter(
     _check_files(path, manifest)
     if base is not None:
         check_base(path, manifest, base.fingerprint, name=base.name)
-    return StoredAdapter(path, manifest, None, template)
+    kept = (manifest.encoding_options or {}).get("chat_template")
+    return StoredAdapter(path, manifest, None, kept if isinstance(kept, str) else template)
 
 
 def check_base(path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name: str = "another") -> None:

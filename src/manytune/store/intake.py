@@ -60,8 +60,8 @@ def gather(source: Path, target: Path, base: Base | None = None, *, base_tokeniz
     else:
         manifest = stored.manifest
     if stored.chat_template is not None and manifest.encoding != "plain":
-        options = {**(manifest.encoding_options or {}), "chat_template": stored.chat_template}
-        manifest = dataclasses.replace(manifest, encoding="chat", encoding_options=options)
+        kept = {**(manifest.encoding_options or {}), "chat_template": stored.chat_template}
+        manifest = dataclasses.replace(manifest, encoding="chat", encoding_options=kept)
     if base is not None:
         reason = why_not_served(target, base.model, encodes=base.is_encoder)
         manifest = dataclasses.replace(manifest, unservable=reason)

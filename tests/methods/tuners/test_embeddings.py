@@ -249,6 +249,7 @@ def test_merging_takes_the_tables_along_and_leaves_them_behind(two: Two) -> None
     torch.testing.assert_close(logits(model), answers["b"], rtol=1e-5, atol=1e-5)
     with model.disable_adapter():
         assert torch.equal(logits(model), alone)
+    torch.testing.assert_close(logits(model), answers["b"], rtol=1e-5, atol=1e-5)
     with pytest.raises(AdapterError, match=r"merged.*tables of their own"):
         model.merge_adapter(["a"])
     model.unmerge_adapter()
@@ -290,6 +291,16 @@ def test_a_file_of_another_vocabulary_has_no_terms_and_the_message_says_what_to_
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(TermsError, match=rf"another vocabulary.*resize_token_embeddings\({LONGER}\)"):
         terms_of(FromFile("file", config, tensors), LLAMA.build())
+
+
+def test_a_weighted_sum_has_the_one_table_of_its_parts(two: Two) -> None:
+    directory, paths, answers = two
+    model, _, _ = loaded(directory, paths)
+    model.add_weighted_adapter(["a", "plain"], [1.0, 0.0], "sum", "linear")
+    model.set_adapter("sum")
+    torch.testing.assert_close(logits(model), answers["a"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(AdapterError, match="several of them bring embedding tables"):
+        model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both", "linear")
 
 
 def test_two_tables_at_once_are_refused(two: Two) -> None:

@@ -208,7 +208,8 @@ def _named(tuner: Tuner, adapter_name: str, known: set[int], *, only_targeted: b
             continue
         if table in own or (id(table) in known and (adapted or not only_targeted)):
             key = name if not adapted else name.removesuffix("weight") + f"{module.name_of_base}.weight"
-            found[key] = seen.get(table, table.data)
+            value = module.pristine("weight") if isinstance(module, AdapterLayer) else table.data
+            found[key] = seen.get(table, value)
     return _without_repeats(tuner.model, found)
 
 

@@ -15,6 +15,11 @@ from manytune.methods.tuners.own_tables import OwnTables
 from manytune.methods.tuners.tied import refuse_unmergeable
 
 
+def merged_in(layers: Collection[AdapterLayer]) -> list[str]:
+    """The adapters that are merged into any of some layers."""
+    return list(dict.fromkeys(name for layer in layers for name in layer.merged_adapters))
+
+
 @contextmanager
 def tables_to_merge(
     tables: OwnTables, layers: Collection[AdapterLayer], names: Sequence[str]
@@ -27,7 +32,7 @@ def tables_to_merge(
     if not tables:
         yield
         return
-    merged = list(dict.fromkeys(name for layer in layers for name in layer.merged_adapters))
+    merged = merged_in(layers)
     late = [name for name in names if name not in merged and tables.of(name)]
     if merged and late:
         raise AdapterError(

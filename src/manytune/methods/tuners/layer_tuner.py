@@ -19,7 +19,7 @@ from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
-from manytune.methods.tuners.layer_merging import merge_layers, refuse_inexact, tables_to_merge
+from manytune.methods.tuners.layer_merging import merge_layers, merged_in, refuse_inexact, tables_to_merge
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms, with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import Tables
@@ -228,7 +228,7 @@ class LayerTuner(Tuner):
             refuse_inexact(self._layers.values())
         # Merged layers take their weights out of the tables, and put them in again.
         if enabled:
-            self.own_tables.use(self._active)
+            self.own_tables.use(merged_in(self._layers.values()) or self._active)
         for module in self._carriers().values():
             module.enable_adapters(enabled)
         if not enabled:
@@ -282,8 +282,7 @@ class LayerTuner(Tuner):
         Raises:
             AdapterError: Adapters are merged.
         """
-        merged = next((layer.merged_adapters for layer in self._layers.values() if layer.merged), None)
-        if merged:
+        if merged := merged_in(self._layers.values()):
             raise AdapterError(
                 f"{merged} are merged, and '{adapter_name}' brings embedding tables. Unmerge first."
             )
@@ -370,9 +369,9 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
+        self.own_tables.use([*merged_in(self._layers.values()), *names])
         for layer in self._layers.values():
             layer.enable_adapters(True)
-        self.own_tables.use(names)
         if any(
             layer.has_adapter(name) and name not in layer.merged_adapters
             for layer in self._layers.values()
