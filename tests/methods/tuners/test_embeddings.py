@@ -281,7 +281,9 @@ def test_a_file_with_tables_has_terms_over_a_base_with_others(
     config = manytune.PeftConfig.from_pretrained(tmp_path / "adapter")
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     terms = terms_of(FromFile("file", config, tensors), base)
-    torch.testing.assert_close(twin.logits(base, terms, {"input_ids": IDS}), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        twin.logits(base, terms, {"input_ids": IDS, "labels": IDS}), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_file_of_another_vocabulary_has_no_terms_and_the_message_says_what_to_do(tmp_path: Path) -> None:
