@@ -199,6 +199,21 @@ def test_more_tokens_than_a_row_is_long_are_a_whole_table_in_terms() -> None:
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_all_that_shares_the_table_shares_the_rows_whatever_the_configuration_says() -> None:
+    """T5 1.1 has a head of its own; HF PEFT 0.21.2 then forgets that encoder and decoder share a table."""
+    base: Any = T5.build()
+    base.config.tie_word_embeddings = False
+    base.lm_head.weight = nn.Parameter(base.lm_head.weight.detach().clone())
+    before = base.lm_head.weight.detach().clone()
+    model = moved(base, alone(manytune, T5))
+    rows = model.get_parameter("base_model.model.shared.trainable_tokens_delta.default")
+    for table in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
+        found = base.get_submodule(table)(torch.tensor(TOKENS))
+        assert torch.equal(found, rows), table
+    assert torch.equal(base.lm_head.weight, before)
+    assert not any("lm_head" in name for name in model.targeted_module_names)
+
+
 def test_a_head_with_a_bias_keeps_it() -> None:
     """HF PEFT 0.21.2 leaves the bias of a tied head out."""
     base: Any = tied_llama()

@@ -232,6 +232,21 @@ def test_each_adapter_has_its_own_tables_and_the_base_has_its_own(two: Two) -> N
     assert base.lm_head.weight is base.model.embed_tokens.weight
 
 
+def test_each_adapter_is_saved_with_its_own_tables_whichever_is_in_use(two: Two, tmp_path: Path) -> None:
+    directory, paths, _ = two
+    model, _, _ = loaded(directory, paths)
+    state = model.state_dict()
+    model.save_pretrained(tmp_path / "again")
+    for name in ("a", "b", "plain"):
+        expected = load_file(paths[name] / "adapter_model.safetensors")
+        again = load_file(tmp_path / "again" / name / "adapter_model.safetensors")
+        from_state = manytune.get_peft_model_state_dict(model, state, adapter_name=name)
+        tables = [key for key in expected if "lora" not in key]
+        assert len(tables) == (0 if name == "plain" else 2)
+        assert all(torch.equal(again[key], expected[key]) for key in tables)
+        assert all(torch.equal(from_state[key], expected[key]) for key in tables)
+
+
 def test_one_batch_has_each_adapters_tables(two: Two) -> None:
     directory, paths, answers = two
     model, alone, _ = loaded(directory, paths)
