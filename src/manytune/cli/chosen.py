@@ -183,6 +183,9 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> tuple[Ba
 
     spec = override or common_base({one.name: one.base_spec for one in chosen})
     dtype = chosen[0].recipe.get("training", {}).get("dtype")
-    base = load_base(spec, dtype=dtype, device=answering_device())
+    # Packed as in training, unless some were trained on the unpacked base.
+    forms = {one.recipe.get("weights") for one in chosen}
+    weights = forms.pop() if len(forms) == 1 else None
+    base = load_base(spec, dtype=dtype, device=answering_device(), weights=weights)
     checked = (dataclasses.replace(one, stored=open_adapter(one.stored.path, base=base)) for one in chosen)
     return base, tuple(checked)

@@ -24,13 +24,8 @@ from manytune.methods.lora.experts import grouped_experts, name_experts, regroup
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
-from manytune.methods.lora.parameter_targets import (
-    moved,
-    names_in_files,
-    refuse_both,
-    select_parameters,
-    wrappers_for,
-)
+from manytune.methods.lora.parameter_files import moved, names_in_files, parameter_terms
+from manytune.methods.lora.parameter_targets import refuse_both, select_parameters, wrappers_for
 from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.lora.sums import sum_options, write_sum
@@ -45,7 +40,7 @@ from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
-from manytune.methods.tuners.layer_terms import by_layer, lies_in
+from manytune.methods.tuners.layer_terms import by_layer, lies_in, saved_terms
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.sums import SummedTuner
@@ -59,7 +54,7 @@ from manytune.methods.tuners.targets import (
     is_all_linear,
     select,
 )
-from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError, joined
+from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 from manytune.methods.tuners.token_rows import rows_in_file
 from manytune.methods.tuners.token_targets import RowPlan, file_row_terms
 from manytune.methods.tuners.unmatched import check_patterns
@@ -233,7 +228,6 @@ class LoraModel(SummedTuner):
         Raises:
             TermsError: The adapter fits no base but a changed one, or see `Tuner.terms`.
         """
-        _refuse_parameters(config)
         if starts_from_weight(config.init_lora_weights):
             raise TermsError(
                 f"init_lora_weights={config.init_lora_weights!r}: the adapter runs next to a changed base, so it can't "
@@ -251,15 +245,18 @@ class LoraModel(SummedTuner):
             and not lies_in(name, config.modules_to_save or ())
         }
         rest = {n: t for n, t in tensors.items() if n.removeprefix(FILE_PREFIX) not in biases}
-        parts = [super().terms_over(base, config, rest), replaced_terms(base, biases, in_place=True)]
+        adapted, rest = parameter_terms(config, rest, base.model)
+        parts = [*adapted, replaced_terms(base, biases, in_place=True)]
         if config.trains_tokens:
             parts.append(file_row_terms(base, rows_of(base.model, config), rows))
-        return joined(parts)
+        if adapted and not any(".lora_" in name for name in rest):
+            saved = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in rest.items()}
+            return joined([*parts, saved_terms(base, config, saved)])
+        return joined([super().terms_over(base, config, rest), *parts])
 
     def live_terms(self, adapter_name: str) -> Terms:
         """See `Tuner.live_terms`."""
         self._require(adapter_name)
-        _refuse_parameters(self.peft_config[adapter_name])
         found = super().live_terms(adapter_name)
         biases = {n: b.detach() for n, b in self._biases(adapter_name).items() if _ORIGINAL not in n}
         return joined([found, replaced_terms(self._base_layers(adapter_name), biases, in_place=True)])
@@ -361,15 +358,6 @@ class LoraModel(SummedTuner):
         self.__dict__["_base_biases"] = []
         self._particular.clear()
         return super()._detach()
-
-
-def _refuse_parameters(config: Any) -> None:
-    """Terms are of layers; a layer that holds the weights of several experts multiplies by them as it sees fit."""
-    if config.target_parameters:
-        raise TermsError(
-            f"target_parameters={sorted(config.target_parameters)}: what LoRA does to experts and other parameters has "
-            f"no terms, so it can't run in a mixed batch. {INSTEAD}"
-        )
 
 
 def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:

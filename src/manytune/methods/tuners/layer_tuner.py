@@ -23,6 +23,7 @@ from manytune.methods.tuners.layer_merging import merge_layers, merged_in, refus
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms, with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import Tables
+from manytune.methods.tuners.quantized_layers import note_unpacked
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, kept_copies
 from manytune.methods.tuners.switching import named_in_layers, written
@@ -384,6 +385,7 @@ class LayerTuner(Tuner):
             mine = [name for name in names if name in keeper.modules_to_save]
             replace_module(self.model, path, keeper.trained(mine[-1]) if mine else keeper.original_module)
         say_untied(self.model)
+        note_unpacked(self.model)
         return self._detach()
 
     def _detach(self) -> nn.Module:
