@@ -66,7 +66,7 @@ def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
         (["--adapters", str(tmp_path / "something")], "expected a directory, found a file"),
         (["--adapters", str(tmp_path)], "isn't a store of adapters, has no subdirectories with an adapter"),
         (["--adapters", str(store.root), "--base-name", "one"], "an adapter is called 'one' like the base"),
-        (["--adapters", str(store.root), "--base-name", "a/b"], "can't be the name of a model"),
+        (["--adapters", str(store.root), "--base-name", "a/b/c"], "can't be the name of a model"),
         (["--adapters", str(store.root), "--keys", str(tmp_path / "keys.json")], "the keys can't be read"),
     ):
         (tmp_path / "something").touch()
