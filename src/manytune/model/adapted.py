@@ -228,10 +228,20 @@ class AdaptedModel(nn.Module):
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter. If it was in use, the oldest remaining one takes its place.
 
+        Warns:
+            PeftWarning: Another adapter is in use now.
+
         Raises:
             AdapterError: There is no adapter of that name, or it is merged.
         """
+        before = self.active_adapters
         self.tuner.delete_adapter(adapter_name)
+        if adapter_name in before and self.active_adapters:
+            warnings.warn(
+                f"Adapter {adapter_name} was active which is now deleted. In use is {', '.join(self.active_adapters)}.",
+                PeftWarning,
+                stacklevel=2,
+            )
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
