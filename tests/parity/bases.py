@@ -95,7 +95,9 @@ class Base:
 @cache
 def _built(base: Base, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    config = getattr(hf, f"{base.kind.partition('For')[0].removesuffix('Model').removesuffix('LMHead')}Config")
+    config = getattr(
+        hf, f"{base.kind.partition('For')[0].removesuffix('Model').removesuffix('LMHead')}Config"
+    )
     model: nn.Module = getattr(hf, base.kind)(config(**base.sizes)).double().eval()
     generator = torch.Generator().manual_seed(11)
     # Initial weights of this size give outputs that hardly depend on anything.
@@ -111,7 +113,9 @@ TIED = Base(
     "llama_tied", "LlamaForCausalLM", _DECODER | {"tie_word_embeddings": True}, "CAUSAL_LM",
     ("q_proj", "v_proj", "down_proj"), "norm", "lm_head", tied=True,
 )  # fmt: skip
-GPT2 = Base("gpt2", "GPT2LMHeadModel", _GPT2, "CAUSAL_LM", ("c_attn", "mlp.c_proj"), "ln_f", "lm_head", tied=True)
+GPT2 = Base(
+    "gpt2", "GPT2LMHeadModel", _GPT2, "CAUSAL_LM", ("c_attn", "mlp.c_proj"), "ln_f", "lm_head", tied=True
+)
 T5 = Base(
     "t5", "T5ForConditionalGeneration", _T5, "SEQ_2_SEQ_LM", ("q", "v", "wo"), "final_layer_norm", "lm_head",
     tied=True,
@@ -122,7 +126,12 @@ BART = Base(
 )  # fmt: skip
 _BERT_LAYERS = ("query", "value", "attention.output.dense")
 BERT = Base(
-    "bert", "BertForSequenceClassification", _ENCODER | {"num_labels": 3}, "SEQ_CLS", _BERT_LAYERS, "pooler.dense"
+    "bert",
+    "BertForSequenceClassification",
+    _ENCODER | {"num_labels": 3},
+    "SEQ_CLS",
+    _BERT_LAYERS,
+    "pooler.dense",
 )
 DISTILBERT = Base(
     "distilbert", "DistilBertForSequenceClassification", _DISTILBERT, "SEQ_CLS", ("q_lin", "v_lin", "lin2"),

@@ -62,7 +62,7 @@ def _of_matrix(method: Method, base: Base, operation: str) -> Cell:
 
 
 def _of_call(call: Call) -> Cell:
-    return Cell(f"call-{call.__name__}", call)
+    return Cell(f"call-{call.name}", call.script)
 
 
 @cache

@@ -41,21 +41,22 @@ class Method:
         return self.name
 
 
-def _variant(name: str, second: dict[str, Any] | None = None, **options: Any) -> Method:
-    """A variant of LoRA, on an ordinary decoder, on one with transposed weights, and on an encoder."""
-    return Method(name, "LoraConfig", _LORA | options, second or {"r": 4}, (LLAMA, GPT2, BERT))
+def _variant(name: str, *bases: Base, **options: Any) -> Method:
+    """A variant of LoRA."""
+    second = {"bias": "none"} if "bias" in options else {"r": 4}
+    return Method(name, "LoraConfig", _LORA | options, second, bases)
 
 
 _LORA: dict[str, Any] = {"r": 2, "lora_alpha": 6}
 METHODS = (
     Method("lora", "LoraConfig", _LORA, {"r": 3, "lora_alpha": 2}),
-    _variant("dora", use_dora=True),
-    _variant("rslora", use_rslora=True),
-    _variant("pissa", init_lora_weights="pissa"),
-    _variant("olora", init_lora_weights="olora"),
-    _variant("orthogonal", init_lora_weights="orthogonal"),
-    _variant("gaussian", init_lora_weights="gaussian"),
-    _variant("lora_biases", {"bias": "none"}, bias="lora_only"),
+    _variant("dora", LLAMA, GPT2, BERT, use_dora=True),
+    _variant("rslora", LLAMA, use_rslora=True),
+    _variant("pissa", LLAMA, GPT2, init_lora_weights="pissa"),
+    _variant("olora", LLAMA, BERT, init_lora_weights="olora"),
+    _variant("orthogonal", LLAMA, init_lora_weights="orthogonal"),
+    _variant("gaussian", LLAMA, init_lora_weights="gaussian"),
+    _variant("biases", GPT2, BERT, bias="lora_only"),
     Method(
         "adalora", "AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 20, "tinit": 2, "tfinal": 4},
         {"init_r": 4},
@@ -69,6 +70,16 @@ METHODS = (
     Method(
         "p_tuning", "PromptEncoderConfig", {"num_virtual_tokens": 3, "encoder_hidden_size": 12},
         {"num_virtual_tokens": 2}, soft_prompt=True,
+    ),
+    Method(
+        "p_lstm_tuning", "PromptEncoderConfig",
+        {"num_virtual_tokens": 3, "encoder_hidden_size": 6, "encoder_reparameterization_type": "LSTM"},
+        {"num_virtual_tokens": 2}, (LLAMA, BERT), soft_prompt=True,
+    ),
+    Method(
+        "prefix_mlp_tuning", "PrefixTuningConfig",
+        {"num_virtual_tokens": 3, "prefix_projection": True, "encoder_hidden_size": 6},
+        {"num_virtual_tokens": 2}, (LLAMA, BERT), soft_prompt=True,
     ),
     Method(
         "prefix_tuning", "PrefixTuningConfig", {"num_virtual_tokens": 3}, {"num_virtual_tokens": 2},

@@ -55,10 +55,11 @@ def loading(s: Session) -> None:
         model = s.peft.PeftModel.from_pretrained(s.base.build(), str(directory))
         s.outputs(f"output of what {writer} wrote", model)
         s.seen.note(f"trains, {writer}", sorted(trainable(model)))
-    s.seen.attempt("missing", lambda: model.load_adapter(str(directory), "again").missing_keys)
+    missing = s.seen.attempt("missing", lambda: model.load_adapter(str(directory), "again").missing_keys)
     s.seen.note("adapters", [list(model.peft_config), model.active_adapters])
-    model.set_adapter("again")
-    s.outputs("output of the second", model.eval())
+    if missing is not None:
+        model.set_adapter("again")
+        s.outputs("output of the second", model.eval())
     again = s.seen.attempt(
         "to train on",
         lambda: s.peft.PeftModel.from_pretrained(s.base.build(), str(directory), is_trainable=True),
@@ -74,30 +75,34 @@ def merging(s: Session) -> None:
         s.outputs("merged", model)
     if s.seen.attempt("unmerge", lambda: model.unmerge_adapter() or "unmerged"):
         s.outputs("unmerged", model)
-        now = {name.replace("base_layer.", ""): value for name, value in model.get_base_model().state_dict().items()}
-        s.seen.note("base as before", all(digest(now[name]) == value for name, value in before.items() if name in now))
+        now = {
+            name.replace("base_layer.", ""): value
+            for name, value in model.get_base_model().state_dict().items()
+        }
+        s.seen.note(
+            "base as before", all(digest(now[name]) == value for name, value in before.items() if name in now)
+        )
     plain = s.seen.attempt("for good", lambda: model.merge_and_unload())
     if plain is not None:
         s.outputs("output for good", plain)
-        s.seen.note("plain", [type(plain).__name__, sorted(plain.state_dict()), hasattr(plain, "peft_config")])
-
-
-def unloading(s: Session) -> None:
-    """The base, after the adapter is gone."""
-    model = s.attach_trained()
-    plain = s.seen.attempt("unload", lambda: model.unload())
-    if plain is not None:
-        s.outputs("output", plain)
-        s.seen.note("plain", [type(plain).__name__, sorted(plain.state_dict()), hasattr(plain, "peft_config")])
+        s.seen.note(
+            "plain", [type(plain).__name__, sorted(plain.state_dict()), hasattr(plain, "peft_config")]
+        )
 
 
 def disabling(s: Session) -> None:
-    """The base inside, the adapter afterwards."""
+    """The base inside, the adapter afterwards; and the base again, when the adapter is gone."""
     model = s.attach_trained()
     s.seen.attempt("inside", lambda: _disabled(model, s.output))
     s.seen.attempt("trains inside", lambda: _disabled(model, lambda inside: sorted(trainable(inside))))
     s.outputs("afterwards", model)
     s.seen.note("trains afterwards", sorted(trainable(model)))
+    plain = s.seen.attempt("unload", lambda: model.unload())
+    if plain is not None:
+        s.outputs("unloaded", plain)
+        s.seen.note(
+            "plain", [type(plain).__name__, sorted(plain.state_dict()), hasattr(plain, "peft_config")]
+        )
 
 
 def _disabled(model: Any, look: Callable[[Any], Any]) -> Any:
@@ -150,7 +155,9 @@ def resuming(s: Session) -> None:
     optimizer = optimizer_for(again)
     s.seen.attempt(
         "optimizer",
-        lambda: optimizer.load_state_dict(torch.load(s.directory / "optimizer.pt", weights_only=True)) or "loaded",
+        lambda: (
+            optimizer.load_state_dict(torch.load(s.directory / "optimizer.pt", weights_only=True)) or "loaded"
+        ),
     )
     s.seen.attempt("losses", lambda: train(again, s.base, optimizer))
     s.outputs("output", again)
@@ -179,7 +186,9 @@ def with_a_head_of_its_own(s: Session) -> None:
     plain = _in_full(s, s.base.head)
     if plain is not None:
         plain.save_pretrained(s.directory / "plain")
-        s.outputs("read again", type(plain).from_pretrained(s.directory / "plain", dtype=torch.float32).eval())
+        s.outputs(
+            "read again", type(plain).from_pretrained(s.directory / "plain", dtype=torch.float32).eval()
+        )
 
 
 def _in_full(s: Session, name: str) -> Any:
@@ -207,7 +216,6 @@ OPERATIONS: dict[str, Operation] = {
     "save": saving,
     "load": loading,
     "merge": merging,
-    "unload": unloading,
     "disable": disabling,
     "second": second,
     "delete": deleting,

@@ -95,7 +95,9 @@ def train(model: Any, base: Base, optimizer: torch.optim.Optimizer, steps: int =
     model.train()
     for step in range(steps):
         result = model(**base.inputs())
-        loss = result.loss if getattr(result, "loss", None) is not None else first_output(result).square().mean()
+        loss = (
+            result.loss if getattr(result, "loss", None) is not None else first_output(result).square().mean()
+        )
         loss.backward()
         optimizer.step()
         if hasattr(model.base_model, "update_and_allocate"):  # AdaLoRA

@@ -15,7 +15,7 @@ from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base import ATTACHED, NotInLayersError, Tuner, refuse_attached
 from manytune.methods.tuners.sums import add_weighted_adapter
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.task_heads import TASK_HEADS, head_names, untrained_parts
@@ -48,6 +48,7 @@ class AdaptedModel(nn.Module):
         low_cpu_mem_usage: bool = False,
     ) -> None:
         super().__init__()
+        refuse_attached(model)
         self.add_task_head(peft_config, model)
         method = method_of(peft_config)
         name_base(peft_config, model)
@@ -60,6 +61,7 @@ class AdaptedModel(nn.Module):
         )
         # The tuner isn't a child: it says itself which of its modules hang here, and so what parameters are called.
         self.__dict__["tuner"] = tuner
+        self.__dict__[ATTACHED] = adapter_name
         for name, module in tuner.mounted().items():
             self.add_module(name, module)
 
@@ -226,22 +228,17 @@ class AdaptedModel(nn.Module):
         add_weighted_adapter(self.tuner, adapters, weights, adapter_name, how)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter. If it was in use, the oldest remaining one takes its place.
-
-        Warns:
-            PeftWarning: Another adapter is in use now.
+        """Forget an adapter. If it was in use, the oldest remaining one takes its place, which a warning says.
 
         Raises:
             AdapterError: There is no adapter of that name, or it is merged.
         """
         before = self.active_adapters
         self.tuner.delete_adapter(adapter_name)
-        if adapter_name in before and self.active_adapters:
-            warnings.warn(
-                f"Adapter {adapter_name} was active which is now deleted. In use is {', '.join(self.active_adapters)}.",
-                PeftWarning,
-                stacklevel=2,
-            )
+        now = ", ".join(self.active_adapters)
+        if adapter_name in before and now:
+            message = f"Adapter {adapter_name} was active which is now deleted. In use is {now}."
+            warnings.warn(message, PeftWarning, stacklevel=2)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

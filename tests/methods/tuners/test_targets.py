@@ -14,6 +14,7 @@ from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, T5, Family
 from torch import nn
 
 from manytune import (
+    AdapterError,
     ConfigError,
     LoraConfig,
     NoMatchingPeftModuleError,
@@ -337,12 +338,14 @@ def test_trainable_parameters_are_exactly_the_adapters() -> None:
     assert isinstance(model, PeftModel)
 
 
-def test_a_base_that_already_carries_adapters_warns_and_not_after_unload() -> None:
+def test_a_base_that_already_carries_adapters_is_refused_and_not_after_unload() -> None:
     base = Net()
     model = get_peft_model(base, LoraConfig(target_modules=["q"]))
-    with pytest.warns(PeftWarning, match="You are trying to modify a model with PEFT for a second time"):
-        again = get_peft_model(base, LoraConfig(target_modules=["v"]), "other")
-    again.unload()
+    before = repr(model)
+    for again in (base, model):
+        with pytest.raises(AdapterError, match=r"The base has adapters already .*add_adapter\(\)"):
+            get_peft_model(again, LoraConfig(target_modules=["v"]), "other")
+    assert repr(model) == before
     model.unload()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

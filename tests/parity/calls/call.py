@@ -49,7 +49,8 @@ def differs(**observations: str | tuple[str, ...]) -> Callable[[Script], Script]
         **observations: Which observations, by the difference's id with `_` for `-`.
     """
     expected = {
-        key.replace("_", "-"): (found,) if isinstance(found, str) else found for key, found in observations.items()
+        key.replace("_", "-"): (found,) if isinstance(found, str) else found
+        for key, found in observations.items()
     }
 
     def register(script: Script) -> Script:
@@ -64,7 +65,9 @@ def differs(**observations: str | tuple[str, ...]) -> Callable[[Script], Script]
 
 def lora(peft: Any, **options: Any) -> Any:
     """LoRA's options on the Llama of the matrix."""
-    return peft.LoraConfig(**{"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options)
+    return peft.LoraConfig(
+        **{"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options
+    )
 
 
 def attached(peft: Any, base: Base = LLAMA, name: str = "default", **options: Any) -> Any:

@@ -74,14 +74,17 @@ def folders_without_an_adapter(peft: Any, directory: Path, seen: Seen) -> None:
     saved(peft, directory / "whole")
     (directory / "whole" / TENSORS).unlink()
     seen.attempt("no tensors", lambda: load(peft, str(directory / "whole")))
-    seen.attempt("config alone", lambda: sorted(peft.PeftConfig.from_pretrained(str(directory / "whole")).target_modules))
+    seen.attempt(
+        "config alone",
+        lambda: sorted(peft.PeftConfig.from_pretrained(str(directory / "whole")).target_modules),
+    )
     saved(peft, directory / "other")
     (directory / "other" / CONFIG).unlink()
     seen.attempt("no options", lambda: load(peft, str(directory / "other")))
     seen.attempt("options given", lambda: logits(load(peft, str(directory / "other"), config=lora(peft))))
 
 
-@call
+@differs(clear_errors=("no method", "an unknown method"))
 def odd_options_in_a_file(peft: Any, directory: Path, seen: Seen) -> None:
     saved(peft, directory)
     whole = json.loads((directory / CONFIG).read_text())
@@ -95,7 +98,9 @@ def odd_options_in_a_file(peft: Any, directory: Path, seen: Seen) -> None:
         "a single target": {"target_modules": r".*\.(q|v)_proj"},
         "no base": {"base_model_name_or_path": "gone/away"},
     }.items():
-        kept = {key: value for key, value in (whole | changes).items() if key != "peft_type" or value is not None}
+        kept = {
+            key: value for key, value in (whole | changes).items() if key != "peft_type" or value is not None
+        }
         (directory / CONFIG).write_text(json.dumps(kept))
         seen.attempt(name, lambda: logits(load(peft, str(directory))))
 
@@ -138,18 +143,28 @@ def a_second_model_around_one_base(peft: Any, directory: Path, seen: Seen) -> No
 @call
 def selected_adapters(peft: Any, directory: Path, seen: Seen) -> None:
     model = added(peft, attached(peft), "other")
-    for name, chosen in {"all": None, "one": ["other"], "unknown": ["nobody"], "twice": ["other", "other"]}.items():
+    for name, chosen in {
+        "all": None,
+        "one": ["other"],
+        "unknown": ["nobody"],
+        "twice": ["other", "other"],
+    }.items():
         seen.attempt(
-            name, lambda name=name, chosen=chosen: model.save_pretrained(str(directory / name), selected_adapters=chosen)
+            name,
+            lambda name=name, chosen=chosen: model.save_pretrained(
+                str(directory / name), selected_adapters=chosen
+            ),
         )
         seen.note(f"{name}, files", files(directory / name))
     (directory / "file").write_text("")
     seen.attempt("onto a file", lambda: model.save_pretrained(str(directory / "file")))
-    seen.attempt("not this process", lambda: model.save_pretrained(str(directory / "no"), is_main_process=False))
+    seen.attempt(
+        "not this process", lambda: model.save_pretrained(str(directory / "no"), is_main_process=False)
+    )
     seen.note("nothing written", files(directory / "no"))
 
 
-@call
+@differs(auto_model=("AutoPeftModel", "AutoPeftModel gives", "AutoPeftModel trains"), clear_errors="no base")
 def the_automatic_classes(peft: Any, directory: Path, seen: Seen) -> None:
     LLAMA.build().save_pretrained(str(directory / "base"))
     import transformers as hf
@@ -174,15 +189,19 @@ def the_automatic_classes(peft: Any, directory: Path, seen: Seen) -> None:
     seen.attempt("no base", lambda: peft.AutoPeftModelForCausalLM.from_pretrained(str(directory / "adapter")))
 
 
-@call
+@differs(config_overrides="overridden", clear_errors="a list")
 def configurations_on_disk(peft: Any, directory: Path, seen: Seen) -> None:
     config = lora(peft, rank_pattern={"q_proj": 4}, modules_to_save=["lm_head"])
     config.save_pretrained(str(directory))
     for kind in (peft.PeftConfig, peft.LoraConfig, peft.IA3Config):
         read = seen.attempt(kind.__name__, lambda kind=kind: kind.from_pretrained(str(directory)))
-        seen.note(f"{kind.__name__} gives", [type(read).__name__, read.rank_pattern, sorted(read.target_modules)])
+        seen.note(
+            f"{kind.__name__} gives", [type(read).__name__, read.rank_pattern, sorted(read.target_modules)]
+        )
     seen.attempt("overridden", lambda: peft.LoraConfig.from_pretrained(str(directory), r=99).r)
-    seen.note("a dictionary", {key: str(value) for key, value in config.to_dict().items() if key == "task_type"})
+    seen.note(
+        "a dictionary", {key: str(value) for key, value in config.to_dict().items() if key == "task_type"}
+    )
     (directory / CONFIG).write_text("{")
     seen.attempt("broken", lambda: peft.PeftConfig.from_pretrained(str(directory)))
     (directory / CONFIG).write_text("[]")
@@ -195,7 +214,7 @@ def an_adapter_of_another_base(peft: Any, directory: Path, seen: Seen) -> None:
     seen.attempt("another architecture", lambda: peft.PeftModel.from_pretrained(T5.build(), str(directory)))
 
 
-@call
+@differs(clear_errors=("nobody", "of a plain model"))
 def state_dicts(peft: Any, directory: Path, seen: Seen) -> None:
     model = added(peft, attached(peft, modules_to_save=["norm"]), "other", target_modules=["o_proj"])
     for name in ("default", "other", "nobody"):
@@ -209,7 +228,7 @@ def state_dicts(peft: Any, directory: Path, seen: Seen) -> None:
     seen.attempt("loaded by torch", lambda: fresh.load_state_dict(fresh.state_dict()) and "loaded")
 
 
-@call
+@differs(no_values="without values")
 def onto_the_meta_device_first(peft: Any, directory: Path, seen: Seen) -> None:
     saved(peft, directory)
     seen.note("loaded", logits(load(peft, str(directory), low_cpu_mem_usage=True)))
@@ -221,9 +240,29 @@ def onto_the_meta_device_first(peft: Any, directory: Path, seen: Seen) -> None:
     seen.note("another", logits(model))
 
 
-@differs(second_pissa="output")
+@differs(pissa_niter="output")
 def a_randomised_pissa_loads_onto_what_it_was_trained_on(peft: Any, directory: Path, seen: Seen) -> None:
     model = attached(peft, init_lora_weights="pissa_niter_4")
     model.save_pretrained(str(directory))
     torch.manual_seed(77)
     seen.note("output", bool(torch.allclose(logits(load(peft, str(directory))), logits(model), atol=1e-4)))
+
+
+@differs(embedding_auto="names")
+def tables_of_a_vocabulary_that_grew(peft: Any, directory: Path, seen: Seen) -> None:
+    LLAMA.build().save_pretrained(str(directory / "base"))
+    base = LLAMA.build()
+    base.name_or_path = base.config._name_or_path = str(directory / "base")
+    base.resize_token_embeddings(26)
+    peft.get_peft_model(base, lora(peft)).save_pretrained(str(directory / "adapter"))
+    seen.note("names", sorted(load_file(directory / "adapter" / TENSORS)))
+
+
+@differs(unload="unloaded")
+def tables_that_come_along(peft: Any, directory: Path, seen: Seen) -> None:
+    trained = attached(peft)
+    trained.get_input_embeddings().weight.data.mul_(2)
+    trained.save_pretrained(str(directory), save_embedding_layers=True)
+    model = load(peft, str(directory))
+    seen.note("loaded", logits(model))
+    seen.note("unloaded", logits(model.unload()))

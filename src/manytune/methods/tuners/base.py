@@ -35,6 +35,20 @@ ATTACHED = "_manytune_attached"
 _CONTAINER = nn.ModuleDict()
 
 
+def refuse_attached(model: nn.Module) -> None:
+    """Refuse a base that has adapters: a second model around it would run both.
+
+    Raises:
+        AdapterError: It has.
+    """
+    if ATTACHED in model.__dict__:
+        raise AdapterError(
+            f"The base has adapters already ({model.__dict__[ATTACHED]!r}), and a second model "
+            "around it would run both at once. Add this one with add_adapter() or load_adapter() to the model that has "
+            "them, call its unload() first, or load the base again."
+        )
+
+
 class Tuner(nn.Module, ABC):
     """One method attached to one model, with any number of named adapters.
 

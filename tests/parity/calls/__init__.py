@@ -1,0 +1,8 @@
+"""The calls, by what they are about."""
+
+from __future__ import annotations
+
+from tests.parity.calls import attaching, files, mixtures, running, sums, switching
+from tests.parity.calls.call import CALLS, Call
+
+__all__ = ["CALLS", "Call", "attaching", "files", "mixtures", "running", "sums", "switching"]

@@ -1,0 +1,114 @@
+"""Mixtures of experts, convolutions with groups, and packed weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.methods.tiny_moe import DEEPSEEK, GPT_OSS, QWEN3
+from tests.methods.tiny_moe import logits as logits_of_mixture
+from tests.parity.calls.call import call, differs, logits, lora, trains
+from tests.parity.observed import Seen
+from tests.parity.session import scatter
+from torch import nn
+
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+@call
+def parameters_of_experts(peft: Any, directory: Path, seen: Seen) -> None:
+    torch.manual_seed(3)
+    model = peft.get_peft_model(
+        QWEN3.build(), peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=EXPERTS)
+    )
+    scatter(model)
+    seen.note("trains", trains(model))
+    seen.note("output", logits_of_mixture(model.eval()))
+
+
+@differs(routers="trains")
+def all_linear_layers_of_a_mixture(peft: Any, directory: Path, seen: Seen) -> None:
+    seen.note(
+        "trains",
+        trains(peft.get_peft_model(QWEN3.build(), peft.LoraConfig(r=2, target_modules="all-linear"))),
+    )
+
+
+@differs(all_experts="experts train")
+def all_linear_layers_of_a_mixture_that_always_was_grouped(peft: Any, directory: Path, seen: Seen) -> None:
+    model = peft.get_peft_model(GPT_OSS.build(), peft.LoraConfig(r=2, target_modules="all-linear"))
+    seen.note("experts train", any("experts" in name for name in trains(model)))
+
+
+@differs(shared_experts="shared experts train")
+def experts_by_the_names_of_their_layers(peft: Any, directory: Path, seen: Seen) -> None:
+    model = peft.get_peft_model(
+        DEEPSEEK.build(), peft.LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+    )
+    seen.note("shared experts train", any("shared_experts" in name for name in trains(model)))
+
+
+@differs(parameter_dropout="attach")
+def dropout_at_a_parameter(peft: Any, directory: Path, seen: Seen) -> None:
+    config = peft.LoraConfig(r=2, target_modules=[], target_parameters=EXPERTS, lora_dropout=0.5)
+    seen.attempt("attach", lambda: peft.get_peft_model(QWEN3.build(), config))
+
+
+@differs(parameters_of_each="add")
+def other_parameters_for_a_second_adapter(peft: Any, directory: Path, seen: Seen) -> None:
+    model = peft.get_peft_model(
+        QWEN3.build(), peft.LoraConfig(r=2, target_modules=[], target_parameters=EXPERTS[:1])
+    )
+    second = peft.LoraConfig(r=2, target_modules=[], target_parameters=EXPERTS[1:])
+    seen.attempt("add", lambda: model.add_adapter("other", second))
+
+
+@differs(parameters_excluded=("layers", "exclude"))
+def parameters_that_options_for_modules_leave_out(peft: Any, directory: Path, seen: Seen) -> None:
+    options = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["layers.1.mlp.experts.down_proj"]}
+    seen.attempt(
+        "layers",
+        lambda: peft.get_peft_model(QWEN3.build(), peft.LoraConfig(layers_to_transform=[0], **options)),
+    )
+    seen.attempt(
+        "exclude",
+        lambda: peft.get_peft_model(
+            QWEN3.build(), peft.LoraConfig(exclude_modules=["experts.down_proj"], **options)
+        ),
+    )
+
+
+@differs(dora_groups="output")
+def dora_at_a_convolution_with_groups(peft: Any, directory: Path, seen: Seen) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))
+    torch.manual_seed(3)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"], use_dora=True))
+    scatter(model)
+    seen.attempt("output", lambda: model.eval()(torch.ones(1, 4, 5, 5)))
+
+
+def packing(peft: Any, directory: Path, seen: Seen) -> None:
+    """Merging into four bits."""
+    import transformers as hf
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=32, initializer_range=0.2, **sizes)).save_pretrained(
+        directory
+    )
+    packed = hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    base = hf.AutoModelForCausalLM.from_pretrained(directory, quantization_config=packed)
+    torch.manual_seed(3)
+    model = peft.get_peft_model(base, lora(peft)).eval()
+    scatter(model)
+    seen.note("output", logits(model))
+    before = logits(model)
+    model.merge_adapter()
+    seen.note("exact", bool(torch.allclose(logits(model), before, atol=1e-4)))
+
+
+if importlib.util.find_spec("bitsandbytes") is not None:
+    differs(quantized_merge="exact")(packing)
