@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import importlib.util
+import tempfile
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -53,6 +54,7 @@ class Base:
         head: The output embeddings, where they can be trained in full.
         tied: Whether these are the input embeddings, too.
         prompt_sizes: What a soft prompt has to be given, where its size can't be inferred by both libraries.
+        packed: In how many bits bitsandbytes keeps its linear layers; 0 if it doesn't.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Base:
     head: str = ""
     tied: bool = False
     prompt_sizes: dict[str, int] = field(default_factory=dict, hash=False)
+    packed: int = 0
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
         """A model of its own; the same weights every time."""
@@ -103,7 +106,26 @@ def _built(base: Base, dtype: torch.dtype) -> nn.Module:
     # Initial weights of this size give outputs that hardly depend on anything.
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model.to(dtype)
+    return _packed(model.float(), base.packed) if base.packed else model.to(dtype)
+
+
+def _packed(model: Any, bits: int) -> nn.Module:
+    options: dict[str, Any] = (
+        {"load_in_8bit": True}
+        if bits == 8
+        else {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": torch.float32,
+        }
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        packing = hf.BitsAndBytesConfig(**options)
+        packed: nn.Module = type(model).from_pretrained(
+            directory, quantization_config=packing, dtype=torch.float32
+        )
+    return packed.eval()
 
 
 LLAMA = Base(
@@ -148,3 +170,13 @@ QUESTIONS = Base(
 FEATURES = Base("bert_features", "BertModel", _ENCODER, "FEATURE_EXTRACTION", _BERT_LAYERS, "pooler.dense")
 
 BASES = (LLAMA, TIED, GPT2, T5, BART, BERT, DISTILBERT, TOKENS, QUESTIONS, FEATURES)
+
+#: In packed weights, where bitsandbytes is installed; of sizes that fill whole blocks of 64 weights.
+_BLOCKS = _DECODER | {"hidden_size": 64, "intermediate_size": 64}
+PACKED = tuple(
+    Base(
+        name, "LlamaForCausalLM", _BLOCKS, "CAUSAL_LM", ("q_proj", "v_proj", "down_proj"), "norm", packed=bits
+    )
+    for name, bits in (("llama_nf4", 4), ("llama_int8", 8))
+    if importlib.util.find_spec("bitsandbytes") is not None
+)

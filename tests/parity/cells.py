@@ -12,9 +12,9 @@ from typing import Any
 
 import peft
 import torch
-from tests.parity.bases import Base
+from tests.parity.bases import PACKED, Base
 from tests.parity.calls import CALLS, Call
-from tests.parity.methods import METHODS, Method
+from tests.parity.methods import METHODS, ON_PACKED, Method
 from tests.parity.observed import Raised, Seen, differences
 from tests.parity.operations import OPERATIONS, applies
 from tests.parity.session import Session
@@ -45,7 +45,7 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """The matrix, and the calls with odd options."""
     for method in METHODS:
-        for base in method.bases:
+        for base in (*method.bases, *(PACKED if method.name in ON_PACKED else ())):
             for operation in OPERATIONS:
                 if applies(operation, method, base):
                     yield _of_matrix(method, base, operation)
@@ -58,7 +58,12 @@ def _of_matrix(method: Method, base: Base, operation: str) -> Cell:
         written = {name: _written(method, base, name) for name in LIBRARIES} if operation == "load" else {}
         OPERATIONS[operation](Session(library, base, method, directory, written, seen))
 
-    return Cell(f"{method}-{base}-{operation}", script, tolerance=0.1 if operation == "bf16" else 1e-5)
+    return Cell(f"{method}-{base}-{operation}", script, tolerance=_tolerance(base, operation))
+
+
+def _tolerance(base: Base, operation: str) -> float:
+    """Of bfloat16, of 8-bit products, or of float32."""
+    return 0.1 if operation == "bf16" else 0.02 if base.packed == 8 else 1e-5
 
 
 def _of_call(call: Call) -> Cell:

@@ -53,6 +53,18 @@ MATRIX: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 }  # fmt: skip
 
 
+#: Those that only cells with packed weights need, which are there where bitsandbytes is.
+OF_PACKED = {
+    "quantized-merge": (
+        ("*-llama_nf4-merge", ("*",)),
+        ("*-llama_int8-merge", ("*",)),
+        ("ia3-llama_nf4-disable", ("unload", "unloaded", "plain")),
+        ("ia3-llama_int8-disable", ("unload", "unloaded", "plain")),
+    ),
+    "dora-int8": (("dora-llama_int8-*", ("*",)),),
+}
+
+
 def listed() -> dict[str, str]:
     """The entries of the page's table by their ids: the rest of the row."""
     table = PAGE.read_text().split(f"{HEADING}\n")[1].split("\n## ")[0]
@@ -61,7 +73,7 @@ def listed() -> dict[str, str]:
 
 def entries(cell: str, observation: str) -> Iterator[str]:
     """The ids of the entries by which an observation of a cell may differ."""
-    for entry, places in MATRIX.items():
+    for entry, places in {**MATRIX, **OF_PACKED}.items():
         if any(fnmatchcase(cell, where) and _among(observation, names) for where, names in places):
             yield entry
     for call in CALLS:
@@ -72,7 +84,7 @@ def entries(cell: str, observation: str) -> Iterator[str]:
 def cells_of(entry: str) -> list[str]:
     """Patterns of the names of cells that an entry is needed by, each of them."""
     own = [f"call-{call.name}" for call in CALLS if entry in call.differs]
-    return [where for where, _ in MATRIX.get(entry, ())] + own
+    return [where for where, _ in {**MATRIX, **OF_PACKED}.get(entry, ())] + own
 
 
 def _among(observation: str, names: tuple[str, ...]) -> bool:

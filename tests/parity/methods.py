@@ -87,3 +87,6 @@ METHODS = (
         soft_prompt=True,
     ),
 )  # fmt: skip
+
+#: Those that both libraries attach to packed weights.
+ON_PACKED = ("lora", "dora", "adalora", "vera", "ia3", "prompt_tuning", "prefix_tuning")

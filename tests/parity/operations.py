@@ -1,4 +1,4 @@
-"""The scripts of the matrix: what a user does with a model that has an adapter, in the words of HF PEFT's documentation.
+"""The scripts of the matrix: what a user does with a model that has an adapter, as HF PEFT's documentation does.
 
 Each script runs as it is with either library, and notes what it sees.
 """
@@ -12,7 +12,6 @@ import torch
 from tests.parity.bases import Base
 from tests.parity.methods import Method
 from tests.parity.session import (
-    CONFIG,
     Session,
     digest,
     files,
@@ -228,4 +227,6 @@ OPERATIONS: dict[str, Operation] = {
 
 def applies(operation: str, method: Method, base: Base) -> bool:
     """Whether an operation means anything there."""
+    if base.packed:
+        return operation in ("train", "save", "load", "merge", "disable", "second", "resume")
     return operation != "tied" or base.tied

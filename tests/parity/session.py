@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
 from tests.parity.bases import Base
 from tests.parity.methods import Method
 from tests.parity.observed import Seen
+from torch import Tensor, nn
 
 TENSORS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -130,7 +130,7 @@ def files(directory: Path) -> list[str]:
 def tensors(path: Path) -> dict[str, list[Any]]:
     """The tensors of a file: shape, type and a digest of the bytes."""
     with safe_open(path / TENSORS, "pt") as file:
-        found = {key: file.get_tensor(key) for key in file.keys()}
+        found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return {key: [list(t.shape), str(t.dtype), digest(t)] for key, t in found.items()}
 
 

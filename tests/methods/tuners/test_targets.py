@@ -19,7 +19,6 @@ from manytune import (
     LoraConfig,
     NoMatchingPeftModuleError,
     PeftModel,
-    PeftWarning,
     get_peft_model,
 )
 from manytune.methods.tuners.targets import adapter_layers, layer_index, matches

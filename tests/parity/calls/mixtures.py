@@ -1,15 +1,14 @@
-"""Mixtures of experts, convolutions with groups, and packed weights."""
+"""Mixtures of experts, and convolutions with groups."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 from tests.methods.tiny_moe import DEEPSEEK, GPT_OSS, QWEN3
 from tests.methods.tiny_moe import logits as logits_of_mixture
-from tests.parity.calls.call import call, differs, logits, lora, trains
+from tests.parity.calls.call import call, differs, trains
 from tests.parity.observed import Seen
 from tests.parity.session import scatter
 from torch import nn
@@ -88,27 +87,3 @@ def dora_at_a_convolution_with_groups(peft: Any, directory: Path, seen: Seen) ->
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"], use_dora=True))
     scatter(model)
     seen.attempt("output", lambda: model.eval()(torch.ones(1, 4, 5, 5)))
-
-
-def packing(peft: Any, directory: Path, seen: Seen) -> None:
-    """Merging into four bits."""
-    import transformers as hf
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=32, initializer_range=0.2, **sizes)).save_pretrained(
-        directory
-    )
-    packed = hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    base = hf.AutoModelForCausalLM.from_pretrained(directory, quantization_config=packed)
-    torch.manual_seed(3)
-    model = peft.get_peft_model(base, lora(peft)).eval()
-    scatter(model)
-    seen.note("output", logits(model))
-    before = logits(model)
-    model.merge_adapter()
-    seen.note("exact", bool(torch.allclose(logits(model), before, atol=1e-4)))
-
-
-if importlib.util.find_spec("bitsandbytes") is not None:
-    differs(quantized_merge="exact")(packing)

@@ -19,10 +19,9 @@ def weigh(
     peft: Any, model: Any, seen: Seen, name: str, weights: Any, kind: str = "linear", **options: Any
 ) -> None:
     """Note what a sum gives, and that it fails."""
-    call = lambda: model.add_weighted_adapter(
-        ["default", "other"], weights, name, combination_type=kind, **options
-    )  # noqa: E731
-    seen.attempt(f"add {name}", call)
+    names = ["default", "other"]
+    add = model.add_weighted_adapter
+    seen.attempt(f"add {name}", lambda: add(names, weights, name, combination_type=kind, **options))
     if name in model.peft_config:
         model.set_adapter(name)
         seen.note(f"{name} gives", [logits(model), model.peft_config[name].r])

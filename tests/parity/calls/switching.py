@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from tests.parity.bases import BERT, LLAMA
+from tests.parity.bases import BERT
 from tests.parity.calls.call import added, attached, call, differs, logits, lora, trains
 from tests.parity.observed import Seen
 from tests.parity.session import digest, scatter

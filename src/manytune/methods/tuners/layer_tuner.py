@@ -126,7 +126,8 @@ class LayerTuner(Tuner):
         if not targets:
             raise ConfigError(
                 "No modules were targeted for adaptation: every module that target_modules names is also in "
-                f"modules_to_save={getattr(config, 'modules_to_save', None)}. A module is either adapted or trained in full."
+                f"modules_to_save={getattr(config, 'modules_to_save', None)}. A module is either adapted or trained in "
+                "full."
             )
         # All wrappers are made and filled before the first is put in place: an error leaves the model as it was.
         wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}

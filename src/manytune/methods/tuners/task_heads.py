@@ -19,9 +19,9 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 def head_names(model: nn.Module, task_type: str | None) -> list[str]:
     """What has to be trained in full for a task: the usual names, and all parts of the model that aren't its base's.
 
-    transformers' classes hold the pretrained base under `base_model_prefix`, and next to it what is new: BART's and T5's
-    `classification_head`, XLNet's `logits_proj`. The usual `classifier` names DistilBERT's `pre_classifier` as well; see
-    `saved_targets.py`.
+    transformers' classes hold the pretrained base under `base_model_prefix`, and next to it what is new: BART's and
+    T5's `classification_head`, XLNet's `logits_proj`. The usual `classifier` names DistilBERT's `pre_classifier` as
+    well; see `saved_targets.py`.
 
     Args:
         model: The model, with or without adapters.
