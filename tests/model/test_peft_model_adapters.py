@@ -327,7 +327,8 @@ def test_deleting_the_adapter_in_use_turns_to_the_oldest() -> None:
     model.set_adapter("three")
     model.delete_adapter("two")
     assert model.active_adapters == ["three"]
-    model.delete_adapter("three")
+    with pytest.warns(PeftWarning, match=r"Adapter three was active which is now deleted\. In use is one"):
+        model.delete_adapter("three")
     assert (model.active_adapters, trains(model)) == (["one"], {"one"})
     model.delete_adapter("one")
     assert (model.active_adapters, list(model.peft_config)) == ([], [])

@@ -97,6 +97,12 @@ class Base:
 
 @cache
 def _built(base: Base, dtype: torch.dtype) -> nn.Module:
+    # Outside of the script's random numbers, which don't depend on whether a model was built before.
+    with torch.random.fork_rng():
+        return _drawn(base, dtype)
+
+
+def _drawn(base: Base, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
     config = getattr(
         hf, f"{base.kind.partition('For')[0].removesuffix('Model').removesuffix('LMHead')}Config"

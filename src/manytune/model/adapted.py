@@ -233,11 +233,12 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: There is no adapter of that name, or it is merged.
         """
-        before = self.active_adapters
+        remaining = [name for name in self.active_adapters if name != adapter_name]
         self.tuner.delete_adapter(adapter_name)
-        now = ", ".join(self.active_adapters)
-        if adapter_name in before and now:
-            message = f"Adapter {adapter_name} was active which is now deleted. In use is {now}."
+        if self.active_adapters != remaining:
+            message = (
+                f"Adapter {adapter_name} was active which is now deleted. In use is {self.active_adapter}."
+            )
             warnings.warn(message, PeftWarning, stacklevel=2)
 
     @contextmanager

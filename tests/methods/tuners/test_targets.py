@@ -13,6 +13,7 @@ from tests.methods.lora.beside_peft import Net, quiet
 from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, T5, Family
 from torch import nn
 
+import manytune
 from manytune import (
     AdapterError,
     ConfigError,
@@ -314,11 +315,20 @@ def test_a_container_can_not_be_saved_in_full(name: str) -> None:
     assert repr(base) == before
 
 
-def test_a_module_that_only_sounds_alike_is_not_saved_in_full() -> None:
+@pytest.mark.parametrize("library", [manytune, peft], ids=["manytune", "peft"])
+def test_a_module_whose_name_ends_alike_trains_in_full_too(library: Any) -> None:
     base = Net()
-    base.my_head = nn.Linear(1, 1)
-    model = get_peft_model(base, LoraConfig(target_modules=["q"], modules_to_save=["head"]))
-    assert {n.split(".")[2] for n, _ in model.named_parameters() if "modules_to_save" in n} == {"head"}
+    base.my_head = nn.Sequential(nn.Linear(1, 1))
+    base.my_head.head = nn.Linear(1, 1)
+    with quiet():
+        model = library.get_peft_model(
+            base, library.LoraConfig(target_modules=["q"], modules_to_save=["head"])
+        )
+    trained = {n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad}
+    assert {name.partition(".modules_to_save")[0] for name in trained if "lora" not in name} == {
+        "head",
+        "my_head",
+    }
 
 
 def test_a_classifiers_head_trains_in_full() -> None:
