@@ -236,9 +236,8 @@ class AdaptedModel(nn.Module):
         remaining = [name for name in self.active_adapters if name != adapter_name]
         self.tuner.delete_adapter(adapter_name)
         if self.active_adapters != remaining:
-            message = (
-                f"Adapter {adapter_name} was active which is now deleted. In use is {self.active_adapter}."
-            )
+            now = self.active_adapter
+            message = f"Adapter {adapter_name} was active which is now deleted. In use is {now}."
             warnings.warn(message, PeftWarning, stacklevel=2)
 
     @contextmanager
