@@ -15,7 +15,8 @@ from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.base import ATTACHED, NotInLayersError, Tuner, refuse_attached
+from manytune.methods.tuners.attached import ATTACHED, refuse_attached
+from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.sums import add_weighted_adapter
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.task_heads import TASK_HEADS, head_names, untrained_parts
@@ -60,8 +61,7 @@ class AdaptedModel(nn.Module):
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
         # The tuner isn't a child: it says itself which of its modules hang here, and so what parameters are called.
-        self.__dict__["tuner"] = tuner
-        self.__dict__[ATTACHED] = adapter_name
+        self.__dict__.update({"tuner": tuner, ATTACHED: adapter_name})
         for name, module in tuner.mounted().items():
             self.add_module(name, module)
 

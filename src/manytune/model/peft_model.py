@@ -15,7 +15,7 @@ from manytune.errors import AdapterError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import CONFIG_NAME, PeftConfig
-from manytune.methods.tuners.base import refuse_attached
+from manytune.methods.tuners.attached import refuse_attached
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.attached import ATTACHED
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
@@ -28,25 +29,8 @@ from manytune.methods.tuners.walk import every_parameter
 #: What names the base alone where an adapter is named.
 BASE = "__base__"
 
-#: The attribute of a model that says that a method is attached to it, with the name of its first adapter.
-ATTACHED = "_manytune_attached"
-
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
-
-
-def refuse_attached(model: nn.Module) -> None:
-    """Refuse a base that has adapters: a second model around it would run both.
-
-    Raises:
-        AdapterError: It has.
-    """
-    if ATTACHED in model.__dict__:
-        raise AdapterError(
-            f"The base has adapters already ({model.__dict__[ATTACHED]!r}), and a second model "
-            "around it would run both at once. Add this one with add_adapter() or load_adapter() to the model that has "
-            "them, call its unload() first, or load the base again."
-        )
 
 
 class Tuner(nn.Module, ABC):
