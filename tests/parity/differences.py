@@ -34,9 +34,12 @@ MATRIX: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("biases-*-delete", ("output after other", "trains after default")),
         ("biases-*-load", ("trains*",)),
     ),
-    "shifted-base": tuple((f"{init}-*-{op}", _SHIFTED) for init in ("pissa", "olora") for op in (
-        "load", "disable", "second", "delete", "modules_to_save",
-    )),
+    "shifted-base": (
+        ("pissa-*-tied", ("disabled",)),
+        *((f"{init}-*-{op}", _SHIFTED) for init in ("pissa", "olora") for op in (
+            "load", "disable", "second", "delete", "modules_to_save",
+        )),
+    ),
     "tied-merge": (("*-bart-tied", ("read again",)),),
     "adalora-count": (("adalora-*-train", ("counts",)), ("adalora-*-bf16", ("types", "loaded types"))),
     "adalora-loaded": (("adalora-*", ("output of *", "loaded*")),),

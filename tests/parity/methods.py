@@ -18,6 +18,7 @@ class Method:
         second: What a second adapter of it has otherwise.
         bases: What it is tried on.
         soft_prompt: Whether it adds virtual tokens, and nothing to layers.
+        exact: Whether its files are the same to the bit; an LSTM's rounding depends on how it is called.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Method:
     second: dict[str, Any] = field(default_factory=dict, hash=False)
     bases: tuple[Base, ...] = BASES
     soft_prompt: bool = False
+    exact: bool = True
 
     def options_for(self, base: Base, second: bool = False) -> dict[str, Any]:
         options: dict[str, Any] = {"task_type": base.task, **self.options}
@@ -74,7 +76,7 @@ METHODS = (
     Method(
         "p_lstm_tuning", "PromptEncoderConfig",
         {"num_virtual_tokens": 3, "encoder_hidden_size": 6, "encoder_reparameterization_type": "LSTM"},
-        {"num_virtual_tokens": 2}, (LLAMA, BERT), soft_prompt=True,
+        {"num_virtual_tokens": 2}, (LLAMA, BERT), soft_prompt=True, exact=False,
     ),
     Method(
         "prefix_mlp_tuning", "PrefixTuningConfig",

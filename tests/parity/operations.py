@@ -42,7 +42,7 @@ def saving(s: Session) -> None:
     model = s.attach_trained()
     model.save_pretrained(str(s.directory))
     s.seen.note("files", files(s.directory))
-    s.seen.note("tensors", tensors(s.directory))
+    s.seen.note("tensors", s.bits(s.directory))
     s.seen.note("options", options(s.directory))
     s.seen.note("in memory", sorted(s.peft.get_peft_model_state_dict(model)))
 
@@ -125,7 +125,7 @@ def second(s: Session) -> None:
     s.outputs("first, after switching back", model)
     model.save_pretrained(str(s.directory))
     s.seen.note("files", files(s.directory))
-    s.seen.note("tensors of the first", tensors(s.directory))
+    s.seen.note("tensors of the first", s.bits(s.directory))
     s.seen.note("names of the second", {k: v[:2] for k, v in tensors(s.directory / "other").items()})
 
 

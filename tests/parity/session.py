@@ -67,6 +67,10 @@ class Session:
         with torch.no_grad():
             return first_output(model(**{k: v for k, v in self.base.inputs().items() if k in _INPUTS}))
 
+    def bits(self, directory: Path) -> dict[str, list[Any]]:
+        """The tensors of a file, to the bit if the method's files hold what is trained and not what it computes."""
+        return {key: found[: 3 if self.method.exact else 2] for key, found in tensors(directory).items()}
+
     def outputs(self, name: str, model: Any) -> None:
         """Note the model's output, or that it fails."""
         self.seen.attempt(name, lambda: self.output(model))
