@@ -77,7 +77,7 @@ def test_what_is_pushed_is_pulled_elsewhere_as_the_same_adapter(
     assert hub.made == [("org/some-lora", True)]
     done("pull", "org/some-lora", "--store", "elsewhere")
     here, there = AdapterStore("adapters"), AdapterStore("elsewhere")
-    assert there.resolve("some-lora") == here.resolve("a")
+    assert there.resolve("org/some-lora") == here.resolve("a")
 
 
 def test_of_what_others_put_on_a_hub_the_adapters_files_are_fetched(

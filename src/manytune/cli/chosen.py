@@ -178,7 +178,10 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
 
     spec = override or common_base({one.name: one.base_spec for one in chosen})
     dtype = chosen[0].recipe.get("training", {}).get("dtype")
-    base = load_base(spec, dtype=dtype, device=answering_device())
+    # Packed as in training, unless some were trained on the unpacked base.
+    forms = {one.recipe.get("weights") for one in chosen}
+    weights = forms.pop() if len(forms) == 1 else None
+    base = load_base(spec, dtype=dtype, device=answering_device(), weights=weights)
     for one in chosen:
         open_adapter(one.stored.path, base=base)
     return base

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import safetensors
 
 from manytune import __version__
 from manytune.atomic import atomic_directory, atomic_write, moved_aside
-from manytune.errors import BaseMismatchError, DamagedError, StoreError
+from manytune.errors import BaseMismatchError, DamagedError, PeftWarning, StoreError
 from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.base import Base
@@ -113,6 +114,9 @@ def open_adapter(
         StoreError: The directory holds no adapter, or one with another tokenizer than the base's.
         DamagedError: It holds a pickle, a damaged file or an unreadable manifest.
         BaseMismatchError: The adapter was trained on another base.
+
+    Warns:
+        PeftWarning: It was trained on this base, packed in another way.
     """
     path = Path(directory).expanduser()
     if not (path / CONFIG_NAME).is_file():
@@ -130,19 +134,25 @@ def open_adapter(
         return StoredAdapter(path, None, note)
     manifest = Manifest.read(path / MANIFEST_NAME)
     _check_files(path, manifest)
-    if base is not None:
-        check_base(path, manifest, base.fingerprint, name=base.name)
+    repacked = None if base is None else check_base(path, manifest, base.fingerprint, name=base.name)
+    if repacked is not None:
+        warnings.warn(f"{path}: {repacked}.", PeftWarning, stacklevel=2)
     return StoredAdapter(path, manifest, None)
 
 
-def check_base(path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name: str = "another") -> None:
-    """Refuse an adapter of another base.
+def check_base(
+    path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name: str = "another"
+) -> str | None:
+    """Refuse an adapter of another base. One that is packed in another way is the same base.
 
     Args:
         path: The adapter's directory, for the message.
         manifest: What it says about itself.
         fingerprint: What identifies the base that it is to run on.
         name: What that base is called.
+
+    Returns:
+        What to know if the base is packed in another way than the one that it was trained on, as a clause; else None.
 
     Raises:
         BaseMismatchError: The adapter was trained on another base.
@@ -154,6 +164,7 @@ def check_base(path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name
             f"Expected {manifest.base} ({manifest.fingerprint}); found {name} ({fingerprint}). "
             "Load the base that it was trained on."
         )
+    return manifest.fingerprint.packing_note(fingerprint)
 
 
 def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:

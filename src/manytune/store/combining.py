@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.atomic import atomic_directory, require_absent
+from manytune.errors import StoreError
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
@@ -84,12 +85,17 @@ def merge_adapters(sources: Sequence[Path], target: Path, base: Base) -> None:
         base: Their base. Its model is used up: afterwards it has the merged weights.
 
     Raises:
-        StoreError: A directory holds no adapter or a damaged one.
+        StoreError: A directory holds no adapter or a damaged one, or the base is packed.
         TargetExistsError: The target exists.
         BaseMismatchError: An adapter was trained on another base.
         AdapterError: An adapter isn't in the weights, as a soft prompt isn't; or the merged weights aren't finite.
     """
     require_absent(target)
+    if base.fingerprint.packing is not None:
+        raise StoreError(
+            f"base {base.name!r}: its weights are packed as {base.fingerprint.packing}, and a sum of them and an "
+            "adapter doesn't fit into so few bits. Merge into the base that was packed: name it with --base."
+        )
     for source in sources:
         open_adapter(source, base=base)
     model, names = _loaded(sources, base)

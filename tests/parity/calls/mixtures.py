@@ -64,6 +64,21 @@ def other_parameters_for_a_second_adapter(peft: Any, directory: Path, seen: Seen
     seen.attempt("add", lambda: model.add_adapter("other", second))
 
 
+@differs(parameters_mixed=("for each sample", "sum"))
+def parameters_in_mixed_batches_and_sums(peft: Any, directory: Path, seen: Seen) -> None:
+    def config() -> Any:
+        return peft.LoraConfig(r=2, target_modules=[], target_parameters=EXPERTS)
+
+    torch.manual_seed(3)
+    model = peft.get_peft_model(QWEN3.build(), config()).eval()
+    model.add_adapter("other", config())
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    with torch.no_grad():
+        seen.attempt("for each sample", lambda: model(ids, adapter_names=["default", "other"]).logits)
+    names = ["default", "other"]
+    seen.attempt("sum", lambda: model.add_weighted_adapter(names, [0.5, 0.5], "sum", combination_type="cat"))
+
+
 @differs(parameters_excluded=("layers", "exclude"))
 def parameters_that_options_for_modules_leave_out(peft: Any, directory: Path, seen: Seen) -> None:
     options = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["layers.1.mlp.experts.down_proj"]}

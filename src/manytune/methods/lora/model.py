@@ -24,12 +24,8 @@ from manytune.methods.lora.experts import grouped_experts, name_experts, regroup
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
-from manytune.methods.lora.parameter_targets import (
-    names_in_files,
-    refuse_both,
-    select_parameters,
-    wrappers_for,
-)
+from manytune.methods.lora.parameter_files import names_in_files, parameter_terms
+from manytune.methods.lora.parameter_targets import refuse_both, select_parameters, wrappers_for
 from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.lora.sums import sum_options, write_sum
@@ -37,7 +33,7 @@ from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
-from manytune.methods.tuners.layer_terms import by_layer
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_targets import lies_in
@@ -52,7 +48,7 @@ from manytune.methods.tuners.targets import (
     is_all_linear,
     select,
 )
-from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError, joined
+from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 from manytune.methods.tuners.unmatched import check_patterns
 
 _ORIGINAL = ".original_module."
@@ -233,7 +229,6 @@ class LoraModel(SummedTuner):
         Raises:
             TermsError: The adapter fits no base but a changed one, or see `Tuner.terms`.
         """
-        _refuse_parameters(config)
         if starts_from_weight(config.init_lora_weights):
             raise TermsError(
                 f"init_lora_weights={config.init_lora_weights!r}: the adapter runs next to a changed base, so it can't "
@@ -251,12 +246,15 @@ class LoraModel(SummedTuner):
         }
         rest = {n: t for n, t in tensors.items() if n.removeprefix(FILE_PREFIX) not in biases}
         trained = replaced_terms(BaseLayers(model), biases, in_place=True)
-        return joined([super().terms(config, rest, model), trained])
+        parts, rest = parameter_terms(config, rest, model)
+        if parts and not any(".lora_" in name for name in rest):
+            saved = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in rest.items()}
+            return joined([*parts, trained, saved_terms(BaseLayers(model), config, saved)])
+        return joined([super().terms(config, rest, model), *parts, trained])
 
     def live_terms(self, adapter_name: str) -> Terms:
         """See `Tuner.live_terms`."""
         self._require(adapter_name)
-        _refuse_parameters(self.peft_config[adapter_name])
         found = super().live_terms(adapter_name)
         biases = {n: b.detach() for n, b in self._biases(adapter_name).items() if _ORIGINAL not in n}
         return joined([found, replaced_terms(self._base_layers(), biases, in_place=True)])
@@ -356,15 +354,6 @@ class LoraModel(SummedTuner):
         self.__dict__["_base_biases"] = []
         self._particular.clear()
         return super()._detach()
-
-
-def _refuse_parameters(config: Any) -> None:
-    """Terms are of layers; a layer that holds the weights of several experts multiplies by them as it sees fit."""
-    if config.target_parameters:
-        raise TermsError(
-            f"target_parameters={sorted(config.target_parameters)}: what LoRA does to experts and other parameters has "
-            f"no terms, so it can't run in a mixed batch. {INSTEAD}"
-        )
 
 
 def _moved(key: str, names: Mapping[str, str]) -> str:

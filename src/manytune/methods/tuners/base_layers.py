@@ -153,6 +153,19 @@ class BaseLayer:
         require_shape(self.path, name, tensor, expected)
 
 
+def is_routed(path: str) -> bool:
+    """Whether a layer is within one of several experts that aren't grouped, so that it sees some tokens alone."""
+    return "experts" in [name for name in path.split(".") if name != "base_layer"][:-1]
+
+
+def _refuse_routed(path: str) -> None:
+    if is_routed(path):
+        raise TermsError(
+            f"the adapter has weights for {path!r}, which sees only the tokens that are routed to its expert, so those "
+            f"of several adapters can't be told apart there. {INSTEAD}"
+        )
+
+
 def linear_sizes(layer: nn.Module) -> tuple[int, int]:
     """The numbers of inputs and outputs of `torch.nn.Linear`, packed or not, or transformers' `Conv1D`."""
     if isinstance(layer, nn.Linear):
@@ -202,10 +215,12 @@ class BaseLayers:
                     f"the adapter has weights for {path!r}, and {type(self._model).__name__} has no such layer. Was it "
                     "trained on another base?"
                 )
+        _refuse_routed(layer.path)
         return layer
 
     def under(self, wrapper: Wrapper, path: str) -> BaseLayer:
         """The layer that a wrapper at this path has the place of; the same as `at`, without a search."""
+        _refuse_routed(path)
         return BaseLayer(path, wrapper.wrapped, wrapper, None, self._kept)
 
     def __iter__(self) -> Iterator[BaseLayer]:

@@ -23,6 +23,9 @@ from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.terms import Terms, TermsError
 
+#: What to do on a packed base.
+UNPACKED = "Load the base unpacked, or use a method whose weights are next to the base's, such as lora."
+
 
 class DirectTuner(Tuner):
     """A method whose adapters are other values for parameters of the base.

@@ -23,6 +23,7 @@ from manytune.methods.tuners.fitting import settle
 from manytune.methods.tuners.layer_merging import merge_layers
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.quantized_layers import note_unpacked
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.saved_targets import saved_targets
@@ -376,6 +377,7 @@ class LayerTuner(Tuner):
             mine = [name for name in names if name in keeper.modules_to_save]
             replace_module(self.model, path, keeper.trained(mine[-1]) if mine else keeper.original_module)
         say_untied(self.model)
+        note_unpacked(self.model)
         return self._detach()
 
     def _detach(self) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.tuners.base_layers import Wrapper
+from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
 
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
@@ -86,7 +87,12 @@ class ModulesToSaveWrapper(Wrapper):
         Args:
             adapter_name: The adapter.
             autocast: Keep the copy in float32 where the original is in half precision, which rounds small steps away.
+
+        Raises:
+            ConfigError: Weights in it are packed, so that a copy can't train.
         """
+        packed = packed_parameters(self.original_module)
+        refuse_packed(packed, "modules_to_save", "Leave it out, and name it in target_modules instead.")
         twin = copy.deepcopy(self.original_module)
         twin.requires_grad_(False)
         if autocast and _dtype_of(twin) in (torch.float16, torch.bfloat16):

@@ -99,7 +99,8 @@ def _donors(tuner: LayerTuner, adapters: Sequence[str]) -> dict[str, str]:
 def _targets(tuner: LayerTuner, adapters: Sequence[str]) -> dict[str, Any]:
     """Options with which a sum is at every layer that has one of the adapters."""
     configs: list[Any] = [tuner.peft_config[name] for name in adapters]
-    targets = {p for p, layer in tuner._layers.items() if any(map(layer.has_adapter, adapters))}
+    carrying = {p: layer for p, layer in tuner._layers.items() if any(map(layer.has_adapter, adapters))}
+    targets = {path for path, layer in carrying.items() if layer.parameter_name is None}
     narrowed = any(
         getattr(config, "exclude_modules", None) or getattr(config, "layers_to_transform", None) is not None
         for config in configs

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from manytune.kernels.products import product
+from manytune.methods.tuners.base_layers import linear_sizes
+from manytune.methods.tuners.quantized_layers import dequantized_weight, quantization_backend
 from manytune.training.speed.required_flops import matrices
 
 # Fewer rows measure the call more than the product; more take long on a large head.
@@ -34,10 +36,13 @@ def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0
     shapes: Counter[tuple[int, ...]] = Counter()
     chosen: dict[tuple[int, ...], Tensor] = {}
     for module in matrices(model):
-        if min(module.weight.shape) >= _NARROWEST or not chosen:
-            shape = tuple(module.weight.shape)
+        weight = module.weight
+        packed = quantization_backend(module)
+        shape = linear_sizes(module)[::-1] if packed else tuple(weight.shape)
+        if min(shape) >= _NARROWEST or not chosen:
             shapes[shape] += 1
-            chosen.setdefault(shape, module.weight)
+            if shape not in chosen:
+                chosen[shape] = dequantized_weight(module) if packed else weight
     rows = min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
     pairs = [
         (shapes[shape], weight, weight.new_ones(rows, shape[1]), weight.new_ones(rows, shape[0]))
