@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
     from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
+    from manytune.methods.trainable_tokens import TrainableTokensConfig as TrainableTokensConfig
     from manytune.methods.vera import VeraConfig as VeraConfig
     from manytune.model.attach import get_peft_model as get_peft_model
     from manytune.model.auto import AutoPeftModel as AutoPeftModel
@@ -132,6 +133,7 @@ __all__ = [
     "StoreError",
     "TaskType",
     "TemplateError",
+    "TrainableTokensConfig",
     "VeraConfig",
     "get_layer_status",
     "get_model_status",
@@ -179,6 +181,7 @@ _LAZY = {
     "PromptTuningInit": "manytune.methods.prompt_tuning",
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
+    "TrainableTokensConfig": "manytune.methods.trainable_tokens",
     "VeraConfig": "manytune.methods.vera",
     "get_layer_status": "manytune.model.status",
     "get_model_status": "manytune.model.status",

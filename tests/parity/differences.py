@@ -41,6 +41,7 @@ MATRIX: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         )),
     ),
     "tied-merge": (("*-bart-tied", ("read again",)),),
+    "own-tables": (("*-resized", ("disabled",)),),
     "adalora-count": (("adalora-*-train", ("counts",)), ("adalora-*-bf16", ("types", "loaded types"))),
     "adalora-loaded": (("adalora-*", ("output of *", "loaded*")),),
     "adalora-second": (("adalora-*-second", ("*",)), ("adalora-*-delete", ("*",))),

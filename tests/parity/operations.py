@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tests.parity.bases import Base
+from tests.parity.bases import VOCABULARY, Base
 from tests.parity.methods import Method
 from tests.parity.session import (
     Session,
@@ -17,6 +17,7 @@ from tests.parity.session import (
     files,
     optimizer_for,
     options,
+    scatter,
     tensors,
     train,
     trainable,
@@ -207,6 +208,33 @@ def _in_full(s: Session, name: str) -> Any:
     return plain
 
 
+def with_a_vocabulary_that_grew(s: Session) -> None:
+    """Tokens are added, and rows for them; what an adapter's file must hold for the next base with other rows."""
+    s.base.build().save_pretrained(s.directory / "base")
+
+    def longer(seed: int) -> Any:
+        kind: Any = type(s.base.build())
+        base = kind.from_pretrained(s.directory / "base", dtype=torch.float32).eval()
+        torch.manual_seed(seed)
+        base.resize_token_embeddings(VOCABULARY + 3)
+        return base
+
+    base = longer(1)
+    torch.manual_seed(3)
+    model = s.peft.get_peft_model(base, s.config()).eval()
+    scatter(model)
+    grown = {**s.base.inputs()}
+    grown["input_ids"] = grown["input_ids"].clone()
+    grown["input_ids"][0, :2] = VOCABULARY + 1
+    s.seen.attempt("losses", lambda: train(model, s.base, optimizer_for(model)))
+    s.seen.attempt("output", lambda: s.output(model, grown))
+    model.save_pretrained(str(s.directory / "adapter"))
+    s.seen.note("names", {key: found[:2] for key, found in tensors(s.directory / "adapter").items()})
+    loaded = s.peft.PeftModel.from_pretrained(longer(2), str(s.directory / "adapter"))
+    s.seen.attempt("loaded", lambda: s.output(loaded, grown))
+    s.seen.attempt("disabled", lambda: _disabled(loaded, lambda inside: s.output(inside, grown)))
+
+
 Operation = Callable[[Session], None]
 
 #: By the last part of a cell's name.
@@ -222,6 +250,7 @@ OPERATIONS: dict[str, Operation] = {
     "bf16": in_bfloat16,
     "modules_to_save": with_a_module_trained_in_full,
     "tied": with_a_head_of_its_own,
+    "resized": with_a_vocabulary_that_grew,
 }
 
 
@@ -229,4 +258,6 @@ def applies(operation: str, method: Method, base: Base) -> bool:
     """Whether an operation means anything there."""
     if base.packed:
         return operation in ("train", "save", "load", "merge", "disable", "second", "resume")
+    if operation == "resized":
+        return base.name in ("llama", "llama_tied", "t5", "bart", "bert")
     return operation != "tied" or base.tied

@@ -63,9 +63,11 @@ class Session:
         scatter(model, seed)
         model.eval()
 
-    def output(self, model: Any) -> Tensor:
+    def output(self, model: Any, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What the model makes of the base's inputs, or of others."""
+        given = self.base.inputs() if inputs is None else inputs
         with torch.no_grad():
-            return first_output(model(**{k: v for k, v in self.base.inputs().items() if k in _INPUTS}))
+            return first_output(model(**{k: v for k, v in given.items() if k in _INPUTS}))
 
     def bits(self, directory: Path) -> dict[str, list[Any]]:
         """The tensors of a file, to the bit if the method's files hold what is trained and not what it computes."""

@@ -246,23 +246,3 @@ def a_randomised_pissa_loads_onto_what_it_was_trained_on(peft: Any, directory: P
     model.save_pretrained(str(directory))
     torch.manual_seed(77)
     seen.note("output", bool(torch.allclose(logits(load(peft, str(directory))), logits(model), atol=1e-4)))
-
-
-@differs(embedding_auto="names")
-def tables_of_a_vocabulary_that_grew(peft: Any, directory: Path, seen: Seen) -> None:
-    LLAMA.build().save_pretrained(str(directory / "base"))
-    base = LLAMA.build()
-    base.name_or_path = base.config._name_or_path = str(directory / "base")
-    base.resize_token_embeddings(26)
-    peft.get_peft_model(base, lora(peft)).save_pretrained(str(directory / "adapter"))
-    seen.note("names", sorted(load_file(directory / "adapter" / TENSORS)))
-
-
-@differs(unload="unloaded")
-def tables_that_come_along(peft: Any, directory: Path, seen: Seen) -> None:
-    trained = attached(peft)
-    trained.get_input_embeddings().weight.data.mul_(2)
-    trained.save_pretrained(str(directory), save_embedding_layers=True)
-    model = load(peft, str(directory))
-    seen.note("loaded", logits(model))
-    seen.note("unloaded", logits(model.unload()))

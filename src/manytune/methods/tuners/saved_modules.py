@@ -177,6 +177,11 @@ class ModulesToSaveWrapper(Wrapper):
             return getattr(self.current, name)
 
 
+def kept_copies(module: nn.Module) -> ModulesToSaveWrapper:
+    """What keeps adapters' copies of a module: a new one, or the one that has its place already."""
+    return module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
+
+
 def _dtype_of(module: nn.Module) -> torch.dtype | None:
     """The dtype of a module's floating-point parameters; None if it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
