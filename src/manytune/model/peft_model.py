@@ -15,7 +15,7 @@ from manytune.errors import AdapterError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import CONFIG_NAME, PeftConfig
-from manytune.methods.tuners.base import ATTACHED
+from manytune.methods.tuners.attached import refuse_attached
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
@@ -223,12 +223,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         """
         device = kwargs.pop("torch_device", None)
         check_options(model, kwargs)
-        if ATTACHED in model.__dict__ or isinstance(model, AdaptedModel):
-            raise AdapterError(
-                f"The base has adapters already ({model.__dict__.get(ATTACHED, 'a PeftModel')!r}), and a second model "
-                "around it would run both at once. Add this one with load_adapter() to the model that has "
-                "them, call its unload() first, or load the base again."
-            )
+        refuse_attached(model)
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.as_saved().inference_mode = not is_trainable

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.kernels.products import is_plain
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
+from manytune.methods.lora.factor import Factor, draw_fresh, require_values, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
@@ -135,6 +135,7 @@ class Linear(ShiftedLayer):
         if self.fan_in_fan_out:
             weight = weight.t()
         a, b, scaling = self._joined(names)
+        require_values(a)
         dropout = self.lora_dropout[names[0]]
         p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]

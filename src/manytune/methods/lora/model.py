@@ -40,9 +40,10 @@ from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
-from manytune.methods.tuners.layer_terms import by_layer, lies_in, saved_terms
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.replaced import replaced_terms
+from manytune.methods.tuners.saved_targets import lies_in
 from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.attached import ATTACHED
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import OwnTables, Tables
@@ -30,9 +31,6 @@ from manytune.methods.tuners.walk import every_parameter
 
 #: What names the base alone where an adapter is named.
 BASE = "__base__"
-
-#: The attribute of a model that says that a method is attached to it, with the name of its first adapter.
-ATTACHED = "_manytune_attached"
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()

@@ -12,7 +12,7 @@ from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.embeddings import base_tables, divided_tables, plain_name
 from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.replaced import replaced_terms
-from manytune.methods.tuners.targets import matches
+from manytune.methods.tuners.saved_targets import lies_in
 from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError
 
 
@@ -118,12 +118,6 @@ def saved_terms(base: BaseLayers, config: Any, tensors: Mapping[str, Tensor]) ->
             f"modules_to_save={list(saving)}, nor an embedding table. {INSTEAD}"
         )
     return replaced_terms(base, trained, in_place=False)
-
-
-def lies_in(name: str, modules: Collection[str]) -> bool:
-    """Whether a parameter, by its name, belongs to one of some modules, by their paths or path endings."""
-    parts = name.split(".")[:-1]
-    return any(matches(".".join(parts[: i + 1]), modules) for i in range(len(parts)))
 
 
 def _equal(tensor: Tensor, value: Tensor) -> bool:

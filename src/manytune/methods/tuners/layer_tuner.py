@@ -26,9 +26,9 @@ from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.quantized_layers import note_unpacked
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, kept_copies
+from manytune.methods.tuners.saved_targets import saved_targets
 from manytune.methods.tuners.switching import named_in_layers, written
 from manytune.methods.tuners.table_terms import over_tables
-from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.tied import refuse_unmergeable, say_untied
 from manytune.methods.tuners.walk import replace_module, replace_modules
@@ -118,16 +118,15 @@ class LayerTuner(Tuner):
         self._require_new(adapter_name)
         self.check(adapter_name, config)
         targets = self.select(config)
-        saving = list(getattr(config, "modules_to_save", None) or ())
-        to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
-        refuse_unsaved(self.model, config)
+        to_save = saved_targets(self.model, config)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
         if not targets:
             raise ConfigError(
                 "No modules were targeted for adaptation: every module that target_modules names is also in "
-                f"modules_to_save={saving}. A module is either adapted or trained in full."
+                f"modules_to_save={getattr(config, 'modules_to_save', None)}. A module is either adapted or trained in "
+                "full."
             )
         # All wrappers are made and filled before the first is put in place: an error leaves the model as it was.
         wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}

@@ -17,13 +17,13 @@ from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.filling import fill_state
-from manytune.methods.tuners.layer_terms import lies_in, with_own_tables
+from manytune.methods.tuners.layer_terms import with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.saved_targets import lies_in, saved_targets
 from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
 from manytune.methods.tuners.table_terms import over_tables
-from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
 from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 from manytune.methods.tuners.walk import replace_module
 
@@ -315,12 +315,9 @@ class PromptTuner(Tuner):
         }
 
     def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
-        names = list(config.modules_to_save or ())
-        found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
-        refuse_unsaved(self.model, config)
         return {
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
-            for path, module in found
+            for path, module in saved_targets(self.model, config)
         }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
 
-from manytune.errors import AdapterError
+from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.offloading import refuse_offloaded
 from manytune.methods.tuners.targets import base_of, candidates
@@ -55,7 +56,10 @@ def say_untied(model: nn.Module) -> None:
 
     Readers of a saved model that go by `tie_word_embeddings` would else use one of two unlike tables for both.
 
-    Mutates: the configuration.
+    Mutates: the configuration, and then modules that shared the input's table: each has its own.
+
+    Warns:
+        PeftWarning: They differ.
     """
     get_input, get_output = (
         getattr(model, f"get_{side}_embeddings", lambda: None) for side in ("input", "output")
@@ -64,6 +68,17 @@ def say_untied(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if first is None or second is None or first is second or config is None:
         return
-    for one in (config, config.get_text_config()):
-        if getattr(one, "tie_word_embeddings", False):
-            one.tie_word_embeddings = False
+    tying = [c for c in (config, config.get_text_config()) if getattr(c, "tie_word_embeddings", False)]
+    if not tying:
+        return
+    for one in tying:
+        one.tie_word_embeddings = False
+    # Readers tie nothing then, not even BART's encoder and decoder to each other, so each needs a table in the file.
+    others = [m for m in model.modules() if m._parameters.get("weight") is first and m is not get_input()]
+    for module in others:
+        module.register_parameter("weight", nn.Parameter(first.detach().clone(), first.requires_grad))
+    warnings.warn(
+        "Input and output embeddings differ now, so the model's configuration says tie_word_embeddings=False.",
+        PeftWarning,
+        stacklevel=5,
+    )
