@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
     from manytune.methods.vera import VeraConfig as VeraConfig
+    from manytune.model.activations import float32_activations as float32_activations
     from manytune.model.attach import get_peft_model as get_peft_model
     from manytune.model.auto import AutoPeftModel as AutoPeftModel
     from manytune.model.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
@@ -133,6 +134,7 @@ __all__ = [
     "TaskType",
     "TemplateError",
     "VeraConfig",
+    "float32_activations",
     "get_layer_status",
     "get_model_status",
     "get_peft_model",
@@ -180,6 +182,7 @@ _LAZY = {
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
     "VeraConfig": "manytune.methods.vera",
+    "float32_activations": "manytune.model.activations",
     "get_layer_status": "manytune.model.status",
     "get_model_status": "manytune.model.status",
     "get_peft_model": "manytune.model.attach",

@@ -223,7 +223,8 @@ class Workspace:
         answers: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
-            with attached(self.base, adapter) as model:
+            activations = self.experiment.recipe.training.activations
+            with attached(self.base, adapter, activations=activations) as model:
                 given = ask_model(
                     model,
                     self.base.tokenizer,
