@@ -40,8 +40,8 @@ def lora_linear(
     """`x Wᵀ + b + s · D(x) Aᵀ Bᵀ`, with gradients for x, b, A and B, and for W where it is asked for.
 
     x Wᵀ + b is computed in W's dtype and the low-rank part in A's. They are added in the wider of A's and x's, and the
-    result has x's: with float32 adapters on a bfloat16 base x decides whether what a young adapter adds is rounded away.
-    Under autocast all operands take the autocast dtype.
+    result has x's: in bfloat16, what a young adapter adds is rounded away there. Under autocast all operands take the
+    autocast dtype.
 
     Args:
         x: (..., in).
