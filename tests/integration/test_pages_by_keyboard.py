@@ -169,3 +169,21 @@ def check_readable(page: Page, width: int, dark: bool) -> None:
     assert page.see(CONTRAST) >= 4.5
     background = page.see("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 150) == dark
+
+
+def test_reasoning_is_shown_while_it_is_written_and_folded_away_when_the_answer_begins(
+    page: Page, base: Base, store: AdapterStore
+) -> None:
+    with live(app_of(base, store)) as server:
+        page.open(f"http://localhost:{server.port}/", width=360)
+        page.wait("document.querySelectorAll('#models input').length === 3")
+        page.see(
+            "window.card = new Card('one'); document.querySelector('#answers').append(card.box);"
+            "card.take({text: '', reasoning_content: 'Two <b>and</b> '})"
+        )
+        seen = "[card.reasoning.hidden, card.reasoning.open, card.thoughts.textContent, card.text.textContent]"
+        assert page.see(seen) == [False, True, "Two <b>and</b> ", ""]
+        page.see("card.take({text: '', reasoning_content: 'two.'}); card.take({text: 'Four'})")
+        assert page.see(seen) == [False, False, "Two <b>and</b> two.", "Four"]
+        page.see("window.card = new Card('two'); card.take({text: 'Four'})")
+        assert page.see("card.reasoning.hidden") is True
