@@ -3,7 +3,7 @@
     python benchmarks/bf16_learning.py --e2e devset.csv [--steps 10] [--full-steps 20] [--json FILE]
 
 SmolLM2-135M-Instruct on rows of the E2E development set, 16 a step; LoRA r=8 on all linear layers at 2e-4, the same
-batches and the same first weights for each. The validation loss of 64 other rows is measured as the adapter was trained
+batches and the same first weights for each. The validation loss of 32 other rows is measured as the adapter was trained
 and, to see what serving costs, with hidden states in the base's own bfloat16. The share of the improvement is that of
 float32's. Then full fine-tuning at 2e-5 (`--full-steps`, 0 for none): how many weights move, with and without float32
 masters.
@@ -29,13 +29,15 @@ from manytune.data.encode import Encoded, Encoder
 from manytune.data.readers import read
 from manytune.data.templates import PromptTemplate
 from manytune.store.base import Base, load_base
-from manytune.training.batches import padded
+from manytune.training.batches import builder
 from manytune.training.loop.loss import mean_loss
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.train import train_model
 from manytune.training.recipe import TrainingRecipe
+from manytune.training.speed.layout_choice import LayoutChoice, prepared
 
-BATCH, VALIDATION = 16, 64
+BATCH, VALIDATION = 16, 32
+LAYOUT = LayoutChoice("shared-prefix", "shared-prefix", None)
 Activations = Literal["float32", "base"]
 
 
@@ -61,22 +63,18 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, peft {peft.__version__}")
     watch = LoadWatch()
-    rows = [
-        _lora("float32", torch.float32, "float32", _ours, options),
-        _lora("bfloat16", torch.bfloat16, "float32", _ours, options),
-        _lora("bfloat16, activations: base", torch.bfloat16, "base", _ours, options),
-        _lora("bfloat16, HF PEFT", torch.bfloat16, "base", _peft, options),
-    ]
-    gained = rows[0].before - rows[0].after
     print(f"{'':30}  {'before':>7} {'after':>7} {'share':>6}  {'served':>7}  {'s/step':>6}")
-    for row in rows:
-        share = (row.before - row.after) / gained
-        print(f"{row.name:30}  {row.before:7.3f} {row.after:7.3f} {share:6.1%}  {row.served:7.3f}", end="")
-        print(f"  {row.seconds_a_step:6.1f}")
-    moved = {}
+    rows: list[Row] = []
+    for name, (dtype, activations, attach) in WAYS.items():
+        row = _lora(name, dtype, activations, attach, options)
+        rows.append(row)
+        share = (row.before - row.after) / (rows[0].before - rows[0].after)
+        print(f"{name:30}  {row.before:7.3f} {row.after:7.3f} {share:6.1%}  {row.served:7.3f}", end="")
+        print(f"  {row.seconds_a_step:6.1f}", flush=True)
+    moved: dict[str, tuple[float, float]] = {}
     if options.full_steps:
-        moved = {name: _full(name, options) for name in ("float32", "bfloat16", "bfloat16, no masters")}
-        for name, (share, loss) in moved.items():
+        for name in ("float32", "bfloat16", "bfloat16, no masters"):
+            moved[name] = share, loss = _full(name, options)
             print(f"full fine-tuning, {name}: {share:.0%} of the weights moved, validation loss {loss:.3f}")
     load = watch.stop()
     print(load)
@@ -101,14 +99,16 @@ def _lora(
         max_steps=options.steps,
         batch_size=BATCH,
         learning_rate=2e-4,
-        batching="padding-free",
+        batching=LAYOUT.used,
         activations=activations,
         dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
         checkpoint_every=None,
     )
     found = train_model(model, rows, settings, measure_flops=False)
     assert found.validation_loss is not None
-    served = mean_loss(model, rows.validation, padded.build, batch_size=BATCH, pad_id=rows.pad_id)
+    with prepared(model, LAYOUT):
+        build = builder(LAYOUT.used)
+        served = mean_loss(model, rows.validation, build, batch_size=BATCH, pad_id=rows.pad_id)
     before = found.validation_reports[0].validation_loss
     return Row(name, before, found.validation_loss, served, found.step_seconds / options.steps)
 
@@ -127,7 +127,7 @@ def _full(name: str, options: argparse.Namespace) -> tuple[float, float]:
         max_steps=options.full_steps,
         batch_size=BATCH,
         learning_rate=2e-5,
-        batching="padding-free",
+        batching=LAYOUT.used,
         activations="base" if half and not masters else "float32",
         dtype="bfloat16" if half else "float32",
         checkpoint_every=None,
@@ -165,6 +165,14 @@ def rows_of(base: Base, e2e: str, steps: int) -> TrainingRows:
     train, validation = encoded[VALIDATION:], encoded[:VALIDATION]
     pad_id = base.tokenizer.pad_token_id
     return TrainingRows(train=train, validation=validation, mixture=None, pad_id=int(pad_id or 0))
+
+
+WAYS: dict[str, tuple[torch.dtype, Activations, Callable[[Any], nn.Module]]] = {
+    "float32": (torch.float32, "float32", _ours),
+    "bfloat16": (torch.bfloat16, "float32", _ours),
+    "bfloat16, activations: base": (torch.bfloat16, "base", _ours),
+    "bfloat16, HF PEFT": (torch.bfloat16, "base", _peft),
+}
 
 
 if __name__ == "__main__":

@@ -159,7 +159,11 @@ def _train(
         trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
         all_parameters=sum(parameter.numel() for parameter in model.parameters()),
         required_flops=None if size is None else size.training_flops(counters),
-        matmul_flops_per_second=matmul_flops_per_second(model, rows=tokens_of_a_batch)
+        matmul_flops_per_second=matmul_flops_per_second(
+            model,
+            rows=tokens_of_a_batch,
+            dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None,
+        )
         if measure_flops
         else None,
         layout=layout,
