@@ -58,6 +58,7 @@ METHODS = {
     "PromptTuningInit",
     "SelectiveConfig",
     "TaskType",
+    "TrainableTokensConfig",
     "VeraConfig",
     "get_layer_status",
     "get_model_status",

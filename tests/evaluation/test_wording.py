@@ -146,3 +146,46 @@ def test_many_verdicts_are_said_together():
         ),
         ("worse", f"1 system is worse than base: {start} s2 +0.100 (p < 0.001)."),
     ]
+
+
+def with_prompting(**costs):
+    """The invented evaluation's second system, as the base with examples in its prompt."""
+    evaluation = invented.evaluation(2, metrics=("rouge1",), all_pairs=True)
+    base, prompted, trained = evaluation.results
+    results = (
+        dataclasses.replace(base, cost=dataclasses.replace(base.cost, prompt_tokens=80.0)),
+        dataclasses.replace(
+            prompted, method="base", cost=dataclasses.replace(prompted.cost, prompt_tokens=412.4)
+        ),
+        trained,
+    )
+    return dataclasses.replace(evaluation, results=results)
+
+
+def test_training_is_compared_with_the_best_prompt_and_its_cost_is_said():
+    evaluation = with_prompting()
+    _, prompted, trained = evaluation.results
+    found = evaluation.comparison(trained.name, "rouge1", prompted.name)
+    sentence = wording.prompting_sentence(evaluation)
+    assert sentence.startswith(f"Compared with examples in the prompt, {wording.claim(found)}: ")
+    assert sentence.endswith(f" {prompted.name} reads 412 tokens per request, 5.2 times base's.")
+    assert wording.signed(found.difference, ROUGE) in sentence
+    alone = dataclasses.replace(evaluation, results=evaluation.results[:2])
+    assert wording.prompting_sentence(alone).startswith(
+        f"Of the prompts with examples {prompted.name} has the best"
+    )
+    assert wording.prompting_sentence(invented.evaluation(2, metrics=("rouge1",))) is None
+
+
+def test_a_base_that_degenerates_is_named_with_what_follows():
+    evaluation = invented.evaluation(1, metrics=("rouge1",))
+    base, *others = evaluation.results
+    count = len(base.answers)
+    loops = [dataclasses.replace(answer, text="Dialogue: " * 20) for answer in base.answers[: count // 2]]
+    empty = [dataclasses.replace(base.answers[-1], text=" ")]
+    base = dataclasses.replace(base, answers=(*loops, *empty, *base.answers[count // 2 + 1 :]))
+    assert wording.degenerate_sentences(dataclasses.replace(evaluation, results=(base, *others))) == [
+        f"base degenerates: of {count} answers {count // 2} repeats a phrase to the end and 1 is empty. "
+        "A gain over such answers doesn't yet make a good fine-tune."
+    ]
+    assert wording.degenerate_sentences(evaluation) == []

@@ -181,7 +181,9 @@ def test_reasoning_is_shown_while_it_is_written_and_folded_away_when_the_answer_
             "window.card = new Card('one'); document.querySelector('#answers').append(card.box);"
             "card.take({text: '', reasoning_content: 'Two <b>and</b> '})"
         )
-        seen = "[card.reasoning.hidden, card.reasoning.open, card.thoughts.textContent, card.text.textContent]"
+        seen = (
+            "[card.reasoning.hidden, card.reasoning.open, card.thoughts.textContent, card.text.textContent]"
+        )
         assert page.see(seen) == [False, True, "Two <b>and</b> ", ""]
         page.see("card.take({text: '', reasoning_content: 'two.'}); card.take({text: 'Four'})")
         assert page.see(seen) == [False, False, "Two <b>and</b> two.", "Four"]

@@ -88,7 +88,7 @@ def evaluate(
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
-    loaded = load_common_base(chosen, base)
+    loaded, chosen = load_common_base(chosen, base)
     encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
     asked = [questions_from(examples, encoder)[:limit] for encoder in encoders]
     questions, encoder = asked[0], encoders[0]
@@ -189,8 +189,8 @@ def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[
         if other != compared[0]:
             raise DataError(
                 f"{chosen[0].name} and {one.name} would be asked different things: their prompts were encoded with "
-                "different limits or chat_template_kwargs, or only one with the chat template. Evaluate them one at a "
-                "time."
+                "different limits, chat templates or chat_template_kwargs, or only one with a chat template. Evaluate "
+                "them one at a time."
             )
     return encoders
 

@@ -76,7 +76,7 @@ def generate(
         raise typer.BadParameter("it chooses a template, and PROMPT goes through none", param_hint="--task")
     asked = prompts_from(prompt, field or [], file)
     chosen = choose(adapter)
-    loaded = load_common_base(chosen, base)
+    loaded, chosen = load_common_base(chosen, base)
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers: dict[str, list[Answered]] = {}
     if with_base:

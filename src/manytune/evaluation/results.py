@@ -166,6 +166,7 @@ class Cost:
         peak_memory_bytes: Largest resident memory of the training process.
         adapter_bytes: Size on disk of what must be kept in addition to the base.
         tokens_per_second: Training throughput in input tokens.
+        prompt_tokens: Tokens that it reads for a request, the mean over the items.
     """
 
     __pydantic_config__ = _STRICT
@@ -176,6 +177,7 @@ class Cost:
     peak_memory_bytes: int | None = None
     adapter_bytes: int | None = None
     tokens_per_second: float | None = None
+    prompt_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manytune.evaluation.degenerate import NOTABLE, degenerate
 from manytune.evaluation.metrics import METRICS, Metric
-from manytune.evaluation.results import Comparison, Evaluation, GainShare, Probe, ScoreWithInterval
+from manytune.evaluation.results import (
+    Comparison,
+    Evaluation,
+    GainShare,
+    Probe,
+    RunResult,
+    ScoreWithInterval,
+)
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -201,6 +209,67 @@ def share_sentence(evaluation: Evaluation) -> str | None:
     spent = share(trained.trainable_params, trained.total_params)
     with_parameters = f" with {spent} of the parameters" if spent else ""
     return f"{best.system} has {share_text(best)} of {reference}'s {label} gain{with_parameters}."
+
+
+def prompting_sentence(evaluation: Evaluation) -> str | None:
+    """Whether training was better than examples in the prompt, and what those cost; `None` if none was asked so.
+
+    The trained system with the best score is compared with the prompt with the best score, both by the test rows.
+    """
+    metric, base = METRICS[evaluation.primary], evaluation.results[0]
+    sign = 1 if metric.higher_is_better else -1
+
+    def best(results: list[RunResult]) -> RunResult:
+        return max(results, key=lambda result: sign * result.score(metric.name).value)
+
+    prompted = [result for result in evaluation.results[1:] if result.method == base.method]
+    trained = [result for result in evaluation.results[1:] if result.method != base.method]
+    if not prompted:
+        return None
+    prompt = best(prompted)
+    reads = ""
+    if prompt.cost.prompt_tokens and base.cost.prompt_tokens:
+        read, times = prompt.cost.prompt_tokens, prompt.cost.prompt_tokens / base.cost.prompt_tokens
+        reads = f" {prompt.name} reads {read:,.0f} tokens per request, {times:.1f} times {base.name}'s."
+    if not trained:
+        return f"Of the prompts with examples {prompt.name} has the best {metric.label}.{reads}"
+    system = best(trained)
+    try:
+        found = evaluation.comparison(system.name, metric.name, prompt.name)
+    except KeyError:
+        return None
+    return (
+        f"Compared with examples in the prompt, {claim(found)}: {signed(found.difference, metric)} {metric.label} "
+        f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)}).{reads}"
+    )
+
+
+def degenerate_sentences(evaluation: Evaluation) -> list[str]:
+    """The systems of which many answers are no answers, a sentence each, the baseline's with what follows from it."""
+    sentences = []
+    for place, result in enumerate(evaluation.results):
+        found = degenerate(result.answers)
+        if found.share < NOTABLE:
+            continue
+        kinds = [
+            f"{number:,} {one if number == 1 else many}"
+            for number, one, many in (
+                (found.loops, "repeats a phrase to the end", "repeat a phrase to the end"),
+                (found.empty, "is empty", "are empty"),
+            )
+            if number
+        ]
+        sentence = f"{result.name} degenerates: of {found.asked:,} answers {' and '.join(kinds)}."
+        if place == 0 and len(evaluation.results) > 1:
+            sentence += " A gain over such answers doesn't yet make a good fine-tune."
+        sentences.append(sentence)
+    return sentences
+
+
+def main_sentences(evaluation: Evaluation) -> list[str]:
+    """What is to be known next to the verdicts: degenerate answers, the share of the gain, and prompting instead."""
+    found = [share_sentence(evaluation), prompting_sentence(evaluation)]
+    return [*degenerate_sentences(evaluation), *(sentence for sentence in found if sentence)]
 
 
 def forgotten_sentence(evaluation: Evaluation) -> str | None:

@@ -77,7 +77,9 @@ def compare(workspace: Workspace, runner: Runner) -> Evaluation:
     ]
     runner.run(workspace, Phase.FINISH, finals)
     records = {trial.name: workspace.finish(trial) for trial in finals}
+    prompted = {name: [workspace.ask_prompted(name)] for name in experiment.prompted()}
     by_system = {name: [records[trial.name] for trial in finals if trial.system == name] for name in systems}
+    by_system = {**prompted, **by_system}
     notes = {name: {"Learning rate": str(choices[name])} for name in systems}
     return score(workspace, base, by_system, notes, all_pairs=True)
 
@@ -101,8 +103,17 @@ def score(
     """
     experiment = workspace.experiment
     compare_recipe = experiment.compare
-    baseline = System(BASE, BASE, base.answers, base.cost)
-    systems = [baseline, *(_system(name, found, notes.get(name, {})) for name, found in records.items())]
+    read = mean(len(question.prompt_ids) for question in workspace.questions)
+    baseline = System(BASE, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
+    systems = [
+        baseline,
+        *(
+            _prompted(found[0])
+            if name in experiment.prompted()
+            else _system(name, found, notes.get(name, {}), read)
+            for name, found in records.items()
+        ),
+    ]
     evaluation = evaluate(
         [question.item for question in workspace.questions],
         systems,
@@ -185,14 +196,27 @@ def _choose(workspace: Workspace, runner: Runner, steps: Mapping[str, int]) -> d
     return choices
 
 
-def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str]) -> System:
+def _prompted(record: RunRecord) -> System:
+    """The base with examples in its prompt."""
+    asked = record.recipe
+    how = {
+        "random": f"the same for every prompt, by seed {asked['seed']}",
+        "similar": "those most similar to each prompt",
+    }[asked["choose_shots"]]
+    facts = {"Examples in the prompt": f"{asked['shots']} of the training rows, {how}"}
+    if asked["shortened"]:
+        facts["Fewer examples"] = f"in {asked['shortened']:,} prompts, as no more fit into the context"
+    return System(record.system, BASE, record.answers, record.cost, provenance=facts)
+
+
+def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str], read: float) -> System:
     """One system over its seeds: the first one's answers and curves, the mean of the costs."""
     first = records[0]
     return System(
         name,
         first.method,
         first.answers,
-        _mean_cost([record.cost for record in records]),
+        dataclasses.replace(_mean_cost([record.cost for record in records]), prompt_tokens=read),
         first.curves,
         {
             "Method": first.method,

@@ -7,10 +7,11 @@ rows is an experiment's recipe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +27,8 @@ REFERENCE = "full"
 """The system whose gain counts as the whole gain, and the method that it trains if the recipe names none."""
 BASE = "base"
 """What the untouched base is called."""
+_SHOTS = re.compile(rf"{BASE}-(\d{{1,3}})")
+"""A name such as `base-5`: the untouched base with five examples in its prompt."""
 
 _AROUND = (0.3, 1.0, 3.0)
 
@@ -44,8 +47,42 @@ def _as_rates(value: object) -> object:
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int | float) else value
 
 
+def _as_systems(value: object) -> object:
+    """Names alone mean what they say: `base-5` that many examples, a method's name that method."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    if isinstance(value, list):
+        value = {name: _system_called(name) for name in value if name != BASE}
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: _with_shots(name, system) for name, system in value.items() if system or name != f"{BASE}-0"
+    }
+
+
+def _system_called(name: object) -> object:
+    if not isinstance(name, str):
+        return name
+    if _SHOTS.fullmatch(name):
+        return {}
+    if name not in methods():
+        known = [f"{BASE}-0", f"{BASE}-5", *methods()]
+        raise ValueError(
+            f"a list names methods, and {BASE}-1, {BASE}-5 and so on, and a mapping systems with names of their own; "
+            f"found {name!r}{did_you_mean(name, known)}"
+        )
+    return {"method": {"name": name}}
+
+
+def _with_shots(name: object, system: object) -> object:
+    found = _SHOTS.fullmatch(name) if isinstance(name, str) else None
+    if found is None or not isinstance(system, Mapping | None) or {"shots", "method"} & {*(system or {})}:
+        return system
+    return {**(system or {}), "shots": int(found[1])}
+
+
 class SystemRecipe(Section):
-    """One trained system of a comparison."""
+    """One system of a comparison: something that is trained, or the untouched base with examples in its prompt."""
 
     method: MethodRecipe | None = None
     """What is trained; null for the recipe's own method."""
@@ -58,20 +95,35 @@ class SystemRecipe(Section):
     """Train one adapter for each of the recipe's tasks instead of one for all, in as many steps in all."""
     rehearse: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """This share of the examples comes from `forgetting.rehearsal` instead of the training rows."""
+    shots: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Train nothing: ask the untouched base with this many training examples before each question. A system called
+    `base-5` has five."""
+    choose_shots: Literal["random", "similar"] = "random"
+    """Which ones: the same for every question, by the first training seed; or those whose prompts have most words in
+    common with the question's (TF-IDF), the most similar last."""
 
     @model_validator(mode="after")
     def _one_remedy(self) -> Self:
         if self.per_task and self.rehearse is not None:
             raise ValueError("give either per_task or rehearse")
+        if self.shots is not None and (self.method or self.learning_rates or self.per_task or self.rehearse):
+            raise ValueError(
+                "shots train nothing; give them without method, learning_rates, per_task, rehearse"
+            )
+        if self.shots is None and self.choose_shots != "random":
+            raise ValueError("choose_shots chooses the examples of `shots`; give how many")
         return self
 
 
 class CompareRecipe(Section):
     """What is compared, with which budget, and how it is scored."""
 
-    systems: Annotated[dict[str, SystemRecipe], Field(min_length=1)] | None = None
-    """The trained systems by name. The untouched base is always there, and the gain of `full` counts as the whole
-    gain. Null for `full` and the recipe's own method."""
+    systems: Annotated[
+        Annotated[dict[str, SystemRecipe], Field(min_length=1)] | None, BeforeValidator(_as_systems)
+    ] = None
+    """The systems by name; or a list such as `[base-0, base-1, base-5, full, lora]`. The untouched base is always
+    there, and the gain of `full` counts as the whole gain. Null for `full` and the recipe's own method, or for that
+    method alone if the recipe packs the base's `weights`."""
     seeds: Annotated[
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], BeforeValidator(_as_tuple)
     ] = (0,)
@@ -214,12 +266,16 @@ class Experiment:
     def systems(self) -> dict[str, SystemRecipe]:
         """The trained systems by name, in the order of the tables."""
         if self.compare.systems is not None:
-            return self.compare.systems
+            return {name: system for name, system in self.compare.systems.items() if system.shots is None}
         own = self.recipe.method
-        return {
-            REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE)),
-            own.name: SystemRecipe(method=own),
-        }
+        reference = {REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE))}
+        # What is packed takes no step of an optimizer.
+        return (reference if self.recipe.weights is None else {}) | {own.name: SystemRecipe(method=own)}
+
+    def prompted(self) -> dict[str, SystemRecipe]:
+        """The systems that are the untouched base with examples in its prompt, by name."""
+        named = self.compare.systems or {}
+        return {name: system for name, system in named.items() if system.shots is not None}
 
     def method_of(self, system: SystemRecipe) -> MethodRecipe:
         """What a system trains."""
@@ -262,11 +318,16 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         raise RecipeError(
             f"{where}: data.test: a comparison needs test rows; give a file, or a share such as 0.2"
         )
-    if not any(rows.validation is not None for rows in tasks or (recipe.data,)):
+    if experiment.systems() and not any(rows.validation is not None for rows in tasks or (recipe.data,)):
         raise RecipeError(
             f"{where}: data.validation: the learning rate is chosen on validation rows; give a file or a share"
         )
     for name, system in experiment.systems().items():
+        if recipe.weights is not None and experiment.method_of(system).name == REFERENCE:
+            raise RecipeError(
+                f"{where}: compare.systems.{name}: full fine-tuning trains the base's weights, and weights: "
+                f"{recipe.weights} packs them. Leave one of the two out."
+            )
         if system.per_task and len(tasks) < 2:
             raise RecipeError(
                 f"{where}: compare.systems.{name}.per_task: data.train is one task; give a list of "

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
@@ -22,6 +23,7 @@ from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.conditions import date_of, keep_conditions
+from manytune.experiments.few_shot import few_shot_questions
 from manytune.experiments.probes import (
     LoadedProbe,
     load_probes,
@@ -102,8 +104,14 @@ class Workspace:
         options = data.encoding_options(max_prompt=self.data.max_prompt).within(
             self.base.positions, self.experiment.compare.max_new_tokens
         )
-        chat = None if data.chat == "auto" else data.chat
-        return options.encoder(self.base.tokenizer, chat=chat, encoder_decoder=self.base.is_encoder_decoder)
+        return options.encoder(
+            self.base.tokenizer, chat=self._chat, encoder_decoder=self.base.is_encoder_decoder
+        )
+
+    @property
+    def _chat(self) -> bool | None:
+        chat = self.experiment.recipe.data.chat
+        return None if chat == "auto" else chat
 
     # -- what is on disk
 
@@ -119,12 +127,14 @@ class Workspace:
         Raises:
             DataError: The file isn't a record.
         """
+        found = self._record(name, self._digest)
+        lacking = found is not None and self.ranks and not found.validation
+        return None if lacking else found
+
+    def _record(self, name: str, digest: str) -> RunRecord | None:
         path = self.record_path(name)
-        if not path.is_file():
-            return None
-        found = read_record(path)
-        lacking = self.ranks and not found.validation
-        return found if found.question == self._digest and not lacking else None
+        found = read_record(path) if path.is_file() else None
+        return found if found is not None and found.question == digest else None
 
     # -- trials
 
@@ -216,23 +226,66 @@ class Workspace:
             write_record(found, self.record_path(BASE))
         return found
 
+    def ask_prompted(self, name: str) -> RunRecord:
+        """Ask the untouched base the test questions with examples before each, or read what it answered.
+
+        Raises:
+            DataError: There are fewer training prompts than examples are asked for.
+        """
+        system, seed = self.experiment.prompted()[name], self.experiment.compare.seeds[0]
+        assert system.shots is not None
+        limit = self.experiment.compare.max_new_tokens
+        room = None if self.base.positions is None else self.base.positions - limit
+        options = self.experiment.recipe.data.encoding_options(max_prompt=None)
+        few = few_shot_questions(
+            self.splits.test,
+            self.splits.train,
+            options.encoder(
+                self.base.tokenizer, chat=self._chat, encoder_decoder=self.base.is_encoder_decoder
+            ),
+            shots=system.shots,
+            choose=system.choose_shots,
+            seed=seed,
+            room=room,
+        )
+        questions = few.questions[: self.experiment.compare.limit]
+        digest = self._digest_of(questions)
+        found = self._record(name, digest)
+        if found is not None:
+            return found
+        self.reporter.line(f"asking the untouched base with {system.shots} examples in the prompt ({name})")
+        activations = self.experiment.recipe.training.activations
+        with attached(self.base, None, activations=activations) as model:
+            answers = self._ask_test(model, questions)
+        found = RunRecord(
+            name=name,
+            system=name,
+            method=BASE,
+            question=digest,
+            answers=answers,
+            probes={},
+            cost=Cost(
+                total_params=self.base.model.num_parameters(),
+                prompt_tokens=mean(len(question.prompt_ids) for question in questions),
+            ),
+            recipe={
+                "shots": system.shots,
+                "choose_shots": system.choose_shots,
+                "seed": seed,
+                "shortened": few.shortened,
+            },
+        )
+        write_record(found, self.record_path(name))
+        return found
+
     def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""
-        compare = self.experiment.compare
-        decoding = self._decoding(compare.max_new_tokens)
         answers: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
             activations = self.experiment.recipe.training.activations
             with attached(self.base, adapter, activations=activations) as model:
-                given = ask_model(
-                    model,
-                    self.base.tokenizer,
-                    [self.questions[place] for place in places],
-                    decoding,
-                    likelihoods="perplexity" in compare.metrics,
-                    notice=self.reporter.answering,
-                )
+                given = self._ask_test(model, [self.questions[place] for place in places])
                 answers |= dict(zip(places, given, strict=True))
                 if task is None:
                     probes = {probe.name: self._ask_probe(model, probe) for probe in self.probes}
@@ -240,6 +293,17 @@ class Workspace:
                     losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
                     return _Replies(given, probes, losses)
         return _Replies(tuple(answers[place] for place in range(len(self.questions))), {}, ())
+
+    def _ask_test(self, model: Any, questions: Sequence[Question]) -> tuple[Answer, ...]:
+        compare = self.experiment.compare
+        return ask_model(
+            model,
+            self.base.tokenizer,
+            questions,
+            self._decoding(compare.max_new_tokens),
+            likelihoods="perplexity" in compare.metrics,
+            notice=self.reporter.answering,
+        )
 
     def _ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
         if probe.passages:
@@ -262,9 +326,12 @@ class Workspace:
     @cached_property
     def _digest(self) -> str:
         """Changes with everything that is asked, and how."""
+        return self._digest_of(self.questions)
+
+    def _digest_of(self, questions: Sequence[Question]) -> str:
         compare, forgetting = self.experiment.compare, self.experiment.forgetting
         how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
-        parts = [probes_digest(self.probes), json.dumps(how), questions_digest(self.questions)]
+        parts = [probes_digest(self.probes), json.dumps(how), questions_digest(questions)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

@@ -119,8 +119,8 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             save_directory: Created if need be.
             safe_serialization: Must be True; pickle isn't written.
             selected_adapters: Which ones; all by default.
-            save_embedding_layers: Whether to save the base's input and output embeddings too; `"auto"` if the
-                adapter targets one of them.
+            save_embedding_layers: Whether to save the input and output embeddings too; `"auto"` if the adapter targets
+                one of them or has one of its own, or if the vocabulary isn't that of the base's `config.json`.
             is_main_process: Whether this process writes; of several one should.
             path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
                 training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.

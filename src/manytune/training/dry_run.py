@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from manytune.data.encode import Encoded
-from manytune.model.accounting import count_parameters
+from manytune.model.accounting import ExpertCounts, count_experts, count_parameters
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.data_summary import describe_data
@@ -53,6 +53,7 @@ class Estimate:
     Attributes:
         trainable_parameters: Numbers that would be trained.
         all_parameters: Numbers of the model with what is attached to it.
+        experts: How much of a mixture's experts would be adapted; None for a model without any.
         train_rows: Rows to learn from.
         rows_per_epoch: How many of them an epoch holds; with several tasks it may be another number.
         dtype: What it computes with, as a clause.
@@ -68,6 +69,7 @@ class Estimate:
 
     trainable_parameters: int
     all_parameters: int
+    experts: ExpertCounts | None
     train_rows: int
     rows_per_epoch: int
     dtype: str
@@ -143,6 +145,7 @@ def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, mo
     return Estimate(
         trainable_parameters=trainable,
         all_parameters=total,
+        experts=count_experts(model),
         train_rows=len(rows.train),
         rows_per_epoch=rows.rows_per_epoch,
         dtype=describe(settings),

@@ -21,6 +21,7 @@ from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
+from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
 
 
@@ -125,6 +126,9 @@ class Recipe(Section):
 
     base: str = "embedded"
     """A hub id, a directory, a .gguf file, or `embedded` (SmolLM2-135M-Instruct, needs no hub)."""
+    weights: Packing | None = None
+    """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
+    `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()

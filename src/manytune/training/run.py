@@ -94,6 +94,7 @@ class TrainedRun:
             peak_memory=training.peak_memory,
             trainable_parameters=training.trainable_parameters,
             all_parameters=training.all_parameters,
+            experts=None if training.experts is None else asdict(training.experts),
             required_flops=training.required_flops,
             matmul_flops_per_second=training.matmul_flops_per_second,
             mfu=training.mfu,

@@ -24,6 +24,7 @@ from manytune.evaluation.wording import (
     cut_sentence,
     evidence,
     interval,
+    main_sentences,
     score,
     seeds_sentence,
 )
@@ -66,7 +67,7 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
             f": {evidence(evaluation, found)}",
         )
         console.print(sentence)
-    if evaluation.shares or evaluation.forgetting:
+    if main_sentences(evaluation) or evaluation.forgetting:
         console.print()
         print_gains(evaluation, console)
     if written:

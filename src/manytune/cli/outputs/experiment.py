@@ -13,9 +13,9 @@ from manytune.evaluation.wording import (
     MARKS,
     count,
     forgotten_sentence,
+    main_sentences,
     p_value,
     score,
-    share_sentence,
     signed,
 )
 
@@ -41,8 +41,8 @@ def print_sweep(evaluation: Evaluation) -> None:
 
 
 def print_gains(evaluation: Evaluation, console: Console) -> None:
-    """Print the share of the gain, and what was forgotten."""
-    for sentence in (share_sentence(evaluation), forgotten_sentence(evaluation)):
+    """Print degenerate answers, the share of the gain, prompting instead, and what was forgotten."""
+    for sentence in (*main_sentences(evaluation), forgotten_sentence(evaluation)):
         if sentence:
             console.print(sentence)
     if not evaluation.forgetting:

@@ -17,8 +17,8 @@ from manytune.evaluation.wording import (
     correction_sentence,
     findings,
     forgotten_sentence,
+    main_sentences,
     seeds_sentence,
-    share_sentence,
 )
 
 _FEW = 3  # systems as columns where a line has little room
@@ -28,7 +28,7 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
     """The whole report as text that reads well unrendered, too."""
     provenance = evaluation.provenance
     files = [key for key, value in provenance.items() if "\n" in value]  # a recipe is shown verbatim
-    sentences = (share_sentence(evaluation), forgotten_sentence(evaluation), basis_sentence(evaluation))
+    sentences = (*main_sentences(evaluation), forgotten_sentence(evaluation), basis_sentence(evaluation))
     asked = [f"- {probe.name}: {_text(asked_sentence(probe))}" for probe in evaluation.forgetting] + [""]
     parts = [
         f"# {title}",

@@ -23,8 +23,8 @@ from manytune.evaluation.wording import (
     cut_sentence,
     findings,
     forgotten_sentence,
+    main_sentences,
     seeds_sentence,
-    share_sentence,
 )
 
 _MOST_ANSWERS = 5  # next to each other under one prompt
@@ -62,7 +62,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         share_table=tables.share_table(evaluation),
         task_table=tables.task_table(evaluation),
         cost_table=tables.cost_table(evaluation),
-        shared_gain=share_sentence(evaluation),
+        leads=main_sentences(evaluation),
         forgotten=forgotten_sentence(evaluation),
         pairs=between_systems(evaluation),
         notes=[one(evaluation) for one in (seeds_sentence, correction_sentence, blunt_sentence)],

@@ -201,12 +201,22 @@ def cost_table(evaluation: Evaluation, *, most_across: int = MOST_ACROSS) -> Tab
         (Head("On disk, in addition to the base"), [Cell(size(cost.adapter_bytes)) for cost in costs]),
         (Head("Training tokens per second"), [Cell(count(speed)) for speed in speeds]),
     ]
+    read = [result.cost.prompt_tokens for result in evaluation.results]
+    if len(set(read)) > 1:  # examples in the prompt are paid for with each request
+        base = f"{evaluation.results[0].name} {count(_whole(read[0]))}"
+        measures.append(
+            (Head("Tokens read per request", base), [Cell(count(_whole(one))) for one in read[1:]])
+        )
     nothing = count(None)
     measures = [(head, cells) for head, cells in measures if any(cell.text != nothing for cell in cells)]
     if not measures:
         return None
     systems = system_heads(evaluation, baseline=False)
     return of_systems("Cost of every system", "Training", systems, measures, most_across=most_across)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def rank_table(evaluation: Evaluation) -> Table | None:

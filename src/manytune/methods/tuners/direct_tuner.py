@@ -25,6 +25,9 @@ from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.terms import Terms, TermsError
 from manytune.own_dtype import HALF
 
+#: What to do on a packed base.
+UNPACKED = "Load the base unpacked, or use a method whose weights are next to the base's, such as lora."
+
 
 class DirectTuner(Tuner):
     """A method whose adapters are other values for parameters of the base.
@@ -94,6 +97,7 @@ class DirectTuner(Tuner):
         remaining = [name for name in self._active if name != adapter_name]
         was_active = remaining != self._active
         del self.peft_config[adapter_name], self._values[adapter_name]
+        self.own_tables.forget(adapter_name)
         if was_active:
             self.set_adapter(list(self.peft_config)[:1])
 
@@ -110,6 +114,7 @@ class DirectTuner(Tuner):
             raise AdapterError(f"Only one adapter of this method can be in use at a time, found {names}.")
         self._active = names
         self._put(names if self._enabled else [])
+        self.own_tables.use(names if self._enabled else [])
         training = set(self._values[names[0]]) if names and not inference_mode else set()
         if not self._enabled:
             # Nothing trains until the adapter is enabled again.
@@ -128,6 +133,7 @@ class DirectTuner(Tuner):
         if enabled == self._enabled:
             return
         self._enabled = enabled
+        self.own_tables.use(self._active if enabled else [])
         if enabled:
             self._put(self._active)
             for name in self._paused:
@@ -180,6 +186,7 @@ class DirectTuner(Tuner):
         """See `Tuner.unload`."""
         self._need_base("detach it")
         self._put([])
+        self.own_tables.use([])
         return self._detach()
 
     def merge_and_unload(
@@ -218,8 +225,12 @@ class DirectTuner(Tuner):
                 f"'{adapter_name}' was trained with keep_base=False, so the base's weights that its terms refer to are "
                 "gone. Save it, and load the base again."
             )
+        found = replaced_terms(self._base_layers(adapter_name), self._values[adapter_name], in_place=True)
+        return self._over_tables(found, adapter_name)
+
+    def _base_layers(self, adapter_name: str) -> BaseLayers:
         kept = {self.model.get_parameter(name): value for name, value in self._pristine.items()}
-        return replaced_terms(BaseLayers(self.model, kept), self._values[adapter_name], in_place=True)
+        return BaseLayers(self.model, {**self.own_tables.as_seen_by(adapter_name), **kept})
 
     # -- swapping
 
@@ -238,6 +249,7 @@ class DirectTuner(Tuner):
     def _detach(self) -> nn.Module:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
+        self.own_tables.leave()
         self.peft_config.clear()
         self._values, self._pristine, self._active = {}, {}, []
         self._thaw()

@@ -12,6 +12,7 @@ from torch import nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.tuners.base_layers import Wrapper
+from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
 from manytune.own_dtype import cast_floats
 
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
@@ -87,7 +88,12 @@ class ModulesToSaveWrapper(Wrapper):
         Args:
             adapter_name: The adapter.
             autocast: Keep the copy in float32 where the original is in half precision, which rounds small steps away.
+
+        Raises:
+            ConfigError: Weights in it are packed, so that a copy can't train.
         """
+        packed = packed_parameters(self.original_module)
+        refuse_packed(packed, "modules_to_save", "Leave it out, and name it in target_modules instead.")
         twin = copy.deepcopy(self.original_module)
         twin.requires_grad_(False)
         if autocast and _dtype_of(twin) in (torch.float16, torch.bfloat16):
@@ -170,6 +176,11 @@ class ModulesToSaveWrapper(Wrapper):
             if "_modules" not in self.__dict__ or "original_module" not in self._modules:
                 raise
             return getattr(self.current, name)
+
+
+def kept_copies(module: nn.Module) -> ModulesToSaveWrapper:
+    """What keeps adapters' copies of a module: a new one, or the one that has its place already."""
+    return module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype | None:

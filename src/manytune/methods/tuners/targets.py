@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base_layers import unwrapped
 from manytune.methods.tuners.names import lists_around, shortest_names, shown
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.task_heads import TASK_HEADS, head_names
@@ -133,7 +134,8 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
         NoMatchingPeftModuleError: The model has none.
     """
     get_output = getattr(model, "get_output_embeddings", None)
-    head = get_output() if callable(get_output) else None
+    output = get_output() if callable(get_output) else None
+    head = unwrapped(output) if isinstance(output, nn.Module) else None
     heads = head_names(model, task_type)
     everything = list(candidates(model))
     attentions = {path for path, module in everything if isinstance(base_of(module), nn.MultiheadAttention)}
@@ -141,7 +143,7 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
         path
         for path, module in everything
         if is_linear(module)
-        and base_of(module) is not head
+        and unwrapped(module) is not head
         and not any(matches(path, [h]) for h in heads)
         and path.rpartition(".")[0] not in attentions
     ]

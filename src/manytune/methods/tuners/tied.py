@@ -10,6 +10,7 @@ from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.offloading import refuse_offloaded
 from manytune.methods.tuners.targets import base_of, candidates
+from manytune.methods.tuners.token_rows import TokenRows
 
 
 def refuse_unmergeable(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
@@ -28,18 +29,25 @@ def refuse_tied(model: nn.Module, layers: Sequence[AdapterLayer]) -> None:
     Raises:
         AdapterError: A parameter of one of the layers is such a weight.
     """
-    holders: dict[int, list[str]] = {}
+    holders: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in candidates(model):
         for parameter in base_of(module).parameters(recurse=isinstance(module, AdapterLayer)):
-            holders.setdefault(id(parameter), []).append(path)
+            holders.setdefault(id(parameter), []).append((path, module))
     for layer in layers:
         for parameter in layer.get_base_layer().parameters():
-            if len(holders[id(parameter)]) > 1:
+            sharing = holders[id(parameter)]
+            if len(sharing) > 1 and not _share_rows([module for _, module in sharing]):
                 raise AdapterError(
-                    f"Can't merge: {' and '.join(holders[id(parameter)])} share one weight, so an adapter "
+                    f"Can't merge: {' and '.join(path for path, _ in sharing)} share one weight, so an adapter "
                     "written into the one would change the other. Use the adapter unmerged, or load the base with "
                     "tie_word_embeddings=False."
                 )
+
+
+def _share_rows(modules: Sequence[nn.Module]) -> bool:
+    """Whether the modules change alike: the same rows of each are the adapters'."""
+    rows = [module.trainable_tokens_delta for module in modules if isinstance(module, TokenRows)]
+    return len(rows) == len(modules) and all(one is rows[0] for one in rows)
 
 
 def say_untied(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 
 from manytune.errors import RunError
 from manytune.kernels.build import prepare_kernels
+from manytune.model.accounting import count_experts, count_parameters
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import builder
 from manytune.training.loop.arguments import tensorboard_callback, training_arguments
@@ -157,7 +158,8 @@ def _train(
         compile_seconds=compile_seconds,
         peak_memory=memory,
         trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
-        all_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        all_parameters=count_parameters(model)[1],
+        experts=count_experts(model),
         required_flops=None if size is None else size.training_flops(counters),
         matmul_flops_per_second=matmul_flops_per_second(
             model,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from manytune.kernels.products import product
+from manytune.methods.tuners.base_layers import linear_sizes
+from manytune.methods.tuners.quantized_layers import dequantized_weight, quantization_backend
 from manytune.training.speed.required_flops import matrices
 
 # Fewer rows measure the call more than the product; more take long on a large head.
@@ -37,11 +39,13 @@ def matmul_flops_per_second(
     shapes: Counter[tuple[int, ...]] = Counter()
     chosen: dict[tuple[int, ...], Tensor] = {}
     for module in matrices(model):
-        if min(module.weight.shape) >= _NARROWEST or not chosen:
-            shape = tuple(module.weight.shape)
+        weight = module.weight
+        packed = quantization_backend(module)
+        shape = linear_sizes(module)[::-1] if packed else tuple(weight.shape)
+        if min(shape) >= _NARROWEST or not chosen:
             shapes[shape] += 1
             if shape not in chosen:
-                weight = module.weight
+                weight = dequantized_weight(module) if packed else weight
                 chosen[shape] = weight if dtype is None else weight.to(dtype)
     rows = min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
     pairs = [

@@ -1,0 +1,58 @@
+"""Answers that are no answers: empty ones, and ones that repeat themselves until they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manytune.evaluation.results import Answer
+
+NOTABLE = 0.2
+"""The share of a system's answers from which on it is said to degenerate."""
+
+_TAIL = 600  # characters of an answer's end in which a repetition is looked for
+_LEAST = 40  # characters that a repetition has at least
+_TIMES = 3  # how often its phrase comes at least
+
+
+@dataclass(frozen=True)
+class Degenerate:
+    """How many of a system's answers are no answers.
+
+    Attributes:
+        asked: How many there are.
+        loops: Those that end in a phrase three times or more, over half of their length.
+        empty: Those without text.
+    """
+
+    asked: int
+    loops: int
+    empty: int
+
+    @property
+    def share(self) -> float:
+        """The share of both kinds."""
+        return (self.loops + self.empty) / self.asked if self.asked else 0.0
+
+
+def degenerate(answers: Sequence[Answer]) -> Degenerate:
+    """Count the answers that are no answers."""
+    texts = [answer.text.strip() for answer in answers]
+    return Degenerate(len(texts), sum(map(is_loop, texts)), sum(not text for text in texts))
+
+
+def is_loop(text: str) -> bool:
+    """Whether a text's end, over half of it, is a phrase that comes three times or more; the last may be cut.
+
+    A list of short equal lines of fewer than 40 characters in all is none.
+    """
+    text = text.strip()
+    tail = text[-_TAIL:]
+    needed = max(_LEAST, min(len(tail), len(text) / 2))
+    for period in range(1, len(tail) // _TIMES + 1):
+        same = 0
+        while same < len(tail) - period and tail[-1 - same] == tail[-1 - same - period]:
+            same += 1
+        if same + period >= max(needed, _TIMES * period):
+            return True
+    return False
