@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
     from manytune.methods.trainable_tokens import TrainableTokensConfig as TrainableTokensConfig
     from manytune.methods.vera import VeraConfig as VeraConfig
+    from manytune.model.activations import float32_activations as float32_activations
     from manytune.model.attach import get_peft_model as get_peft_model
     from manytune.model.auto import AutoPeftModel as AutoPeftModel
     from manytune.model.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
@@ -135,6 +136,7 @@ __all__ = [
     "TemplateError",
     "TrainableTokensConfig",
     "VeraConfig",
+    "float32_activations",
     "get_layer_status",
     "get_model_status",
     "get_peft_model",
@@ -183,6 +185,7 @@ _LAZY = {
     "TaskType": "manytune.methods.config",
     "TrainableTokensConfig": "manytune.methods.trainable_tokens",
     "VeraConfig": "manytune.methods.vera",
+    "float32_activations": "manytune.model.activations",
     "get_layer_status": "manytune.model.status",
     "get_model_status": "manytune.model.status",
     "get_peft_model": "manytune.model.attach",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
@@ -59,6 +59,11 @@ class Chosen:
             return self.stored.manifest.base
         name: str | None = self._config().base_model_name_or_path
         return name
+
+    @property
+    def activations(self) -> Literal["float32", "base"]:
+        """The dtype of hidden states that it was trained with on a base in half precision."""
+        return "base" if self.recipe.get("training", {}).get("activations") == "base" else "float32"
 
     def templates(self, task: str | None = None) -> dict[str | None, PromptTemplate]:
         """The templates that it was trained with, by task; a single task's is under None.
@@ -186,6 +191,8 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> tuple[Ba
     # Packed as in training, unless some were trained on the unpacked base.
     forms = {one.recipe.get("weights") for one in chosen}
     weights = forms.pop() if len(forms) == 1 else None
-    base = load_base(spec, dtype=dtype, device=answering_device(), weights=weights)
+    base = load_base(
+        spec, dtype=None if dtype == "auto" else dtype, device=answering_device(), weights=weights
+    )
     checked = (dataclasses.replace(one, stored=open_adapter(one.stored.path, base=base)) for one in chosen)
     return base, tuple(checked)

@@ -220,7 +220,8 @@ def _systems(
             def notice(what: str, done: int, total: int, name: str = name) -> None:
                 progress.answering(f"{name}: {what}", done, total)
 
-            with attached(base, one.stored.path if one else None) as model:
+            path, activations = one.stored.path if one else None, (one or chosen[0]).activations
+            with attached(base, path, activations=activations) as model:
                 answers = ask_model(
                     model, base.tokenizer, questions, decoding, likelihoods=likelihoods, notice=notice
                 )

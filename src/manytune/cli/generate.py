@@ -107,7 +107,8 @@ def _answers(
     encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
     prompts = [encoder.prompt_ids(segments_of(one, asking, task)) for one in asked]
     decoding = replace(decoding, end_ids=(encoder.end_id,))
-    with attached(base, answering.stored.path if answering else None) as model:
+    path = answering.stored.path if answering else None
+    with attached(base, path, activations=(answering or asking).activations) as model:
         generated = answer(model, base.tokenizer, prompts, decoding)
     replies = [encoder.answers.read(one.text) for one in generated]
     return [

@@ -228,6 +228,10 @@ class CombinedModel(Tuner):
             [*foreign, *(f"{prefix}{key}" for key in unexpected), *left],
         )
 
+    def hold_float32(self) -> None:
+        """See `Tuner.hold_float32`."""
+        self.weights.hold_float32()
+
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """See `Tuner.training_hooks`: both parts'."""
         return (*self.weights.training_hooks(), *self.prompt.training_hooks())

@@ -220,6 +220,12 @@ class Tuner(nn.Module, ABC):
             for parameter in training:
                 parameter.requires_grad_(True)
 
+    def hold_float32(self) -> None:
+        """Hold in float32 what trains of a half-precision base's own weights, so that small steps aren't rounded away.
+
+        The model then runs inside `float32_activations` alone. By default nothing: adapters' weights are float32.
+        """
+
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """What the method does in a training besides having gradients; by default nothing."""
         return ()

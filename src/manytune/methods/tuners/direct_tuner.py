@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
@@ -22,6 +23,7 @@ from manytune.methods.tuners.layer_terms import by_layer
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.terms import Terms, TermsError
+from manytune.own_dtype import HALF
 
 #: What to do on a packed base.
 UNPACKED = "Load the base unpacked, or use a method whose weights are next to the base's, such as lora."
@@ -65,7 +67,7 @@ class DirectTuner(Tuner):
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """See `Tuner.add_adapter`; the values start as the base's, in the base's dtype."""
+        """See `Tuner.add_adapter`; the values start as the base's, in the base's dtype (see `hold_float32`)."""
         self._require_new(adapter_name)
         chosen = self.select(config)
         if not self.keeps_base(config):
@@ -81,6 +83,12 @@ class DirectTuner(Tuner):
                 self._pristine.setdefault(name, parameter.data)
             self._values[adapter_name] = {name: self._pristine[name].clone() for name in chosen}
         self.peft_config[adapter_name] = config
+
+    def hold_float32(self) -> None:
+        """See `Tuner.hold_float32`: the present adapters' values; the base's stay as they are."""
+        for values in self._values.values():
+            values.update({name: v.to(torch.float32) for name, v in values.items() if v.dtype in HALF})
+        self._put(self._active if self._enabled else [])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """See `Tuner.delete_adapter`."""
@@ -187,7 +195,7 @@ class DirectTuner(Tuner):
         safe_merge: bool = False,
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
-        """The model with the trained weights; nothing is computed."""
+        """The model with the trained weights in the base's dtype; nothing is computed."""
         names = self._active if adapter_names is None else list(adapter_names)
         if names != self._active or not self._enabled:
             self._enabled = True
@@ -196,6 +204,9 @@ class DirectTuner(Tuner):
             raise AdapterError(
                 f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken"
             )
+        for name, value in self._pristine.items():
+            parameter = self.model.get_parameter(name)
+            parameter.data = parameter.data.to(value.dtype)
         return self._detach()
 
     # -- terms
