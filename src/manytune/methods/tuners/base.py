@@ -97,8 +97,7 @@ class Tuner(nn.Module, ABC):
         if self.in_layers:
             model.__dict__[ATTACHED] = adapter_name
 
-    #: The embedding tables that adapters bring along.
-    own_tables: OwnTables
+    own_tables: OwnTables  # the embedding tables that adapters bring along
 
     # -- the contract
 
@@ -221,10 +220,7 @@ class Tuner(nn.Module, ABC):
                 parameter.requires_grad_(True)
 
     def hold_float32(self) -> None:
-        """Hold in float32 what trains of a half-precision base's own weights, so that small steps aren't rounded away.
-
-        The model then runs inside `float32_activations` alone. By default nothing: adapters' weights are float32.
-        """
+        """Hold the base's own weights that train in float32; the model then runs inside `float32_activations` alone."""
 
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """What the method does in a training besides having gradients; by default nothing."""
@@ -298,8 +294,8 @@ class Tuner(nn.Module, ABC):
             TermsError: See `terms`.
         """
         self._require(adapter_name)
-        found = self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
-        return self._over_tables(found, adapter_name)
+        terms = self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
+        return self._over_tables(terms, adapter_name)
 
     def bring_tables(self, adapter_name: str, tables: Tables) -> None:
         """Let an adapter have embedding tables of its own; see `OwnTables.bring`."""
