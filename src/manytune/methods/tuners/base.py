@@ -221,10 +221,7 @@ class Tuner(nn.Module, ABC):
                 parameter.requires_grad_(True)
 
     def hold_float32(self) -> None:
-        """Hold in float32 what trains of a half-precision base's own weights, so that small steps aren't rounded away.
-
-        The model then runs inside `float32_activations` alone. By default nothing: adapters' weights are float32.
-        """
+        """Hold what trains of the base's own half-precision weights in float32, for `float32_activations`."""
 
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """What the method does in a training besides having gradients; by default nothing."""
@@ -244,9 +241,8 @@ class Tuner(nn.Module, ABC):
         Raises:
             ConfigError: It has no such form.
         """
-        raise ConfigError(
-            f"path_initial_model_for_weight_conversion is for LoRA adapters, found {config.peft_type}."
-        )
+        kind = config.peft_type
+        raise ConfigError(f"path_initial_model_for_weight_conversion is for LoRA adapters, found {kind}.")
 
     @classmethod
     def separated(
