@@ -220,7 +220,7 @@ class Tuner(nn.Module, ABC):
                 parameter.requires_grad_(True)
 
     def hold_float32(self) -> None:
-        """Hold the base's own weights that train in float32; the model then runs inside `float32_activations` alone."""
+        """Hold what trains of the base's own half-precision weights in float32, for `float32_activations`."""
 
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """What the method does in a training besides having gradients; by default nothing."""
@@ -240,9 +240,8 @@ class Tuner(nn.Module, ABC):
         Raises:
             ConfigError: It has no such form.
         """
-        raise ConfigError(
-            f"path_initial_model_for_weight_conversion is for LoRA adapters, found {config.peft_type}."
-        )
+        kind = config.peft_type
+        raise ConfigError(f"path_initial_model_for_weight_conversion is for LoRA adapters, found {kind}.")
 
     @classmethod
     def separated(
