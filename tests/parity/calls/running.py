@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import pickle
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +181,7 @@ def next_to_layers_that_are_offloaded(peft: Any, directory: Path, seen: Seen) ->
 @differs(device_map=("the base is elsewhere", "the script"))
 def a_device_map_for_a_base_that_is_offloaded(peft: Any, directory: Path, seen: Seen) -> None:
     folder = saved(peft, directory / "adapter")
-    with contextlib.chdir(directory):  # where HF PEFT leaves copies of the base's files
+    with chdir(directory):  # where HF PEFT writes a part of the base
         model = peft.PeftModel.from_pretrained(offloaded(directory), folder, device_map="auto")
     names = [n for n, p in model.named_parameters() if p.is_meta]
     seen.note("the base is elsewhere", bool(names))
