@@ -76,7 +76,7 @@ def generate(
         raise typer.BadParameter("it chooses a template, and PROMPT goes through none", param_hint="--task")
     asked = prompts_from(prompt, field or [], file)
     chosen = choose(adapter)
-    loaded = load_common_base(chosen, base)
+    loaded, chosen = load_common_base(chosen, base)
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers: dict[str, list[Answered]] = {}
     if with_base:
@@ -107,7 +107,8 @@ def _answers(
     encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
     prompts = [encoder.prompt_ids(*prompt_of(one, asking, task)) for one in asked]
     decoding = replace(decoding, end_ids=(encoder.end_id,))
-    with attached(base, answering.stored.path if answering else None) as model:
+    path = answering.stored.path if answering else None
+    with attached(base, path, activations=(answering or asking).activations) as model:
         generated = answer(model, base.tokenizer, prompts, decoding)
     replies = [encoder.answers.read(one.text) for one in generated]
     return [

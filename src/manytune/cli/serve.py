@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +30,16 @@ class _Weights(StrEnum):
     int8 = "int8"
     int4 = "int4"
     nf4 = "nf4"
+
+
+#: What the engine does with them; those that are packed stay as they are.
+_IN_ENGINE: dict[_Weights, Weights] = {
+    _Weights.reordered: "reordered",
+    _Weights.plain: "plain",
+    _Weights.int8: "int8",
+    _Weights.int4: "int4",
+    _Weights.nf4: "plain",
+}
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -140,8 +150,8 @@ def serve(
         )
 
     def make() -> tuple[FastAPI, AdapterStore, str]:
-        packed = weights is _Weights.nf4
-        loaded, store, name = _load(base, adapters, base_name, dtype, "nf4" if packed else None)
+        packing: Packing | None = "nf4" if weights is _Weights.nf4 else None
+        loaded, store, name = _load(base, adapters, base_name, dtype, packing)
         settings = Settings(
             base_name=name,
             max_queue=max_queue,
@@ -155,7 +165,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
-            weights=cast("Weights", "plain" if packed else weights.value),
+            weights=_IN_ENGINE[weights],
         )
         return create_app(loaded, store, settings, api_keys, options), store, name
 

@@ -323,9 +323,10 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
             f"{where}: data.validation: the learning rate is chosen on validation rows; give a file or a share"
         )
     for name, system in experiment.systems().items():
-        if recipe.weights is not None and experiment.method_of(system).name == REFERENCE:
+        method = methods()[experiment.method_of(system).name]
+        if recipe.weights is not None and not method.on_packed:
             raise RecipeError(
-                f"{where}: compare.systems.{name}: full fine-tuning trains the base's weights, and weights: "
+                f"{where}: compare.systems.{name}: {method.name} trains the base's weights, and weights: "
                 f"{recipe.weights} packs them. Leave one of the two out."
             )
         if system.per_task and len(tasks) < 2:

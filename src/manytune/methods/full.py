@@ -51,4 +51,4 @@ class FullModel(DirectTuner):
         return bool(config.keep_base)
 
 
-register(Method("full", PeftType.FULL, FullConfig, FullModel, learning_rate=1e-4))
+register(Method("full", PeftType.FULL, FullConfig, FullModel, learning_rate=1e-4, on_packed=False))

@@ -18,7 +18,8 @@ from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.direct_tuner import UNPACKED, DirectTuner
 from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
-from manytune.methods.tuners.targets import Selection, layer_index, refuse_unsaved
+from manytune.methods.tuners.saved_targets import refuse_unsaved
+from manytune.methods.tuners.targets import Selection, layer_index
 from manytune.methods.tuners.unmatched import UnmatchedError, check_layers, nearest, report
 
 BIAS, LAYERNORM = "bias", "layernorm"

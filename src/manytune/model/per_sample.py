@@ -95,6 +95,13 @@ def _check(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> N
 
 def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
     """Refuse what layers can't do row by row."""
+    owners = [name for name in {*names, *tuner.active_adapters} if tuner.own_tables.of(name)]
+    if owners:
+        raise AdapterError(
+            f"Cannot pass `adapter_names` with {owners[0]!r} here: it brings an embedding table of its own, which "
+            "works in the mixed forward alone: without gradients for the adapters, and where all of them have terms. "
+            "Use one adapter at a time with set_adapter()."
+        )
     if not any(isinstance(layer, AdapterLayer) for layer in layers):
         raise _whole_batches(tuner)
     routed = next(filter(is_routed, tuner.targeted_module_names), None)

@@ -31,10 +31,13 @@ class Prompt:
     Attributes:
         tokens: Its tokens.
         answers: What the chat template and the model put around an answer.
+        end: What ends an answer, if the engine doesn't end it there by itself: an adapter's own chat template may have
+            another end token than the base's.
     """
 
     tokens: tuple[int, ...]
     answers: AnswerFormat = BARE
+    end: str | None = None
 
 
 class Prompts:
@@ -56,6 +59,7 @@ class Prompts:
             self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
             silent = end_token_ids(base.model, self._tokenizer) | frozenset(self.end_ids)
             self._tokens = TokenBytes(self._tokenizer, silent)
+            self._ends = silent
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -105,7 +109,8 @@ class Prompts:
         self._check_generates()
         with self._lock:
             encoder = self._encoder(manifest, kwargs, new_tokens)
-            return Prompt(encoder.prompt_ids(segments), encoder.answers)
+            end = None if encoder.end_id in self._ends else encoder.answers.end
+            return Prompt(encoder.prompt_ids(segments), encoder.answers, end)
 
     def text(self, text: str) -> Prompt:
         """The prompt of text without a template, after a BOS token if the tokenizer adds one."""

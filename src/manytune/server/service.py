@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -139,6 +140,8 @@ class Answers:
         self.prompts.append(prompt.tokens)
         self.formats.append(prompt.answers)
         params = body.params(_max_new_tokens(service, body, model, len(prompt.tokens)), wanted.choice)
+        if prompt.end is not None and not params.ignore_eos:
+            params = dataclasses.replace(params, stop=(*params.stop, prompt.end))
         _check_tokens(prompt.tokens, params, service.vocabulary)
         request = Request(
             uuid.uuid4().hex,

@@ -24,7 +24,7 @@ from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
 from manytune.store.run_directory import adapter_at
-from manytune.store.tokenizer_files import check_tokenizer
+from manytune.store.tokenizer_files import own_chat_template
 
 _TENSORS = ".safetensors"
 
@@ -44,11 +44,14 @@ class StoredAdapter:
         path: The directory.
         manifest: What it says about itself; None for an adapter that HF PEFT wrote.
         note: What couldn't be checked, in a sentence; None if everything was.
+        chat_template: The chat template of its own that its manifest has, or that lies next to it and isn't the given
+            base's; None if it has none.
     """
 
     path: Path
     manifest: Manifest | None
     note: str | None
+    chat_template: str | None = None
 
 
 def save_adapter(model: Saveable, directory: Path, description: Description) -> Manifest:
@@ -101,8 +104,8 @@ def open_adapter(
     """Check an adapter's directory and read its manifest.
 
     Checked are: that none of the adapter's files is a pickle, whatever its name; that each is the one that the manifest
-    names; and, if a base is given, that the adapter was trained on it, and that a tokenizer next to it is the base's.
-    Without a manifest, files that aren't the
+    names; and, if a base is given, that the adapter was trained on it, and that a tokenizer next to it is the base's;
+    a chat template of its own is given back. Without a manifest, files that aren't the
     adapter's, such as an optimizer's state, are never opened; see `contents_of`.
 
     Args:
@@ -124,20 +127,22 @@ def open_adapter(
     contents = contents_of(path)
     for name in contents.files:
         _check_content(path / name)
+    template = None
     if base is not None and contents.tokenizer and not base_tokenizer:
-        check_tokenizer(path, contents.tokenizer, base.tokenizer)
+        template = own_chat_template(path, contents.tokenizer, base.tokenizer)
     if not (path / MANIFEST_NAME).is_file():
         note = (
             f"it has no {MANIFEST_NAME}, so neither its files nor its base could be checked; "
             "HF PEFT writes adapters like that"
         )
-        return StoredAdapter(path, None, note)
+        return StoredAdapter(path, None, note, template)
     manifest = Manifest.read(path / MANIFEST_NAME)
     _check_files(path, manifest)
     repacked = None if base is None else check_base(path, manifest, base.fingerprint, name=base.name)
     if repacked is not None:
         warnings.warn(f"{path}: {repacked}.", PeftWarning, stacklevel=2)
-    return StoredAdapter(path, manifest, None)
+    kept = (manifest.encoding_options or {}).get("chat_template")
+    return StoredAdapter(path, manifest, None, kept if isinstance(kept, str) else template)
 
 
 def check_base(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def combine_adapters(
 
 
 def merge_adapters(sources: Sequence[Path], target: Path, base: Base) -> None:
-    """Write a base with adapters in its weights as a plain model, with its tokenizer.
+    """Write a base with adapters in its weights as a plain model, with its tokenizer and the adapters' chat template.
 
     Args:
         sources: The adapters' directories; several are written in one after another.
@@ -96,13 +97,15 @@ def merge_adapters(sources: Sequence[Path], target: Path, base: Base) -> None:
             f"base {base.name!r}: its weights are packed as {base.fingerprint.packing}, and a sum of them and an "
             "adapter doesn't fit into so few bits. Merge into the base that was packed: name it with --base."
         )
-    for source in sources:
-        open_adapter(source, base=base)
+    templates = [open_adapter(source, base=base).chat_template for source in sources]
     model, names = _loaded(sources, base)
     merged = model.merge_and_unload(safe_merge=True, adapter_names=names)
     with atomic_directory(target) as directory, without_bars():
         merged.save_pretrained(directory)  # type: ignore[operator]
-        base.tokenizer.save_pretrained(directory)
+        tokenizer = copy.copy(base.tokenizer)
+        if templates[-1] is not None and set(templates) == {templates[-1]}:
+            tokenizer.chat_template = templates[-1]
+        tokenizer.save_pretrained(directory)
 
 
 @dataclass(frozen=True)

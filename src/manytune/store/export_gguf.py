@@ -26,6 +26,7 @@ from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
+from manytune.methods.tuners.layer_terms import with_own_tables
 from manytune.methods.tuners.terms import Factors, ParameterUpdate, Terms, TermsError, Update
 from manytune.store.adapters import open_adapter
 from manytune.store.gguf_experts import in_single_projections
@@ -133,10 +134,15 @@ def _updates(
     config, tensors = PeftConfig.from_pretrained(path), read_tensors(path)
     state = method_of(config).tuner.terms
     try:
+        compared = config.trains_tokens or bool(with_own_tables(shape, config, tensors)[1])
+        if compared and base is None:
+            raise TermsError(
+                "its file holds rows or tables of embeddings, which have to be compared with the base's. Name the base."
+            )
         try:
-            terms = state(config, tensors, shape)
+            terms = state(config, tensors, base() if compared and base is not None else shape)
         except TermsError:
-            if base is None:
+            if base is None or compared:
                 raise
             terms = state(config, tensors, base())
     except ConfigError as error:

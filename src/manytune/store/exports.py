@@ -13,7 +13,7 @@ from manytune.methods.checkpoint.format import TENSORS_NAME, write_adapter
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import open_adapter
-from manytune.store.contents import CARD_NAME
+from manytune.store.contents import CARD_NAME, TEMPLATE_NAME
 from manytune.store.labels import NAME, file_name
 from manytune.store.resident import MappedTensors
 
@@ -24,6 +24,8 @@ _ARGUMENTS = "vllm-arguments.txt"
 
 def export_peft(directory: str | Path, target: Path) -> None:
     """Write an adapter as HF PEFT's `save_pretrained` does; a combination becomes two, `weights` and `prompt`.
+
+    A chat template of its own lies next to it then, as Trainer and TRL leave it.
 
     Args:
         directory: The adapter's directory.
@@ -47,6 +49,8 @@ def export_peft(directory: str | Path, target: Path) -> None:
         for file in () if parts else (CONFIG_NAME, TENSORS_NAME, CARD_NAME):
             if file != CARD_NAME or (stored.path / file).is_file():
                 shutil.copyfile(stored.path / file, temporary / file)
+        if stored.chat_template is not None:
+            (temporary / TEMPLATE_NAME).write_text(stored.chat_template, encoding="utf-8")
 
 
 def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:

@@ -40,6 +40,9 @@ class RunScores:
         adapter: The adapter's directory.
         base: The base's name.
         method: The method's name.
+        dtype: Of the base's weights and of products with them.
+        activations: The dtype of hidden states on a bfloat16 base; "base" is that, too.
+        tf32: Whether float32 products could be rounded to TF32 on a GPU.
         validation_loss: The last one, in nats per target token; None without validation rows.
         steps: Optimizer steps.
         tokens: Input tokens read, pad tokens not counted.
@@ -73,6 +76,9 @@ class RunScores:
     adapter: str
     base: str
     method: str
+    dtype: str | None = None
+    activations: str | None = None
+    tf32: bool | None = None
     validation_loss: float | None
     steps: int
     tokens: int

@@ -59,6 +59,7 @@ def print_estimate(estimated: Estimate) -> None:
     table.add_row("rows", f"{estimated.train_rows:,}, {estimated.rows_per_epoch:,} in an epoch")
     counts = estimated.epoch
     table.add_row("an epoch", f"{counts.tokens_in:,} tokens, {counts.tokens_computed:,} computed")
+    table.add_row("dtype", estimated.dtype)
     table.add_row("batches", estimated.layout.note or estimated.layout.used)
     table.add_row("padding", f"{estimated.padding_share:.0%} of a padded epoch")
     table.add_row("shared", f"{counts.saved_by_sharing:.0%} of the tokens left")

@@ -42,6 +42,14 @@ def names_in_files(layers: Mapping[str, AdapterLayer], adapter_name: str) -> dic
     return names
 
 
+def moved(key: str, names: Mapping[str, str]) -> str:
+    """A tensor's key with its layer's path replaced; see `names_in_files`."""
+    path = next(
+        (path for path in sorted(names, key=len, reverse=True) if key.startswith(f"{path}.lora_")), None
+    )
+    return key if path is None else names[path] + key.removeprefix(path)
+
+
 def parameter_terms(
     config: LoraConfig, tensors: Mapping[str, Tensor], model: nn.Module
 ) -> tuple[list[Terms], dict[str, Tensor]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.methods.tuners.targets import base_of, candidates
+from manytune.own_dtype import runs_in_own_dtype
 
 _UP = ("gate_up_proj", "up_proj")
 _DOWN = "down_proj"
@@ -87,7 +88,7 @@ def is_hooked(module: nn.Module) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return any(hooks) or "forward" in vars(module)
+    return any(hooks) or ("forward" in vars(module) and not runs_in_own_dtype(module))
 
 
 def experts_forward(
@@ -146,6 +147,6 @@ def _projected(experts: Any, name: str, added: Added, x: Tensor, routing: Routin
 
 
 def each_expert(x: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each expert's rows of x times its weight: (rows, in), (experts, in, out) to (rows, out)."""
-    parts = zip(x.split(list(sizes)), weights.unbind(), strict=True)
-    return torch.cat([rows @ weight for rows, weight in parts])
+    """Each expert's rows of x times its weight, in that one's dtype: (rows, in), (experts, in, out) to (rows, out)."""
+    parts = zip(x.to(weights.dtype).split(list(sizes)), weights.unbind(), strict=True)
+    return torch.cat([rows @ weight for rows, weight in parts]).to(x.dtype)

@@ -19,7 +19,9 @@ _NARROWEST = 64  # an adapter's matrices are narrower, and no measure of anythin
 
 
 @torch.no_grad()
-def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
+def matmul_flops_per_second(
+    model: nn.Module, *, rows: int, seconds: float = 1.0, dtype: torch.dtype | None = None
+) -> float:
     """Multiply with the model's own matrices for a while, and draw no random number.
 
     Measured are the two products that a frozen layer needs: of its input with the weight, and of the output's gradient
@@ -29,6 +31,7 @@ def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0
         model: On the device that is measured. Its weights are only read.
         rows: Rows of the inputs: tokens of a typical batch.
         seconds: How long to measure, after one round that isn't.
+        dtype: That of the products; None for each weight's own.
 
     Returns:
         FLOP/s, the mean over that time: on a shared machine it is the mean that a training gets.
@@ -42,7 +45,8 @@ def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0
         if min(shape) >= _NARROWEST or not chosen:
             shapes[shape] += 1
             if shape not in chosen:
-                chosen[shape] = dequantized_weight(module) if packed else weight
+                weight = dequantized_weight(module) if packed else weight
+                chosen[shape] = weight if dtype is None else weight.to(dtype)
     rows = min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
     pairs = [
         (shapes[shape], weight, weight.new_ones(rows, shape[1]), weight.new_ones(rows, shape[0]))
