@@ -1,5 +1,5 @@
 # make demo    train, compare and see a first fine-tune (ten minutes on two cores)
-# make test    everything a change must pass: lint, types, tests
+# make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
 # make check   lint and types only
 # make bench   the benchmarks, one after the other (E2E=devset.csv for those on E2E)
 # make docs    the documentation as a site, in site/
@@ -13,12 +13,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
 
-test: check
+test: check browser
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed-dev
@@ -47,6 +47,11 @@ $(VENV)/installed: $(PINNED) | $(VENV)/pyvenv.cfg
 	$(PIP) install --no-deps -r demo-packages.txt
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/installed test-packages.txt
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps -r test-packages.txt
 	@touch $@
+
+# What pages look like is tested in a browser, which is no Python package.
+browser:
+	@.ci/browser

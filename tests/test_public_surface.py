@@ -58,6 +58,7 @@ METHODS = {
     "PromptTuningInit",
     "SelectiveConfig",
     "TaskType",
+    "TrainableTokensConfig",
     "VeraConfig",
     "get_layer_status",
     "get_model_status",
@@ -68,7 +69,7 @@ METHODS = {
     "prepare_model_for_kbit_training",
     "set_peft_model_state_dict",
 }
-OTHERS = {"load_base"}
+OTHERS = {"float32_activations", "load_base"}
 HEAVY = [
     "torch",
     "transformers",

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
     from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
+    from manytune.methods.trainable_tokens import TrainableTokensConfig as TrainableTokensConfig
     from manytune.methods.vera import VeraConfig as VeraConfig
+    from manytune.model.activations import float32_activations as float32_activations
     from manytune.model.attach import get_peft_model as get_peft_model
     from manytune.model.auto import AutoPeftModel as AutoPeftModel
     from manytune.model.auto import AutoPeftModelForCausalLM as AutoPeftModelForCausalLM
@@ -132,7 +134,9 @@ __all__ = [
     "StoreError",
     "TaskType",
     "TemplateError",
+    "TrainableTokensConfig",
     "VeraConfig",
+    "float32_activations",
     "get_layer_status",
     "get_model_status",
     "get_peft_model",
@@ -179,7 +183,9 @@ _LAZY = {
     "PromptTuningInit": "manytune.methods.prompt_tuning",
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
+    "TrainableTokensConfig": "manytune.methods.trainable_tokens",
     "VeraConfig": "manytune.methods.vera",
+    "float32_activations": "manytune.model.activations",
     "get_layer_status": "manytune.model.status",
     "get_model_status": "manytune.model.status",
     "get_peft_model": "manytune.model.attach",

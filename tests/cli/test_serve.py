@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from starlette.testclient import TestClient
+from tests.packed import installed
 from tests.server.world import fill_store, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
 from tests.store.peft_made import save_peft
@@ -17,8 +18,10 @@ from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
 from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import StoreError
+from manytune.store.base import load_base
 from manytune.store.resident import read_resident
 from manytune.store.store import AdapterStore
 
@@ -63,7 +66,7 @@ def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
         (["--adapters", str(tmp_path / "something")], "expected a directory, found a file"),
         (["--adapters", str(tmp_path)], "isn't a store of adapters, has no subdirectories with an adapter"),
         (["--adapters", str(store.root), "--base-name", "one"], "an adapter is called 'one' like the base"),
-        (["--adapters", str(store.root), "--base-name", "a/b"], "can't be the name of a model"),
+        (["--adapters", str(store.root), "--base-name", "a/b/c"], "can't be the name of a model"),
         (["--adapters", str(store.root), "--keys", str(tmp_path / "keys.json")], "the keys can't be read"),
     ):
         (tmp_path / "something").touch()
@@ -115,6 +118,21 @@ def test_a_directory_of_peft_adapters_is_served_as_it_is(world, started, tmp_pat
     request = Request("1", plain_ids(base, "ab"), SamplingParams(max_new_tokens=5), "b")
     assert answer == engine.generate([request])[0].text
     assert sorted(path.name for path in (tmp_path / "adapters").rglob("*")) == before
+
+
+def test_weights_nf4_serves_the_base_packed(world, started, tmp_path):
+    installed("bitsandbytes")
+    directory, _, store = world
+    result = run("serve", "--base", str(directory), "--adapters", str(store.root), "--weights", "nf4")
+    assert result.exit_code == 0, result.output
+    packed = load_base(str(directory), weights="nf4")
+    engine = Engine(packed.model, packed.tokenizer, EngineOptions(weights="plain"))
+    engine.add_adapter("one", read_resident(store.path("one")))
+    request = Request("1", plain_ids(packed, "ab"), SamplingParams(max_new_tokens=5), "one")
+    body = {"model": "one", "prompt": "ab", "max_tokens": 5, "temperature": 0}
+    with TestClient(started[0], base_url="http://localhost") as client:
+        answer = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert answer == engine.generate([request])[0].text
 
 
 @pytest.mark.slow

@@ -146,3 +146,15 @@ def test_a_run_that_found_its_form_is_resumed_with_the_recipe_that_left_it_open(
     file = tmp_path / "recipe.yaml"
     file.write_text(found.to_yaml())
     check_recipe(file, recipe)
+
+
+def test_a_row_that_the_chat_template_refuses_is_an_error_or_left_out_and_counted() -> None:
+    file = write("chat.jsonl", chat(1), {"messages": [USER, USER, ANSWER]})
+    recipe = data(train=file)
+    with pytest.raises(
+        DataError, match=r"chat\.jsonl:2: the chat template refuses the messages \(user, user\): Conv"
+    ):
+        encode_splits(read_splits(recipe), recipe, tokenizer_of("gemma"))
+    recipe = data(train=file, on_error="skip")
+    tokens = encode_splits(read_splits(recipe), recipe, tokenizer_of("gemma"))
+    assert (tokens.train_rows, [row.row for row in tokens.left_out]) == (1, [2])

@@ -25,6 +25,7 @@ SWITCHED = (
             EncodingOptions({"a": [1, None]}, "2026-01-31", 7),
             {"chat_template_kwargs": {"a": [1, None]}, "date": "2026-01-31", "max_prompt": 7},
         ),
+        (EncodingOptions(chat_template="{{ x }}"), {"chat_template": "{{ x }}"}),
     ],
 )
 def test_options_are_kept_as_what_is_set_and_read_back(
@@ -37,10 +38,14 @@ def test_options_are_kept_as_what_is_set_and_read_back(
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"dat": "x"}, "encoding options are chat_template_kwargs, date, max_prompt, not 'dat'"),
+        (
+            {"dat": "x"},
+            "encoding options are chat_template_kwargs, date, max_prompt, chat_template, not 'dat'",
+        ),
         ({"date": 7}, "the encoding option date must be text, not int"),
         ({"date": "soon"}, "expected a date such as 2026-01-31, found 'soon'"),
         ({"max_prompt": True}, "the encoding option max_prompt must be a number, not bool"),
+        ({"chat_template": 1}, "the encoding option chat_template must be text, not int"),
         ({"max_prompt": 0}, "max_prompt must be at least 1, not 0"),
         (
             {"chat_template_kwargs": []},
@@ -90,3 +95,17 @@ def test_prompts_that_are_cut_leave_room_for_the_answer(
     max_prompt: int | None, positions: int | None, new_tokens: int, expected: int | None
 ) -> None:
     assert EncodingOptions(max_prompt=max_prompt).within(positions, new_tokens).max_prompt == expected
+
+
+def test_an_adapters_own_chat_template_makes_its_prompts_and_leaves_the_tokenizer_alone(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    tokenizer = make_tokenizer(chat_template=SWITCHED)
+    own = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+    own += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    for base in (tokenizer, make_tokenizer(chat_template=None)):
+        before = base.chat_template
+        encoder = EncodingOptions(chat_template=own).encoder(base, chat=None)
+        ids = encoder.prompt_ids([Segment("user", "hi")])
+        assert tokenizer.decode(ids) == "[user]hi<|im_end|>[assistant]"
+        assert base.chat_template == before

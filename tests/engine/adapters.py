@@ -23,6 +23,7 @@ from manytune.methods.p_tuning import PromptEncoderConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
 from manytune.methods.selective import SelectiveConfig
+from manytune.methods.trainable_tokens import TrainableTokensConfig
 from manytune.methods.vera import VeraConfig
 from manytune.model.attach import get_peft_model
 
@@ -106,6 +107,10 @@ def llama_configs():
         "trained table": LoraConfig(
             r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type=TASK
         ),
+        "lora + tokens": LoraConfig(
+            r=2, target_modules=["q_proj"], trainable_token_indices=[5, 9, 2], task_type=TASK
+        ),
+        "tokens": TrainableTokensConfig(token_indices=[7, 3, 30, 31], task_type=TASK),
         "adalora": AdaLoraConfig(
             init_r=4, target_r=2, total_step=10, target_modules=["q_proj", "up_proj"], task_type=TASK
         ),
@@ -147,6 +152,7 @@ def gpt2_configs():
         ),
         "prefix tuning": PrefixTuningConfig(num_virtual_tokens=4, task_type=TASK),
         "bitfit": SelectiveConfig(parameters="bias", task_type=TASK),
+        "tokens": TrainableTokensConfig(token_indices=[7, 3, 30], task_type=TASK),
         "lora positions": LoraConfig(r=2, target_modules=["wpe", "wte"], task_type=TASK),
     }
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from manytune.experiments.spectra import directions_holding, effective_rank, singular_values, spectrum_of
-from manytune.methods.tuners.terms import Terms, Update
+from manytune.methods.tuners.terms import ParameterUpdate, Terms, Update
 
 
 def factors(values, inside=12, outside=9, rank=4):
@@ -56,3 +56,16 @@ def test_an_adapter_without_low_rank_updates_has_no_spectrum():
     whole = {"head": Update(None, torch.ones(3, 3))}
     for terms in (Terms(embeddings=torch.zeros(2, 3)), Terms(updates=whole)):
         assert spectrum_of(terms) is None
+
+
+def test_each_expert_and_each_router_has_a_spectrum_of_its_own():
+    one, three = factors([1.0, 0.0, 0.0, 0.0]), factors([1.0, 1.0, 1.0, 0.0])
+    down, up = (torch.stack(both) for both in zip(one, three, strict=True))
+    terms = Terms(
+        parameters={
+            "layers.0.experts.down_proj": ParameterUpdate(down, up, 2.0),
+            "layers.0.gate.weight": ParameterUpdate(*one),
+        }
+    )
+    found = spectrum_of(terms)
+    assert found.by_module == pytest.approx({"down_proj": 2.0, "gate": 1.0})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from tests.server.world import LIMIT, app_of, plain_ids
 from tests.store.adapters_made import make_adapter
@@ -26,6 +27,9 @@ METHODS = {
         "method": "adalora", "init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["q_proj", "up_proj"],
     },
     "vera": {"method": "vera", "r": 4, "target_modules": ["q_proj", "o_proj"]},
+    "tokens": {"method": "trainable-tokens", "token_indices": [5, 9, 20]},
+    "lora-tokens": {"method": "lora", "trainable_token_indices": [4, 11]},
+    "own-tables": {"method": "lora"},
     "norms": {"method": "selective", "parameters": "layernorm"},
     "weights": {"method": "selective", "parameters": ["q_proj.weight"]},
     "ia3": {"method": "ia3"},
@@ -33,6 +37,16 @@ METHODS = {
     "prompt": {"method": "prompt-tuning", "num_virtual_tokens": 2},
     "prefix": {"method": "prefix-tuning", "num_virtual_tokens": 2},
 }  # fmt: skip
+
+
+def with_its_own_table(directory: Path) -> None:
+    """Let an adapter bring another table than the base's, as HF PEFT saves it where the base's was trained, too."""
+    file = directory / "adapter_model.safetensors"
+    torch.manual_seed(5)
+    table = torch.randn(29, 16)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    save_file(load_file(file) | {f"base_model.model.{name}": table.clone() for name in names}, file)
+    (directory / "manifest.json").unlink()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +57,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, base: Base) -> AdapterStore:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PeftWarning)  # tables of the base are saved along
             made = make_adapter(directory / name, base, seed=seed, **options)
-        kept.add(made, name=name)
+        if name == "own-tables":
+            with_its_own_table(made)
+        kept.add(made, name=name, base=base)
     return kept
 
 

@@ -134,7 +134,7 @@ def test_an_adapter_of_conversations_answers_a_file_of_them_and_asks_for_message
     manytune("train", "recipe.yaml", "--set", f"base={base}", "--set", "training.max_steps=1")
     asked = ("generate", "--adapter", "runs/recipe", "--max-new-tokens", "3")
     answers = json.loads(manytune(*asked, "--file", "asked.jsonl", "--json").stdout)
-    assert len(answers["prompts"] if "prompts" in answers else answers) == 2
+    assert [answer["where"] for answer in answers] == ["asked.jsonl:1", "asked.jsonl:2"]
     refused = CliRunner().invoke(build_app(), [*asked, "--field", "x=y"])
     assert refused.exit_code == 1
     assert "was trained on conversations, so it has no prompt template for fields" in " ".join(

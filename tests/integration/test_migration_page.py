@@ -15,7 +15,10 @@ import manytune
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating-from-peft.md").read_text()
 SHARED = "all"
 SOFT_PROMPTS = {"PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"}
-KINDS = ["LoraConfig", "AdaLoraConfig", "VeraConfig", "IA3Config", *sorted(SOFT_PROMPTS)]
+KINDS = [
+    *("LoraConfig", "AdaLoraConfig", "VeraConfig", "IA3Config", "TrainableTokensConfig"),
+    *sorted(SOFT_PROMPTS),
+]
 
 
 def words(text: str) -> set[str]:

@@ -37,21 +37,29 @@ def classes(known: list[Method]) -> set[str]:
     return {kind.__name__ for method in known for kind in (method.config, method.tuner)}
 
 
+def layers(known: list[Method], *, shared: bool) -> list[type]:
+    """The layers that methods put into models: those of their own rooms, or those that are parts for every method."""
+    kinds = [m.tuner.layer_class for m in known if issubclass(m.tuner, LayerTuner)]
+    return [kind for kind in kinds if (room(kind.__module__) is None) is shared]
+
+
 def options(known: list[Method]) -> set[str]:
-    """Options that no method of another family has, less words that mean many things."""
+    """Options that no method of another family has, less words that mean many things, and those of shared layers."""
+    shared = {name for kind in layers(known, shared=True) for name in kind.other_param_names}
     fields = {m.name: {f.name for f in dataclasses.fields(m.config)} for m in known}
     family = {m.name: {o.name for o in known if issubclass(o.config, m.config)} for m in known}
     return {
         name
         for own, names in fields.items()
         for name in names
-        if "_" in name and {other for other in fields if name in fields[other]} <= family[own]
+        if "_" in name
+        and name not in shared
+        and {other for other in fields if name in fields[other]} <= family[own]
     }
 
 
 def tensors(known: list[Method]) -> set[str]:
-    kinds = [m.tuner.layer_class for m in known if issubclass(m.tuner, LayerTuner)]
-    return {name for kind in kinds for name in kind.adapter_layer_names}
+    return {name for kind in layers(known, shared=False) for name in kind.adapter_layer_names}
 
 
 def knowledge(source: str, module: str) -> list[str]:

@@ -245,18 +245,6 @@ def test_an_initial_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
 # -- the rest of the model
 
 
-def test_loading_into_a_name_that_is_there_replaces_the_weights_as_in_peft(tmp_path: Path) -> None:
-    for library, model in zip((manytune, peft), both(target_modules=["q_proj"]), strict=True):
-        with quiet():
-            trained = library.get_peft_model(
-                LLAMA.build(), library.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-            )
-        trained.save_pretrained(tmp_path / library.__name__)
-        model.load_adapter(tmp_path / library.__name__, "default")
-        assert torch.equal(model.eval()(input_ids=IDS).logits, trained.eval()(input_ids=IDS).logits)
-        assert model.active_adapters == ["default"]
-
-
 def test_a_mixed_model_uses_several_adapters_and_refuses_what_cannot_be_mixed() -> None:
     model = get_peft_model(Net(), LoraConfig(target_modules=["q"], init_lora_weights=False), mixed=True)
     assert isinstance(model, PeftMixedModel)

@@ -102,7 +102,8 @@ def test_each_adapter_has_values_of_its_own() -> None:
     second = run(model)
     model.set_adapter("default")
     assert torch.equal(run(model), first)
-    model.delete_adapter("default")
+    with pytest.warns(PeftWarning, match="was active which is now deleted"):
+        model.delete_adapter("default")
     assert model.active_adapters == ["second"]
     assert torch.equal(run(model), second)
     model.delete_adapter("second")

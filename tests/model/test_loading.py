@@ -299,28 +299,6 @@ def test_names_that_transformers_changed_are_brought_up_to_date_by_its_own_rules
 # -- training on
 
 
-@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}], ids=str)
-@pytest.mark.parametrize("trainable", [False, True])
-def test_what_trains_after_loading_is_what_trains_in_peft(
-    options: dict[str, Any], trainable: bool, tmp_path: Path
-) -> None:
-    directory, _ = saved(tmp_path, task_type="CAUSAL_LM", **options)
-    trains = []
-    for library in (manytune, peft):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = library.PeftModel.from_pretrained(
-                LLAMA.build(), str(directory), is_trainable=not trainable
-            )
-            model.load_adapter(str(directory), "second", is_trainable=trainable)
-        found = {n for n, p in model.named_parameters() if p.requires_grad}
-        modes = model.training
-        model.set_adapter("second")
-        trains.append((found, modes, {n for n, p in model.named_parameters() if p.requires_grad}))
-    assert trains[0] == trains[1]
-    assert any(".second." in name for name in trains[0][0]) == trainable
-
-
 def test_an_adapter_of_experts_trains_after_loading_too(tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=[], target_parameters=["experts.down_proj"])
     model = manytune.get_peft_model(QWEN3.build(), config)

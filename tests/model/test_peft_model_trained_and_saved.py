@@ -12,6 +12,7 @@ from tests.methods.tiny_models import LLAMA
 from torch import nn
 from transformers import (
     BartConfig,
+    BartForConditionalGeneration,
     BartForSequenceClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
@@ -117,19 +118,50 @@ def test_a_question_answering_head_by_another_name_trains_too() -> None:
 
 
 def test_a_saved_adapter_that_lacks_a_part_which_the_base_lacks_too_is_reported(tmp_path: Path) -> None:
-    build, targets, _ = CLASSIFIERS["distilbert"]
-    body = build().distilbert
+    build, targets, _ = CLASSIFIERS["deberta"]
+    body = build().deberta
     body.save_pretrained(tmp_path / "body")  # a pretrained body: its classes' heads are new
-    base = DistilBertForSequenceClassification.from_pretrained(tmp_path / "body")
+    base = DebertaV2ForSequenceClassification.from_pretrained(tmp_path / "body")
     config = LoraConfig(target_modules=targets, modules_to_save=["classifier"])
     get_peft_model(base, config).save_pretrained(tmp_path / "adapter")  # as HF PEFT saves a classifier's
-    again = DistilBertForSequenceClassification.from_pretrained(tmp_path / "body")
+    again = DebertaV2ForSequenceClassification.from_pretrained(tmp_path / "body")
     saved = LoraConfig.from_pretrained(tmp_path / "adapter")
     saved.task_type = "SEQ_CLS"
-    with pytest.warns(
-        PeftWarning, match=r"no values for \['pre_classifier'\], nor has the base's checkpoint"
-    ):
+    with pytest.warns(PeftWarning, match=r"no values for \['pooler'\], nor has the base's checkpoint"):
         PeftModel.from_pretrained(again, tmp_path / "adapter", config=saved)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_a_merged_encoder_and_decoder_with_a_head_of_its_own_is_read_again_as_it_was(
+    kind: str, tmp_path: Path
+) -> None:
+    """transformers ties nothing when the configuration says so, not even BART's encoder to its decoder."""
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = BartConfig(
+        vocab_size=40,
+        d_model=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        eos_token_id=2,
+        **sizes,
+    )
+    model = get_peft_model(
+        BartForConditionalGeneration(config).eval(),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"] if kind == "untied" else None),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3 * torch.randn(parameter.shape))
+    ids = ids_of(model)
+    expected = model.eval()(input_ids=ids).logits
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        merged = model.merge_and_unload()
+    assert any("tie_word_embeddings=False" in str(w.message) for w in said) == (kind == "untied")
+    merged.save_pretrained(tmp_path)
+    again = BartForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("first", ["from_pretrained", "get_peft_model"])
@@ -149,6 +181,8 @@ def test_a_second_model_around_one_base_is_refused_until_the_first_lets_go(
     for again in (base, one):
         with pytest.raises(AdapterError, match=r"The base has adapters already .*load_adapter\(\)"):
             PeftModel.from_pretrained(again, tmp_path)
+        with pytest.raises(AdapterError, match=r"The base has adapters already .*add_adapter\(\)"):
+            get_peft_model(again, config)
     one.unload()
     assert torch.equal(base(input_ids=ids).logits, expected)
     PeftModel.from_pretrained(base, tmp_path).unload()
@@ -167,7 +201,8 @@ def test_a_merged_model_with_a_trained_head_of_its_own_says_that_it_is_untied(tm
                 parameter.copy_(torch.randn(parameter.shape))
     ids = torch.arange(3, 9)[None]
     expected = model.eval()(input_ids=ids).logits
-    merged = model.merge_and_unload()
+    with pytest.warns(PeftWarning, match="says tie_word_embeddings=False"):
+        merged = model.merge_and_unload()
     assert merged.config.tie_word_embeddings is False
     merged.save_pretrained(tmp_path)
     torch.testing.assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits, expected)

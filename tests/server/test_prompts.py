@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.server.world import CHAT, LIMIT, alone, app_of
 from tests.store.adapters_made import make_adapter
+from tests.store.peft_made import save_peft
 
 from manytune.data.encode import Encoder
 from manytune.data.records import Record
@@ -98,3 +99,34 @@ def test_encoders_for_requests_own_variables_are_kept_in_bounds(base):
     lengths = {len(prompts.conversation(segments, None, one).tokens) for one in moods}
     assert len(lengths) == 200
     assert len(prompts._encoders) <= 64
+
+
+OWN = (
+    "{% for m in messages %}{{ 'q' if m.role == 'user' else 'a' }}{{ m.content }}<unk>{% endfor %}"
+    "{% if add_generation_prompt %}a{% endif %}"
+)
+
+
+def test_an_adapter_with_a_chat_template_of_its_own_is_asked_with_it_and_the_base_is_not(base, tmp_path):
+    made = save_peft(tmp_path / "made")
+    (made / "chat_template.jinja").write_text(OWN)
+    store = AdapterStore(tmp_path / "store")
+    entry = store.add(made, name="own", base=base)
+    store.add(made, name="other", base=base, base_tokenizer=True)
+    messages = [Segment("user", "hi")]
+    prompts = Prompts(base, max_chars=100)
+    prompt = prompts.conversation(messages, entry.manifest, PromptOptions())
+    assert prompt.tokens == tuple(base.tokenizer.convert_tokens_to_ids(["q", "h", "i", "<unk>", "a"]))
+    end = base.tokenizer.convert_tokens_to_ids("<unk>")
+    assert prompt.end_id == end  # which no answer of the base's ends with
+    assert prompts.conversation(messages, None, PromptOptions()).end_id is None
+    with TestClient(app_of(base, store), base_url="http://localhost") as client:
+        sent = [{"role": "user", "content": "hi"}]
+        tokens = {name: ask(client, model=name, messages=sent) for name in ("own", "other", "base")}
+    counts = {name: answer["usage"]["prompt_tokens"] for name, answer in tokens.items()}
+    assert counts["own"] == 5
+    assert (
+        counts["other"]
+        == counts["base"]
+        == len(Encoder(base.tokenizer, max_length=None).prompt_ids(messages))
+    )

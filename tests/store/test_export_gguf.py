@@ -192,13 +192,38 @@ def test_a_table_in_the_file_must_be_the_bases_own(tmp_path: Path, tiny_base: Ba
     model, other = Qwen2ForCausalLM(config), Qwen2ForCausalLM(config)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["embed_tokens"]))
     adapted.save_pretrained(tmp_path / "a", save_embedding_layers=True)
-    for base in (None, lambda: other):
-        with pytest.raises(
-            StoreError, match=r"'model\.embed_tokens\S*weight', which is neither .* own table"
-        ):
+    for base, message in (
+        (None, r"compared with the base's\. Name the base"),
+        (lambda: other, r"it has a weight of its own for model\.embed_tokens"),
+    ):
+        with pytest.raises(StoreError, match=message):
             export_gguf(tmp_path / "a", tmp_path / "a.gguf", config, base)
     export_gguf(tmp_path / "a", tmp_path / "a.gguf", config, lambda: model)
     assert sorted(read(tmp_path / "a.gguf")[1]) == ["token_embd.weight.lora_a", "token_embd.weight.lora_b"]
+
+
+def test_rows_of_single_tokens_are_written_as_their_difference_from_the_bases(
+    tmp_path: Path, tiny_base: Base
+) -> None:
+    config = untied(of_qwen2(tiny_base))
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(config)
+    adapted = get_peft_model(
+        copy.deepcopy(model), LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[3, 1])
+    )
+    rows = next(p for name, p in adapted.named_parameters() if "trainable_tokens" in name)
+    expected = torch.zeros_like(model.model.embed_tokens.weight)
+    expected[3], expected[1] = 1.0, 2.0
+    with torch.no_grad():
+        rows.add_(torch.tensor([[1.0], [2.0]]))
+    adapted.save_pretrained(tmp_path / "a")
+    with pytest.raises(StoreError, match="Name the base"):
+        export_gguf(tmp_path / "a", tmp_path / "a.gguf", config)
+    export_gguf(tmp_path / "a", tmp_path / "a.gguf", config, lambda: model)
+    fields, found = read(tmp_path / "a.gguf")
+    rows_of_a, high = found["token_embd.weight.lora_a"], found["token_embd.weight.lora_b"]
+    looked_up = fields["adapter.lora.alpha"] / high.shape[1] * rows_of_a @ high.T
+    numpy.testing.assert_allclose(looked_up, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

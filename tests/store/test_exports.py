@@ -140,7 +140,7 @@ def test_vllms_arguments_come_through_xargs_and_a_shell_whatever_the_path(
     assert json.loads(by_xargs.stdout) == json.loads(by_shell.stdout) == expected
 
 
-@pytest.mark.parametrize("name", ["a=b", "{a", "-a", "", "a\nb", "a/b"])
+@pytest.mark.parametrize("name", ["a=b", "{a", "-a", "", "a\nb", "a/b/c", "/a", "a/..", "../a", "a/"])
 def test_a_name_that_vllm_takes_for_something_else_is_refused(
     name: str, tmp_path: Path, tiny_base: Base
 ) -> None:

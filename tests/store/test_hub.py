@@ -77,7 +77,7 @@ def test_what_is_pushed_is_pulled_elsewhere_as_the_same_adapter(
     assert hub.made == [("org/some-lora", True)]
     done("pull", "org/some-lora", "--store", "elsewhere")
     here, there = AdapterStore("adapters"), AdapterStore("elsewhere")
-    assert there.resolve("some-lora") == here.resolve("a")
+    assert there.resolve("org/some-lora") == here.resolve("a")
 
 
 def test_of_what_others_put_on_a_hub_the_adapters_files_are_fetched(
@@ -88,9 +88,10 @@ def test_of_what_others_put_on_a_hub_the_adapters_files_are_fetched(
     assert not (pull_adapter("org/theirs", revision="v2") / "optimizer.pt").exists()
     done("pull", "org/theirs", "--name", "mine", "--base", tiny_base.name)
     assert AdapterStore("adapters").names().keys() == {"mine"}
-    (made / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(StoreError, match=r"chat_template\.jinja has a chat template"):
-        AdapterStore("adapters").add(pull_adapter("org/theirs"), base=tiny_base)
+    own = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    (made / "chat_template.jinja").write_text(own)
+    entry = AdapterStore("adapters").add(pull_adapter("org/theirs"), base=tiny_base)
+    assert entry.manifest.encoding_options == {"chat_template": own}
 
 
 def test_what_a_hub_has_not_and_what_is_damaged_here_is_named(

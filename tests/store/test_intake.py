@@ -19,7 +19,10 @@ from manytune.store.base import Base, load_base
 from manytune.store.contents import contents_of
 from manytune.store.store import AdapterStore
 
-CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }}<end>{% endfor %}"
+CHAT = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
 
 
 @pytest.fixture
@@ -117,8 +120,6 @@ def with_other_rules(directory: Path) -> None:
 
 
 TOKENIZERS: dict[Any, str] = {
-    with_template_file: r"chat_template\.jinja has a chat template, and the base has none",
-    with_template_in_config: r"tokenizer_config\.json has a chat template, and the base has none",
     with_added_tokens_file: r"added_tokens\.json has tokens that the base's hasn't.*'<tool>'",
     with_added_tokens: r"its tokenizer has tokens that the base's hasn't.*'<tool>'",
     with_another_end: r"its eos_token is 'z', the base's '<end>'",
@@ -140,16 +141,51 @@ def test_a_tokenizer_that_is_not_the_bases_is_refused_by_what_differs(
     assert store.add(made, base=tiny_base, base_tokenizer=True).manifest.method == "lora"
 
 
-def test_a_template_next_to_a_manifest_is_refused_as_well(
+@pytest.mark.parametrize("change", [with_template_file, with_template_in_config])
+def test_a_chat_template_of_its_own_is_kept(
+    change: Any, tmp_path: Path, store: AdapterStore, tiny_base: Base
+) -> None:
+    made = save_peft(tmp_path / "made")
+    change(made)
+    assert open_adapter(made, base=tiny_base).chat_template == CHAT
+    entry = store.add(made, base=tiny_base)
+    assert entry.manifest.encoding == "chat"
+    assert entry.manifest.encoding_options == {"chat_template": CHAT}
+    plain = store.add(made, base=tiny_base, base_tokenizer=True)
+    assert plain.manifest.encoding_options is None
+    assert plain.digest != entry.digest
+
+
+def test_a_chat_template_next_to_a_manifest_that_says_plain_is_not_used(
     tmp_path: Path, store: AdapterStore, tiny_base: Base
 ) -> None:
     made = make_adapter(tmp_path / "made", tiny_base)
     with_template_file(made)
-    with pytest.raises(StoreError, match=r"chat_template\.jinja has a chat template"):
+    assert store.add(made, base=tiny_base).manifest.encoding == "plain"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}", r"chat_template\.jinja: the adapter's chat template can't write.*Syntax"),
+        ("{{ raise_exception('no') }}", "can't write a message and its answer"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}Q{{ add_generation_prompt }}",
+            "once it is answered",
+        ),
+        (" " * (2 << 20), "2,097,152 characters; expected 1,048,576 at most"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused_when_it_is_added(
+    template: str, message: str, tmp_path: Path, store: AdapterStore, tiny_base: Base
+) -> None:
+    made = save_peft(tmp_path / "made")
+    (made / "chat_template.jinja").write_text(template)
+    with pytest.raises(StoreError, match=message):
         store.add(made, base=tiny_base)
 
 
-def test_another_template_than_the_bases_is_refused_and_the_same_one_is_not(
+def test_another_template_than_the_bases_is_kept_and_the_same_one_is_not(
     tmp_path: Path, store: AdapterStore
 ) -> None:
     directory = save_tiny_base(tmp_path / "base")
@@ -157,10 +193,10 @@ def test_another_template_than_the_bases_is_refused_and_the_same_one_is_not(
     base = load_base(str(directory))
     made = save_peft(tmp_path / "made")
     with_template_file(made)
-    store.add(made, base=base)
-    (made / "chat_template.jinja").write_text(CHAT.replace("<end>", "<end> "))
-    with pytest.raises(StoreError, match=r"chat_template\.jinja has another chat template"):
-        store.add(made, base=base)
+    assert store.add(made, base=base).manifest.encoding_options is None
+    other = CHAT.replace("<end>", "<end> ")
+    (made / "chat_template.jinja").write_text(other)
+    assert store.add(made, base=base).manifest.encoding_options == {"chat_template": other}
 
 
 def test_a_tokenizer_that_cannot_be_read_is_named(

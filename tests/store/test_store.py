@@ -221,11 +221,11 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(store: AdapterStore,
         store.remove("xyzzy")
 
 
-@pytest.mark.parametrize("word", ["", ".hidden", "a/b", "../up", "a b", "x" * 101, "naïve"])
+@pytest.mark.parametrize("word", ["", ".hidden", "../up", "a b", "x" * 101, "naïve", "a%2Fb"])
 def test_words_that_are_no_file_names_are_refused(word: str, store: AdapterStore, made: list[Path]) -> None:
-    with pytest.raises(StoreError, match=re.escape(f"{word!r} can't be a name or a tag")):
+    with pytest.raises(StoreError, match=re.escape(f"{word!r} can't be a name")):
         store.add(made[0], name=word)
-    with pytest.raises(StoreError, match="can't be a name or a tag"):
+    with pytest.raises(StoreError, match="can't be a tag"):
         store.add(made[0], tags=[word])
     assert store.entries() == ()
     assert word not in store

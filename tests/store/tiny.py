@@ -4,7 +4,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -34,5 +40,29 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
 
 def save_tiny_base(directory: Path, seed: int = 0) -> Path:
     tiny_model(seed).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def save_tiny_mixture(directory: Path) -> Path:
+    """A mixture of four experts, of which each token has two; its answers vary."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(LETTERS) + 3,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    model = MixtralForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data *= 6
+    model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory

@@ -50,7 +50,7 @@ def chat(
 
     if adapter is not None:
         chosen = choose([adapter])
-        loaded = load_common_base(chosen, base)
+        loaded, chosen = load_common_base(chosen, base)
         encoder = chosen[0].encoder(loaded, new_tokens=max_new_tokens)
     elif base is not None:
         loaded = load_base(base, device=answering_device())

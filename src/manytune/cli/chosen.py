@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
@@ -59,6 +59,11 @@ class Chosen:
             return self.stored.manifest.base
         name: str | None = self._config().base_model_name_or_path
         return name
+
+    @property
+    def activations(self) -> Literal["float32", "base"]:
+        """The dtype of hidden states that it was trained with on a base in half precision."""
+        return "base" if self.recipe.get("training", {}).get("activations") == "base" else "float32"
 
     def templates(self, task: str | None = None) -> dict[str | None, PromptTemplate]:
         """The templates that it was trained with, by task; a single task's is under None.
@@ -140,7 +145,9 @@ class Chosen:
 
         manifest = self.stored.manifest
         kept = None if manifest is None else manifest.encoding_options
-        return EncodingOptions.from_dict(kept or {})
+        template = self.stored.chat_template
+        own = {} if template is None else {"chat_template": template}
+        return EncodingOptions.from_dict({**(kept or {}), **own})
 
     def encoder(self, base: Base, *, new_tokens: int) -> Encoder:
         """The encoder that makes prompts as its training did; prompts are cut only if they were cut there.
@@ -192,8 +199,11 @@ def answering_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
+def load_common_base(chosen: Sequence[Chosen], override: str | None) -> tuple[Base, tuple[Chosen, ...]]:
     """Load the one base of all adapters and check that each was trained on it.
+
+    Returns:
+        The base; and the adapters, each with the chat template that it comes with.
 
     Raises:
         StoreError: The adapters name different bases or none, or it can't be loaded.
@@ -203,7 +213,11 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> Base:
 
     spec = override or common_base({one.name: one.base_spec for one in chosen})
     dtype = chosen[0].recipe.get("training", {}).get("dtype")
-    base = load_base(spec, dtype=dtype, device=answering_device())
-    for one in chosen:
-        open_adapter(one.stored.path, base=base)
-    return base
+    # Packed as in training, unless some were trained on the unpacked base.
+    forms = {one.recipe.get("weights") for one in chosen}
+    weights = forms.pop() if len(forms) == 1 else None
+    base = load_base(
+        spec, dtype=None if dtype == "auto" else dtype, device=answering_device(), weights=weights
+    )
+    checked = (dataclasses.replace(one, stored=open_adapter(one.stored.path, base=base)) for one in chosen)
+    return base, tuple(checked)

@@ -103,7 +103,7 @@ def evaluate(
     if turns == "each":
         examples = each_turn(examples)
     wanted = _metrics(metrics, schema, documents=all(example.is_document for example in examples))
-    loaded = load_common_base(chosen, base)
+    loaded, chosen = load_common_base(chosen, base)
     encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
     longest = _longest(chosen[0], loaded)
     asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
@@ -219,8 +219,8 @@ def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[
         if other != compared[0]:
             raise DataError(
                 f"{chosen[0].name} and {one.name} would be asked different things: their prompts were encoded with "
-                "different limits or chat_template_kwargs, or only one with the chat template. Evaluate them one at a "
-                "time."
+                "different limits, chat templates or chat_template_kwargs, or only one with a chat template. Evaluate "
+                "them one at a time."
             )
     return encoders
 
@@ -250,7 +250,8 @@ def _systems(
             def notice(what: str, done: int, total: int, name: str = name) -> None:
                 progress.answering(f"{name}: {what}", done, total)
 
-            with attached(base, one.stored.path if one else None) as model:
+            path, activations = one.stored.path if one else None, (one or chosen[0]).activations
+            with attached(base, path, activations=activations) as model:
                 answers = ask_model(
                     model, base.tokenizer, questions, decoding, likelihoods=likelihoods, notice=notice
                 )

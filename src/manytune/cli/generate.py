@@ -91,7 +91,7 @@ def generate(
     grammar = grammar_of(json_schema, regex)
     asked = prompts_from(prompt, field or [], file)
     chosen = choose(adapter)
-    loaded = load_common_base(chosen, base)
+    loaded, chosen = load_common_base(chosen, base)
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers: dict[str, list[Answered]] = {}
     if with_base:
@@ -125,7 +125,8 @@ def _answers(
     prompts = [encoder.prompt_ids(*prompt_of(one, asking, task)) for one in asked]
     constraint = None if grammar is None else constraint_of(grammar, base, encoder)
     decoding = replace(decoding, end_ids=(encoder.end_id,), constraint=constraint)
-    with attached(base, answering.stored.path if answering else None) as model:
+    path = answering.stored.path if answering else None
+    with attached(base, path, activations=(answering or asking).activations) as model:
         generated = answer(model, base.tokenizer, prompts, decoding)
     replies = [encoder.answers.read(one.text) for one in generated]
     return [

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from manytune.data.templates import Segment
 
 
+_FIELDS = "fields"
+
+
 @dataclass(frozen=True)
 class Asked:
     """One prompt as the user gave it.
@@ -52,7 +55,7 @@ def prompts_from(prompt: str | None, fields: Sequence[str], file: str | None) ->
         if not equals or not name:
             raise typer.BadParameter(f"expected NAME=VALUE, found {text!r}", param_hint="--field")
         values[name] = value
-    return [Asked("fields", None, values)]
+    return [Asked(_FIELDS, None, values)]
 
 
 def prompt_of(asked: Asked, adapter: Chosen, task: str | None) -> tuple[tuple[Segment, ...], Tools]:
@@ -76,7 +79,7 @@ def prompt_of(asked: Asked, adapter: Chosen, task: str | None) -> tuple[tuple[Se
 
     if asked.text is not None:
         return (Segment("user", asked.text),), ()
-    form = adapter.form(task)
+    form = None if asked.where == _FIELDS else adapter.form(task)
     if isinstance(form, ConversationForm):
         source, _, row = asked.where.rpartition(":")
         conversation = form.conversation(Record(asked.fields, source, int(row) if row.isdecimal() else 0))

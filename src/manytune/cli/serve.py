@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
 
+    from manytune.engine.weights import Weights
     from manytune.server.loop import EngineLoop
     from manytune.store.base import Base
+    from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -27,6 +29,17 @@ class _Weights(StrEnum):
     plain = "plain"
     int8 = "int8"
     int4 = "int4"
+    nf4 = "nf4"
+
+
+#: What the engine does with them; those that are packed stay as they are.
+_IN_ENGINE: dict[_Weights, Weights] = {
+    _Weights.reordered: "reordered",
+    _Weights.plain: "plain",
+    _Weights.int8: "int8",
+    _Weights.int4: "int4",
+    _Weights.nf4: "plain",
+}
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -74,7 +87,8 @@ def serve(
     weights: Annotated[
         _Weights,
         typer.Option(
-            help=f"How the engine keeps the base's weights on a CPU: {', '.join(_Weights)}; the last two round.",
+            help="How the base's weights are kept: reordered, plain, or rounded to int8 or int4, on a CPU; nf4 packs "
+            "them into 4 bits as QLoRA does, on any device.",
             parser=_parse_weights,
             metavar=f"[{'|'.join(_Weights)}]",
         ),
@@ -136,7 +150,8 @@ def serve(
         )
 
     def make() -> tuple[FastAPI, AdapterStore, str]:
-        loaded, store, name = _load(base, adapters, base_name, dtype)
+        packing: Packing | None = "nf4" if weights is _Weights.nf4 else None
+        loaded, store, name = _load(base, adapters, base_name, dtype, packing)
         settings = Settings(
             base_name=name,
             max_queue=max_queue,
@@ -150,7 +165,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
-            weights=weights.value,
+            weights=_IN_ENGINE[weights],
         )
         return create_app(loaded, store, settings, api_keys, options), store, name
 
@@ -198,24 +213,24 @@ def _run(server: Server, loop: EngineLoop) -> bool:
 
 
 def _load(
-    base: str, adapters: Path, base_name: str | None, dtype: str | None
+    base: str, adapters: Path, base_name: str | None, dtype: str | None, packing: Packing | None
 ) -> tuple[Base, AdapterStore, str]:
     """The base, the store, and the base's name in requests."""
     from manytune.cli.chosen import answering_device
     from manytune.errors import ServeError
-    from manytune.server.adapters import MODEL_NAME
     from manytune.store.base import load_base
     from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
+    from manytune.store.labels import NAME
 
     name = base_name if base_name is not None else Path(base).expanduser().resolve().name
-    if not MODEL_NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
     if name in adapters_in(adapters.expanduser()):
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
     require_adapters_or_nothing(adapters)
-    loaded = load_base(base, dtype=dtype, device=answering_device())
+    loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
     store = store_at(adapters, loaded)
     store.refresh()
     return loaded, store, name

@@ -306,15 +306,17 @@ def encode_splits(
     trains: dict[str, EncodedSet] = {}
     start = 0
     for task, size in (splits.task_sizes or {"": len(splits.train)}).items():
-        trains[task] = encoder.encode_all(splits.train[start : start + size])
+        trains[task] = encoder.encode_all(splits.train[start : start + size], on_error=data.on_error)
         start += size
         if not trains[task].kept:
             of_task = f" of the task {task!r}" if task else ""
+            first = trains[task].dropped[0]
             raise DataError(
-                f"all {size} training rows{of_task} are longer than data.max_length {data.max_length}; raise it, "
-                "or set data.overflow to truncate_prompt"
+                f"none of the {size} training rows{of_task} can be used; the first: {first.reason}. If that is "
+                "data.max_length, raise it, or set data.overflow to truncate_prompt or drop_oldest_turns",
+                where=first.where,
             )
-    validation = encoder.encode_all(splits.validation)
+    validation = encoder.encode_all(splits.validation, on_error=data.on_error)
     parts = (*trains.values(), validation)
     return TokenSplits(
         tuple(sequence for train in trains.values() for sequence in train.kept),

@@ -134,22 +134,35 @@ class Encoder:
             raise self._limit.error(fitted)
         return fitted.sequences[0]
 
-    def encode_all(self, examples: Iterable[Example]) -> EncodedSet:
+    def encode_all(
+        self, examples: Iterable[Example], *, on_error: Literal["error", "skip"] = "error"
+    ) -> EncodedSet:
         """Return many examples' token ids, with those that were left out for their length.
 
         A conversation's answers are one sequence, or several where its template rewrites earlier turns; documents
         are packed up to `max_length`.
 
+        Args:
+            examples: The examples.
+            on_error: `"skip"` also leaves out those that the chat template refuses.
+
         Raises:
             DataError: One is too long and `overflow` is `"error"`, or a prompt has no token.
-            TemplateError: The chat template refuses or changes one.
+            TemplateError: The chat template refuses or changes one, and `on_error` is `"error"`.
         """
         kept: list[Encoded] = []
         documents: list[Encoded] = []
         dropped: list[Rejected] = []
         truncated = turns_dropped = 0
         for example in examples:
-            fitted = self._limit.fit(example)
+            try:
+                fitted = self._limit.fit(example)
+            except TemplateError as error:
+                if on_error == "error":
+                    raise
+                reason = str(error).removeprefix(f"{example.where}: ")
+                dropped.append(Rejected(example.source, example.row, reason))
+                continue
             if isinstance(fitted, Rejected):
                 if self.overflow == "error":
                     raise self._limit.error(fitted)
@@ -179,13 +192,15 @@ class Encoder:
             raise DataError(
                 "the prompt has no token, so nothing would predict the completion", where=example.where
             )
+        # Several sequences of one example aren't independent.
+        group = example.group or (example.where if len(turns) > 1 else None)
         return tuple(
             Encoded(
                 turn.prompt,
                 turn.completion,
                 example.source,
                 example.row,
-                example.group,
+                group,
                 turn.given,
                 follows=place > 0 and not example.is_document,
             )

@@ -18,7 +18,7 @@ class Encoded:
             first answer to the last.
         source: The file or dataset that the row came from.
         row: Its line or record number, from 1.
-        group: The example's group, or `None`.
+        group: The example's group, or its place if it has several sequences, or `None`.
         given: Ranges of `completion_ids` that bear no loss, in order: what is between two answers.
         follows: Whether it goes into the same batch as the sequence before it: another answer of the same
             conversation, or a document that is packed with it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ class EncodingOptions:
         chat_template_kwargs: Values of the chat template's own variables, such as `enable_thinking`.
         date: What a chat template that writes today's date takes for today, in ISO format; None for the day it is used.
         max_prompt: The tokens that longer prompts are cut to; None if training cut none.
+        chat_template: The chat template of the training, where it isn't that of the base's tokenizer.
 
     Raises:
         DataError: The date isn't one, or `max_prompt` is below 1.
@@ -31,6 +33,7 @@ class EncodingOptions:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: str | None = None
     max_prompt: int | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         self.now()
@@ -54,6 +57,10 @@ class EncodingOptions:
         Raises:
             DataError, TemplateError: As for `Encoder`.
         """
+        if self.chat_template is not None:
+            # A copy of its own: the base's template stays what it is for others. Both share what makes tokens.
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = self.chat_template
         return Encoder(
             tokenizer,
             max_length=None,
@@ -86,6 +93,7 @@ class EncodingOptions:
             "chat_template_kwargs": dict(self.chat_template_kwargs) or None,
             "date": self.date,
             "max_prompt": self.max_prompt,
+            "chat_template": self.chat_template,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -100,6 +108,7 @@ class EncodingOptions:
             "chat_template_kwargs": (dict, "an object"),
             "date": (str, "text"),
             "max_prompt": (int, "a number"),
+            "chat_template": (str, "text"),
         }
         for name, value in values.items():
             if name not in expected:

@@ -178,7 +178,8 @@ class DataRecipe(Section):
     """What becomes of longer rows: an error, left out (`drop`), the prompt's end cut off (`truncate_prompt`), or of
     conversations the oldest or newest turns left out; all counted."""
     on_error: Literal["error", "skip"] = "error"
-    """What becomes of rows that can't be read or rendered: an error, or left out and counted."""
+    """What becomes of rows that can't be read or rendered, or that the chat template refuses: an error, or left out and
+    counted."""
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,17 @@ from manytune.data.templates import RowForm
 
 _NAMES = frozenset(
     {"system", "system_prompt", "system_message", "history", "messages", "conversation", "conversations"}
-    | {"dialog", "dialogs", "dialogue", "turns", "chat", "tools", "functions", "tool_calls"}
+    | {
+        "dialog",
+        "dialogs",
+        "dialogue",
+        "turns",
+        "chat",
+        "tools",
+        "functions",
+        "tool_calls",
+        "chat_template_kwargs",
+    }
 )
 _TURN_KEYS = ({"role", "content"}, {"from", "value"})  # OpenAI's, and ShareGPT's
 

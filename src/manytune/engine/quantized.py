@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manytune.errors import ConfigError
+from manytune.methods.tuners.quantized_layers import packed_parameters
 from manytune.mixed.layers import Forward
 
 Bits = Literal[8, 4]
@@ -36,8 +37,15 @@ def quantized_layers(model: PreTrainedModel, bits: Bits) -> Mapping[str, Forward
         bits: Bits of a weight.
 
     Raises:
-        ConfigError: The model isn't on a CPU, or a layer's inputs don't divide into groups.
+        ConfigError: The model isn't on a CPU, its weights are packed already, or a layer's inputs don't divide into
+            groups.
     """
+    packed = packed_parameters(model)
+    if packed:
+        raise ConfigError(
+            f"weights='int{bits}': the base's weights are packed by {next(iter(packed.values()))} already. Use "
+            "weights='plain'."
+        )
     if model.device.type != "cpu":
         raise ConfigError(
             f"weights in {bits} bits run on CPUs, and the model is on {model.device}. Load the base quantized, with "
@@ -99,7 +107,7 @@ def _in_bfloat16(product: Forward, bias: Tensor | None) -> Forward:
     bias = None if bias is None else bias.detach()
 
     def forward(x: Tensor) -> Tensor:
-        y = product(x.flatten(0, -2).to(torch.bfloat16)).to(x.dtype)
+        y: Tensor = product(x.flatten(0, -2).to(torch.bfloat16)).to(x.dtype)
         return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
 
     return forward

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from manytune.methods.tuners.quantized_layers import quantization_backend
 from manytune.mixed.layer_groups import LayerGroup, group_of, path_of, with_same_input
 from manytune.mixed.layers import Forward
 
@@ -33,14 +34,14 @@ def can_reorder(model: PreTrainedModel) -> bool:
 
 
 def reordered_layers(model: PreTrainedModel) -> Mapping[str, Forward]:
-    """Forwards that compute the same as the model's linear layers, by path.
+    """Forwards that compute the same as the model's linear layers, by path; packed ones keep their own.
 
     Args:
         model: One for which `can_reorder` is true. It isn't changed, and must not change while these are in use.
     """
     found: dict[LayerGroup, list[int]] = {}
     for path, module in model.named_modules():
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and quantization_backend(module) is None:
             group, block = group_of(path, module.in_features, module.out_features)
             found.setdefault(group, []).append(block)
     forwards: dict[str, Forward] = {}

@@ -52,7 +52,7 @@ def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> No
         "format": _FORMAT,
         "train": tokens_digest(data.train),
         "validation": tokens_digest(data.validation),
-        "base": base.fingerprint.to_dict(),
+        "base": base.fingerprint.identity,
         "training": {key: value for key, value in training.items() if key not in _NOT_IN_COMMON},
         "date": experiment.recipe.data.date,
     }

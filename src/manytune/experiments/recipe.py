@@ -122,7 +122,8 @@ class CompareRecipe(Section):
         Annotated[dict[str, SystemRecipe], Field(min_length=1)] | None, BeforeValidator(_as_systems)
     ] = None
     """The systems by name; or a list such as `[base-0, base-1, base-5, full, lora]`. The untouched base is always
-    there, and the gain of `full` counts as the whole gain. Null for `full` and the recipe's own method."""
+    there, and the gain of `full` counts as the whole gain. Null for `full` and the recipe's own method, or for that
+    method alone if the recipe packs the base's `weights`."""
     seeds: Annotated[
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], BeforeValidator(_as_tuple)
     ] = (0,)
@@ -267,10 +268,9 @@ class Experiment:
         if self.compare.systems is not None:
             return {name: system for name, system in self.compare.systems.items() if system.shots is None}
         own = self.recipe.method
-        return {
-            REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE)),
-            own.name: SystemRecipe(method=own),
-        }
+        reference = {REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE))}
+        # What is packed takes no step of an optimizer.
+        return (reference if self.recipe.weights is None else {}) | {own.name: SystemRecipe(method=own)}
 
     def prompted(self) -> dict[str, SystemRecipe]:
         """The systems that are the untouched base with examples in its prompt, by name."""
@@ -323,6 +323,12 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
             f"{where}: data.validation: the learning rate is chosen on validation rows; give a file or a share"
         )
     for name, system in experiment.systems().items():
+        method = methods()[experiment.method_of(system).name]
+        if recipe.weights is not None and not method.on_packed:
+            raise RecipeError(
+                f"{where}: compare.systems.{name}: {method.name} trains the base's weights, and weights: "
+                f"{recipe.weights} packs them. Leave one of the two out."
+            )
         if system.per_task and len(tasks) < 2:
             raise RecipeError(
                 f"{where}: compare.systems.{name}.per_task: data.train is one task; give a list of "

@@ -24,10 +24,16 @@ def spectrum_of(terms: Terms) -> Spectrum | None:
     """
     by_module: dict[str, list[float]] = {}
     directions = []
-    for path, update in terms.updates.items():
-        if update.down is None or terms.activation is not None:
-            continue
-        values = singular_values(update.down, update.up)
+    pairs = [
+        (path, update.down, update.up)
+        for path, update in terms.updates.items()
+        if update.down is not None and terms.activation is None
+    ]
+    for path, of_experts in terms.parameters.items():
+        down, up = (factor.reshape(-1, *factor.shape[-2:]) for factor in (of_experts.down, of_experts.up))
+        pairs += [(path.removesuffix(".weight"), *each) for each in zip(down, up, strict=True)]
+    for path, a, b in pairs:
+        values = singular_values(a, b)
         by_module.setdefault(path.rpartition(".")[2], []).append(effective_rank(values))
         directions.append(directions_holding(values, _ENERGY))
     if not directions:

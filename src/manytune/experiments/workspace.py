@@ -254,7 +254,8 @@ class Workspace:
         if found is not None:
             return found
         self.reporter.line(f"asking the untouched base with {system.shots} examples in the prompt ({name})")
-        with attached(self.base, None) as model:
+        activations = self.experiment.recipe.training.activations
+        with attached(self.base, None, activations=activations) as model:
             answers = self._ask_test(model, questions)
         found = RunRecord(
             name=name,
@@ -282,7 +283,8 @@ class Workspace:
         answers: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
-            with attached(self.base, adapter) as model:
+            activations = self.experiment.recipe.training.activations
+            with attached(self.base, adapter, activations=activations) as model:
                 given = self._ask_test(model, [self.questions[place] for place in places])
                 answers |= dict(zip(places, given, strict=True))
                 if task is None:

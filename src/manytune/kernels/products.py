@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.kernels.build import prepare_kernels
 from manytune.kernels.opaque import opaque
 from manytune.layer_forwards import replaced_forwards
+from manytune.own_dtype import plain_in_own_dtype
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _LINEAR: Any = torch.ops.mkldnn._linear_pointwise.default if _AVAILABLE else None
@@ -47,11 +48,11 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is x Wᵀ + b of its own weight and bias, and nothing else: no derived class, no hook."""
+    """Whether a layer is x Wᵀ + b of its own weight and bias but for rounding: no derived class, no hook."""
     own = layer.__dict__.get("forward")
     return (
         type(layer) in _FAST
-        and (own is None or getattr(own, "__func__", None) is _FAST[type(layer)])
+        and (own is None or getattr(own, "__func__", None) in (_FAST[type(layer)], plain_in_own_dtype))
         and not (
             layer._forward_hooks
             or layer._forward_pre_hooks

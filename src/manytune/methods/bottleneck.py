@@ -25,7 +25,7 @@ from manytune.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.base_layers import BaseLayer, linear_sizes
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.sublayers import SUBLAYERS, Sublayers
 from manytune.methods.tuners.targets import Selection, base_of, candidates, select
@@ -128,8 +128,7 @@ class Layer(AdapterLayer):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        width = base_layer.get_parameter("weight").shape[1 if isinstance(base_layer, Conv1D) else 0]
-        self.hidden_size = int(width)
+        self.hidden_size = linear_sizes(base_layer)[1]
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_dropout = nn.ModuleDict()

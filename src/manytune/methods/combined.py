@@ -22,6 +22,7 @@ from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
 from manytune.methods.registry import Method, method_of, methods, peft_config_from, register
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.soft_prompt import PROMPT
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.terms import Terms, joined
@@ -162,7 +163,8 @@ class CombinedModel(Tuner):
             except BaseException:
                 tuner.unload()
                 raise
-            self.__dict__.update(weights=tuner, prompt=other)
+            self.__dict__.update(weights=tuner, prompt=other, own_tables=tuner.own_tables)
+            self.parameter_prefix = f"{tuner.file_prefix}{tuner.parameter_prefix}"
         self.peft_config[adapter_name] = config
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -206,6 +208,10 @@ class CombinedModel(Tuner):
         prefix = self.weights.file_prefix
         return f"{prefix}{self.weights.memory_name(adapter_name, key.removeprefix(prefix))}"
 
+    def bring_tables(self, adapter_name: str, tables: Tables) -> None:
+        """See `Tuner.bring_tables`: they belong to the part in the layers."""
+        self.weights.bring_tables(adapter_name, tables)
+
     def load_state(
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:
@@ -221,6 +227,10 @@ class CombinedModel(Tuner):
             [*(f"{prefix}{key}" for key in missing), *lacking],
             [*foreign, *(f"{prefix}{key}" for key in unexpected), *left],
         )
+
+    def hold_float32(self) -> None:
+        """See `Tuner.hold_float32`."""
+        self.weights.hold_float32()
 
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """See `Tuner.training_hooks`: both parts'."""

@@ -40,6 +40,7 @@ class PeftType(StrEnum):
     ADALORA = "ADALORA"
     IA3 = "IA3"
     VERA = "VERA"
+    TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
     PROMPT_TUNING = "PROMPT_TUNING"
     PREFIX_TUNING = "PREFIX_TUNING"
     P_TUNING = "P_TUNING"
@@ -121,6 +122,11 @@ class PeftConfig:
     @property
     def adapts_parameters(self) -> bool:
         """Whether it adapts parameters of layers that aren't adapted as such, whose names a file doesn't hold."""
+        return False
+
+    @property
+    def trains_tokens(self) -> bool:
+        """Whether it trains single rows of an embedding, so that its file needn't hold the whole table."""
         return False
 
     def borrow_accelerator(self, wanted: bool) -> None:

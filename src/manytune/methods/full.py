@@ -10,7 +10,8 @@ from torch import nn
 
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
-from manytune.methods.tuners.direct_tuner import DirectTuner
+from manytune.methods.tuners.direct_tuner import UNPACKED, DirectTuner
+from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
 
 
 @dataclass
@@ -37,7 +38,12 @@ class FullModel(DirectTuner):
     """Full fine-tuning attached to a model; see `FullConfig`."""
 
     def select(self, config: FullConfig) -> dict[str, nn.Parameter]:
-        """Every floating-point parameter; tied ones once."""
+        """Every floating-point parameter; tied ones once.
+
+        Raises:
+            ConfigError: The base is packed, so that most of its weights can't train.
+        """
+        refuse_packed(packed_parameters(self.model), "Full fine-tuning", UNPACKED)
         return {name: p for name, p in self.model.named_parameters() if p.is_floating_point()}
 
     def keeps_base(self, config: Any) -> bool:
@@ -45,4 +51,4 @@ class FullModel(DirectTuner):
         return bool(config.keep_base)
 
 
-register(Method("full", PeftType.FULL, FullConfig, FullModel, learning_rate=1e-4))
+register(Method("full", PeftType.FULL, FullConfig, FullModel, learning_rate=1e-4, on_packed=False))

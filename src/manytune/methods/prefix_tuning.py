@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, in_this_thre
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.terms import Terms
 from manytune.methods.tuners.virtual_tokens import bound, is_fresh, prepend_columns, shifted_positions
+from manytune.own_dtype import runs_in_own_dtype
 
 
 @dataclass
@@ -248,7 +250,9 @@ def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: Pre
     batch = next(inputs[name].shape[0] for name in rows if name in inputs)
     heads = config.num_attention_heads
     assert heads and config.num_layers and config.num_transformer_submodules
-    values = prompt().to(reader.device, reader.dtype)
+    is_wide = runs_in_own_dtype(reader.get_input_embeddings())
+    dtype = torch.float32 if is_wide else reader.dtype  # that of the layers' own keys and values
+    values = prompt().to(reader.device, dtype)
     layers = _by_layer(values, config.num_layers, heads, config.num_transformer_submodules)
     for number, (keys, own_values) in enumerate(layers):
         own.update(keys.expand(batch, -1, -1, -1), own_values.expand(batch, -1, -1, -1), number)

@@ -29,6 +29,7 @@ class Method:
         in_peft: Whether HF PEFT has the method too, with the same options and tensors in its files.
         learning_rate: Its usual peak learning rate. The default is LoRA's: ten times full fine-tuning's
             ("LoRA Without Regret", 2025).
+        on_packed: Whether it can train on a base whose weights are packed into fewer bits.
         rank: The option that is its rank, if the scale of its update doesn't change with it; None for no rank.
     """
 
@@ -39,6 +40,7 @@ class Method:
     in_peft: bool = False
     learning_rate: float = 1e-3
     rank: str | None = None
+    on_packed: bool = True
 
 
 _METHODS: dict[str, Method] = {}

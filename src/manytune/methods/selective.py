@@ -16,8 +16,10 @@ from torch import nn
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
-from manytune.methods.tuners.direct_tuner import DirectTuner
-from manytune.methods.tuners.targets import Selection, layer_index, refuse_unsaved
+from manytune.methods.tuners.direct_tuner import UNPACKED, DirectTuner
+from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
+from manytune.methods.tuners.saved_targets import refuse_unsaved
+from manytune.methods.tuners.targets import Selection, layer_index
 from manytune.methods.tuners.unmatched import UnmatchedError, check_layers, nearest, report
 
 BIAS, LAYERNORM = "bias", "layernorm"
@@ -63,10 +65,12 @@ class SelectiveModel(DirectTuner):
 
         Raises:
             UnmatchedError: An entry of an option names nothing, or no layer is left.
+            ConfigError: It names a weight that the base keeps packed.
         """
         entries = [config.parameters] if isinstance(config.parameters, str) else list(config.parameters)
         expression = isinstance(config.parameters, str) and config.parameters not in (BIAS, LAYERNORM)
-        everything = {name: p for name, p in self.model.named_parameters() if p.is_floating_point()}
+        packed = packed_parameters(self.model)
+        everything = {n: p for n, p in self.model.named_parameters() if p.is_floating_point() or n in packed}
         norms = _normalisations(self.model)
         chosen: set[str] = set()
         for entry in entries:
@@ -92,6 +96,8 @@ class SelectiveModel(DirectTuner):
         saving = {m: {n for n in everything if _has_part(n, m)} for m in config.modules_to_save or ()}
         refuse_unsaved(self.model, config, known=[module for module, found in saving.items() if found])
         in_layers = in_layers.union(*saving.values())
+        chosen_packed = {name: library for name, library in packed.items() if name in in_layers}
+        refuse_packed(chosen_packed, f"parameters={config.parameters!r}", UNPACKED)
         return {name: parameter for name, parameter in everything.items() if name in in_layers}
 
 

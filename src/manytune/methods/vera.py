@@ -226,6 +226,7 @@ class VeraModel(LayerTuner):
     prefix: ClassVar[str] = "vera_lambda_"
     # A and B stand next to the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
+    parameter_prefix = "model."
     no_sum: ClassVar[str | None] = (
         "the vectors of two adapters don't add up to those of one that does what both do"
     )
@@ -295,13 +296,12 @@ class VeraModel(LayerTuner):
         return {**own, **(self._shared(adapter_name) if saves else {})}
 
     @classmethod
-    def terms(cls, config: VeraConfig, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
-        """See `Tuner.terms`; A and B are the file's, or drawn once more from the seed if it has none."""
+    def terms_over(cls, base: BaseLayers, config: VeraConfig, tensors: Mapping[str, Tensor]) -> Terms:
+        """See `LayerTuner.terms_over`; A and B are the file's, or drawn once more from the seed if it has none."""
         shared = {name: tensor for key, tensor in tensors.items() if (name := _shared_name(key))}
         layers, others = by_layer(
             {n: t for n, t in tensors.items() if not _shared_name(n)}, Linear.adapter_layer_names
         )
-        base = BaseLayers(model)
         found = {path: base.at(path) for path in layers}
         for layer in found.values():
             layer.require_linear()

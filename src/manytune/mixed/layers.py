@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from manytune.layer_forwards import replaced_forwards
+from manytune.methods.tuners.targets import base_of
 from manytune.mixed.stacks import LayerTerms
 from manytune.mixed.updates import Product
 
-#: What computes a layer.
-Forward = Callable[..., Tensor]
+#: What computes a layer; a tensor, except for routers, which give several.
+Forward = Callable[..., Any]
 
 
 class MixedLayers:
@@ -68,6 +69,8 @@ class MixedLayers:
     def _forward(self, path: str, terms: LayerTerms, *, keeps: bool) -> Forward:
         module = self._modules[path]
         base: Forward = self._forwards.get(path) or type(module).forward.__get__(module)
+        if terms.parameters is not None:
+            return terms.parameters.forward(base_of(module), base)
         products, rescalings, inputs, prepare = terms.products, terms.rescalings, self._inputs, self._prepare
         if not rescalings and not keeps and all(_reads_input(product) for product in products):
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.factors import FactorStack, Outline, Rescaling, outline_of
 from manytune.mixed.owners import Owners
+from manytune.mixed.parameters import HeldUpdate, ParameterTerms, held
 from manytune.mixed.selection import Selection, select_tokens
 from manytune.mixed.shapes import Shape, divided
 from manytune.mixed.updates import Product, UpdateStack
@@ -26,12 +27,14 @@ class Snapshot:
         terms: Its terms.
         updates: Its updates by the stack that they belong to.
         outline: Which stack its factors belong to, or None.
+        dtype: In which its terms are computed.
     """
 
     digest: str
     terms: Terms
     updates: Mapping[Shape, Mapping[str, Update]]
     outline: Outline | None
+    dtype: torch.dtype
 
 
 def snapshot_of(digest: str, terms: Terms, dtype: torch.dtype) -> Snapshot:
@@ -42,7 +45,7 @@ def snapshot_of(digest: str, terms: Terms, dtype: torch.dtype) -> Snapshot:
         terms: Its terms.
         dtype: In which its terms are computed.
     """
-    return Snapshot(digest, terms, divided(terms, dtype), outline_of(terms.factors, dtype))
+    return Snapshot(digest, terms, divided(terms, dtype), outline_of(terms.factors, dtype), dtype)
 
 
 def digest_of(snapshot: Snapshot | None) -> str | None:
@@ -57,10 +60,11 @@ def dtype_for(base: torch.dtype) -> torch.dtype:
 
 @dataclass
 class LayerTerms:
-    """What adapters do at one layer in the present forward."""
+    """What adapters do at one layer in the present forward: at a router or grouped experts `parameters` alone."""
 
     products: list[Product] = field(default_factory=list)
     rescalings: list[Rescaling] = field(default_factory=list)
+    parameters: ParameterTerms | None = None
 
 
 class AdapterStacks:
@@ -75,6 +79,7 @@ class AdapterStacks:
         self._holders: dict[str, int] = {}  # how often each adapter was acquired
         self._updates: dict[Shape, UpdateStack] = {}
         self._factors: dict[Outline, FactorStack] = {}
+        self._parameters: dict[str, dict[str, HeldUpdate]] = {}  # by adapter and path
         self._terms: dict[str, LayerTerms] = {}
         self._owners: Owners | None = None
 
@@ -96,6 +101,11 @@ class AdapterStacks:
             if factors is None:
                 factors = self._factors[snapshot.outline] = FactorStack(snapshot.outline, self.device)
             factors.add(snapshot.digest, snapshot.terms.factors)
+        if snapshot.terms.parameters:
+            self._parameters[snapshot.digest] = {
+                path: held(update, self.device, snapshot.dtype)
+                for path, update in snapshot.terms.parameters.items()
+            }
 
     def release(self, snapshot: Snapshot) -> None:
         """Take back one `acquire`."""
@@ -114,10 +124,11 @@ class AdapterStacks:
             factors.remove(snapshot.digest)
             if not len(factors):
                 del self._factors[snapshot.outline]
+        self._parameters.pop(snapshot.digest, None)
 
     def restart(self, snapshots: Sequence[Snapshot]) -> None:
         """Hold these adapters and no others, in the memory of those before where it suits."""
-        self._holders, self._owners = {}, None
+        self._holders, self._owners, self._parameters = {}, None, {}
         for stack in self._updates.values():
             stack.clear()
         for factors in self._factors.values():
@@ -134,9 +145,11 @@ class AdapterStacks:
 
     @property
     def nbytes(self) -> int:
-        """Size of the slots' weights."""
+        """Size of the slots' weights; what experts' and routers' updates share with the adapters isn't in it."""
         updates = sum(stack.nbytes for stack in self._updates.values())
-        return updates + sum(factors.nbytes for factors in self._factors.values())
+        factors = sum(stack.nbytes for stack in self._factors.values())
+        parameters = sum(one.nbytes for own in self._parameters.values() for one in own.values())
+        return updates + factors + parameters
 
     # -- a forward
 
@@ -169,7 +182,22 @@ class AdapterStacks:
                 factors.slots = cache(_slots(owners, present, self.device))
                 for path, rescaling in factors.rescalings.items():
                     self._terms.setdefault(path, LayerTerms()).rescalings.append(rescaling)
+        for path, parameters in self._parameter_terms(owners, digests).items():
+            self._terms.setdefault(path, LayerTerms()).parameters = parameters
         return self._terms
+
+    def _parameter_terms(self, owners: Owners, digests: set[str]) -> dict[str, ParameterTerms]:
+        """What the forward's adapters do to parameters, by path of the layer."""
+        present = {
+            digest: slot for slot, digest in enumerate(sorted(digests & self._parameters.keys()), start=1)
+        }
+        slots = cache(_slots(owners, present, self.device))
+        updates: dict[str, dict[int, dict[str, HeldUpdate]]] = {}
+        for digest, slot in present.items():
+            for path, update in self._parameters[digest].items():
+                layer, _, name = path.rpartition(".")
+                updates.setdefault(layer, {}).setdefault(slot, {})[name] = update
+        return {layer: ParameterTerms(own, slots) for layer, own in updates.items()}
 
     def end_forward(self) -> None:
         """Let go of the last forward's activations."""

@@ -15,6 +15,7 @@ from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
+from manytune.methods.tuners.attached import ATTACHED, refuse_attached
 from manytune.methods.tuners.base import NotInLayersError, Tuner
 from manytune.methods.tuners.sums import add_weighted_adapter
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
@@ -48,6 +49,7 @@ class AdaptedModel(nn.Module):
         low_cpu_mem_usage: bool = False,
     ) -> None:
         super().__init__()
+        refuse_attached(model)
         self.add_task_head(peft_config, model)
         method = method_of(peft_config)
         name_base(peft_config, model)
@@ -59,7 +61,7 @@ class AdaptedModel(nn.Module):
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
         # The tuner isn't a child: it says itself which of its modules hang here, and so what parameters are called.
-        self.__dict__["tuner"] = tuner
+        self.__dict__.update({"tuner": tuner, ATTACHED: adapter_name})
         for name, module in tuner.mounted().items():
             self.add_module(name, module)
 
@@ -226,12 +228,17 @@ class AdaptedModel(nn.Module):
         add_weighted_adapter(self.tuner, adapters, weights, adapter_name, how)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter. If it was in use, the oldest remaining one takes its place.
+        """Forget an adapter. If it was in use, the oldest remaining one takes its place, which a warning says.
 
         Raises:
             AdapterError: There is no adapter of that name, or it is merged.
         """
+        remaining = [name for name in self.active_adapters if name != adapter_name]
         self.tuner.delete_adapter(adapter_name)
+        if self.active_adapters != remaining:
+            now = self.active_adapter
+            message = f"Adapter {adapter_name} was active which is now deleted. In use is {now}."
+            warnings.warn(message, PeftWarning, stacklevel=2)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

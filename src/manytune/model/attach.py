@@ -9,8 +9,7 @@ from torch import nn
 from manytune.errors import PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.walk import every_module
+from manytune.methods.tuners.attached import refuse_attached
 from manytune.model.adapted import revision_of
 from manytune.model.mixed import PeftMixedModel
 from manytune.model.peft_model import PeftModel, class_for
@@ -42,7 +41,9 @@ def get_peft_model(
     Raises:
         NoMatchingPeftModuleError: The configuration targets no module.
         ConfigError: An option is wrong or doesn't fit the model.
+        AdapterError: Adapters are attached to the model already.
     """
+    refuse_attached(model)
     former = peft_config.base_model_name_or_path
     present = model.__dict__.get("name_or_path") or None
     peft_config.base_model_name_or_path = present
@@ -64,13 +65,6 @@ def get_peft_model(
         peft_config.revision = revision
     elif peft_config.revision is None:
         peft_config.revision = revision_of(model)
-    if any(isinstance(module, AdapterLayer) for module in every_module(model)):
-        warnings.warn(
-            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
-            "different config, make sure to call `.unload()` before.",
-            PeftWarning,
-            stacklevel=2,
-        )
     prefix = method_of(peft_config).tuner.prefix
     if prefix and adapter_name in prefix:
         warnings.warn(

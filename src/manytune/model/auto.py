@@ -9,7 +9,10 @@ import transformers
 
 from manytune.errors import CheckpointError, StoreError
 from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
+from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig, TaskType
+from manytune.methods.tuners.embeddings import base_tables, plain_name
+from manytune.methods.tuners.terms import FILE_PREFIX
 from manytune.model.peft_model import PeftModel, class_for
 
 #: Options that a base's `from_pretrained` doesn't know, and those that mean something to both.
@@ -79,14 +82,33 @@ class _AutoPeftModel:
 
 
 def _make_room(base: Any, source: str, **hub: Any) -> None:
-    """Lengthen the embeddings if the tokenizer next to the adapter has more tokens; they are never shortened."""
+    """Lengthen the embeddings to the adapter's own, or to its tokenizer's number of tokens; never shorten them."""
+    present = base.get_input_embeddings().weight.shape[0]
+    wanted = _rows_in_file(base, source, **hub) or _tokens(source, **hub)
+    if wanted > present:
+        base.resize_token_embeddings(wanted)
+
+
+def _rows_in_file(base: Any, source: str, **hub: Any) -> int:
+    """The rows of the embedding table that an adapter brings, which may be padded; 0 if it brings none."""
+    from safetensors import SafetensorError, safe_open
+
+    known = base_tables(base)
+    try:
+        with safe_open(find_adapter_file(source, TENSORS_NAME, **hub), "pt") as file:
+            names = [name for name in file.keys() if plain_name(name.removeprefix(FILE_PREFIX)) in known]  # noqa: SIM118
+            return max((int(file.get_slice(name).get_shape()[0]) for name in names), default=0)
+    except (SafetensorError, CheckpointError, OSError):
+        return 0  # whoever reads the file for its tensors says what is wrong with it
+
+
+def _tokens(source: str, **hub: Any) -> int:
+    """How many tokens the tokenizer next to an adapter has; 0 if there is none."""
     try:
         find_adapter_file(source, "tokenizer_config.json", **hub)
     except CheckpointError:
-        return
-    tokens = len(transformers.AutoTokenizer.from_pretrained(source, **hub))
-    if tokens > base.get_input_embeddings().weight.shape[0]:
-        base.resize_token_embeddings(tokens)
+        return 0
+    return len(transformers.AutoTokenizer.from_pretrained(source, **hub))
 
 
 class AutoPeftModelForCausalLM(_AutoPeftModel):

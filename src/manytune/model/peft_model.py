@@ -15,7 +15,7 @@ from manytune.errors import AdapterError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import CONFIG_NAME, PeftConfig
-from manytune.methods.tuners.base import ATTACHED
+from manytune.methods.tuners.attached import refuse_attached
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
@@ -119,8 +119,8 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             save_directory: Created if need be.
             safe_serialization: Must be True; pickle isn't written.
             selected_adapters: Which ones; all by default.
-            save_embedding_layers: Whether to save the base's input and output embeddings too; `"auto"` if the
-                adapter targets one of them.
+            save_embedding_layers: Whether to save the input and output embeddings too; `"auto"` if the adapter targets
+                one of them or has one of its own, or if the vocabulary isn't that of the base's `config.json`.
             is_main_process: Whether this process writes; of several one should.
             path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
                 training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
@@ -223,12 +223,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
         """
         device = kwargs.pop("torch_device", None)
         check_options(model, kwargs)
-        if ATTACHED in model.__dict__ or isinstance(model, AdaptedModel):
-            raise AdapterError(
-                f"The base has adapters already ({model.__dict__.get(ATTACHED, 'a PeftModel')!r}), and a second model "
-                "around it would run both at once. Add this one with load_adapter() to the model that has "
-                "them, call its unload() first, or load the base again."
-            )
+        refuse_attached(model)
         if config is None:
             config = PeftConfig.from_pretrained(model_id, kwargs.get("subfolder"), **hub_options(kwargs))
         config.as_saved().inference_mode = not is_trainable

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import BASE, Tuner
+from manytune.methods.tuners.base_layers import is_routed
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, ModuleTypeError
 from manytune.methods.tuners.terms import Terms, TermsError
@@ -94,8 +95,21 @@ def _check(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> N
 
 def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
     """Refuse what layers can't do row by row."""
+    owners = [name for name in {*names, *tuner.active_adapters} if tuner.own_tables.of(name)]
+    if owners:
+        raise AdapterError(
+            f"Cannot pass `adapter_names` with {owners[0]!r} here: it brings an embedding table of its own, which "
+            "works in the mixed forward alone: without gradients for the adapters, and where all of them have terms. "
+            "Use one adapter at a time with set_adapter()."
+        )
     if not any(isinstance(layer, AdapterLayer) for layer in layers):
         raise _whole_batches(tuner)
+    routed = next(filter(is_routed, tuner.targeted_module_names), None)
+    if routed is not None:
+        raise AdapterError(
+            f"Cannot pass `adapter_names` with adapters on {routed}: it sees only the tokens that are routed to its "
+            "expert, so samples can't be told apart there. Use one adapter at a time with set_adapter()."
+        )
     for layer in layers:
         if isinstance(layer, ModulesToSaveWrapper) and not isinstance(layer.original_module, _ROW_WISE):
             raise ModuleTypeError(
@@ -108,8 +122,8 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str
         if not layer.row_wise:
             raise AdapterError(
                 f"Cannot pass `adapter_names` with adapters on parameters of a {type(layer.get_base_layer()).__name__} "
-                "(target_parameters): such a layer can't be run on some rows of a batch alone. Run one adapter at a "
-                "time."
+                "(target_parameters) here: such a layer shares a batch in the mixed forward alone, without gradients "
+                "for the adapters. Call it under torch.no_grad(), or use one adapter at a time with set_adapter()."
             )
         apart = [name for name in names if name != BASE and layer.reads_another_layer(name)]
         if apart:

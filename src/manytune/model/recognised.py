@@ -36,6 +36,14 @@ class RecognisedByTrainers(nn.Module):
         # FSDP2 makes a subclass of what it reads here, and sets it.
         vars(object)["__class__"].__set__(self, kind)
 
+    @property
+    def _hf_peft_config_loaded(self) -> bool:
+        """Whether a quantized base may be trained through its adapters; transformers' Trainer asks for it by this name.
+
+        Where a program has imported `peft`, the Trainer goes by the class.
+        """
+        return getattr(sys.modules.get("peft"), "PeftModel", None) is None
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Picklers refuse what the standard function would make, an object whose `__class__` isn't its type.
         made: Any = object.__reduce_ex__(self, max(int(protocol), 2))

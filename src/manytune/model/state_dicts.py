@@ -66,15 +66,18 @@ def get_peft_model_state_dict(
     """
     tuner, prefix = tuner_of(model)
     tensors = get_state(tuner, adapter_name, prefix=prefix)
-    if tuner.in_layers:
-        tables = saved_tables(tuner, adapter_name, save_embedding_layers)
-        tensors |= {f"{prefix}{name}": table.detach() for name, table in tables.items()}
+    tables = {
+        f"{prefix}{tuner.parameter_prefix}{name}": table.detach()
+        for name, table in saved_tables(tuner, adapter_name, save_embedding_layers).items()
+    }
     if state_dict is None:
-        return tensors
+        return tensors | tables
     in_memory = {
         key: f"{prefix}{tuner.memory_name(adapter_name, key.removeprefix(prefix))}" for key in tensors
     }
-    return {key: state_dict[name] for key, name in in_memory.items() if name in state_dict}
+    found = {key: state_dict[name] for key, name in in_memory.items() if name in state_dict}
+    # The model has the tables of the adapter in use, which may be another one.
+    return found | {k: t if tuner.own_tables else state_dict.get(k, t) for k, t in tables.items()}
 
 
 def set_peft_model_state_dict(

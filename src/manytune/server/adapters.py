@@ -7,7 +7,6 @@ from the next request on, and running requests continue with the version that th
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -22,15 +21,13 @@ from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
+from manytune.store.labels import NAME
 from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.store import AdapterStore, StoreEntry
 from manytune.store.verification import Verification, verify_adapter
 
 _log = logging.getLogger(__name__)
-
-#: Valid names of models.
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -152,9 +149,9 @@ class AdapterRegistry:
         Raises:
             HttpError: It isn't the name of an adapter in the store.
         """
-        if not MODEL_NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise model_not_found(name)
-        link = self.store.root / "names" / name
+        link = self.store.name_file(name)
         if link.is_symlink() or not link.is_file():
             raise model_not_found(name)
         try:
@@ -172,7 +169,7 @@ class AdapterRegistry:
         """All adapters by name, without those whose manifests can't be read."""
         for entry in self.store.entries(unreadable=lambda digest, error: None):
             for name in entry.names:
-                if name != self.base_name and MODEL_NAME.fullmatch(name):
+                if name != self.base_name and NAME.fullmatch(name):
                     yield name, entry
 
     def unservable(self, entry: StoreEntry) -> str | None:

@@ -25,7 +25,8 @@ class Key(BaseModel):
         name: The name in the log.
         sha256: Hash of the key in hexadecimal digits; the key itself isn't in the file.
         tenant: Whose share of the engine its requests count towards; the name if it isn't given.
-        models: Patterns of the models that it may use, such as `support-*`; the base is a model like others.
+        models: Patterns of the models that it may use, such as `support-*` or `team/*`; the base is a model like
+            others. `*` is for all of them; in any other pattern it stands for no slash.
         requests_per_minute: None for no limit.
         concurrent: Requests at once; None for no limit.
         admin: Whether it may load and unload adapters, and read the metrics.
@@ -73,7 +74,7 @@ class Principal:
 
     def may_use(self, model: str) -> bool:
         """Whether a model is among those of the key."""
-        return self.key is None or any(fnmatch.fnmatchcase(model, pattern) for pattern in self.key.models)
+        return self.key is None or any(_matches(model, pattern) for pattern in self.key.models)
 
     def check_model(self, model: str) -> None:
         """Refuse a model that isn't among those of the key.
@@ -120,6 +121,12 @@ class Principal:
                 retry_after=math.ceil((1 - self._tokens) * 60 / per_minute),
             )
         self._tokens -= 1
+
+
+def _matches(model: str, pattern: str) -> bool:
+    # Else `support-*` would also be for whatever a stranger's namespace `support-…/` on a hub holds.
+    same_depth = model.count("/") == pattern.count("/")
+    return pattern == "*" or (same_depth and fnmatch.fnmatchcase(model, pattern))
 
 
 class Keys:

@@ -37,6 +37,8 @@ class Prompt:
     Attributes:
         tokens: Its tokens.
         answers: What the chat template and the model put around an answer.
+        end_id: The token that ends an answer, if the engine doesn't end it there by itself: an adapter's own chat
+            template may have another end token than the base's.
         grammar: What the text must be; None for any text.
         calls: Makes readers of an answer's calls; None if it has none.
         silent_ids: Tokens without a text in the answer.
@@ -44,6 +46,7 @@ class Prompt:
 
     tokens: tuple[int, ...]
     answers: AnswerFormat = BARE
+    end_id: int | None = None
     grammar: Grammar | None = None
     calls: Callable[[], CallReader] | None = None
     silent_ids: frozenset[int] = frozenset()
@@ -90,6 +93,7 @@ class Prompts:
             self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
             silent = end_token_ids(base.model, self._tokenizer) | frozenset(self.end_ids)
             self._tokens = TokenBytes(self._tokenizer, silent)
+            self._ends = silent
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -141,7 +145,8 @@ class Prompts:
                 answers = replace(answers, opening="", reasoning=None)
             else:
                 tokens = encoder.prompt_ids(segments, options.tools)
-            return self._prompt(tokens, answers, written, options)
+            prompt = self._prompt(tokens, answers, written, options)
+            return prompt if encoder.end_id in self._ends else replace(prompt, end_id=encoder.end_id)
 
     def text(self, text: str | Sequence[int], options: PromptOptions) -> Prompt:
         """The prompt of text without a template, after a BOS token if the tokenizer adds one; or tokens as they are."""
@@ -188,9 +193,8 @@ class Prompts:
         # Reasoning that the prompt itself ends isn't begun again.
         ended = answers.reasoning is not None and self._ends_with(tokens, answers.reasoning[1])
         grammar = form.grammar(replace(answers, reasoning=None) if ended else answers, written, self._special)
-        return Prompt(
-            tokens, answers, grammar, reader, self._silent(answers) if options.skips_special else frozenset()
-        )
+        silent_ids = self._silent(answers) if options.skips_special else frozenset()
+        return Prompt(tokens, answers, grammar=grammar, calls=reader, silent_ids=silent_ids)
 
     def _ends_with(self, tokens: tuple[int, ...], mark: str) -> bool:
         last = self._tokenizer.decode(list(tokens[-2 * len(mark) :]), clean_up_tokenization_spaces=False)

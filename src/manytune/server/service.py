@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -149,6 +150,9 @@ class Answers:
         if prompt.grammar is not None:
             constraint = await service.grammars.compile(prompt.grammar, body.form_field or "grammar")
         params = body.params(_max_new_tokens(service, body, model, len(prompt.tokens)), wanted.choice)
+        if prompt.end_id is not None and not params.ignore_eos:
+            ends = (*params.stop_token_ids, prompt.end_id)
+            params = dataclasses.replace(params, stop_token_ids=ends)
         _check_tokens(prompt.tokens, params, service.vocabulary)
         request = Request(
             uuid.uuid4().hex,

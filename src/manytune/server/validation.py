@@ -23,7 +23,7 @@ from torch import nn
 from manytune.errors import ConfigError, StoreError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.embeddings import base_tables
+from manytune.methods.tuners.embeddings import base_tables, plain_name
 from manytune.store.resident import ResidentAdapter
 
 _MAX_FILES = 1000
@@ -118,7 +118,7 @@ class MetaBase:
         found = adapter.tensors
         for what, names in (
             ("is missing", set(expected) - set(found)),
-            ("is unexpected", set(found) - set(expected) - set(tables)),
+            ("is unexpected", {n for n in set(found) - set(expected) if plain_name(n) not in tables}),
         ):
             if names:
                 raise StoreError(
@@ -127,7 +127,7 @@ class MetaBase:
                     + " Was adapter_config.json changed, or was it trained on another base?"
                 )
         for name, tensor in found.items():
-            shape = expected[name] if name in expected else tables[name]
+            shape = expected[name] if name in expected else tables[plain_name(name)]
             if tuple(tensor.shape) != shape:
                 raise StoreError(
                     f"{who}: {name} has shape {tuple(tensor.shape)}; its options and the base require {shape}."
@@ -153,9 +153,8 @@ class MetaBase:
                 own = {
                     f"{tuner.file_prefix}{name}": tensor for name, tensor in tuner.state("default").items()
                 }
-                tables = {
-                    f"{tuner.file_prefix}{name}": table for name, table in base_tables(tuner.model).items()
-                }
+                prefix = f"{tuner.file_prefix}{tuner.parameter_prefix}"
+                tables = {f"{prefix}{name}": table for name, table in base_tables(tuner.model).items()}
                 return _shapes_of(own), _shapes_of(tables)
             finally:
                 if tuner.in_layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from manytune.store.base import Base
 from manytune.store.resident import MappedTensors, ResidentAdapter
 from manytune.store.servability import check_task, served_terms
 from manytune.store.store import AdapterStore, StoreEntry
+
+_log = logging.getLogger(__name__)
 
 
 class Verdicts:
@@ -76,7 +79,9 @@ class Verdicts:
 
     def _try(self, entry: StoreEntry) -> None:
         check_files(self._store.root, entry.path, max_bytes=self._max_bytes)
-        check_base(entry.path, entry.manifest, self._base.fingerprint)
+        note = check_base(entry.path, entry.manifest, self._base.fingerprint)
+        if note is not None:
+            _log.warning("adapter %s: %s", entry.digest[:12], note)
         config = PeftConfig.from_pretrained(entry.path)
         check_options(config)
         check_task(config)

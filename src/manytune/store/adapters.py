@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import safetensors
 
 from manytune import __version__
 from manytune.atomic import atomic_directory, atomic_write, moved_aside
-from manytune.errors import BaseMismatchError, DamagedError, StoreError
+from manytune.errors import BaseMismatchError, DamagedError, PeftWarning, StoreError
 from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.base import Base
@@ -23,7 +24,7 @@ from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
 from manytune.store.run_directory import adapter_at
-from manytune.store.tokenizer_files import check_tokenizer
+from manytune.store.tokenizer_files import own_chat_template
 
 _TENSORS = ".safetensors"
 
@@ -43,11 +44,14 @@ class StoredAdapter:
         path: The directory.
         manifest: What it says about itself; None for an adapter that HF PEFT wrote.
         note: What couldn't be checked, in a sentence; None if everything was.
+        chat_template: The chat template of its own that its manifest has, or that lies next to it and isn't the given
+            base's; None if it has none.
     """
 
     path: Path
     manifest: Manifest | None
     note: str | None
+    chat_template: str | None = None
 
 
 def save_adapter(model: Saveable, directory: Path, description: Description) -> Manifest:
@@ -100,8 +104,8 @@ def open_adapter(
     """Check an adapter's directory and read its manifest.
 
     Checked are: that none of the adapter's files is a pickle, whatever its name; that each is the one that the manifest
-    names; and, if a base is given, that the adapter was trained on it, and that a tokenizer next to it is the base's.
-    Without a manifest, files that aren't the
+    names; and, if a base is given, that the adapter was trained on it, and that a tokenizer next to it is the base's;
+    a chat template of its own is given back. Without a manifest, files that aren't the
     adapter's, such as an optimizer's state, are never opened; see `contents_of`.
 
     Args:
@@ -113,6 +117,9 @@ def open_adapter(
         StoreError: The directory holds no adapter, or one with another tokenizer than the base's.
         DamagedError: It holds a pickle, a damaged file or an unreadable manifest.
         BaseMismatchError: The adapter was trained on another base.
+
+    Warns:
+        PeftWarning: It was trained on this base, packed in another way.
     """
     path = Path(directory).expanduser()
     if not (path / CONFIG_NAME).is_file():
@@ -120,29 +127,37 @@ def open_adapter(
     contents = contents_of(path)
     for name in contents.files:
         _check_content(path / name)
+    template = None
     if base is not None and contents.tokenizer and not base_tokenizer:
-        check_tokenizer(path, contents.tokenizer, base.tokenizer)
+        template = own_chat_template(path, contents.tokenizer, base.tokenizer)
     if not (path / MANIFEST_NAME).is_file():
         note = (
             f"it has no {MANIFEST_NAME}, so neither its files nor its base could be checked; "
             "HF PEFT writes adapters like that"
         )
-        return StoredAdapter(path, None, note)
+        return StoredAdapter(path, None, note, template)
     manifest = Manifest.read(path / MANIFEST_NAME)
     _check_files(path, manifest)
-    if base is not None:
-        check_base(path, manifest, base.fingerprint, name=base.name)
-    return StoredAdapter(path, manifest, None)
+    repacked = None if base is None else check_base(path, manifest, base.fingerprint, name=base.name)
+    if repacked is not None:
+        warnings.warn(f"{path}: {repacked}.", PeftWarning, stacklevel=2)
+    kept = (manifest.encoding_options or {}).get("chat_template")
+    return StoredAdapter(path, manifest, None, kept if isinstance(kept, str) else template)
 
 
-def check_base(path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name: str = "another") -> None:
-    """Refuse an adapter of another base.
+def check_base(
+    path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name: str = "another"
+) -> str | None:
+    """Refuse an adapter of another base. One that is packed in another way is the same base.
 
     Args:
         path: The adapter's directory, for the message.
         manifest: What it says about itself.
         fingerprint: What identifies the base that it is to run on.
         name: What that base is called.
+
+    Returns:
+        What to know if the base is packed in another way than the one that it was trained on, as a clause; else None.
 
     Raises:
         BaseMismatchError: The adapter was trained on another base.
@@ -154,6 +169,7 @@ def check_base(path: Path, manifest: Manifest, fingerprint: Fingerprint, *, name
             f"Expected {manifest.base} ({manifest.fingerprint}); found {name} ({fingerprint}). "
             "Load the base that it was trained on."
         )
+    return manifest.fingerprint.packing_note(fingerprint)
 
 
 def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:

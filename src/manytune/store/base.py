@@ -12,6 +12,7 @@ from manytune.errors import StoreError
 from manytune.methods.tuners.quantized_layers import keep_differentiable
 from manytune.store.base_source import Source, from_pretrained, hub_origin, resolve
 from manytune.store.fingerprint import Fingerprint, fingerprint
+from manytune.store.quantization import Packing, packing_of_checkpoint, quantization_config, say_once
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,6 +56,7 @@ def load_base(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    weights: Packing | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Base:
     """Load a causal language model, an encoder-decoder or an encoder without its head, and its tokenizer.
@@ -67,6 +69,8 @@ def load_base(
         dtype: The weights' type, such as `torch.bfloat16` or "bfloat16"; None keeps what the checkpoint
             stores.
         device: Where to put the model; None is the CPU.
+        weights: Pack the linear layers as they are loaded: "nf4" or "int8", see `quantization.py`. None keeps them as
+            the checkpoint has them, which may be packed.
         notify: Receives a line before something slow begins; None writes it to stderr.
 
     Raises:
@@ -83,15 +87,28 @@ def load_base(
         if _encodes(config)
         else AutoModelForCausalLM
     )
-    model = from_pretrained(auto_class, source, dtype=_torch_dtype(dtype))
     tokenizer = _load_tokenizer(source)
+    stored = packing_of_checkpoint(config)
+    options: dict[str, Any] = {"dtype": _torch_dtype(dtype)}
+    taken: Fingerprint | None = None
+    if stored is not None or weights is not None:
+        options["device_map"] = {"": torch.device(device or "cpu")}  # it isn't moved once it is packed
+    if weights is not None and weights != stored:
+        compute = options["dtype"] if options["dtype"] != "auto" else (config.dtype or torch.float32)
+        options["quantization_config"] = quantization_config(source.name, stored, weights, compute)
+        # That of the weights before they are packed: one that every device and release finds again.
+        taken = fingerprint(from_pretrained(auto_class, source), tokenizer, packing=weights)
+    model = from_pretrained(auto_class, source, **options)
     _name_origin(model, source)
     if getattr(model, "hf_quantizer", None) is not None:
         keep_differentiable(model)
-    if device is not None:
+        say_once()
+    elif device is not None:
         model.to(device)
     model.eval()
-    return Base(model, tokenizer, source.name, fingerprint(model, tokenizer))
+    if taken is None:
+        taken = fingerprint(model, tokenizer, packing=stored, stored_packed=stored is not None)
+    return Base(model, tokenizer, source.name, taken)
 
 
 def _name_origin(model: PreTrainedModel, source: Source) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.atomic import atomic_directory, require_absent
+from manytune.errors import StoreError
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
@@ -76,7 +78,7 @@ def combine_adapters(
 
 
 def merge_adapters(sources: Sequence[Path], target: Path, base: Base) -> None:
-    """Write a base with adapters in its weights as a plain model, with its tokenizer.
+    """Write a base with adapters in its weights as a plain model, with its tokenizer and the adapters' chat template.
 
     Args:
         sources: The adapters' directories; several are written in one after another.
@@ -84,19 +86,26 @@ def merge_adapters(sources: Sequence[Path], target: Path, base: Base) -> None:
         base: Their base. Its model is used up: afterwards it has the merged weights.
 
     Raises:
-        StoreError: A directory holds no adapter or a damaged one.
+        StoreError: A directory holds no adapter or a damaged one, or the base is packed.
         TargetExistsError: The target exists.
         BaseMismatchError: An adapter was trained on another base.
         AdapterError: An adapter isn't in the weights, as a soft prompt isn't; or the merged weights aren't finite.
     """
     require_absent(target)
-    for source in sources:
-        open_adapter(source, base=base)
+    if base.fingerprint.packing is not None:
+        raise StoreError(
+            f"base {base.name!r}: its weights are packed as {base.fingerprint.packing}, and a sum of them and an "
+            "adapter doesn't fit into so few bits. Merge into the base that was packed: name it with --base."
+        )
+    templates = [open_adapter(source, base=base).chat_template for source in sources]
     model, names = _loaded(sources, base)
     merged = model.merge_and_unload(safe_merge=True, adapter_names=names)
     with atomic_directory(target) as directory, without_bars():
         merged.save_pretrained(directory)  # type: ignore[operator]
-        base.tokenizer.save_pretrained(directory)
+        tokenizer = copy.copy(base.tokenizer)
+        if templates[-1] is not None and set(templates) == {templates[-1]}:
+            tokenizer.chat_template = templates[-1]
+        tokenizer.save_pretrained(directory)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from manytune.methods.config import CONFIG_NAME
 from manytune.store.manifest import MANIFEST_NAME
 
 CARD_NAME = "README.md"
+TEMPLATE_NAME = "chat_template.jinja"
 #: What `save_pretrained` of a tokenizer writes: it says how prompts are made.
 TOKENIZER_NAMES = frozenset(
     {
         "added_tokens.json",
-        "chat_template.jinja",
+        TEMPLATE_NAME,
         "chat_template.json",
         "merges.txt",
         "sentencepiece.bpe.model",

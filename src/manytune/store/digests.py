@@ -26,7 +26,7 @@ def digest_of(manifest: Manifest) -> str:
     """
     content = [
         dict(manifest.files),
-        manifest.fingerprint.to_dict(),
+        manifest.fingerprint.identity,
         dict(manifest.template) if manifest.template is not None else None,
         {task: dict(parts) for task, parts in (manifest.templates or {}).items()},
         manifest.encoding,

@@ -1,8 +1,9 @@
 """An adapter as llama.cpp reads it: `llama-cli -m base.gguf --lora adapter.gguf`.
 
 llama.cpp adds scale · alpha / r · B A to the weight of the same name, with one alpha for the file and r from the shape
-of B. So any adapter can be written whose terms are low-rank updates of the weights of linear layers and of the token
-embeddings, whatever its method: D is A, and U times its scaling is B.
+of B. So any adapter can be written whose terms are low-rank updates of the weights of linear layers, of the token
+embeddings, and of routers and experts, whatever its method: D is A, and U times its scaling is B. Experts' A is
+(experts, r, in) and their B (experts, out, r).
 
 llama.cpp keeps the query and key projections of Llama models in another order of rows than transformers: transformers
 rotates the first half of each head with the second, llama.cpp each even row with the next odd one. B's rows follow. Of
@@ -25,8 +26,10 @@ from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.methods.tuners.terms import Factors, Terms, TermsError, Update
+from manytune.methods.tuners.layer_terms import with_own_tables
+from manytune.methods.tuners.terms import Factors, ParameterUpdate, Terms, TermsError, Update
 from manytune.store.adapters import open_adapter
+from manytune.store.gguf_experts import in_single_projections
 
 #: By transformers' `model_type`: llama.cpp's name of the architecture, and whether it reorders queries and keys.
 ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
@@ -34,6 +37,8 @@ ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "mistral": ("LLAMA", True),
     "qwen2": ("QWEN2", False),
     "qwen3": ("QWEN3", False),
+    "qwen3_moe": ("QWEN3MOE", False),
+    "mixtral": ("LLAMA", True),
     "gemma": ("GEMMA", False),
     "gemma2": ("GEMMA2", False),
 }
@@ -122,15 +127,22 @@ def _hollow(model_config: Any) -> nn.Module:
     return model
 
 
-def _updates(path: Path, shape: nn.Module, base: Callable[[], nn.Module] | None) -> dict[str, Update]:
+def _updates(
+    path: Path, shape: nn.Module, base: Callable[[], nn.Module] | None
+) -> dict[str, Update | ParameterUpdate]:
     """An adapter's low-rank updates by the path of their layer, if they are all that it does."""
     config, tensors = PeftConfig.from_pretrained(path), read_tensors(path)
     state = method_of(config).tuner.terms
     try:
+        compared = config.trains_tokens or bool(with_own_tables(shape, config, tensors)[1])
+        if compared and base is None:
+            raise TermsError(
+                "its file holds rows or tables of embeddings, which have to be compared with the base's. Name the base."
+            )
         try:
-            terms = state(config, tensors, shape)
+            terms = state(config, tensors, base() if compared and base is not None else shape)
         except TermsError:
-            if base is None:
+            if base is None or compared:
                 raise
             terms = state(config, tensors, base())
     except ConfigError as error:
@@ -138,7 +150,7 @@ def _updates(path: Path, shape: nn.Module, base: Callable[[], nn.Module] | None)
     obstacle = _obstacle(terms)
     if obstacle is not None:
         raise _refusal(path, obstacle)
-    return dict(terms.updates)
+    return {**terms.updates, **in_single_projections(terms.parameters, shape)}
 
 
 def _obstacle(terms: Terms) -> str | None:
@@ -156,7 +168,7 @@ def _obstacle(terms: Terms) -> str | None:
             return f"it adds a bias to {path}"
     for path, factors in terms.factors.items():
         return f"it {_words(factors)} of {path}"
-    return None if terms.updates else "it changes nothing"
+    return None if terms.updates or terms.parameters else "it changes nothing"
 
 
 def _words(factors: Factors) -> str:
@@ -172,17 +184,17 @@ def _refusal(path: Path, obstacle: str) -> StoreError:
     )
 
 
-def _alpha(updates: Iterable[Update]) -> float:
+def _alpha(updates: Iterable[Update | ParameterUpdate]) -> float:
     """The file's alpha, which for most layers gives their scaling as alpha / r; it can't be 0, which means no alpha."""
     counts = Counter(alpha for one in updates if (alpha := float(numpy.float32(one.scaling * one.rank))))
     return max(counts, key=lambda alpha: (counts[alpha], alpha)) if counts else 1.0
 
 
-def _pair(update: Update, alpha: float) -> tuple[Tensor, Tensor]:
+def _pair(update: Update | ParameterUpdate, alpha: float) -> tuple[Tensor, Tensor]:
     """A and B, of which the latter makes up for a scaling that isn't alpha / r."""
     assert update.down is not None
     a, b = _float(update.down), _float(update.up) * (update.scaling * update.rank / alpha)
-    return a.t() if update.lookup else a, b
+    return a.t() if isinstance(update, Update) and update.lookup else a, b
 
 
 def _float(tensor: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from manytune.methods.checkpoint.format import TENSORS_NAME, write_adapter
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import open_adapter
-from manytune.store.contents import CARD_NAME
+from manytune.store.contents import CARD_NAME, TEMPLATE_NAME
+from manytune.store.labels import NAME, file_name
 from manytune.store.resident import MappedTensors
 
 #: Values that vLLM takes for --max-lora-rank.
@@ -23,6 +24,8 @@ _ARGUMENTS = "vllm-arguments.txt"
 
 def export_peft(directory: str | Path, target: Path) -> None:
     """Write an adapter as HF PEFT's `save_pretrained` does; a combination becomes two, `weights` and `prompt`.
+
+    A chat template of its own lies next to it then, as Trainer and TRL leave it.
 
     Args:
         directory: The adapter's directory.
@@ -46,6 +49,8 @@ def export_peft(directory: str | Path, target: Path) -> None:
         for file in () if parts else (CONFIG_NAME, TENSORS_NAME, CARD_NAME):
             if file != CARD_NAME or (stored.path / file).is_file():
                 shutil.copyfile(stored.path / file, temporary / file)
+        if stored.chat_template is not None:
+            (temporary / TEMPLATE_NAME).write_text(stored.chat_template, encoding="utf-8")
 
 
 def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
@@ -53,8 +58,8 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
 
     Args:
         adapters: Their directories, by the names that requests will use.
-        target: The new directory, which must not exist. It gets a directory for each adapter, and the arguments in
-            `vllm-arguments.txt`.
+        target: The new directory, which must not exist. It gets a directory for each adapter, `user%2Fadapter` for
+            the name `user/adapter`, and the arguments in `vllm-arguments.txt`.
 
     Returns:
         The arguments, quoted as a shell and xargs read them.
@@ -65,10 +70,11 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
     """
     for name in adapters:
         # vLLM takes {…} for JSON, and what is before the first "=" for the name.
-        if not name or "=" in name or name.startswith(("{", "-")) or "\n" in name or "/" in name:
+        odd = not name or "=" in name or name.startswith(("{", "-")) or "\n" in name
+        if odd or ("/" in name and not NAME.fullmatch(name)):
             raise StoreError(
-                f"{name!r} can't be an adapter's name in vLLM's arguments: expected one line without '=' and '/', the "
-                "first character no '{' or '-'. Give it another name."
+                f"{name!r} can't be an adapter's name in vLLM's arguments: expected one line without '=', the first "
+                "character no '{' or '-', and a '/' only as in user/adapter. Give it another name."
             )
     if "\n" in str(target):
         raise StoreError(
@@ -84,10 +90,10 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
     rank = next((known for known in _VLLM_RANKS if known >= max(ranks)), None)
     if rank is None:
         raise StoreError(f"vLLM runs ranks up to {_VLLM_RANKS[-1]}; found {max(ranks)}.")
-    modules = [f"{name}={(target / name).resolve()}" for name in adapters]
+    modules = [f"{name}={(target / file_name(name)).resolve()}" for name in adapters]
     arguments = shlex.join(["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules])
     with atomic_directory(target) as temporary:
         for name, path in adapters.items():
-            export_peft(path, temporary / name)
+            export_peft(path, temporary / file_name(name))
         (temporary / _ARGUMENTS).write_text(arguments + "\n", encoding="utf-8")
     return arguments

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from manytune.errors import DamagedError
 from manytune.methods.tuners.quantized_layers import readable
@@ -34,45 +35,103 @@ _VOLATILE = {
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Three SHA-256 hashes, in hexadecimal digits, that together identify a base.
+    """SHA-256 hashes, in hexadecimal digits, that together identify a base.
+
+    A base that is packed as it is loaded has the weights of the checkpoint, whatever device packs them. One that was
+    stored packed has only the packed ones; what it and its origin have in common is `unpacked`.
 
     Attributes:
         config: Of the architecture's settings.
         weights: Of up to 256 evenly spaced values of every weight, rounded to bfloat16.
         tokenizer: Of the vocabulary, the merges, the special tokens and the chat template.
+        unpacked: As `weights`, of those only that packing leaves as they are: all but linear layers'. None in
+            manifests of earlier releases.
+        packing: What linear layers are packed as, such as `nf4`; None if they aren't.
+        stored_packed: Whether the checkpoint has them packed, rather than whoever loads it packing them.
     """
 
     config: str
     weights: str
     tokenizer: str
+    unpacked: str | None = None
+    packing: str | None = None
+    stored_packed: bool = False
 
     def differences(self, other: Fingerprint) -> tuple[str, ...]:
-        """The parts that differ: any of "config", "weights", "tokenizer"."""
-        mine, others = asdict(self), asdict(other)
-        return tuple(part for part in mine if mine[part] != others[part])
+        """The parts that differ: any of "config", "weights", "tokenizer".
 
-    def to_dict(self) -> dict[str, str]:
+        How weights are packed is no difference, as it is the same base: see `packing_note`.
+        """
+        parts = ("config", "weights", "tokenizer")
+        differing = [part for part in parts if getattr(self, part) != getattr(other, part)]
+        if (
+            self._only_unpacked_compare(other)
+            and self.unpacked is not None
+            and self.unpacked == other.unpacked
+        ):
+            differing = [part for part in differing if part != "weights"]
+        return tuple(differing)
+
+    def packing_note(self, other: Fingerprint) -> str | None:
+        """What to know where an adapter that was trained on this base runs on `other`, which is packed in another way.
+
+        Returns:
+            A clause; None if they are packed in the same way.
+        """
+        unequal = self._only_unpacked_compare(other)
+        if self.packing == other.packing and not unequal:
+            return None
+        note = (
+            f"it was trained on this base {_packed(self.packing)}, and here the base is {_packed(other.packing)}, so "
+            "its answers differ by what packing rounds"
+        )
+        compared = "only weights outside of linear layers could be compared; they are the same"
+        return f"{note} ({compared})" if unequal else note
+
+    def _only_unpacked_compare(self, other: Fingerprint) -> bool:
+        """Whether one has hashes of packed weights and the other of those that were packed."""
+        return self.stored_packed != other.stored_packed and self.weights != other.weights
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides whether something continues on the same base: all that `weights` doesn't cover already."""
+        return {part: value for part, value in self.to_dict().items() if part != "unpacked"}
+
+    def to_dict(self) -> dict[str, Any]:
         """As it is written into a manifest."""
-        return asdict(self)
+        return {part: value for part, value in asdict(self).items() if value}
 
     @classmethod
     def from_dict(cls, data: object) -> Fingerprint:
         """Read what `to_dict` wrote.
 
         Raises:
-            DamagedError: A part is missing, unknown or not text.
+            DamagedError: A part is missing, unknown or of the wrong kind.
         """
-        parts = set(cls.__dataclass_fields__)
-        if isinstance(data, dict) and set(data) == parts and all(isinstance(v, str) for v in data.values()):
-            return cls(**data)
-        expected = ", ".join(sorted(parts))
+        needed = {"config", "tokenizer", "weights"}
+        if isinstance(data, dict) and needed <= set(data) <= {part.name for part in fields(cls)}:
+            values = {part: value for part, value in data.items() if part != "stored_packed"}
+            if all(isinstance(value, str) for value in values.values()):
+                return cls(**values, stored_packed=data.get("stored_packed") is True)
+        expected = ", ".join(sorted(needed))
         raise DamagedError(f"a base fingerprint has the texts {expected}; found {data!r}.")
 
     def __str__(self) -> str:
-        return f"config {self.config[:12]}, weights {self.weights[:12]}, tokenizer {self.tokenizer[:12]}"
+        packing = f", packed as {self.packing}" if self.packing else ""
+        return f"config {self.config[:12]}, weights {self.weights[:12]}, tokenizer {self.tokenizer[:12]}{packing}"
 
 
-def fingerprint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> Fingerprint:
+def _packed(packing: str | None) -> str:
+    return f"packed as {packing}" if packing else "unpacked"
+
+
+def fingerprint(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    packing: str | None = None,
+    stored_packed: bool = False,
+) -> Fingerprint:
     """Take the fingerprint of a base model, in a fraction of a second.
 
     Sampled values are rounded to bfloat16, so loading one float32 checkpoint as float32 or as bfloat16
@@ -83,31 +142,38 @@ def fingerprint(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> F
         model: The base, with or without adapters attached: a wrapped module counts as the layer in it.
             Adapters that were merged into the weights do change the fingerprint.
         tokenizer: The base's tokenizer.
+        packing: What linear layers are packed as, or will be; None if they aren't.
+        stored_packed: Whether the checkpoint has them packed.
     """
     unwrap: Any = getattr(model, "get_base_model", None)
-    base: torch.nn.Module = unwrap() if unwrap else model
-    return Fingerprint(_config_hash(base), _weights_hash(base), _tokenizer_hash(tokenizer))
+    base: nn.Module = unwrap() if unwrap else model
+    weights, unpacked = _weights_hashes(base)
+    return Fingerprint(
+        _config_hash(base), weights, _tokenizer_hash(tokenizer), unpacked, packing, stored_packed
+    )
 
 
-def _config_hash(model: torch.nn.Module) -> str:
+def _config_hash(model: nn.Module) -> str:
     config: Any = model.config
     settings = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return hashlib.sha256(_json(settings).encode()).hexdigest()
 
 
-def _weights_hash(model: torch.nn.Module) -> str:
-    hashed = hashlib.sha256()
-    for name, weight in sorted(_base_weights(model, "")):
+def _weights_hashes(model: nn.Module) -> tuple[str, str]:
+    """Of all weights, and of those outside of linear layers."""
+    every, unpacked = hashlib.sha256(), hashlib.sha256()
+    for name, weight, packable in sorted(_base_weights(model, ""), key=lambda found: found[0]):
         flat = readable(weight.detach()).reshape(-1)
         step = max(1, flat.numel() // _SAMPLES)
         sample = flat[::step][:_SAMPLES].to(device="cpu", dtype=torch.bfloat16)
-        hashed.update(f"{name}{tuple(weight.shape)}".encode())
-        hashed.update(sample.view(torch.int16).numpy().tobytes())
-    return hashed.hexdigest()
+        for hashed in (every,) if packable else (every, unpacked):
+            hashed.update(f"{name}{tuple(weight.shape)}".encode())
+            hashed.update(sample.view(torch.int16).numpy().tobytes())
+    return every.hexdigest(), unpacked.hexdigest()
 
 
-def _base_weights(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The base's parameters under their own names, whatever wraps their modules.
+def _base_weights(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """The base's parameters under their own names, whatever wraps their modules, and whether packing concerns them.
 
     A wrapper keeps the module that it replaced as `base_layer` (adapters) or `original_module` (modules
     trained in full), and everything else in it belongs to the adapter. A tied parameter is listed under
@@ -118,8 +184,9 @@ def _base_weights(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, t
         if kept in children:
             yield from _base_weights(children[kept], prefix)
             return
+    linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's, of transformers
     for name, parameter in module.named_parameters(recurse=False):
-        yield f"{prefix}{name}", parameter
+        yield f"{prefix}{name}", parameter, linear and name == "weight"
     for name, child in children.items():
         yield from _base_weights(child, f"{prefix}{name}.")
 

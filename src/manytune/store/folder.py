@@ -39,7 +39,7 @@ class FolderStore(AdapterStore):
     def __init__(self, folder: str | Path, base: Base) -> None:
         self.folder = Path(folder).expanduser()
         self._base = base
-        identity = f"{self.folder.resolve()}\n{base.fingerprint.to_dict()}"
+        identity = f"{self.folder.resolve()}\n{base.fingerprint.identity}"
         super().__init__(cache_directory() / "folders" / hashlib.sha256(identity.encode()).hexdigest()[:32])
         #: Why adapters couldn't be taken over, by name.
         self.problems: dict[str, str] = {}

@@ -22,7 +22,8 @@ from manytune.store.servability import why_not_served
 def gather(source: Path, target: Path, base: Base | None = None, *, base_tokenizer: bool = False) -> Manifest:
     """Copy an adapter's files, check the copies, and make sure that they have a manifest.
 
-    What isn't the adapter's, such as an optimizer's state, is left where it is; see `contents_of`.
+    What isn't the adapter's, such as an optimizer's state, is left where it is; see `contents_of`. A chat template of
+    its own goes into the manifest.
 
     Args:
         source: A run, an adapter's directory, or a checkpoint of HF PEFT.
@@ -58,6 +59,9 @@ def gather(source: Path, target: Path, base: Base | None = None, *, base_tokeniz
         raise DamagedError(f"{origin}: the adapter was changed while it was being copied. Add it again.")
     else:
         manifest = stored.manifest
+    if stored.chat_template is not None and manifest.encoding != "plain":
+        kept = {**(manifest.encoding_options or {}), "chat_template": stored.chat_template}
+        manifest = dataclasses.replace(manifest, encoding="chat", encoding_options=kept)
     if base is not None:
         reason = why_not_served(target, base.model, encodes=base.is_encoder)
         manifest = dataclasses.replace(manifest, unservable=reason)

@@ -1,7 +1,11 @@
 """Names and tags of a store's adapters, each a file or a directory of its own.
 
     names/summaries           the digest of the adapter that has the name
+    names/user%2Fadapter      the same for the name user/adapter, as adapters of a hub have
     tags/production/abcdef…   empty: the adapter of this digest has the tag
+
+A name has one namespace at most. Its file lies next to the others, so that the names `user` and `user/adapter` can't
+get in each other's way, and no name leads out of the directory.
 
 Whatever changes something is to be called with the store's lock in hand.
 """
@@ -17,7 +21,11 @@ from manytune.errors import NameTakenError, StoreError
 from manytune.store.digests import digest_in
 from manytune.store.staging import Staging
 
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_WORD = re.compile(_PART)
+#: Valid names of adapters: `adapter`, or `user/adapter`.
+NAME = re.compile(f"{_PART}(?:/{_PART})?")
+_SLASH = "%2F"  # in the names of files; no name has a percent sign
 _LISTED = 10  # names in a message
 
 
@@ -43,8 +51,8 @@ class Labels:
         for path in _sorted(self._names):
             digest = digest_in(path)
             if digest is not None:
-                found.setdefault(digest, []).append(path.name)
-        return found
+                found.setdefault(digest, []).append(_name_of(path))
+        return {digest: sorted(names) for digest, names in found.items()}
 
     def tags(self) -> dict[str, list[str]]:
         """All tags, sorted, by digest."""
@@ -60,15 +68,19 @@ class Labels:
 
     def named(self, name: str) -> str | None:
         """The digest of the adapter that has a name; None if none has it."""
-        return digest_in(self._names / name) if _WORD.fullmatch(name) else None
+        return digest_in(self.file(name)) if NAME.fullmatch(name) else None
 
     def has_name(self, name: str) -> bool:
         """Whether a name is taken, even if its file is damaged."""
-        return _WORD.fullmatch(name) is not None and (self._names / name).is_file()
+        return NAME.fullmatch(name) is not None and self.file(name).is_file()
+
+    def file(self, name: str) -> Path:
+        """The file of a valid name, whether it is there or not."""
+        return self._names / file_name(name)
 
     def suggestions(self, reference: str) -> str:
         """What to say to someone who asked for an adapter that isn't there."""
-        names = [path.name for path in _sorted(self._names)]
+        names = [_name_of(path) for path in _sorted(self._names)]
         close = difflib.get_close_matches(reference, names, n=1)
         if close:
             return f"Did you mean {close[0]!r}?"
@@ -92,12 +104,12 @@ class Labels:
 
     def put_name(self, name: str, digest: str) -> None:
         """Give an adapter a name, which it takes from another one that has it."""
-        self._staging.put(self._names / name, digest)
+        self._staging.put(self.file(name), digest)
 
     def take_names(self, *names: str) -> None:
         """Take names away."""
         for name in names:
-            (self._names / name).unlink()
+            self.file(name).unlink()
         flush_directory(self._names)
 
     def put_tag(self, tag: str, digest: str) -> None:
@@ -117,17 +129,39 @@ class Labels:
             folder.rmdir()
 
 
-def check_word(word: str) -> None:
-    """Refuse what can't be a name or a tag.
+def check_name(name: str) -> None:
+    """Refuse what can't be a name.
+
+    Raises:
+        StoreError: It is neither up to 100 letters, digits, dots, dashes and underscores, nor two of these.
+    """
+    if not NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} can't be a name: expected up to 100 letters, digits, dots, dashes and underscores, the first "
+            "one a letter or a digit; or two of these with one slash between them, as on a hub (user/adapter)."
+        )
+
+
+def check_tag(tag: str) -> None:
+    """Refuse what can't be a tag.
 
     Raises:
         StoreError: It isn't up to 100 letters, digits, dots, dashes and underscores.
     """
-    if not _WORD.fullmatch(word):
+    if not _WORD.fullmatch(tag):
         raise StoreError(
-            f"{word!r} can't be a name or a tag: expected up to 100 letters, digits, dots, dashes and underscores, the "
-            "first one a letter or a digit."
+            f"{tag!r} can't be a tag: expected up to 100 letters, digits, dots, dashes and underscores, the first one "
+            "a letter or a digit."
         )
+
+
+def file_name(name: str) -> str:
+    """What an adapter's name is called as a single file or directory; no two names are called alike."""
+    return name.replace("/", _SLASH)
+
+
+def _name_of(file: Path) -> str:
+    return file.name.replace(_SLASH, "/")
 
 
 def _sorted(folder: Path) -> list[Path]:

@@ -40,6 +40,9 @@ class RunScores:
         adapter: The adapter's directory.
         base: The base's name.
         method: The method's name.
+        dtype: Of the base's weights and of products with them.
+        activations: The dtype of hidden states on a bfloat16 base; "base" is that, too.
+        tf32: Whether float32 products could be rounded to TF32 on a GPU.
         validation_loss: The last one, in nats per target token; None without validation rows.
         steps: Optimizer steps.
         tokens: Input tokens read, pad tokens not counted.
@@ -52,6 +55,7 @@ class RunScores:
         peak_memory: The most memory in use at once, in bytes.
         trainable_parameters: Numbers that were trained.
         all_parameters: Numbers of the model with what was attached to it.
+        experts: How many numbers of a mixture's experts were adapted, and all of them; None for a model without any.
         required_flops: Floating-point operations that the steps can't do without; None if they can't be counted.
         matmul_flops_per_second: The machine's FLOP/s in matrix products of the model's shapes; None if not measured.
         mfu: Model FLOPs utilisation: the required FLOPs over what the machine could have done in the steps' time.
@@ -72,6 +76,9 @@ class RunScores:
     adapter: str
     base: str
     method: str
+    dtype: str | None = None
+    activations: str | None = None
+    tf32: bool | None = None
     validation_loss: float | None
     steps: int
     tokens: int
@@ -84,6 +91,7 @@ class RunScores:
     peak_memory: int
     trainable_parameters: int
     all_parameters: int
+    experts: Mapping[str, Any] | None = None
     required_flops: int | None = None
     matmul_flops_per_second: float | None = None
     mfu: float | None = None

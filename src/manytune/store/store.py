@@ -2,7 +2,7 @@
 
     store.json                the format's version
     objects/ab/abcdef…/       an adapter: HF PEFT's files and manifest.json; only its scores ever change
-    names/summaries           the digest of the adapter that has the name
+    names/summaries           the digest of the adapter that has the name; user/adapter is in names/user%2Fadapter
     tags/production/abcdef…   empty: the adapter has the tag
     staging/                  adapters that are being added or removed
     .lock                     held while an adapter, a name or a tag is added or removed
@@ -30,7 +30,7 @@ from manytune.store.base import Base
 from manytune.store.contents import checkpoints_in
 from manytune.store.digests import digest_of
 from manytune.store.intake import gather
-from manytune.store.labels import Labels, check_word
+from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.staging import Staging
 
@@ -150,6 +150,10 @@ class AdapterStore:
                 found.append(entry)
         return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
 
+    def name_file(self, name: str) -> Path:
+        """The file of a valid name, whether it is there or not."""
+        return self._labels.file(name)
+
     def names(self) -> dict[str, str]:
         """All names, sorted, with the digests of the adapters that have them."""
         return dict(
@@ -190,8 +194,10 @@ class AdapterStore:
             ConfigError: manytune doesn't implement its options.
         """
         tags = tuple(tags)
-        for word in (*([name] if name is not None else []), *tags):
-            check_word(word)
+        if name is not None:
+            check_name(name)
+        for tag in tags:
+            check_tag(tag)
         self._create()
         with self._staging.filling() as staged:
             manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
@@ -229,7 +235,7 @@ class AdapterStore:
             NameTakenError: The name is taken.
             StoreError: The name can't be one.
         """
-        check_word(name)
+        check_name(name)
         with self._lock():
             digest = self.resolve(reference)
             if not move:
@@ -255,7 +261,7 @@ class AdapterStore:
             StoreError: A tag can't be one.
         """
         for tag in tags:
-            check_word(tag)
+            check_tag(tag)
         with self._lock():
             digest = self.resolve(reference)
             for tag in tags:

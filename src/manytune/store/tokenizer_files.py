@@ -1,7 +1,8 @@
 """The tokenizer that lies next to an adapter, as TRL's and Trainer's outputs have one: is it the base's?
 
-A server and the commands make prompts with the base's tokenizer and chat template. An adapter that was trained with
-others would get other tokens than in its training, so it is refused by what differs.
+A server and the commands cut text into tokens with the base's tokenizer. An adapter that was trained with another one
+would get other tokens than in its training, so it is refused by what differs. A chat template of its own is kept, and
+its prompts are made with it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ _WHOLE = {
     "sentencepiece.bpe.model",
 }
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_MOST_OF_A_TEMPLATE = 1 << 20
 _LISTED = 5
+_TRAINED_OTHERWISE = "adapter was trained with the base's, use `manytune adapters add` with --base-tokenizer."
 
 
-def check_tokenizer(directory: Path, names: Collection[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse an adapter whose own tokenizer or chat template isn't its base's.
+def own_chat_template(
+    directory: Path, names: Collection[str], tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """The chat template that an adapter comes with; None if it is its base's, or there is none.
 
     Args:
         directory: The adapter's directory.
@@ -41,43 +46,68 @@ def check_tokenizer(directory: Path, names: Collection[str], tokenizer: PreTrain
         tokenizer: The base's.
 
     Raises:
-        StoreError: They make other tokens; says which file, what differs and what to do.
+        StoreError: The adapter's tokenizer makes other tokens of the same text, or its template can't be used; says
+            which file, what is wrong and what to do.
         DamagedError: A file can't be read.
     """
-    for difference in _differences(directory, names, tokenizer):
+    own = _loaded(directory) if _WHOLE & set(names) else None
+    for difference in _differences(directory, names, own, tokenizer):
         raise StoreError(
-            f"{directory}: the adapter comes with a tokenizer of its own: {difference}. manytune makes prompts with "
-            "the base's, so it would get other tokens than in its training. Save that tokenizer into a copy of the "
-            "base's directory (with model.resize_token_embeddings, if it has more tokens) and give that as the base; "
-            "or, if the adapter was trained with the base's tokenizer and chat template, use `manytune adapters add` "
-            "with --base-tokenizer."
+            f"{directory}: the adapter comes with a tokenizer of its own: {difference}. manytune cuts text with the "
+            "base's, so it would get other tokens than in its training. Save that tokenizer into a copy of the base's "
+            "directory (with model.resize_token_embeddings, if it has more tokens) and give that as the base; or, if "
+            "the adapter was trained with the base's tokenizer and chat template, use `manytune adapters add` with "
+            "--base-tokenizer."
+        )
+    template = _template(directory, names)
+    if template is None and own is not None and isinstance(own.chat_template, str):
+        template = own.chat_template
+    if template is None or template == tokenizer.chat_template:
+        return None
+    _try(directory, names, template, tokenizer)
+    return template
+
+
+def _try(directory: Path, names: Collection[str], template: str, tokenizer: Any) -> None:
+    where = f"{directory / _where(names)}: the adapter's chat template"
+    if len(template) > _MOST_OF_A_TEMPLATE:
+        raise StoreError(
+            f"{where} has {len(template):,} characters; expected {_MOST_OF_A_TEMPLATE:,} at most."
+        )
+    asked = [{"role": "user", "content": "Hello"}]
+    answered = [*asked, {"role": "assistant", "content": "Yes"}]
+    try:
+        prompt, whole = (
+            str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **more))
+            for messages, more in ((asked, {"add_generation_prompt": True}), (answered, {}))
+        )
+    except Exception as error:  # a template is a program of its author's: it can raise anything
+        raise StoreError(
+            f"{where} can't write a message and its answer: {type(error).__name__}: {error}. Correct it; or, if the "
+            f"{_TRAINED_OTHERWISE}"
+        ) from error
+    if not whole.startswith(prompt):
+        raise StoreError(
+            f"{where} writes a prompt differently once it is answered, so the adapter would be asked something else "
+            "than it was trained on. Use one whose generation prompt begins the answer; or, if the "
+            f"{_TRAINED_OTHERWISE}"
         )
 
 
-def _differences(directory: Path, names: Collection[str], base: Any) -> Iterator[str]:
+def _differences(directory: Path, names: Collection[str], own: Any, base: Any) -> Iterator[str]:
     if "added_tokens.json" in names:
         yield from _other_tokens(
             "added_tokens.json", _json(directory / "added_tokens.json"), base.get_vocab()
         )
-    template = _template(directory, names)
-    if template is not None and template != base.chat_template:
-        yield f"{_where(names)} has {_another(base.chat_template)}"
-    if not _WHOLE & set(names):
+    if own is None:
         return
-    own = _loaded(directory)
     yield from _other_tokens("its tokenizer", own.get_vocab(), base.get_vocab())
     # A padding token is often chosen at run time, and never reaches the model unmasked.
     for kind in ("bos_token", "eos_token"):
         if getattr(own, kind) != getattr(base, kind):
             yield f"its {kind} is {getattr(own, kind)!r}, the base's {getattr(base, kind)!r}"
-    if template is None and own.chat_template and own.chat_template != base.chat_template:
-        yield f"tokenizer_config.json has {_another(base.chat_template)}"
     if _rules(own) != _rules(base):
         yield "tokenizer.json cuts text into tokens by other rules"
-
-
-def _another(of_base: object) -> str:
-    return "another chat template" if of_base else "a chat template, and the base has none"
 
 
 def _other_tokens(where: str, own: Mapping[str, Any], base: Mapping[str, int]) -> Iterator[str]:

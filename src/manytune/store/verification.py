@@ -92,7 +92,8 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
 
 
 def _effect(path: Path, base: Base) -> float:
-    plain = _last_logits(base.model, base)
+    with attached(base, None) as model:
+        plain = _last_logits(model, base)
     with attached(base, path) as model:
         changed = _last_logits(model, base)
     difference = float((changed - plain).abs().max())

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from manytune.data.encoded import Encoded
-from manytune.model.accounting import count_parameters
+from manytune.model.accounting import ExpertCounts, count_experts, count_parameters
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.data_summary import describe_data
@@ -25,6 +25,7 @@ from manytune.training.loop.arguments import check_device
 from manytune.training.loop.counters import Counters
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.train import peak_memory
+from manytune.training.precision import describe, precision
 from manytune.training.recipe import Recipe, TrainingRecipe
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.frozen_layers import (
@@ -52,8 +53,10 @@ class Estimate:
     Attributes:
         trainable_parameters: Numbers that would be trained.
         all_parameters: Numbers of the model with what is attached to it.
+        experts: How much of a mixture's experts would be adapted; None for a model without any.
         train_rows: Rows to learn from.
         rows_per_epoch: How many of them an epoch holds; with several tasks it may be another number.
+        dtype: What it computes with, as a clause.
         layout: The batches' layout, and why not as asked if so.
         cache: What `training.cache_frozen` would keep; None without it.
         epoch: Tokens of an epoch.
@@ -66,8 +69,10 @@ class Estimate:
 
     trainable_parameters: int
     all_parameters: int
+    experts: ExpertCounts | None
     train_rows: int
     rows_per_epoch: int
+    dtype: str
     layout: LayoutChoice
     cache: CacheSize | None
     epoch: TokenCounts
@@ -103,7 +108,7 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
     check_device(recipe.training)
     inputs = read_inputs(recipe, notify=notify)
     describe_data(notify or (lambda _: None), inputs.data, leaks=len(inputs.splits.leaks))
-    return estimate_training(attach_method(inputs), inputs.rows, recipe.training)
+    return estimate_training(attach_method(inputs), inputs.rows, inputs.recipe.training)
 
 
 def estimate_training(
@@ -117,6 +122,11 @@ def estimate_training(
         settings: The same.
         most_counted: How many batches of an epoch are counted; a larger epoch is counted by that many, evenly spaced.
     """
+    with precision(model, settings):
+        return _estimate(model, rows, settings, most_counted)
+
+
+def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, most_counted: int) -> Estimate:
     layout = choose_layout(model, settings.batching)
     plan = plan_training(settings, rows, layout=layout)
     epoch = [rows.sequences(batch) for batch in first_epoch(plan, settings, rows)]
@@ -135,8 +145,10 @@ def estimate_training(
     return Estimate(
         trainable_parameters=trainable,
         all_parameters=total,
+        experts=count_experts(model),
         train_rows=len(rows.rows),
         rows_per_epoch=rows.rows_per_epoch,
+        dtype=describe(settings),
         layout=layout,
         cache=frozen.size if frozen else None,
         epoch=_scaled(summed.tokens, len(epoch) / len(counted)),

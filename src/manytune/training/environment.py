@@ -28,6 +28,9 @@ def environment(settings: TrainingRecipe) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "dtype": settings.dtype,
+        "activations": settings.activations,
+        "tf32": settings.tf32,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }

@@ -25,7 +25,7 @@ def run_identity(inputs: RunInputs) -> dict[str, object]:
     return {
         "train": tokens_digest(inputs.data.train),
         "validation": tokens_digest(inputs.data.validation),
-        "base": inputs.base.fingerprint.to_dict(),
+        "base": inputs.base.fingerprint.identity,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
@@ -12,8 +13,10 @@ from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base, load_base
+from manytune.store.quantization import require_trainable
 from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
+from manytune.training.precision import hold_trained_weights, say_precision, settled
 from manytune.training.recipe import Recipe
 
 
@@ -22,7 +25,7 @@ class RunInputs:
     """What a training starts from.
 
     Attributes:
-        recipe: The recipe, as it is run: with the date, if the base's chat template writes one.
+        recipe: The recipe, as it is run: with the dtype, and with the date if the base's chat template writes one.
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
@@ -65,9 +68,20 @@ def read_inputs(
         StoreError: The base can't be loaded.
         RunError: The base is an encoder.
     """
+    say = notify or (lambda _: None)
     splits = read_splits(recipe.data)
+    asked, recipe = recipe.training, settled(recipe, base=base.model if base else None)
     if base is None:
-        base = load_base(recipe.base, dtype=recipe.training.dtype, notify=notify or (lambda _: None))
+        base = load_base(
+            recipe.base,
+            dtype=recipe.training.dtype,
+            device=_device(recipe),
+            weights=recipe.weights,
+            notify=say,
+        )
+        if base.fingerprint.packing is not None:
+            say(f"the base's linear layers are packed as {base.fingerprint.packing}")
+    say_precision(asked, recipe.training, say)
     if base.is_encoder:
         raise RunError(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
@@ -85,9 +99,18 @@ def attach_method(inputs: RunInputs) -> PeftModel:
     Mutates: the base's model, and every random generator, which is seeded.
 
     Raises:
-        ConfigError: An option of the method can't be used with this base.
+        ConfigError: An option of the method can't be used with this base, or nothing trains on one that is packed so.
+        RunError: It would train the base's own weights in bfloat16.
     """
     recipe, base = inputs.recipe, inputs.base
+    require_trainable(base.model)
     set_seed(recipe.training.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    return get_peft_model(base.model, recipe.method.peft_config(task_type))
+    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+    hold_trained_weights(model, recipe)
+    return model
+
+
+def _device(recipe: Recipe) -> str:
+    """Where the training will be: what is packed isn't moved later."""
+    return "cuda" if torch.cuda.is_available() and recipe.training.device != "cpu" else "cpu"

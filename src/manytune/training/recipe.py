@@ -21,6 +21,7 @@ from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
+from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
 
 
@@ -89,8 +90,14 @@ class TrainingRecipe(Section):
     """Steps between validation losses; null for once an epoch. The last step always has one."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 100
     """Steps between the states that `--resume` continues from; null for none."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of the frozen base's weights."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type of the base's weights and of products with them: `auto` is bfloat16 on a GPU that computes it natively,
+    and float32 elsewhere. The run keeps what it was. Weights that train are float32 in any case."""
+    activations: Literal["float32", "base"] = "float32"
+    """The type of hidden states on a bfloat16 base, and of what adapters add to them: `base` is bfloat16 too, as HF
+    PEFT has it, which rounds small updates away."""
+    tf32: bool = False
+    """Let a GPU round the factors of float32 products to TF32, which has 10 bits: several times as fast, less exact."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is the GPU if there is one."""
     gradient_checkpointing: bool = False
@@ -119,6 +126,9 @@ class Recipe(Section):
 
     base: str = "embedded"
     """A hub id, a directory, a .gguf file, or `embedded` (SmolLM2-135M-Instruct, needs no hub)."""
+    weights: Packing | None = None
+    """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
+    `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()

@@ -27,6 +27,7 @@ from manytune.training.identity import check_identity, check_recipe, run_identit
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.train import train_model
+from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
 
@@ -40,6 +41,9 @@ class TrainedRun:
         adapter: The adapter's directory in it.
         base: The base's name.
         method: The method's name.
+        dtype: Of the base's weights and of products with them.
+        activations: The dtype of hidden states on a bfloat16 base; "base" is that, too.
+        tf32: Whether float32 products may be rounded to TF32 on a GPU.
         train_rows: Rows learned from.
         validation_rows: Rows that the loss was measured on.
         left_out: Rows that couldn't be used, with the reasons.
@@ -54,6 +58,9 @@ class TrainedRun:
     adapter: Path
     base: str
     method: str
+    dtype: str
+    activations: str
+    tf32: bool
     train_rows: int
     validation_rows: int
     left_out: tuple[Rejected, ...]
@@ -72,6 +79,9 @@ class TrainedRun:
             adapter=str(self.adapter),
             base=self.base,
             method=self.method,
+            dtype=self.dtype,
+            activations=self.activations,
+            tf32=self.tf32,
             validation_loss=training.validation_loss,
             steps=training.steps,
             tokens=training.tokens,
@@ -84,6 +94,7 @@ class TrainedRun:
             peak_memory=training.peak_memory,
             trainable_parameters=training.trainable_parameters,
             all_parameters=training.all_parameters,
+            experts=None if training.experts is None else asdict(training.experts),
             required_flops=training.required_flops,
             matmul_flops_per_second=training.matmul_flops_per_second,
             mfu=training.mfu,
@@ -137,14 +148,16 @@ def run(
     say = notify or (lambda _: None)
     _check_place(directory, resume=resume, overwrite=overwrite)
     with held(directory.path):
-        _enter(directory, recipe, resume=resume, overwrite=overwrite)
+        _enter(
+            directory, settled(recipe, base=base.model if base else None), resume=resume, overwrite=overwrite
+        )
         date = load_recipe(directory.recipe_file).data.date if resume else None
         inputs = read_inputs(recipe, base=base, date=date, notify=say)
         describe_data(say, inputs.data, leaks=len(inputs.splits.leaks))
         checkpoints = _checkpoints(directory, inputs, say, resume=resume)
         if not resume:
             atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
-            facts = json.dumps(environment(recipe.training), indent=2, ensure_ascii=False)
+            facts = json.dumps(environment(inputs.recipe.training), indent=2, ensure_ascii=False)
             atomic_write(directory.environment_file, facts + "\n")
         with _attached(inputs, shared=base is not None) as model:
             training = _train(
@@ -254,6 +267,9 @@ def _finished(
         adapter=directory.adapter,
         base=inputs.base.name,
         method=inputs.recipe.method.name,
+        dtype=inputs.recipe.training.dtype,
+        activations=inputs.recipe.training.activations,
+        tf32=inputs.recipe.training.tf32,
         train_rows=data.train_rows,
         validation_rows=data.validation_rows,
         left_out=data.left_out,

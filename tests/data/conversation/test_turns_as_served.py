@@ -75,6 +75,7 @@ def test_a_conversation_is_a_sequence_an_answer_where_it_does_not(family: str | 
     encoder = Encoder(tokenizer_of(family), max_length=None, chat_template_kwargs=options)
     sequences = encoder.sequences(six_turns())
     assert [len(spans(sequence)) for sequence in sequences] == [1] * 6
+    assert {sequence.group for sequence in sequences} == {"chat.jsonl:1"}
 
 
 def six_turns() -> Example:

@@ -96,7 +96,6 @@ UNIMPLEMENTED: dict[str, Any] = {
     "megatron_core": "other.core",
     "monteclora_config": {"a": 1},
     "qalora_group_size": 8,
-    "trainable_token_indices": [1],
     "use_bdlora": {"a": 1},
     "use_qalora": True,
     "velora_config": {"a": 1},
@@ -119,6 +118,7 @@ def test_every_option_is_either_implemented_or_refused() -> None:
         "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
         "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out",
         "bias", "use_rslora", "use_dora", "modules_to_save", "init_lora_weights", "layers_to_transform",
+        "trainable_token_indices",
         "layers_pattern", "rank_pattern", "alpha_pattern", "target_parameters", "lora_bias", "runtime_config",
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(LoraConfig)} == implemented | set(UNIMPLEMENTED) | OURS

@@ -498,18 +498,6 @@ def test_adalora_adapts_no_parameters() -> None:
         AdaLoraConfig(target_parameters=EXPERTS, total_step=10)
 
 
-def test_sums_and_mixed_batches_are_refused_by_name() -> None:
-    model = ours(QWEN3)
-    with pytest.raises(ConfigError, match=r"target_parameters=.*sums of these aren't implemented"):
-        model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="linear")
-    with pytest.raises((AdapterError, ConfigError), match=r"experts|target_parameters"):
-        model.eval()(input_ids=torch.ones(2, 3, dtype=torch.long), adapter_names=["default", "__base__"])
-    with pytest.raises(
-        ConfigError, match=r"target_parameters=.*has no terms, so it can't run in a mixed batch"
-    ):
-        model.tuner.live_terms("default")
-
-
 def test_what_reads_adapters_without_a_model_refuses_them_by_name() -> None:
     config = LoraConfig(**options(QWEN3))
     with pytest.raises(ConfigError, match="vLLM runs plain LoRA adapters only, and it adapts parameters"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,33 @@ import peft
 import pytest
 import torch
 from tests.engine.adapters import in_memory
+from tests.packed import KINDS, installed, pack, save_base
+from tests.store.tiny import tiny_tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from manytune import AdapterError, ConfigError, LoraConfig, PeftModel, PeftWarning, StoreError, get_peft_model
+from manytune import (
+    AdapterError,
+    BottleneckConfig,
+    ConfigError,
+    FullConfig,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftWarning,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    SelectiveConfig,
+    StoreError,
+    VeraConfig,
+    get_peft_model,
+)
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.quantized_layers import dequantized_weight, keep_differentiable
 from manytune.model.accounting import count_parameters
 from manytune.store.base import load_base
 
-KINDS = ["bitsandbytes-4bit", "bitsandbytes-8bit", "torchao-int8"]
 #: What the packing itself costs when a merged layer computes in full precision; 8-bit bitsandbytes rounds inputs, too.
 MERGED = {"bitsandbytes-4bit": 1e-5, "bitsandbytes-8bit": 2e-2, "torchao-int8": 1e-5}
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -29,45 +45,9 @@ TARGETS = ["q_proj", "v_proj", "down_proj"]
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 
 
-def installed(kind: str) -> str:
-    """Skips the test if a library isn't there; the `quant` extra brings both."""
-    library = kind.partition("-")[0]
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} isn't installed (pip install 'manytune[quant]')")
-    return library
-
-
-def quantization(kind: str) -> Any:
-    if installed(kind) == "bitsandbytes":
-        from transformers import BitsAndBytesConfig
-
-        if kind.endswith("8bit"):
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-        )
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import TorchAoConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base on disk, of sizes that fill whole blocks of 64 weights."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
-    target = tmp_path_factory.mktemp("base")
-    LlamaForCausalLM(config).save_pretrained(target)
-    return target
+    return save_base(tmp_path_factory.mktemp("base"), vocabulary=64)
 
 
 @pytest.fixture(params=KINDS)
@@ -78,11 +58,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def base(kind: str, directory: Path) -> Any:
-    return load(kind, directory)
-
-
-def load(kind: str, directory: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, quantization_config=quantization(kind)).eval()
+    return pack(kind, directory)
 
 
 def adapted(base: nn.Module, **options: Any) -> PeftModel:
@@ -117,7 +93,7 @@ def test_gradients_reach_the_lowest_layer_after_an_evaluation(kind: str, directo
     # bitsandbytes repacks 4-bit weights for evaluation on some CPUs, and lets no gradient through afterwards.
     found = []
     for evaluated in (False, True):
-        model = adapted(load(kind, directory))
+        model = adapted(pack(kind, directory))
         if evaluated:
             logits(model)
         model.train()
@@ -128,10 +104,11 @@ def test_gradients_reach_the_lowest_layer_after_an_evaluation(kind: str, directo
 
 
 def test_a_base_that_was_repacked_before_is_refused(directory: Path) -> None:
-    base = load("bitsandbytes-4bit", directory)
-    logits(base)
-    if not getattr(base.model.layers[0].mlp.up_proj.weight.quant_state, "packing_format_for_cpu", False):
-        pytest.skip("bitsandbytes doesn't repack on this CPU")
+    installed("bitsandbytes")
+    base = pack("bitsandbytes-4bit", directory)
+    # What it leaves behind on CPUs with AVX512-BF16, whether or not this is one.
+    layer = base.model.layers[0].mlp.up_proj
+    layer.support_avx512bf16_for_cpu = layer.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(ConfigError, match="Load the base again, and attach the adapter before calling it"):
         adapted(base)
 
@@ -142,12 +119,12 @@ def test_the_base_is_packed_and_reported_so(base: Any, kind: str) -> None:
 
 
 def test_loss_and_gradients_are_hf_pefts(kind: str, directory: Path) -> None:
-    mine = adapted(load(kind, directory))
+    mine = adapted(pack(kind, directory))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": TARGETS, "init_lora_weights": False}
         torch.manual_seed(1)
-        theirs = peft.get_peft_model(load(kind, directory), peft.LoraConfig(**options)).eval()
+        theirs = peft.get_peft_model(pack(kind, directory), peft.LoraConfig(**options)).eval()
     losses = []
     for model in (mine.train(), theirs.train()):
         loss = model(input_ids=ids(), labels=ids()).loss
@@ -181,9 +158,9 @@ def test_training_lowers_the_loss_and_leaves_the_packed_weights_alone(base: Any)
 def test_a_saved_adapter_gives_the_same_logits_on_a_base_packed_again(
     kind: str, directory: Path, tmp_path: Path
 ) -> None:
-    model = adapted(load(kind, directory))
+    model = adapted(pack(kind, directory))
     model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(load(kind, directory), tmp_path)
+    again = PeftModel.from_pretrained(pack(kind, directory), tmp_path)
     assert torch.equal(logits(again), logits(model))
 
 
@@ -222,6 +199,19 @@ def test_merging_for_good_leaves_plain_layers(base: Any, kind: str) -> None:
     layer = plain.get_submodule("model.layers.1.mlp.down_proj")
     assert isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32
     assert layer.weight.shape == (64, 128)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], "all-linear"])
+def test_a_base_with_an_adapter_merged_in_is_saved_and_loaded(
+    base: Any, targets: Any, tmp_path: Path
+) -> None:
+    model = adapted(base, target_modules=targets)
+    with pytest.warns(PeftWarning, match="Merging dequantizes"):
+        merged: Any = model.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(again.model.layers[0].self_attn.q_proj) is nn.Linear
+    assert torch.equal(logits(again), logits(merged))
 
 
 def test_detaching_gives_the_packed_layers_back(base: Any) -> None:
@@ -282,13 +272,62 @@ def test_an_initialisation_that_changes_the_weight_is_refused(base: Any, kind: s
         adapted(base, init_lora_weights=init)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        FullConfig(),
+        SelectiveConfig(parameters=["mlp"]),
+        SelectiveConfig(parameters=["layernorm", "q_proj.weight"]),
+        SelectiveConfig(parameters="layernorm", modules_to_save=["down_proj"]),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"]),
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[], modules_to_save=["mlp"]),
+    ],
+    ids=["full", "selective", "norms-and-more", "selective-module", "lora-module", "ia3-module"],
+)
+def test_packed_weights_that_would_train_are_refused(base: Any, kind: str, config: PeftConfig) -> None:
+    modules = dict(base.named_modules())
+    with pytest.raises(
+        ConfigError,
+        match=rf"would train .*weight.*{kind.partition('-')[0]} has packed into a few bits.*\. \w+",
+    ):
+        get_peft_model(base, config)
+    assert dict(base.named_modules()) == modules
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SelectiveConfig(parameters="layernorm"),
+        BottleneckConfig(bottleneck_size=4),
+        BottleneckConfig(bottleneck_size=4, style="parallel"),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        VeraConfig(r=4, target_modules=["q_proj"]),
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+        PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    ],
+    ids=["norms", "bottleneck", "parallel", "ia3", "vera", "head", "prompt", "prefix"],
+)
+def test_methods_that_leave_packed_weights_alone_train(base: Any, config: PeftConfig) -> None:
+    model = get_peft_model(base, config)
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        loss = model(input_ids=ids(), labels=ids()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
 def test_parameters_are_counted_unpacked(base: Any) -> None:
     expected = sum(p.numel() for p in LlamaForCausalLM(base.config).parameters())
     assert count_parameters(base)[1] == expected
 
 
 def test_a_packed_base_is_loaded_from_its_directory(kind: str, base: Any, tmp_path: Path) -> None:
-    tokenizer_into(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
     base.save_pretrained(tmp_path)
     loaded = load_base(str(tmp_path))
     keep_differentiable(base)  # as load_base does
@@ -299,23 +338,13 @@ def test_a_packed_base_is_loaded_from_its_directory(kind: str, base: Any, tmp_pa
 def test_a_packed_base_without_its_library_names_the_extra(
     kind: str, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer_into(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
     base.save_pretrained(tmp_path)
     for module in ("bnb_4bit", "bnb_8bit", "torchao"):
         name = "is_torchao_available" if module == "torchao" else "is_bitsandbytes_available"
         monkeypatch.setattr(f"transformers.quantizers.quantizer_{module}.{name}", lambda *_: False)
     with pytest.raises(StoreError, match=rf"{kind.partition('-')[0]}.*pip install 'manytune\[quant\]'"):
         load_base(str(tmp_path))
-
-
-def tokenizer_into(directory: Path) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]").save_pretrained(
-        directory
-    )
 
 
 def test_terms_are_those_of_the_unpacked_weight(base: Any, kind: str) -> None:

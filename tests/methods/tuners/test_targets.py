@@ -13,12 +13,13 @@ from tests.methods.lora.beside_peft import Net, quiet
 from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, T5, Family
 from torch import nn
 
+import manytune
 from manytune import (
+    AdapterError,
     ConfigError,
     LoraConfig,
     NoMatchingPeftModuleError,
     PeftModel,
-    PeftWarning,
     get_peft_model,
 )
 from manytune.methods.tuners.targets import adapter_layers, layer_index, matches
@@ -314,11 +315,19 @@ def test_a_container_can_not_be_saved_in_full(name: str) -> None:
     assert repr(base) == before
 
 
-def test_a_module_that_only_sounds_alike_is_not_saved_in_full() -> None:
+@pytest.mark.parametrize("library", [manytune, peft], ids=["manytune", "peft"])
+def test_a_module_whose_name_ends_alike_trains_in_full_too(library: Any) -> None:
     base = Net()
     base.my_head = nn.Linear(1, 1)
-    model = get_peft_model(base, LoraConfig(target_modules=["q"], modules_to_save=["head"]))
-    assert {n.split(".")[2] for n, _ in model.named_parameters() if "modules_to_save" in n} == {"head"}
+    with quiet():
+        model = library.get_peft_model(
+            base, library.LoraConfig(target_modules=["q"], modules_to_save=["head"])
+        )
+    trained = {n.removeprefix("base_model.model.") for n, p in model.named_parameters() if p.requires_grad}
+    assert {name.partition(".modules_to_save")[0] for name in trained if "lora" not in name} == {
+        "head",
+        "my_head",
+    }
 
 
 def test_a_classifiers_head_trains_in_full() -> None:
@@ -337,12 +346,14 @@ def test_trainable_parameters_are_exactly_the_adapters() -> None:
     assert isinstance(model, PeftModel)
 
 
-def test_a_base_that_already_carries_adapters_warns_and_not_after_unload() -> None:
+def test_a_base_that_already_carries_adapters_is_refused_and_not_after_unload() -> None:
     base = Net()
     model = get_peft_model(base, LoraConfig(target_modules=["q"]))
-    with pytest.warns(PeftWarning, match="You are trying to modify a model with PEFT for a second time"):
-        again = get_peft_model(base, LoraConfig(target_modules=["v"]), "other")
-    again.unload()
+    before = repr(model)
+    for again in (base, model):
+        with pytest.raises(AdapterError, match=r"The base has adapters already .*add_adapter\(\)"):
+            get_peft_model(again, LoraConfig(target_modules=["v"]), "other")
+    assert repr(model) == before
     model.unload()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -21,6 +21,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "with an adapter": {"target_modules": ["q_proj", "lm_head"]},
     "trained in full": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "alone": {"target_modules": ["lm_head"]},
+    "rows of a tied one": {"target_modules": ["q_proj"], "trainable_token_indices": [3, 7, 0]},
 }
 
 

@@ -47,10 +47,22 @@ def directory_of(adapter: str, store: Path) -> Path:
     Raises:
         StoreError: There is no such directory, or no such adapter in the store.
     """
+    from manytune.store.labels import NAME
     from manytune.store.run_directory import adapter_at
 
     path = Path(adapter).expanduser()
-    # A path that isn't there is reported as a path, a word as a name.
-    if path.is_dir() or len(path.parts) > 1:
+    if path.is_dir():
         return adapter_at(path)
-    return store_at(store).path(adapter)
+    kept = store_at(store)
+    # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
+    if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
+        return adapter_at(path)
+    return kept.path(adapter)
+
+
+def name_of(adapter: str) -> str:
+    """What to call an adapter that an argument means: its name in the store, or its directory's name."""
+    from manytune.store.labels import NAME
+
+    path = Path(adapter).expanduser()
+    return adapter if NAME.fullmatch(adapter) and not path.is_dir() else path.name

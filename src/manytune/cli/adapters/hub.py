@@ -16,7 +16,7 @@ _Repository = Annotated[
 def pull(
     repository: _Repository,
     name: Annotated[
-        str | None, typer.Option(help="What to call it; the last part of the id if not given.")
+        str | None, typer.Option(help="What to call it; the id, such as user/adapter, if not given.")
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="A branch, a tag or a commit; the main branch if not given.")
@@ -40,8 +40,10 @@ def pull(
     from manytune.cli.outputs.adapters import print_added
     from manytune.store.base import load_base
     from manytune.store.hub import pull_adapter
+    from manytune.store.labels import check_name
 
-    called = name if name is not None else repository.rpartition("/")[2]
+    called = name if name is not None else repository
+    check_name(called)
     found = pull_adapter(repository, revision=revision)
     loaded = None if base is None else load_base(base)
     entry = store_at(store).add(found, name=called, move=move, base=loaded, base_tokenizer=base_tokenizer)

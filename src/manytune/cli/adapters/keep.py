@@ -81,7 +81,13 @@ def add(
         if not as_json:
             print_added(called, entry)
             if contents.tokenizer or contents.others:
-                typer.echo(left_out_line(contents, compared=loaded is not None and not base_tokenizer))
+                typer.echo(
+                    left_out_line(
+                        contents,
+                        compared=loaded is not None and not base_tokenizer,
+                        own_template="chat_template" in (entry.manifest.encoding_options or {}),
+                    )
+                )
     if as_json:
         print_json(added if len(sources) > 1 else added[0])
     if len(added) < len(sources):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.atomic import require_absent
-from manytune.cli.adapters.arguments import DEFAULT_STORE, Adapters, Store, directory_of, store_at
+from manytune.cli.adapters.arguments import DEFAULT_STORE, Adapters, Store, directory_of, name_of, store_at
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
 
@@ -106,7 +106,7 @@ def export(
 
     stored = _opened(adapters, store)
     if to is Target.VLLM:
-        names = [Path(adapter).name for adapter in adapters]
+        names = [name_of(adapter) for adapter in adapters]
         if len(set(names)) < len(names):
             raise StoreError(f"expected a name of its own for each adapter, found {', '.join(names)}.")
         typer.echo(export_vllm({name: one.path for name, one in zip(names, stored, strict=True)}, output))

@@ -48,11 +48,19 @@ def print_added(name: str, entry: StoreEntry) -> None:
         typer.echo(f"  can't be served: {entry.manifest.unservable}")
 
 
-def left_out_line(contents: Contents, *, compared: bool) -> str:
-    """What of a directory wasn't kept, in a line."""
+def left_out_line(contents: Contents, *, compared: bool, own_template: bool = False) -> str:
+    """What of a directory wasn't kept, in a line.
+
+    Args:
+        contents: What is in it.
+        compared: Whether its tokenizer was compared with the base's.
+        own_template: Whether it has a chat template of its own, which is kept.
+    """
     parts = []
     if contents.tokenizer:
         how = "the base's" if compared else "not compared; the base's is used"
+        if own_template:
+            how = "cuts text as the base's; its chat template is kept"
         parts.append(f"tokenizer ({how}): {', '.join(contents.tokenizer)}")
     if contents.others:
         shown = contents.others[:_LISTED]

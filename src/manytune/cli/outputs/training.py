@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from manytune.model.accounting import ExpertCounts
 from manytune.store.run_directory import SCORES_NAME
 from manytune.training.batches import TokenCounts
 from manytune.training.dry_run import Estimate
@@ -24,6 +25,7 @@ def print_run(finished: TrainedRun) -> None:
         )
         table.add_row("validation loss", f"{last:.3f}{before}")
     table.add_row("trained", _parameters(training.trainable_parameters, training.all_parameters))
+    _add_experts(table, training.experts)
     table.add_row("steps", f"{training.steps:,} in {duration(training.seconds)}")
     if training.compile_seconds is not None:
         table.add_row("compiled in", duration(training.compile_seconds))
@@ -52,10 +54,12 @@ def print_estimate(estimated: Estimate) -> None:
     """Print what a training would take, and what that rests on."""
     table = Table.grid(padding=(0, 2))
     table.add_row("trained", _parameters(estimated.trainable_parameters, estimated.all_parameters))
+    _add_experts(table, estimated.experts)
     table.add_row("in all", f"{estimated.all_parameters:,} parameters")
     table.add_row("rows", f"{estimated.train_rows:,}, {estimated.rows_per_epoch:,} in an epoch")
     counts = estimated.epoch
     table.add_row("an epoch", f"{counts.tokens_in:,} tokens, {counts.tokens_computed:,} computed")
+    table.add_row("dtype", estimated.dtype)
     table.add_row("batches", estimated.layout.note or estimated.layout.used)
     table.add_row("padding", f"{estimated.padding_share:.0%} of a padded epoch")
     table.add_row("shared", f"{counts.saved_by_sharing:.0%} of the tokens left")
@@ -67,6 +71,14 @@ def print_estimate(estimated: Estimate) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Based on {estimated.basis}.", markup=False)
+
+
+def _add_experts(table: Table, experts: ExpertCounts | None) -> None:
+    if experts is None:
+        return
+    frozen = "" if experts.adapted else ", so they stay frozen"
+    share = f"{experts.adapted / experts.all:.0%} of {experts.all:,} parameters"
+    table.add_row("experts adapted", f"{experts.adapted:,} ({share}){frozen}")
 
 
 def _parameters(trained: int, all_of_them: int) -> str:

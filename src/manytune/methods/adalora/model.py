@@ -76,6 +76,8 @@ class AdaLoraModel(LoraModel):
 
     def wrap(self, path: str, module: nn.Module, config: Any) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
+        if path in self._plan:
+            return super().wrap(path, module, config)
         if isinstance(module, (nn.Linear, Conv1D)):
             return SVDLinear(module)
         if isinstance(module, nn.Conv2d):
@@ -92,7 +94,9 @@ class AdaLoraModel(LoraModel):
 
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: Any) -> None:
         """See `LayerTuner.add_to_layer`; a layer that a file's `rank_pattern` names has the rank that is left."""
-        assert isinstance(layer, SVDLinear)
+        if not isinstance(layer, SVDLinear):
+            super().add_to_layer(layer, path, adapter_name, config)
+            return
         layer.add_adapter(adapter_name, config, rank=config.rank_at(path))
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -220,7 +224,8 @@ class AdaLoraModel(LoraModel):
         ]
 
     def _triplets(self, adapter_name: str) -> dict[str, Triplets]:
-        found = {path: layer.tensors(adapter_name) for path, layer in self._layers.items()}
+        layers = {path: layer for path, layer in self._layers.items() if isinstance(layer, SVDLinear)}
+        found = {path: layer.tensors(adapter_name) for path, layer in layers.items()}
         return {path: triplets for path, triplets in found.items() if triplets}
 
     def _config(self, adapter_name: str) -> AdaLoraConfig:
@@ -252,9 +257,9 @@ class AdaLoraModel(LoraModel):
         for path, layer in self._layers.items():
             kept = self._kept(adapter_name, f"{path}.{self._KEY}")
             e = tensors.get(f"{path}.{self._KEY}")
-            assert isinstance(layer, SVDLinear)
             if (
-                kept is not None
+                isinstance(layer, SVDLinear)
+                and kept is not None
                 and e is not None
                 and len(e) == sum(kept)
                 and layer.r[adapter_name] == len(kept)

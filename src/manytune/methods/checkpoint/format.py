@@ -25,6 +25,7 @@ from manytune.methods.checkpoint.files import find_adapter_file
 from manytune.methods.checkpoint.renaming import present_names
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.embeddings import load_tables
 
 TENSORS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
@@ -79,8 +80,11 @@ def set_state(
     prefix = tuner.file_prefix if prefix is None else prefix
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     foreign = sorted(key for key in tensors if not key.startswith(prefix))
-    names = present_names(tuner.model, own, tuner.state(adapter_name), key_mapping)
+    mine = tuner.state(adapter_name)
+    names = present_names(tuner.model, own, mine, key_mapping)
     own = {names[key]: tensor for key, tensor in own.items()}
+    if own.keys() - mine.keys():
+        own = load_tables(tuner, adapter_name, own, mine, ignore_mismatched_sizes=ignore_mismatched_sizes)
     missing, unexpected = tuner.load_state(adapter_name, own, ignore_mismatched_sizes=ignore_mismatched_sizes)
     return LoadResult(
         [f"{prefix}{tuner.memory_name(adapter_name, key)}" for key in missing],

@@ -21,6 +21,7 @@ from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.init import initialise, refuse_beyond_linear
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
+from manytune.methods.tuners.targets import base_of
 
 #: Where the output projection is, seen from the attention layer with adapters.
 OUTPUT = "base_layer.out_proj"
@@ -119,3 +120,34 @@ class MultiheadAttention(LoraLayer):
             if "_modules" not in self.__dict__ or "base_layer" not in self._modules:
                 raise
             return getattr(self.base_layer, name)
+
+
+def with_output_projections(
+    model: nn.Module, chosen: list[tuple[str, nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """Attention that is adapted has its output projection adapted too, which alone it never calls.
+
+    Args:
+        model: The model.
+        chosen: The targeted modules, by path.
+
+    Raises:
+        ConfigError: An output projection is targeted by itself.
+    """
+    parents = {path.rpartition(".")[0] for path, _ in chosen}
+    concerned = [*(base_of(module) for _, module in chosen), *map(model.get_submodule, parents)]
+    if not any(isinstance(module, nn.MultiheadAttention) for module in concerned):
+        return chosen
+    result = []
+    for path, module in chosen:
+        parent = model.get_submodule(path.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ConfigError(
+                f"Target module {path}: torch.nn.MultiheadAttention never calls it, so an adapter there would do "
+                f"nothing. Target the attention itself, {path.rpartition('.')[0]}; its out_proj comes along."
+            )
+        result.append((path, module))
+        attention = base_of(module)
+        if isinstance(attention, nn.MultiheadAttention):
+            result.append((f"{path}.{OUTPUT}", attention.out_proj))
+    return result

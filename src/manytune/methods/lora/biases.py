@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.token_rows import TokenRows
 
 
 def trained_biases(
@@ -24,7 +25,8 @@ def trained_biases(
     if which == "none":
         return {}
     if which == "lora_only":
-        carrying = {path: layer for path, layer in layers.items() if layer.has_adapter(adapter_name)}
+        adapted = {p: layer for p, layer in layers.items() if not isinstance(layer, TokenRows)}
+        carrying = {path: layer for path, layer in adapted.items() if layer.has_adapter(adapter_name)}
         return {
             f"{path}.base_layer.bias": layer.base_layer.bias  # type: ignore[misc]
             for path, layer in carrying.items()

@@ -61,6 +61,8 @@ class LoraConfig(PeftConfig):
             parameters, and no layer keeps its input for the backward pass. It concerns training only, so files
             don't hold it. Not for embeddings, whose A starts at zero.
         use_dora: Train magnitude and direction of the weight apart (DoRA, arXiv 2402.09353).
+        trainable_token_indices: Tokens whose rows of the input embeddings (and of a tied head) train in full, such as
+            new ones; or the tokens by the path, or path ending, of their embedding.
 
     The remaining fields are options of HF PEFT that aren't implemented; they stand here because its files
     name them, and setting one to anything but its default is an error.
@@ -88,6 +90,7 @@ class LoraConfig(PeftConfig):
     use_dora: bool = False
     runtime_config: LoraRuntimeConfig = field(default_factory=LoraRuntimeConfig)
     freeze_a: bool = False
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
 
     alora_invocation_tokens: list[int] | None = None
     arrow_config: dict[str, Any] | None = None
@@ -102,7 +105,6 @@ class LoraConfig(PeftConfig):
     megatron_core: str | None = "megatron.core"
     monteclora_config: dict[str, Any] | None = None
     qalora_group_size: int = 16
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     use_bdlora: dict[str, Any] | None = None
     use_qalora: bool = False
     velora_config: dict[str, Any] | None = None
@@ -146,6 +148,11 @@ class LoraConfig(PeftConfig):
             "manytune draws the same one every time, HF PEFT another one in each process: an adapter that HF PEFT "
             "saved so would compute something else. There, save it with path_initial_model_for_weight_conversion."
         )
+
+    @property
+    def trains_tokens(self) -> bool:
+        """See `PeftConfig.trains_tokens`."""
+        return bool(self.trainable_token_indices)
 
     @property
     def adapts_parameters(self) -> bool:
@@ -213,7 +220,7 @@ _UNIMPLEMENTED = (
         "megatron_core",
         "monteclora_config",
     ),
-    *("qalora_group_size", "trainable_token_indices", "use_bdlora", "use_qalora"),
+    *("qalora_group_size", "use_bdlora", "use_qalora"),
     "velora_config",
 )
 

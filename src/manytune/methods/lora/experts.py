@@ -23,6 +23,8 @@ from transformers.core_model_loading import WeightConverter
 from manytune.errors import ConfigError
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.parameter_targets import keeps_parameter, parameter_keys
+from manytune.methods.lora.parameter_terms import together
+from manytune.methods.tuners.grouped_experts import expert_parameters, is_router
 from manytune.methods.tuners.names import shortest_names
 from manytune.methods.tuners.targets import (
     Selection,
@@ -67,15 +69,7 @@ class Grouped:
 
 def grouped_experts(model: nn.Module) -> list[Grouped]:
     """The parameters of grouped experts in a model, in its order."""
-    found = []
-    for path, module in candidates(model):
-        layer = base_of(module)
-        found += [
-            Grouped(path, name, len(parameter))
-            for name, parameter in layer._parameters.items()
-            if parameter is not None and parameter.dim() == 3 and parameter.is_floating_point()
-            if "expert" in f"{path} {type(layer).__name__}".lower()
-        ]
+    found = [Grouped(path, name, len(parameter)) for path, name, parameter in expert_parameters(model)]
     return _with_former_names(model, found) if found else []
 
 
@@ -142,14 +136,7 @@ def _means(one: Grouped, targets: str | set[str] | list[str]) -> bool:
 
 
 def _routers(model: nn.Module) -> list[str]:
-    """The paths of routers: layers that hold a matrix and are no linear layer."""
-    found = []
-    for path, module in candidates(model):
-        layer = base_of(module)
-        weight = layer._parameters.get("weight")
-        if "Router" in type(layer).__name__ and weight is not None and weight.dim() == 2:
-            found.append(path)
-    return found
+    return [path for path, module in candidates(model) if is_router(base_of(module))]
 
 
 def _without(
@@ -208,8 +195,8 @@ def regrouped(
             for layer in _of_expert(one, number):
                 del result[f"{layer}.lora_A.weight"], result[f"{layer}.lora_B.weight"]
         # (experts, r, in) and (experts, out, r)
-        result[f"{names[one.key]}.lora_A.weight"] = a.flatten(0, 1)
-        result[f"{names[one.key]}.lora_B.weight"] = b.permute(1, 2, 0).flatten(1)
+        a, b = together(a, b)
+        result[f"{names[one.key]}.lora_A.weight"], result[f"{names[one.key]}.lora_B.weight"] = a, b
     return result
 
 

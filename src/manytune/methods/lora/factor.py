@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from manytune.errors import AdapterError
 
 _WORDS_A_NUMBER = {torch.float32: 1, torch.float64: 2}
 
@@ -34,6 +36,19 @@ class Factor(nn.Linear):
 
 def _frozen(value: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
+
+
+def require_values(weight: Tensor) -> None:
+    """Refuse to compute with a weight that has no values: torch gives some all the same, or leaves them out.
+
+    Raises:
+        AdapterError: It is on the meta device.
+    """
+    if weight.is_meta:
+        raise AdapterError(
+            "The adapter has no values yet: it was made with low_cpu_mem_usage=True, for a checkpoint to bring them. "
+            "Load one with load_adapter() or set_peft_model_state_dict()."
+        )
 
 
 def draw_fresh(module: nn.Linear) -> None:

@@ -39,8 +39,9 @@ def lora_linear(
 ) -> Tensor:
     """`x Wᵀ + b + s · D(x) Aᵀ Bᵀ`, with gradients for x, b, A and B, and for W where it is asked for.
 
-    The low-rank part is computed in A's dtype, so that float32 adapters on a bfloat16 base keep their
-    precision; the result has the base's dtype. Under autocast all operands take the autocast dtype.
+    x Wᵀ + b is computed in W's dtype and the low-rank part in A's. They are added in the wider of A's and x's, and the
+    result has x's: in bfloat16, what a young adapter adds is rounded away there. Under autocast all operands take the
+    autocast dtype.
 
     Args:
         x: (..., in).
@@ -95,7 +96,7 @@ class _LoraLinear(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         keep = None if keep is None else keep.reshape(flat.shape)
         low = multiply(_dropped(flat.to(lora_a.dtype), keep, dropout), lora_a)  # (N, r)
-        out = multiply(flat, weight, bias)  # (N, out)
+        out = multiply(flat.to(weight.dtype), weight, bias).to(flat.dtype)  # (N, out)
         if out.dtype == low.dtype:
             out.addmm_(low, lora_b.t(), alpha=scaling)
         else:
@@ -127,7 +128,7 @@ class _LoraLinear(torch.autograd.Function):
             # B is copied into (r, out) order first: a skinny product reads it along its rows, twice as fast.
             grad_low = (low_grad_in @ lora_b.t().contiguous().t()).mul_(ctx.scaling)  # (N, r)
         if needs_x:
-            grad_x = ctx.multiply(grad, weight.t())  # (N, in)
+            grad_x = ctx.multiply(grad.to(weight.dtype), weight.t()).to(grad.dtype)  # (N, in)
             if keep is None and grad_x.dtype == grad_low.dtype:
                 grad_x.addmm_(grad_low, lora_a)
             else:
@@ -139,9 +140,9 @@ class _LoraLinear(torch.autograd.Function):
             # uᵀ g, then transposed: a quarter of the time of gᵀ u.
             grad_b = (low.t() @ low_grad_in).mul_(ctx.scaling).t().contiguous()
         if needs_weight:
-            grad_weight = grad.t() @ flat
+            grad_weight = grad.to(weight.dtype).t() @ flat.to(weight.dtype)
         if needs_bias:
-            grad_bias = grad.sum(0)
+            grad_bias = grad.sum(0).to(weight.dtype)
         return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
 
 

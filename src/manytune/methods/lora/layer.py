@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from manytune.errors import AdapterError, ConfigError, PeftWarning
 from manytune.methods.lora.config import LoraConfig, scaling_of
 from manytune.methods.lora.dora import Magnitude, along, output_norm
+from manytune.methods.lora.factor import require_values
 from manytune.methods.lora.terms import lora_terms
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
@@ -211,6 +212,7 @@ class LoraLayer(AdapterLayer):
             result: The base layer's output for x.
         """
         dropout = self.lora_dropout[adapter_name]
+        require_values(self.lora_A[adapter_name].get_parameter("weight"))
         low: Tensor = dropout(x.to(self.lora_A[adapter_name].get_parameter("weight").dtype))
         own: Tensor = self.lora_B[adapter_name](self.lora_A[adapter_name](low)) * self.scaling[adapter_name]
         if not self.use_dora[adapter_name]:

@@ -11,13 +11,14 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.kernels.products import is_plain
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
+from manytune.methods.lora.factor import Factor, draw_fresh, require_values, skip_draws
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
 from manytune.methods.tuners.base_layers import BaseLayer
 from manytune.methods.tuners.merged_sum import MergedSum
 from manytune.methods.tuners.terms import Terms, Update
+from manytune.own_dtype import runs_in_own_dtype
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -117,7 +118,7 @@ class Linear(ShiftedLayer):
             **kwargs: Passed to the base layer.
 
         Returns:
-            (..., out), in the base layer's dtype.
+            (..., out), in the base layer's dtype; in float32 inside `float32_activations`.
         """
         return self._run(x, args, kwargs, fast=False)
 
@@ -131,10 +132,13 @@ class Linear(ShiftedLayer):
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         if args or kwargs or not self._fusible(names):
             return self._forward_apart(x, names, *args, **kwargs)
+        if runs_in_own_dtype(self.base_layer):
+            x = x.to(torch.float32)  # the result is to have it, and its dtype is the input's
         weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
         if self.fan_in_fan_out:
             weight = weight.t()
         a, b, scaling = self._joined(names)
+        require_values(a)
         dropout = self.lora_dropout[names[0]]
         p = dropout.p if self.training and isinstance(dropout, nn.Dropout) else 0.0
         bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]

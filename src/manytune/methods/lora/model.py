@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig, PeftType
-from manytune.methods.lora.attention import OUTPUT, MultiheadAttention
+from manytune.methods.lora.attention import MultiheadAttention, with_output_projections
 from manytune.methods.lora.biases import trained_biases, with_the_bases
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.conv import conv_layer
@@ -24,22 +24,26 @@ from manytune.methods.lora.experts import grouped_experts, name_experts, regroup
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
-from manytune.methods.lora.parameter_targets import (
-    names_in_files,
-    refuse_both,
-    select_parameters,
-    wrappers_for,
-)
+from manytune.methods.lora.parameter_files import moved, names_in_files, parameter_terms
+from manytune.methods.lora.parameter_targets import refuse_both, select_parameters, wrappers_for
 from manytune.methods.lora.parameters import ParamWrapper, holder
 from manytune.methods.lora.quantized import QuantizedLinear, is_quantized_linear
 from manytune.methods.lora.sums import sum_options, write_sum
+from manytune.methods.lora.tokens import (
+    refuse_rows,
+    refuse_sum_of_rows,
+    row_plan,
+    rows_of,
+    without_repeated_rows,
+)
 from manytune.methods.lora.vllm import vllm_rank
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayers
-from manytune.methods.tuners.layer_terms import by_layer, lies_in
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.replaced import replaced_terms
+from manytune.methods.tuners.saved_targets import lies_in
 from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
     ATTENTION_PROJECTIONS,
@@ -51,7 +55,9 @@ from manytune.methods.tuners.targets import (
     is_all_linear,
     select,
 )
-from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError, joined
+from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
+from manytune.methods.tuners.token_rows import rows_in_file
+from manytune.methods.tuners.token_targets import RowPlan, file_row_terms
 from manytune.methods.tuners.unmatched import check_patterns
 
 _ORIGINAL = ".original_module."
@@ -116,15 +122,19 @@ class LoraModel(SummedTuner):
             name_experts(self.model, config)
         chosen = self._select_modules(config)
         _settle_orientation(config, [base_of(module) for _, module in chosen])
-        chosen = self._with_output_projections(chosen)
+        chosen = with_output_projections(self.model, chosen)
         places = select_parameters(self.model, config)
         refuse_both(chosen, places)
+        self.__dict__["_plan"] = row_plan(self.model, config, self._layers, [path for path, _ in chosen])
         keys = [f"{path}.{name}" for path, name in places]
         self.check_patterns(config, [*(path for path, _ in chosen), *keys])
         if every_linear:
             warn_of_left_frozen(self.model, config, keys, _ADVICE if self.adapts_parameters else "")
         wrappers, self.__dict__["_to_wrap"] = wrappers_for(self.model, places)
-        return [*chosen, *wrappers]
+        return [*chosen, *wrappers, *self._plan.places]
+
+    #: Which rows of embeddings the adapter that is being added trains.
+    _plan: RowPlan
 
     def _select_modules(self, config: LoraConfig) -> list[tuple[str, nn.Module]]:
         parameters = bool(config.target_parameters)
@@ -141,28 +151,10 @@ class LoraModel(SummedTuner):
             patterns = getattr(config, option) or {}
             check_patterns(option, patterns, targeted, everything, saved=config.was_saved)
 
-    def _with_output_projections(self, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-        """Attention that is adapted has its output projection adapted too, which alone it never calls."""
-        parents = {path.rpartition(".")[0] for path, _ in chosen}
-        concerned = [*(base_of(module) for _, module in chosen), *map(self.model.get_submodule, parents)]
-        if not any(isinstance(module, nn.MultiheadAttention) for module in concerned):
-            return chosen
-        result = []
-        for path, module in chosen:
-            parent = self.model.get_submodule(path.rpartition(".")[0])
-            if isinstance(parent, nn.MultiheadAttention):
-                raise ConfigError(
-                    f"Target module {path}: torch.nn.MultiheadAttention never calls it, so an adapter there would do "
-                    f"nothing. Target the attention itself, {path.rpartition('.')[0]}; its out_proj comes along."
-                )
-            result.append((path, module))
-            attention = base_of(module)
-            if isinstance(attention, nn.MultiheadAttention):
-                result.append((f"{path}.{OUTPUT}", attention.out_proj))
-        return result
-
     def wrap(self, path: str, module: nn.Module, config: LoraConfig) -> AdapterLayer:
         """See `LayerTuner.wrap`."""
+        if path in self._plan:
+            return self._plan.wrap(path, module)
         if path in self._to_wrap:
             return ParamWrapper(module, self._to_wrap[path])
         if isinstance(module, nn.Embedding):
@@ -184,6 +176,10 @@ class LoraModel(SummedTuner):
 
     def add_to_layer(self, layer: AdapterLayer, path: str, adapter_name: str, config: LoraConfig) -> None:
         """See `LayerTuner.add_to_layer`."""
+        if path in self._plan:
+            self._plan.add(layer, path, adapter_name)
+            return
+        refuse_rows(layer, path)
         assert isinstance(layer, LoraLayer)
         if isinstance(layer, ParamWrapper):
             path = f"{holder(path)}.{layer.parameter_name}"
@@ -199,6 +195,7 @@ class LoraModel(SummedTuner):
         """See `SummedTuner.sum_options`."""
         carrying = {p: layer for p, layer in self._layers.items() if any(map(layer.has_adapter, adapters))}
         configs: list[Any] = [self.peft_config[name] for name in adapters]
+        refuse_sum_of_rows(configs)
         return sum_options(adapters, configs, carrying, how)
 
     def write_sum(self, layer: Any, *args: Any) -> None:
@@ -226,13 +223,12 @@ class LoraModel(SummedTuner):
         return scaling
 
     @classmethod
-    def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
-        """See `Tuner.terms`.
+    def terms_over(cls, base: BaseLayers, config: Any, tensors: Mapping[str, Tensor]) -> Terms:
+        """See `LayerTuner.terms_over`.
 
         Raises:
             TermsError: The adapter fits no base but a changed one, or see `Tuner.terms`.
         """
-        _refuse_parameters(config)
         if starts_from_weight(config.init_lora_weights):
             raise TermsError(
                 f"init_lora_weights={config.init_lora_weights!r}: the adapter runs next to a changed base, so it can't "
@@ -240,6 +236,7 @@ class LoraModel(SummedTuner):
             )
         # With bias="all" files also hold biases of modules that aren't run: modules_to_save has copies of them.
         tensors = {name: tensor for name, tensor in tensors.items() if _ORIGINAL not in name}
+        rows, tensors = rows_in_file(tensors)
         _, others = by_layer(tensors, cls.layer_class.adapter_layer_names)
         biases = {
             name: tensor
@@ -249,19 +246,25 @@ class LoraModel(SummedTuner):
             and not lies_in(name, config.modules_to_save or ())
         }
         rest = {n: t for n, t in tensors.items() if n.removeprefix(FILE_PREFIX) not in biases}
-        trained = replaced_terms(BaseLayers(model), biases, in_place=True)
-        return joined([super().terms(config, rest, model), trained])
+        adapted, rest = parameter_terms(config, rest, base.model)
+        parts = [*adapted, replaced_terms(base, biases, in_place=True)]
+        if config.trains_tokens:
+            parts.append(file_row_terms(base, rows_of(base.model, config), rows))
+        if adapted and not any(".lora_" in name for name in rest):
+            saved = {name.removeprefix(FILE_PREFIX): tensor for name, tensor in rest.items()}
+            return joined([*parts, saved_terms(base, config, saved)])
+        return joined([super().terms_over(base, config, rest), *parts])
 
     def live_terms(self, adapter_name: str) -> Terms:
         """See `Tuner.live_terms`."""
         self._require(adapter_name)
-        _refuse_parameters(self.peft_config[adapter_name])
         found = super().live_terms(adapter_name)
         biases = {n: b.detach() for n, b in self._biases(adapter_name).items() if _ORIGINAL not in n}
-        return joined([found, replaced_terms(self._base_layers(), biases, in_place=True)])
+        return joined([found, replaced_terms(self._base_layers(adapter_name), biases, in_place=True)])
 
-    def _base_layers(self) -> BaseLayers:
-        return BaseLayers(self.model, dict(self.__dict__["_base_biases"]))
+    def _base_layers(self, adapter_name: str) -> BaseLayers:
+        tables = self.own_tables.as_seen_by(adapter_name)
+        return BaseLayers(self.model, {**tables, **dict(self.__dict__["_base_biases"])})
 
     # -- biases of the base
 
@@ -298,18 +301,19 @@ class LoraModel(SummedTuner):
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""
         names = names_in_files(self._layers, adapter_name)
-        own = {_moved(key, names): tensor for key, tensor in super().state(adapter_name).items()}
+        own = {moved(key, names): tensor for key, tensor in super().state(adapter_name).items()}
         return {**own, **self._biases(adapter_name)}
 
     def memory_name(self, adapter_name: str, key: str) -> str:
         """See `Tuner.memory_name`."""
         names = {there: here for here, there in names_in_files(self._layers, adapter_name).items()}
-        return super().memory_name(adapter_name, _moved(key, names))
+        return super().memory_name(adapter_name, moved(key, names))
 
     def load_state(
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:
         """See `Tuner.load_state`; factors of single experts, as older files have them, are put together."""
+        tensors = without_repeated_rows(self._layers, tensors)
         names = names_in_files(self._layers, adapter_name)
         if names:
             wrappers: Any = {path: self._layers[path] for path in names}
@@ -355,23 +359,6 @@ class LoraModel(SummedTuner):
         self.__dict__["_base_biases"] = []
         self._particular.clear()
         return super()._detach()
-
-
-def _refuse_parameters(config: Any) -> None:
-    """Terms are of layers; a layer that holds the weights of several experts multiplies by them as it sees fit."""
-    if config.target_parameters:
-        raise TermsError(
-            f"target_parameters={sorted(config.target_parameters)}: what LoRA does to experts and other parameters has "
-            f"no terms, so it can't run in a mixed batch. {INSTEAD}"
-        )
-
-
-def _moved(key: str, names: Mapping[str, str]) -> str:
-    """A tensor's key with its layer's path replaced."""
-    path = next(
-        (path for path in sorted(names, key=len, reverse=True) if key.startswith(f"{path}.lora_")), None
-    )
-    return key if path is None else names[path] + key.removeprefix(path)
 
 
 def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:

@@ -1,14 +1,14 @@
-"""Which parameters `target_parameters` names, where their wrappers are, and what files call those."""
+"""Which parameters `target_parameters` names, and where their wrappers are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
 from manytune.errors import ConfigError
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.lora.parameters import WITHIN, ParamWrapper, holder
+from manytune.methods.lora.parameters import WITHIN, ParamWrapper
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.targets import Selection, base_of, candidates, matches
 from manytune.methods.tuners.unmatched import nearest, report
@@ -135,21 +135,3 @@ def _adapted_otherwise(path: str, name: str) -> ConfigError:
         f"target_parameters names {path}.{name}, and target_modules names {path}, for this adapter or another one: a "
         "layer is adapted in one way. Leave it out of one of the two (target_modules=[] adapts parameters only)."
     )
-
-
-def names_in_files(layers: Mapping[str, AdapterLayer], adapter_name: str) -> dict[str, str]:
-    """What a file calls the paths of an adapter's wrappers, where those are other ones than here.
-
-    In a file one adapter's wrappers lie in each other in the order of their parameters, whichever wrappers of other
-    adapters lie between them here.
-    """
-    around: dict[str, list[tuple[str, ParamWrapper]]] = {}
-    for path, layer in layers.items():
-        if isinstance(layer, ParamWrapper) and layer.has_adapter(adapter_name):
-            around.setdefault(holder(path), []).append((path, layer))
-    names: dict[str, str] = {}
-    for root, wrappers in around.items():
-        order = list(wrappers[0][1].get_base_layer()._parameters)
-        wrappers.sort(key=lambda each: order.index(each[1].parameter_name), reverse=True)
-        names |= {path: root + WITHIN * depth for depth, (path, _) in enumerate(wrappers)}
-    return names

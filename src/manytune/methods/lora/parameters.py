@@ -3,8 +3,11 @@
     W' = W + s · B A                     for a matrix W (out × in)
     W'[e] = W[e] + s · B[e] A[e]         for weights W (experts × out × in) of several experts
 
-The layer that holds the parameter runs with W' in its place, whatever it computes with it; where it is known, the
-update is applied next to the weight instead, see `expert_products.py`.
+The layer that holds the parameter runs with W' in its place, whatever it computes with it. Grouped experts as
+transformers has them are computed with the update next to the weight instead, where dropout D on the way into A is
+possible, too (`tuners/grouped_experts.py`):
+
+    W[e] x + s · B[e] A[e] D(x)
 
 Shapes: A is one matrix (experts · r × in), expert by expert; B is (out × r · experts), in which the experts of one
 direction stand next to each other. Both are HF PEFT's, as are the wrappers around a layer that holds several targeted
@@ -13,8 +16,10 @@ parameters: each adapts one of them, and lies in the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +27,19 @@ from torch.func import functional_call
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.lora.expert_products import LowRank, experts_forward, follows_interface, is_hooked
 from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.init import initialise, refuse_beyond_linear
 from manytune.methods.lora.layer import LoraLayer
+from manytune.methods.lora.parameter_terms import by_expert, terms_at
+from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.grouped_experts import (
+    Routing,
+    each_expert,
+    experts_forward,
+    follows_interface,
+    is_hooked,
+)
+from manytune.methods.tuners.terms import Terms
 
 #: Where a wrapper lies in the one around it.
 WITHIN = ".base_layer"
@@ -36,6 +50,22 @@ def holder(path: str) -> str:
     while path.endswith(WITHIN):
         path = path.removesuffix(WITHIN)
     return path
+
+
+class _LowRank(NamedTuple):
+    """One adapter's part at one parameter of grouped experts.
+
+    Attributes:
+        a: (experts, r, in).
+        b: (experts, out, r).
+        scaling: s.
+        dropout: D.
+    """
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    dropout: nn.Module
 
 
 class ParamWrapper(LoraLayer):
@@ -66,8 +96,10 @@ class ParamWrapper(LoraLayer):
             )
         self.num_experts = shape[0] if len(shape) == 3 else 1
         # As (experts, in, out); most models store (experts, out, in).
-        self._transposed = len(shape) == 3 and bool(getattr(self.get_base_layer(), "is_transposed", False))
-        out, inputs = (shape[-1], shape[-2]) if self._transposed else (shape[-2], shape[-1])
+        self.kept_transposed = len(shape) == 3 and bool(
+            getattr(self.get_base_layer(), "is_transposed", False)
+        )
+        out, inputs = (shape[-1], shape[-2]) if self.kept_transposed else (shape[-2], shape[-1])
         self.in_features, self.out_features = int(inputs), int(out)
 
     # -- the layer within
@@ -131,12 +163,15 @@ class ParamWrapper(LoraLayer):
     def _named(self) -> str:
         return f"{type(self.get_base_layer()).__name__}.{self.parameter_name}"
 
+    def of_experts(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """A as (experts, r, in) and B as (experts, out, r); views."""
+        a, b = (factor[adapter_name].get_parameter("weight") for factor in (self.lora_A, self.lora_B))
+        return by_expert(a, b, self.num_experts)
+
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """Two tensors whose (batched) product is BA in the parameter's shape; views of B and A."""
-        a = self.lora_A[adapter_name].get_parameter("weight").view(self.num_experts, -1, self.in_features)
-        b = self.lora_B[adapter_name].get_parameter("weight").view(self.out_features, -1, self.num_experts)
-        left, right = b.permute(2, 0, 1), a  # (experts, out, r), (experts, r, in)
-        if self._transposed:
+        right, left = self.of_experts(adapter_name)
+        if self.kept_transposed:
             left, right = right.transpose(1, 2), left.transpose(1, 2)
         return (left, right) if self.weight.dim() == 3 else (left[0], right[0])
 
@@ -197,20 +232,26 @@ class ParamWrapper(LoraLayer):
         if not live:
             return base(*args, **kwargs)
         if follows_interface(base, [layer.parameter_name for layer in live]) and not is_hooked(base):
-            updates = {layer.parameter_name: layer.updates() for layer in live}
-            return experts_forward(base, updates, *args, **kwargs)
+            updates = {layer.parameter_name: layer._updates() for layer in live}
+            return experts_forward(base, partial(_with_updates, updates), *args, **kwargs)
         return functional_call(
             base, {layer.parameter_name: layer.adapted_weight() for layer in live}, args, kwargs
         )
 
-    def updates(self) -> list[LowRank]:
-        """The active adapters, as they are applied next to grouped experts."""
-        found = []
-        for name in self.live_adapters():
-            a = self.lora_A[name].get_parameter("weight").view(self.num_experts, -1, self.in_features)
-            b = self.lora_B[name].get_parameter("weight").view(self.out_features, -1, self.num_experts)
-            found.append(LowRank(a, b.permute(2, 0, 1), self.scaling[name], self.lora_dropout[name]))
-        return found
+    def _updates(self) -> list[_LowRank]:
+        return [
+            _LowRank(*self.of_experts(name), self.scaling[name], self.lora_dropout[name])
+            for name in self.live_adapters()
+        ]
+
+    # -- terms
+
+    def live_terms(self, base: BaseLayer, adapter_name: str, config: LoraConfig) -> Terms:
+        """See `AdapterLayer.live_terms`."""
+        tensors = {name: parameter.detach() for name, parameter in self.tensors(adapter_name).items()}
+        base = replace(base, path=holder(base.path), module=self.get_base_layer())
+        rank, scaling = self.r[adapter_name], self.scaling[adapter_name]
+        return terms_at(base, self.parameter_name, tensors, rank, scaling)
 
     def __getattr__(self, name: str) -> Any:
         # Mixtures of experts ask their experts and routers for sizes and biases.
@@ -224,6 +265,15 @@ class ParamWrapper(LoraLayer):
     def extra_repr(self) -> str:
         """The parameter's name, which alone tells apart the wrappers around one layer."""
         return f"parameter_name={self.parameter_name!r}"
+
+
+def _with_updates(
+    updates: Mapping[str, Sequence[_LowRank]], name: str, x: Tensor, y: Tensor, routing: Routing
+) -> Tensor:
+    for one in updates.get(name, ()):
+        low = each_expert(one.dropout(x.to(one.a.dtype)), one.a.transpose(1, 2), routing.sizes)
+        y = (y + each_expert(low, one.b.transpose(1, 2), routing.sizes) * one.scaling).to(y.dtype)
+    return y
 
 
 def _wide(weight: torch.dtype, factors: torch.dtype) -> torch.dtype:

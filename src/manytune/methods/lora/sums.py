@@ -17,12 +17,14 @@ from manytune.methods.lora.conv import Conv
 from manytune.methods.lora.embedding import Embedding
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
+from manytune.methods.lora.parameter_terms import together
+from manytune.methods.lora.parameters import ParamWrapper, holder
 
 
 def sum_options(
     adapters: Sequence[str], configs: Sequence[LoraConfig], carrying: Mapping[str, Any], how: Combination
 ) -> dict[str, Any]:
-    """Options of a sum, other than what it targets.
+    """Options of a sum, other than the modules that it targets.
 
     Args:
         adapters: The adapters.
@@ -34,8 +36,13 @@ def sum_options(
         ConfigError: An adapter is more than BA, or the kind needs equal ranks and they differ.
     """
     _refuse_unlike_sums(adapters, configs)
+    keys = {
+        path: f"{holder(path)}.{layer.parameter_name}"
+        for path, layer in carrying.items()
+        if isinstance(layer, ParamWrapper)
+    }
     ranks = {
-        path: _rank(layer, path, [name for name in adapters if layer.has_adapter(name)], how)
+        keys.get(path, path): _rank(layer, path, [name for name in adapters if layer.has_adapter(name)], how)
         for path, layer in carrying.items()
     }
     rank = max(ranks.values())
@@ -44,6 +51,7 @@ def sum_options(
         **{"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": dict(others)},
         **{"layers_to_transform": None, "layers_pattern": None, "use_rslora": False, "bias": "none"},
         "init_lora_weights": True,
+        "target_parameters": sorted(keys.values()) or None,
     }
 
 
@@ -73,11 +81,6 @@ def write_sum(
 
 def _refuse_unlike_sums(adapters: Sequence[str], configs: Sequence[LoraConfig]) -> None:
     for name, config in zip(adapters, configs, strict=True):
-        if config.target_parameters:
-            raise ConfigError(
-                f"Adapter '{name}' has target_parameters={sorted(config.target_parameters)}: sums of these aren't "
-                "implemented."
-            )
         if config.use_dora or config.lora_bias:
             option = "use_dora" if config.use_dora else "lora_bias"
             raise ConfigError(
@@ -124,6 +127,10 @@ def _combined(
     if how.kind == "cat":
         if isinstance(layer, Conv) and layer.base_layer.groups > 1 and len(names) > 1:
             raise ConfigError(f"{path}: factors of a convolution with groups can't be put side by side.")
+        if isinstance(layer, ParamWrapper):
+            pairs = [layer.of_experts(name) for name in names]
+            a = torch.cat([own * weight for (own, _), weight in zip(pairs, scaled, strict=True)], dim=1)
+            return together(a, torch.cat([own for _, own in pairs], dim=2))
         a = torch.cat([own[key_a] * weight for own, weight in zip(factors, scaled, strict=True)], dim=0)
         return a, torch.cat([own[key_b] for own in factors], dim=1)
     # Half of each weight goes to either factor; a sign to one of them alone.
@@ -134,11 +141,15 @@ def _combined(
 
 def _factored(layer: LoraLayer, delta: Tensor, rank: int, how: Combination) -> tuple[Tensor, Tensor]:
     """The best A and B of a rank for ΔW, by its singular values; directions that ΔW hasn't are zero."""
-    if layer.output_dim == 1:
-        delta = delta.t()
-    u, values, vt = torch.linalg.svd(
-        delta.flatten(1), full_matrices=how.svd_full_matrices, driver=how.svd_driver
-    )
+    if isinstance(layer, ParamWrapper):
+        each = delta.mT if layer.kept_transposed else delta
+        pairs = [_best(one, rank, how) for one in (each if each.dim() == 3 else each[None])]
+        return together(*map(torch.stack, zip(*pairs, strict=True)))
+    return _best(delta.t() if layer.output_dim == 1 else delta.flatten(1), rank, how)
+
+
+def _best(delta: Tensor, rank: int, how: Combination) -> tuple[Tensor, Tensor]:
+    u, values, vt = torch.linalg.svd(delta, full_matrices=how.svd_full_matrices, driver=how.svd_driver)
     used = min(rank, len(values))
     a, b = delta.new_zeros(rank, vt.shape[1]), delta.new_zeros(u.shape[0], rank)
     a[:used], b[:, :used] = vt[:used], u[:, :used] * values[:used]

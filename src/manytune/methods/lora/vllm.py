@@ -24,6 +24,7 @@ def vllm_rank(config: LoraConfig, names: Iterable[str]) -> int:
         )
         obstacle = f"it has {option}"
     elif config.target_parameters:
+        # vLLM's support depends on its version and on the model; some versions leave such tensors out in silence.
         obstacle = f"it adapts parameters (target_parameters={sorted(config.target_parameters)})"
     elif config.modules_to_save:
         obstacle = f"it trains {', '.join(config.modules_to_save)} in full"

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
+from manytune.methods.tuners.attached import ATTACHED
+from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.own_tables import OwnTables, Tables
 from manytune.methods.tuners.quantized_layers import keep_differentiable
+from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.training_hooks import TrainingHooks
@@ -27,9 +31,6 @@ from manytune.methods.tuners.walk import every_parameter
 
 #: What names the base alone where an adapter is named.
 BASE = "__base__"
-
-#: The attribute of a model that says that a method is attached to it, with the name of its first adapter.
-ATTACHED = "_manytune_attached"
 
 # Adapters are kept in containers of this kind, which refuse the names of their own attributes.
 _CONTAINER = nn.ModuleDict()
@@ -55,6 +56,8 @@ class Tuner(nn.Module, ABC):
     kind: ClassVar[str] = "weight"
     #: What a checkpoint puts in front of the names that `state` gives.
     file_prefix: ClassVar[str] = "base_model.model."
+    #: What `state` puts in front of the names of the model's own parameters.
+    parameter_prefix: str = ""
     #: Whether the adapters act in the model's layers; if not, nothing merges, and the model is as it was.
     in_layers: ClassVar[bool] = True
     #: Whether several of its adapters can be in use at once by adding to a layer's output, as `PeftMixedModel` does it.
@@ -74,6 +77,7 @@ class Tuner(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.peft_config: dict[str, PeftConfig] = {}
+        self.__dict__["own_tables"] = OwnTables()
         self._was_trainable = [parameter for parameter in every_parameter(model) if parameter.requires_grad]
         if getattr(model, "hf_quantizer", None) is not None:
             keep_differentiable(model)
@@ -92,6 +96,8 @@ class Tuner(nn.Module, ABC):
             raise
         if self.in_layers:
             model.__dict__[ATTACHED] = adapter_name
+
+    own_tables: OwnTables  # the embedding tables that adapters bring along
 
     # -- the contract
 
@@ -213,6 +219,9 @@ class Tuner(nn.Module, ABC):
             for parameter in training:
                 parameter.requires_grad_(True)
 
+    def hold_float32(self) -> None:
+        """Hold what trains of the base's own half-precision weights in float32, for `float32_activations`."""
+
     def training_hooks(self) -> Sequence[TrainingHooks]:
         """What the method does in a training besides having gradients; by default nothing."""
         return ()
@@ -231,9 +240,8 @@ class Tuner(nn.Module, ABC):
         Raises:
             ConfigError: It has no such form.
         """
-        raise ConfigError(
-            f"path_initial_model_for_weight_conversion is for LoRA adapters, found {config.peft_type}."
-        )
+        kind = config.peft_type
+        raise ConfigError(f"path_initial_model_for_weight_conversion is for LoRA adapters, found {kind}.")
 
     @classmethod
     def separated(
@@ -277,15 +285,20 @@ class Tuner(nn.Module, ABC):
     def live_terms(self, adapter_name: str) -> Terms:
         """The same of an attached adapter as it is now, in use or not: with its present scaling, say.
 
-        The base is what the model was before anything was attached, except for embedding tables that a checkpoint
-        brought. The terms share the parameters' memory where they can, and are right until the next change.
+        The base is what the model was before anything was attached. The terms share the parameters' memory where they
+        can, and are right until the next change.
 
         Raises:
             AdapterError: There is no such adapter.
             TermsError: See `terms`.
         """
         self._require(adapter_name)
-        return self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
+        terms = self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
+        return self._over_tables(terms, adapter_name)
+
+    def bring_tables(self, adapter_name: str, tables: Tables) -> None:
+        """Let an adapter have embedding tables of its own; see `OwnTables.bring`."""
+        self.own_tables.bring(adapter_name, tables)
 
     # -- shared
 
@@ -339,6 +352,15 @@ class Tuner(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the adapters in use."""
         return self.model(*args, **kwargs)
+
+    def _base_layers(self, adapter_name: str) -> BaseLayers:
+        """The base under what is attached, with the embedding tables that an adapter brings."""
+        return BaseLayers(self.model, self.own_tables.as_seen_by(adapter_name))
+
+    def _over_tables(self, terms: Terms, adapter_name: str) -> Terms:
+        """An adapter's terms over the base, of those over the base with its own tables."""
+        tables = self.own_tables.of(adapter_name)
+        return over_tables(terms, self._base_layers(adapter_name), tables) if tables else terms
 
     def _file_tensors(self, adapter_name: str) -> dict[str, Tensor]:
         state = self.state(adapter_name)

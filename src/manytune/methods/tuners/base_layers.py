@@ -27,17 +27,26 @@ class Wrapper(nn.Module, ABC):
     carries_adapters: ClassVar[bool] = True
     #: The one parameter that it adapts; None if it adapts the module as a whole.
     parameter_name: str | None = None
+    #: What HF PEFT's names call the base's module in it.
+    name_of_base: ClassVar[str] = "base_layer"
     #: Whether it computes each row of its input by itself, so that it may be run on some of them.
     row_wise: ClassVar[bool] = True
 
     @property
     @abstractmethod
     def wrapped(self) -> nn.Module:
-        """The base's module."""
+        """The module that this one has taken the place of."""
 
     def pristine(self, name: str) -> Tensor:
         """A parameter of `wrapped` as the base has it; not to be changed."""
         return self.wrapped.get_parameter(name).data
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The base's own module under whatever has taken its place, or the module itself."""
+    while isinstance(module, Wrapper):
+        module = module.wrapped
+    return module
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +162,19 @@ class BaseLayer:
         require_shape(self.path, name, tensor, expected)
 
 
+def is_routed(path: str) -> bool:
+    """Whether a layer is within one of several experts that aren't grouped, so that it sees some tokens alone."""
+    return "experts" in [name for name in path.split(".") if name != "base_layer"][:-1]
+
+
+def _refuse_routed(path: str) -> None:
+    if is_routed(path):
+        raise TermsError(
+            f"the adapter has weights for {path!r}, which sees only the tokens that are routed to its expert, so those "
+            f"of several adapters can't be told apart there. {INSTEAD}"
+        )
+
+
 def linear_sizes(layer: nn.Module) -> tuple[int, int]:
     """The numbers of inputs and outputs of `torch.nn.Linear`, packed or not, or transformers' `Conv1D`."""
     if isinstance(layer, nn.Linear):
@@ -183,7 +205,7 @@ class BaseLayers:
     """
 
     def __init__(self, model: nn.Module, kept: Mapping[nn.Parameter, Tensor] | None = None) -> None:
-        self._model = model
+        self.model = model
         self._kept = kept or {}
 
     def at(self, path: str) -> BaseLayer:
@@ -192,26 +214,28 @@ class BaseLayers:
         Raises:
             TermsError: There is none.
         """
-        layer = self._layer("", self._model, None)
+        layer = self._layer("", self.model, None)
         for name in path.split(".") if path else ():
             child = layer.module._modules.get(name)
             if child is not None:
                 layer = self._layer(f"{layer.path}.{name}".lstrip("."), child, layer.module)
             elif name != "base_layer":
                 raise TermsError(
-                    f"the adapter has weights for {path!r}, and {type(self._model).__name__} has no such layer. Was it "
+                    f"the adapter has weights for {path!r}, and {type(self.model).__name__} has no such layer. Was it "
                     "trained on another base?"
                 )
+        _refuse_routed(layer.path)
         return layer
 
     def under(self, wrapper: Wrapper, path: str) -> BaseLayer:
         """The layer that a wrapper at this path has the place of; the same as `at`, without a search."""
+        _refuse_routed(path)
         return BaseLayer(path, wrapper.wrapped, wrapper, None, self._kept)
 
     def __iter__(self) -> Iterator[BaseLayer]:
         """Each layer once, by its first path."""
         seen: set[nn.Module] = set()
-        stack = [self._layer("", self._model, None)]
+        stack = [self._layer("", self.model, None)]
         while stack:
             layer = stack.pop()
             if layer.module in seen:
@@ -228,7 +252,11 @@ class BaseLayers:
     def holders(self, layer: BaseLayer, name: str) -> list[tuple[BaseLayer, str]]:
         """All layers that hold a parameter, with what they call it: several for tied weights."""
         parameter = layer.module._parameters.get(name)
-        return [] if parameter is None else self._holders[parameter]
+        return [] if parameter is None else self.holding(parameter)
+
+    def holding(self, parameter: nn.Parameter) -> list[tuple[BaseLayer, str]]:
+        """All layers that hold a parameter, with what they call it; none if it isn't the base's."""
+        return self._holders.get(parameter, [])
 
     @cached_property
     def _holders(self) -> dict[nn.Parameter, list[tuple[BaseLayer, str]]]:

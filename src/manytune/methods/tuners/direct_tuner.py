@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError, ConfigError
@@ -22,6 +23,10 @@ from manytune.methods.tuners.layer_terms import by_layer
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.terms import Terms, TermsError
+from manytune.own_dtype import HALF
+
+#: What to do on a packed base.
+UNPACKED = "Load the base unpacked, or use a method whose weights are next to the base's, such as lora."
 
 
 class DirectTuner(Tuner):
@@ -62,7 +67,7 @@ class DirectTuner(Tuner):
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """See `Tuner.add_adapter`; the values start as the base's, in the base's dtype."""
+        """See `Tuner.add_adapter`; the values start as the base's, in the base's dtype (see `hold_float32`)."""
         self._require_new(adapter_name)
         chosen = self.select(config)
         if not self.keeps_base(config):
@@ -79,6 +84,12 @@ class DirectTuner(Tuner):
             self._values[adapter_name] = {name: self._pristine[name].clone() for name in chosen}
         self.peft_config[adapter_name] = config
 
+    def hold_float32(self) -> None:
+        """See `Tuner.hold_float32`: the present adapters' values; the base's stay as they are."""
+        for values in self._values.values():
+            values.update({name: v.to(torch.float32) for name, v in values.items() if v.dtype in HALF})
+        self._put(self._active if self._enabled else [])
+
     def delete_adapter(self, adapter_name: str) -> None:
         """See `Tuner.delete_adapter`."""
         self._require(adapter_name)
@@ -86,6 +97,7 @@ class DirectTuner(Tuner):
         remaining = [name for name in self._active if name != adapter_name]
         was_active = remaining != self._active
         del self.peft_config[adapter_name], self._values[adapter_name]
+        self.own_tables.forget(adapter_name)
         if was_active:
             self.set_adapter(list(self.peft_config)[:1])
 
@@ -102,6 +114,7 @@ class DirectTuner(Tuner):
             raise AdapterError(f"Only one adapter of this method can be in use at a time, found {names}.")
         self._active = names
         self._put(names if self._enabled else [])
+        self.own_tables.use(names if self._enabled else [])
         training = set(self._values[names[0]]) if names and not inference_mode else set()
         if not self._enabled:
             # Nothing trains until the adapter is enabled again.
@@ -120,6 +133,7 @@ class DirectTuner(Tuner):
         if enabled == self._enabled:
             return
         self._enabled = enabled
+        self.own_tables.use(self._active if enabled else [])
         if enabled:
             self._put(self._active)
             for name in self._paused:
@@ -172,6 +186,7 @@ class DirectTuner(Tuner):
         """See `Tuner.unload`."""
         self._need_base("detach it")
         self._put([])
+        self.own_tables.use([])
         return self._detach()
 
     def merge_and_unload(
@@ -180,7 +195,7 @@ class DirectTuner(Tuner):
         safe_merge: bool = False,
         adapter_names: Sequence[str] | None = None,
     ) -> nn.Module:
-        """The model with the trained weights; nothing is computed."""
+        """The model with the trained weights in the base's dtype; nothing is computed."""
         names = self._active if adapter_names is None else list(adapter_names)
         if names != self._active or not self._enabled:
             self._enabled = True
@@ -189,6 +204,9 @@ class DirectTuner(Tuner):
             raise AdapterError(
                 f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken"
             )
+        for name, value in self._pristine.items():
+            parameter = self.model.get_parameter(name)
+            parameter.data = parameter.data.to(value.dtype)
         return self._detach()
 
     # -- terms
@@ -207,8 +225,12 @@ class DirectTuner(Tuner):
                 f"'{adapter_name}' was trained with keep_base=False, so the base's weights that its terms refer to are "
                 "gone. Save it, and load the base again."
             )
+        found = replaced_terms(self._base_layers(adapter_name), self._values[adapter_name], in_place=True)
+        return self._over_tables(found, adapter_name)
+
+    def _base_layers(self, adapter_name: str) -> BaseLayers:
         kept = {self.model.get_parameter(name): value for name, value in self._pristine.items()}
-        return replaced_terms(BaseLayers(self.model, kept), self._values[adapter_name], in_place=True)
+        return BaseLayers(self.model, {**self.own_tables.as_seen_by(adapter_name), **kept})
 
     # -- swapping
 
@@ -227,6 +249,7 @@ class DirectTuner(Tuner):
     def _detach(self) -> nn.Module:
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
+        self.own_tables.leave()
         self.peft_config.clear()
         self._values, self._pristine, self._active = {}, {}, []
         self._thaw()

@@ -3,14 +3,63 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
 from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.merging import MergeError, warn_of_dequantizing, warn_of_merge_error
+from manytune.methods.tuners.own_tables import OwnTables
 from manytune.methods.tuners.tied import refuse_unmergeable
+
+
+def merged_in(layers: Collection[AdapterLayer]) -> list[str]:
+    """The adapters that are merged into any of some layers."""
+    return list(dict.fromkeys(name for layer in layers for name in layer.merged_adapters))
+
+
+@contextmanager
+def tables_to_merge(
+    tables: OwnTables, layers: Collection[AdapterLayer], names: Sequence[str]
+) -> Iterator[None]:
+    """Within this context, and from then on unless it raises, the base has the tables of adapters that are merged.
+
+    Raises:
+        AdapterError: Others are merged already into a base with other tables.
+    """
+    if not tables:
+        yield
+        return
+    merged = merged_in(layers)
+    late = [name for name in names if name not in merged and tables.of(name)]
+    if merged and late:
+        raise AdapterError(
+            f"Adapters {merged} are merged, and {late} bring embedding tables of their own. Unmerge, then merge all of "
+            "them in one call."
+        )
+    former = tables.names
+    tables.use([*merged, *names])
+    try:
+        yield
+    except BaseException:
+        tables.use(former)
+        raise
+
+
+def refuse_inexact(layers: Collection[AdapterLayer]) -> None:
+    """Refuse to go back to a base whose exact weights aren't kept.
+
+    Raises:
+        AdapterError: Adapters are merged in low memory.
+    """
+    inexact = [layer for layer in layers if layer.merged_inexactly]
+    if inexact:
+        raise AdapterError(
+            f"Can't disable adapters: {inexact[0].merged_adapters} are merged in low memory, so the base's exact "
+            "weights aren't there to go back to. Unmerge first; the base is then off by what merging stated."
+        )
 
 
 def merge_layers(

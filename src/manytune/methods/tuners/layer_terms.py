@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.embeddings import base_tables, divided_tables, plain_name
+from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.replaced import replaced_terms
-from manytune.methods.tuners.targets import matches
+from manytune.methods.tuners.saved_targets import lies_in
 from manytune.methods.tuners.terms import FILE_PREFIX, INSTEAD, Terms, TermsError
 
 
@@ -49,10 +51,56 @@ def by_layer(
     return layers, others
 
 
+def with_own_tables(
+    model: nn.Module, config: Any, tensors: Mapping[str, Tensor]
+) -> tuple[BaseLayers, Tables, dict[str, Tensor]]:
+    """The base that a saved adapter was trained on: with the embedding tables that its file brings.
+
+    Args:
+        model: The base; adapters may be attached to it.
+        config: The adapter's options.
+        tensors: By their names in the file.
+
+    Returns:
+        That base; the tables in it that differ from the model's, to be written over the adapter's terms; and the other
+        tensors, by their names in the file.
+
+    Raises:
+        TermsError: A table has another shape than the base's, or two differ that are one in this base.
+    """
+    inside = {n.removeprefix(FILE_PREFIX): t for n, t in tensors.items() if n.startswith(FILE_PREFIX)}
+    saving = getattr(config, "modules_to_save", None) or ()
+    mine = {name for name in inside if plain_name(name) == name and lies_in(name, saving)}
+    found, others = divided_tables(model, inside, mine)
+    known = base_tables(model) if found else {}
+    tables: dict[nn.Parameter, Tensor] = {}
+    for name, table in found.items():
+        parameter = known[name]
+        if table.shape != parameter.shape:
+            raise TermsError(
+                f"the adapter brings its own {name} of shape {tuple(table.shape)}, and the base's is "
+                f"{tuple(parameter.shape)}: it was trained with another vocabulary. Give it a base of its own: call "
+                f"model.resize_token_embeddings({table.shape[0]}) on the base, save that, and add the adapter to it."
+            )
+        if parameter in tables and not _equal(table, tables[parameter]):
+            raise TermsError(
+                f"the adapter brings two unlike tables, one of them {name}, which are one in this base. Save the base "
+                "with tie_word_embeddings=False, and add the adapter to that."
+            )
+        if not _equal(table, parameter.detach()):
+            tables[parameter] = table.detach()
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(FILE_PREFIX)}
+    return (
+        BaseLayers(model, tables),
+        tables,
+        outside | {f"{FILE_PREFIX}{name}": tensor for name, tensor in others.items()},
+    )
+
+
 def saved_terms(base: BaseLayers, config: Any, tensors: Mapping[str, Tensor]) -> Terms:
     """The terms of what a file holds apart from a method's own tensors.
 
-    Those are modules trained in full; and tables of the base, which HF PEFT saves along and which change nothing.
+    Those are modules trained in full.
 
     Args:
         base: The base.
@@ -60,28 +108,16 @@ def saved_terms(base: BaseLayers, config: Any, tensors: Mapping[str, Tensor]) ->
         tensors: By their names in the model.
 
     Raises:
-        TermsError: A tensor is neither, or a module that was trained in full can't be written in terms.
+        TermsError: A tensor isn't such a module's, or a module that was trained in full can't be written in terms.
     """
     saving = getattr(config, "modules_to_save", None) or ()
     trained = {name: tensor for name, tensor in tensors.items() if lies_in(name, saving)}
     for name in tensors.keys() - trained.keys():
-        path, _, own = name.rpartition(".")
-        layer = base.at(path)
-        value = layer.value(own)
-        if not layer.is_linear and not isinstance(layer.module, nn.Embedding):
-            value = None
-        if value is None or own != "weight" or not _equal(tensors[name], value):
-            raise TermsError(
-                f"{config.peft_type} adapter: its file holds {name!r}, which is neither a tensor of the method, nor of "
-                f"modules_to_save={list(saving)}, nor the base's own table. {INSTEAD}"
-            )
+        raise TermsError(
+            f"{config.peft_type} adapter: its file holds {name!r}, which is neither a tensor of the method, nor of "
+            f"modules_to_save={list(saving)}, nor an embedding table. {INSTEAD}"
+        )
     return replaced_terms(base, trained, in_place=False)
-
-
-def lies_in(name: str, modules: Collection[str]) -> bool:
-    """Whether a parameter, by its name, belongs to one of some modules, by their paths or path endings."""
-    parts = name.split(".")[:-1]
-    return any(matches(".".join(parts[: i + 1]), modules) for i in range(len(parts)))
 
 
 def _equal(tensor: Tensor, value: Tensor) -> bool:

@@ -17,19 +17,21 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
-from manytune.methods.tuners.embeddings import base_tables
 from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import settle
-from manytune.methods.tuners.layer_merging import merge_layers
-from manytune.methods.tuners.layer_terms import by_layer, saved_terms
+from manytune.methods.tuners.layer_merging import merge_layers, merged_in, refuse_inexact, tables_to_merge
+from manytune.methods.tuners.layer_terms import by_layer, saved_terms, with_own_tables
 from manytune.methods.tuners.merging import MergeError
+from manytune.methods.tuners.own_tables import Tables
+from manytune.methods.tuners.quantized_layers import note_unpacked
 from manytune.methods.tuners.replaced import replaced_terms
-from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, kept_copies
+from manytune.methods.tuners.saved_targets import saved_targets
 from manytune.methods.tuners.switching import named_in_layers, written
-from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
+from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.tied import refuse_unmergeable, say_untied
-from manytune.methods.tuners.walk import replace_module
+from manytune.methods.tuners.walk import replace_module, replace_modules
 
 
 class LayerTuner(Tuner):
@@ -58,8 +60,6 @@ class LayerTuner(Tuner):
         self.__dict__["_layers"] = {}
         self.__dict__["_saved"] = {}
         self.__dict__["_active"] = []
-        # Tables of the base that a checkpoint has replaced, and what they were.
-        self.__dict__["_tables"] = {}
         # Where merged weights are written while adapters are switched.
         self.__dict__["_rooms"] = {}
         super().__init__(
@@ -73,7 +73,6 @@ class LayerTuner(Tuner):
     _layers: dict[str, AdapterLayer]
     _saved: dict[str, ModulesToSaveWrapper]
     _active: list[str]
-    _tables: dict[str, tuple[Tensor, Tensor]]
     _rooms: dict[str, Tensor | None]
 
     # -- what a subclass says
@@ -119,29 +118,28 @@ class LayerTuner(Tuner):
         self._require_new(adapter_name)
         self.check(adapter_name, config)
         targets = self.select(config)
-        saving = list(getattr(config, "modules_to_save", None) or ())
-        to_save = [(p, m) for p, m in candidates(self.model) if matches(p, saving)] if saving else []
-        refuse_unsaved(self.model, config)
+        to_save = saved_targets(self.model, config)
         skipped = {path for path, _ in to_save}
         inside = tuple(f"{path}." for path in skipped)
         targets = [(p, m) for p, m in targets if p not in skipped and not (inside and p.startswith(inside))]
         if not targets:
             raise ConfigError(
                 "No modules were targeted for adaptation: every module that target_modules names is also in "
-                f"modules_to_save={saving}. A module is either adapted or trained in full."
+                f"modules_to_save={getattr(config, 'modules_to_save', None)}. A module is either adapted or trained in "
+                "full."
             )
         # All wrappers are made and filled before the first is put in place: an error leaves the model as it was.
         wrapped = {p: m if isinstance(m, AdapterLayer) else self.wrap(p, m, config) for p, m in targets}
         try:
-            with torch.device("meta") if low_cpu_mem_usage else nullcontext():
-                for path, layer in wrapped.items():
-                    self.add_to_layer(layer, path, adapter_name, config)
-                    settle(layer, adapter_name, autocast=autocast_adapter_dtype)
-            keepers = {
-                p: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for p, m in to_save
-            }
-            for keeper in keepers.values():
-                keeper.add(adapter_name, autocast=autocast_adapter_dtype)
+            # What starts from the base's weights starts from the base's own tables.
+            with self.own_tables.instead([]):
+                with torch.device("meta") if low_cpu_mem_usage else nullcontext():
+                    for path, layer in wrapped.items():
+                        self.add_to_layer(layer, path, adapter_name, config)
+                        settle(layer, adapter_name, autocast=autocast_adapter_dtype)
+                keepers = {p: kept_copies(m) for p, m in to_save}
+                for keeper in keepers.values():
+                    keeper.add(adapter_name, autocast=autocast_adapter_dtype)
         except BaseException:
             for layer in wrapped.values():
                 layer.delete_adapter(adapter_name)
@@ -151,13 +149,7 @@ class LayerTuner(Tuner):
         new = {
             p: m for p, m in {**wrapped, **keepers}.items() if p not in self._layers and p not in self._saved
         }
-        parents: dict[str, nn.Module] = {}
-        for path, module in new.items():
-            # A parent may be a wrapper that has just been put in place, so it is looked up now.
-            parent, _, name = path.rpartition(".")
-            if parent not in parents:
-                parents[parent] = self.model.get_submodule(parent)
-            setattr(parents[parent], name, module)
+        replace_modules(self.model, new)
         self._layers.update(wrapped)
         self._saved.update(keepers)
         self.peft_config[adapter_name] = config
@@ -171,6 +163,7 @@ class LayerTuner(Tuner):
             merged[0].delete_adapter(adapter_name)
         for module in self._carriers().values():
             module.delete_adapter(adapter_name)
+        self.own_tables.forget(adapter_name)
         del self.peft_config[adapter_name]
         remaining = [name for name in self._active if name != adapter_name]
         if remaining != self._active:
@@ -182,6 +175,7 @@ class LayerTuner(Tuner):
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:
             self._require(name)
+        self.own_tables.check(names)
         if any(layer.merged for layer in self._layers.values()):
             warnings.warn(
                 "Adapter cannot be set when the model is merged. Unmerging the model first.", PeftWarning, 3
@@ -190,6 +184,7 @@ class LayerTuner(Tuner):
         for module in self._carriers().values():
             module.set_adapter(names, inference_mode=inference_mode)
         self._active[:] = names
+        self.own_tables.use(names if self.enabled is not False else [])
 
     def set_requires_grad(self, adapter_names: Sequence[str], *, requires_grad: bool = True) -> None:
         """See `Tuner.set_requires_grad`."""
@@ -203,11 +198,15 @@ class LayerTuner(Tuner):
         """See `Tuner.switched`."""
         one_by_one = any(self.changes_base(name) for name in {*adapter_names, *self._active})
         with named_in_layers(self._layers, self._saved, self._active, adapter_names, one_by_one=one_by_one):
-            if not merged or self.enabled is False:
-                yield
-                return
-            with written(self._layers, adapter_names, self._rooms, partial(refuse_unmergeable, self.model)):
-                yield
+            disabled = (merged or bool(self.own_tables)) and self.enabled is False
+            with self.own_tables.instead([] if disabled else adapter_names):
+                if not merged or disabled:
+                    yield
+                    return
+                with written(
+                    self._layers, adapter_names, self._rooms, partial(refuse_unmergeable, self.model)
+                ):
+                    yield
 
     @property
     def active_adapters(self) -> list[str]:
@@ -225,14 +224,15 @@ class LayerTuner(Tuner):
         Raises:
             AdapterError: An adapter is merged in low memory, so there is no exact base to go back to.
         """
-        inexact = [layer for layer in self._layers.values() if layer.merged_inexactly]
-        if inexact and not enabled:
-            raise AdapterError(
-                f"Can't disable adapters: {inexact[0].merged_adapters} are merged in low memory, so the base's exact "
-                "weights aren't there to go back to. Unmerge first; the base is then off by what merging stated."
-            )
+        if not enabled:
+            refuse_inexact(self._layers.values())
+        # Merged layers take their weights out of the tables, and put them in again.
+        if enabled:
+            self.own_tables.use(merged_in(self._layers.values()) or self._active)
         for module in self._carriers().values():
             module.enable_adapters(enabled)
+        if not enabled:
+            self.own_tables.use([])
 
     @property
     def enabled(self) -> bool | None:
@@ -274,17 +274,19 @@ class LayerTuner(Tuner):
     ) -> tuple[list[str], list[str]]:
         """See `Tuner.load_state`."""
         mine = self.state(adapter_name)
-        # HF PEFT saves embedding tables of the base along with the adapter.
-        tables = base_tables(self.model) if tensors.keys() - mine.keys() else {}
-        for key in tables.keys() & tensors.keys():
-            self.__dict__["_tables"].setdefault(key, (tables[key], tables[key].detach().clone()))
-        return fill_state(
-            adapter_name,
-            {**tables, **mine},
-            tensors,
-            optional=tables.keys(),
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-        )
+        return fill_state(adapter_name, mine, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes)
+
+    def bring_tables(self, adapter_name: str, tables: Tables) -> None:
+        """See `Tuner.bring_tables`.
+
+        Raises:
+            AdapterError: Adapters are merged.
+        """
+        if merged := merged_in(self._layers.values()):
+            raise AdapterError(
+                f"{merged} are merged, and '{adapter_name}' brings embedding tables. Unmerge first."
+            )
+        super().bring_tables(adapter_name, tables)
 
     # -- terms
 
@@ -295,10 +297,16 @@ class LayerTuner(Tuner):
 
     @classmethod
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
-        """See `Tuner.terms`; each layer's part is for `layer_class.terms` to say."""
-        base, kind = BaseLayers(model), cls.layer_class
-        if kind is AdapterLayer:
+        """See `Tuner.terms`; a subclass says more in `terms_over`."""
+        if cls.layer_class is AdapterLayer:
             return super().terms(config, tensors, model)
+        base, tables, others = with_own_tables(model, config, tensors)
+        return over_tables(cls.terms_over(base, config, others), base, tables)
+
+    @classmethod
+    def terms_over(cls, base: BaseLayers, config: Any, tensors: Mapping[str, Tensor]) -> Terms:
+        """The terms over a base that has the adapter's own tables; each layer's part is for `layer_class` to say."""
+        kind = cls.layer_class
         layers, others = by_layer(tensors, kind.adapter_layer_names)
         parts = [kind.terms(base.at(p), t, config, cls.scaling_at(config, p)) for p, t in layers.items()]
         return joined([*parts, saved_terms(base, config, others)])
@@ -306,18 +314,15 @@ class LayerTuner(Tuner):
     def live_terms(self, adapter_name: str) -> Terms:
         """See `Tuner.live_terms`."""
         self._require(adapter_name)
-        base, config = self._base_layers(), self.peft_config[adapter_name]
+        base, config = self._base_layers(adapter_name), self.peft_config[adapter_name]
         parts = [
             layer.live_terms(base.under(layer, path), adapter_name, config)
             for path, layer in self._layers.items()
             if layer.has_adapter(adapter_name)
         ]
         saved = {f"{p}.{n}": t for p, k in self._saved.items() for n, t in k.tensors(adapter_name).items()}
-        return joined([*parts, replaced_terms(base, saved, in_place=False)])
-
-    def _base_layers(self) -> BaseLayers:
-        """The base under what is attached; a subclass may know of values that are trained in place."""
-        return BaseLayers(self.model)
+        found = joined([*parts, replaced_terms(base, saved, in_place=False)])
+        return self._over_tables(found, adapter_name)
 
     # -- merging
 
@@ -332,7 +337,8 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
-        return merge_layers(self.model, self._layers.values(), names, safe_merge, low_memory=low_memory)
+        with tables_to_merge(self.own_tables, self._layers.values(), names):
+            return merge_layers(self.model, self._layers.values(), names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
         """See `Tuner.unmerge_adapter`."""
@@ -341,6 +347,7 @@ class LayerTuner(Tuner):
             warnings.warn("Already unmerged. Nothing to do.", PeftWarning, stacklevel=3)
         for layer in merged:
             layer.unmerge()
+        self.own_tables.use(self._active if self.enabled is not False else [])
 
     def unload(self) -> nn.Module:
         """See `Tuner.unload`."""
@@ -349,8 +356,7 @@ class LayerTuner(Tuner):
             replace_module(self.model, path, layer.detach())
         for path, keeper in self._saved.items():
             replace_module(self.model, path, keeper.original_module)
-        for table, original in self._tables.values():
-            table.data.copy_(original)
+        self.own_tables.use([])
         return self._detach()
 
     def merge_and_unload(
@@ -363,6 +369,7 @@ class LayerTuner(Tuner):
         names = list(self._active if adapter_names is None else adapter_names)
         for name in names:
             self._require(name)
+        self.own_tables.use([*merged_in(self._layers.values()), *names])
         for layer in self._layers.values():
             layer.enable_adapters(True)
         if any(
@@ -377,13 +384,14 @@ class LayerTuner(Tuner):
             mine = [name for name in names if name in keeper.modules_to_save]
             replace_module(self.model, path, keeper.trained(mine[-1]) if mine else keeper.original_module)
         say_untied(self.model)
+        note_unpacked(self.model)
         return self._detach()
 
     def _detach(self) -> nn.Module:
         self._layers.clear()
         self._saved.clear()
         self._active.clear()
-        self._tables.clear()
+        self.own_tables.leave()
         self._rooms.clear()
         self.peft_config.clear()
         self._thaw()

@@ -31,6 +31,11 @@ def _endings(path: str, parts: int) -> list[str]:
     return [".".join(words[-count:]) for count in range(1, min(parts, len(words)) + 1)]
 
 
+def ends_in(path: str, names: Collection[str]) -> bool:
+    """Whether a path ends in one of some names, in the middle of a word, too."""
+    return any(path.endswith(name) for name in names)
+
+
 def lists_around(paths: Sequence[str]) -> list[str]:
     """What the numbered lists are called that paths lead through."""
     parts = [path.split(".") for path in paths]

@@ -6,6 +6,7 @@ precision: adding ΔW to a packed weight would round it to a few bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,36 @@ def quantization_backend(module: nn.Module) -> str | None:
         if library in _LIBRARIES:
             return library
     return None
+
+
+def packed_parameters(model: nn.Module) -> dict[str, str]:
+    """The packed parameters of a model, and of each the library that packs it."""
+    return {
+        f"{path}.weight".lstrip("."): library
+        for path, module in model.named_modules()
+        if "weight" in module._parameters and (library := quantization_backend(module))
+    }
+
+
+def refuse_packed(packed: Mapping[str, str], what: str, instead: str) -> None:
+    """Refuse to train packed parameters: a step of the optimizer is finer than their few bits.
+
+    Args:
+        packed: Those that would train, as `packed_parameters` gives them; nothing happens if there are none.
+        what: What would train them, such as the method.
+        instead: What to do instead, as a sentence.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if not packed:
+        return
+    name, library = next(iter(packed.items()))
+    others = f" (and {len(packed) - 1} more)" if len(packed) > 1 else ""
+    raise ConfigError(
+        f"{what} would train {name}{others}, which {library} has packed into a few bits; an optimizer's steps are "
+        f"finer than these. {instead}"
+    )
 
 
 def keep_differentiable(model: nn.Module) -> None:
@@ -94,3 +125,21 @@ class DequantizedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Compute x Wᵀ + b in the weight's dtype, and give it back in x's; x is (..., in)."""
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
+
+
+def note_unpacked(model: nn.Module) -> None:
+    """Write into the configuration of a packed base which layers merging left in full precision.
+
+    Without that, a model that is saved then can't be loaded: transformers would look for packed weights in them.
+    """
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    plain = [path for path, module in model.named_modules() if isinstance(module, DequantizedLinear)]
+    if quantizer is None or not plain:
+        return
+    if not packed_parameters(model):
+        quantizer.remove_quantization_config(model)
+        return
+    options = quantizer.quantization_config
+    known = [name for name in ("llm_int8_skip_modules", "modules_to_not_convert") if hasattr(options, name)]
+    for name in known[:1]:
+        setattr(options, name, sorted({*(quantizer.modules_to_not_convert or ()), *plain}))

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.tuners.base_layers import Wrapper
+from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
+from manytune.own_dtype import cast_floats
 
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
@@ -86,7 +88,12 @@ class ModulesToSaveWrapper(Wrapper):
         Args:
             adapter_name: The adapter.
             autocast: Keep the copy in float32 where the original is in half precision, which rounds small steps away.
+
+        Raises:
+            ConfigError: Weights in it are packed, so that a copy can't train.
         """
+        packed = packed_parameters(self.original_module)
+        refuse_packed(packed, "modules_to_save", "Leave it out, and name it in target_modules instead.")
         twin = copy.deepcopy(self.original_module)
         twin.requires_grad_(False)
         if autocast and _dtype_of(twin) in (torch.float16, torch.bfloat16):
@@ -158,8 +165,8 @@ class ModulesToSaveWrapper(Wrapper):
         wide = dtype if module is self.original_module else _dtype_of(module)
         if dtype is None or wide is None or wide == dtype:
             return module(*args, **kwargs)
-        args, kwargs = _cast(args, wide), _cast(kwargs, wide)
-        return _cast(module(*args, **kwargs), dtype)
+        args, kwargs = cast_floats(args, wide), cast_floats(kwargs, wide)
+        return cast_floats(module(*args, **kwargs), dtype)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -171,20 +178,14 @@ class ModulesToSaveWrapper(Wrapper):
             return getattr(self.current, name)
 
 
+def kept_copies(module: nn.Module) -> ModulesToSaveWrapper:
+    """What keeps adapters' copies of a module: a new one, or the one that has its place already."""
+    return module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
+
+
 def _dtype_of(module: nn.Module) -> torch.dtype | None:
     """The dtype of a module's floating-point parameters; None if it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating-point tensors in a dtype, within tuples, lists and dictionaries; all else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if type(value) in (tuple, list):
-        return type(value)(_cast(one, dtype) for one in value)
-    if type(value) is dict:
-        return {key: _cast(one, dtype) for key, one in value.items()}
-    return value
 
 
 class ModuleTypeError(ConfigError, TypeError):

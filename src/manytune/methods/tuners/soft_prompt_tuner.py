@@ -16,15 +16,15 @@ from transformers import PreTrainedModel
 from manytune.errors import AdapterError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig
 from manytune.methods.tuners.base import NotInLayersError, Tuner
-from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.filling import fill_state
-from manytune.methods.tuners.layer_terms import lies_in
+from manytune.methods.tuners.layer_terms import with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
+from manytune.methods.tuners.saved_targets import lies_in, saved_targets
 from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
-from manytune.methods.tuners.targets import candidates, matches, refuse_unsaved
-from manytune.methods.tuners.terms import Terms, TermsError, joined
+from manytune.methods.tuners.table_terms import over_tables
+from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 from manytune.methods.tuners.walk import replace_module
 
 
@@ -39,6 +39,7 @@ class PromptTuner(Tuner):
 
     kind: ClassVar[str] = "prompt learning"
     file_prefix: ClassVar[str] = ""
+    parameter_prefix = "base_model."
     in_layers: ClassVar[bool] = False
     no_sum: ClassVar[str | None] = "each soft prompt is trained to come directly before the input"
     model: PreTrainedModel
@@ -80,6 +81,10 @@ class PromptTuner(Tuner):
     @classmethod
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
         """See `Tuner.terms`."""
+        base, tables, others = with_own_tables(
+            model, config, _with_prefix(tensors, cls.parameter_prefix, FILE_PREFIX)
+        )
+        tensors = _with_prefix(others, FILE_PREFIX, cls.parameter_prefix)
         saved = {
             name.removeprefix("base_model."): tensor
             for name, tensor in tensors.items()
@@ -91,7 +96,8 @@ class PromptTuner(Tuner):
             )
         assert isinstance(model, PreTrainedModel), "virtual tokens are for models of transformers"
         prompt = cls.prompt_terms(config, tensors[PROMPT].detach(), model)
-        return joined([prompt, replaced_terms(BaseLayers(model), saved, in_place=False)])
+        found = joined([prompt, replaced_terms(base, saved, in_place=False)])
+        return over_tables(found, base, tables)
 
     def mounted(self) -> dict[str, nn.Module]:
         """See `Tuner.mounted`: the user's model, and the prompts next to it."""
@@ -147,6 +153,7 @@ class PromptTuner(Tuner):
         del self.peft_config[adapter_name], self.prompt_encoder[adapter_name]
         for keeper in self._saved.values():
             keeper.delete_adapter(adapter_name)
+        self.own_tables.forget(adapter_name)
         if adapter_name in self._active:
             self.set_adapter(list(self.peft_config)[:1])
 
@@ -162,6 +169,7 @@ class PromptTuner(Tuner):
         self._require_one(names)
         for keeper in self._saved.values():
             keeper.set_adapter(names, inference_mode=inference_mode)
+        self.own_tables.use(names if self._enabled else [])
         self._active[:] = names
         self._trains = not inference_mode
         self._let_train()
@@ -174,6 +182,7 @@ class PromptTuner(Tuner):
         with ExitStack() as stack:
             for keeper in self._saved.values():
                 stack.enter_context(keeper.temporarily(adapter_names))
+            stack.enter_context(self.own_tables.instead(adapter_names if self._enabled else []))
             self._active[:] = adapter_names
             try:
                 yield
@@ -195,6 +204,7 @@ class PromptTuner(Tuner):
         self._enabled = enabled
         for keeper in self._saved.values():
             keeper.enable_adapters(enabled)
+        self.own_tables.use(self._active if enabled else [])
         self._let_train()
 
     def state(self, adapter_name: str) -> dict[str, Tensor]:
@@ -267,6 +277,8 @@ class PromptTuner(Tuner):
         """See `Tuner.unload`."""
         for path, keeper in self._saved.items():
             replace_module(self.model, path, keeper.original_module)
+        self.own_tables.use([])
+        self.own_tables.leave()
         self._saved.clear()
         self._active.clear()
         self.peft_config.clear()
@@ -303,10 +315,15 @@ class PromptTuner(Tuner):
         }
 
     def _keepers(self, config: PromptLearningConfig) -> dict[str, ModulesToSaveWrapper]:
-        names = list(config.modules_to_save or ())
-        found = [(path, module) for path, module in candidates(self.model) if names and matches(path, names)]
-        refuse_unsaved(self.model, config)
         return {
             path: module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
-            for path, module in found
+            for path, module in saved_targets(self.model, config)
         }
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], former: str, prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with another prefix; those that don't begin with the former one stay as they are."""
+    return {
+        f"{prefix}{name.removeprefix(former)}" if name.startswith(former) else name: tensor
+        for name, tensor in tensors.items()
+    }

@@ -67,6 +67,11 @@ def add_weighted_adapter(
             f"Expected one weight for each adapter, found {len(adapters)} adapters and {len(weights)} weights."
         )
     donors = _donors(tuner, adapters)
+    tables = [brought for name in dict.fromkeys(adapters) if (brought := tuner.own_tables.of(name))]
+    if len(tables) > 1:
+        raise AdapterError(
+            "Cannot add weighted adapters if several of them bring embedding tables of their own, which don't add up."
+        )
     options = {**_targets(tuner, adapters), **tuner.sum_options(adapters, how)}
     config = dataclasses.replace(tuner.peft_config[adapters[0]], **options)
     tuner.add_adapter(adapter_name, config)
@@ -75,6 +80,8 @@ def add_weighted_adapter(
         if pairs and layer.has_adapter(adapter_name):
             names, own = zip(*pairs, strict=True)
             tuner.write_sum(layer, path, adapter_name, names, own, how)
+    for brought in tables:
+        tuner.bring_tables(adapter_name, brought)
     for path, donor in donors.items():
         target = tuner._saved[path].tensors(adapter_name)
         for key, value in tuner._saved[path].tensors(donor).items():
@@ -99,7 +106,8 @@ def _donors(tuner: LayerTuner, adapters: Sequence[str]) -> dict[str, str]:
 def _targets(tuner: LayerTuner, adapters: Sequence[str]) -> dict[str, Any]:
     """Options with which a sum is at every layer that has one of the adapters."""
     configs: list[Any] = [tuner.peft_config[name] for name in adapters]
-    targets = {p for p, layer in tuner._layers.items() if any(map(layer.has_adapter, adapters))}
+    carrying = {p: layer for p, layer in tuner._layers.items() if any(map(layer.has_adapter, adapters))}
+    targets = {path for path, layer in carrying.items() if layer.parameter_name is None}
     narrowed = any(
         getattr(config, "exclude_modules", None) or getattr(config, "layers_to_transform", None) is not None
         for config in configs

@@ -20,9 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.names import lists_around, shortest_names, shown
+from manytune.methods.tuners.base_layers import unwrapped
+from manytune.methods.tuners.names import ends_in, lists_around, shortest_names, shown
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
-from manytune.methods.tuners.task_heads import TASK_HEADS, head_names
+from manytune.methods.tuners.task_heads import head_names
 from manytune.methods.tuners.unmatched import check_layers, nearest, pattern_matches, report
 
 ALL_LINEAR = "all-linear"
@@ -133,7 +134,8 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
         NoMatchingPeftModuleError: The model has none.
     """
     get_output = getattr(model, "get_output_embeddings", None)
-    head = get_output() if callable(get_output) else None
+    output = get_output() if callable(get_output) else None
+    head = unwrapped(output) if isinstance(output, nn.Module) else None
     heads = head_names(model, task_type)
     everything = list(candidates(model))
     attentions = {path for path, module in everything if isinstance(base_of(module), nn.MultiheadAttention)}
@@ -141,8 +143,8 @@ def all_linear_targets(model: nn.Module, task_type: str | None = None) -> set[st
         path
         for path, module in everything
         if is_linear(module)
-        and base_of(module) is not head
-        and not any(matches(path, [h]) for h in heads)
+        and unwrapped(module) is not head
+        and not ends_in(path, heads)
         and path.rpartition(".")[0] not in attentions
     ]
     if not wanted:
@@ -202,29 +204,6 @@ def select(model: nn.Module, selection: Selection) -> list[tuple[str, nn.Module]
     _check_entries_in_layers(selection, paths)
     _check_exclusions(selection, paths, excluded)
     return kept
-
-
-def refuse_unsaved(model: nn.Module, config: PeftConfig, *, known: Sequence[str] | None = None) -> None:
-    """Refuse entries of `modules_to_save` that match nothing; a task's usual heads needn't all be there.
-
-    Args:
-        model: The model.
-        config: The options.
-        known: Those entries that aren't modules of the model and do match something.
-
-    Raises:
-        UnmatchedError: An entry matches nothing, and the options aren't a saved adapter's.
-    """
-    names = list(getattr(config, "modules_to_save", None) or ())
-    paths = [path for path, _ in candidates(model)] if names else []
-    fine = {*TASK_HEADS.get(config.task_type or "", ()), *(known or ())}
-    unmatched = [name for name in names if name not in fine and not any(matches(p, [name]) for p in paths)]
-    if unmatched:
-        report(
-            f"modules_to_save names {unmatched}, which match no module of the model, so nothing would be trained or "
-            f"saved for them. {nearest(unmatched, paths)}",
-            saved=config.was_saved,
-        )
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from manytune.methods.config import TaskType
+from manytune.methods.tuners.names import ends_in
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 
 #: Names that HF PEFT trains and saves for a task.
@@ -18,15 +19,16 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 def head_names(model: nn.Module, task_type: str | None) -> list[str]:
     """What has to be trained in full for a task: the usual names, and all parts of the model that aren't its base's.
 
-    transformers' classes hold the pretrained base under `base_model_prefix`, and next to it what is new: DistilBERT's
-    `pre_classifier`, BART's and T5's `classification_head`, XLNet's `logits_proj`.
+    transformers' classes hold the pretrained base under `base_model_prefix`, and next to it what is new: BART's and
+    T5's `classification_head`, XLNet's `logits_proj`. The usual `classifier` names DistilBERT's `pre_classifier` as
+    well; see `saved_targets.py`.
 
     Args:
         model: The model, with or without adapters.
         task_type: The task; tasks without a head of their own have none.
     """
     usual = TASK_HEADS.get(task_type or "", ())
-    return list(dict.fromkeys((*usual, *new_parts(model)))) if usual else []
+    return [*usual, *(part for part in new_parts(model) if not ends_in(part, usual))] if usual else []
 
 
 def new_parts(model: nn.Module) -> list[str]:
@@ -54,7 +56,7 @@ def untrained_parts(model: nn.Module, saved: list[str]) -> list[str]:
     return [
         name
         for name in new_parts(model)
-        if name not in saved
+        if not ends_in(name, saved)
         and not isinstance(model._modules[name], ModulesToSaveWrapper)
         and not any(one.startswith(f"{name}.") for one in loaded)
     ]

@@ -5,7 +5,8 @@ At one layer that computes W x + b, an adapter makes of an input x
     y = c ⊙ (W (a ⊙ x) + b) + d + U φ(D z + e) + f
 
 where z is x, y itself, or the input of another layer. An embedding table is such a layer, with x one-hot; a norm is one
-with the identity for W. Outside of layers an adapter has virtual tokens that are read before the prompt, or keys and
+with the identity for W. In a mixture of experts a router computes with W + s U D, and each grouped expert e with
+W[e] + s U[e] D[e]. Outside of layers an adapter has virtual tokens that are read before the prompt, or keys and
 values that stand in the cache before it. Each method uses some of these terms; one that needs more says so.
 """
 
@@ -102,6 +103,26 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class ParameterUpdate:
+    """s U D added to a parameter that no linear layer holds: a router's matrix, or grouped experts' matrices.
+
+    Attributes:
+        down: D, (rank, in), or one of each expert, (experts, rank, in).
+        up: U, (out, rank), or (experts, out, rank).
+        scaling: s.
+    """
+
+    down: Tensor
+    up: Tensor
+    scaling: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Between D and U."""
+        return int(self.up.shape[-1])
+
+
+@dataclass(frozen=True)
 class Terms:
     """One adapter.
 
@@ -112,6 +133,7 @@ class Terms:
         factors: a, c and d by path of their layer.
         embeddings: Virtual tokens that are read before the prompt, (tokens, hidden), or None.
         prefix: Keys and values that stand before it in each layer, (layers, 2, heads, tokens, head size), or None.
+        parameters: What is added to routers and grouped experts, by path of the parameter.
     """
 
     updates: Mapping[str, Update] = field(default_factory=dict)
@@ -120,6 +142,7 @@ class Terms:
     factors: Mapping[str, Factors] = field(default_factory=dict)
     embeddings: Tensor | None = None
     prefix: Tensor | None = None
+    parameters: Mapping[str, ParameterUpdate] = field(default_factory=dict)
 
     @property
     def virtual_tokens(self) -> int:
@@ -152,6 +175,7 @@ def joined(parts: Iterable[Terms]) -> Terms:
     """
     updates: dict[str, Update] = {}
     factors: dict[str, Factors] = {}
+    parameters: dict[str, ParameterUpdate] = {}
     kinds: set[tuple[str | None, bool]] = set()
     before: dict[str, Tensor] = {}
     for part in parts:
@@ -161,6 +185,7 @@ def joined(parts: Iterable[Terms]) -> Terms:
             if path in updates:
                 raise TermsError(f"{path}: the adapter has two updates for one layer. {INSTEAD}")
             updates[path] = update
+        parameters.update(part.parameters)
         for path, own in part.factors.items():
             factors[path] = _both(path, factors[path], own) if path in factors else own
         for name, value in (("embeddings", part.embeddings), ("prefix", part.prefix)):
@@ -174,7 +199,8 @@ def joined(parts: Iterable[Terms]) -> Terms:
             f"module trained in full (modules_to_save); all updates of an adapter have one form. {INSTEAD}"
         )
     activation, reads_output = kinds.pop() if kinds else (None, False)
-    return Terms(updates, activation, reads_output, factors, before.get("embeddings"), before.get("prefix"))
+    soft = before.get("embeddings"), before.get("prefix")
+    return Terms(updates, activation, reads_output, factors, *soft, parameters)
 
 
 def _both(path: str, first: Factors, second: Factors) -> Factors:

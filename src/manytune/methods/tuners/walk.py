@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -31,3 +31,17 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
+
+
+def replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules in the places of others, by path; one may lie within one before it.
+
+    Mutates: the parents of the modules at these paths.
+    """
+    parents: dict[str, nn.Module] = {}
+    for path, module in modules.items():
+        # A parent may be a wrapper that has just been put in place, so it is looked up now.
+        parent, _, name = path.rpartition(".")
+        if parent not in parents:
+            parents[parent] = model.get_submodule(parent)
+        setattr(parents[parent], name, module)

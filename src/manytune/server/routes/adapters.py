@@ -60,14 +60,14 @@ async def reload_all(http: Request) -> dict[str, Any]:
     return {"changed": changed}
 
 
-@router.post("/{name}/load")
+@router.post("/{name:path}/load")
 async def load(name: str, http: Request) -> dict[str, Any]:
     """Load an adapter into memory before it is requested."""
     adapter = await asyncio.to_thread(_registry(http, name).load, name)
     return {"id": name, "root": adapter.digest, "resident": True}
 
 
-@router.post("/{name}/unload")
+@router.post("/{name:path}/unload")
 async def unload(name: str, http: Request) -> dict[str, Any]:
     """Remove an adapter from memory; the next request for it loads it again."""
     was_resident = await asyncio.to_thread(_registry(http, name).unload, name)
@@ -75,21 +75,21 @@ async def unload(name: str, http: Request) -> dict[str, Any]:
     return {"id": name, "unloaded": was_resident}
 
 
-@router.post("/{name}/pin")
+@router.post("/{name:path}/pin")
 async def pin(name: str, http: Request) -> dict[str, Any]:
     """Keep an adapter in memory until it is unpinned; new versions take the place of former ones."""
     adapter = await asyncio.to_thread(_registry(http, name).pin, name)
     return {"id": name, "root": adapter.digest, "pinned": True}
 
 
-@router.post("/{name}/unpin")
+@router.post("/{name:path}/unpin")
 async def unpin(name: str, http: Request) -> dict[str, Any]:
     """Undo a pin."""
     service: Service = http.app.state.service
     return {"id": name, "pinned": False, "was_pinned": service.adapters.unpin(name)}
 
 
-@router.post("/{name}/verify")
+@router.post("/{name:path}/verify")
 async def verify(name: str, http: Request) -> dict[str, Any]:
     """Check an adapter's files, values and base on disk."""
     found = await asyncio.to_thread(_registry(http, name).verify, name)

@@ -35,7 +35,7 @@ async def list_models(http: Request) -> dict[str, Any]:
     return {"object": "list", "data": [model for model in every if principal.may_use(model["id"])]}
 
 
-@router.get("/{name}")
+@router.get("/{name:path}")
 async def show_model(name: str, http: Request) -> dict[str, Any]:
     """One model."""
     service: Service = http.app.state.service

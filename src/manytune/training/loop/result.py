@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manytune.model.accounting import ExpertCounts
 from manytune.store.run_log import StepReport, ValidationReport
 from manytune.training.loop.counters import Counters
 from manytune.training.speed.frozen_layers import CacheSize
@@ -24,6 +25,7 @@ class TrainingResult:
             process since it started.
         trainable_parameters: Numbers that were trained.
         all_parameters: Numbers of the model with what was attached to it.
+        experts: How much of a mixture's experts was adapted; None for a model without any.
         required_flops: Floating-point operations that the steps can't do without; None if the model's can't be
             counted.
         matmul_flops_per_second: The machine's FLOP/s in matrix products of the model's shapes; None if it wasn't
@@ -44,6 +46,7 @@ class TrainingResult:
     peak_memory: int
     trainable_parameters: int
     all_parameters: int
+    experts: ExpertCounts | None
     required_flops: int | None
     matmul_flops_per_second: float | None
     layout: LayoutChoice

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 
 from manytune.errors import RunError
 from manytune.kernels.build import prepare_kernels
+from manytune.model.accounting import count_experts, count_parameters
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import builder
 from manytune.training.loop.arguments import tensorboard_callback, training_arguments
@@ -25,6 +26,7 @@ from manytune.training.loop.method_hooks import method_callbacks
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.trainer import AdapterTrainer, LoopSetup
+from manytune.training.precision import precision
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import Checkpoints
 from manytune.training.speed.chunked_cross_entropy import loss_sum
@@ -55,7 +57,8 @@ def train_model(
         model: A causal language model or an encoder-decoder with a method attached, on any device; it ends in
             evaluation mode on the device that `settings.device` names.
         rows: What it is trained on.
-        settings: The recipe's training section; `dtype` isn't read, since the model is loaded.
+        settings: The recipe's training section. The model is loaded, so its weights keep their dtypes; with
+            `dtype: bfloat16` products with the base's own weights are in bfloat16 where these are float32 and train.
         report: Called after every step and every validation.
         notify: Receives a line if the model can't train with the batches that the settings ask for, and one about
             what `settings.cache_frozen` keeps.
@@ -72,6 +75,30 @@ def train_model(
         RecipeError: `settings.batching` names no layout.
         DataError: A row alone exceeds `settings.token_budget`.
     """
+    with precision(model, settings):
+        return _train(
+            model,
+            rows,
+            settings,
+            report=report,
+            notify=notify,
+            checkpoints=checkpoints,
+            tensorboard_directory=tensorboard_directory,
+            measure_flops=measure_flops,
+        )
+
+
+def _train(
+    model: nn.Module,
+    rows: TrainingRows,
+    settings: TrainingRecipe,
+    *,
+    report: Callable[[Report], None] | None,
+    notify: Callable[[str], None] | None,
+    checkpoints: Checkpoints | None,
+    tensorboard_directory: Path | None,
+    measure_flops: bool | None,
+) -> TrainingResult:
     trainable = _trainable(model)
     builder(settings.batching)  # a name that is wrong is an error on any model
     layout = choose_layout(model, settings.batching)
@@ -131,9 +158,14 @@ def train_model(
         compile_seconds=compile_seconds,
         peak_memory=memory,
         trainable_parameters=sum(parameter.numel() for parameter in trainable.values()),
-        all_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        all_parameters=count_parameters(model)[1],
+        experts=count_experts(model),
         required_flops=None if size is None else size.training_flops(counters),
-        matmul_flops_per_second=matmul_flops_per_second(model, rows=tokens_of_a_batch)
+        matmul_flops_per_second=matmul_flops_per_second(
+            model,
+            rows=tokens_of_a_batch,
+            dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None,
+        )
         if measure_flops
         else None,
         layout=layout,

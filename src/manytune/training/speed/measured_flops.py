@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from manytune.kernels.products import product
+from manytune.methods.tuners.base_layers import linear_sizes
+from manytune.methods.tuners.quantized_layers import dequantized_weight, quantization_backend
 from manytune.training.speed.required_flops import matrices
 
 # Fewer rows measure the call more than the product; more take long on a large head.
@@ -17,7 +19,9 @@ _NARROWEST = 64  # an adapter's matrices are narrower, and no measure of anythin
 
 
 @torch.no_grad()
-def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0) -> float:
+def matmul_flops_per_second(
+    model: nn.Module, *, rows: int, seconds: float = 1.0, dtype: torch.dtype | None = None
+) -> float:
     """Multiply with the model's own matrices for a while, and draw no random number.
 
     Measured are the two products that a frozen layer needs: of its input with the weight, and of the output's gradient
@@ -27,6 +31,7 @@ def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0
         model: On the device that is measured. Its weights are only read.
         rows: Rows of the inputs: tokens of a typical batch.
         seconds: How long to measure, after one round that isn't.
+        dtype: That of the products; None for each weight's own.
 
     Returns:
         FLOP/s, the mean over that time: on a shared machine it is the mean that a training gets.
@@ -34,10 +39,14 @@ def matmul_flops_per_second(model: nn.Module, *, rows: int, seconds: float = 1.0
     shapes: Counter[tuple[int, ...]] = Counter()
     chosen: dict[tuple[int, ...], Tensor] = {}
     for module in matrices(model):
-        if min(module.weight.shape) >= _NARROWEST or not chosen:
-            shape = tuple(module.weight.shape)
+        weight = module.weight
+        packed = quantization_backend(module)
+        shape = linear_sizes(module)[::-1] if packed else tuple(weight.shape)
+        if min(shape) >= _NARROWEST or not chosen:
             shapes[shape] += 1
-            chosen.setdefault(shape, module.weight)
+            if shape not in chosen:
+                weight = dequantized_weight(module) if packed else weight
+                chosen[shape] = weight if dtype is None else weight.to(dtype)
     rows = min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
     pairs = [
         (shapes[shape], weight, weight.new_ones(rows, shape[1]), weight.new_ones(rows, shape[0]))

@@ -15,6 +15,7 @@ are norms, activations, the optimizer, and what is computed twice with gradient 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from manytune.methods.tuners.base_layers import linear_sizes
 from manytune.training.batches.batch import base_model
 from manytune.training.loop.counters import Counters
 from manytune.training.speed.compilation import repeated_layers
@@ -69,9 +71,9 @@ class ModelSize:
         head = base.get_output_embeddings()
         inside_head = set() if head is None else set(head.modules())
         for module in matrices(model):
-            weight = module.weight
-            sizes[module in inside_head][0] += weight.numel()
-            sizes[module in inside_head][1] += weight.numel() if weight.requires_grad else 0
+            size = math.prod(linear_sizes(module))  # of a packed weight, that of what is in it
+            sizes[module in inside_head][0] += size
+            sizes[module in inside_head][1] += size if module.weight.requires_grad else 0
         lower = lower or _below_all_trained(model, inside_head)
         heads = config.num_attention_heads
         head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -81,7 +83,7 @@ class ModelSize:
             heads * head_size * config.num_hidden_layers,
             sizes[False][1],
             sizes[True][1],
-            sum(module.weight.numel() for layer in lower for module in matrices(layer)),
+            sum(math.prod(linear_sizes(module)) for layer in lower for module in matrices(layer)),
             heads * head_size * len(lower),
         )
 
