@@ -207,7 +207,7 @@ def test_preview_of_a_recipe_encodes_as_training_will(base: str) -> None:
     )
     Path("recipe.yaml").write_text(recipe.replace("short", "'short {{ id }}'"))
     shown = json.loads(data("preview", "--recipe", "recipe.yaml", "--json").stdout)["shown"]
-    assert shown[0]["prompt"] == "text 1"
+    assert shown[0]["parts"][0]["text"] == "text 1"
 
 
 def test_preview_without_a_base_shows_the_templates_text() -> None:
@@ -226,10 +226,10 @@ def test_preview_as_json(base: str) -> None:
         {
             "source": "train.jsonl",
             "row": 1,
-            "prompt": "<user> Summarize: text 1 <end> <user>",
-            "completion": "short 1 <end>",
-            "prompt_tokens": 6,
-            "completion_tokens": 3,
+            "parts": [
+                {"text": "<user> Summarize: text 1 <end> <user>", "learned": False, "tokens": 6},
+                {"text": "short 1 <end>", "learned": True, "tokens": 3},
+            ],
             "truncated": False,
         }
     ]
@@ -335,6 +335,7 @@ def test_split_names_a_row_without_the_group() -> None:
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str], expected: str) -> None:
+    write("x.jsonl", row(1))
     result = data(*arguments)
     assert result.exit_code == 2
     assert expected in " ".join(result.stderr.replace("│", " ").split())
@@ -352,3 +353,116 @@ def test_output_fits_a_narrow_terminal(command: list[str]) -> None:
     result = data(*command, write("training_data.jsonl", *rows), *PROMPT)
     assert result.exit_code == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 60
+
+
+# Conversations
+
+USER, ANSWER = {"role": "user", "content": "text 1"}, {"role": "assistant", "content": "short 1"}
+CHATS = [
+    {
+        "messages": [
+            USER,
+            ANSWER,
+            {"role": "user", "content": "text 2"},
+            {"role": "assistant", "content": "short 2"},
+        ]
+    },
+    {"messages": [USER, USER, ANSWER]},
+    {"messages": [{"role": "bot", "content": "x"}, ANSWER]},
+]
+
+
+def test_check_says_the_form_the_roles_and_what_is_odd_or_unusable() -> None:
+    result = data("check", write("chat.jsonl", *CHATS))
+    assert result.exit_code == 1
+    text = " ".join(lines(result))
+    for expected in [
+        "OpenAI's messages (role, content)",
+        "messages: user 4, assistant 3",
+        "1 can't be used",
+        "1 odd",
+        "answers 1 1 2 2",
+        "chat.jsonl:2 messages 1 and 2 are both the user's",
+        "chat.jsonl:3 message 1 has the role 'bot'",
+    ]:
+        assert expected in text
+    (found,) = json.loads(data("check", "chat.jsonl", "--json").stdout)["files"]
+    assert (found["form"], found["roles"]) == ("openai", {"user": 4, "assistant": 3})
+    assert found["odd"] == [
+        {"source": "chat.jsonl", "row": 2, "what": "messages 1 and 2 are both the user's"}
+    ]
+
+
+def test_check_counts_the_tokens_that_are_learned(base: str) -> None:
+    result = data("check", write("chat.jsonl", CHATS[0]), "--base", base)
+    # <user> text 1 <end> <user> | short 1 <end> | <user> text 2 <end> <user> | short 2 <end>
+    assert "given, tokens 10 10 10 10" in lines(result)
+    assert "learned, tokens 6 6 6 6" in lines(result)
+
+
+def test_check_says_that_a_template_without_tools_gets_them_as_text(base: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    result = data("check", write("chat.jsonl", CHATS[0], {**CHATS[0], "tools": tools}), "--base", base)
+    assert "1 row with tools: the base's template knows none, so they are written as text" in " ".join(
+        lines(result)
+    )
+
+
+def test_preview_marks_each_answer(base: str) -> None:
+    result = data("preview", write("chat.jsonl", CHATS[0]), "--base", base)
+    assert lines(result)[0].startswith("chat.jsonl:1 · 10 + 6 tokens")
+    shown = " ".join(lines(result)[1:3])
+    assert (
+        shown == "<user> text 1 <end> <user>>>>short 1 <end><<<<user> text 2 <end> <user>>>>short 2 <end><<<"
+    )
+
+
+def test_preview_without_a_base_marks_each_answer_too() -> None:
+    result = data("preview", write("chat.jsonl", CHATS[0]))
+    assert lines(result)[1:9] == [
+        *("[user]", "text 1", "[assistant]", ">>>short 1<<<"),
+        *("[user]", "text 2", "[assistant]", ">>>short 2<<<"),
+    ]
+
+
+def test_convert_writes_any_form_as_openais() -> None:
+    turns = [{"from": "human", "value": "text 1"}, {"from": "gpt", "value": "short 1"}]
+    result = data("convert", write("share.jsonl", {"system": "Be brief.", "conversations": turns}))
+    assert result.exit_code == 0
+    assert lines(result) == ["1 share.openai.jsonl"]
+    written = json.loads(Path("share.openai.jsonl").read_text())
+    assert written == {"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER]}
+    again = data("convert", "share.jsonl")
+    assert again.exit_code == 1
+    assert "share.openai.jsonl exists already" in again.stderr
+
+
+def test_convert_names_rows_that_it_cannot_read_or_leaves_them_out() -> None:
+    write("chat.jsonl", *CHATS)
+    refused = data("convert", "chat.jsonl")
+    assert "chat.jsonl:3: message 1 has the role 'bot'" in " ".join(refused.stderr.split())
+    assert not Path("chat.openai.jsonl").exists()
+    result = data("convert", "chat.jsonl", "--on-error", "skip", "--output", "out.jsonl", "--json")
+    found = json.loads(result.stdout)
+    assert found["rows"] == {"out.jsonl": 2}
+    assert [rejected["row"] for rejected in found["rejected"]] == [3]
+
+
+def test_convert_needs_conversations() -> None:
+    result = data("convert", write("train.jsonl", row(1)))
+    assert result.exit_code == 1
+    assert "the rows have the columns id, document, summary, which don't say" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_split_keeps_conversations_with_one_prompt_together() -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"q {n % 5}"}, ANSWER, USER, ANSWER]} for n in range(20)
+    ]
+    data("split", write("chat.jsonl", *rows), "--output", "parts", "--validation", "0.4")
+    parts = [
+        {json.loads(line)["messages"][0]["content"] for line in file.read_text().splitlines()}
+        for file in Path("parts").iterdir()
+    ]
+    assert len(parts) == 2 and not set.intersection(*parts)

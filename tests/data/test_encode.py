@@ -299,7 +299,8 @@ def test_an_unknown_overflow_is_an_error(make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(DataError) as caught:
         Encoder(make_tokenizer(), max_length=9, overflow="truncate")  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "overflow must be one of error, drop, truncate_prompt, not 'truncate'; did you mean 'truncate_prompt'?"
+        "overflow must be one of error, drop, truncate_prompt, drop_oldest_turns, drop_newest_turns, "
+        "not 'truncate'; did you mean 'truncate_prompt'?"
     )
 
 

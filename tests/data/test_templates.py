@@ -248,7 +248,8 @@ def test_a_template_survives_json(template: PromptTemplate) -> None:
         ({"prompt": "p"}, "a template needs the keys prompt and completion; completion is missing"),
         (
             {"promt": "p"},
-            "a template has the keys prompt, completion, system, group_by, not 'promt'; did you mean 'prompt'?",
+            "a template has the keys prompt, completion, system, group_by, references, "
+            "not 'promt'; did you mean 'prompt'?",
         ),
         ({"prompt": None, "completion": "{{ y }}"}, "the template's prompt must be text, not NoneType"),
         ({"prompt": "p", "completion": 3}, "the template's completion must be text, not int"),

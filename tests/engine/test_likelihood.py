@@ -14,6 +14,7 @@ from manytune.errors import DataError
 class Sequence:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    given: tuple[tuple[int, int], ...] = ()
 
 
 SEQUENCES = [

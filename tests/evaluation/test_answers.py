@@ -3,10 +3,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
-from manytune.evaluation.answers import ask, questions_from
+from manytune.evaluation.answers import ask, each_turn, questions_from
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,48 @@ def test_a_references_reasoning_and_its_own_end_token_are_no_part_of_it_either()
     rows = [example("1 + 2", "<think>so</think>3", 1), example("1 + 2", "three$", 2)]
     (question,) = questions_from(rows, LetterEncoder())
     assert question.item.references == ("3", "three")
+
+
+class DocumentEncoder(LetterEncoder):
+    def sequences(self, example, *, longest=None):
+        tokens, step = tuple(map(ord, example.completion)), longest - 1
+        return tuple(
+            Encoded(
+                tokens[start : start + 1], tokens[start + 1 : start + 1 + step], example.source, example.row
+            )
+            for start in range(0, len(tokens) - 1, step)
+        )
+
+
+def test_references_of_a_row_take_the_completions_place():
+    (question,) = questions_from([example("a?", "x", 1, references=("y", "zz"))], LetterEncoder())
+    assert question.item.references == ("y", "zz")
+    assert [encoded.completion_ids for encoded in question.encoded] == [(121,), (122, 122)]
+
+
+def test_a_document_is_read_in_parts_and_nothing_is_asked():
+    rows = [Example((), "abcde", "x", 1), Example((), "abcde", "x", 2)]
+    questions = questions_from(rows, DocumentEncoder(), longest=3)
+    assert [question.item.row for question in questions] == [1, 2]
+    assert [encoded.input_ids for encoded in questions[0].encoded] == [(97, 98, 99), (99, 100, 101)]
+    answers = ask(questions, lambda prompts: 1 / 0, lambda sequences: [(1.0, 2) for _ in sequences])
+    assert [(answer.text, answer.tokens, answer.nll, answer.nll_tokens) for answer in answers] == [
+        ("", 0, 2.0, 4)
+    ] * 2
+
+
+def test_documents_and_questions_may_be_mixed_and_answers_stay_in_order():
+    rows = [example("a?", "x", 1), Example((), "abc", "x", 2), example("b?", "y", 3)]
+    questions = questions_from(rows, DocumentEncoder(), longest=9)
+    answers = ask(questions, lambda prompts: [Said((1,), chr(prompt[0]), "stop") for prompt in prompts])
+    assert [answer.text for answer in answers] == ["a", "", "b"]
+
+
+def test_each_answer_of_a_conversation_is_asked_for_in_one_group():
+    segments = (Segment("user", "a?"), Segment("assistant", "x"), Segment("user", "b?"))
+    conversation = Example(segments, "y", "rows.jsonl", 4, earlier=(1,), references=("z",))
+    first, second = each_turn([conversation])
+    assert (first.segments, first.completion, first.references) == (segments[:1], "x", ())
+    assert (second.segments, second.completion, second.references) == (segments, "y", ("z",))
+    assert first.group == second.group == "rows.jsonl:4"
+    assert each_turn([example("a?", "x", 1)]) == (example("a?", "x", 1),)

@@ -241,6 +241,7 @@ def answers(world: World) -> Iterator[tuple[str, Tensor]]:
 class Pair:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    given: tuple[tuple[int, int], ...] = ()
 
 
 @each_case

@@ -152,7 +152,7 @@ def test_the_samplers_hold_what_the_mixture_says() -> None:
     mixture = mix({"big": 20, "small": 4}, strategy="explicit", weights={"big": 1, "small": 1})
     orders = [
         MixtureSampler(mixture, 0),
-        GroupedSampler(sequences(24), batch_size=5, seed=0, mixture=mixture),
+        GroupedSampler([(one,) for one in sequences(24)], batch_size=5, seed=0, mixture=mixture),
     ]
     for order in orders:
         order.set_epoch(1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 
 
 def train(

@@ -16,7 +16,7 @@ from manytune.store.run_directory import RunDirectory, adapter_at
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.encoding_options import EncodingOptions
-    from manytune.data.templates import PromptTemplate
+    from manytune.data.templates import PromptTemplate, RowForm
     from manytune.store.base import Base
 
 BASE_NAME = "base"
@@ -78,6 +78,11 @@ class Chosen:
         from manytune.data.templates import PromptTemplate
 
         manifest = self.stored.manifest
+        if manifest is not None and manifest.template is None and manifest.templates is None and self.recipe:
+            raise StoreError(
+                f"{self.name} was trained on conversations, so it has no prompt template for fields. Ask it with a "
+                "message, or with a file of conversations."
+            )
         if manifest is None or (manifest.template is None and manifest.templates is None):
             raise StoreError(
                 f"{self.stored.path}: the adapter doesn't say which prompt template it was trained with, so rows can't "
@@ -108,6 +113,26 @@ class Chosen:
             listed = ", ".join(map(str, found))
             raise StoreError(f"{self.name} has several prompt templates; name one with --task: {listed}.")
         return next(iter(found.values()))
+
+    def form(self, task: str | None = None) -> RowForm:
+        """How rows became its examples: the one template that it was trained with, or its conversations' form.
+
+        Raises:
+            StoreError: Its files don't say, or there are several to choose from.
+        """
+        from manytune.training.recipe import recipe_from
+
+        if not self.recipe:
+            return self.template(task)
+        # The rest of it may have keys of another release.
+        data = recipe_from({"data": self.recipe.get("data", {})}, where=f"{self.name}'s recipe").data
+        if data.is_conversational and task is None:
+            return data.form((), self.name)
+        for one in data.tasks:
+            if one.format is not None and one.name == task:
+                return one.forms(data.learn)[one.name]
+        references = [one.references for one in data.tasks if task in (one.name, *one.prompt_templates())]
+        return dataclasses.replace(self.template(task), references=(*references, data.references)[0])
 
     @property
     def encoding_options(self) -> EncodingOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -48,6 +48,13 @@ def evaluate(
         ),
     ] = None,
     base: MovedBase = None,
+    turns: Annotated[
+        Literal["last", "each"],
+        typer.Option(
+            help="Which answers of a conversation are asked for: its last one, or each, after the conversation as it "
+            "was recorded."
+        ),
+    ] = "last",
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask only this many prompts, the first ones.")
     ] = None,
@@ -57,7 +64,13 @@ def evaluate(
         typer.Option(
             help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
             "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity. For classes: accuracy, f1. For short facts: "
-            "contains."
+            "contains. For structured answers: tool_calls, tool_names, json_valid, json_fields."
+        ),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON schema; also score the share of answers that are valid by it.", show_default=False
         ),
     ] = None,
     beams: Annotated[
@@ -77,20 +90,23 @@ def evaluate(
     from manytune.cli.chosen import choose, load_common_base
     from manytune.cli.outputs.evaluation import print_evaluation, summary
     from manytune.cli.outputs.json_output import print_json
-    from manytune.evaluation.answers import questions_from
+    from manytune.evaluation.answers import each_turn, questions_from
     from manytune.evaluation.evaluate import evaluate as score
     from manytune.evaluation.report import write_report
     from manytune.experiments.answering import Decoding
     from manytune.experiments.provenance import describe_sources
 
-    wanted = _metrics(metrics)
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
+    if turns == "each":
+        examples = each_turn(examples)
+    wanted = _metrics(metrics, schema, documents=all(example.is_document for example in examples))
     loaded, chosen = load_common_base(chosen, base)
     encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
-    asked = [questions_from(examples, encoder)[:limit] for encoder in encoders]
+    longest = _longest(chosen[0], loaded)
+    asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
     questions, encoder = asked[0], encoders[0]
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
@@ -122,15 +138,29 @@ def evaluate(
         print_evaluation(evaluation, written)
 
 
-def _metrics(names: str | None) -> tuple[Metric, ...]:
+def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tuple[Metric, ...]:
+    """The metrics that are named, or those for texts; running text has its perplexity alone."""
     from manytune.evaluation.metrics import METRICS, TEXT_METRICS, metrics_named
+    from manytune.evaluation.metrics.structured import schema_metric
 
-    if names is None:
-        return tuple(METRICS[name] for name in TEXT_METRICS)
     try:
-        return metrics_named([name.strip() for name in names.split(",") if name.strip()])
+        valid = () if schema is None else (schema_metric(schema),)
+        if names is None:
+            return (*(METRICS[name] for name in (("perplexity",) if documents else TEXT_METRICS)), *valid)
+        found = metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:
-        raise typer.BadParameter(str(error), param_hint="--metrics") from None
+        raise typer.BadParameter(str(error), param_hint="--schema" if schema else "--metrics") from None
+    if documents and [metric.name for metric in found] != ["perplexity"]:
+        raise typer.BadParameter(
+            "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
+        )
+    return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
+
+
+def _longest(one: Chosen, base: Base) -> int | None:
+    """The most tokens of a document that are read at once: as in training, and no more than the base has positions."""
+    limits = [one.recipe.get("data", {}).get("max_length"), base.positions]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _common_examples(chosen: Sequence[Chosen], data: str | None, task: str | None) -> tuple[Example, ...]:
@@ -159,7 +189,7 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     from manytune.training.recipe import recipe_from
 
     if data is not None:
-        examples = render_all(chosen.template(task), read_role(data, "test").kept).kept
+        examples = render_all(chosen.form(task), read_role(data, "test").kept).kept
         return tuple(replace(example, task=task) for example in examples)
     wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:

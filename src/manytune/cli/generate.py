@@ -100,12 +100,12 @@ def _answers(
 ) -> list[Answered]:
     """One system's answers to prompts as `asking` was trained on them; `answering` is None for the base itself."""
     from manytune.cli.outputs.generation import Answered
-    from manytune.cli.prompts import segments_of
+    from manytune.cli.prompts import prompt_of
     from manytune.experiments.answering import answer
     from manytune.store.attaching import attached
 
     encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
-    prompts = [encoder.prompt_ids(segments_of(one, asking, task)) for one in asked]
+    prompts = [encoder.prompt_ids(*prompt_of(one, asking, task)) for one in asked]
     decoding = replace(decoding, end_ids=(encoder.end_id,))
     path = answering.stored.path if answering else None
     with attached(base, path, activations=(answering or asking).activations) as model:

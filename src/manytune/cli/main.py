@@ -22,6 +22,7 @@ from manytune.errors import ManytuneError
 # needs inside the command, so that `manytune --help` answers at once.
 COMMAND_MODULES = (
     "demo",
+    "init",
     "data",
     "train",
     "evaluate",

@@ -10,7 +10,11 @@ import typer
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
+    from manytune.data.chat_template import Tools
     from manytune.data.templates import Segment
+
+
+_FIELDS = "fields"
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ def prompts_from(prompt: str | None, fields: Sequence[str], file: str | None) ->
         if not equals or not name:
             raise typer.BadParameter(f"expected NAME=VALUE, found {text!r}", param_hint="--field")
         values[name] = value
-    return [Asked("fields", None, values)]
+    return [Asked(_FIELDS, None, values)]
 
 
-def segments_of(asked: Asked, adapter: Chosen, task: str | None) -> tuple[Segment, ...]:
-    """A prompt as an adapter's template renders it; words go through no template.
+def prompt_of(asked: Asked, adapter: Chosen, task: str | None) -> tuple[tuple[Segment, ...], Tools]:
+    """A prompt's messages and tools, as an adapter's template or form makes them of fields; words go through none.
+
+    A conversation is asked up to its last message, or up to its last answer if it ends with that.
 
     Args:
         asked: The prompt.
@@ -63,15 +69,23 @@ def segments_of(asked: Asked, adapter: Chosen, task: str | None) -> tuple[Segmen
         task: Which one, of an adapter that was trained on several tasks.
 
     Raises:
-        TemplateError: The template doesn't fit the fields.
+        DataError: The template or the form doesn't fit the fields.
         StoreError: The adapter has no such template.
     """
+    from manytune.data.conversation.form import ConversationForm
+    from manytune.data.records import Record
     from manytune.data.templates import Segment
     from manytune.errors import TemplateError
 
     if asked.text is not None:
-        return (Segment("user", asked.text),)
+        return (Segment("user", asked.text),), ()
+    form = None if asked.where == _FIELDS else adapter.form(task)
+    if isinstance(form, ConversationForm):
+        source, _, row = asked.where.rpartition(":")
+        conversation = form.conversation(Record(asked.fields, source, int(row) if row.isdecimal() else 0))
+        ends = conversation.messages[-1].is_answer
+        return conversation.messages[: -1 if ends else None], conversation.tools
     try:
-        return adapter.template(task).render_prompt(asked.fields)
+        return adapter.template(task).render_prompt(asked.fields), ()
     except TemplateError as error:
         raise TemplateError(f"{adapter.name}'s template: {error}", where=asked.where) from error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from manytune.data.answer_format import AnswerFormat
+from manytune.data.conversation.chat_messages import chat_messages
+from manytune.data.conversation.conversation import Message, ToolCall
+from manytune.data.conversation.generation_marks import Spans, marking, unmarked
+from manytune.data.conversation.tools_as_text import tools_as_text
 from manytune.data.nearest import did_you_mean
 from manytune.data.rendering import shorten
 from manytune.errors import DataError, TemplateError
@@ -18,12 +24,36 @@ from manytune.errors import DataError, TemplateError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Message]
+Tools = Sequence[Mapping[str, Any]]
 
 _PROBE = "manytune"  # an answer whose end can be found in what a chat template makes of it
-_ASKED = [{"role": "user", "content": _PROBE}]
+_ASKED = (Message("user", _PROBE),)
+_ANSWER = Message("assistant", _PROBE)
 _THOUGHT = "thoughts of it"
 _THINK = ("<think>", "</think>")
+_FUNCTION, _RESULT, _ID = (
+    "manytune_probe",
+    "found by manytune",
+    "abcdefghi",
+)  # Mistral's ids have nine letters
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _FUNCTION,
+        "description": _PROBE,
+        "parameters": {
+            "type": "object",
+            "properties": {"name": {"type": "string", "description": "A name."}},
+            "required": ["name"],
+        },
+    },
+}
+_CALLED = (
+    *_ASKED,
+    Message("assistant", "", tool_calls=(ToolCall(_FUNCTION, '{"name": "x"}', _ID),)),
+    Message("tool", _RESULT, name=_FUNCTION, tool_call_id=_ID),
+)
 _NO_CHAT = "turn chat off (in a recipe, data.chat: false)"
 _DIRECTIVES = [f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXe"]  # of strftime
 _WITHOUT_ZEROS = {f"%-{letter}": f"%{letter}" for letter in "dmHIMSj"}
@@ -65,7 +95,8 @@ class ChatTemplate:
         self._options = dict(options)
         self.uses_date = uses_date(tokenizer)
         self._text = _with_date(text, now) if self.uses_date and now is not None else text
-        opening, found, self.suffix = self.answered(_ASKED, _PROBE).rpartition(_PROBE)
+        self._marking = marking(self._text)
+        opening, found, self.suffix = self.answered(_ASKED, _ANSWER).rpartition(_PROBE)
         if not found:
             raise TemplateError(
                 f"the tokenizer's chat template leaves out the assistant's answer; {_NO_CHAT}"
@@ -75,29 +106,52 @@ class ChatTemplate:
             raise DataError(no_end_token(tokenizer))
         self.answers = AnswerFormat(opening, closing, end, self._around_reasoning())
 
-    def prompt(self, messages: _Messages) -> str:
+    @functools.cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes tools, calls and their answers; else they are written as text.
+
+        `tools_as_text` says how.
+        """
+        try:
+            described = self._apply(_ASKED, [_TOOL], generation_prompt=True)
+            called = self._apply(_CALLED, (), generation_prompt=False)
+        except TemplateError:
+            return False
+        return _FUNCTION in described and _FUNCTION in called and _RESULT in called
+
+    def prompt(self, messages: Messages, tools: Tools = ()) -> str:
         """Return the messages' text and the start of an answer to them.
+
+        Args:
+            messages: In order.
+            tools: The functions that the assistant may call.
 
         Raises:
             TemplateError: The template refuses the messages.
         """
-        return self._apply(messages, generation_prompt=True)
+        messages, tools = self._written(messages, tools)
+        return self._apply(messages, tools, generation_prompt=True)
 
-    def answered(self, messages: _Messages, completion: str, **more: str) -> str:
+    def answered(self, messages: Messages, answer: Message, tools: Tools = ()) -> str:
         """Return what the template adds to the prompt when an answer is appended.
 
         Args:
             messages: The prompt's.
-            completion: The answer.
-            more: Further keys of the answer's message.
+            answer: The assistant's message.
+            tools: The functions that the assistant may call.
 
         Raises:
             TemplateError: The template refuses the messages, or then writes the prompt differently.
         """
-        prompt = self.prompt(messages)
-        answer = {"role": "assistant", "content": completion, **more}
-        whole = self._apply([*messages, answer], generation_prompt=False)
+        (*asked, said), tools = self._written([*messages, answer], tools)
+        prompt = self._apply(asked, tools, generation_prompt=True)
+        whole = self._apply([*asked, said], tools, generation_prompt=False)
         if not whole.startswith(prompt):
+            # Mistral's writes the system message into a question that isn't answered, and nowhere else. What it writes
+            # of the answer is the same, and the model is given what it will be served.
+            alone = "" if asked == [*_ASKED] else self.answered(_ASKED, said)
+            if alone and whole.endswith(alone):
+                return alone
             raise TemplateError(
                 "the chat template writes a prompt differently once it is answered, so the model would be "
                 f"served something else than it was trained on: the prompt ends in {excerpt(prompt[-40:])}, "
@@ -106,25 +160,94 @@ class ChatTemplate:
             )
         return whole[len(prompt) :]
 
-    def body(self, messages: _Messages, completion: str) -> str:
+    def body(self, messages: Messages, answer: Message, tools: Tools = ()) -> str:
         """Return what the template makes of an answer, up to the end token, which isn't in it.
 
         Raises:
-            TemplateError: As for `answered`, or the template changes the answer.
+            TemplateError: As for `answered`, or the template changes the answer, or leaves out a part of it.
         """
-        answer = self.answered(messages, completion)
-        body = answer.removesuffix(self.suffix)
-        if not answer.endswith(self.suffix) or completion.strip() not in body:
+        (*_, said), _ = self._written([*messages, answer], tools)
+        text = self.answered(messages, answer, tools)
+        body = text.removesuffix(self.suffix)
+        if not text.endswith(self.suffix) or said.text.strip() not in body:
             raise TemplateError(
-                f"the chat template changes the completion {excerpt(completion)} to "
-                f"{excerpt(answer)}. Take out what the template treats specially, or {_NO_CHAT}"
+                f"the chat template changes the completion {excerpt(said.text)} to "
+                f"{excerpt(text)}. Take out what the template treats specially, or {_NO_CHAT}"
             )
+        if said.reasoning is not None and said.reasoning.strip() not in body:
+            raise TemplateError(
+                f"the chat template leaves out the reasoning of an answer, {excerpt(said.reasoning)}, so the model "
+                "wouldn't learn it. Use a chat template that writes reasoning_content, or take it out of the rows"
+            )
+        for call in said.tool_calls:
+            if call.name not in body:
+                raise TemplateError(
+                    f"the chat template leaves out the call of {call.name!r}, so the model wouldn't learn it"
+                )
         return body + self.answers.closing
+
+    def begun(self, messages: Messages, answer: Message, tools: Tools = ()) -> str:
+        """Return what the template makes of an answer that is to be continued: up to the end of its text.
+
+        Raises:
+            TemplateError: As for `body`.
+        """
+        body = self.body(messages, answer, tools)
+        text = answer.text.rstrip()
+        place = body.rindex(text) + len(text)
+        left = answer.text[
+            len(text) :
+        ]  # a blank at the end is part of what is continued, if the template keeps it
+        return body[:place] + (left if body[place:].startswith(left) else "")
+
+    def generated(self, messages: Messages, answer: Message, tools: Tools = ()) -> Spans | None:
+        """Return which characters of `answered` the template marks as the model's own, `{% generation %}`.
+
+        Returns:
+            Ranges of characters, in order; None if the template has no such marks.
+
+        Raises:
+            TemplateError: The marks aren't on the answer, or not on all of its text.
+        """
+        if self._marking is None:
+            return None
+        written, left = self._written([*messages, answer], tools)
+        prompt = self._apply(written[:-1], left, generation_prompt=True)
+        whole = self._apply(written, left, generation_prompt=False)
+        plain, spans = unmarked(self._apply(written, left, generation_prompt=False, template=self._marking))
+        turn = f"message {len(written)} ({excerpt(answer.text)})"
+        if plain != whole:
+            raise TemplateError(
+                f"where the chat template marks what is generated can't be found for {turn}: a variable that is set "
+                f"between {{% generation %}} and {{% endgeneration %}} is used after it"
+            )
+        inside = [span for span in spans if span[1] > len(prompt)]
+        outside = [span for span in spans if span[1] <= len(prompt)]
+        if outside and not any(message.is_answer for message in written[:-1]):
+            start, end = outside[0]
+            raise TemplateError(
+                f"the chat template marks {excerpt(whole[start:end])} as generated, which is no answer: it comes "
+                f"before {turn}. Correct its {{% generation %}} marks, or {_NO_CHAT}"
+            )
+        said = "".join(whole[start:end] for start, end in inside)
+        if not inside or inside[0][0] < len(prompt) or written[-1].text.strip() not in said:
+            raise TemplateError(
+                f"the chat template's {{% generation %}} marks aren't on the text of {turn}: they are on "
+                f"{excerpt(said)}. Correct them, or {_NO_CHAT}"
+            )
+        return tuple((start - len(prompt), end - len(prompt)) for start, end in inside)
+
+    def _written(self, messages: Messages, tools: Tools) -> tuple[Messages, Tools]:
+        """Messages and tools as the template takes them: as text where it has no place for them."""
+        has_tools = bool(tools) or any(m.role == "tool" or m.tool_calls for m in messages)
+        if not has_tools or self.writes_tools:
+            return messages, tools
+        return tools_as_text(messages, tools), ()
 
     def _around_reasoning(self) -> tuple[str, str] | None:
         """What the template puts before and after reasoning; None if it has none."""
         try:
-            answer = self.answered(_ASKED, _PROBE, reasoning_content=_THOUGHT)
+            answer = self.answered(_ASKED, replace(_ANSWER, reasoning=_THOUGHT))
         except TemplateError:  # such as that of an empty block in the prompt, where reasoning is turned off
             answer = ""
         before, found, after = answer.partition(_THOUGHT)
@@ -134,18 +257,26 @@ class ChatTemplate:
             return None
         return ("" if self.prompt(_ASKED).rstrip().endswith(_THINK[0]) else _THINK[0]), _THINK[1]
 
-    def _apply(self, messages: _Messages, *, generation_prompt: bool) -> str:
+    def _apply(
+        self, messages: Messages, tools: Tools, *, generation_prompt: bool, template: str | None = None
+    ) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self._text,
+                chat_messages(messages),
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=template or self._text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **self._options,
             )
         except jinja2.TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+            roles = ", ".join(message.role for message in messages)
             raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a template is a program, too
+            roles = ", ".join(message.role for message in messages)
+            raise TemplateError(
+                f"the chat template failed on the messages ({roles}): {type(error).__name__}: {error}"
+            ) from error
         assert isinstance(text, str)
         return text
 
@@ -157,7 +288,7 @@ def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[
     """
     if not tokenizer.chat_template:
         return None
-    messages = [*_ASKED, {"role": "assistant", "content": _PROBE}]
+    messages = chat_messages([*_ASKED, _ANSWER])
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
     except jinja2.TemplateError:

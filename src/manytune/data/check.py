@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from manytune.data.encode import Encoded, Encoder
+from manytune.data.conversation.checks import oddities
+from manytune.data.conversation.form import ConversationForm
+from manytune.data.encode import Encoder
+from manytune.data.encoded import Encoded
 from manytune.data.printable import is_absent
-from manytune.data.records import Records, Rejected
-from manytune.data.splits import Leak, leaks, prompt_text, record_key
-from manytune.data.templates import Example, PromptTemplate, Rendered, render_all
+from manytune.data.records import Located, Records, Rejected
+from manytune.data.splits import Leak, key_text, leaks, record_key
+from manytune.data.templates import Example, Rendered, RowForm, render_all
 from manytune.data.unused import unused_turns
 from manytune.errors import DataError
 
@@ -45,6 +49,15 @@ class TokenCheck:
     special_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Oddity(Located):
+    """What is probably not meant in a row that can be used all the same."""
+
+    source: str
+    row: int
+    what: str
+
+
 @dataclass(frozen=True)
 class FileCheck:
     """What is known about one file.
@@ -61,6 +74,10 @@ class FileCheck:
         tokens: What the tokenizer shows; `None` without one.
         unused: Columns that look like part of a conversation and that the template doesn't use, with the rows in which
             they aren't empty.
+        form: The form of the rows' conversations; `None` for a template's rows.
+        roles: How many messages there are of each role.
+        odd: What is probably not meant in conversations that can be used all the same.
+        tools_as_text: In how many conversations tools are written as text, since the chat template knows none.
     """
 
     source: str
@@ -72,6 +89,10 @@ class FileCheck:
     lengths: Mapping[str, Lengths]
     tokens: TokenCheck | None
     unused: Mapping[str, int] = field(default_factory=dict)
+    form: str | None = None
+    roles: Mapping[str, int] = field(default_factory=dict)
+    odd: tuple[Oddity, ...] = ()
+    tools_as_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +111,7 @@ class DataCheck:
 def check(
     sources: Mapping[str, Records],
     *,
-    template: PromptTemplate | None = None,
+    template: RowForm | None = None,
     encoder: Encoder | None = None,
     max_length: int | None = None,
 ) -> DataCheck:
@@ -98,7 +119,8 @@ def check(
 
     Args:
         sources: What was read from each file, rejected rows included.
-        template: How rows become examples; without one, only the rows themselves are examined.
+        template: How rows become examples: a template or a form of conversations; without one, only the rows themselves
+            are examined.
         encoder: How examples become tokens, without a length limit of its own; needs a template.
         max_length: The most tokens of prompt and completion together that will be allowed.
     """
@@ -110,6 +132,8 @@ def check(
             rendered = render_all(template, records.kept, on_error="skip")
             examples[source] = rendered.kept
             file = replace(_with_examples(file, rendered), unused=unused_turns(records.kept, [template]))
+            if isinstance(template, ConversationForm):
+                file = _with_conversations(file, template, records, rendered)
             if encoder is not None:
                 file = _with_tokens(file, rendered.kept, encoder, max_length)
         files.append(file)
@@ -141,8 +165,27 @@ def _with_examples(file: FileCheck, rendered: Rendered) -> FileCheck:
     return replace(
         file,
         rejected=_in_order(file.rejected + rendered.rejected),
-        duplicate_prompts=_repeated([prompt_text(example.segments) for example in rendered.kept]),
+        duplicate_prompts=_repeated([key_text(example) for example in rendered.kept]),
         lengths=_lengths({"prompt, characters": prompts, "completion, characters": completions}),
+    )
+
+
+def _with_conversations(
+    file: FileCheck, form: ConversationForm, records: Records, rendered: Rendered
+) -> FileCheck:
+    file = replace(file, form=form.name)
+    if form.name == "text":
+        return file
+    unusable = {row.where for row in rendered.rejected}
+    conversations = [form.conversation(record) for record in records.kept if record.where not in unusable]
+    roles = Counter(message.role for one in conversations for message in one.messages)
+    answers = [sum(message.is_answer for message in one.messages) for one in conversations]
+    odd = (Oddity(one.source, one.row, what) for one in conversations for what in oddities(one))
+    return replace(
+        file,
+        roles=dict(roles.most_common()),
+        odd=tuple(odd),
+        lengths={**_lengths({"answers": answers}), **file.lengths},
     )
 
 
@@ -153,16 +196,19 @@ def _with_tokens(
     refused: list[Rejected] = []
     for example in examples:
         try:
-            encoded.append(encoder.encode(example))
+            encoded += encoder.sequences(example)
         except DataError as error:
             reason = str(error).removeprefix(f"{example.where}: ")
             refused.append(Rejected(example.source, example.row, reason))
-    prompts = [len(item.prompt_ids) for item in encoded]
-    completions = [len(item.completion_ids) for item in encoded]
+    prompts = [len(item.input_ids) - item.targets for item in encoded]
+    completions = [item.targets for item in encoded]
     together = [len(item.input_ids) for item in encoded]
-    lengths = {"prompt, tokens": prompts, "completion, tokens": completions, "together, tokens": together}
+    names = ("given, tokens", "learned, tokens") if file.form else ("prompt, tokens", "completion, tokens")
+    lengths = {names[0]: prompts, names[1]: completions, "together, tokens": together}
+    with_tools = sum(bool(example.tools or example.tool_calls) for example in examples)
     return replace(
         file,
+        tools_as_text=0 if encoder.writes_tools else with_tools,
         rejected=_in_order((*file.rejected, *refused)),
         lengths={**file.lengths, **_lengths(lengths)},
         tokens=TokenCheck(

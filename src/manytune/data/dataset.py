@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from manytune.data.encode import Encoded, EncodedSet
+from manytune.data.conversation.checks import oddities
+from manytune.data.conversation.form import ConversationForm, FormName
+from manytune.data.encoded import Encoded, EncodedSet, rows_of
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
 from manytune.data.splits import Leak, group_key, leaks, split
-from manytune.data.templates import Example, PromptTemplate
+from manytune.data.templates import Example, RowForm
 from manytune.data.unused import unused_turns
-from manytune.errors import DataError, TemplateError
+from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +42,8 @@ class Splits:
         task_sizes: Training examples of each task, in the order of `train`; empty for a single task.
         unused: Columns that look like part of a conversation and that no template uses, with the rows in which they
             aren't empty.
+        format: The form of a single task's conversations; None for a template's rows.
+        odd: The places of conversations with something that is probably not meant.
     """
 
     train: tuple[Example, ...]
@@ -49,6 +53,8 @@ class Splits:
     leaks: tuple[Leak, ...]
     task_sizes: Mapping[str, int] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
+    format: FormName | None = None
+    odd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,14 @@ class TokenSplits:
         train: To learn from.
         validation: To measure the loss on; may be empty.
         left_out: Rows that couldn't be read or rendered, or were too long.
-        truncated: How many prompts were cut to `max_length`.
+        truncated: How many prompts were cut to `max_length`, or conversations shortened to it.
         mode: "chat" if the tokenizer's chat template was used, else "plain".
         mixture: How often each task comes up; None for a single task, each row of which is in every epoch.
         max_prompt: What an adapter cuts longer prompts to, in tokens, so that there is room for answers like those of
             the training; None unless the recipe cuts prompts.
         unused: As in `Splits`.
+        turns_dropped: How many answers of conversations aren't learned, since they are too long.
+        odd: As in `Splits`.
     """
 
     train: tuple[Encoded, ...]
@@ -75,6 +83,18 @@ class TokenSplits:
     mixture: Mixture | None = None
     max_prompt: int | None = None
     unused: Mapping[str, int] = field(default_factory=dict)
+    turns_dropped: int = 0
+    odd: tuple[str, ...] = ()
+
+    @property
+    def train_rows(self) -> int:
+        """How many rows there are to learn from; one may have several sequences."""
+        return len(rows_of(self.train))
+
+    @property
+    def validation_rows(self) -> int:
+        """How many rows there are to measure the loss on."""
+        return len(rows_of(self.validation))
 
 
 def read_splits(data: DataRecipe) -> Splits:
@@ -87,10 +107,9 @@ def read_splits(data: DataRecipe) -> Splits:
     Raises:
         DataError: A file or row can't be used, or a split would be empty.
     """
-    rows = _Rows(data.on_error)
+    rows = _Rows(data)
     if not data.tasks:
-        single: dict[str | None, PromptTemplate] = {None: data.prompt_template()}
-        parts = rows.divided(data.files, data.validation, data.test, single)
+        parts = rows.divided(data.files, data.validation, data.test, None)
         return _splits(parts, rows, {})
     joined: dict[str, tuple[Example, ...]] = {"train": (), "validation": (), "test": ()}
     sizes = {}
@@ -110,20 +129,30 @@ def _splits(parts: Mapping[str, tuple[Example, ...]], rows: _Rows, sizes: Mappin
         leaks(parts),
         task_sizes=sizes,
         unused=rows.unused,
+        format=rows.format,
+        odd=tuple(rows.odd),
     )
 
 
 class _Rows:
     """Reads and renders rows, and keeps account of those that are left out."""
 
-    def __init__(self, on_error: Literal["error", "skip"]) -> None:
+    def __init__(self, data: DataRecipe) -> None:
         self.left_out: list[Rejected] = []
         self.unused: Counter[str] = Counter()
-        self._on_error = on_error
+        self.odd: list[str] = []
+        self._data = data
+        self._on_error = data.on_error
+        self._form: RowForm | None = None  # of a single task
+
+    @property
+    def format(self) -> FormName | None:
+        """The form of a single task's conversations."""
+        return self._form.name if isinstance(self._form, ConversationForm) else None
 
     def of_task(self, task: TaskRecipe) -> dict[str, tuple[Example, ...]]:
         """The examples of one of several tasks by role; each bears the name of its template."""
-        templates: dict[str | None, PromptTemplate] = dict(task.prompt_templates().items())
+        templates: dict[str | None, RowForm] = dict(task.forms(self._data.learn).items())
         partial = task.promptsource is not None
         try:
             return self.divided(task.file, task.validation, task.test, templates, partial=partial)
@@ -136,7 +165,7 @@ class _Rows:
         train: Sequence[str],
         validation: float | str | None,
         test: float | str | None,
-        templates: Mapping[str | None, PromptTemplate],
+        templates: Mapping[str | None, RowForm] | None,
         *,
         partial: bool = False,
     ) -> dict[str, tuple[Example, ...]]:
@@ -146,7 +175,7 @@ class _Rows:
             train: Its files.
             validation: A file, or a share of the training rows.
             test: The same.
-            templates: By the name that their examples bear.
+            templates: By the name that their examples bear; None for the one of a single task.
             partial: Whether a template that makes nothing of a row doesn't apply to it; else it is an error.
         """
         rows: dict[str, tuple[_Row, ...]] = {
@@ -171,7 +200,7 @@ class _Rows:
         self,
         specs: Sequence[str],
         role: str,
-        templates: Mapping[str | None, PromptTemplate],
+        templates: Mapping[str | None, RowForm] | None,
         *,
         partial: bool,
     ) -> tuple[_Row, ...]:
@@ -180,23 +209,42 @@ class _Rows:
         for spec in specs:
             records = read_role(spec, role, on_error=self._on_error)
             self.left_out.extend(records.rejected)
-            self.unused.update(unused_turns(records.kept, templates.values()))
-            rendered = (self._render(record, templates, partial=partial) for record in records.kept)
+            forms = self._single(records.kept, spec) if templates is None else templates
+            self.unused.update(unused_turns(records.kept, forms.values()))
+            rendered = [self._render(record, forms, partial=partial) for record in records.kept]
             found.extend(row for row in rendered if row)
+            self.odd.extend(self._oddities(forms, records.kept))
         if not found:
             raise DataError(
                 f"no usable row is left to {'train on' if role == 'train' else role}", where=", ".join(specs)
             )
-        return _keyed(found, in_groups=len(templates) > 1)
+        return _keyed(found, in_groups=templates is not None and len(templates) > 1)
+
+    def _single(self, records: Sequence[Record], spec: str) -> dict[str | None, RowForm]:
+        """The form of a single task's rows; the first file's is that of all."""
+        if self._form is None:
+            self._form = self._data.form(records, spec)
+        return {None: self._form}
+
+    def _oddities(self, forms: Mapping[str | None, RowForm], records: Sequence[Record]) -> list[str]:
+        """The places of conversations that are odd; `data check` says why."""
+        left_out = {row.where for row in self.left_out}
+        return [
+            record.where
+            for form in forms.values()
+            if isinstance(form, ConversationForm) and form.name != "text"
+            for record in records
+            if record.where not in left_out and oddities(form.conversation(record))
+        ]
 
     def _render(
-        self, record: Record, templates: Mapping[str | None, PromptTemplate], *, partial: bool
+        self, record: Record, templates: Mapping[str | None, RowForm], *, partial: bool
     ) -> tuple[Example, ...]:
         examples = []
         for name, template in templates.items():
             try:
                 examples.append(dataclasses.replace(template.render(record), task=name))
-            except TemplateError as error:
+            except DataError as error:
                 inapplicable = partial and isinstance(error, EmptyPartError)
                 if self._on_error == "error" and not inapplicable:
                     raise
@@ -258,15 +306,17 @@ def encode_splits(
     trains: dict[str, EncodedSet] = {}
     start = 0
     for task, size in (splits.task_sizes or {"": len(splits.train)}).items():
-        trains[task] = encoder.encode_all(splits.train[start : start + size])
+        trains[task] = encoder.encode_all(splits.train[start : start + size], on_error=data.on_error)
         start += size
         if not trains[task].kept:
             of_task = f" of the task {task!r}" if task else ""
+            first = trains[task].dropped[0]
             raise DataError(
-                f"all {size} training rows{of_task} are longer than data.max_length {data.max_length}; raise it, "
-                "or set data.overflow to truncate_prompt"
+                f"none of the {size} training rows{of_task} can be used; the first: {first.reason}. If that is "
+                "data.max_length, raise it, or set data.overflow to truncate_prompt or drop_oldest_turns",
+                where=first.where,
             )
-    validation = encoder.encode_all(splits.validation)
+    validation = encoder.encode_all(splits.validation, on_error=data.on_error)
     parts = (*trains.values(), validation)
     return TokenSplits(
         tuple(sequence for train in trains.values() for sequence in train.kept),
@@ -274,11 +324,13 @@ def encode_splits(
         (*splits.left_out, *(row for part in parts for row in part.dropped)),
         sum(part.truncated for part in parts),
         encoder.mode,
-        data.mixture({task: len(train.kept) for task, train in trains.items()})
+        data.mixture({task: len(rows_of(train.kept)) for task, train in trains.items()})
         if splits.task_sizes
         else None,
         _max_prompt(data, trains.values()),
         splits.unused,
+        sum(part.turns_dropped for part in parts),
+        splits.odd,
     )
 
 
@@ -294,5 +346,6 @@ def tokens_digest(sequences: Sequence[Encoded]) -> str:
     """A hash of the token ids and their order: what a resumed run must find unchanged."""
     digest = hashlib.sha256()
     for sequence in sequences:
-        digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}".encode())
+        more = f"{sequence.given}{sequence.follows}" if sequence.given or sequence.follows else ""
+        digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}{more}".encode())
     return digest.hexdigest()

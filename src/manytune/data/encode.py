@@ -1,4 +1,4 @@
-"""From an example to token ids: the chat template, the loss-bearing part, the length limit.
+"""From an example to token ids: the chat template, the loss-bearing parts, the length limit.
 
 Prompt and completion are tokenised apart and joined as ids. So the prompt that is served is, token for token,
 a prefix of the sequence that was trained, whatever the tokenizer would merge across the boundary.
@@ -9,56 +9,25 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.data.chat_template import ChatTemplate, no_end_token
-from manytune.data.nearest import did_you_mean
+from manytune.data.chat_template import ChatTemplate, Tools, no_end_token
+from manytune.data.conversation.conversation import Message
+from manytune.data.conversation.packing import packed, parts
+from manytune.data.conversation.tools_as_text import tools_as_text
+from manytune.data.conversation.turns import Spans, Turn, joined, not_in
+from manytune.data.encoded import Encoded, EncodedSet
+from manytune.data.length_limit import LengthLimit, Overflow
 from manytune.data.records import Rejected
 from manytune.data.templates import Example, Segment
-from manytune.errors import DataError
+from manytune.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Overflow = Literal["error", "drop", "truncate_prompt"]
-
 _PROBE = "manytune"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of one example: the input is `prompt_ids + completion_ids`, the labels are `completion_ids`.
-
-    Args:
-        prompt_ids: What the model is given. Bears no loss. Never empty.
-        completion_ids: What the model learns to answer, the end token included.
-        source: The file or dataset that the row came from.
-        row: Its line or record number, from 1.
-        group: The example's group, or `None`.
-    """
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    source: str
-    row: int
-    group: str | None = None
-
-    @property
-    def input_ids(self) -> tuple[int, ...]:
-        """The whole sequence."""
-        return self.prompt_ids + self.completion_ids
-
-
-@dataclass(frozen=True)
-class EncodedSet:
-    """Many encoded examples, which were left out for their length, and how many prompts were shortened."""
-
-    kept: tuple[Encoded, ...]
-    dropped: tuple[Rejected, ...]
-    truncated: int
 
 
 class Encoder:
@@ -73,7 +42,9 @@ class Encoder:
         tokenizer: The base model's tokenizer.
         max_length: The most tokens a sequence may have; `None` for no limit.
         overflow: What becomes of a longer one. `"error"` raises; `"drop"` leaves it out; `"truncate_prompt"`
-            cuts the last user message at its end until the sequence fits. No completion is ever cut.
+            cuts the last user message at its end until the sequence fits. No completion is ever cut. Of a conversation,
+            `"drop_oldest_turns"` drops the oldest turns after the system message, and `"drop_newest_turns"` the newest.
+            Documents are divided instead.
         encoder_decoder: Whether the prompt goes to an encoder and the completion to a decoder. In plain mode the
             prompt then ends, and the completion begins, as the tokenizer ends and begins a text.
         chat: `None` uses the tokenizer's chat template if it has one, `True` requires it, `False` ignores it.
@@ -105,15 +76,6 @@ class Encoder:
         now: datetime.datetime | None = None,
         max_prompt: int | None = None,
     ) -> None:
-        if overflow not in get_args(Overflow):
-            raise DataError(
-                f"overflow must be one of {', '.join(get_args(Overflow))}, not {overflow!r}"
-                f"{did_you_mean(str(overflow), get_args(Overflow))}"
-            )
-        if max_length is not None and max_length < 2:
-            raise DataError(
-                f"max_length must be at least 2 (one token each of prompt and completion), not {max_length}"
-            )
         has_chat_template = bool(tokenizer.chat_template)
         if chat and not has_chat_template:
             raise DataError(
@@ -126,9 +88,11 @@ class Encoder:
         self.max_length = max_length
         self.max_prompt = max_prompt
         self.overflow = overflow
+        self._limit = LengthLimit(max_length, overflow, self.sequences, self._cut)
         self.mode: Literal["chat", "plain"] = "chat" if has_chat_template and chat is not False else "plain"
         self._bos = _leading_bos(tokenizer)
         self._prompt_end = _trailing_eos(tokenizer) if encoder_decoder else ()
+        self._is_encoder_decoder = encoder_decoder
         self._completion_start = self._bos if encoder_decoder else ()
         eos = None if tokenizer.eos_token is None else str(tokenizer.eos_token)
         self._chat: ChatTemplate | None = None
@@ -156,51 +120,108 @@ class Encoder:
             self.answers = AnswerFormat(opening=self.text(self._completion_start), end=eos)
         self.uses_date = self._chat is not None and self._chat.uses_date
         self.end_id = self._tokenize(self.answers.end)[-1]
+        self._text_end = self.end_id if eos is None else self._tokenize(eos)[-1]
 
     def encode(self, example: Example) -> Encoded:
-        """Return an example's token ids.
+        """Return the token ids of an example's completion and of what comes before it, none of which bears the loss.
 
         Raises:
             DataError: It is too long and may not be, or can't be, shortened; or the prompt has no token.
             TemplateError: The chat template refuses or changes it.
         """
-        fitted, _ = self._fit(example)
+        fitted = self._limit.fit(dataclasses.replace(example, earlier=()))
         if isinstance(fitted, Rejected):
-            raise self._too_long(fitted)
-        return fitted
+            raise self._limit.error(fitted)
+        return fitted.sequences[0]
 
-    def encode_all(self, examples: Iterable[Example]) -> EncodedSet:
+    def encode_all(
+        self, examples: Iterable[Example], *, on_error: Literal["error", "skip"] = "error"
+    ) -> EncodedSet:
         """Return many examples' token ids, with those that were left out for their length.
+
+        A conversation's answers are one sequence, or several where its template rewrites earlier turns; documents
+        are packed up to `max_length`.
+
+        Args:
+            examples: The examples.
+            on_error: `"skip"` also leaves out those that the chat template refuses.
 
         Raises:
             DataError: One is too long and `overflow` is `"error"`, or a prompt has no token.
-            TemplateError: The chat template refuses or changes one.
+            TemplateError: The chat template refuses or changes one, and `on_error` is `"error"`.
         """
         kept: list[Encoded] = []
+        documents: list[Encoded] = []
         dropped: list[Rejected] = []
-        truncated = 0
+        truncated = turns_dropped = 0
         for example in examples:
-            fitted, shortened = self._fit(example)
-            truncated += shortened
-            if isinstance(fitted, Encoded):
-                kept.append(fitted)
-            elif self.overflow == "error":
-                raise self._too_long(fitted)
-            else:
+            try:
+                fitted = self._limit.fit(example)
+            except TemplateError as error:
+                if on_error == "error":
+                    raise
+                reason = str(error).removeprefix(f"{example.where}: ")
+                dropped.append(Rejected(example.source, example.row, reason))
+                continue
+            if isinstance(fitted, Rejected):
+                if self.overflow == "error":
+                    raise self._limit.error(fitted)
                 dropped.append(fitted)
-        return EncodedSet(tuple(kept), tuple(dropped), truncated)
+                continue
+            truncated += fitted.shortened
+            turns_dropped += len(example.earlier) + 1 - fitted.answers
+            (documents if example.is_document else kept).extend(fitted.sequences)
+        return EncodedSet((*kept, *self._packed(documents)), tuple(dropped), truncated, turns_dropped)
 
-    def prompt_ids(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+    def sequences(self, example: Example, *, longest: int | None = None) -> tuple[Encoded, ...]:
+        """Return all sequences of an example, however long: of every answer that bears the loss, or of a document.
+
+        Args:
+            example: The example.
+            longest: The most tokens of a part of a document; None for `max_length`.
+
+        Raises:
+            DataError: The prompt has no token.
+            TemplateError: The chat template refuses or changes it.
+        """
+        try:
+            turns = self._document(example, longest) if example.is_document else self._turns(example)
+        except DataError as error:
+            raise type(error)(str(error), where=example.where) from error
+        if not all(turn.prompt for turn in turns):
+            raise DataError(
+                "the prompt has no token, so nothing would predict the completion", where=example.where
+            )
+        # Several sequences of one example aren't independent.
+        group = example.group or (example.where if len(turns) > 1 else None)
+        return tuple(
+            Encoded(
+                turn.prompt,
+                turn.completion,
+                example.source,
+                example.row,
+                group,
+                turn.given,
+                follows=place > 0 and not example.is_document,
+            )
+            for place, turn in enumerate(turns)
+        )
+
+    def prompt_ids(self, segments: Sequence[Segment], tools: Tools = ()) -> tuple[int, ...]:
         """Return a prompt's token ids, as training used them; cut only if the encoder has a `max_prompt`.
+
+        Args:
+            segments: The messages, in order.
+            tools: The functions that the assistant may call.
 
         Raises:
             DataError: No text of the user's is left within `max_prompt`.
             TemplateError: The chat template refuses the messages.
         """
-        ids = self._whole_prompt(segments)
+        ids = self._whole_prompt(segments, tools)
         if self.max_prompt is None or len(ids) <= self.max_prompt:
             return ids
-        shortened = self._shortened_prompt(segments, self.max_prompt)
+        shortened = self._shortened_prompt(segments, self.max_prompt, tools)
         if not shortened:
             raise DataError(
                 f"the prompt has {len(ids)} tokens, which are cut to {self.max_prompt} as in training, and that "
@@ -208,20 +229,45 @@ class Encoder:
             )
         return shortened
 
+    def begun_ids(self, segments: Sequence[Segment], tools: Tools = ()) -> tuple[int, ...]:
+        """Return the token ids of a prompt whose last message is the beginning of its answer.
+
+        Args:
+            segments: The messages, in order; the last one is the assistant's.
+            tools: The functions that the assistant may call.
+
+        Raises:
+            DataError: The last message isn't the assistant's.
+            TemplateError: The chat template refuses or changes the messages.
+        """
+        *asked, begun = segments
+        if not begun.is_answer:
+            raise DataError(f"only a message of the assistant's can be continued, not one of {begun.role}'s")
+        text = self._chat.begun(asked, begun, tools) if self._chat is not None else begun.text
+        return (*self.prompt_ids(asked, tools), *self._tokenize(text))
+
     def completion_ids(self, example: Example) -> tuple[int, ...]:
         """Return a completion's token ids with the end token; never shortened.
 
         Raises:
             TemplateError: The chat template refuses or changes the completion.
         """
-        completion = self.answers.without_end(example.completion)
-        if self._chat is not None:
-            return self._tokenize(self._chat.body(_messages(example.segments), completion) + self.answers.end)
-        return (*_once_before(self._completion_start, self._tokenize(completion)), self.end_id)
+        return self._completion(example)[0]
 
     def reference(self, example: Example) -> str:
-        """Return the part of an example's completion that an answer is compared with."""
-        return self.answers.reference(example.completion)
+        """Return the part of an example's completion that an answer is compared with, its tool calls included.
+
+        Raises:
+            TemplateError: The chat template refuses or changes a completion that calls tools.
+        """
+        if not example.tool_calls:
+            return self.answers.reference(example.completion)
+        return self.answers.read(self._completion_text(example)).content
+
+    @property
+    def writes_tools(self) -> bool:
+        """Whether the chat template writes tools; if not, they are written as text (`tools_as_text`)."""
+        return self._chat is not None and self._chat.writes_tools
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included, as close to the letter as the tokenizer can."""
@@ -231,32 +277,65 @@ class Encoder:
         """Return the texts that the tokenizer reads as one special token each, in users' text as well."""
         return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
 
-    def _fit(self, example: Example) -> tuple[Encoded | Rejected, bool]:
-        """Return the encoded example, or why it can't be; and whether its prompt was shortened."""
-        try:
-            prompt = self.prompt_ids(example.segments)
-            completion = self.completion_ids(example)
-        except DataError as error:
-            raise type(error)(str(error), where=example.where) from error
-        if not prompt:
-            raise DataError(
-                "the prompt has no token, so nothing would predict the completion", where=example.where
-            )
-        if self.max_length is None or len(prompt) + len(completion) <= self.max_length:
-            return _encoded(example, prompt, completion), False
-        lengths = (
-            f"{len(prompt) + len(completion)} tokens (prompt {len(prompt)}, completion {len(completion)})"
-        )
-        if self.overflow != "truncate_prompt":
-            reason = f"{lengths} are more than max_length {self.max_length}"
-            return Rejected(example.source, example.row, reason), False
-        shortened = self._shortened_prompt(example.segments, self.max_length - len(completion))
-        if not shortened:
-            reason = f"{lengths} leave no room for any of the user's text within max_length {self.max_length}"
-            return Rejected(example.source, example.row, reason), False
-        return _encoded(example, shortened, completion), True
+    def _turns(self, example: Example) -> tuple[Turn, ...]:
+        """The sequences of a conversation's answers."""
+        turns = [
+            Turn(self.prompt_ids(turn.segments, turn.tools), *self._completion(turn))
+            for turn in example.turns()
+        ]
+        return tuple(turns) if self._is_encoder_decoder else joined(turns)
 
-    def _shortened_prompt(self, segments: Sequence[Segment], room: int) -> tuple[int, ...]:
+    def _document(self, example: Example, longest: int | None) -> tuple[Turn, ...]:
+        """The sequences of a document: its text between the tokens that begin and end a text."""
+        ids = _once_before(self._bos, self._tokenize(example.completion))[len(self._bos) :]
+        end = () if ids[-1:] == (self._text_end,) else (self._text_end,)
+        return parts((*ids, *end), self._bos, longest or self.max_length)
+
+    def _packed(self, documents: Sequence[Encoded]) -> Iterator[Encoded]:
+        """Documents in the rows that they are packed into."""
+        if self.max_length is None:
+            yield from documents
+            return
+        for row in packed([len(item.input_ids) for item in documents], self.max_length):
+            for place in row:
+                yield dataclasses.replace(documents[place], follows=place != row[0])
+
+    def _completion(self, example: Example) -> tuple[tuple[int, ...], Spans]:
+        """A completion's token ids with the end token, and the ranges of them that bear no loss."""
+        if self._chat is None:
+            ids = _once_before(self._completion_start, self._tokenize(self._completion_text(example)))
+            return (*ids, self.end_id), ()
+        answer = self._answer(example)
+        text = self._chat.body(example.segments, answer, example.tools) + self.answers.end
+        ids = self._tokenize(text)
+        generated = self._chat.generated(example.segments, answer, example.tools)
+        if generated is None:
+            return ids, ()
+        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        end = (len(text) - len(self.answers.end), len(text))
+        return ids, not_in([*generated, end], places["offset_mapping"])
+
+    def _completion_text(self, example: Example) -> str:
+        """A completion's text as the model is to generate it, without the end token."""
+        answer = self._answer(example)
+        if self._chat is not None:
+            return self._chat.body(example.segments, answer, example.tools)
+        if answer.reasoning is not None:
+            raise TemplateError("reasoning needs a chat template that writes it, and there is none")
+        return tools_as_text([answer], ())[0].text
+
+    def _answer(self, example: Example) -> Message:
+        return dataclasses.replace(example.answer, text=self.answers.without_end(example.completion))
+
+    def _cut(self, example: Example, longest: int) -> Encoded | None:
+        """An example's sequence with its prompt cut; None if no text of the user's is left."""
+        completion, given = self._completion(example)
+        prompt = self._shortened_prompt(example.segments, longest - len(completion), example.tools)
+        if not prompt:
+            return None
+        return Encoded(prompt, completion, example.source, example.row, example.group, given)
+
+    def _shortened_prompt(self, segments: Sequence[Segment], room: int, tools: Tools = ()) -> tuple[int, ...]:
         """Return the prompt with as much of the last user message as fits, from its start; empty if none does."""
         last_user = max((i for i, segment in enumerate(segments) if segment.role == "user"), default=None)
         if last_user is None:
@@ -265,37 +344,22 @@ class Encoder:
 
         def cut(length: int) -> tuple[int, ...]:
             shorter = dataclasses.replace(segments[last_user], text=text[:length])
-            return self._whole_prompt((*segments[:last_user], shorter, *segments[last_user + 1 :]))
+            return self._whole_prompt((*segments[:last_user], shorter, *segments[last_user + 1 :]), tools)
 
         # Longer text is, nearly always, more tokens; and bisection ends on a length that it has seen to fit.
         length = bisect.bisect_right(range(len(text)), room, key=lambda length: len(cut(length))) - 1
         return cut(length) if length > 0 and text[:length].strip() else ()
 
-    def _too_long(self, rejected: Rejected) -> DataError:
-        choices = ", or set overflow to 'drop' or 'truncate_prompt'" if self.overflow == "error" else ""
-        return DataError(f"{rejected.reason}. Raise max_length{choices}", where=rejected.where)
-
-    def _whole_prompt(self, segments: Sequence[Segment]) -> tuple[int, ...]:
+    def _whole_prompt(self, segments: Sequence[Segment], tools: Tools) -> tuple[int, ...]:
         if self._chat is not None:
-            return self._tokenize(self._chat.prompt(_messages(segments)))
-        ids = _once_before(self._bos, self._tokenize("\n\n".join(segment.text for segment in segments)))
+            return self._tokenize(self._chat.prompt(segments, tools))
+        texts = [segment.text for segment in tools_as_text(segments, tools)]
+        ids = _once_before(self._bos, self._tokenize("\n\n".join(texts)))
         return ids if self._prompt_end and ids[-1:] == self._prompt_end else ids + self._prompt_end
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         # verbose=False: the limit is checked here, and the tokenizer's warning would only repeat it.
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _encoded(example: Example, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Encoded:
-    return Encoded(prompt, completion, example.source, example.row, example.group)
-
-
-def _messages(segments: Sequence[Segment]) -> list[dict[str, str]]:
-    return [
-        {"role": segment.role, "content": segment.text}
-        | ({} if segment.reasoning is None else {"reasoning_content": segment.reasoning})
-        for segment in segments
-    ]
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -2,81 +2,38 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from manytune.data.chat_template import uses_date
-from manytune.data.encode import Encoder, Overflow
+from manytune.data.conversation.detect import detect, unknown_form
+from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
+from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
+from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, Strategy, check_options, mix
 from manytune.data.promptsource import load_promptsource
-from manytune.data.section import Number, Section, kind_of
-from manytune.data.templates import PromptTemplate, choose_template
+from manytune.data.recipe_values import (
+    Files,
+    References,
+    Rows,
+    auto_or_bool,
+    iso_date,
+    json_values,
+    names_or_null,
+)
+from manytune.data.records import Record
+from manytune.data.section import Number, Section
+from manytune.data.templates import PromptTemplate, RowForm, choose_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DEFAULT_TEMPLATE = "prompt-completion"
 _DEFAULT_VALIDATION = 0.1
-_OF_A_TASK = ("prompt", "completion", "system", "template", "group_by")
-
-
-def _as_tuple(value: object) -> object:
-    names = (value,) if isinstance(value, str) else value
-    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    raise ValueError(f"expected a file or a datasets name, or a list of them; found {kind_of(value)}")
-
-
-Files = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-
-
-def _names(value: object) -> object:
-    if value is None:
-        return None
-    if isinstance(value, list | tuple) and value and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise ValueError(f"expected a list of names, or null for all; found {kind_of(value)}")
-
-
-def _rows_or_share(value: object) -> object:
-    if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
-        return value
-    raise ValueError(f"expected a file, a datasets name, or a share between 0 and 1; found {kind_of(value)}")
-
-
-def _auto_or_bool(value: object) -> object:
-    if value == "auto" or isinstance(value, bool):
-        return value
-    raise ValueError(f"expected auto, true or false; found {kind_of(value)}")
-
-
-def _json_values(value: object) -> object:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"expected a section of the template's variables; found {kind_of(value)}")
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a chat template takes what JSON can hold: {error}") from error
-    return value
-
-
-def _iso_date(value: object) -> object:
-    # YAML reads 2026-01-31 as a date.
-    text = value.isoformat() if isinstance(value, datetime.date) else value
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise ValueError(f"expected a date such as 2026-01-31, or null; found {kind_of(value)}")
-    EncodingOptions(date=text)
-    return text
-
-
-Rows = Annotated[float | str | None, BeforeValidator(_rows_or_share)]
+_OF_A_TASK = ("prompt", "completion", "system", "template", "group_by", "references")
 
 
 class TaskRecipe(Section):
@@ -96,8 +53,12 @@ class TaskRecipe(Section):
     """As in `data`."""
     promptsource: str | None = None
     """A promptsource file, instead of a template: each row becomes one example by each of its templates."""
-    templates: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
+    templates: Annotated[tuple[str, ...] | None, BeforeValidator(names_or_null)] = None
     """The names of those of its templates that are used; null for all."""
+    format: FormName | None = None
+    """The form of its conversations, instead of a template; as in `data`, but never recognised by itself."""
+    references: References = ()
+    """As in `data`."""
     group_by: str | None = None
     """As in `data`. Tasks made of the same rows need the same field, so that a row is on one side in all."""
     weight: Annotated[Number, Field(gt=0)] | None = None
@@ -113,7 +74,11 @@ class TaskRecipe(Section):
             raise ValueError(
                 f"the task {self.name!r}: templates goes with promptsource, a file to choose from"
             )
-        others = [key for key in ("prompt", "completion", "template") if getattr(self, key) is not None]
+        others = [
+            key for key in ("prompt", "completion", "template", "format") if getattr(self, key) is not None
+        ]
+        if self.format is not None and self.promptsource is None and len(others) > 1:
+            raise ValueError(f"the task {self.name!r}: give either {' or '.join(others)}")
         if self.promptsource is not None and others:
             raise ValueError(f"the task {self.name!r}: give either promptsource or {' and '.join(others)}")
         _check_shares(self.validation, self.test)
@@ -121,19 +86,34 @@ class TaskRecipe(Section):
         return self
 
     def prompt_templates(self) -> dict[str, PromptTemplate]:
-        """The task's templates: one by its name, or those of a promptsource file as `task/template`.
+        """The task's templates: one by its name, or those of a promptsource file as `task/template`; none for a format.
 
         Raises:
             TemplateError: There is no such template or file, or it can't be used.
         """
+        if self.format is not None:
+            return {}
         if self.promptsource is None:
             return {self.name: _template_of(self)}
         return {
             f"{self.name}/{name}": PromptTemplate(
-                template.prompt, template.completion, self.system, self.group_by
+                template.prompt, template.completion, self.system, self.group_by, self.references
             )
             for name, template in load_promptsource(self.promptsource, self.templates).items()
         }
+
+    def forms(self, learn: Learn) -> dict[str, RowForm]:
+        """How its rows become examples: its templates, or the form of its conversations, by the examples' names.
+
+        Args:
+            learn: Which answers of a conversation bear the loss.
+
+        Raises:
+            TemplateError: As for `prompt_templates`.
+        """
+        if self.format is not None:
+            return {self.name: ConversationForm(self.format, learn, self.group_by, self.references)}
+        return dict(self.prompt_templates())
 
 
 class MixingRecipe(Section):
@@ -170,27 +150,36 @@ class DataRecipe(Section):
     template: str | None = None
     """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
     none."""
+    format: Format = "auto"
+    """The form of conversations, if no template is given: `openai`, `sharegpt`, `alpaca`, `trl`, or `text` for
+    documents of which every token is learned. `auto` recognises them by their columns; `template` is none of them."""
+    learn: Learn = "all"
+    """Which answers of a conversation bear the loss: `all` whose weight isn't 0, or the `last`."""
+    references: References = ()
+    """Fields with the answers that count as right in `manytune evaluate`, each a text or a list of texts; the
+    completion if none is named."""
     group_by: str | None = None
     """A field; rows that share its value stay on one side of a split."""
     mixing: MixingRecipe | None = None
     """How often each task comes up, with a list of tasks; null for each row once an epoch."""
-    chat: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
+    chat: Annotated[Literal["auto"] | bool, BeforeValidator(auto_or_bool)] = "auto"
     """Whether prompts go through the tokenizer's chat template: `auto` where it has one; `true` requires one, `false`
     leaves it out, as for a chat template that can't be trained with."""
-    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_values)] = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
         default_factory=dict
     )
     """Values of the chat template's own variables, such as `{enable_thinking: false}`; the adapter keeps them."""
-    date: Annotated[str | None, BeforeValidator(_iso_date)] = None
+    date: Annotated[str | None, BeforeValidator(iso_date)] = None
     """What a chat template that writes today's date takes for today, such as 2026-01-31; null for the start of the run,
     which keeps it."""
     max_length: Annotated[int, Field(ge=2)] | None = 2048
     """The most tokens of a prompt and its completion together; null for no limit."""
     overflow: Overflow = "error"
-    """What becomes of longer rows: an error, left out and counted, or the prompt's end cut off and
-    counted."""
+    """What becomes of longer rows: an error, left out (`drop`), the prompt's end cut off (`truncate_prompt`), or of
+    conversations the oldest or newest turns left out; all counted."""
     on_error: Literal["error", "skip"] = "error"
-    """What becomes of rows that can't be read or rendered: an error, or left out and counted."""
+    """What becomes of rows that can't be read or rendered, or that the chat template refuses: an error, or left out and
+    counted."""
 
     @model_validator(mode="before")
     @classmethod
@@ -213,8 +202,45 @@ class DataRecipe(Section):
         if self.mixing is not None:
             raise ValueError("mixing goes with a list of tasks in train, each with a name and a file")
         _check_shares(self.validation, self.test)
-        self.prompt_template()
+        if self.described and self.format not in ("auto", "template"):
+            raise ValueError(
+                f"format {self.format} says what a row is; leave out template, prompt and completion"
+            )
+        if self.is_conversational and self.system is not None:
+            raise ValueError("system goes with a template; a conversation has its system message in the row")
+        if not self.is_conversational:
+            self.prompt_template()
         return self
+
+    @property
+    def described(self) -> bool:
+        """Whether a template is described."""
+        return self.template is not None or self.prompt is not None or self.completion is not None
+
+    @property
+    def is_conversational(self) -> bool:
+        """Whether the format is known to be one of conversations or of running text."""
+        return self.format not in ("auto", "template")
+
+    def form(self, records: Sequence[Record], where: str) -> RowForm:
+        """How rows become examples; for a single task.
+
+        Args:
+            records: The rows, for a format that isn't given.
+            where: What messages call them.
+
+        Raises:
+            DataError: The rows' columns don't say what their form is.
+            TemplateError: The template can't be used.
+        """
+        found: str | None = self.format
+        if found == "auto" and not self.described and self.system is None:
+            found = detect(records)
+            if found not in (*get_args(FormName), "prompt-completion"):
+                raise unknown_form(records, where)
+        if found in get_args(FormName):
+            return ConversationForm(cast(FormName, found), self.learn, self.group_by, self.references)
+        return self.prompt_template()
 
     @property
     def tasks(self) -> tuple[TaskRecipe, ...]:
@@ -303,13 +329,15 @@ class DataRecipe(Section):
 
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:
-            if getattr(self, key) is not None:
+            if getattr(self, key):
                 raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(
                     f"with a list of tasks, {key} is a share or null; a file of a task's rows belongs in the task"
                 )
+        if self.format != "auto":
+            raise ValueError("with a list of tasks, format belongs in each task, not next to the list")
         seen: set[str] = set()
         for task in self.tasks:
             names = {task.name, *task.prompt_templates()}
@@ -328,6 +356,7 @@ def _template_of(section: DataRecipe | TaskRecipe) -> PromptTemplate:
         completion=section.completion,
         system=section.system,
         group_by=section.group_by,
+        references=section.references,
     )
     assert template is not None  # something is described, or the default is named
     return template

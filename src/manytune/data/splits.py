@@ -64,11 +64,12 @@ def group_key(example: Example) -> str:
     """Return what keeps an example together with others: its group, or else its prompt.
 
     Without groups, rows with the same prompt still go to one split: a model that has seen the answer would be
-    tested on its memory.
+    tested on its memory. A conversation's prompt is all that comes before its last answer, and equal documents go
+    together, too.
     """
-    return (
-        f"group {example.group}" if example.group is not None else f"prompt {prompt_text(example.segments)}"
-    )
+    if example.group is not None:
+        return f"group {example.group}"
+    return f"{'document' if example.is_document else 'prompt'} {key_text(example)}"
 
 
 def record_key(record: Record, group_by: str | None = None) -> str:
@@ -94,6 +95,11 @@ def prompt_text(segments: Iterable[Segment]) -> str:
     return " ".join(" ".join(segment.text for segment in segments).split())
 
 
+def key_text(example: Example) -> str:
+    """Return the text by which examples are compared: the prompt's, or all of a document."""
+    return example.completion if example.is_document else prompt_text(example.segments)
+
+
 @dataclass(frozen=True)
 class Leak:
     """One prompt that occurs in more than one split.
@@ -112,7 +118,7 @@ def leaks(splits: Mapping[str, Iterable[Example]]) -> tuple[Leak, ...]:
     places: dict[str, dict[str, str]] = {}
     for name, examples in splits.items():
         for example in examples:
-            places.setdefault(prompt_text(example.segments), {}).setdefault(name, example.where)
+            places.setdefault(key_text(example), {}).setdefault(name, example.where)
     return tuple(Leak(prompt, found) for prompt, found in places.items() if len(found) > 1)
 
 

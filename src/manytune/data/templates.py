@@ -12,46 +12,47 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import yaml
 
+from manytune.data.conversation.conversation import Message, ToolCall
 from manytune.data.nearest import did_you_mean
-from manytune.data.records import Record, Rejected
-from manytune.data.rendering import compile_part, field_as_text, named_fields, render_part, shorten
-from manytune.errors import TemplateError
+from manytune.data.records import Located, Record, Rejected
+from manytune.data.rendering import (
+    compile_part,
+    field_as_text,
+    named_fields,
+    render_part,
+    shorten,
+    used_fields,
+)
+from manytune.errors import DataError, TemplateError
 
 _FILES = {".yaml", ".yml", ".json"}
 
-Role = Literal["system", "user", "assistant"]
+Segment = Message
+"""One message of a prompt."""
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One message of a prompt.
+class Example(Located):
+    """A prompt and the completion to learn; or a conversation, of which the completion is the last answer.
+
+    Without a prompt's messages it is a document, every token of which is learned.
 
     Args:
-        role: Whose it is.
-        text: What it says.
-        reasoning: What the model wrote before an answer of its own; for chat templates that take it.
-    """
-
-    role: Role
-    text: str
-    reasoning: str | None = None
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and the completion to learn.
-
-    Args:
-        segments: The prompt's messages, in order.
+        segments: The prompt's messages, in order; for a conversation all before its last answer.
         completion: The text that bears the loss, without an end token.
         source: The file or dataset that the row came from.
         row: Its line or record number, from 1.
         group: Examples of one group stay together in splits; `None` for no group.
         task: Which task of a mixture it belongs to; `None` for the only one.
+        tools: The functions that the assistant may call.
+        tool_calls: Those that the completion calls.
+        reasoning: What comes before the completion's text, for chat templates that take it.
+        earlier: Places in `segments` of answers that bear the loss, too.
+        references: Further answers that count as right when answers are scored.
     """
 
     segments: tuple[Segment, ...]
@@ -60,11 +61,55 @@ class Example:
     row: int
     group: str | None = None
     task: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning: str | None = None
+    earlier: tuple[int, ...] = ()
+    references: tuple[str, ...] = ()
 
     @property
-    def where(self) -> str:
-        """The place to name in a message, such as `train.jsonl:17`."""
-        return f"{self.source}:{self.row}"
+    def is_document(self) -> bool:
+        """Whether it is running text and not the answer to something."""
+        return not self.segments
+
+    @property
+    def answer(self) -> Message:
+        """The completion as the assistant's message."""
+        return Message("assistant", self.completion, self.reasoning, tool_calls=self.tool_calls)
+
+    def turns(self) -> tuple[Example, ...]:
+        """Every answer that bears the loss, each with what comes before it, in order; the last is the completion."""
+        return (*(self.ending_at(place) for place in self.earlier), replace(self, earlier=()))
+
+    def ending_at(self, place: int) -> Example:
+        """The conversation up to one of its earlier answers, which alone bears the loss."""
+        last = self.segments[place]
+        return replace(
+            self,
+            segments=self.segments[:place],
+            completion=last.text,
+            tool_calls=last.tool_calls,
+            reasoning=last.reasoning,
+            earlier=(),
+            references=(),
+        )
+
+
+class RowForm(Protocol):
+    """How a row becomes an example: a template, or one of the forms in which conversations come."""
+
+    def render(self, record: Record) -> Example:
+        """Return the example that a record makes.
+
+        Raises:
+            DataError: The record doesn't have this form.
+        """
+
+    def fields_used(self) -> frozenset[str] | None:
+        """Return the fields that are looked at; None if that can be any of them."""
+
+    def grouped_by(self, field: str) -> RowForm:
+        """Return the same with another field whose value keeps rows together."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +129,7 @@ class PromptTemplate:
         completion: Jinja2 template of the answer to learn.
         system: Jinja2 template of a system message, or `None` for no such message.
         group_by: The field whose value keeps rows together in splits, or `None`.
+        references: Fields with answers that count as right when answers are scored, each a text or a list of texts.
 
     Raises:
         TemplateError: A part isn't valid Jinja2, or the completion names no field.
@@ -93,6 +139,7 @@ class PromptTemplate:
     completion: str
     system: str | None = None
     group_by: str | None = None
+    references: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for part, text in self._parts().items():
@@ -116,6 +163,7 @@ class PromptTemplate:
                 source=record.source,
                 row=record.row,
                 group=self._group(record.fields),
+                references=references_in(record.fields, self.references),
             )
         except TemplateError as error:
             raise type(error)(str(error), where=record.where) from error
@@ -131,8 +179,22 @@ class PromptTemplate:
             return (user,)
         return (Segment("system", render_part("system", self.system, fields)), user)
 
+    def fields_used(self) -> frozenset[str] | None:
+        """Return the fields that the template's parts may use; None if that can be any of them."""
+        found = {*self.references, *filter(None, [self.group_by])}
+        for text in self._parts().values():
+            fields = used_fields(text)
+            if fields is None:
+                return None
+            found |= fields
+        return frozenset(found)
+
+    def grouped_by(self, field: str) -> PromptTemplate:
+        """Return the same with another field whose value keeps rows together."""
+        return replace(self, group_by=field)
+
     def to_dict(self) -> dict[str, str]:
-        """Return the parts that are set, ready for JSON."""
+        """Return the texts that are set, ready for JSON; `references` are a recipe's, and no part of a prompt."""
         parts = self._parts()
         return parts if self.group_by is None else {**parts, "group_by": self.group_by}
 
@@ -149,13 +211,16 @@ class PromptTemplate:
                 raise TemplateError(
                     f"a template has the keys {', '.join(known)}, not {key!r}{did_you_mean(str(key), known)}"
                 )
-            optional = key in ("system", "group_by")
-            if not isinstance(value, str) and not (optional and value is None):
+            optional = key in ("system", "group_by", "references")
+            is_list = key == "references" and isinstance(value, list | tuple)
+            if not isinstance(value, str) and not (optional and value is None) and not is_list:
                 raise TemplateError(f"the template's {key} must be text, not {type(value).__name__}")
         for key in ("prompt", "completion"):
             if key not in parts:
                 raise TemplateError(f"a template needs the keys prompt and completion; {key} is missing")
-        return cls(**dict(parts))  # type: ignore[arg-type]  # checked above
+        listed = parts.get("references") or ()
+        references = (listed,) if isinstance(listed, str) else tuple(map(str, listed))  # type: ignore[call-overload]
+        return cls(**{**parts, "references": references})  # type: ignore[arg-type]  # checked above
 
     def _parts(self) -> dict[str, str]:
         parts = {"prompt": self.prompt, "completion": self.completion}
@@ -165,25 +230,41 @@ class PromptTemplate:
         return None if self.group_by is None else field_as_text("group_by", self.group_by, values)
 
 
+def references_in(fields: Mapping[str, object], names: Iterable[str]) -> tuple[str, ...]:
+    """Return the answers in fields that hold a text or a list of texts each, without repetition.
+
+    Raises:
+        TemplateError: A field is missing, or holds something else.
+    """
+    found: list[str] = []
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, list) and all(isinstance(text, str) for text in value):
+            found += value
+        else:
+            found.append(field_as_text("references", name, fields))
+    return tuple(dict.fromkeys(found))
+
+
 def render_all(
-    template: PromptTemplate, records: Iterable[Record], *, on_error: Literal["error", "skip"] = "error"
+    template: RowForm, records: Iterable[Record], *, on_error: Literal["error", "skip"] = "error"
 ) -> Rendered:
     """Render many records.
 
     Args:
-        template: The template.
+        template: The template, or another form.
         records: The rows.
         on_error: `"error"` stops at the first row that the template doesn't fit; `"skip"` returns such rows.
 
     Raises:
-        TemplateError: A row doesn't fit, and `on_error` is `"error"`.
+        DataError: A row doesn't fit, and `on_error` is `"error"`.
     """
     kept: list[Example] = []
     rejected: list[Rejected] = []
     for record in records:
         try:
             kept.append(template.render(record))
-        except TemplateError as error:
+        except DataError as error:
             if on_error == "error":
                 raise
             reason = str(error).removeprefix(f"{record.where}: ")
@@ -231,6 +312,7 @@ def choose_template(
     completion: str | None = None,
     system: str | None = None,
     group_by: str | None = None,
+    references: tuple[str, ...] = (),
 ) -> PromptTemplate | None:
     """Return the template that a user describes, or `None` if nothing is described.
 
@@ -240,6 +322,7 @@ def choose_template(
         completion: As in `PromptTemplate`.
         system: As in `PromptTemplate`; put in place of the named template's own.
         group_by: As in `PromptTemplate`; put in place of the named template's own.
+        references: As in `PromptTemplate`; put in place of the named template's own.
 
     Raises:
         TemplateError: The description is incomplete or double, or the template can't be used.
@@ -250,13 +333,18 @@ def choose_template(
         missing = "prompt" if prompt is None else "completion"
         raise TemplateError(f"prompt and completion go together; the {missing} is missing")
     if prompt is not None and completion is not None:
-        return PromptTemplate(prompt, completion, system, group_by)
+        return PromptTemplate(prompt, completion, system, group_by, references)
     if name is None:
         if system is not None:
             raise TemplateError("a system message goes with a template, or with prompt and completion")
         return None
     found = load_template(name) if Path(name).suffix in _FILES else named_template(name)
-    return replace(found, system=system or found.system, group_by=group_by or found.group_by)
+    return replace(
+        found,
+        system=system or found.system,
+        group_by=group_by or found.group_by,
+        references=references or found.references,
+    )
 
 
 def load_template(file: str | Path) -> PromptTemplate:

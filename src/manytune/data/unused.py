@@ -10,34 +10,41 @@ from collections.abc import Iterable, Mapping
 
 from manytune.data.printable import is_absent
 from manytune.data.records import Record
-from manytune.data.rendering import used_fields
-from manytune.data.templates import PromptTemplate
+from manytune.data.templates import RowForm
 
 _NAMES = frozenset(
     {"system", "system_prompt", "system_message", "history", "messages", "conversation", "conversations"}
-    | {"dialog", "dialogs", "dialogue", "turns", "chat", "tools", "functions", "tool_calls"}
+    | {
+        "dialog",
+        "dialogs",
+        "dialogue",
+        "turns",
+        "chat",
+        "tools",
+        "functions",
+        "tool_calls",
+        "chat_template_kwargs",
+    }
 )
 _TURN_KEYS = ({"role", "content"}, {"from", "value"})  # OpenAI's, and ShareGPT's
 
 
-def unused_turns(records: Iterable[Record], templates: Iterable[PromptTemplate]) -> dict[str, int]:
+def unused_turns(records: Iterable[Record], templates: Iterable[RowForm]) -> dict[str, int]:
     """Return the columns that look like part of a conversation and that none of the templates uses.
 
     Args:
         records: The rows.
-        templates: All that the rows go through.
+        templates: All templates or forms that the rows go through.
 
     Returns:
         In how many rows each of them isn't empty, by name.
     """
     used: set[str] = set()
     for template in templates:
-        for text in filter(None, (template.prompt, template.completion, template.system)):
-            fields = used_fields(text)
-            if fields is None:
-                return {}
-            used |= fields
-        used |= {template.group_by} if template.group_by else set()
+        fields = template.fields_used()
+        if fields is None:
+            return {}
+        used |= fields
     found: dict[str, int] = {}
     for record in records:
         for name, value in record.fields.items():

@@ -21,9 +21,11 @@ from manytune.engine.padding import left_padded, longest_first, right_padded
 from manytune.engine.static_batch import Progress
 from manytune.errors import DataError
 
+_NOT_SCORED = -100
+
 
 class PromptAndCompletion(Protocol):
-    """What `completion_nll` needs of a sequence; `manytune.data.Encoded` has it."""
+    """What `completion_nll` needs of a sequence; `manytune.data.encoded.Encoded` has it."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -31,7 +33,11 @@ class PromptAndCompletion(Protocol):
 
     @property
     def completion_ids(self) -> tuple[int, ...]:
-        """Tokens that are scored, the end token included."""
+        """Tokens that are scored, the end token included; those in `given` aren't."""
+
+    @property
+    def given(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of `completion_ids` that aren't scored."""
 
 
 def completion_nll(
@@ -75,7 +81,7 @@ def completion_nll(
             batch = [sequences[row] for row in rows]
             found = _seq2seq_nll(model, batch) if is_seq2seq else _causal_nll(model, batch)
             for row, nll, sequence in zip(rows, found, batch, strict=True):
-                results[row] = (nll, len(sequence.completion_ids))
+                results[row] = (nll, sum(token != _NOT_SCORED for token in _targets(sequence)))
             done += len(rows)
             if progress is not None:
                 progress(done, len(sequences))
@@ -88,9 +94,9 @@ def _causal_nll(model: Any, batch: Sequence[PromptAndCompletion]) -> list[float]
     # Pad tokens are masked and have no target, so any id will do.
     input_ids, attention_mask = left_padded([(*item.prompt_ids, *item.completion_ids) for item in batch], 0)
     longest = max(len(item.completion_ids) for item in batch)
-    targets = torch.full((len(batch), longest), -100)  # (B, longest), completions at the right
+    targets = torch.full((len(batch), longest), _NOT_SCORED)  # (B, longest), completions at the right
     for row, item in enumerate(batch):
-        targets[row, longest - len(item.completion_ids) :] = torch.tensor(item.completion_ids)
+        targets[row, longest - len(item.completion_ids) :] = torch.tensor(_targets(item))
 
     accepted = inspect.signature(base_of(model).forward).parameters
     inputs: dict[str, Any] = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
@@ -109,7 +115,7 @@ def _seq2seq_nll(model: Any, batch: Sequence[PromptAndCompletion]) -> list[float
     input_ids, attention_mask = right_padded([item.prompt_ids for item in batch], 0)
     start = start_id(model)
     assert start is not None  # every encoder-decoder that transformers generates with has one
-    targets, _ = right_padded([item.completion_ids for item in batch], -100)  # (B, longest)
+    targets, _ = right_padded([_targets(item) for item in batch], _NOT_SCORED)  # (B, longest)
     decoder_input_ids, _ = right_padded([(start, *item.completion_ids[:-1]) for item in batch], 0)
     logits = model(
         input_ids=input_ids.to(device),
@@ -120,10 +126,21 @@ def _seq2seq_nll(model: Any, batch: Sequence[PromptAndCompletion]) -> list[float
     return _row_sums(logits, targets)
 
 
+def _targets(item: PromptAndCompletion) -> list[int]:
+    """A completion's tokens, with a mark in place of those that aren't scored."""
+    tokens = list(item.completion_ids)
+    for start, end in item.given:
+        tokens[start:end] = [_NOT_SCORED] * (end - start)
+    return tokens
+
+
 def _row_sums(logits: torch.Tensor, targets: torch.Tensor) -> list[float]:
-    """Each row's negative log likelihood of its targets; -100 marks columns without one."""
+    """Each row's negative log likelihood of its targets; `_NOT_SCORED` marks columns without one."""
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.to(logits.device).flatten(), reduction="none", ignore_index=-100
+        logits.float().flatten(0, 1),
+        targets.to(logits.device).flatten(),
+        reduction="none",
+        ignore_index=_NOT_SCORED,
     )
     sums = losses.view(targets.shape).cpu().double().sum(dim=1)
     return [float(value) for value in sums]

@@ -5,12 +5,14 @@ Generation comes in as a callable, so this package knows no engine and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from manytune.data.answer_format import BARE, AnswerFormat
-from manytune.data.encode import Encoded, Encoder
+from manytune.data.encode import Encoder
+from manytune.data.encoded import Encoded
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer, Item
@@ -47,11 +49,13 @@ class Question:
         item: What is recorded of it.
         encoded: The prompt with each of the item's references.
         form: What is an answer in the text that is generated for it.
+        is_document: Whether it is running text, to which there is no answer; `encoded` are its parts.
     """
 
     item: Item
     encoded: tuple[Encoded, ...]
     form: AnswerFormat = BARE
+    is_document: bool = False
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -59,12 +63,18 @@ class Question:
         return self.encoded[0].prompt_ids
 
 
-def questions_from(examples: Sequence[Example], encoder: Encoder) -> tuple[Question, ...]:
+def questions_from(
+    examples: Sequence[Example], encoder: Encoder, *, longest: int | None = None
+) -> tuple[Question, ...]:
     """Make one question of every prompt; rows that share a prompt are its several references.
+
+    Of a conversation its last answer is asked for, after all that comes before it; `each_turn` asks for every one. A
+    document is only read.
 
     Args:
         examples: The rows, rendered.
         encoder: Of the base that will answer.
+        longest: The most tokens of a document that are read at once; a longer one is read in parts.
 
     Raises:
         DataError: There are no examples, one is too long for the encoder, or rows of different groups share
@@ -73,9 +83,25 @@ def questions_from(examples: Sequence[Example], encoder: Encoder) -> tuple[Quest
     if not examples:
         raise DataError("there are no examples to evaluate on")
     by_prompt: dict[object, list[Example]] = {}
-    for example in examples:
-        by_prompt.setdefault((example.segments, example.task), []).append(example)
-    return tuple(_question(rows, encoder) for rows in by_prompt.values())
+    for place, example in enumerate(examples):
+        asked = (example.segments, json.dumps(example.tools), example.task)
+        by_prompt.setdefault(place if example.is_document else asked, []).append(example)
+    return tuple(
+        _document(rows[0], encoder, longest) if rows[0].is_document else _question(rows, encoder)
+        for rows in by_prompt.values()
+    )
+
+
+def each_turn(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """Every answer that bears the loss as an example of its own, after the conversation as it was recorded.
+
+    Those of one conversation are a group, since they aren't independent.
+    """
+    return tuple(
+        replace(turn, group=example.group or (example.where if example.earlier else None))
+        for example in examples
+        for turn in example.turns()
+    )
 
 
 def ask(
@@ -89,7 +115,8 @@ def ask(
         likelihood: Its likelihoods; `None` leaves them unmeasured. An item with several references gets
         their sum.
     """
-    generated = generate([question.prompt_ids for question in questions])
+    asked = [question for question in questions if not question.is_document]
+    replies = iter(generate([question.prompt_ids for question in asked]) if asked else ())
     measured: list[tuple[float, int] | None] = [None] * len(questions)
     if likelihood is not None:
         values = iter(likelihood([encoded for question in questions for encoded in question.encoded]))
@@ -97,8 +124,12 @@ def ask(
             sums = [next(values) for _ in question.encoded]
             measured[index] = (sum(nll for nll, _ in sums), sum(tokens for _, tokens in sums))
     answers = []
-    for question, answer, nll in zip(questions, generated, measured, strict=True):
+    for question, nll in zip(questions, measured, strict=True):
         total, tokens = nll or (None, 0)
+        if question.is_document:
+            answers.append(Answer("", 0, "stop", total, tokens))
+            continue
+        answer = next(replies)
         text = question.form.read(answer.text).content
         answers.append(Answer(text, len(answer.token_ids), answer.finished, total, tokens))
     return tuple(answers)
@@ -122,12 +153,32 @@ def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
                 "rows that share a prompt are references of one item and need the same group",
                 where=row.where,
             )
+    right = [one for row in rows for one in _right_answers(row)]
     item = Item(
         prompt="\n\n".join(segment.text for segment in first.segments),
-        references=tuple(encoder.reference(row) for row in rows),
+        references=tuple(encoder.reference(one) for one in right),
         source=first.source,
         row=first.row,
         group=first.group,
         task=first.task,
     )
-    return Question(item, tuple(encoder.encode(row) for row in rows), encoder.answers)
+    return Question(item, tuple(encoder.encode(one) for one in right), encoder.answers)
+
+
+def _right_answers(example: Example) -> list[Example]:
+    """The example with each of its references as the completion; itself without any."""
+    return [
+        replace(example, completion=text, tool_calls=(), reasoning=None) for text in example.references
+    ] or [example]
+
+
+def _document(example: Example, encoder: Encoder, longest: int | None) -> Question:
+    item = Item(
+        prompt="",
+        references=(example.completion,),
+        source=example.source,
+        row=example.row,
+        group=example.group,
+        task=example.task,
+    )
+    return Question(item, encoder.sequences(example, longest=longest), is_document=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.engine.answering import answer_prompts
 from manytune.engine.likelihood import completion_nll
 from manytune.engine.static_batch import Generation, Progress
@@ -138,7 +138,7 @@ def group_losses(model: Any, rows: Sequence[Encoded], layout: str) -> tuple[Grou
     with prepared(model, choice):
         for members in groups.values():
             batch = build(members, pad_id=0).to(device)
-            tokens = sum(len(row.completion_ids) for row in members)
+            tokens = sum(row.targets for row in members)
             found.append(GroupLoss(loss_sum(model, batch).item(), tokens))
     return tuple(found)
 

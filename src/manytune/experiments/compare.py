@@ -123,7 +123,7 @@ def score(
         provenance={
             "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",
             "Data": describe_sources(_sources(workspace)),
-            "Rows": f"{len(workspace.data.train):,} to train on, {len(workspace.data.validation):,} to validate on",
+            "Rows": f"{workspace.data.train_rows:,} to train on, {workspace.data.validation_rows:,} to validate on",
             "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {workspace.encoder.mode} prompts",
             "Training seeds": ", ".join(map(str, compare_recipe.seeds)),
             "Release": f"manytune {__version__}, {_packages()}",

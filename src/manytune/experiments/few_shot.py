@@ -79,7 +79,7 @@ def few_shot_questions(
         if choose == "similar":
             chosen = chosen[::-1]
         row = _with_examples(example, chosen)
-        while chosen and room is not None and len(encoder.prompt_ids(row.segments)) > room:
+        while chosen and room is not None and len(encoder.prompt_ids(row.segments, row.tools)) > room:
             chosen = chosen[1:] if choose == "similar" else chosen[:-1]
             row = _with_examples(example, chosen)
             shortened.add((example.segments, example.task))
@@ -126,7 +126,7 @@ def _with_examples(example: Example, chosen: Sequence[Example]) -> Example:
     turns: list[Segment] = []
     for one in chosen:
         turns += [segment for segment in one.segments if segment.role != "system"]
-        turns.append(Segment("assistant", one.completion))
+        turns.append(one.answer)
     question = tuple(segment for segment in example.segments if segment.role != "system")
     return dataclasses.replace(example, segments=(*system, *turns, *question))
 

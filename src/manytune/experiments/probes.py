@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from manytune.atomic import atomic_write
-from manytune.data.encode import Encoded, Encoder
+from manytune.data.encode import Encoder
+from manytune.data.encoded import Encoded
 from manytune.data.readers import read_role
 from manytune.data.templates import Example, Segment, render_all
 from manytune.errors import DataError

@@ -19,7 +19,8 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         data: The rows.
         leaks: Prompts that occur in more than one split.
     """
-    say(f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate on")
+    several = f" ({len(data.train):,} sequences)" if len(data.train) > data.train_rows else ""
+    say(f"{data.train_rows:,} rows to train on{several}, {data.validation_rows:,} to validate on")
     for share in data.mixture.shares if data.mixture else ():
         say(
             f"task {share.name}: {share.rows:,} rows, {share.rows_per_epoch:,} in an epoch ({share.rate:.1%})"
@@ -28,9 +29,17 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         say(f"left out: {row.where}: {row.reason}")
     if len(data.left_out) > _LISTED:
         say(f"left out: {len(data.left_out) - _LISTED:,} more rows; {SCORES_NAME} will name them")
-    if data.truncated:
+    if data.turns_dropped:
+        say(
+            f"shortened to data.max_length: {data.truncated:,} rows, in which {data.turns_dropped:,} answers aren't "
+            "learned"
+        )
+    elif data.truncated:
         say(f"{data.truncated:,} prompts were cut to data.max_length")
     if leaks:
         say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
+    if data.odd:
+        listed = ", ".join(data.odd[:_LISTED]) + (", ..." if len(data.odd) > _LISTED else "")
+        say(f"warning: odd conversations: {len(data.odd):,} ({listed}); `manytune data check` says why")
     if data.unused:
         say(f"warning: {said_of_unused(data.unused)}")

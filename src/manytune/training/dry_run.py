@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.model.accounting import ExpertCounts, count_experts, count_parameters
 from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
 from manytune.training.batches.batch import base_model
@@ -129,7 +129,7 @@ def estimate_training(
 def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, most_counted: int) -> Estimate:
     layout = choose_layout(model, settings.batching)
     plan = plan_training(settings, rows, layout=layout)
-    epoch = [[rows.train[row] for row in batch] for batch in first_epoch(plan, settings, rows)]
+    epoch = [rows.sequences(batch) for batch in first_epoch(plan, settings, rows)]
     counted = epoch[:: -(-len(epoch) // most_counted)]
     build = partial(batch_builder(model, layout), pad_id=rows.pad_id)
     counters = [Counters.of(build(batch)) for batch in counted]
@@ -146,7 +146,7 @@ def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, mo
         trainable_parameters=trainable,
         all_parameters=total,
         experts=count_experts(model),
-        train_rows=len(rows.train),
+        train_rows=len(rows.rows),
         rows_per_epoch=rows.rows_per_epoch,
         dtype=describe(settings),
         layout=layout,

@@ -70,6 +70,8 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
     now = _flat(recipe.model_dump(mode="json"))
     if recipe.data.date is None:
         now["data.date"] = before["data.date"]  # that of the run's start
+    if recipe.data.format == "auto":
+        now["data.format"] = before.get("data.format")  # what was found in the files
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)

@@ -87,6 +87,8 @@ def read_inputs(
             f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
         )
     recipe = dated(recipe, base.tokenizer, date)
+    if splits.format is not None:  # kept with the run, so that later rows are read in the same way
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": splits.format})})
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
 

@@ -241,7 +241,9 @@ def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training
             method=recipe.method.name,
             base=inputs.base.name,
             fingerprint=inputs.base.fingerprint,
-            template=None if recipe.data.tasks else recipe.data.prompt_template().to_dict(),
+            template=None
+            if recipe.data.tasks or recipe.data.is_conversational
+            else recipe.data.prompt_template().to_dict(),
             templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
             encoding=inputs.data.mode,
             encoding_options=recipe.data.encoding_options(max_prompt=inputs.data.max_prompt).to_dict()
@@ -268,8 +270,8 @@ def _finished(
         dtype=inputs.recipe.training.dtype,
         activations=inputs.recipe.training.activations,
         tf32=inputs.recipe.training.tf32,
-        train_rows=len(data.train),
-        validation_rows=len(data.validation),
+        train_rows=data.train_rows,
+        validation_rows=data.validation_rows,
         left_out=data.left_out,
         truncated=data.truncated,
         leaks=len(inputs.splits.leaks),

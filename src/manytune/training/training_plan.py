@@ -9,7 +9,7 @@ from itertools import count
 
 from torch import nn
 
-from manytune.training.batches.grouping import BatchPlan, plan_batches
+from manytune.training.batches.grouping import BatchPlan, plan_rows
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.samplers import row_sampler
 from manytune.training.recipe import TrainingRecipe
@@ -79,7 +79,7 @@ def first_epoch(plan: TrainingPlan, settings: TrainingRecipe, rows: TrainingRows
     size = settings.batch_size
     order = list(
         row_sampler(
-            rows.train,
+            rows.rows,
             batch_size=size,
             seed=settings.seed,
             group_prefixes=settings.group_prefixes,
@@ -115,9 +115,9 @@ def _within_budget(settings: TrainingRecipe, rows: TrainingRows, layout: LayoutC
 def _epochs(settings: TrainingRecipe, rows: TrainingRows, layout: LayoutChoice) -> Iterator[BatchPlan]:
     """Each epoch's batches within the token budget."""
     for epoch in count():
-        members = rows.mixture.epoch(settings.seed, epoch) if rows.mixture else range(len(rows.train))
-        plan = plan_batches(
-            [rows.train[row] for row in members],
+        members = rows.mixture.epoch(settings.seed, epoch) if rows.mixture else range(len(rows.rows))
+        plan = plan_rows(
+            [rows.rows[row] for row in members],
             seed=settings.seed,
             epoch=epoch,
             token_budget=settings.token_budget,

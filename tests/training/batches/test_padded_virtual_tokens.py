@@ -16,6 +16,7 @@ class Sequence:
     completion_ids: tuple[int, ...]
     source: str = "test"
     row: int = 1
+    given: tuple[tuple[int, int], ...] = ()
 
 
 SEQUENCES = [Sequence((5, 6, 7, 8), (9, 10)), Sequence((11,), (12, 13, 14)), Sequence((15, 16), (17,))]

@@ -40,6 +40,7 @@ class Sequence:
     completion_ids: tuple[int, ...]
     source: str = "rows.jsonl"
     row: int = 1
+    given: tuple[tuple[int, int], ...] = ()
 
 
 def llama():

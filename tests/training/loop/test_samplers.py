@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.training.batches.grouping import plan_batches
 from manytune.training.loop.samplers import GroupedSampler, SeededSampler
 
@@ -25,7 +25,7 @@ def test_the_order_of_rows_depends_on_seed_and_epoch_alone() -> None:
 def test_rows_that_begin_alike_fall_into_the_same_batch_and_each_comes_once_an_epoch() -> None:
     documents = [tuple(range(10 * n, 10 * n + 8)) for n in range(20)]
     rows = [Encoded((*document, 500 + q), (1,), "x", 1) for q in range(3) for document in documents]
-    order = GroupedSampler(rows, batch_size=3, seed=3)
+    order = GroupedSampler([(row,) for row in rows], batch_size=3, seed=3)
     orders = []
     for epoch in (0, 1):
         order.set_epoch(epoch)
@@ -34,12 +34,12 @@ def test_rows_that_begin_alike_fall_into_the_same_batch_and_each_comes_once_an_e
         for start in range(0, 60, 3):
             assert len({rows[index].prompt_ids[:8] for index in orders[-1][start : start + 3]}) == 1
     assert orders[0] != orders[1]
-    assert list(GroupedSampler(rows, batch_size=3, seed=3)) == orders[0]
+    assert list(GroupedSampler([(row,) for row in rows], batch_size=3, seed=3)) == orders[0]
 
 
 def test_a_grouped_epochs_smaller_batch_comes_last() -> None:
     """The loader cuts the order into threes; only a batch of two at the end leaves the planned batches whole."""
     rows = [Encoded((n // 3, 9, n), (1,), "x", 1) for n in range(8)]
     planned = plan_batches(rows, seed=0, epoch=0, batch_size=3, group_prefixes=True)
-    order = list(GroupedSampler(rows, batch_size=3, seed=0))
+    order = list(GroupedSampler([(row,) for row in rows], batch_size=3, seed=0))
     assert {tuple(order[:3]), tuple(order[3:6]), tuple(order[6:])} == set(planned)

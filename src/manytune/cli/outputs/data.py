@@ -12,12 +12,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from manytune.data.conversation.form import DESCRIPTIONS
 from manytune.data.rendering import shorten
 from manytune.data.unused import said_of_unused
 
 if TYPE_CHECKING:
     from manytune.data.check import DataCheck, FileCheck
-    from manytune.data.preview import Preview
+    from manytune.data.preview import Part, Preview
     from manytune.data.records import Rejected
 
 _SHOWN = 10  # rejected rows and leaks; --json has them all
@@ -48,19 +49,28 @@ def print_previews(shown: Sequence[Preview], left_out: Sequence[Rejected], *, ha
     """Print examples as the model sees them, the loss-bearing part in colour and between plain markers."""
     console = Console(highlight=False)
     for item in shown:
-        title = f"{item.source}:{item.row}"
-        if item.prompt_tokens is not None:
-            title += f" · {item.prompt_tokens:,} + {item.completion_tokens:,} tokens"
+        title = item.where
+        given, learned = item.tokens(learned=False), item.tokens(learned=True)
+        if given is not None:
+            title += f" · {given:,} + {learned:,} tokens"
         if item.truncated:
             title += " · cut"
         console.print(Rule(Text(title), align="left"))
-        marked = (">>>", "bold green"), (_visible(item.completion), "green"), ("<<<", "bold green")
-        console.print(Text.assemble(_visible(item.prompt), *marked), overflow="fold")
+        console.print(Text.assemble(*map(_marked, item.parts)), overflow="fold")
     console.print(Rule())
     console.print(Text("The model learns what is between >>> and <<<."))
     if not has_base:
         console.print(Text("With --base: its chat format, its end token, and token counts.", "dim"))
     _print_rejected(console, left_out)
+
+
+def _marked(part: Part) -> Text:
+    text = _visible(part.text)
+    return (
+        Text.assemble((">>>", "bold green"), (text, "green"), ("<<<", "bold green"))
+        if part.learned
+        else Text(text)
+    )
 
 
 def print_split(written: Mapping[str, int], left_out: Sequence[Rejected]) -> None:
@@ -73,6 +83,11 @@ def print_split(written: Mapping[str, int], left_out: Sequence[Rejected]) -> Non
 
 def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
     console.print(Text.assemble((file.source, "bold"), f": {_counted(file.rows, 'row')}"))
+    if file.form is not None:
+        console.print(Text(f"  {DESCRIPTIONS[file.form]}"))
+    if file.roles:
+        listed = ", ".join(f"{role} {count:,}" for role, count in file.roles.items())
+        console.print(Padding(Text(f"messages: {listed}"), (0, 0, 0, 2)))
     counts = {"can't be used": len(file.rejected), "equal to an earlier row": file.duplicate_rows}
     if file.duplicate_prompts is not None:
         counts["same prompt as an earlier row"] = file.duplicate_prompts
@@ -81,12 +96,21 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
         counts["spell a special token in the text"] = file.tokens.special_tokens
         if file.tokens.over_length is not None:
             counts[f"longer than {limit:,} tokens"] = file.tokens.over_length
+    if file.roles:
+        counts["odd"] = len({row.where for row in file.odd})
     for name, count in counts.items():
         console.print(Text(f"  {count:>7,}  {name}", "" if count else "dim"))
+    if file.tools_as_text:
+        rows = _counted(file.tools_as_text, "row")
+        note = f"{rows} with tools: the base's template knows none, so they are written as text"
+        console.print(Padding(Text(note, "yellow"), (0, 0, 0, 2)))
     if file.unused:
         console.print(Padding(Text(said_of_unused(file.unused), "yellow"), (0, 0, 0, 2)))
     if file.lengths:
         console.print(_length_table(file))
+    for row in file.odd[:_SHOWN]:
+        console.print(Padding(Text.assemble((f"{row.where} ", "yellow"), _visible(row.what)), (0, 0, 0, 2)))
+    _print_more(console, len(file.odd))
     _print_rejected(console, file.rejected)
     console.print()
 

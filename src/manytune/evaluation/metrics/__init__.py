@@ -12,6 +12,8 @@ from manytune.evaluation.metrics.bleu import Bleu, Chrf
 from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
 from manytune.evaluation.metrics.rouge import Rouge
+from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
+from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
 
 __all__ = ["METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
 
@@ -28,13 +30,18 @@ METRICS: dict[str, Metric] = {
         Contains(),
         Accuracy(),
         MacroF1(),
+        ToolCalls(),
+        ToolNames(),
+        JsonValid(),
+        SchemaValid(),
+        JsonFields(),
         Perplexity(),
     )
 }
 """Every metric, in the order in which tables show them."""
 
 TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "perplexity")
-"""Those that mean something for any text; the others are for classes and for short facts."""
+"""Those that mean something for any text; the others are for classes, short facts, tool calls and JSON."""
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:

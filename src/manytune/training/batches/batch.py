@@ -19,7 +19,7 @@ from manytune.training.batches.target_loss import weighted_nll
 
 
 class TokenSequence(Protocol):
-    """A tokenised example, as `manytune.data.encode.Encoded` is one."""
+    """A tokenised example, as `manytune.data.encoded.Encoded` is one."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -27,7 +27,11 @@ class TokenSequence(Protocol):
 
     @property
     def completion_ids(self) -> tuple[int, ...]:
-        """Tokens that are learned, the end token included."""
+        """Tokens that are learned, the end token included; those in `given` aren't."""
+
+    @property
+    def given(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of `completion_ids` that bear no loss, in order: what is between two answers of a conversation."""
 
     @property
     def source(self) -> str:
@@ -42,7 +46,7 @@ class TokenSequence(Protocol):
 class Batch:
     """Sequences laid out for one forward pass of a causal language model.
 
-    A *target* is a completion token. Its logits are those of the token before it.
+    A *target* is a completion token that bears the loss. Its logits are those of the token before it.
 
     Attributes:
         input_ids: Token ids. Shape `(rows, columns)`; one row unless the layout is padded.
@@ -133,19 +137,27 @@ class Batch:
         return Batch(**fields)  # type: ignore[arg-type]
 
 
+def learned(sequence: TokenSequence) -> list[bool]:
+    """Whether each completion token bears the loss."""
+    mask = [True] * len(sequence.completion_ids)
+    for start, end in sequence.given:
+        mask[start:end] = [False] * (end - start)
+    return mask
+
+
 def check_sequences(sequences: Sequence[TokenSequence]) -> None:
     """Refuse what no layout can hold.
 
     Raises:
         DataError: If there is no sequence, or one has an empty prompt (nothing predicts its first completion
-            token) or an empty completion (nothing to learn).
+            token) or a completion without a token to learn.
     """
     if not sequences:
         raise DataError("a batch needs at least one sequence, got none")
     for sequence in sequences:
         for part, ids, why in (
             ("prompt", sequence.prompt_ids, "nothing predicts the first token of the completion"),
-            ("completion", sequence.completion_ids, "there is nothing to learn from it"),
+            ("completion", any(learned(sequence)), "there is nothing to learn from it"),
         ):
             if not ids:
                 raise DataError(

@@ -17,6 +17,10 @@ from manytune.training.batches.batch import TokenSequence
 BatchPlan = tuple[tuple[int, ...], ...]
 
 
+Row = Sequence[TokenSequence]
+"""Sequences that go into the same batch; as a rule one."""
+
+
 def plan_batches(
     sequences: Sequence[TokenSequence],
     *,
@@ -27,24 +31,46 @@ def plan_batches(
     layout: str = "shared-prefix",
     group_prefixes: bool = False,
 ) -> BatchPlan:
-    """One epoch's batches: each example in exactly one of them.
+    """`plan_rows` for rows of one sequence each."""
+    return plan_rows(
+        [(sequence,) for sequence in sequences],
+        seed=seed,
+        epoch=epoch,
+        batch_size=batch_size,
+        token_budget=token_budget,
+        layout=layout,
+        group_prefixes=group_prefixes,
+    )
+
+
+def plan_rows(
+    rows: Sequence[Row],
+    *,
+    seed: int,
+    epoch: int = 0,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
+    layout: str = "shared-prefix",
+    group_prefixes: bool = False,
+) -> BatchPlan:
+    """One epoch's batches: each row in exactly one of them.
 
     Args:
-        sequences: Tokenised examples.
+        rows: The sequences of each row.
         seed: With `epoch`, decides the order.
         epoch: Number of the epoch; each has an order of its own.
-        batch_size: Examples in a batch; the last one may have fewer. Give this or `token_budget`.
+        batch_size: Rows in a batch; the last one may have fewer. Give this or `token_budget`.
         token_budget: The most tokens that the model computes for a batch in the given layout.
-        layout: How the batches will be laid out; decides what an example adds to a token budget.
-        group_prefixes: Put examples with long common prefixes into the same batch. Fewer tokens are computed;
-            the examples of one step are more alike than in random order.
+        layout: How the batches will be laid out; decides what a row adds to a token budget.
+        group_prefixes: Put rows with long common prefixes into the same batch; a row's first sequence counts. Fewer
+            tokens are computed; the rows of one step are more alike than in random order.
 
     Returns:
-        For each batch the indices of its examples.
+        For each batch the indices of its rows.
 
     Raises:
         RecipeError: If not exactly one of `batch_size` and `token_budget` is given, or it isn't positive.
-        DataError: If one example alone exceeds the token budget.
+        DataError: If one row alone exceeds the token budget.
     """
     if (batch_size is None) == (token_budget is None):
         raise RecipeError("give either a batch size or a token budget, and not both")
@@ -53,12 +79,12 @@ def plan_batches(
         raise RecipeError(f"a batch size or token budget has to be at least 1, found {size}")
     generator = np.random.default_rng((seed, epoch))
     order = (
-        prefix_order(sequences, generator)
+        prefix_order([row[0] for row in rows], generator)
         if group_prefixes
-        else generator.permutation(len(sequences)).tolist()
+        else generator.permutation(len(rows)).tolist()
     )
     if token_budget is not None:
-        batches = _within_budget(order, sequences, token_budget, layout)
+        batches = _within_budget(order, rows, token_budget, layout)
     else:
         batches = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
     if group_prefixes:  # neighbours in the order are alike; successive steps should not be
@@ -85,20 +111,22 @@ def prefix_order(sequences: Sequence[TokenSequence], generator: np.random.Genera
 
 
 def _within_budget(
-    order: Sequence[int], sequences: Sequence[TokenSequence], budget: int, layout: str
+    order: Sequence[int], rows: Sequence[Row], budget: int, layout: str
 ) -> list[tuple[int, ...]]:
-    """Cut an order wherever the next example would exceed the budget."""
+    """Cut an order wherever the next row would exceed the budget."""
     batches: list[tuple[int, ...]] = []
     members: list[int] = []
     size = _COMPUTED[layout]()
     for index in order:
-        sequence = sequences[index]
-        inputs = (*sequence.prompt_ids, *sequence.completion_ids)[:-1]
-        if len(inputs) > budget:
+        inputs = [(*one.prompt_ids, *one.completion_ids)[:-1] for one in rows[index]]
+        alone = _COMPUTED[layout]()
+        alone.add(inputs)
+        if alone.tokens > budget:
             raise DataError(
-                f"the sequence has {len(inputs)} input tokens, and the token budget of a batch is {budget}; "
+                f"the {'sequence has' if len(inputs) == 1 else f'{len(inputs)} sequences of this row have'} "
+                f"{alone.tokens} input tokens, and the token budget of a batch is {budget}; "
                 "raise the budget or limit the length of sequences",
-                where=f"{sequence.source}:{sequence.row}",
+                where=f"{rows[index][0].source}:{rows[index][0].row}",
             )
         if members and size.with_another(inputs) > budget:
             batches.append(tuple(members))
@@ -108,31 +136,38 @@ def _within_budget(
     return [*batches, tuple(members)] if members else batches
 
 
+Inputs = Sequence[tuple[int, ...]]
+
+
 class _Padded:
     """Tokens computed by a padded batch: rows times the longest."""
 
     def __init__(self) -> None:
         self._rows = self._longest = 0
 
-    def with_another(self, inputs: tuple[int, ...]) -> int:
-        return (self._rows + 1) * max(self._longest, len(inputs))
+    @property
+    def tokens(self) -> int:
+        return self._rows * self._longest
 
-    def add(self, inputs: tuple[int, ...]) -> None:
-        self._rows += 1
-        self._longest = max(self._longest, len(inputs))
+    def with_another(self, row: Inputs) -> int:
+        return (self._rows + len(row)) * max(self._longest, *map(len, row))
+
+    def add(self, row: Inputs) -> None:
+        self._rows += len(row)
+        self._longest = max(self._longest, *map(len, row))
 
 
 class _PaddingFree:
     """Tokens computed by a padding-free batch: the sum of the lengths."""
 
     def __init__(self) -> None:
-        self._tokens = 0
+        self.tokens = 0
 
-    def with_another(self, inputs: tuple[int, ...]) -> int:
-        return self._tokens + len(inputs)
+    def with_another(self, row: Inputs) -> int:
+        return self.tokens + sum(map(len, row))
 
-    def add(self, inputs: tuple[int, ...]) -> None:
-        self._tokens = self.with_another(inputs)
+    def add(self, row: Inputs) -> None:
+        self.tokens = self.with_another(row)
 
 
 class _SharedPrefix:
@@ -140,18 +175,27 @@ class _SharedPrefix:
 
     def __init__(self) -> None:
         self._sorted: list[tuple[int, ...]] = []
-        self._nodes = 0
+        self.tokens = 0
 
-    def with_another(self, inputs: tuple[int, ...]) -> int:
-        place = bisect_left(self._sorted, inputs)
+    def with_another(self, row: Inputs) -> int:
+        if len(row) == 1:
+            return self.tokens + self._new(row[0])
+        tried = _SharedPrefix()
+        tried._sorted, tried.tokens = self._sorted.copy(), self.tokens
+        tried.add(row)
+        return tried.tokens
+
+    def add(self, row: Inputs) -> None:
+        for sequence in row:
+            self.tokens += self._new(sequence)
+            self._sorted.insert(bisect_left(self._sorted, sequence), sequence)
+
+    def _new(self, sequence: tuple[int, ...]) -> int:
+        """How many of its tokens no other sequence has."""
+        place = bisect_left(self._sorted, sequence)
         # The longest common prefix with any sequence is the one with a neighbour in sorted order.
         neighbours = self._sorted[max(place - 1, 0) : place + 1]
-        shared = max((common_prefix(inputs, other) for other in neighbours), default=0)
-        return self._nodes + len(inputs) - shared
-
-    def add(self, inputs: tuple[int, ...]) -> None:
-        self._nodes = self.with_another(inputs)
-        self._sorted.insert(bisect_left(self._sorted, inputs), inputs)
+        return len(sequence) - max((common_prefix(sequence, other) for other in neighbours), default=0)
 
 
 _COMPUTED: dict[str, type[_Padded] | type[_PaddingFree] | type[_SharedPrefix]] = {

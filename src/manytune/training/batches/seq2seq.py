@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import RunError
-from manytune.training.batches.batch import Batch, TokenSequence, base_model, check_sequences
+from manytune.training.batches.batch import Batch, TokenSequence, base_model, check_sequences, learned
 from manytune.training.batches.target_loss import weighted_nll
 
 
@@ -115,13 +115,14 @@ def build(sequences: Sequence[TokenSequence], *, pad_id: int, start_id: int) -> 
         [(start_id, *sequence.completion_ids[:-1]) for sequence in sequences], pad_id
     )
     labels = torch.tensor([token for sequence in sequences for token in sequence.completion_ids])
+    bear_loss = torch.tensor([mark for sequence in sequences for mark in learned(sequence)])
     return Seq2SeqBatch(
         input_ids=input_ids,
         attention_mask=is_input.long(),
         decoder_input_ids=decoder_input_ids,
-        target_rows=is_target.flatten().nonzero().squeeze(1),
-        labels=labels,
-        weights=torch.ones(labels.numel()),
+        target_rows=is_target.flatten().nonzero().squeeze(1)[bear_loss],
+        labels=labels[bear_loss],
+        weights=torch.ones(int(bear_loss.sum())),
         tokens_in=int(is_input.sum() + is_target.sum()),
     )
 

@@ -59,6 +59,9 @@ def pack(sequences: Sequence[TokenSequence], *, share: bool) -> Batch:
 
     # The token at position p is predicted by the row at p - 1 of the same path.
     is_target = (positions[1:] >= prompts[:, None]) & (positions[1:] <= lengths[:, None])
+    for row, sequence in enumerate(sequences):
+        for start, end in sequence.given:
+            is_target[row, prompts[row] + start - 1 : prompts[row] + end - 1] = False
     pairs = np.stack((paths[is_target], tokens[:, 1:][is_target]))
     (rows, labels), counts = np.unique(pairs, axis=1, return_counts=True)
     logit_rows, target_rows = np.unique(rows, return_inverse=True)

@@ -83,6 +83,7 @@ def _is_of_base(module: nn.Module) -> bool:
 class _Probe:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    given: tuple[tuple[int, int], ...] = ()
     source: str = "probe"
     row: int = 1
 

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.training.batches import Batch, Seq2SeqBatch
 
 
@@ -70,6 +70,6 @@ class BackgroundBuilder:
         """Ask for a batch of these sequences."""
         return PendingBatch(
             tuple(f"{sequence.source}:{sequence.row}" for sequence in sequences),
-            sum(len(sequence.completion_ids) for sequence in sequences),
+            sum(sequence.targets for sequence in sequences),
             self._thread.submit(self._build, sequences),
         )

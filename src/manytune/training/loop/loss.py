@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.training.batches import Builder
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.frozen_layers import LowerLayers, every_layer_runs

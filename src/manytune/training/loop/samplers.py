@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.data.mixing import Mixture
-from manytune.training.batches.grouping import BatchPlan, plan_batches
+from manytune.training.batches.grouping import BatchPlan, plan_rows
 
 
 class SeededSampler(Sampler[int]):
@@ -46,24 +46,24 @@ class GroupedSampler(SeededSampler):
     """Puts rows with long common prefixes into the same batch; the batches come at random.
 
     Args:
-        sequences: The rows.
+        rows: The sequences of each row; the first one decides where a row goes.
         batch_size: Rows of a batch. An epoch's smaller batch, if there is one, comes last.
         seed: Decides the order, with the epoch.
         mixture: Decides which rows an epoch holds; None for all.
     """
 
     def __init__(
-        self, sequences: Sequence[Encoded], *, batch_size: int, seed: int, mixture: Mixture | None = None
+        self, rows: Sequence[Sequence[Encoded]], *, batch_size: int, seed: int, mixture: Mixture | None = None
     ) -> None:
-        super().__init__(mixture.rows_per_epoch if mixture else len(sequences), seed)
-        self._sequences = sequences
+        super().__init__(mixture.rows_per_epoch if mixture else len(rows), seed)
+        self._rows = rows
         self._batch_size = batch_size
         self._mixture = mixture
 
     def __iter__(self) -> Iterator[int]:
-        rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._sequences))
-        batches = plan_batches(
-            [self._sequences[row] for row in rows],
+        rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._rows))
+        batches = plan_rows(
+            [self._rows[row] for row in rows],
             seed=self.seed,
             epoch=self.epoch,
             batch_size=self._batch_size,
@@ -86,9 +86,14 @@ class PlannedBatchSampler(Sampler[list[int]]):
 
 
 def row_sampler(
-    sequences: Sequence[Encoded], *, batch_size: int, seed: int, group_prefixes: bool, mixture: Mixture | None
+    rows: Sequence[Sequence[Encoded]],
+    *,
+    batch_size: int,
+    seed: int,
+    group_prefixes: bool,
+    mixture: Mixture | None,
 ) -> SeededSampler:
     """The sampler that a recipe asks for; the arguments are `GroupedSampler`'s and the recipe's."""
     if group_prefixes:
-        return GroupedSampler(sequences, batch_size=batch_size, seed=seed, mixture=mixture)
-    return SeededSampler(len(sequences), seed) if mixture is None else MixtureSampler(mixture, seed)
+        return GroupedSampler(rows, batch_size=batch_size, seed=seed, mixture=mixture)
+    return SeededSampler(len(rows), seed) if mixture is None else MixtureSampler(mixture, seed)

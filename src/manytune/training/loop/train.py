@@ -240,8 +240,8 @@ def _run(model: nn.Module, trainer: AdapterTrainer, setup: LoopSetup) -> float |
         return None
 
     def first_loss() -> Tensor:
-        first = plan.batches[0] if plan.batches else range(min(settings.batch_size, len(rows.train)))
-        batch = setup.build([rows.train[row] for row in first], pad_id=rows.pad_id).to(trainer.args.device)
+        first = plan.batches[0] if plan.batches else range(min(settings.batch_size, len(rows.rows)))
+        batch = setup.build(rows.sequences(first), pad_id=rows.pad_id).to(trainer.args.device)
         return loss_sum(model, batch) / batch.targets
 
     with compiled_layers(model.train(), first_loss, enabled=settings.compile) as compile_seconds:

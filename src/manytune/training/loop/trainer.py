@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from manytune.data.encode import Encoded
+from manytune.data.encoded import Encoded
 from manytune.errors import DivergedError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
@@ -35,17 +35,17 @@ from manytune.training.speed.frozen_layers import LowerLayers
 from manytune.training.training_plan import TrainingPlan
 
 
-class SequenceDataset(Dataset[Encoded]):
-    """Encoded sequences as a torch data set."""
+class RowDataset(Dataset[tuple[Encoded, ...]]):
+    """Rows of encoded sequences as a torch data set."""
 
-    def __init__(self, sequences: Sequence[Encoded]) -> None:
-        self.sequences = sequences
+    def __init__(self, rows: Sequence[tuple[Encoded, ...]]) -> None:
+        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.rows)
 
-    def __getitem__(self, index: int) -> Encoded:
-        return self.sequences[index]
+    def __getitem__(self, index: int) -> tuple[Encoded, ...]:
+        return self.rows[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +105,17 @@ class AdapterTrainer(Trainer):
             model=model,
             args=args,
             data_collator=self._collate,
-            train_dataset=SequenceDataset(setup.rows.train),
-            eval_dataset=SequenceDataset(setup.rows.validation),
+            train_dataset=RowDataset(setup.rows.rows),
+            eval_dataset=RowDataset([(sequence,) for sequence in setup.rows.validation]),
             callbacks=[_Reporter(self, setup.report), *callbacks],
         )
 
     # Data
     # ------------------------------------------------------------------------------------------------------
 
-    def _collate(self, sequences: Sequence[Encoded]) -> dict[str, PendingBatch]:
+    def _collate(self, rows: Sequence[tuple[Encoded, ...]]) -> dict[str, PendingBatch]:
         # The loader asks for one batch more than the loop has got, so that it is built while the model computes.
-        return {"batch": self._setup.background(sequences)}
+        return {"batch": self._setup.background([sequence for row in rows for sequence in row])}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Rows in the order that the seed decides; the last batch of an epoch may be smaller.
@@ -128,7 +128,7 @@ class AdapterTrainer(Trainer):
             order = {"batch_sampler": PlannedBatchSampler(setup.plan.batches)}
         else:
             sampler = row_sampler(
-                setup.rows.train,
+                setup.rows.rows,
                 batch_size=batch_size,
                 seed=self.args.seed,
                 group_prefixes=setup.settings.group_prefixes,
@@ -136,7 +136,7 @@ class AdapterTrainer(Trainer):
             )
             order = {"sampler": sampler, "batch_size": batch_size}
         loader: DataLoader[Any] = DataLoader(
-            SequenceDataset(setup.rows.train),
+            RowDataset(setup.rows.rows),
             collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,
             **order,

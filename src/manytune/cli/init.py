@@ -1,0 +1,43 @@
+"""`manytune init`: a first recipe for a data file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("init")(init)
+
+
+def init(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Look at a data file and write a recipe for it, with a comment on each key.
+
+    Conversations are recognised by their columns, in OpenAI's, ShareGPT's, Alpaca's or TRL's form, and so is running
+    text; of other rows, two columns are taken for what is asked and what is answered. A file that exists isn't
+    overwritten.
+    """
+    from manytune.atomic import atomic_write, require_absent
+    from manytune.training.recipe import load_recipe
+    from manytune.training.starting_recipe import starting_recipe
+
+    require_absent(output)
+    atomic_write(output, starting_recipe(file, output=output))
+    recipe = load_recipe(output)
+    typer.echo(f"{output} is written. Read it, and then:")
+    typer.echo(f"  manytune train {output}")
+    if recipe.data.test is not None:
+        typer.echo(f"  manytune evaluate {recipe.output}")

@@ -1,0 +1,147 @@
+"""Values of a row that a conversation is read from: what is expected of each, said where it isn't found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manytune.data.printable import is_absent
+from manytune.data.rendering import shorten
+from manytune.errors import DataError
+
+
+def turns_of(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]:
+    """Return a field that holds a list of messages, each an object; a list that is written as JSON text is read.
+
+    Raises:
+        DataError: It doesn't hold such a list, or an empty one.
+    """
+    value = from_json(fields.get(name))
+    if not isinstance(value, list):
+        raise DataError(f"the field {name!r} should be a list of messages; it is {described(value)}")
+    if not value:
+        raise DataError(f"the field {name!r} has no message in it")
+    for place, turn in enumerate(value, start=1):
+        if not isinstance(turn, Mapping):
+            raise DataError(f"message {place} should be an object; it is {described(turn)}")
+    return value
+
+
+def text_of(value: object, what: str) -> str:
+    """Return a text, or that of a list of text parts; nothing is an empty text.
+
+    Args:
+        value: The value.
+        what: What it is, for messages: `"message 3"`.
+
+    Raises:
+        DataError: It is something else, such as an image.
+    """
+    if is_absent(value):
+        return ""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise DataError(f"{what} should hold text or a list of text parts; it holds {described(value)}")
+    texts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        found = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise DataError(f"{what} has a part of type {kind!r}; manytune reads and learns text only")
+        if not isinstance(found, str):
+            raise DataError(f"{what} has a part without text: {described(part)}")
+        texts.append(found)
+    return "".join(texts)
+
+
+def optional_text(value: object, what: str) -> str | None:
+    """Return a text, or None for nothing and for an empty text.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if is_absent(value) or value == "":
+        return None
+    if isinstance(value, str):
+        return value
+    raise DataError(f"{what} should be text; it is {described(value)}")
+
+
+def object_text(value: object, what: str) -> str:
+    """Return a JSON object as text, from text or from the object itself.
+
+    Raises:
+        DataError: It is no JSON object.
+    """
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{what} aren't JSON ({error}): {shorten(value)!r}") from error
+    if not isinstance(found, Mapping):
+        raise DataError(f"{what} should be a JSON object; they are {described(found)}")
+    return json.dumps(found, ensure_ascii=False)
+
+
+def tools_of(value: object, what: str = "tools") -> tuple[Mapping[str, Any], ...]:
+    """Return the functions in a list of them, or in such a list as JSON text; none for nothing.
+
+    Raises:
+        DataError: It is something else, or a function has no name.
+    """
+    found = from_json(value)
+    if is_absent(found) or found in ([], "", {}):
+        return ()
+    if not isinstance(found, list):
+        raise DataError(f"{what} should be a list of functions; it is {described(found)}")
+    return tuple(
+        _tool(from_json(one), f"{what}, function {place}") for place, one in enumerate(found, start=1)
+    )
+
+
+def from_json(value: object) -> object:
+    """Return what JSON text of a list or an object says; any other value as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def described(value: object) -> str:
+    """Return a value as messages show it."""
+    if value is None:
+        return "null"
+    kinds = {
+        str: "the text",
+        bool: "",
+        int: "the number",
+        float: "the number",
+        list: "the list",
+        dict: "the object",
+    }
+    shown = shorten(json.dumps(value, ensure_ascii=False, default=str))
+    return f"{kinds.get(type(value), type(value).__name__)} {shown}".strip()
+
+
+def unused_keys(turn: Mapping[str, Any], known: Sequence[str], what: str) -> list[str]:
+    """Return a note about each key of a message that has a value and isn't used."""
+    return [
+        f"{what} has {key!r}, which isn't used" for key, value in turn.items() if key not in known and value
+    ]
+
+
+def _tool(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{what}, should be an object; it is {described(value)}")
+    kind = value.get("type", "function")
+    function = value.get("function", value)
+    if kind != "function" or not isinstance(function, Mapping):
+        raise DataError(f"{what}, is of type {kind!r}; manytune knows tools of type 'function'")
+    if not isinstance(function.get("name"), str):
+        raise DataError(f"{what}, has no name: {described(value)}")
+    return {"type": "function", "function": dict(function)}

@@ -1,0 +1,104 @@
+"""`manytune init`: what it writes for each kind of file, and that it overwrites nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from manytune.cli.main import build_app
+
+USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def init(*arguments: str) -> Any:
+    return CliRunner().invoke(build_app(), ["init", *arguments])
+
+
+def write(*rows: dict[str, Any], times: int = 10) -> str:
+    Path("train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows * times))
+    return "train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [USER, ANSWER]}, {"format": "openai", "learn": "all", "overflow": "drop_oldest_turns"}),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"format": "sharegpt"},
+        ),
+        ({"instruction": "a", "output": "b"}, {"format": "alpaca"}),
+        ({"prompt": [USER], "completion": [ANSWER]}, {"format": "trl"}),
+        ({"text": "a b c"}, {"format": "text", "max_length": 1024}),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"template": "prompt-completion", "overflow": "truncate_prompt"},
+        ),
+        ({"document": "a", "summary": "b"}, {"template": "summarize"}),
+        (
+            {"id": "7", "dialogue": "a b c", "summary": "b"},
+            {"prompt": "{{ dialogue }}", "completion": "{{ summary }}"},
+        ),
+        (
+            {"The text": "a b c", "gist": "b"},
+            {"prompt": '{{ fields["The text"] }}', "completion": "{{ gist }}"},
+        ),
+    ],
+)
+def test_the_recipe_fits_the_file(row: dict[str, Any], expected: dict[str, Any]) -> None:
+    result = init(write(row))
+    assert result.exit_code == 0, result.output
+    data = yaml.safe_load(Path("recipe.yaml").read_text())["data"]
+    assert {key: data[key] for key in expected} == expected
+    assert (data["validation"], data["test"]) == (0.12, 0.12)
+    assert "manytune train recipe.yaml" in result.stdout
+    assert "manytune evaluate runs/recipe" in result.stdout
+
+
+def test_it_says_what_is_odd_and_leaves_out_what_cannot_be_used() -> None:
+    init(write({"messages": [USER, USER, ANSWER]}, {"messages": [USER]}))
+    text = Path("recipe.yaml").read_text()
+    assert "# 10 rows can't be used, such as train.jsonl:2: the conversation has no answer" in text
+    assert "# 10 conversations are odd: manytune data check says why." in text
+    assert yaml.safe_load(text)["data"]["on_error"] == "skip"
+
+
+def test_large_files_set_a_tenth_aside_and_tiny_ones_nothing() -> None:
+    init(write({"messages": [USER, ANSWER]}, times=40))
+    assert yaml.safe_load(Path("recipe.yaml").read_text())["data"]["test"] == 0.1
+    init(write({"messages": [USER, ANSWER]}, times=2), "--output", "tiny.yaml")
+    data = yaml.safe_load(Path("tiny.yaml").read_text())["data"]
+    assert (data["validation"], "test" in data) == (None, False)
+
+
+def test_a_recipe_that_exists_stays(folder: None) -> None:
+    Path("recipe.yaml").write_text("mine")
+    result = init(write({"messages": [USER, ANSWER]}))
+    assert result.exit_code == 1
+    assert "recipe.yaml exists already" in result.stderr
+    assert Path("recipe.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"label": 1, "score": 2}, "the rows have 0 columns with text (none)"),
+        (
+            {"messages": [USER]},
+            "no row can be used; the first: train.jsonl:1: the conversation has no answer",
+        ),
+    ],
+)
+def test_a_file_without_anything_to_learn_is_refused(row: dict[str, Any], expected: str) -> None:
+    result = init(write(row))
+    assert result.exit_code == 1
+    assert expected in " ".join(result.stderr.split())
+    assert not Path("recipe.yaml").exists()
