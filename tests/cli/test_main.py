@@ -115,3 +115,14 @@ def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(
     with pytest.raises(SystemExit):
         main()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_what_libraries_log_while_they_are_imported_stays_out_of_the_terminal():
+    code = (
+        "import logging, sys; from manytune.cli.main import main; sys.argv = ['manytune', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "try: sys.argv = ['manytune', 'data', 'check', 'none.yaml']; main()\nexcept SystemExit: pass\n"
+        "logging.getLogger('torchao').warning('Failed to load a kernel')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "error: " in found.stderr and "Failed to load a kernel" not in found.stderr

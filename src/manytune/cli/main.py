@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from typing import Annotated, Any
@@ -32,6 +33,10 @@ COMMAND_MODULES = (
     "adapters.group",
     "serve",
 )
+
+
+# transformers imports torchao wherever it is installed, which warns of kernels for other devices, and through torch.
+_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 class _ErrorBoundary(TyperGroup):
@@ -62,6 +67,8 @@ def _root(
     ] = False,
 ) -> None:
     """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them."""
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def build_app() -> typer.Typer:
