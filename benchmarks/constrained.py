@@ -140,7 +140,9 @@ def main() -> None:
             for kind in (times, spent)
         )
         verdict = "ok" if ratio <= required else "MISSED"
-        print(f"{name} / free: {ratio:.3f}x the time (required {required}x) {verdict}; processors {cost:.3f}x")
+        print(
+            f"{name} / free: {ratio:.3f}x the time (required {required}x) {verdict}; processors {cost:.3f}x"
+        )
     print()
     for name, (median, mean) in mask_costs(cache, base.tokenizer).items():
         print(f"a mask of {name:10s} median {median * 1e6:6.0f} µs, mean {mean * 1e6:6.0f} µs")

@@ -143,7 +143,9 @@ def sample_tokens(
     masks = [None if mask is None else mask.to(logits.device) for mask in masks]
     for place, mask in enumerate(masks):
         if mask is not None and samplers[place].is_greedy:
-            ids = mask.nonzero().flatten()  # few, or all that may be in a text: less to read than the whole row
+            ids = (
+                mask.nonzero().flatten()
+            )  # few, or all that may be in a text: less to read than the whole row
             likeliest[place] = ids[logits[place, ids].argmax()]
     return [
         None if not is_finite else (token, None) if sampler.is_greedy else sampler.sample(row, mask)
