@@ -13,7 +13,8 @@
     ├── RunError                         a training run
     │   └── DivergedError                its loss or its gradients became NaN or Inf
     ├── RequestError                     a request to generate
-    │   └── ContextLengthError           it exceeds the model's positions, or the engine's memory
+    │   ├── ContextLengthError           it exceeds the model's positions, or the engine's memory
+    │   └── GrammarError                 what its answer must look like isn't valid, isn't supported, or is too complex
     ├── ServeError                       a server can't start as asked
     └── StoreError                       adapters and bases on disk
         ├── UnknownAdapterError          a store has no adapter of this name or digest
@@ -98,6 +99,19 @@ class RequestError(ManytuneError, ValueError):
 
 class ContextLengthError(RequestError):
     """A prompt, with the tokens to generate, exceeds the model's positions or the engine's memory."""
+
+
+class GrammarError(RequestError):
+    """A JSON schema, regular expression or grammar for an answer isn't valid, isn't supported, or is too complex.
+
+    Args:
+        message: What was expected, what was found, what to do.
+        where: The place, such as `schema.properties.name`; put before the message.
+    """
+
+    def __init__(self, message: str, *, where: str | None = None) -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.where = where
 
 
 class ServeError(ManytuneError, RuntimeError):

@@ -78,7 +78,7 @@ def test_it_sends_fields_for_an_adapters_own_template(api, base, store):
     [
         (asked("three"), openai.NotFoundError, "model_not_found"),
         (
-            asked("one", tools=[{"type": "function", "function": {"name": "f"}}]),
+            asked("one", functions=[{"name": "f"}]),
             openai.BadRequestError,
             "unsupported_parameter",
         ),

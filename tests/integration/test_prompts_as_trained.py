@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from manytune.cli.chosen import choose
 from manytune.cli.main import build_app
 from manytune.data.templates import Example, Segment
-from manytune.server.prompts import Prompts
+from manytune.server.prompts import PromptOptions, Prompts
 from manytune.store.base import Base, load_base
 from manytune.store.manifest import Manifest
 from manytune.store.store import AdapterStore
@@ -53,7 +53,8 @@ def command_line(directory: Path, base: Base, text: str) -> tuple[int, ...]:
 
 def server(directory: Path, base: Base, text: str, **kwargs: Any) -> tuple[int, ...]:
     prompts = Prompts(base, max_chars=10_000)
-    return prompts.conversation([Segment("user", text)], manifest_of(directory), kwargs).tokens
+    options = PromptOptions(kwargs=kwargs)
+    return prompts.conversation([Segment("user", text)], manifest_of(directory), options).tokens
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,9 @@ def test_a_prompt_that_is_cut_leaves_room_for_the_longest_answer(tmp_path: Path)
     segments = [Segment("user", LONG)]
     ids = choose([directory])[0].encoder(base, new_tokens=40).prompt_ids(segments)
     assert len(ids) == 64 - 40
-    served = Prompts(base, max_chars=10_000).conversation(segments, manifest_of(directory), {}, 40)
+    served = Prompts(base, max_chars=10_000).conversation(
+        segments, manifest_of(directory), PromptOptions(new_tokens=40)
+    )
     assert served.tokens == ids
     result = CliRunner().invoke(
         build_app(), ["generate", LONG, "--adapter", str(directory), "--max-new-tokens", "40"]

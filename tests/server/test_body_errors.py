@@ -75,9 +75,9 @@ CASES = [
     (
         CHAT,
         "messages",
-        [{"role": "tool", "content": "a"}],
+        [{"role": "function", "content": "a"}],
         "messages.0.role",
-        "messages.0.role: expected 'system', 'developer', 'user' or 'assistant', found 'tool'.",
+        "messages.0.role: expected 'system', 'developer', 'user', 'assistant' or 'tool', found 'function'.",
     ),
     (COMPARE, "models", [], "models", "models: expected 1 or more entries, found an empty list."),
     (COMPARE, "models", "base", "models", "models: expected a list, found 'base'."),

@@ -45,8 +45,13 @@ def refused(client, path="/v1/chat/completions", status=400, **body):
         ({"stop": ["a"] * 5}, "invalid_value", None),
         ({"messages": []}, "invalid_value", "messages"),
         ({"task": "x"}, "invalid_value", "task"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages.0.role"),
-        ({"messages": [{"role": "user", "content": "a", "name": "x"}]}, "unsupported_parameter", "name"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "invalid_value", "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "invalid_value", "messages"),
+        (
+            {"messages": [{"role": "user", "content": "a", "refusal": "x"}]},
+            "unsupported_parameter",
+            "refusal",
+        ),
         ({"messages": [{"role": "user", "content": "a" * 60}]}, "context_length_exceeded", None),
     ],
 )

@@ -11,7 +11,7 @@ from tests.store.peft_made import save_peft
 from manytune.data.encode import Encoder
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate, Segment
-from manytune.server.prompts import Prompts
+from manytune.server.prompts import PromptOptions, Prompts
 from manytune.store.store import AdapterStore
 
 PARTS = {"prompt": "sum: {{ text }}", "completion": "{{ answer }}", "system": "be brief"}
@@ -95,7 +95,8 @@ def test_encoders_for_requests_own_variables_are_kept_in_bounds(base):
     prompts = Prompts(base, max_chars=100)
     prompts._tokenizer.chat_template = "{{ mood }}" + CHAT
     segments = [Segment("user", "a")]
-    lengths = {len(prompts.conversation(segments, None, {"mood": "x" * n}).tokens) for n in range(200)}
+    moods = [PromptOptions(kwargs={"mood": "x" * n}) for n in range(200)]
+    lengths = {len(prompts.conversation(segments, None, one).tokens) for one in moods}
     assert len(lengths) == 200
     assert len(prompts._encoders) <= 64
 
@@ -114,10 +115,11 @@ def test_an_adapter_with_a_chat_template_of_its_own_is_asked_with_it_and_the_bas
     store.add(made, name="other", base=base, base_tokenizer=True)
     messages = [Segment("user", "hi")]
     prompts = Prompts(base, max_chars=100)
-    prompt = prompts.conversation(messages, entry.manifest, {})
+    prompt = prompts.conversation(messages, entry.manifest, PromptOptions())
     assert prompt.tokens == tuple(base.tokenizer.convert_tokens_to_ids(["q", "h", "i", "<unk>", "a"]))
-    assert prompt.end == "<unk>"  # which no answer of the base's ends with
-    assert prompts.conversation(messages, None, {}).end is None
+    end = base.tokenizer.convert_tokens_to_ids("<unk>")
+    assert prompt.end_id == end  # which no answer of the base's ends with
+    assert prompts.conversation(messages, None, PromptOptions()).end_id is None
     with TestClient(app_of(base, store), base_url="http://localhost") as client:
         sent = [{"role": "user", "content": "hi"}]
         tokens = {name: ask(client, model=name, messages=sent) for name in ("own", "other", "base")}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manytune.server.schema import ChatRequest, CompareRequest, CompletionRequest
+from manytune.server.chat_schema import ChatRequest, CompareRequest
+from manytune.server.schema import CompletionRequest
 
 ROUTES = {
     "/v1/chat/completions": ChatRequest,
@@ -44,6 +45,25 @@ LIKELY = {
     ),
     "fields": st.dictionaries(st.sampled_from(["text", "x"]), JSON, max_size=2),
     "logit_bias": st.dictionaries(st.integers(-1, 40).map(str), st.floats(-110, 110), max_size=3),
+    "tools": st.lists(
+        st.fixed_dictionaries(
+            {
+                "type": st.sampled_from(["function", "custom"]),
+                "function": st.fixed_dictionaries({"name": st.just("f")}),
+            }
+        ),
+        max_size=2,
+    ),
+    "tool_choice": st.sampled_from(
+        ["none", "auto", "required", "any", {"type": "function", "function": {"name": "f"}}]
+    ),
+    "response_format": st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "json_object", "json_schema", "xml"])},
+        optional={"json_schema": st.fixed_dictionaries({"name": st.just("a"), "schema": JSON})},
+    ),
+    "regex": st.sampled_from(["a+", "[a-c]{2}", "(", "(?=a)b", "1"]),
+    "grammar": st.sampled_from(['start: "a"+', "start: b", "", "start: /[a-z]/ start?"]),
+    "stop_token_ids": st.lists(st.integers(-1, 40), max_size=3),
     "stop": st.text(max_size=3) | st.lists(st.text(max_size=2), max_size=5),
 }
 USUAL = {"max_tokens": 4}

@@ -6,7 +6,8 @@ import pytest
 from openai.resources import Completions, Embeddings
 from openai.resources.chat import Completions as ChatCompletions
 
-from manytune.server.schema import ChatRequest, CompletionRequest, EmbeddingRequest
+from manytune.server.chat_schema import ChatRequest
+from manytune.server.schema import CompletionRequest, EmbeddingRequest
 
 CLIENTS_OWN = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 ROUTES = [

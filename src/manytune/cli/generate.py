@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
     from manytune.cli.outputs.generation import Answered
     from manytune.cli.prompts import Asked
+    from manytune.engine.constraints.grammar import Grammar
     from manytune.experiments.answering import Decoding
     from manytune.store.base import Base
 
@@ -54,6 +55,18 @@ def generate(
         bool, typer.Option("--with-base", help="Show the untouched base's answers too.")
     ] = False,
     base: MovedBase = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A JSON schema that every answer must be valid against.", show_default=False
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            help="A regular expression that every answer must match as a whole.", show_default=False
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers at this many tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts to a batch.")] = 8,
     as_json: AsJson = False,
@@ -63,6 +76,7 @@ def generate(
     Fields and rows go through each adapter's own prompt template, so that it is asked as it was trained.
     """
     from manytune.cli.chosen import BASE_NAME, choose, load_common_base
+    from manytune.cli.constraint import grammar_of
     from manytune.cli.outputs.generation import print_answers, summary
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.prompts import prompts_from
@@ -74,6 +88,7 @@ def generate(
         raise typer.BadParameter("give one of PROMPT, --field and --file")
     if task is not None and prompt is not None:
         raise typer.BadParameter("it chooses a template, and PROMPT goes through none", param_hint="--task")
+    grammar = grammar_of(json_schema, regex)
     asked = prompts_from(prompt, field or [], file)
     chosen = choose(adapter)
     loaded, chosen = load_common_base(chosen, base)
@@ -81,9 +96,9 @@ def generate(
     answers: dict[str, list[Answered]] = {}
     if with_base:
         # The base has no template of its own; it is asked as the first adapter is.
-        answers[BASE_NAME] = _answers(loaded, None, chosen[0], task, asked, decoding)
+        answers[BASE_NAME] = _answers(loaded, None, chosen[0], task, asked, decoding, grammar)
     for one in chosen:
-        answers[one.name] = _answers(loaded, one, one, task, asked, decoding)
+        answers[one.name] = _answers(loaded, one, one, task, asked, decoding, grammar)
     if as_json:
         print_json(summary(asked, answers))
     else:
@@ -97,8 +112,10 @@ def _answers(
     task: str | None,
     asked: Sequence[Asked],
     decoding: Decoding,
+    grammar: Grammar | None,
 ) -> list[Answered]:
     """One system's answers to prompts as `asking` was trained on them; `answering` is None for the base itself."""
+    from manytune.cli.constraint import constraint_of
     from manytune.cli.outputs.generation import Answered
     from manytune.cli.prompts import prompt_of
     from manytune.experiments.answering import answer
@@ -106,7 +123,8 @@ def _answers(
 
     encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)
     prompts = [encoder.prompt_ids(*prompt_of(one, asking, task)) for one in asked]
-    decoding = replace(decoding, end_ids=(encoder.end_id,))
+    constraint = None if grammar is None else constraint_of(grammar, base, encoder)
+    decoding = replace(decoding, end_ids=(encoder.end_id,), constraint=constraint)
     path = answering.stored.path if answering else None
     with attached(base, path, activations=(answering or asking).activations) as model:
         generated = answer(model, base.tokenizer, prompts, decoding)

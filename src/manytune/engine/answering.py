@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from manytune.engine.base_model import check_lengths, evaluation_mode, has_virtual_tokens
+from manytune.engine.constraint import Constraint
 from manytune.engine.detokenize import decode
 from manytune.engine.engine import Engine
 from manytune.engine.kv_cache import row_width
@@ -21,6 +22,7 @@ from manytune.engine.prefix_cache import block_keys
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.static_batch import Generation, Progress, generate_batch
 from manytune.engine.support import unsupported_reason
+from manytune.errors import ConfigError
 from manytune.model.peft_model import PeftModel
 
 #: Size of a model, in bytes, up to which a second, reordered copy of its weights is worth its memory.
@@ -36,6 +38,7 @@ def answer_prompts(
     batch_size: int = 8,
     beams: int = 1,
     end_ids: Collection[int] = (),
+    constraint: Constraint | None = None,
     progress: Progress | None = None,
 ) -> list[Generation]:
     """Answer every prompt by greedy decoding, or by beam search.
@@ -51,6 +54,7 @@ def answer_prompts(
         batch_size: Prompts that are answered at once.
         beams: Number of beams; 1 for greedy decoding.
         end_ids: Tokens that end an answer in addition to those of the model and the tokenizer.
+        constraint: What every answer must look like.
         progress: Called whenever answers have ended.
 
     Returns:
@@ -58,9 +62,15 @@ def answer_prompts(
 
     Raises:
         DataError: A prompt is empty, or together with `max_new_tokens` longer than the model's positions.
+        ConfigError: There is a constraint, and the engine can't run the model.
         ValueError: `max_new_tokens`, `batch_size` or `beams` is below 1.
     """
     base = _engine_model(model)
+    if constraint is not None and (base is None or beams != 1):
+        raise ConfigError(
+            "only the engine holds answers to a schema or an expression, and it runs neither this model nor beams. "
+            "Generate without the constraint, and check the answers."
+        )
     if base is None or not prompts or beams != 1 or min(max_new_tokens, batch_size) < 1:
         return generate_batch(
             model,
@@ -85,7 +95,9 @@ def answer_prompts(
         engine = Engine(base, tokenizer, options, end_ids=end_ids)
         # Prompts with a common prefix follow one another, so that it is still in the cache.
         for index in sorted(range(len(prompts)), key=lambda index: tuple(prompts[index])):
-            request = Request(str(index), tuple(prompts[index]), SamplingParams(max_new_tokens))
+            request = Request(
+                str(index), tuple(prompts[index]), SamplingParams(max_new_tokens), constraint=constraint
+            )
             engine.submit(request, stream=False)
         return _answers(engine, tokenizer, len(prompts), progress)
 
@@ -101,7 +113,9 @@ def _answers(engine: Engine, tokenizer: Any, count: int, progress: Progress | No
                 tokens[index].append(output.token_id)
             if output.finish_reason is not None:
                 stopped = output.finish_reason == "stop"
-                kept = tuple(tokens[index][:-1] if stopped else tokens[index])
+                # A constrained answer also stops where nothing can follow, and then has no end token.
+                is_ended = bool(tokens[index]) and tokens[index][-1] in engine.end_ids
+                kept = tuple(tokens[index][:-1] if is_ended else tokens[index])
                 text = decode(tokenizer, kept, ())
                 found[index] = Generation(kept, text, "stop" if stopped else "length")
         if progress is not None and len(found) > before:

@@ -22,6 +22,7 @@ from manytune.engine.counters import Counters
 from manytune.engine.detokenize import TextStream
 from manytune.engine.kv_cache import KVCache
 from manytune.engine.limits import RequestLimits
+from manytune.engine.masks import MaskThread
 from manytune.engine.options import EngineOptions
 from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 from manytune.engine.request import Completion, Output, Request, SamplingParams
@@ -83,9 +84,15 @@ class Engine:
             prefill_chunk=options.prefill_chunk,
             max_adapters=options.max_batch if options.max_adapters is None else options.max_adapters,
         )
+        self._masks = MaskThread()
         self._prefixes = PrefixCache(options.prefix_cache_tokens)
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, unless a request continues after them."""
+        return self._end_ids
 
     # -- adapters
 
@@ -142,15 +149,17 @@ class Engine:
         virtual_tokens = 0 if adapter is None else adapter.terms.virtual_tokens
         max_tokens = self._limits.max_tokens(request, virtual_tokens=virtual_tokens)
         params = request.params
-        text = TextStream(self._tokenizer, params.stop, end_ids=self._end_ids, opening=request.opening)
+        silent_ids = self._end_ids | request.silent_ids
+        text = TextStream(self._tokenizer, params.stop, end_ids=silent_ids, opening=request.opening)
         running = RunningRequest(
             request=request,
             adapter=adapter,
             sampler=Sampler(params, request.prompt_ids),
             text=text if stream or params.stop else None,
-            end_ids=self._stop_ids(params) if params.ignore_eos else self._end_ids,
+            end_ids=self._stop_ids(params),
             max_tokens=max_tokens,
             prefix_keys=self._prefix_keys(request, adapter),
+            matcher=None if request.constraint is None else request.constraint.start(),
         )
         self._requests[request.id] = running
         self._scheduler.add(running.job())
@@ -191,6 +200,8 @@ class Engine:
             self._requests[one.id].chunk(one.start, one.count, wants_logits=one.id in plan.ready)
             for one in plan.chunks
         ]
+        choosing = (*decoding, *ready)
+        masks = self._masks.begin([None if one.matcher is None else one.allowed for one in choosing])
         logits, scored = self._runner.forward([running.next_token() for running in decoding], chunks)
         for name, rows in scored.items():
             self._requests[name].score(rows)
@@ -199,12 +210,17 @@ class Engine:
         for running in ready:
             self._keep_prefix(running)
             self._cache.start_decoding(running.request.id)
-        sampled = sample_tokens(logits, [running.sampler for running in (*decoding, *ready)])
+        allowed = masks()
+        stuck = [mask is not None and not mask.numpy().any() for mask in allowed]
+        among = [None if is_stuck else mask for mask, is_stuck in zip(allowed, stuck, strict=True)]
+        sampled = sample_tokens(logits, [running.sampler for running in choosing], among)
         outputs = []
-        for running, token in zip((*decoding, *ready), sampled, strict=True):
+        for running, token, is_stuck in zip(choosing, sampled, stuck, strict=True):
             # Without finite logits there is no answer: the adapter's values have diverged.
             if token is None or running.has_failed:
                 output = running.end("failed")
+            elif is_stuck:
+                output = running.end_of_constraint()
             elif running.wants_token:
                 output = running.add_token(*token)
             else:
@@ -277,10 +293,11 @@ class Engine:
     # -- parts
 
     def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
-        """End tokens that are stop strings; no such string is found in a text, as they have none."""
-        if not params.stop:
-            return frozenset()
-        return frozenset(one for one in self._end_ids if self._name(one) in params.stop)
+        """The tokens that end an answer. End tokens have no text, so a stop string that is one isn't found there."""
+        own = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            return own | self._end_ids
+        return own | {one for one in self._end_ids if params.stop and self._name(one) in params.stop}
 
     def _name(self, token: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token))

@@ -50,7 +50,11 @@ class RequestLimits:
         return max_tokens
 
     def _check_tokens(self, request: Request) -> None:
-        for field, ids in (("prompt_ids", request.prompt_ids), ("logit_bias", request.params.logit_bias)):
+        for field, ids in (
+            ("prompt_ids", request.prompt_ids),
+            ("logit_bias", request.params.logit_bias),
+            ("stop_token_ids", request.params.stop_token_ids),
+        ):
             unknown = next((token for token in ids if not 0 <= token < self.vocabulary), None)
             if unknown is not None:
                 raise RequestError(

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from manytune.engine.constraint import Constraint
 from manytune.errors import RequestError
 
-#: Why a request ended: an end token or a stop string, its token limit, its caller, or logits with NaN or Inf.
-FinishReason = Literal["stop", "length", "cancelled", "failed"]
+#: Why a request ended: an end token, a stop string or the end of what its constraint allows; its token limit; its
+#: caller; logits with NaN or Inf; or a constraint that no token fits any more, or that is too complex at some point.
+FinishReason = Literal["stop", "length", "cancelled", "failed", "constraint"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class SamplingParams:
         presence_penalty: Take this off the logit of each token that occurs in the answer so far.
         frequency_penalty: Take this off the logit of a token for each time it occurs in the answer so far.
         stop: Strings that end the answer; they aren't part of it.
+        stop_token_ids: Tokens that end the answer, whatever `ignore_eos` says; they aren't part of it.
         logit_bias: Added to the logits of these tokens.
         logprobs: Report log probabilities of the chosen token and of this many likeliest ones; None for none.
         prompt_logprobs: The same for the tokens of the prompt, each given those before it. With them `max_new_tokens`
@@ -49,6 +52,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -96,6 +100,9 @@ class Request:
         tenant: Whom it belongs to. Tenants get equal shares of the engine, and never each other's cached prefixes.
         priority: Higher goes first; waiting raises it.
         opening: What the chat template writes between the prompt and an answer; no stop string is sought in it.
+        constraint: What the answer must look like; None for no constraint. An answer that is cut off at its limit is a
+            beginning of such an answer.
+        silent_ids: Tokens that have no text in the answer, in addition to those that end answers.
 
     Raises:
         RequestError: The prompt is empty.
@@ -108,6 +115,8 @@ class Request:
     tenant: str = "default"
     priority: int = 0
     opening: str = ""
+    constraint: Constraint | None = None
+    silent_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -118,7 +127,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities at one position of an answer or a prompt, by the model and before any sampling option.
+    """Log probabilities at one position of an answer or a prompt, before any sampling option or constraint.
 
     Attributes:
         token_id: The chosen token, or the prompt's.

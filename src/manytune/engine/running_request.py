@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from manytune.engine.constraint import Matcher
 from manytune.engine.detokenize import TextStream, decode
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
 from manytune.engine.runner import NextToken, PromptChunk
@@ -26,6 +27,7 @@ class RunningRequest:
         sampler: Chooses its tokens.
         text: Detokenizes them; None if the text isn't needed before the end.
         end_ids: Tokens that end its answer.
+        matcher: What its constraint allows next; None if it has none.
         max_tokens: The largest number of tokens that it may have: virtual ones, prompt and answer.
         prefix_keys: Keys of its prompt's blocks, if prefixes are cached.
         tokens: The tokens chosen so far, the end token included.
@@ -42,6 +44,7 @@ class RunningRequest:
     end_ids: frozenset[int]
     max_tokens: int
     prefix_keys: tuple[bytes, ...]
+    matcher: Matcher | None = None
     tokens: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     is_admitted: bool = False
@@ -112,6 +115,14 @@ class RunningRequest:
         """Whether a token is chosen once the prompt has been read."""
         return self.request.params.max_new_tokens > 0
 
+    def allowed(self) -> Tensor:
+        """Which tokens its constraint allows next, (vocabulary,), bool."""
+        assert self.matcher is not None
+        mask = self.matcher.allowed()
+        if self.matcher.may_end:
+            mask[list(self.end_ids)] = True
+        return mask
+
     @property
     def usage(self) -> Usage:
         """Token counts so far."""
@@ -124,6 +135,9 @@ class RunningRequest:
         if reason is None and self.text is not None:
             text, is_stopped = self.text.push(token)
             reason = "stop" if is_stopped else None
+        if reason is None and self.matcher is not None:
+            self.matcher.accept(token)
+            reason = "stop" if self.matcher.must_end else None
         if reason is None and len(self.tokens) == self.request.params.max_new_tokens:
             reason = "length"
         if reason is not None and self.text is not None:
@@ -138,6 +152,11 @@ class RunningRequest:
             self.prompt_logprobs = None  # some are missing, or aren't numbers
         return self._output(None, rest, reason, None)
 
+    def end_of_constraint(self) -> Output:
+        """End the answer where its constraint allows no token."""
+        assert self.matcher is not None
+        return self.end("stop" if self.matcher.may_end else "constraint")
+
     def completion(self, tokenizer: Any, outputs: Sequence[Output], end_ids: frozenset[int]) -> Completion:
         """The whole answer.
 
@@ -151,7 +170,10 @@ class RunningRequest:
         is_ended = bool(self.tokens) and self._reason_to_stop(self.tokens[-1]) is not None
         tokens = self.tokens[:-1] if is_ended else self.tokens
         has_text = self.text is not None
-        text = "".join(output.text for output in outputs) if has_text else decode(tokenizer, tokens, end_ids)
+        silent_ids = end_ids | self.request.silent_ids
+        text = (
+            "".join(output.text for output in outputs) if has_text else decode(tokenizer, tokens, silent_ids)
+        )
         logprobs = tuple(output.logprobs for output in outputs if output.logprobs is not None)
         return Completion(
             self.request.id, tuple(tokens), text, reason, logprobs, self.usage, outputs[0].prompt_logprobs

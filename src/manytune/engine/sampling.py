@@ -1,11 +1,12 @@
 """Choosing the next token from logits.
 
-The order of the options is that of transformers' generation: bias and penalties on the logits, temperature, then
-top-k, top-p and min-p on what is left. Semantics: `tests/reference/sampling.py`.
+A constraint leaves some of the tokens. The order of the options is that of transformers' generation: bias and penalties
+on the logits, temperature, then top-k, top-p and min-p on what is left. Semantics: `tests/reference/sampling.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -46,14 +47,16 @@ class Sampler:
         #: Whether the next token is the argmax of the logits, without log probabilities.
         self.is_greedy = not self._adjusts and params.temperature == 0.0 and params.logprobs is None
 
-    def sample(self, logits: Tensor) -> tuple[int, TokenLogprobs | None]:
+    def sample(self, logits: Tensor, allowed: Tensor | None = None) -> tuple[int, TokenLogprobs | None]:
         """The next token.
 
         Args:
             logits: The model's logits, (vocabulary,).
+            allowed: The tokens to choose among, (vocabulary,), bool; None for all.
         """
         logits = logits.float()
-        adjusted = self._adjusted(logits) if self._adjusts else logits
+        choice = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
+        adjusted = self._adjusted(choice) if self._adjusts else choice
         token = int(adjusted.argmax()) if self.params.temperature == 0.0 else self._draw(adjusted)
         if self._adjusts:
             self._answer[token] += 1
@@ -122,23 +125,32 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Toke
 
 
 def sample_tokens(
-    logits: Tensor, samplers: Sequence[Sampler]
+    logits: Tensor, samplers: Sequence[Sampler], allowed: Sequence[Tensor | None] | None = None
 ) -> list[tuple[int, TokenLogprobs | None] | None]:
     """The next token of each request; those of greedy requests in one operation.
 
     Args:
         logits: (requests, vocabulary).
         samplers: One for each request.
+        allowed: For each request the tokens to choose among, (vocabulary,), bool, at least one of them; None for all.
 
     Returns:
         For each request its token and log probabilities; None if its logits contain NaN or infinity.
     """
     likeliest = logits.argmax(1, keepdim=True)  # NaN counts as the largest
     finite = logits.gather(1, likeliest).isfinite().flatten().tolist()
+    masks: Sequence[Tensor | None] = [None] * len(samplers) if allowed is None else allowed
+    masks = [None if mask is None else mask.to(logits.device) for mask in masks]
+    for place, mask in enumerate(masks):
+        if mask is not None and samplers[place].is_greedy:
+            ids = (
+                mask.nonzero().flatten()
+            )  # few, or all that may be in a text: less to read than the whole row
+            likeliest[place] = ids[logits[place, ids].argmax()]
     return [
-        None if not is_finite else (token, None) if sampler.is_greedy else sampler.sample(row)
-        for token, is_finite, sampler, row in zip(
-            likeliest.flatten().tolist(), finite, samplers, logits, strict=True
+        None if not is_finite else (token, None) if sampler.is_greedy else sampler.sample(row, mask)
+        for token, is_finite, sampler, row, mask in zip(
+            likeliest.flatten().tolist(), finite, samplers, logits, masks, strict=True
         )
     ]
 

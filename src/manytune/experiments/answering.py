@@ -11,6 +11,7 @@ import torch
 
 from manytune.data.encoded import Encoded
 from manytune.engine.answering import answer_prompts
+from manytune.engine.constraint import Constraint
 from manytune.engine.likelihood import completion_nll
 from manytune.engine.static_batch import Generation, Progress
 from manytune.evaluation.answers import Question, ask
@@ -33,6 +34,7 @@ class Decoding:
         max_new_tokens: The longest answer.
         batch_size: Prompts to a batch.
         end_ids: Tokens that end an answer in addition to the model's own.
+        constraint: What every answer must look like; None for anything.
         beams: 1 for greedy decoding, more for a beam search.
         likelihood_batch_size: References to a batch, where their likelihood is measured.
     """
@@ -40,6 +42,7 @@ class Decoding:
     max_new_tokens: int
     batch_size: int
     end_ids: tuple[int, ...] = ()
+    constraint: Constraint | None = None
     beams: int = 1
     likelihood_batch_size: int = _ROWS_AT_ONCE
 
@@ -69,6 +72,7 @@ def answer(
         batch_size=decoding.batch_size,
         beams=decoding.beams,
         end_ids=decoding.end_ids,
+        constraint=decoding.constraint,
         progress=progress,
     )
 

@@ -24,6 +24,7 @@ from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.auth import Keys
 from manytune.server.body_errors import invalid_body
+from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
@@ -99,6 +100,7 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         adapters=adapters,
         prompts=prompts,
         loop=loop,
+        grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(loop, adapters.cache),
         vocabulary=base.model.config.get_text_config().vocab_size,
         positions=base.positions,
@@ -117,6 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with suppress(asyncio.CancelledError):
         await watching
     await service.loop.stop(patience=service.settings.drain_seconds)
+    service.grammars.close()
     service.adapters.cache.close()
 
 

@@ -9,6 +9,7 @@ from manytune.errors import (
     CacheFullError,
     ContextLengthError,
     DataError,
+    GrammarError,
     ManytuneError,
     PeftError,
     RequestError,
@@ -70,6 +71,9 @@ def http_error_of(error: ManytuneError) -> HttpError:
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
+        case GrammarError():
+            param = error.where.partition(".")[0] if error.where else None
+            return HttpError(400, message, code="invalid_value", param=param)
         case RequestError():
             return HttpError(400, message, code="invalid_value")
         case DataError():

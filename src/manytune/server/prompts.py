@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from manytune.data.answer_format import BARE, AnswerFormat
@@ -15,9 +16,14 @@ from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.templates import PromptTemplate, Segment
 from manytune.engine.base_model import end_token_ids
+from manytune.engine.constraints.grammar import Grammar
+from manytune.engine.constraints.spelling import special_tokens
 from manytune.engine.token_bytes import TokenBytes
 from manytune.errors import DataError, TemplateError
+from manytune.server.answer_form import AnswerForm
 from manytune.server.http_errors import HttpError
+from manytune.server.tools.calls import CallReader, ToolFormat
+from manytune.server.tools.choice import format_of
 from manytune.store.base import Base
 from manytune.store.manifest import Manifest
 
@@ -31,13 +37,40 @@ class Prompt:
     Attributes:
         tokens: Its tokens.
         answers: What the chat template and the model put around an answer.
-        end: What ends an answer, if the engine doesn't end it there by itself: an adapter's own chat template may have
-            another end token than the base's.
+        end_id: The token that ends an answer, if the engine doesn't end it there by itself: an adapter's own chat
+            template may have another end token than the base's.
+        grammar: What the text must be; None for any text.
+        calls: Makes readers of an answer's calls; None if it has none.
+        silent_ids: Tokens without a text in the answer.
     """
 
     tokens: tuple[int, ...]
     answers: AnswerFormat = BARE
-    end: str | None = None
+    end_id: int | None = None
+    grammar: Grammar | None = None
+    calls: Callable[[], CallReader] | None = None
+    silent_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """How a prompt is made, and what its answer may be, whatever the adapter.
+
+    Attributes:
+        kwargs: Values of the chat template's variables, in place of the adapter's.
+        new_tokens: The longest answer, for which the prompt of an adapter that cuts prompts leaves room.
+        tools: The functions that the assistant may call, as the chat template gets them.
+        form: What the answer may be.
+        continues: Whether the last message is the beginning of the answer.
+        skips_special: Whether special tokens are left out of the answer's text.
+    """
+
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    new_tokens: int = 1
+    tools: Sequence[Mapping[str, Any]] = ()
+    form: AnswerForm = field(default_factory=AnswerForm)
+    continues: bool = False
+    skips_special: bool = False
 
 
 class Prompts:
@@ -54,7 +87,8 @@ class Prompts:
         self._positions = base.positions
         self._max_chars = max_chars
         self._lock = threading.Lock()
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, _KnownEncoder] = {}
+        self._special = special_tokens(self._tokenizer)
         if not base.is_encoder:
             self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
             silent = end_token_ids(base.model, self._tokenizer) | frozenset(self.end_ids)
@@ -87,37 +121,42 @@ class Prompts:
             return self._tokens.label(token, first=first), self._tokens.of(token, first=first)
 
     def conversation(
-        self,
-        segments: Sequence[Segment],
-        manifest: Manifest | None,
-        kwargs: Mapping[str, Any],
-        new_tokens: int = 1,
+        self, segments: Sequence[Segment], manifest: Manifest | None, options: PromptOptions
     ) -> Prompt:
         """The prompt of messages, in an adapter's encoding, or in the tokenizer's for the base.
 
         Args:
             segments: The messages.
             manifest: The adapter's; None for the base.
-            kwargs: Values of the chat template's variables, in place of the adapter's.
-            new_tokens: The longest answer, for which the prompt of an adapter that cuts prompts leaves room.
+            options: How it is made.
 
         Raises:
-            HttpError: It is too long, or the template has no such variable.
+            HttpError: It is too long, or the template has no such variable or can't be used for tools.
             TemplateError: The chat template refuses the messages.
+            GrammarError: What the answer must be isn't supported.
         """
-        self._check_length(part for segment in segments for part in (segment.text, segment.reasoning or ""))
+        self._check_length(_texts(segments, options.tools))
         self._check_generates()
         with self._lock:
-            encoder = self._encoder(manifest, kwargs, new_tokens)
-            end = None if encoder.end_id in self._ends else encoder.answers.end
-            return Prompt(encoder.prompt_ids(segments), encoder.answers, end)
+            encoder, written = self._encoder(manifest, options)
+            answers = encoder.answers
+            if options.continues:
+                tokens = encoder.begun_ids(segments, options.tools)
+                answers = replace(answers, opening="", reasoning=None)
+            else:
+                tokens = encoder.prompt_ids(segments, options.tools)
+            prompt = self._prompt(tokens, answers, written, options)
+            return prompt if encoder.end_id in self._ends else replace(prompt, end_id=encoder.end_id)
 
-    def text(self, text: str) -> Prompt:
-        """The prompt of text without a template, after a BOS token if the tokenizer adds one."""
+    def text(self, text: str | Sequence[int], options: PromptOptions) -> Prompt:
+        """The prompt of text without a template, after a BOS token if the tokenizer adds one; or tokens as they are."""
+        if not isinstance(text, str):
+            with self._lock:
+                return self._prompt(tuple(text), BARE, None, options)
         self._check_length([text])
         self._check_generates()
         with self._lock:
-            return Prompt(self._plain.prompt_ids([Segment("user", text)]))
+            return self._prompt(self._plain.prompt_ids([Segment("user", text)]), BARE, None, options)
 
     def passage(self, text: str) -> tuple[int, ...]:
         """The tokens of a text to embed, with the special tokens that the tokenizer adds."""
@@ -130,8 +169,7 @@ class Prompts:
         fields: Mapping[str, object],
         task: str | None,
         manifest: Manifest | None,
-        kwargs: Mapping[str, Any],
-        new_tokens: int = 1,
+        options: PromptOptions,
     ) -> Prompt:
         """The prompt of an adapter's prompt template filled with fields.
 
@@ -140,24 +178,61 @@ class Prompts:
             TemplateError: A field is missing, or isn't text.
         """
         template = template_of(manifest, task)
-        return self.conversation(template.render_prompt(fields), manifest, kwargs, new_tokens)
+        return self.conversation(template.render_prompt(fields), manifest, options)
 
-    def _encoder(self, manifest: Manifest | None, kwargs: Mapping[str, Any], new_tokens: int) -> Encoder:
-        """The encoder of an adapter's training, with other values of the template's variables on top."""
-        options = options_of(manifest).with_kwargs(kwargs).within(self._positions, new_tokens)
+    def _prompt(
+        self,
+        tokens: tuple[int, ...],
+        answers: AnswerFormat,
+        written: ToolFormat | None,
+        options: PromptOptions,
+    ) -> Prompt:
+        """A prompt with how its answer is made and read."""
+        form = options.form
+        reader = None if written is None or not form.may_call else partial(written.reader, form.names)
+        # Reasoning that the prompt itself ends isn't begun again.
+        ended = answers.reasoning is not None and self._ends_with(tokens, answers.reasoning[1])
+        grammar = form.grammar(replace(answers, reasoning=None) if ended else answers, written, self._special)
+        silent_ids = self._silent(answers) if options.skips_special else frozenset()
+        return Prompt(tokens, answers, grammar=grammar, calls=reader, silent_ids=silent_ids)
+
+    def _ends_with(self, tokens: tuple[int, ...], mark: str) -> bool:
+        last = self._tokenizer.decode(list(tokens[-2 * len(mark) :]), clean_up_tokenization_spaces=False)
+        return str(last).rstrip().endswith(mark.strip())
+
+    def _silent(self, answers: AnswerFormat) -> frozenset[int]:
+        """The special tokens, without those in which the chat template marks reasoning: the marks are read as text."""
+        marks = "".join((answers.opening, answers.closing, *(answers.reasoning or ())))
+        return frozenset(token for text, token in self._special.items() if text not in marks)
+
+    def _encoder(self, manifest: Manifest | None, asked: PromptOptions) -> tuple[Encoder, ToolFormat | None]:
+        """The encoder of an adapter's training, with other values of the template's variables on top.
+
+        And how its chat template writes calls, if there are tools.
+        """
+        options = options_of(manifest).with_kwargs(asked.kwargs).within(self._positions, asked.new_tokens)
         chat = False if manifest is not None and manifest.encoding == "plain" else None
         key = json.dumps([chat, options.to_dict()], sort_keys=True)
         if key not in self._encoders:
             if len(self._encoders) >= _MOST_ENCODERS:
                 self._encoders.clear()
             try:
-                self._encoders[key] = options.encoder(self._tokenizer, chat=chat)
+                self._encoders[key] = _KnownEncoder(options.encoder(self._tokenizer, chat=chat))
             except TemplateError:
                 raise
             except DataError as error:
-                param = "chat_template_kwargs" if kwargs else "model"
+                param = "chat_template_kwargs" if asked.kwargs else "model"
                 raise HttpError(400, f"{error}.", code="invalid_value", param=param) from error
-        return self._encoders[key]
+        known = self._encoders[key]
+        written = known.written if asked.tools else None
+        if asked.tools and written is None:
+            raise HttpError(
+                400,
+                "the chat template of this model writes tool calls in a form that this server can't read.",
+                code="unsupported_parameter",
+                param="tools",
+            )
+        return known.encoder, written
 
     def _check_generates(self) -> None:
         if self._is_encoder:
@@ -176,6 +251,28 @@ class Prompts:
                 f"the prompt has {length:,} characters; this server accepts {self._max_chars:,}.",
                 code="context_length_exceeded",
             )
+
+
+class _KnownEncoder:
+    """An encoder, and how its chat template writes calls."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    @cached_property
+    def written(self) -> ToolFormat | None:
+        """The form of calls; None if it can't be read."""
+        return format_of(self.encoder)
+
+
+def _texts(segments: Iterable[Segment], tools: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """All that is read of a conversation."""
+    for segment in segments:
+        yield segment.text
+        yield segment.reasoning or ""
+        yield from (call.arguments for call in segment.tool_calls)
+    if tools:
+        yield json.dumps(tools)
 
 
 def options_of(manifest: Manifest | None) -> EncodingOptions:

@@ -9,12 +9,16 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from manytune.engine.request import Output
+from manytune.engine.request import FinishReason, Output
 from manytune.server.formats import DONE, PartialAnswer, event
 from manytune.server.http_errors import HttpError
 from manytune.server.service import NOT_FINITE, Answers, Service
 
 _log = logging.getLogger("manytune.server.prompts")
+
+#: Reasons for an answer's end that are errors of the request.
+FAILURES = ("failed", "constraint")
+NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."
 
 #: Turns an event into the chunk that the client gets, if any: index of the answer, the event, and the answer so far.
 ToChunk = Callable[[int, Output, PartialAnswer], dict[str, Any] | None]
@@ -26,7 +30,7 @@ async def collect(service: Service, http: Request, answers: Answers) -> list[Par
     Raises:
         HttpError: The server stopped before that, or all answers failed.
     """
-    found = [PartialAnswer(one) for one in answers.formats]
+    found = answers.partial()
     try:
         async for index, output in answers:
             found[index].add(output)
@@ -34,14 +38,16 @@ async def collect(service: Service, http: Request, answers: Answers) -> list[Par
         answers.close()
     if any(one.reason in (None, "cancelled") for one in found):
         raise HttpError(503, "the answer was cancelled.", code="unavailable")
-    if all(one.reason == "failed" for one in found):
-        raise failed()
+    if all(one.reason in FAILURES for one in found):
+        raise failed(found[0].reason)
     _log_answers(service, http, found)
     return found
 
 
-def failed() -> HttpError:
-    """There is no answer, as the model's logits are NaN or Inf."""
+def failed(reason: FinishReason | None) -> HttpError:
+    """There is no answer: the model's logits are NaN or Inf, or the answer can't go on within its grammar."""
+    if reason == "constraint":
+        return HttpError(400, NO_TOKEN_FITS, code="invalid_value")
     return HttpError(409, NOT_FINITE, code="adapter_unusable", param="model")
 
 
@@ -66,13 +72,13 @@ def stream(
     """
 
     async def body() -> AsyncIterator[str]:
-        found = [PartialAnswer(one) for one in answers.formats]
+        found = answers.partial()
         try:
             for chunk in opening:
                 yield event(chunk)
             async for index, output in answers:
-                if output.finish_reason == "failed" and len(found) == 1:
-                    raise failed()
+                if output.finish_reason in FAILURES and len(found) == 1:
+                    raise failed(output.finish_reason)
                 part = to_chunk(index, output, found[index])
                 if part is not None:
                     yield event(part)

@@ -12,11 +12,12 @@ from itertools import islice
 
 from starlette.requests import Request as HttpRequest
 
-from manytune.data.answer_format import AnswerFormat
 from manytune.engine.request import Output, Request, SamplingParams
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry, Model
 from manytune.server.auth import Principal
+from manytune.server.formats import PartialAnswer
+from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
@@ -58,6 +59,7 @@ class Service:
         adapters: Names to adapters in memory.
         prompts: Makes prompts of what clients send.
         loop: Runs the engine.
+        grammars: Compiles what answers must look like.
         metrics: Counts and times.
         vocabulary: Number of tokens that the base knows.
         positions: Length of the longest sequence that the base takes; None for no limit.
@@ -67,6 +69,7 @@ class Service:
     adapters: AdapterRegistry
     prompts: Prompts
     loop: EngineLoop
+    grammars: Grammars
     metrics: Metrics
     vocabulary: int
     positions: int | None
@@ -77,7 +80,7 @@ class Answers:
 
     Attributes:
         models: Who answers, for each answer.
-        formats: What is an answer in the text that is generated, for each answer.
+        prompts: What was asked, for each answer.
     """
 
     def __init__(self, service: Service) -> None:
@@ -88,8 +91,7 @@ class Answers:
         self._watch: asyncio.Task[None] | None = None
         self._is_closed = False
         self.models: list[Model] = []
-        self.prompts: list[tuple[int, ...]] = []
-        self.formats: list[AnswerFormat] = []
+        self.prompts: list[Prompt] = []
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Output]]:
         """Each output with the index of its answer."""
@@ -101,6 +103,12 @@ class Answers:
             if output.finish_reason == "failed":
                 self._record_failure(self.models[index])
             yield index, output
+
+    def partial(self) -> list[PartialAnswer]:
+        """The answers, of which nothing is there yet."""
+        return [
+            PartialAnswer(one.answers, None if one.calls is None else one.calls()) for one in self.prompts
+        ]
 
     def close(self) -> None:
         """Cancel what hasn't ended, and release the adapters. May be called again."""
@@ -137,11 +145,14 @@ class Answers:
         model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
         self.models.append(model)
         prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
-        self.prompts.append(prompt.tokens)
-        self.formats.append(prompt.answers)
+        self.prompts.append(prompt)
+        constraint = None
+        if prompt.grammar is not None:
+            constraint = await service.grammars.compile(prompt.grammar, body.form_field or "grammar")
         params = body.params(_max_new_tokens(service, body, model, len(prompt.tokens)), wanted.choice)
-        if prompt.end is not None and not params.ignore_eos:
-            params = dataclasses.replace(params, stop=(*params.stop, prompt.end))
+        if prompt.end_id is not None and not params.ignore_eos:
+            ends = (*params.stop_token_ids, prompt.end_id)
+            params = dataclasses.replace(params, stop_token_ids=ends)
         _check_tokens(prompt.tokens, params, service.vocabulary)
         request = Request(
             uuid.uuid4().hex,
@@ -150,6 +161,8 @@ class Answers:
             model.digest,
             principal.tenant,
             opening=prompt.answers.opening,
+            constraint=constraint,
+            silent_ids=prompt.silent_ids,
         )
         return Submission(request, model.adapter, model.terms)
 
@@ -189,7 +202,7 @@ async def generate(
         principal.check_model(name)
     service.loop.check_capacity(len(answers_wanted))
     if service.settings.log_prompts:
-        prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_none=True)
+        prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_unset=True)
         _log.info("prompt", extra={"fields": {"request_id": http.state.log_fields["request_id"], **prompt}})
     answers = Answers(service)
     try:
@@ -212,7 +225,8 @@ def _check_tokens(ids: Sequence[int], params: SamplingParams, vocabulary: int) -
             code="invalid_value",
             param="prompt",
         )
-    for name, tokens in (("prompt", ids), ("logit_bias", params.logit_bias)):
+    named = (("prompt", ids), ("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids))
+    for name, tokens in named:
         unknown = next((token for token in tokens if not 0 <= token < vocabulary), None)
         if unknown is not None:
             raise HttpError(

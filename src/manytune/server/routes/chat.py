@@ -9,11 +9,14 @@ from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
 from manytune.server.adapters import Model
-from manytune.server.formats import Envelope, PartialAnswer, usage_of
+from manytune.server.chat_schema import ChatRequest, Conversation
+from manytune.server.formats import Envelope, PartialAnswer, delta_body, usage_of
+from manytune.server.message_schema import read_messages
+from manytune.server.prompts import Prompt, PromptOptions
 from manytune.server.replies import collect, stream
-from manytune.server.schema import ChatRequest, Conversation
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
 from manytune.server.token_entries import TokenEntries
+from manytune.store.manifest import Manifest
 
 router = APIRouter(prefix="/v1/chat/completions")
 
@@ -35,7 +38,7 @@ async def chat(body: ChatRequest, http: Request) -> Response:
             "index": index,
             "message": one.message,
             "logprobs": TokenEntries(service.prompts.token).chat(one.logprobs) if body.logprobs else None,
-            "finish_reason": one.reason,
+            "finish_reason": one.finish_reason,
         }
         for index, one in enumerate(found)
     ]
@@ -44,11 +47,22 @@ async def chat(body: ChatRequest, http: Request) -> Response:
 
 def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
     """Makes the prompt of a body for any adapter."""
-    fields, kwargs, new_tokens = body.fields, body.chat_template_kwargs, body.token_limit[1] or 1
-    if fields is not None:
-        return lambda manifest: service.prompts.fields(fields, body.task, manifest, kwargs, new_tokens)
-    segments = [message.segment() for message in body.messages]
-    return lambda manifest: service.prompts.conversation(segments, manifest, kwargs, new_tokens)
+    segments = read_messages(body.messages)
+
+    def prompt(manifest: Manifest | None) -> Prompt:
+        options = PromptOptions(
+            kwargs=body.chat_template_kwargs,
+            new_tokens=body.token_limit[1] or 1,
+            tools=body.described_tools,
+            form=body.form(),
+            continues=body.continue_final_message,
+            skips_special=body.skip_special_tokens,
+        )
+        if body.fields is not None:
+            return service.prompts.fields(body.fields, body.task, manifest, options)
+        return service.prompts.conversation(segments, manifest, options)
+
+    return prompt
 
 
 def fingerprint_of(model: Model) -> str:
@@ -71,12 +85,13 @@ def _stream(
 
     def to_chunk(index: int, output: Output, answer: PartialAnswer) -> dict[str, Any] | None:
         new = answer.add(output)
-        delta = {"reasoning_content": new.reasoning, "content": new.text}
-        delta = {key: text for key, text in delta.items() if text}
+        calls = [delta_body(one) for one in new.calls]
+        delta = {"reasoning_content": new.reasoning, "content": new.text, "tool_calls": calls}
+        delta = {key: value for key, value in delta.items() if value}
         if not delta and not new.logprobs and output.finish_reason is None:
             return None
         logprobs = entries[index].chat(new.logprobs) if new.logprobs else None
-        return chunk(index, delta, output.finish_reason, logprobs)
+        return chunk(index, delta, answer.finish_reason, logprobs)
 
     def closing(found: list[PartialAnswer]) -> dict[str, Any] | None:
         if not with_usage:

@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse, Response
 from manytune.engine.request import Output
 from manytune.server.completion_parts import CompletionParts
 from manytune.server.formats import Envelope, PartialAnswer, usage_of
-from manytune.server.prompts import Prompt
+from manytune.server.prompts import Prompt, PromptOptions
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.schema import CompletionRequest
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
+from manytune.store.manifest import Manifest
 
 router = APIRouter(prefix="/v1/completions")
 
@@ -25,7 +26,7 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
     service: Service = http.app.state.service
     http.state.log_fields |= {"model": body.model, "user": body.user}
     wanted = (
-        WantedAnswer(body.model, _prompt_maker(service, prompt), choice)
+        WantedAnswer(body.model, _prompt_maker(service, body, prompt), choice)
         for prompt in body.prompts()
         for choice in range(body.n)
     )
@@ -47,10 +48,12 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
     return JSONResponse(envelope.wrap("text_completion", choices, usage=usage_of(found, found[:: body.n])))
 
 
-def _prompt_maker(service: Service, prompt: str | list[int]) -> PromptMaker:
-    if isinstance(prompt, str):
-        return lambda manifest: service.prompts.text(prompt)
-    return lambda manifest: Prompt(tuple(prompt))
+def _prompt_maker(service: Service, body: CompletionRequest, prompt: str | list[int]) -> PromptMaker:
+    def make(_: Manifest | None) -> Prompt:
+        options = PromptOptions(form=body.form(), skips_special=body.skip_special_tokens)
+        return service.prompts.text(prompt, options)
+
+    return make
 
 
 def _parts(service: Service, body: CompletionRequest, answers: Answers) -> list[CompletionParts]:
@@ -60,10 +63,10 @@ def _parts(service: Service, body: CompletionRequest, answers: Answers) -> list[
         CompletionParts(
             service.prompts,
             has_logprobs=body.logprobs is not None,
-            echo=ids if body.echo else None,
+            echo=made.tokens if body.echo else None,
             text=prompt if isinstance(prompt, str) else None,
         )
-        for prompt, ids in zip(sent, answers.prompts, strict=True)
+        for prompt, made in zip(sent, answers.prompts, strict=True)
     ]
 
 

@@ -1,0 +1,1 @@
+"""Constraints on answers: JSON schemas, regular expressions and grammars, by llguidance."""
