@@ -150,17 +150,19 @@ def test_the_quickstarts_recipe_and_commands_run_as_they_are_shown(
     monkeypatch.chdir(tmp_path)
     assert recipe.count("base: embedded") == 1
     save_tiny_base(tmp_path / "tiny")
-    Path("recipe.yaml").write_text(
-        recipe.replace("base: embedded", "base: tiny").replace("Summarize the", "")
-    )
     rows = [{"dialogue": f"a{'b' * (n % 7)}c{'d' * n}", "summary": "xyz"[: 1 + n % 3]} for n in range(1, 15)]
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = [command for command in commands(page, "manytune") if "demo" not in command]
-    assert [command.split()[1] for command in shown] == ["data", "data", "train", "evaluate", "generate"]
+    first, *later = [command.split()[1] for command in shown]
+    assert (first, later) == ("init", ["data", "data", "train", "evaluate", "generate"])
     for command in shown:
         words = shlex.split(command, comments=True)[1:]
         if words[0] in ("evaluate", "generate"):
             words += ["--max-new-tokens", "4"]  # the tiny base has few positions
         result = CliRunner().invoke(build_app(), words, catch_exceptions=False)
         assert result.exit_code == 0, f"{command}\n{result.output}"
+        if words[0] == "init":  # the page goes on with a recipe that is written by hand
+            Path("recipe.yaml").write_text(
+                recipe.replace("base: embedded", "base: tiny").replace("Summarize the", "")
+            )
     assert Path("report.html").is_file()
