@@ -150,6 +150,8 @@ def _expected(key: str, value: Any) -> str | None:
         return "a string"
     if key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
         return "a number"
+    if key == "multipleOf" and value <= 0:
+        return "more than 0"
     if key == "enum" and not isinstance(value, list):
         return "a list of values"
     if key == "required" and not _is_strings(value):
