@@ -277,8 +277,8 @@ def with_tensor(adapter, name, tensor):
     ("adapter", "message"),
     [
         (
-            lambda: with_tensor(lora(1), "base_model.model.lm_head.weight", torch.zeros(VOCABULARY, 32)),
-            r"LORA adapter: its file holds 'lm_head.weight', .* nor of modules_to_save=\[\], nor the base's own",
+            lambda: with_tensor(lora(1), "base_model.model.model.norm.weight", torch.zeros(32)),
+            r"LORA adapter: its file holds 'model.norm.weight', .* nor of modules_to_save=\[\], nor an embedding table",
         ),
         (
             lambda: with_tensor(lora(1), f"{LAYERS}.7.mlp.up_proj.lora_A.weight", torch.zeros(4, 32)),
@@ -307,7 +307,7 @@ def with_tensor(adapter, name, tensor):
             "PROMPT_TUNING adapter: expected 'prompt_embeddings' alone, found other",
         ),
     ],
-    ids=["trained head", "no such layer", "shape", "pissa", "no tensors", "no virtual tokens"],
+    ids=["trained norm", "no such layer", "shape", "pissa", "no tensors", "no virtual tokens"],
 )
 def test_adapters_that_do_not_fit_are_refused_by_name(engine, adapter, message):
     with pytest.raises(ConfigError, match=message):
