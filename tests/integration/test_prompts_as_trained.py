@@ -182,7 +182,9 @@ def test_adapters_with_other_variables_are_not_compared(tmp_path: Path) -> None:
     arguments = ["evaluate", first, second, "--data", rows, "--base", tmp_path / "first" / "base"]
     result = CliRunner().invoke(build_app(), [*map(str, arguments)])
     assert result.exit_code == 1
-    assert "encoded with different limits or chat_template_kwargs" in " ".join(result.output.split())
+    assert "encoded with different limits, chat templates or chat_template_kwargs" in " ".join(
+        result.output.split()
+    )
 
 
 def test_what_cannot_be_read_in_a_manifest_is_the_adapters_fault(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import shutil
 import time
 import warnings
@@ -47,7 +48,7 @@ def plant(store: AdapterStore, mutant: Path) -> None:
         assert is_small(mutant / MANIFEST)
         digest = digest_of(Manifest.from_json((mutant / MANIFEST).read_text(), where=""))
     except Exception:
-        digest = "ab" * 32
+        digest = secrets.token_hex(32)  # a server may have a former one in memory under its digest
     target = store.directory(digest)
     if target.exists():
         shutil.rmtree(target)
