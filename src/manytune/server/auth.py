@@ -26,7 +26,7 @@ class Key(BaseModel):
         sha256: Hash of the key in hexadecimal digits; the key itself isn't in the file.
         tenant: Whose share of the engine its requests count towards; the name if it isn't given.
         models: Patterns of the models that it may use, such as `support-*` or `team/*`; the base is a model like
-            others. `*` is for all of them; in any other pattern it stands for no slash.
+            others. `*` is for all of them; in any other pattern it doesn't match a slash.
         requests_per_minute: None for no limit.
         concurrent: Requests at once; None for no limit.
         admin: Whether it may load and unload adapters, and read the metrics.

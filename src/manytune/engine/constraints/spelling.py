@@ -14,7 +14,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def spelled(text: str, special: Mapping[str, int]) -> str:
-    """Return a part of a rule that stands for a text: special tokens by their numbers, the rest in quotes.
+    """Return a part of a rule that matches a text: special tokens by their numbers, the rest in quotes.
 
     Args:
         text: It must not be empty.
