@@ -22,7 +22,7 @@ def check_pattern(pattern: str, where: str) -> None:
     added = added_by_repetitions(pattern)
     if added > _MOST_ADDED:
         raise GrammarError(
-            f"expected counted repetitions such as {{1,9}} that stand for {_MOST_ADDED:,} characters at most, "
+            f"expected counted repetitions such as {{1,9}} of {_MOST_ADDED:,} characters at most, "
             f"found {added:,}.",
             where=where,
         )
