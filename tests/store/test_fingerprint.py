@@ -71,6 +71,14 @@ def test_a_fingerprint_survives_json_and_refuses_anything_else() -> None:
     original = Fingerprint("a", "b", "c")
     assert Fingerprint.from_dict(original.to_dict()) == original
     assert replace(original, weights="x").differences(original) == ("weights",)
-    for broken in ({"config": "a"}, {"config": "a", "weights": 1, "tokenizer": "c"}, None):
+    whole = original.to_dict()
+    for broken in ({"config": "a"}, whole | {"weights": 1}, whole | {"stored_packed": "no"}, None):
         with pytest.raises(StoreError, match="config, tokenizer, weights"):
             Fingerprint.from_dict(broken)
+
+
+def test_a_fingerprint_whose_hashes_disagree_is_of_another_base() -> None:
+    """One of weights outside of linear layers that differs where that of all weights doesn't: it was altered."""
+    original = Fingerprint("a", "b", "c", unpacked="d")
+    assert original.differences(replace(original, unpacked="e")) == ("weights",)
+    assert original.differences(replace(original, unpacked=None)) == ()  # of an earlier release

@@ -70,7 +70,10 @@ class Fingerprint:
             and self.unpacked == other.unpacked
         ):
             differing = [part for part in differing if part != "weights"]
-        return tuple(differing)
+        elif "weights" not in differing and None not in (self.unpacked, other.unpacked):
+            # One base has one hash of each kind: where these disagree, one of the two was altered.
+            differing += ["weights"] if self.unpacked != other.unpacked else []
+        return tuple(part for part in parts if part in differing)
 
     def packing_note(self, other: Fingerprint) -> str | None:
         """What to know where an adapter that was trained on this base runs on `other`, which is packed in another way.
@@ -111,8 +114,9 @@ class Fingerprint:
         needed = {"config", "tokenizer", "weights"}
         if isinstance(data, dict) and needed <= set(data) <= {part.name for part in fields(cls)}:
             values = {part: value for part, value in data.items() if part != "stored_packed"}
-            if all(isinstance(value, str) for value in values.values()):
-                return cls(**values, stored_packed=data.get("stored_packed") is True)
+            stored_packed = data.get("stored_packed", False)
+            if all(isinstance(value, str) for value in values.values()) and isinstance(stored_packed, bool):
+                return cls(**values, stored_packed=stored_packed)
         expected = ", ".join(sorted(needed))
         raise DamagedError(f"a base fingerprint has the texts {expected}; found {data!r}.")
 
