@@ -38,8 +38,26 @@ def has_encoder(model: Any) -> bool:
 
 def start_id(model: Any) -> int | None:
     """The token that an encoder-decoder's answers begin with; None for other models."""
-    start: int | None = base_of(model).config.decoder_start_token_id if has_encoder(model) else None
-    return start
+    return _setting(model, "decoder_start_token_id") if has_encoder(model) else None
+
+
+def forced_ids(model: Any) -> tuple[int | None, int | None]:
+    """The tokens that an encoder-decoder's settings force at an answer's beginning, and at its limit; or None."""
+    if not has_encoder(model):
+        return None, None
+    return _setting(model, "forced_bos_token_id"), _setting(model, "forced_eos_token_id")
+
+
+def _setting(model: Any, name: str) -> int | None:
+    """A token that a model's generation settings name, or, as in older checkpoints, its configuration."""
+    base = base_of(model)
+    for config in (getattr(base, "generation_config", None), base.config):
+        value = getattr(config, name, None)
+        if isinstance(value, list):  # transformers takes a list of end tokens, of which the first is forced
+            value = value[0] if value else None
+        if value is not None:
+            return int(value)
+    return None
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
