@@ -21,7 +21,7 @@ from manytune.methods.vera import VeraConfig
 TASK = "SEQ_2_SEQ_LM"
 
 
-def t5(**options):
+def t5(*, spread=0.3, **options):
     """T5 as first published: a plain feed-forward, the head tied to the embeddings."""
     torch.manual_seed(6)
     config = T5Config(
@@ -34,19 +34,18 @@ def t5(**options):
             "num_heads": 4,
             "relative_attention_num_buckets": 8,
             "relative_attention_max_distance": 16,
-            "initializer_factor": 0.9,
             "eos_token_id": END,
             "pad_token_id": 0,
             "decoder_start_token_id": 0,
             **options,
         }
     )
-    return T5ForConditionalGeneration(config).eval()
+    return varied(T5ForConditionalGeneration(config).eval(), spread=spread)
 
 
 def flan_t5():
     """T5 1.1's and FLAN-T5's shape: gated, and with a head of its own."""
-    return t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    return t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False, spread=0.15)
 
 
 def bart(**options):
@@ -63,7 +62,6 @@ def bart(**options):
             "encoder_ffn_dim": 48,
             "decoder_ffn_dim": 40,
             "max_position_embeddings": 40,
-            "init_std": 0.2,
             "scale_embedding": True,
             "bos_token_id": 2,
             "eos_token_id": END,
@@ -73,8 +71,17 @@ def bart(**options):
             **options,
         }
     )
-    model = BartForConditionalGeneration(config).eval()
+    model = varied(BartForConditionalGeneration(config).eval(), spread=0.35)
     model.generation_config.forced_bos_token_id = 2
+    return model
+
+
+def varied(model, *, spread):
+    """Weights of a size that gives varied answers without amplifying rounding errors."""
+    generator = torch.Generator().manual_seed(8)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.copy_(spread * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -126,8 +133,15 @@ def soft_prompts(*targets):
     }
 
 
+# What differs in a gated T5 with a head of its own.
+_IN_FLAN_T5 = ("lora all", "dora", "trained head", "ia3", "parallel", "tokens", "prompt tuning", "lora + prefix")
+
+
 def configs_for(model):
-    return t5_configs(model) if isinstance(model, T5ForConditionalGeneration) else bart_configs()
+    if not isinstance(model, T5ForConditionalGeneration):
+        return bart_configs()
+    found = t5_configs(model)
+    return {name: found[name] for name in _IN_FLAN_T5} if model.config.is_gated_act else found
 
 
 BASES = {"t5": t5, "flan-t5": flan_t5, "bart": bart}
