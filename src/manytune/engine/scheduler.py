@@ -222,7 +222,7 @@ class Scheduler:
                         continue  # it can't be divided, and waits until it is the first
                     encoded.add(job.source_key)
                     self._charge(job, job.source_tokens)
-                    left = max(left - job.source_tokens, unread)
+                    left = max(left - job.source_tokens, 1)  # what it is read for begins at once
                 encode.append(name)
                 running.is_encoded = True
             count = min(unread, left)
