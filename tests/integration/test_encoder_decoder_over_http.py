@@ -113,7 +113,9 @@ def test_fields_and_messages_reach_the_encoder_as_in_training(api, expected):
 
 def test_answers_are_streamed_stopped_and_drawn_by_seed(api, expected):
     text = expected["lora"][0]
-    chunks = list(api.completions.create(model="lora", prompt="abc", max_tokens=LIMIT, temperature=0, stream=True))
+    chunks = list(
+        api.completions.create(model="lora", prompt="abc", max_tokens=LIMIT, temperature=0, stream=True)
+    )
     assert len(chunks) > 2 and "".join(chunk.choices[0].text for chunk in chunks) == text
     cut = text[-4:]
     stopped = api.completions.create(model="lora", prompt="abc", max_tokens=LIMIT, temperature=0, stop=cut)

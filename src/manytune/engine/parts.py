@@ -88,7 +88,9 @@ def encoder_decoder_parts(
     return Parts(cache, runner, reading)
 
 
-def _cache(model: PreTrainedModel, options: EngineOptions, *, layers: int, heads: int, head_dim: int) -> KVCache:
+def _cache(
+    model: PreTrainedModel, options: EngineOptions, *, layers: int, heads: int, head_dim: int
+) -> KVCache:
     return KVCache(
         layers=layers,
         heads=heads,

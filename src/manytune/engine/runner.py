@@ -192,13 +192,16 @@ class Runner:
     def _running(self, attention_function: str, owners: Owners) -> Iterator[None]:
         """Within this context the model's attention is the engine's, and its layers have the adapters' terms."""
         before = self._model.config._attn_implementation
-        self._model.set_attn_implementation(attention_function)
+        self._set_attention(attention_function)
         try:
             with self._layers.applied(self._slots.choose(owners)):
                 yield
         finally:
-            self._model.set_attn_implementation(before)
+            self._set_attention(before)
             self._slots.end_forward()
+
+    def _set_attention(self, name: str) -> None:
+        self._model.set_attn_implementation(name)
 
 
 def with_virtual_tokens(embeddings: Tensor, virtual: Iterable[tuple[int, Tensor]]) -> Tensor:

@@ -8,9 +8,9 @@ adapter that has had the fewest; then the oldest. If it doesn't fit, no other re
 starves. One exception: a request whose prompt shares a prefix with a prompt in prefill waits until it can take it from
 the cache.
 
-What an encoder reads of a request is read whole, and once for equal inputs, before the first of the decoder's tokens. It
-takes as many tokens of the step, and the oldest is read even if it is longer than a step. Its keys and values are in a
-cache of their own with the same budget.
+What an encoder reads of a request is read whole, and once for equal inputs, before the first of the decoder's tokens.
+It takes as many tokens of the step, and the oldest is read even if it is longer than a step. Its keys and values are in
+a cache of their own with the same budget.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def generate_batch(
 
     Prompts are left padded to the longest of their batch; a prefix that several of them share is computed once. The
     most likely token is taken at each step whatever the model's `generation_config` says: its sampling settings and
-    penalties don't apply, its end tokens and forced tokens do. The model is in evaluation mode meanwhile; its mode and its
-    `generation_config` are restored afterwards.
+    penalties don't apply, its end tokens and forced tokens do. The model is in evaluation mode meanwhile; its mode and
+    its `generation_config` are restored afterwards.
 
     Args:
         model: A transformers causal language model or encoder-decoder, plain or with adapters.

@@ -145,8 +145,8 @@ class Prompts:
         if options.continues and self._is_encoder_decoder:
             raise HttpError(
                 400,
-                "the base of this server is an encoder-decoder: all messages go to its encoder, so an answer can't begin "
-                "among them. Leave continue_final_message out.",
+                "the base of this server is an encoder-decoder: all messages go to its encoder, so an answer can't "
+                "begin among them. Leave continue_final_message out.",
                 code="unsupported_parameter",
                 param="continue_final_message",
             )

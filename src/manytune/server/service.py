@@ -159,8 +159,8 @@ class Answers:
         if service.has_encoder and params.prompt_logprobs is not None:
             raise HttpError(
                 400,
-                "echo with logprobs: the base of this server is an encoder-decoder, which gives no log probabilities of "
-                "its prompt.",
+                "echo with logprobs: the base of this server is an encoder-decoder, which gives no log probabilities "
+                "of its prompt.",
                 code="unsupported_parameter",
                 param="echo",
             )

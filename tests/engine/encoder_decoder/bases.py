@@ -96,7 +96,9 @@ def t5_configs(model):
         "dora": LoraConfig(r=4, target_modules=["q", "wo"], use_dora=True, task_type=TASK),
         "trained head": LoraConfig(r=2, target_modules=["q"], modules_to_save=["lm_head"], task_type=TASK),
         "ia3": IA3Config(target_modules=["k", "v", "wo"], feedforward_modules=["wo"], task_type=TASK),
-        "adalora": AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=["q", "wo"], task_type=TASK),
+        "adalora": AdaLoraConfig(
+            init_r=4, target_r=2, total_step=10, target_modules=["q", "wo"], task_type=TASK
+        ),
         "vera": VeraConfig(r=6, target_modules=["q", "o"], task_type=TASK),
         "norms": SelectiveConfig(parameters="layernorm", task_type=TASK),
         "bottleneck": BottleneckConfig(bottleneck_size=6, non_linearity="gelu", task_type=TASK),
@@ -112,7 +114,9 @@ def bart_configs():
         "lora all": LoraConfig(
             r=4, target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], task_type=TASK
         ),
-        "ia3": IA3Config(target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"], task_type=TASK),
+        "ia3": IA3Config(
+            target_modules=["k_proj", "v_proj", "fc2"], feedforward_modules=["fc2"], task_type=TASK
+        ),
         "bitfit": SelectiveConfig(parameters="bias", task_type=TASK),
         "tokens": TrainableTokensConfig(token_indices=[7, 3, 30], task_type=TASK),
         "bottleneck": BottleneckConfig(bottleneck_size=6, task_type=TASK),
@@ -134,7 +138,16 @@ def soft_prompts(*targets):
 
 
 # What differs in a gated T5 with a head of its own.
-_IN_FLAN_T5 = ("lora all", "dora", "trained head", "ia3", "parallel", "tokens", "prompt tuning", "lora + prefix")
+_IN_FLAN_T5 = (
+    "lora all",
+    "dora",
+    "trained head",
+    "ia3",
+    "parallel",
+    "tokens",
+    "prompt tuning",
+    "lora + prefix",
+)
 
 
 def configs_for(model):

@@ -35,7 +35,9 @@ def build(kind):
     else:
         sizes, name, spread = bart().config, LIKE_BART[kind], 0.3
         head = "MTModel" if kind == "marian" else "ForConditionalGeneration"
-    given = {key: value for key, value in sizes.to_dict().items() if key not in ("model_type", "architectures")}
+    given = {
+        key: value for key, value in sizes.to_dict().items() if key not in ("model_type", "architectures")
+    }
     config = getattr(transformers, f"{name}Config")(**given)
     model = varied(getattr(transformers, f"{name}{head}")(config).eval(), spread=spread)
     model.generation_config.forced_eos_token_id = None

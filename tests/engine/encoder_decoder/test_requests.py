@@ -110,7 +110,9 @@ def test_a_drawn_answer_depends_on_its_seed_alone(model, tokenizer):
     engine = Engine(model, tokenizer)
     params = SamplingParams(max_new_tokens=6, temperature=1.5, seed=3, ignore_eos=True)
     (alone,) = engine.generate([asked("a", params=params)])
-    among = engine.generate([asked("b", OTHER), asked("c", params=params), asked("d", params=replace(params, seed=4))])
+    among = engine.generate(
+        [asked("b", OTHER), asked("c", params=params), asked("d", params=replace(params, seed=4))]
+    )
     assert alone.token_ids == among[1].token_ids != among[2].token_ids
 
 
@@ -140,7 +142,10 @@ def test_positions_of_encoder_and_decoder_are_limits_of_their_own(tokenizer, pro
 
 @pytest.mark.parametrize(
     ("prompt", "new", "message"),
-    [((5,) * 129, 4, "has 129 tokens for the encoder"), ((5,), 128, "needs up to 129 tokens of the KV cache")],
+    [
+        ((5,) * 129, 4, "has 129 tokens for the encoder"),
+        ((5,), 128, "needs up to 129 tokens of the KV cache"),
+    ],
 )
 def test_the_caches_budget_limits_inputs_and_answers(model, tokenizer, prompt, new, message):
     engine = Engine(model, tokenizer, EngineOptions(kv_budget_tokens=128))
@@ -172,7 +177,9 @@ def test_log_probabilities_of_the_encoders_input_are_refused(model, tokenizer):
 def test_an_adapter_of_a_layer_of_positions_is_refused_and_not_registered(model, tokenizer):
     config = LoraConfig(r=2, target_modules=["relative_attention_bias", "q"], task_type=TASK)
     engine = Engine(model, tokenizer)
-    with pytest.raises(ConfigError, match="relative_attention_bias: the adapter changes a layer of positions"):
+    with pytest.raises(
+        ConfigError, match="relative_attention_bias: the adapter changes a layer of positions"
+    ):
         engine.add_adapter("positions", in_memory(attached(t5(), config, seed=1)))
     assert engine.adapters == ()
 
@@ -191,7 +198,9 @@ def test_an_adapter_that_diverges_in_the_encoder_fails_its_own_requests_only(mod
     engine.add_adapter("broken", broken)
     (expected,) = engine.generate([asked("alone", adapter="lora")])
     for attempt in range(2):  # nothing that it computed is kept for the second
-        found = engine.generate([asked(f"a{attempt}", adapter="broken"), asked(f"b{attempt}", OTHER, adapter="broken")])
+        found = engine.generate(
+            [asked(f"a{attempt}", adapter="broken"), asked(f"b{attempt}", OTHER, adapter="broken")]
+        )
         assert {one.finish_reason for one in found} == {"failed"}
     (after,) = engine.generate([asked("after", adapter="lora")])
     assert after.token_ids == expected.token_ids

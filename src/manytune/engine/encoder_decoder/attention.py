@@ -24,7 +24,13 @@ NAME = "manytune-encoder-decoder"
 
 class _Step(Protocol):
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor | None
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        bias: Tensor | None,
     ) -> Tensor:
         """Attention of (1, heads, T, size); returns (1, T, heads, size)."""
 
@@ -40,7 +46,13 @@ class EncoderStep:
     inputs: tuple[slice, ...]
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor | None
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        bias: Tensor | None,
     ) -> Tensor:
         """Each input attends to itself.
 
@@ -105,7 +117,13 @@ class DecoderStep(AttentionStep):
     _seen: Tensor | None = field(default=None)
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor | None
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        bias: Tensor | None,
     ) -> Tensor:
         """Attention over a sequence's own tokens, or over what the encoder made of its input.
 
@@ -116,7 +134,9 @@ class DecoderStep(AttentionStep):
         if getattr(module, "has_relative_attention_bias", False):
             self._of = module
             self._masks.clear()
-        out, _ = engine_attention_forward(module, query, key, value, None, scaling=scaling, manytune_step=self)
+        out, _ = engine_attention_forward(
+            module, query, key, value, None, scaling=scaling, manytune_step=self
+        )
         return out
 
     def decode_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -151,7 +171,9 @@ class DecoderStep(AttentionStep):
             longest = max(self.lengths[:n])
             q = query[0, :, :n].transpose(0, 1)[:, :, None]  # (n, heads, 1, size)
             k, v = keys[:n, :, :longest], values[:n, :, :longest]
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=self._source_mask(longest), scale=scaling)
+            found = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=self._source_mask(longest), scale=scaling
+            )
             out[:n] = found[:, :, 0]
         for chunk, length in zip(self.chunks, self.lengths[n:], strict=True):
             span = slice(chunk.first, chunk.first + chunk.count)
@@ -161,7 +183,7 @@ class DecoderStep(AttentionStep):
         return out.unsqueeze(0)
 
     def _source_mask(self, longest: int) -> Tensor | None:
-        """Which part of its row belongs to each decoding sequence, (decoding, 1, 1, longest); None if all of it does."""
+        """Which part of its row each decoding sequence attends to, (decoding, 1, 1, longest); None for all of it."""
         lengths = self.lengths[: self.decoding]
         if min(lengths) == longest:
             return None

@@ -25,8 +25,8 @@ class EncoderDecoderLimits(RequestLimits):
         self._check_tokens(request)
         if request.params.prompt_logprobs is not None:
             raise RequestError(
-                f"request {request.id!r}: an encoder-decoder gives no log probabilities of its prompt, which its encoder "
-                "reads at once; leave prompt_logprobs out."
+                f"request {request.id!r}: an encoder-decoder gives no log probabilities of its prompt, which its "
+                "encoder reads at once; leave prompt_logprobs out."
             )
         if self.positions is not None and tokens > self.positions:
             raise ContextLengthError(

@@ -65,6 +65,9 @@ class EncoderDecoderRunner(Runner):
         self._sources = sources
         self._cross = [tuple(model.get_submodule(path) for path in pair) for pair in structure.cross]
         self._bias = DistanceBias()
+        # Encoder and decoder have configurations of their own; transformers' way to set them looks through all modules.
+        inner = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+        self._configs = list({id(config): config for config in inner}.values())
         self._no_cache = NoCache(len(structure.cross))
         self._positions = torch.empty(0)  # of the tokens of a forward, while it runs
 
@@ -115,13 +118,16 @@ class EncoderDecoderRunner(Runner):
                 given = {"inputs_embeds": with_virtual_tokens(embeddings, virtual)}
             states: Tensor = encoder(**given, manytune_step=EncoderStep(tuple(inputs))).last_hidden_state
             # (layers, 2, T, heads, head_dim)
-            values = torch.stack([torch.stack([self._by_head(part(states)) for part in pair]) for pair in self._cross])
+            values = torch.stack(
+                [torch.stack([self._by_head(part(states)) for part in pair]) for pair in self._cross]
+            )
         finite = states[0].isfinite().all(1)
         values = values.transpose(2, 3)
         return [Encoded(values[:, :, :, span], bool(finite[span].all())) for span in inputs]
 
     def _by_head(self, values: Tensor) -> Tensor:
-        return values[0].unflatten(-1, (self._structure.heads, self._structure.head_dim))
+        by_head: Tensor = values[0].unflatten(-1, (self._structure.heads, self._structure.head_dim))
+        return by_head
 
     def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
         """See `Runner._logits`; the head reads all tokens, of which each chooses a next one."""
@@ -151,6 +157,10 @@ class EncoderDecoderRunner(Runner):
                 manytune_step=step,
             ).logits[0]
         return logits
+
+    def _set_attention(self, name: str) -> None:
+        for config in self._configs:
+            config._attn_implementation = name
 
     def _with_positions(self, table: nn.Module) -> Forward:
         """A module that embeds positions, with those of the forward's tokens in their own sequences."""

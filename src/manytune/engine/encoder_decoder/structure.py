@@ -95,7 +95,8 @@ def _cross_attention(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
 
 def _decoder_layers(model: PreTrainedModel) -> int:
     config: Any = model.config
-    return int(getattr(config, "num_decoder_layers", None) or getattr(config, "decoder_layers", 0))
+    layers: int = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+    return layers
 
 
 def _tables(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
