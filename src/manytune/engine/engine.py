@@ -41,7 +41,7 @@ class Engine:
     The model isn't changed: between steps others can use it, as long as they don't change its weights.
 
     Args:
-        model: A causal language model. Adapters attached to its layers act on every request; none can be added then.
+        model: A causal language model or an encoder-decoder. Adapters attached to its layers act on every request; none can be added then.
         tokenizer: Its tokenizer.
         options: Memory and batching; None for the defaults.
         end_ids: Tokens that end an answer in addition to those of the model and the tokenizer.
@@ -101,11 +101,6 @@ class Engine:
             ConfigError: It can't run in a mixed batch, or doesn't fit the base.
         """
         self._slots.register(name, adapter, terms)
-        try:
-            self._reading.check_terms(self._slots.snapshot(name).terms)
-        except ConfigError:
-            self._slots.unregister(name)
-            raise
 
     def remove_adapter(self, name: str) -> bool:
         """Forget an adapter: new requests for it are refused, and those that run or wait continue with it.

@@ -12,7 +12,6 @@ from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 from manytune.engine.request import Request
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.scheduler import Scheduler
-from manytune.methods.tuners.terms import Terms
 from manytune.mixed.stacks import Snapshot, digest_of
 
 
@@ -22,13 +21,6 @@ class Reading(Protocol):
     @property
     def kept_tokens(self) -> int:
         """Tokens whose keys and values are kept for later requests."""
-
-    def check_terms(self, terms: Terms) -> None:
-        """Refuse an adapter's terms that can't share a forward with others.
-
-        Raises:
-            ConfigError: It has such terms.
-        """
 
     def input_of(self, request: Request, adapter: Snapshot | None) -> ModelInput:
         """What the model reads of a request.
@@ -82,9 +74,6 @@ class PromptReading:
     def kept_tokens(self) -> int:
         """See `Reading.kept_tokens`."""
         return self._prefixes.tokens
-
-    def check_terms(self, terms: Terms) -> None:
-        """See `Reading.check_terms`: all of them can."""
 
     def input_of(self, request: Request, adapter: Snapshot | None) -> ModelInput:
         """See `Reading.input_of`: the prompt, after the adapter's virtual tokens."""

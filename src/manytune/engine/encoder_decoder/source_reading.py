@@ -14,8 +14,6 @@ from manytune.engine.model_input import ModelInput, Source
 from manytune.engine.request import Request
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.scheduler import Scheduler
-from manytune.methods.tuners.position_layers import check_positions
-from manytune.methods.tuners.terms import Terms
 from manytune.mixed.stacks import Snapshot, digest_of
 
 
@@ -52,10 +50,6 @@ class SourceReading:
     def kept_tokens(self) -> int:
         """See `Reading.kept_tokens`."""
         return self._sources.kept_tokens
-
-    def check_terms(self, terms: Terms) -> None:
-        """See `Reading.check_terms`: layers of positions are the same for all rows."""
-        check_positions(terms)
 
     def input_of(self, request: Request, adapter: Snapshot | None) -> ModelInput:
         """See `Reading.input_of`: the prompt for the encoder, after the adapter's virtual tokens."""
