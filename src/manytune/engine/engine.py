@@ -41,7 +41,8 @@ class Engine:
     The model isn't changed: between steps others can use it, as long as they don't change its weights.
 
     Args:
-        model: A causal language model or an encoder-decoder. Adapters attached to its layers act on every request; none can be added then.
+        model: A causal language model or an encoder-decoder. Adapters attached to its layers act on every request; none
+            can be added then.
         tokenizer: Its tokenizer.
         options: Memory and batching; None for the defaults.
         end_ids: Tokens that end an answer in addition to those of the model and the tokenizer.
