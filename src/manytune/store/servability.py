@@ -16,6 +16,7 @@ from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.registry import terms_of
+from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.resident import MappedTensors
@@ -68,6 +69,8 @@ def served_terms(adapter: Adapter, model: nn.Module, *, encodes: bool = False) -
     check_task(adapter.config)
     with torch.no_grad():
         terms = terms_of(adapter, model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        check_positions(terms)
     if encodes and terms.virtual_tokens:
         raise ConfigError(
             f"{adapter.config.peft_type} adapters put virtual tokens before a text, which embeddings don't support. "
