@@ -27,7 +27,7 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     """Make a classifier of transformers around a base, with a head for these classes.
 
     The base's layers become the classifier's and stay where they are in memory; a causal language model's own output
-    head isn't used. The head's values are random, see `renew_head`. So are a pooler's, if the classifier reads one that
+    head isn't used. The head's values are zero until `renew_head`. So are a pooler's, if the classifier reads one that
     the base lacks; see `new_modules`. One that it doesn't read isn't part of it.
 
     Args:
@@ -63,17 +63,22 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     if (mine is None) != (theirs is None):
         backbone = copy.copy(backbone)  # the base keeps what it has; the layers are the same objects
         backbone._modules = dict(backbone._modules)
-        backbone._modules[POOLER] = (
-            None if theirs is None else theirs.to_empty(device=model.device).to(model.dtype)
-        )
+        backbone._modules[POOLER] = None if theirs is None else _zeros(theirs, model)
         classifier.has_new_pooler = theirs is not None
     setattr(classifier, prefix, backbone)
     for part in new_parts(classifier):
-        classifier._modules[part] = classifier._modules[part].to_empty(device=model.device).to(model.dtype)
+        classifier._modules[part] = _zeros(classifier._modules[part], model)
     if getattr(model, "name_or_path", None):
         classifier.name_or_path = model.name_or_path
-    renew_head(classifier)
     made: PreTrainedModel = classifier.eval()
+    return made
+
+
+def _zeros(module: Any, like: PreTrainedModel) -> Any:
+    made = module.to_empty(device=like.device).to(like.dtype)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
     return made
 
 

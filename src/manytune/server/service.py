@@ -19,6 +19,7 @@ from manytune.server.auth import Principal
 from manytune.server.formats import PartialAnswer
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
 from manytune.server.prompts import Prompt, Prompts
@@ -63,6 +64,7 @@ class Service:
         metrics: Counts and times.
         vocabulary: Number of tokens that the base knows.
         positions: Length of the longest sequence that the base takes; None for no limit.
+        labelling: Runs classifiers; it is used in the engine's thread.
     """
 
     settings: Settings
@@ -73,6 +75,7 @@ class Service:
     metrics: Metrics
     vocabulary: int
     positions: int | None
+    labelling: Labelling
 
 
 class Answers:
