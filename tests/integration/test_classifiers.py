@@ -44,6 +44,12 @@ def test_a_run_is_evaluated_against_the_majority_class(recipe: Path) -> None:
     assert json.loads((run / "adapter" / "manifest.json").read_text())["scores"]["accuracy"] > 0.8
 
 
+def test_a_dry_run_counts_the_padding_of_batches_of_similar_lengths(recipe: Path) -> None:
+    found = json.loads(manytune("train", recipe, "--dry-run", "--json", "--set", "training.epochs=1").stdout)
+    assert (found["train_rows"], found["steps"], found["layout"]["used"]) == (24, 6, "padded")
+    assert 0 <= found["padding_share"] < 0.2
+
+
 def test_other_rows_are_evaluated_with_the_run_s_labels(recipe: Path) -> None:
     run, rows = recipe.parent / "run", write_labelled(recipe.parent / "new.jsonl", 6, seed=5)
     printed = manytune("evaluate", run, "--data", rows).stdout
