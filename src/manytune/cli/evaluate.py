@@ -63,8 +63,9 @@ def evaluate(
         str | None,
         typer.Option(
             help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
-            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity. For classes: accuracy, f1. For short facts: "
-            "contains. For structured answers: tool_calls, tool_names, json_valid, json_fields."
+            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece. For "
+            "classes that are generated: accuracy, f1. For short facts: contains. For structured answers: tool_calls, "
+            "tool_names, json_valid, json_fields."
         ),
     ] = None,
     schema: Annotated[
@@ -88,12 +89,19 @@ def evaluate(
     """
     from manytune import __version__
     from manytune.cli.chosen import choose, load_common_base
+    from manytune.cli.classifiers import (
+        ask_classifiers,
+        common_labels,
+        labelled_questions_of,
+        majority_system,
+    )
     from manytune.cli.outputs.evaluation import print_evaluation, summary
     from manytune.cli.outputs.json_output import print_json
     from manytune.evaluation.answers import each_turn, questions_from
     from manytune.evaluation.evaluate import evaluate as score
     from manytune.evaluation.report import write_report
     from manytune.experiments.answering import Decoding
+    from manytune.experiments.classifying import baseline_facts
     from manytune.experiments.provenance import describe_sources
 
     if report is not None and not report.parent.is_dir():
@@ -102,21 +110,31 @@ def evaluate(
     examples = _common_examples(chosen, data, task)
     if turns == "each":
         examples = each_turn(examples)
-    wanted = _metrics(metrics, schema, documents=all(example.is_document for example in examples))
+    labels = common_labels(chosen)
+    documents = all(example.is_document for example in examples)
+    wanted = _metrics(metrics, schema, "labels" if labels else "documents" if documents else "texts")
     loaded, chosen = load_common_base(chosen, base)
-    encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
-    longest = _longest(chosen[0], loaded)
-    asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
-    questions, encoder = asked[0], encoders[0]
-    decoding = Decoding(
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        end_ids=(encoder.end_id,),
-        beams=beams,
-        likelihood_batch_size=batch_size,
-    )
-    likelihoods = any(metric.name == "perplexity" for metric in wanted)
-    systems = _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods)
+    if labels is not None:
+        loaded, questions = labelled_questions_of(chosen, loaded, labels, examples)
+        questions = questions[:limit]
+        answers = ask_classifiers(chosen, loaded, labels, questions, batch_size=batch_size)
+        systems = [majority_system(questions, labels), *map(_system, chosen, answers)]
+        how = baseline_facts(labels)
+    else:
+        encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
+        longest = _longest(chosen[0], loaded)
+        asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
+        questions, encoder = asked[0], encoders[0]
+        decoding = Decoding(
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            end_ids=(encoder.end_id,),
+            beams=beams,
+            likelihood_batch_size=batch_size,
+        )
+        likelihoods = any(metric.name == "perplexity" for metric in wanted)
+        systems = _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods)
+        how = {"Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts"}
     evaluation = score(
         [question.item for question in questions],
         systems,
@@ -124,7 +142,7 @@ def evaluate(
         provenance={
             "Base": f"{loaded.name} ({loaded.fingerprint})",
             "Data": describe_sources(question.item.source for question in questions),
-            "Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts",
+            **how,
             "Release": f"manytune {__version__}",
         },
     )
@@ -138,19 +156,22 @@ def evaluate(
         print_evaluation(evaluation, written)
 
 
-def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tuple[Metric, ...]:
-    """The metrics that are named, or those for texts; running text has its perplexity alone."""
-    from manytune.evaluation.metrics import METRICS, TEXT_METRICS, metrics_named
+def _metrics(
+    names: str | None, schema: Path | None, kind: Literal["texts", "documents", "labels"]
+) -> tuple[Metric, ...]:
+    """The metrics that are named, or those for the kind of answers; running text has its perplexity alone."""
+    from manytune.evaluation.metrics import CLASS_METRICS, METRICS, TEXT_METRICS, metrics_named
     from manytune.evaluation.metrics.structured import schema_metric
 
     try:
         valid = () if schema is None else (schema_metric(schema),)
         if names is None:
-            return (*(METRICS[name] for name in (("perplexity",) if documents else TEXT_METRICS)), *valid)
+            usual = {"texts": TEXT_METRICS, "documents": ("perplexity",), "labels": CLASS_METRICS}
+            return (*(METRICS[name] for name in usual[kind]), *valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--schema" if schema else "--metrics") from None
-    if documents and [metric.name for metric in found] != ["perplexity"]:
+    if kind == "documents" and [metric.name for metric in found] != ["perplexity"]:
         raise typer.BadParameter(
             "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
         )
@@ -186,7 +207,6 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     from manytune.data.dataset import read_splits
     from manytune.data.readers import read_role
     from manytune.data.templates import render_all
-    from manytune.training.recipe import recipe_from
 
     if data is not None:
         examples = render_all(chosen.form(task), read_role(data, "test").kept).kept
@@ -194,11 +214,10 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:
         raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
-    # The rest of it may have keys of another release.
-    recipe = recipe_from({"data": chosen.recipe.get("data", {})}, where=f"{chosen.name}'s recipe")
-    if not any(one.test is not None for one in recipe.data.tasks or (recipe.data,)):
+    rows = chosen.data
+    if not any(one.test is not None for one in rows.tasks or (rows,)):
         raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
-    found = read_splits(recipe.data).test
+    found = read_splits(rows).test
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 

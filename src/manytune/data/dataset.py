@@ -191,7 +191,13 @@ class _Rows:
                 shares[role] = wanted
         if shares:
             fractions = {"train": 1 - sum(shares.values()), **shares}
-            rows |= split(rows["train"], fractions, key=lambda row: row.key, seed=_SPLIT_SEED)
+            rows |= split(
+                rows["train"],
+                fractions,
+                key=lambda row: row.key,
+                seed=_SPLIT_SEED,
+                stratum=(lambda row: row.examples[0].completion) if self._data.is_labelled else None,
+            )
         return {
             role: tuple(example for row in found for example in row.examples) for role, found in rows.items()
         }

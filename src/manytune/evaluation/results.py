@@ -68,6 +68,7 @@ class Answer:
         nll: Negative log likelihood of the item's references under the system, summed over their tokens, in
             nats; `None` if it wasn't measured.
         nll_tokens: How many tokens that sum runs over.
+        confidence: The probability that a classifier gives its answer, which is a label; `None` for generated text.
     """
 
     __pydantic_config__ = _STRICT
@@ -77,6 +78,7 @@ class Answer:
     finished: Literal["stop", "length"]
     nll: float | None = None
     nll_tokens: int = 0
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

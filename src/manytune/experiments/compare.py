@@ -18,6 +18,7 @@ from manytune.errors import RunError
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.experiments.classifying import MAJORITY, baseline_facts
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
 from manytune.experiments.recipe import BASE, REFERENCE
@@ -104,7 +105,9 @@ def score(
     experiment = workspace.experiment
     compare_recipe = experiment.compare
     read = mean(len(question.prompt_ids) for question in workspace.questions)
-    baseline = System(BASE, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
+    labels = workspace.labels
+    called = BASE if labels is None else MAJORITY
+    baseline = System(called, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
     systems = [
         baseline,
         *(
@@ -124,7 +127,14 @@ def score(
             "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",
             "Data": describe_sources(_sources(workspace)),
             "Rows": f"{workspace.data.train_rows:,} to train on, {workspace.data.validation_rows:,} to validate on",
-            "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {workspace.encoder.mode} prompts",
+            **(
+                baseline_facts(labels)
+                if labels is not None
+                else {
+                    "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, "
+                    f"{workspace.encoder.mode} prompts"
+                }
+            ),
             "Training seeds": ", ".join(map(str, compare_recipe.seeds)),
             "Release": f"manytune {__version__}, {_packages()}",
             "Machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {workspace.base.model.device.type}",

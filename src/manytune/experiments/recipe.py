@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,7 +19,7 @@ from manytune.data.nearest import did_you_mean
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
-from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.metrics import CLASS_METRICS, METRICS
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
@@ -313,6 +313,8 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
+    if recipe.task == "classification":
+        experiment = _of_classifiers(experiment, where)
     tasks = recipe.data.tasks
     if not any(rows.test is not None for rows in tasks or (recipe.data,)):
         raise RecipeError(
@@ -335,6 +337,24 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
                 "tasks, or leave it out"
             )
     return experiment
+
+
+def _of_classifiers(experiment: Experiment, where: str) -> Experiment:
+    """The experiment with classifiers' metrics, unless the recipe names some.
+
+    Raises:
+        RecipeError: It asks for what is about generated text.
+    """
+    compare, forgetting = experiment.compare, experiment.forgetting
+    about_text = [name for name, system in (compare.systems or {}).items() if system.shots or system.rehearse]
+    if about_text or forgetting.probes or forgetting.rehearsal:
+        found = f"compare.systems.{about_text[0]}" if about_text else "forgetting"
+        raise RecipeError(
+            f"{where}: {found}: shots, rehearsal and probes are for models that generate; leave them out with task: "
+            "classification"
+        )
+    metrics = compare.metrics if "metrics" in compare.model_fields_set else CLASS_METRICS
+    return replace(experiment, compare=compare.model_copy(update={"metrics": metrics}))
 
 
 def _explain(problem: Any) -> str:

@@ -15,13 +15,20 @@ from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
-from manytune.errors import DataError, DivergedError
-from manytune.evaluation.answers import Question, questions_from
+from manytune.data.labelled import Labels
+from manytune.errors import DataError, DivergedError, RecipeError
+from manytune.evaluation.answers import Question, labelled_questions, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
+from manytune.experiments.classifying import (
+    NO_SWEEP,
+    ask_classifier,
+    label_encoder_of,
+    majority_answers,
+)
 from manytune.experiments.conditions import date_of, keep_conditions
 from manytune.experiments.few_shot import few_shot_questions
 from manytune.experiments.probes import (
@@ -69,6 +76,7 @@ class Workspace:
         probes: What else is asked.
         ranks: Whether records keep what a rank sweep needs: validation losses by group, and spectra.
         reporter: Where progress goes.
+        labels: A classifier's classes; None for models that generate.
     """
 
     experiment: Experiment
@@ -79,6 +87,7 @@ class Workspace:
     probes: tuple[LoadedProbe, ...]
     ranks: bool
     reporter: Reporter
+    labels: Labels | None = None
 
     @property
     def variants(self) -> Variants:
@@ -94,7 +103,9 @@ class Workspace:
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
+        rows = TrainingRows(
+            train=self.data.train, mixture=self.data.mixture, pad_id=0, by_length=self.labels is not None
+        )
         return count_steps(self.base.model, settings, rows)
 
     @cached_property
@@ -211,8 +222,7 @@ class Workspace:
         """Ask the untouched base everything, or read what it answered."""
         found = self.record(BASE)
         if found is None:
-            self.reporter.line("asking the untouched base")
-            replies = self._ask({None: None})
+            replies = self._ask_untouched()
             found = RunRecord(
                 name=BASE,
                 system=BASE,
@@ -225,6 +235,13 @@ class Workspace:
             )
             write_record(found, self.record_path(BASE))
         return found
+
+    def _ask_untouched(self) -> _Replies:
+        """The base's answers; for classifiers those of their baseline, since it has no head."""
+        if self.labels is not None:
+            return _Replies(majority_answers(self.questions, self.labels), {}, ())
+        self.reporter.line("asking the untouched base")
+        return self._ask({None: None})
 
     def ask_prompted(self, name: str) -> RunRecord:
         """Ask the untouched base the test questions with examples before each, or read what it answered.
@@ -296,6 +313,9 @@ class Workspace:
 
     def _ask_test(self, model: Any, questions: Sequence[Question]) -> tuple[Answer, ...]:
         compare = self.experiment.compare
+        if self.labels is not None:
+            size, notice = compare.batch_size, self.reporter.answering
+            return ask_classifier(model, questions, self.labels, batch_size=size, notice=notice)
         return ask_model(
             model,
             self.base.tokenizer,
@@ -347,6 +367,7 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
         RunError: The directory holds something else, or the data, the base or the training's settings changed since
             the experiment began.
         DataError: A row or a file can't be used.
+        RecipeError: Ranks of a classifier are to be compared.
         StoreError: The base can't be loaded.
     """
     recipe = experiment.recipe
@@ -356,9 +377,16 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
-    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter)
-    probes = load_probes(experiment.forgetting, base, workspace.encoder)
-    questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
+    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter, inputs.labels)
+    if inputs.labels is not None:
+        if ranks:
+            raise RecipeError(NO_SWEEP)
+        probes: tuple[LoadedProbe, ...] = ()
+        encoder = label_encoder_of(base, inputs.labels, recipe.data)
+        questions = labelled_questions(splits.test, encoder)[: experiment.compare.limit]
+    else:
+        probes = load_probes(experiment.forgetting, base, workspace.encoder)
+        questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
     keep_conditions(experiment, base, data)
     rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
     if rehearsing and experiment.forgetting.rehearsal is None:

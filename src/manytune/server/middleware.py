@@ -25,7 +25,8 @@ from manytune.server.metrics import Metrics
 PUBLIC_PATHS = frozenset({"/", "/operator", "/healthz", "/readyz"})
 #: Paths for every key.
 KEY_PATHS = re.compile(
-    r"/v1/(chat/completions|completions|compare|embeddings|models|models/[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100})?)"
+    r"/v1/(chat/completions|completions|compare|embeddings|classify|models"
+    r"|models/[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100})?)"
     r"|/openapi\.json"
 )
 #: Admin paths that are public on a server without keys, which can be reached from its own machine only.

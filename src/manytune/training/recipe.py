@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe, TaskRecipe
@@ -23,6 +31,18 @@ from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
 from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
+
+
+def _as_class_weights(value: object) -> object:
+    """Labels are texts: YAML reads `{0: 1, 1: 3}` and `{yes: 2}` otherwise."""
+    if not isinstance(value, dict):
+        return value
+    odd = [key for key in value if not isinstance(key, str | int) or isinstance(key, bool)]
+    if odd:
+        raise ValueError(
+            f"expected labels as texts; YAML reads {odd[0]!r} otherwise, so put the label in quotes"
+        )
+    return {str(key): weight for key, weight in value.items()}
 
 
 class MethodRecipe(BaseModel):
@@ -42,8 +62,8 @@ class MethodRecipe(BaseModel):
         """A new configuration object; a method that plans ahead learns its number of steps when the training begins.
 
         Args:
-            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
-                encoder-decoder.
+            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, `SEQ_2_SEQ_LM` for an
+                encoder-decoder, or `SEQ_CLS` for a classifier.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
@@ -108,6 +128,14 @@ class TrainingRecipe(Section):
     cache_frozen: bool = False
     """Run the layers below everything that is trained once, and keep in memory what they give, instead of in every
     epoch; for methods on upper layers alone."""
+    class_weights: Annotated[
+        Literal["balanced"]
+        | Annotated[dict[str, Annotated[Number, Field(gt=0)]], Field(min_length=2)]
+        | None,
+        BeforeValidator(_as_class_weights),
+    ] = None
+    """For `task: classification`: what rows of each label weigh in the loss, such as `{spam: 3, ham: 1}`, scaled to a
+    mean of 1; `balanced` for an equal part of the loss for each label; null for an equal weight for each row."""
     tensorboard: bool = False
     """Also write TensorBoard event files into the run directory."""
 
@@ -121,6 +149,10 @@ class TrainingRecipe(Section):
         return name
 
 
+_OTHER_TASKS = ("regression", "token-classification")
+_NOT_CLASSIFIED = ("token_budget", "group_prefixes", "cache_frozen", "compile")
+
+
 class Recipe(Section):
     """A training run. Paths in it are relative to the directory that the command runs in."""
 
@@ -129,6 +161,9 @@ class Recipe(Section):
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
+    task: Literal["generation", "classification"] = "generation"
+    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`) by a
+    new head with the labels of the rows (`data.label`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
@@ -138,6 +173,33 @@ class Recipe(Section):
     output: str = "runs/run"
     """The run directory; `load_recipe` makes it `runs/<name of the recipe file>` when the file doesn't
     say."""
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _known_task(cls, task: object) -> object:
+        if task in _OTHER_TASKS:
+            raise ValueError(
+                f"{task} isn't a recipe's task; classification is. Use transformers' AutoModelFor... with "
+                "get_peft_model for it"
+            )
+        return task
+
+    @model_validator(mode="after")
+    def _rows_of_the_task(self) -> Self:
+        if self.task == "generation":
+            if self.data.is_labelled:
+                raise ValueError("data.text and data.label are for task: classification; add that line")
+            if self.training.class_weights is not None:
+                raise ValueError("training.class_weights are for task: classification")
+            return self
+        if not self.data.is_labelled:
+            raise ValueError(
+                "task: classification needs data.text, a template, and data.label, a field's name"
+            )
+        taken = [key for key in _NOT_CLASSIFIED if getattr(self.training, key)]
+        if taken:
+            raise ValueError(f"training.{taken[0]} isn't for task: classification; leave it out")
+        return self
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as `load_recipe` reads it back."""

@@ -12,9 +12,10 @@ from manytune.data.conversation.detect import detect
 from manytune.data.conversation.form import DESCRIPTIONS, ConversationForm, FormName
 from manytune.data.readers import read
 from manytune.data.records import Record
-from manytune.data.rendering import shorten
+from manytune.data.rendering import field_reference, shorten
 from manytune.data.templates import NAMED_TEMPLATES
 from manytune.errors import DataError
+from manytune.training.starting_classifier import labelled_columns, labelled_recipe
 
 _ENOUGH = 30  # rows, of which a tenth is worth setting aside
 _SHARE = 0.1
@@ -40,11 +41,15 @@ def starting_recipe(file: str, *, output: Path) -> str:
         output: Where the recipe goes; its name becomes the run's.
 
     Raises:
-        DataError: The file can't be read, or its columns can't be two texts, one asked and one answered.
+        DataError: The file can't be read, or its columns are neither two texts, one asked and one answered, nor a text
+            and a label.
     """
     records = read(file, on_error="skip").kept
     if not records:
         raise DataError("no row can be read", where=file)
+    labelled = None if detect(records) is not None else labelled_columns(records)
+    if labelled is not None:
+        return labelled_recipe(file, records, *labelled, output=output, shares=_share_lines(len(records)))
     return "\n".join(
         [
             f"# manytune train {output}",
@@ -89,8 +94,8 @@ def _form_lines(records: Sequence[Record], file: str) -> list[str]:
     asked, answered = _two_texts(records, file)
     return [
         "  # A guess from the columns: write what is asked before or after it, and exchange the two if need be.",
-        f"  prompt: {json.dumps(_field(asked))}",
-        f"  completion: {json.dumps(_field(answered))}",
+        f"  prompt: {json.dumps(field_reference(asked))}",
+        f"  completion: {json.dumps(field_reference(answered))}",
         *_length_lines("truncate_prompt", "a longer prompt is cut at its end, and counted"),
     ]
 
@@ -165,7 +170,3 @@ def _two_texts(records: Sequence[Record], file: str) -> tuple[str, str]:
 def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:
     by_name = {column.lower(): column for column in columns}
     return next((by_name[name] for name in names if name in by_name), None)
-
-
-def _field(name: str) -> str:
-    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ fields[{json.dumps(name)}] }}}}"

@@ -9,7 +9,7 @@ import jinja2
 
 from manytune.atomic import atomic_write
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.report import tables
+from manytune.evaluation.report import class_tables, tables
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
 from manytune.evaluation.report.documents import documents, featured
 from manytune.evaluation.report.gains import change_charts, gain_charts, rank_chart
@@ -62,6 +62,8 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         share_table=tables.share_table(evaluation),
         task_table=tables.task_table(evaluation),
         cost_table=tables.cost_table(evaluation),
+        mcnemar=class_tables.mcnemar_table(evaluation),
+        confusions=class_tables.confusion_tables(evaluation),
         leads=main_sentences(evaluation),
         forgotten=forgotten_sentence(evaluation),
         pairs=between_systems(evaluation),
