@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.templates import Example
     from manytune.evaluation.answers import Question
+    from manytune.evaluation.equivalence import Margin
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Answer, Evaluation
@@ -73,6 +74,23 @@ def evaluate(
             help="A JSON schema; also score the share of answers that are valid by it.", show_default=False
         ),
     ] = None,
+    equivalence_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=0.9999,
+            help="Also test whether systems score within this share of a reference's score, as in 0.02.",
+            show_default=False,
+        ),
+    ] = None,
+    equivalent_to: Annotated[
+        str | None,
+        typer.Option(
+            help="The reference of --equivalence-margin. Without it, the adapter that full fine-tuning trained, or the "
+            "base.",
+            show_default=False,
+        ),
+    ] = None,
     beams: Annotated[
         int,
         typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token at each step."),
@@ -121,6 +139,7 @@ def evaluate(
         [question.item for question in questions],
         systems,
         wanted,
+        margin=_margin(chosen, equivalence_margin, equivalent_to),
         provenance={
             "Base": f"{loaded.name} ({loaded.fingerprint})",
             "Data": describe_sources(question.item.source for question in questions),
@@ -155,6 +174,24 @@ def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tupl
             "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
         )
     return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
+
+
+def _margin(chosen: Sequence[Chosen], share: float | None, reference: str | None) -> Margin | None:
+    """What the systems may be equivalent to, and how near that is; None if nobody asked."""
+    from manytune.cli.chosen import BASE_NAME
+    from manytune.evaluation.equivalence import Margin
+
+    if share is None:
+        if reference is not None:
+            raise typer.BadParameter("give --equivalence-margin, too", param_hint="--equivalent-to")
+        return None
+    names = [BASE_NAME, *(one.name for one in chosen)]
+    if reference is not None and reference not in names:
+        raise typer.BadParameter(
+            f"expected one of {', '.join(names)}; found {reference!r}", param_hint="--equivalent-to"
+        )
+    full = next((one.name for one in chosen if one.method == "full"), BASE_NAME)
+    return Margin(reference or full, share)
 
 
 def _longest(one: Chosen, base: Base) -> int | None:

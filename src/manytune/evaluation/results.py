@@ -4,6 +4,7 @@
     ├── items        what was asked, and the references
     ├── results      one RunResult a system: answers, scores, cost, loss curves
     ├── comparisons  pairs of systems, one metric at a time
+    ├── equivalences which systems are as good as a reference
     ├── shares       how much of full fine-tuning's gain each method has
     ├── forgetting   the same systems on what the training wasn't about
     ├── sweep        ranks, and the smallest that is enough
@@ -22,6 +23,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from manytune.evaluation.equivalence import Equivalence
 from manytune.evaluation.ranks import Sweep
 from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.versioned import read_versioned, write_versioned
@@ -116,6 +118,8 @@ class Comparison:
         p_value: Two-sided, from the paired randomization test.
         p_adjusted: The same by Holm's correction for all comparisons that were made by this metric.
         verdict: What the corrected test says in words, with the metric's direction taken into account.
+        detectable: The smallest true difference that the corrected test finds with a chance of 80%; `None` if nothing
+            is known about it.
     """
 
     __pydantic_config__ = _STRICT
@@ -129,6 +133,7 @@ class Comparison:
     p_value: float
     p_adjusted: float
     verdict: Verdict
+    detectable: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +286,7 @@ class Evaluation:
         shares: How much of the reference's gain the others have, by every metric.
         forgetting: What the systems lost elsewhere.
         sweep: The ranks that were tried.
+        equivalences: Which systems are as good as a reference, by every metric.
         format: Version of this record.
     """
 
@@ -295,6 +301,7 @@ class Evaluation:
     shares: tuple[GainShare, ...] = ()
     forgetting: tuple[Probe, ...] = ()
     sweep: Sweep | None = None
+    equivalences: tuple[Equivalence, ...] = ()
     format: int = FORMAT
 
     def result(self, name: str) -> RunResult:

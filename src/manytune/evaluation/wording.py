@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manytune.evaluation.certainty import equivalence_sentence, power_sentence, power_text
 from manytune.evaluation.degenerate import NOTABLE, degenerate
 from manytune.evaluation.metrics import METRICS, Metric
 from manytune.evaluation.results import (
@@ -120,7 +121,7 @@ def evidence(evaluation: Evaluation, found: Comparison) -> str:
         f"{p_value(found.p_adjusted)})."
     )
     if found.verdict == "cannot tell":
-        return f"{sentence} More test prompts would narrow the interval."
+        return f"{sentence} {power_sentence(evaluation, found) or 'More test prompts would narrow the interval.'}"
     return f"{sentence} Their intervals {'overlap' if _overlap(ours, theirs) else 'do not overlap'}."
 
 
@@ -150,6 +151,9 @@ def findings(evaluation: Evaluation) -> list[Finding]:
             tested = "each " * (len(alike) > 1) + highest + " or less" * ("<" not in highest)
             if verdict != "cannot tell":
                 differences += f" ({tested})"
+            elif hidden := [power_text(one) for one in alike if one.detectable is not None]:
+                largest = max(alike, key=lambda one: one.detectable or 0.0)
+                differences += f" ({'at most ' * (len(hidden) > 1)}{power_text(largest)})"
             together.append(
                 Finding(
                     verdict,
@@ -173,8 +177,7 @@ def between_systems(evaluation: Evaluation) -> list[str]:
     """What the tests of the deciding metric say of pairs without the baseline, a sentence each."""
     metric, baseline = METRICS[evaluation.primary], evaluation.results[0].name
     return [
-        f"{claim(found)}: {signed(found.difference, metric)} {metric.label} "
-        f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)})."
+        f"{claim(found)}: {signed(found.difference, metric)} {metric.label} ({_tested(found)})."
         for found in evaluation.comparisons
         if found.metric == metric.name and found.baseline != baseline
     ]
@@ -240,7 +243,7 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
         return None
     return (
         f"Compared with examples in the prompt, {claim(found)}: {signed(found.difference, metric)} {metric.label} "
-        f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)}).{reads}"
+        f"({_tested(found)}).{reads}"
     )
 
 
@@ -267,8 +270,8 @@ def degenerate_sentences(evaluation: Evaluation) -> list[str]:
 
 
 def main_sentences(evaluation: Evaluation) -> list[str]:
-    """What is to be known next to the verdicts: degenerate answers, the share of the gain, and prompting instead."""
-    found = [share_sentence(evaluation), prompting_sentence(evaluation)]
+    """What is to be known next to the verdicts: degenerate answers, the share of the gain, equivalence, prompting."""
+    found = [share_sentence(evaluation), equivalence_sentence(evaluation), prompting_sentence(evaluation)]
     return [*degenerate_sentences(evaluation), *(sentence for sentence in found if sentence)]
 
 
@@ -347,6 +350,13 @@ def cut_sentence(evaluation: Evaluation) -> str | None:
     return (
         f"Answers cut at the length limit, of {len(evaluation.items):,}: {', '.join(cut)}." if cut else None
     )
+
+
+def _tested(found: Comparison) -> str:
+    """What a test says in brackets: the interval, the p-value, and what it could have found if it found nothing."""
+    metric = METRICS[found.metric]
+    parts = [difference_interval(found, metric), p_value(found.p_adjusted), power_text(found)]
+    return "; ".join(filter(None, parts))
 
 
 def _overlap(one: ScoreWithInterval, other: ScoreWithInterval) -> bool:

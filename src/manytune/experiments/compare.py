@@ -15,6 +15,7 @@ import torch
 
 from manytune import __version__
 from manytune.errors import RunError
+from manytune.evaluation.equivalence import Margin
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
@@ -119,6 +120,9 @@ def score(
         systems,
         workspace.metrics,
         reference=REFERENCE if REFERENCE in records else None,
+        margin=Margin(REFERENCE, compare_recipe.equivalence_margin)
+        if REFERENCE in records and compare_recipe.equivalence_margin is not None
+        else None,
         all_pairs=all_pairs,
         provenance={
             "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",

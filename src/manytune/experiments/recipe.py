@@ -141,6 +141,8 @@ class CompareRecipe(Section):
         "chrf",
     )
     """Scores on the test rows; the first one decides."""
+    equivalence_margin: Annotated[Number, Field(gt=0, lt=1)] | None = 0.02
+    """Also test whether each system scores within this share of `full`'s score; null tests no equivalence."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only this many test prompts, the first ones; null for all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128

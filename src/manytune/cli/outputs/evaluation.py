@@ -41,6 +41,7 @@ def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
         "inference": asdict(evaluation.inference),
         "results": [_result(result) for result in evaluation.results],
         "comparisons": [asdict(found) for found in evaluation.comparisons],
+        "equivalences": [asdict(found) for found in evaluation.equivalences],
         "shares": [asdict(found) for found in evaluation.shares],
         "forgetting": [_probe(probe) for probe in evaluation.forgetting],
         "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from manytune.evaluation.certainty import power_note
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Evaluation
 from manytune.evaluation.wording import (
@@ -122,7 +123,7 @@ def difference_table(evaluation: Evaluation) -> Table:
         cells = []
         for result in evaluation.results[1:]:
             found = evaluation.comparison(result.name, metric.name)
-            notes = (difference_interval(found, metric), p_value(found.p_adjusted))
+            notes = (difference_interval(found, metric), p_value(found.p_adjusted), *power_note(found))
             cells.append(Cell(signed(found.difference, metric), notes, found.verdict))
         measures.append((Head(metric.label, primary=metric.name == evaluation.primary), cells))
     label = f"Differences from {evaluation.results[0].name}"
