@@ -70,6 +70,7 @@ class Answer:
         nll: Negative log likelihood of the item's references under the system, summed over their tokens, in
             nats; `None` if it wasn't measured.
         nll_tokens: How many tokens that sum runs over.
+        score: What whoever made the answer scored it, from 0 to 1; `None` if it came without.
     """
 
     __pydantic_config__ = _STRICT
@@ -79,6 +80,7 @@ class Answer:
     finished: Literal["stop", "length"]
     nll: float | None = None
     nll_tokens: int = 0
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
@@ -156,6 +157,8 @@ class CompareRecipe(Section):
         if not names:
             raise ValueError(f"expected one or more of {', '.join(METRICS)}")
         for name in names:
+            if name == RECORDED:
+                raise ValueError("answers that are made here have no recorded score; choose another metric")
             if name not in METRICS:
                 raise ValueError(
                     f"expected metrics among {', '.join(METRICS)}; found {name!r}{did_you_mean(name, METRICS)}"
