@@ -153,7 +153,8 @@ def _budget(workspace: Workspace, systems: Sequence[str]) -> dict[str, int]:
     """Every system's optimizer steps: as many as the recipe says, or as many as fit into its seconds."""
     seconds = workspace.experiment.compare.seconds
     if seconds is None:
-        return dict.fromkeys(systems, workspace.steps)
+        recipes = workspace.experiment.systems()
+        return {name: workspace.steps_with(recipes[name].rows) for name in systems}
     seed = workspace.experiment.compare.seeds[0]
     timed: dict[str, Trial] = {}
     for name in systems:

@@ -96,6 +96,8 @@ class SystemRecipe(Section):
     """Train one adapter for each of the recipe's tasks instead of one for all, in as many steps in all."""
     rehearse: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """This share of the examples comes from `forgetting.rehearsal` instead of the training rows."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Train on only this many of the training rows, as `data.limit` does; null for all."""
     shots: Annotated[int, Field(ge=1, le=100)] | None = None
     """Train nothing: ask the untouched base with this many training examples before each question. A system called
     `base-5` has five."""
@@ -107,9 +109,14 @@ class SystemRecipe(Section):
     def _one_remedy(self) -> Self:
         if self.per_task and self.rehearse is not None:
             raise ValueError("give either per_task or rehearse")
-        if self.shots is not None and (self.method or self.learning_rates or self.per_task or self.rehearse):
+        if self.rows is not None and (self.per_task or self.rehearse):
             raise ValueError(
-                "shots train nothing; give them without method, learning_rates, per_task, rehearse"
+                "rows are those of a single task without rehearsal; leave per_task and rehearse out"
+            )
+        trained = (self.method, self.learning_rates, self.per_task, self.rehearse, self.rows)
+        if self.shots is not None and any(trained):
+            raise ValueError(
+                "shots train nothing; give them without method, learning_rates, per_task, rehearse, rows"
             )
         if self.shots is None and self.choose_shots != "random":
             raise ValueError("choose_shots chooses the examples of `shots`; give how many")
@@ -333,6 +340,10 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
             raise RecipeError(
                 f"{where}: compare.systems.{name}: {method.name} trains the base's weights, and weights: "
                 f"{recipe.weights} packs them. Leave one of the two out."
+            )
+        if system.rows is not None and tasks:
+            raise RecipeError(
+                f"{where}: compare.systems.{name}.rows: data.train is a list of tasks; rows are limited for one task"
             )
         if system.per_task and len(tasks) < 2:
             raise RecipeError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
+from manytune.data.row_limit import limited
 from manytune.errors import DataError, DivergedError
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
@@ -96,6 +97,19 @@ class Workspace:
         settings = self.experiment.recipe.training
         rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
         return count_steps(self.base.model, settings, rows)
+
+    def steps_with(self, rows: int | None) -> int:
+        """Optimizer steps of as many epochs on only so many of the training rows; with `max_steps` it is those.
+
+        Raises:
+            DataError: There are fewer rows.
+        """
+        if rows is None:
+            return self.steps
+        kept = {(row.source, row.row) for row in limited(self.splits.train, rows)}
+        train = tuple(one for one in self.data.train if (one.source, one.row) in kept)
+        found = TrainingRows(train=train, mixture=None, pad_id=0)
+        return count_steps(self.base.model, self.experiment.recipe.training, found)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -9,7 +9,6 @@ from manytune.errors import DataError
 from manytune.evaluation.metrics.base import MeanOfItems
 from manytune.evaluation.results import Answer
 
-
 RECORDED = "recorded"
 """The metric's name."""
 

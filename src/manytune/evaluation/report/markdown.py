@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import tables
 from manytune.evaluation.report.tables import Cell, Table
@@ -99,7 +100,16 @@ def _ranks(evaluation: Evaluation) -> list[str]:
     sweep, found = evaluation.sweep, tables.rank_table(evaluation)
     if sweep is None or found is None:
         return []
-    return ["## Ranks", "", f"**{sweep.recommended}** is enough. {sweep.reason}", "", *text_table(found)]
+    curves = [f"- {_text(curve_sentence(curve))}" for curve in sweep.curves]
+    curves += [""] if curves else []
+    return [
+        "## Ranks",
+        "",
+        f"**{sweep.recommended}** is enough. {sweep.reason}",
+        "",
+        *text_table(found),
+        *curves,
+    ]
 
 
 def _reference(evaluation: Evaluation) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from manytune.atomic import atomic_write
+from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import tables
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
@@ -62,6 +63,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         share_table=tables.share_table(evaluation),
         task_table=tables.task_table(evaluation),
         cost_table=tables.cost_table(evaluation),
+        curves=[curve_sentence(curve) for curve in evaluation.sweep.curves] if evaluation.sweep else [],
         leads=main_sentences(evaluation),
         forgotten=forgotten_sentence(evaluation),
         pairs=between_systems(evaluation),

@@ -236,13 +236,14 @@ def rank_table(evaluation: Evaluation) -> Table | None:
     rows = []
     for point in sweep.points:
         chosen = point.system == sweep.recommended
+        tested = evaluation.result(point.system).score(metric.name)
         spectrum = point.spectrum
         cells = (
             Cell(count(point.trainable_params)),
             Cell(
                 f"{point.validation_loss:.3f}", ("best" if point.p_value is None else p_value(point.p_value),)
             ),
-            Cell(score(evaluation.result(point.system).score(metric.name).value, metric)),
+            Cell(score(tested.value, metric), (interval(tested, metric),)),
             Cell(count(None))
             if spectrum is None
             else Cell(f"{spectrum.effective_rank:.1f}", (f"90% in {spectrum.directions:.1f}",)),
