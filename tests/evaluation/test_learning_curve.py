@@ -15,10 +15,8 @@ def groups(losses, spread=0.05, groups=60, seeds=1, seed=0):
     """Losses of groups of 20 tokens around each given mean, the same groups for every number of rows."""
     rng = np.random.default_rng(seed)
     common = rng.normal(0, 0.3, groups)
-    return [
-        [[GroupLoss(20 * (loss + c + e), 20) for c, e in zip(common, rng.normal(0, spread, groups), strict=True)]] * seeds
-        for loss in losses
-    ]  # fmt: skip
+    cells = [loss + common + rng.normal(0, spread, groups) for loss in losses]
+    return [[[GroupLoss(20 * loss, 20) for loss in cell]] * seeds for cell in cells]
 
 
 def law(rows):

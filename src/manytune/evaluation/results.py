@@ -24,6 +24,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter
 
 from manytune.evaluation.equivalence import Equivalence
+from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.ranks import Sweep
 from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.versioned import read_versioned, write_versioned
@@ -289,6 +290,7 @@ class Evaluation:
         forgetting: What the systems lost elsewhere.
         sweep: The ranks that were tried.
         equivalences: Which systems are as good as a reference, by every metric.
+        answering: What answering costs, as the engine measured it; empty if it wasn't measured.
         format: Version of this record.
     """
 
@@ -304,6 +306,7 @@ class Evaluation:
     forgetting: tuple[Probe, ...] = ()
     sweep: Sweep | None = None
     equivalences: tuple[Equivalence, ...] = ()
+    answering: tuple[InferenceCost, ...] = ()
     format: int = FORMAT
 
     def result(self, name: str) -> RunResult:

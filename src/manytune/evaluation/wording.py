@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manytune.evaluation.certainty import equivalence_sentence, power_sentence, power_text
-from manytune.evaluation.degenerate import NOTABLE, degenerate
+from manytune.evaluation.degenerate import degenerate_note, degenerate_sentences
 from manytune.evaluation.metrics import METRICS, Metric
 from manytune.evaluation.results import (
     Comparison,
@@ -84,6 +84,11 @@ def seconds(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def milliseconds(value: float) -> str:
+    """A short duration in seconds as `38 ms`, or as `1.2 s`."""
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
 def size(value: int | None) -> str:
     """Bytes in binary units, such as `3.5 MiB`; a dash for none."""
     if value is None:
@@ -103,6 +108,13 @@ def claim(found: Comparison) -> str:
         "worse": f"{found.system} is worse than {found.baseline}",
         "cannot tell": f"{found.system} is not shown to be better than {found.baseline}, nor worse",
     }[found.verdict]
+
+
+def verdict_of(evaluation: Evaluation, found: Comparison) -> str:
+    """The claim, and which of the two systems degenerates, so that a gain over answers that are none isn't missed."""
+    notes = [degenerate_note(evaluation.result(name)) for name in (found.system, found.baseline)]
+    told = "; ".join(filter(None, notes))
+    return f"{claim(found)}, but {told}" if told else claim(found)
 
 
 def evidence(evaluation: Evaluation, found: Comparison) -> str:
@@ -139,8 +151,8 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     metric, baseline = METRICS[evaluation.primary], evaluation.results[0]
     found = [evaluation.comparison(result.name, metric.name) for result in evaluation.results[1:]]
     if len(found) <= _MOST_ALONE:
-        return [Finding(one.verdict, claim(one), evidence(evaluation, one)) for one in found]
-    before = score(baseline.score(metric.name).value, metric)
+        return [Finding(one.verdict, verdict_of(evaluation, one), evidence(evaluation, one)) for one in found]
+    before, note = score(baseline.score(metric.name).value, metric), degenerate_note(baseline)
     together = []
     for verdict, words in _TOGETHER.items():
         alike = [one for one in found if one.verdict == verdict]
@@ -157,7 +169,7 @@ def findings(evaluation: Evaluation) -> list[Finding]:
             together.append(
                 Finding(
                     verdict,
-                    f"{systems} {words.format(baseline.name)}",
+                    f"{systems} {words.format(baseline.name)}" + (f", but {note}" if note else ""),
                     f"by {metric.label}, from {before}, {differences}.",
                 )
             )
@@ -233,7 +245,15 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
     reads = ""
     if prompt.cost.prompt_tokens and base.cost.prompt_tokens:
         read, times = prompt.cost.prompt_tokens, prompt.cost.prompt_tokens / base.cost.prompt_tokens
-        reads = f" {prompt.name} reads {read:,.0f} tokens per request, {times:.1f} times {base.name}'s."
+        waits = {
+            one.system: milliseconds(one.first_token_seconds)
+            for one in evaluation.answering
+            if one.form == "base"
+        }
+        reads = f" {prompt.name} reads {read:,.0f} tokens per request, {times:.1f} times {base.name}'s"
+        if {prompt.name, base.name} <= waits.keys():
+            reads += f", and its first token comes after {waits[prompt.name]} instead of {waits[base.name]}"
+        reads += "."
     if not trained:
         return f"Of the prompts with examples {prompt.name} has the best {metric.label}.{reads}"
     system = best(trained)
@@ -247,32 +267,27 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
     )
 
 
-def degenerate_sentences(evaluation: Evaluation) -> list[str]:
-    """The systems of which many answers are no answers, a sentence each, the baseline's with what follows from it."""
-    sentences = []
-    for place, result in enumerate(evaluation.results):
-        found = degenerate(result.answers)
-        if found.share < NOTABLE:
-            continue
-        kinds = [
-            f"{number:,} {one if number == 1 else many}"
-            for number, one, many in (
-                (found.loops, "repeats a phrase to the end", "repeat a phrase to the end"),
-                (found.empty, "is empty", "are empty"),
-            )
-            if number
-        ]
-        sentence = f"{result.name} degenerates: of {found.asked:,} answers {' and '.join(kinds)}."
-        if place == 0 and len(evaluation.results) > 1:
-            sentence += " A gain over such answers doesn't yet make a good fine-tune."
-        sentences.append(sentence)
-    return sentences
-
-
 def main_sentences(evaluation: Evaluation) -> list[str]:
     """What is to be known next to the verdicts: degenerate answers, the share of the gain, equivalence, prompting."""
     found = [share_sentence(evaluation), equivalence_sentence(evaluation), prompting_sentence(evaluation)]
     return [*degenerate_sentences(evaluation), *(sentence for sentence in found if sentence)]
+
+
+def mixed_sentence(evaluation: Evaluation) -> str | None:
+    """What several adapters in one batch cost; None if that wasn't measured."""
+    found = next((one for one in evaluation.answering if one.form == "mixed"), None)
+    if found is None:
+        return None
+    plain = next((one for one in evaluation.answering if one.form == "base"), None)
+    compared = (
+        ""
+        if plain is None
+        else f", {found.tokens_per_second / plain.tokens_per_second:.0%} of {plain.system}'s"
+    )
+    return (
+        f"Mixed in one batch ({found.system}): {found.tokens_per_second:,.0f} tokens per second{compared}; first token "
+        f"after {milliseconds(found.first_token_seconds)}; {size(found.memory_bytes)}."
+    )
 
 
 def forgotten_sentence(evaluation: Evaluation) -> str | None:

@@ -17,8 +17,10 @@ from manytune import __version__
 from manytune.errors import RunError
 from manytune.evaluation.equivalence import Margin
 from manytune.evaluation.evaluate import System, evaluate
+from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.experiments.inference_costs import inference_costs
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
 from manytune.experiments.recipe import BASE, REFERENCE
@@ -78,11 +80,38 @@ def compare(workspace: Workspace, runner: Runner) -> Evaluation:
     ]
     runner.run(workspace, Phase.FINISH, finals)
     records = {trial.name: workspace.finish(trial) for trial in finals}
-    prompted = {name: [workspace.ask_prompted(name)] for name in experiment.prompted()}
+    asked = {name: workspace.ask_prompted(name) for name in experiment.prompted()}
+    prompted = {name: [record] for name, record in asked.items() if record is not None}
     by_system = {name: [records[trial.name] for trial in finals if trial.system == name] for name in systems}
     by_system = {**prompted, **by_system}
     notes = {name: {"Learning rate": str(choices[name])} for name in systems}
-    return score(workspace, base, by_system, notes, all_pairs=True)
+    evaluation = score(workspace, base, by_system, notes, all_pairs=True)
+    if not experiment.compare.inference_cost:
+        return evaluation
+    first = {trial.system: trial.adapters.get(None) for trial in reversed(finals)}
+    return dataclasses.replace(evaluation, answering=_answering(workspace, [*prompted], first))
+
+
+def _answering(
+    workspace: Workspace, prompted: Sequence[str], adapters: Mapping[str, Path | None]
+) -> tuple[InferenceCost, ...]:
+    """What answering costs the base, the base with examples in its prompt, and every system of one adapter."""
+    experiment = workspace.experiment
+    asked = {BASE: [question.prompt_ids for question in workspace.questions if not question.is_document]}
+    if not asked[BASE]:
+        return ()
+    for name in prompted:
+        questions = workspace.few_shot(name).questions[: experiment.compare.limit]
+        asked[name] = [question.prompt_ids for question in questions]
+    there = {name: path for name, path in adapters.items() if path is not None and path.is_dir()}
+    return inference_costs(
+        workspace.base,
+        asked,
+        {name: there[name] for name in experiment.systems() if name in there},
+        max_new_tokens=experiment.compare.max_new_tokens,
+        kept=experiment.directory / "inference.json",
+        say=workspace.reporter.line,
+    )
 
 
 def score(

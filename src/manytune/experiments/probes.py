@@ -22,7 +22,7 @@ from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.results import Item, Probe
 from manytune.experiments import general_text
-from manytune.experiments.recipe import ForgettingRecipe, ProbeRecipe
+from manytune.experiments.forgetting_recipe import ForgettingRecipe, ProbeRecipe
 from manytune.store.base import Base
 
 _GIVEN, _MOST = 32, 192  # tokens of a passage that are given, and that are read in all

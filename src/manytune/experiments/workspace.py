@@ -24,7 +24,7 @@ from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.conditions import date_of, keep_conditions
-from manytune.experiments.few_shot import few_shot_questions
+from manytune.experiments.few_shot import FewShot
 from manytune.experiments.probes import (
     LoadedProbe,
     load_probes,
@@ -32,6 +32,7 @@ from manytune.experiments.probes import (
     questions_digest,
     write_rehearsal,
 )
+from manytune.experiments.prompted import questions_of, questions_that_fit
 from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.reporter import Reporter
 from manytune.experiments.spectra import spectrum_of
@@ -240,28 +241,23 @@ class Workspace:
             write_record(found, self.record_path(BASE))
         return found
 
-    def ask_prompted(self, name: str) -> RunRecord:
+    def ask_prompted(self, name: str) -> RunRecord | None:
         """Ask the untouched base the test questions with examples before each, or read what it answered.
+
+        Returns:
+            The record; None if nobody named the system, and its examples don't fit into the context of every prompt, or
+            there are none.
 
         Raises:
             DataError: There are fewer training prompts than examples are asked for.
         """
         system, seed = self.experiment.prompted()[name], self.experiment.compare.seeds[0]
-        assert system.shots is not None
-        limit = self.experiment.compare.max_new_tokens
-        room = None if self.base.positions is None else self.base.positions - limit
-        options = self.experiment.recipe.data.encoding_options(max_prompt=None)
-        few = few_shot_questions(
-            self.splits.test,
-            self.splits.train,
-            options.encoder(
-                self.base.tokenizer, chat=self._chat, encoder_decoder=self.base.is_encoder_decoder
-            ),
-            shots=system.shots,
-            choose=system.choose_shots,
-            seed=seed,
-            room=room,
-        )
+        documents = any(question.is_document for question in self.questions)
+        few = self.few_shot(name) if self.experiment.must_prompt else None
+        if few is None and not documents:
+            few = questions_that_fit(name, self.experiment, self.base, self.splits, say=self.reporter.line)
+        if few is None:
+            return None
         questions = few.questions[: self.experiment.compare.limit]
         digest = self._digest_of(questions)
         found = self._record(name, digest)
@@ -291,6 +287,14 @@ class Workspace:
         )
         write_record(found, self.record_path(name))
         return found
+
+    def few_shot(self, name: str) -> FewShot:
+        """The test questions with examples before each, of a system that is the base with these.
+
+        Raises:
+            DataError: There are fewer training prompts than examples are asked for.
+        """
+        return questions_of(name, self.experiment, self.base, self.splits)
 
     def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""

@@ -19,7 +19,6 @@ from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
     blunt_sentence,
-    claim,
     correction_sentence,
     cut_sentence,
     evidence,
@@ -27,6 +26,7 @@ from manytune.evaluation.wording import (
     main_sentences,
     score,
     seeds_sentence,
+    verdict_of,
 )
 
 _COLOURS = {"better": "green", "worse": "red", "cannot tell": "yellow"}
@@ -42,6 +42,7 @@ def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
         "results": [_result(result) for result in evaluation.results],
         "comparisons": [asdict(found) for found in evaluation.comparisons],
         "equivalences": [asdict(found) for found in evaluation.equivalences],
+        "answering": [asdict(found) for found in evaluation.answering],
         "shares": [asdict(found) for found in evaluation.shares],
         "forgetting": [_probe(probe) for probe in evaluation.forgetting],
         "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
@@ -64,7 +65,7 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
     for result in others:
         found = evaluation.comparison(result.name, evaluation.primary)
         sentence = Text.assemble(
-            (f"{MARKS[found.verdict]} {claim(found)}", f"bold {_COLOURS[found.verdict]}"),
+            (f"{MARKS[found.verdict]} {verdict_of(evaluation, found)}", f"bold {_COLOURS[found.verdict]}"),
             f": {evidence(evaluation, found)}",
         )
         console.print(sentence)

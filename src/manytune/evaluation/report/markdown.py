@@ -19,6 +19,7 @@ from manytune.evaluation.wording import (
     findings,
     forgotten_sentence,
     main_sentences,
+    mixed_sentence,
     seeds_sentence,
 )
 
@@ -43,7 +44,8 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
         *_ranks(evaluation),
         *_section("What was forgotten", tables.forgetting_table(evaluation, most_across=_FEW), *asked),
         *_section(f"{METRICS[evaluation.primary].label} by task", tables.task_table(evaluation)),
-        *_section("Cost", tables.cost_table(evaluation, most_across=_FEW)),
+        *_section("Quality and cost", tables.cost_table(evaluation, most_across=_FEW)),
+        *([mixed, ""] if (mixed := mixed_sentence(evaluation)) else []),
         "## How this was made",
         "",
         *(f"- {_text(key)}: {_text(value)}" for key, value in provenance.items() if key not in files),

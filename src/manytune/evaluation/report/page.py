@@ -25,6 +25,7 @@ from manytune.evaluation.wording import (
     findings,
     forgotten_sentence,
     main_sentences,
+    mixed_sentence,
     seeds_sentence,
 )
 
@@ -63,6 +64,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         share_table=tables.share_table(evaluation),
         task_table=tables.task_table(evaluation),
         cost_table=tables.cost_table(evaluation),
+        mixed=mixed_sentence(evaluation),
         curves=[curve_sentence(curve) for curve in evaluation.sweep.curves] if evaluation.sweep else [],
         leads=main_sentences(evaluation),
         forgotten=forgotten_sentence(evaluation),
