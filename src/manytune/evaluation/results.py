@@ -23,6 +23,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from manytune.evaluation.budgets import Budget
 from manytune.evaluation.equivalence import Equivalence
 from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.ranks import Sweep
@@ -290,6 +291,7 @@ class Evaluation:
         forgetting: What the systems lost elsewhere.
         sweep: The ranks that were tried.
         equivalences: Which systems are as good as a reference, by every metric.
+        budget: What may be forgotten, and which system keeps to it.
         answering: What answering costs, as the engine measured it; empty if it wasn't measured.
         format: Version of this record.
     """
@@ -307,6 +309,7 @@ class Evaluation:
     sweep: Sweep | None = None
     equivalences: tuple[Equivalence, ...] = ()
     answering: tuple[InferenceCost, ...] = ()
+    budget: Budget | None = None
     format: int = FORMAT
 
     def result(self, name: str) -> RunResult:

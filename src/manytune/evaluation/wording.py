@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from manytune.evaluation.certainty import equivalence_sentence, power_sentence, power_text
 from manytune.evaluation.degenerate import degenerate_note, degenerate_sentences
+from manytune.evaluation.forgetting_budget import budget_sentence
 from manytune.evaluation.metrics import METRICS, Metric
 from manytune.evaluation.results import (
     Comparison,
@@ -269,7 +270,12 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
 
 def main_sentences(evaluation: Evaluation) -> list[str]:
     """What is to be known next to the verdicts: degenerate answers, the share of the gain, equivalence, prompting."""
-    found = [share_sentence(evaluation), equivalence_sentence(evaluation), prompting_sentence(evaluation)]
+    found = [
+        share_sentence(evaluation),
+        equivalence_sentence(evaluation),
+        prompting_sentence(evaluation),
+        budget_sentence(evaluation.budget),
+    ]
     return [*degenerate_sentences(evaluation), *(sentence for sentence in found if sentence)]
 
 

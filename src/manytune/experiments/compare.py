@@ -20,6 +20,7 @@ from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.experiments.budget import beyond, budget_of
 from manytune.experiments.inference_costs import inference_costs
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
@@ -40,16 +41,20 @@ class Choice:
     Attributes:
         rate: The one that was chosen.
         losses: The validation loss of each that was tried; empty if there was no choice.
+        beyond: Those that are shown to have forgotten more than the budget allows.
     """
 
     rate: float
     losses: Mapping[float, float]
+    beyond: frozenset[float] = frozenset()
 
     def __str__(self) -> str:
         if not self.losses:
             return f"{self.rate:g}, as the recipe says"
         tried = ", ".join(
-            f"{rate:g} ({loss:.3f})" if math.isfinite(loss) else f"{rate:g} (diverged)"
+            f"{rate:g} ({loss:.3f}{', beyond the budget' * (rate in self.beyond)})"
+            if math.isfinite(loss)
+            else f"{rate:g} (diverged)"
             for rate, loss in self.losses.items()
         )
         edge = self.rate in (min(self.losses), max(self.losses)) and len(self.losses) > 1
@@ -72,7 +77,7 @@ def compare(workspace: Workspace, runner: Runner) -> Evaluation:
     seeds = experiment.compare.seeds
     steps = _budget(workspace, systems)
     base = workspace.ask_base()
-    choices = _choose(workspace, runner, steps)
+    choices = _choose(workspace, runner, steps, base)
     finals = [
         workspace.variants.trial(name, rate=choices[name].rate, seed=seed, steps=steps[name])
         for name in systems
@@ -175,7 +180,8 @@ def score(
         for probe in workspace.probes
     }
     forgetting = probe_results(workspace.probes, probed)
-    return dataclasses.replace(evaluation, forgetting=forgetting)
+    budget = budget_of(workspace, probed, records)
+    return dataclasses.replace(evaluation, forgetting=forgetting, budget=budget)
 
 
 def _budget(workspace: Workspace, systems: Sequence[str]) -> dict[str, int]:
@@ -196,8 +202,13 @@ def _budget(workspace: Workspace, systems: Sequence[str]) -> dict[str, int]:
     return steps_by_system(timed, seconds=seconds)
 
 
-def _choose(workspace: Workspace, runner: Runner, steps: Mapping[str, int]) -> dict[str, Choice]:
-    """Each system's learning rate, by the validation loss of one training each; the losers' adapters go."""
+def _choose(
+    workspace: Workspace, runner: Runner, steps: Mapping[str, int], base: RunRecord
+) -> dict[str, Choice]:
+    """Each system's learning rate, by the validation loss of one training each; the losers' adapters go.
+
+    With a forgetting budget, rates that are shown to be beyond it lose, unless all of them are.
+    """
     experiment = workspace.experiment
     seed, shorter = experiment.compare.seeds[0], experiment.compare.search_steps
     searches: dict[str, dict[float, Trial]] = {}
@@ -217,13 +228,16 @@ def _choose(workspace: Workspace, runner: Runner, steps: Mapping[str, int]) -> d
             choices[name] = Choice(experiment.rates_of(system)[0], {})
             continue
         losses = {rate: workspace.search(trial) for rate, trial in searches[name].items()}
-        best = min(losses, key=lambda rate: losses[rate])
+        there = {rate: trial for rate, trial in searches[name].items() if math.isfinite(losses[rate])}
+        lost = beyond(workspace, base, there)
+        kept = [rate for rate in losses if rate not in lost and rate in there]
+        best = min(kept or losses, key=lambda rate: losses[rate])
         if not math.isfinite(losses[best]):
             raise RunError(
                 f"{name}: the training diverged at every learning rate ({', '.join(f'{rate:g}' for rate in losses)}). "
                 f"Give lower ones in compare.systems.{name}.learning_rates."
             )
-        choices[name] = Choice(best, losses)
+        choices[name] = Choice(best, losses, frozenset(lost))
         for rate, trial in searches[name].items():
             if rate != best or trial.purpose is Purpose.SEARCH:
                 drop_adapters(trial)

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from manytune.data.nearest import did_you_mean
-from manytune.data.section import Section
+from manytune.data.section import Number, Section
 from manytune.data.templates import PromptTemplate
 from manytune.evaluation.metrics import METRICS
 
@@ -79,5 +79,16 @@ class ForgettingRecipe(Section):
     """The longest answer to a probe's question, in tokens."""
     probes: Annotated[tuple[ProbeRecipe, ...], BeforeValidator(_as_tuple)] = ()
     """More of them, of your own."""
+    probe: str | None = None
+    """A budget's probe: the name of one, or a file whose rows have `text`, or `prompt` and `completion`."""
+    at_most: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    """The share of the base's score on `probe` that may be lost: learning rates and systems that are shown to lose more
+    aren't chosen. 0.01 is one per cent."""
     rehearsal: RehearsalRecipe | None = None
     """What systems with `rehearse` rehearse; null for passages of Python's manual that no probe asks about."""
+
+    @model_validator(mode="after")
+    def _whole_budget(self) -> Self:
+        if (self.probe is None) != (self.at_most is None):
+            raise ValueError("probe and at_most go together")
+        return self

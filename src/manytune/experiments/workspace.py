@@ -306,7 +306,7 @@ class Workspace:
                 given = self._ask_test(model, [self.questions[place] for place in places])
                 answers |= dict(zip(places, given, strict=True))
                 if task is None:
-                    probes = {probe.name: self._ask_probe(model, probe) for probe in self.probes}
+                    probes = {probe.name: self.ask_probe(model, probe) for probe in self.probes}
                     layout = self.experiment.recipe.training.batching
                     losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
                     return _Replies(given, probes, losses)
@@ -323,7 +323,8 @@ class Workspace:
             notice=self.reporter.answering,
         )
 
-    def _ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
+    def ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
+        """A model's answers to one probe."""
         if probe.passages:
             return read_texts(model, probe.passages, notice=self.reporter.answering)
         return ask_model(

@@ -43,6 +43,7 @@ def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
         "comparisons": [asdict(found) for found in evaluation.comparisons],
         "equivalences": [asdict(found) for found in evaluation.equivalences],
         "answering": [asdict(found) for found in evaluation.answering],
+        "budget": asdict(evaluation.budget) if evaluation.budget else None,
         "shares": [asdict(found) for found in evaluation.shares],
         "forgetting": [_probe(probe) for probe in evaluation.forgetting],
         "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
