@@ -111,7 +111,7 @@ def test_rows_and_ranks_are_a_grid_that_goes_on_after_a_kill_and_fewer_rows_take
     found = evaluation.sweep
     assert [(point.rows, point.rank) for point in found.points] == [(n, r) for n in (3, 12) for r in (1, 2)]
     records = {
-        name: read_record(tmp_path / f"experiment/records/r=1,-{name}-rows/lr-0.01-seed-0.json")
+        name: read_record(tmp_path / f"experiment/records/r=1-on-{name}-rows/lr-0.01-seed-0.json")
         for name in (3, 12)
     }
     assert records[3].steps < records[12].steps

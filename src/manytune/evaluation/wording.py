@@ -313,8 +313,17 @@ def forgotten_sentence(evaluation: Evaluation) -> str | None:
             before = score(base.score(metric.name).value, metric)
             losses.append(f"{probe.name} ({metric.label}, {base.name} {before}): {', '.join(worse)}")
     if not losses:
-        return "No system is shown to have forgotten what it was asked outside its task."
+        hidden = [text for probe in evaluation.forgetting if (text := _hidden(probe))]
+        found = f" A change of {', or of '.join(hidden)} would be found 4 times of 5." if hidden else ""
+        return f"No system is shown to have forgotten what it was asked outside its task.{found}"
     return f"Forgotten: {'; '.join(losses)}."
+
+
+def _hidden(probe: Probe) -> str:
+    """The change on a probe that its tests find with a chance of 80%, of the system that they are weakest for."""
+    inner = probe.evaluation
+    sizes = [one.detectable for one in inner.comparisons if one.metric == inner.primary and one.detectable]
+    return f"{score(max(sizes), METRICS[inner.primary])} in {probe.name}" if sizes else ""
 
 
 def correction_sentence(evaluation: Evaluation) -> str | None:

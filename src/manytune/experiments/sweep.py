@@ -57,7 +57,7 @@ def sweep_experiment(
             rate = experiment.recipe.training.learning_rate
             trained = {"method": options, "learning_rates": [rate]}
             for number in sorted(rows):
-                systems[f"{name}, {number} rows"] = {**trained, "rows": number}
+                systems[f"{name} on {number} rows"] = {**trained, "rows": number}
             if not rows:
                 systems[name] = trained
     compare = {**experiment.content.get("compare", {}), "systems": systems}
@@ -106,7 +106,7 @@ def _curves(
     alike: dict[str, list[RankPoint]] = {}
     for point in points:
         if point.rows is not None:
-            alike.setdefault(point.system.rpartition(", ")[0], []).append(point)
+            alike.setdefault(point.system.rpartition(" on ")[0], []).append(point)
     return tuple(
         learning_curve(
             label, [point.rows or 0 for point in of_label], [losses[point.system] for point in of_label]

@@ -132,7 +132,7 @@ def rank_chart(evaluation: Evaluation) -> Scatter | None:
     )
     if by_rows:
         path = " ".join(
-            _through([dot for dot in dots if dot.name.startswith(f"{c.label}, ")]) for c in sweep.curves
+            _through([dot for dot in dots if dot.name.startswith(f"{c.label} on ")]) for c in sweep.curves
         )
     else:
         path = "" if several else _through(dots)
