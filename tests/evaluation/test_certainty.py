@@ -12,7 +12,7 @@ from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report.page import render_report
 from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.results import read_evaluation, write_evaluation
-from manytune.evaluation.wording import between_systems, evidence, main_sentences
+from manytune.evaluation.wording import between_systems, evidence, main_sentences, prompting_sentence
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,15 @@ def test_equivalences_are_kept_and_a_part_has_its_systems_alone(found, tmp_path)
     assert {one.system for one in alone.equivalences} == {"twin"}
     assert all(one.baseline == "base" for one in alone.comparisons)
     assert [one["system"] for one in summary(found, [])["equivalences"]] == ["lora", "twin"] * 2
+
+
+def test_systems_from_elsewhere_are_not_taken_for_prompts_of_a_base():
+    asked = invented.items(3)
+    systems = [
+        System(name, "elsewhere", invented.answers(asked, 0.5, seed, 2.0)) for seed, name in enumerate("ab")
+    ]
+    found = evaluate(asked, systems, [METRICS["rouge1"]], resampling=Resampling(resamples=99))
+    assert prompting_sentence(found) is None
 
 
 def test_a_reference_that_is_no_system_is_refused():

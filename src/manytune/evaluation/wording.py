@@ -240,7 +240,7 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
 
     prompted = [result for result in evaluation.results[1:] if result.method == base.method]
     trained = [result for result in evaluation.results[1:] if result.method != base.method]
-    if not prompted:
+    if not prompted or base.method != "base":  # systems from elsewhere may be anything
         return None
     prompt = best(prompted)
     reads = ""
