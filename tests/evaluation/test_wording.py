@@ -103,6 +103,12 @@ def test_what_a_system_forgot_is_said_next_to_the_verdict():
     assert wording.forgotten_sentence(kept) == (
         "No system is shown to have forgotten what it was asked outside its task."
     )
+    (inner,) = kept.forgetting
+    tested = tuple(dataclasses.replace(one, detectable=0.0812) for one in inner.evaluation.comparisons)
+    strong = dataclasses.replace(inner, evaluation=dataclasses.replace(inner.evaluation, comparisons=tested))
+    assert (wording.forgotten_sentence(dataclasses.replace(kept, forgetting=(strong,))) or "").endswith(
+        " A change of 0.081 in text would be found 4 times of 5."
+    )
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,9 @@ class DataRecipe(Section):
     """A file or `datasets` name, or the share of the training rows to set aside; null for none."""
     test: Rows = None
     """Rows for `manytune evaluate`, kept away from training; written like `validation`."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Learn from only this many of the training rows, chosen by a hash of their places, so that those of a smaller
+    number are among those of a larger one; null for all. For a single task."""
     prompt: str | None = None
     """Jinja2 template of the prompt, such as `"Summarize.\\n\\n{{ document }}"`. Goes with `completion`."""
     completion: str | None = None

@@ -97,3 +97,33 @@ def read_record(path: Path) -> RunRecord:
     """
     remedy = "remove the file to have the run evaluated again"
     return read_versioned(path, _RECORD, version=FORMAT, what="a run's record", remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswersTo:
+    """Answers to one probe, and what was asked."""
+
+    __pydantic_config__ = _STRICT
+
+    question: str
+    answers: tuple[Answer, ...]
+    format: int = FORMAT
+
+
+_ANSWERS = TypeAdapter(_AnswersTo)
+
+
+def write_answers_to(path: Path, question: str, answers: tuple[Answer, ...]) -> None:
+    """Write answers with the hash of what was asked, whole or not at all."""
+    write_versioned(_AnswersTo(question, answers), path, _ANSWERS)
+
+
+def read_answers_to(path: Path, question: str) -> tuple[Answer, ...] | None:
+    """Read them; None if something else was asked.
+
+    Raises:
+        DataError: As for `read_record`.
+    """
+    remedy = "remove the file to have it asked again"
+    found = read_versioned(path, _ANSWERS, version=FORMAT, what="answers to a probe", remedy=remedy)
+    return found.answers if found.question == question else None

@@ -16,6 +16,7 @@ from typing import Any
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
 from manytune.data.labelled import Labels
+from manytune.data.row_limit import limited
 from manytune.errors import DataError, DivergedError, RecipeError
 from manytune.evaluation.answers import Question, labelled_questions, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
@@ -30,7 +31,7 @@ from manytune.experiments.classifying import (
     majority_answers,
 )
 from manytune.experiments.conditions import date_of, keep_conditions
-from manytune.experiments.few_shot import few_shot_questions
+from manytune.experiments.few_shot import FewShot
 from manytune.experiments.probes import (
     LoadedProbe,
     load_probes,
@@ -38,6 +39,7 @@ from manytune.experiments.probes import (
     questions_digest,
     write_rehearsal,
 )
+from manytune.experiments.prompted import questions_of, questions_that_fit
 from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.reporter import Reporter
 from manytune.experiments.spectra import spectrum_of
@@ -107,6 +109,19 @@ class Workspace:
             train=self.data.train, mixture=self.data.mixture, pad_id=0, by_length=self.labels is not None
         )
         return count_steps(self.base.model, settings, rows)
+
+    def steps_with(self, rows: int | None) -> int:
+        """Optimizer steps of as many epochs on only so many of the training rows; with `max_steps` it is those.
+
+        Raises:
+            DataError: There are fewer rows.
+        """
+        if rows is None:
+            return self.steps
+        kept = {(row.source, row.row) for row in limited(self.splits.train, rows)}
+        train = tuple(one for one in self.data.train if (one.source, one.row) in kept)
+        found = TrainingRows(train=train, mixture=None, pad_id=0)
+        return count_steps(self.base.model, self.experiment.recipe.training, found)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -243,28 +258,30 @@ class Workspace:
         self.reporter.line("asking the untouched base")
         return self._ask({None: None})
 
-    def ask_prompted(self, name: str) -> RunRecord:
+    def ask_prompted(self, name: str) -> RunRecord | None:
         """Ask the untouched base the test questions with examples before each, or read what it answered.
+
+        Returns:
+            The record; None if nobody named the system, and its examples don't fit into the context of every prompt, or
+            there are none.
 
         Raises:
             DataError: There are fewer training prompts than examples are asked for.
+            RecipeError: A classifier was to be asked so.
         """
         system, seed = self.experiment.prompted()[name], self.experiment.compare.seeds[0]
-        assert system.shots is not None
-        limit = self.experiment.compare.max_new_tokens
-        room = None if self.base.positions is None else self.base.positions - limit
-        options = self.experiment.recipe.data.encoding_options(max_prompt=None)
-        few = few_shot_questions(
-            self.splits.test,
-            self.splits.train,
-            options.encoder(
-                self.base.tokenizer, chat=self._chat, encoder_decoder=self.base.is_encoder_decoder
-            ),
-            shots=system.shots,
-            choose=system.choose_shots,
-            seed=seed,
-            room=room,
-        )
+        if self.labels is not None:
+            if self.experiment.must_prompt:
+                raise RecipeError(
+                    f"compare.systems names {name}, and a classifier takes no examples in a prompt. Leave it out."
+                )
+            return None
+        documents = any(question.is_document for question in self.questions)
+        few = self.few_shot(name) if self.experiment.must_prompt else None
+        if few is None and not documents:
+            few = questions_that_fit(name, self.experiment, self.base, self.splits, say=self.reporter.line)
+        if few is None:
+            return None
         questions = few.questions[: self.experiment.compare.limit]
         digest = self._digest_of(questions)
         found = self._record(name, digest)
@@ -295,6 +312,14 @@ class Workspace:
         write_record(found, self.record_path(name))
         return found
 
+    def few_shot(self, name: str) -> FewShot:
+        """The test questions with examples before each, of a system that is the base with these.
+
+        Raises:
+            DataError: There are fewer training prompts than examples are asked for.
+        """
+        return questions_of(name, self.experiment, self.base, self.splits)
+
     def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""
         answers: dict[int, Answer] = {}
@@ -305,7 +330,7 @@ class Workspace:
                 given = self._ask_test(model, [self.questions[place] for place in places])
                 answers |= dict(zip(places, given, strict=True))
                 if task is None:
-                    probes = {probe.name: self._ask_probe(model, probe) for probe in self.probes}
+                    probes = {probe.name: self.ask_probe(model, probe) for probe in self.probes}
                     layout = self.experiment.recipe.training.batching
                     losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
                     return _Replies(given, probes, losses)
@@ -325,7 +350,8 @@ class Workspace:
             notice=self.reporter.answering,
         )
 
-    def _ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
+    def ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
+        """A model's answers to one probe."""
         if probe.passages:
             return read_texts(model, probe.passages, notice=self.reporter.answering)
         return ask_model(

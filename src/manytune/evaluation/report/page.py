@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from manytune.atomic import atomic_write
+from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import class_tables, tables
 from manytune.evaluation.report.charts import loss_chart, whisker_chart
@@ -24,6 +25,7 @@ from manytune.evaluation.wording import (
     findings,
     forgotten_sentence,
     main_sentences,
+    mixed_sentence,
     seeds_sentence,
 )
 
@@ -64,6 +66,8 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         cost_table=tables.cost_table(evaluation),
         mcnemar=class_tables.mcnemar_table(evaluation),
         confusions=class_tables.confusion_tables(evaluation),
+        mixed=mixed_sentence(evaluation),
+        curves=[curve_sentence(curve) for curve in evaluation.sweep.curves] if evaluation.sweep else [],
         leads=main_sentences(evaluation),
         forgotten=forgotten_sentence(evaluation),
         pairs=between_systems(evaluation),
