@@ -91,6 +91,17 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         {"gradient_checkpointing": True},
         {"name": "full"},
         {"token_budget": 30, "accumulation": 2},  # stopped in an epoch with another number of batches
+        {"max_steps": 4, "optimizer": "adafactor", "lora_fa": True},
+        {"max_steps": 4, "optimizer": "adamw_8bit", "optimizer_options": {"min_8bit_size": 1}},
+        {
+            "max_steps": 5,
+            "optimizer": "sgd",
+            "optimizer_options": {"momentum": 0.9},
+            "lr_scheduler": "reduce_lr_on_plateau",
+            "lr_scheduler_options": {"patience": 0, "threshold": 1.0},
+            "warmup": 0,
+            "eval_every": 1,
+        },
     ],
     ids=[
         "accumulation",
@@ -101,6 +112,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         "recomputation",
         "full",
         "token budget",
+        "adafactor",
+        "8 bits",
+        "plateau",
     ],
 )
 def test_that_holds_for_every_setting(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -194,7 +208,7 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path, 2)
     state = checkpoints_in(tmp_path)[-1] / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
-    with pytest.raises(RunError, match="has format 99 and this manytune reads 3"):
+    with pytest.raises(RunError, match="has format 99 and this manytune reads 4"):
         latest_checkpoint(tmp_path)
 
 

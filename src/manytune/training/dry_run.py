@@ -23,6 +23,7 @@ from manytune.training.data_summary import describe_data
 from manytune.training.inputs import attach_method, read_inputs
 from manytune.training.loop.arguments import check_device
 from manytune.training.loop.counters import Counters
+from manytune.training.loop.optimizer import freeze_first_factors
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.train import peak_memory
 from manytune.training.precision import describe, precision
@@ -127,6 +128,7 @@ def estimate_training(
 
 
 def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, most_counted: int) -> Estimate:
+    freeze_first_factors(model, settings)
     layout = choose_layout(model, settings.batching)
     plan = plan_training(settings, rows, layout=layout)
     epoch = [rows.sequences(batch) for batch in first_epoch(plan, settings, rows)]

@@ -13,16 +13,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.recipe_values import json_values
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
 from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
+from manytune.training.choices import check_optimizer_options, check_schedule, one_of
+from manytune.training.optimizers import OPTIMIZERS
+from manytune.training.schedules import SCHEDULES
 
 
 class MethodRecipe(BaseModel):
@@ -69,13 +81,29 @@ class TrainingRecipe(Section):
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
     learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
-    """AdamW's peak learning rate."""
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to zero after the warm-up; `constant` keeps it."""
+    """The peak learning rate."""
+    optimizer: str = "adamw"
+    """An optimizer of transformers by its name: `adamw`, `adafactor`, `sgd`, `adagrad`, `rmsprop`, and of bitsandbytes
+    `adamw_8bit`, `lion`, `lion_8bit`, `ademamix`, `ademamix_8bit` and their paged forms."""
+    optimizer_options: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(default_factory=dict)
+    """Its own options, such as `{betas: [0.9, 0.95]}` or `{momentum: 0.9}`."""
+    loraplus_lr_ratio: Annotated[Number, Field(gt=0)] | None = None
+    """LoRA+ (arXiv 2402.12354): B learns with this many times `learning_rate`, which is A's; null for the same."""
+    lora_fa: bool = False
+    """LoRA-FA (arXiv 2308.03303): A stays as it was drawn, and B's gradient is multiplied by (A Aᵀ)⁻¹ / s², as HF
+    PEFT's optimizer of this name does."""
+    lr_scheduler: str = "linear"
+    """A schedule of transformers by its name: how the learning rate falls after the warm-up. `constant` keeps it, and
+    `reduce_lr_on_plateau` follows the validation loss."""
+    lr_scheduler_options: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
+        default_factory=dict
+    )
+    """Its own options, such as `{min_lr_rate: 0.1}`; `num_decay_steps` below 1 is a share of the steps."""
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.03
     """The share of the steps over which the learning rate rises from zero."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    """AdamW's weight decay; not applied to biases and norms."""
+    """The optimizer's weight decay; not applied to biases, norms and other vectors, nor to factors whose neutral value
+    isn't 0, such as IA³'s."""
     max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     batching: str = "shared-prefix"
@@ -114,11 +142,25 @@ class TrainingRecipe(Section):
     @field_validator("batching")
     @classmethod
     def _known_layout(cls, name: str) -> str:
-        if name not in BUILDERS:
-            raise ValueError(
-                f"expected one of {', '.join(BUILDERS)}; found {name!r}{did_you_mean(name, BUILDERS)}"
-            )
-        return name
+        return one_of(name, BUILDERS)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return one_of(name, OPTIMIZERS)
+
+    @field_validator("lr_scheduler")
+    @classmethod
+    def _known_schedule(cls, name: str) -> str:
+        return one_of(name, SCHEDULES)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        check_optimizer_options(self.optimizer, self.optimizer_options)
+        check_schedule(self.lr_scheduler, self.lr_scheduler_options, warmup=self.warmup)
+        if self.lora_fa and self.loraplus_lr_ratio is not None:
+            raise ValueError("loraplus_lr_ratio sets B's rate relative to A's, and lora_fa doesn't train A")
+        return self
 
 
 class Recipe(Section):

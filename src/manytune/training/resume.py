@@ -3,9 +3,9 @@
 A checkpoint is a directory `step-00000120`, written whole or not at all:
 
     weights.safetensors     the trainable parameters, by name
-    optimizer.safetensors   AdamW's moments and step counts, as `<parameter>/<state>`
+    optimizer.safetensors   the optimizer's moments, as `<parameter>/<state>`
     random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
-    state.json              the optimizer's settings, the lr_scheduler, Python's and NumPy's generators, the position
+    state.json              the optimizer's settings and counts, the lr_scheduler, the other generators, the position
     trainer_state.json      transformers' own step counters and log
 
 There is no pickle in it. With the same data, recipe, releases and number of threads, a run continued from a
@@ -36,7 +36,7 @@ from manytune.training.loop.counters import Counters
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")
-_FORMAT = 3
+_FORMAT = 4
 _SEPARATOR = "/"  # never part of a parameter's name
 
 
@@ -94,17 +94,12 @@ def save_checkpoint(
     """
     target = directory / f"step-{position.step:08d}"
     names = _parameter_names(model, optimizer)
-    optimizer_state = optimizer.state_dict()
-    moments = {
-        f"{names[index]}{_SEPARATOR}{key}": value.detach().cpu().contiguous()
-        for index, state in optimizer_state["state"].items()
-        for key, value in state.items()
-    }
+    moments, counts = _optimizer_state(optimizer, names)
     state = {
         "format": _FORMAT,
         "position": asdict(position),
         "identity": dict(identity),
-        "optimizer": {"names": names, "groups": optimizer_state["param_groups"]},
+        "optimizer": {"names": names, "groups": optimizer.state_dict()["param_groups"], "counts": counts},
         "lr_scheduler": lr_scheduler.state_dict(),
         "random": _host_generators(),
     }
@@ -156,9 +151,9 @@ class Checkpoint:
         recorded = self._state["optimizer"]
         if _parameter_names(model, optimizer) != recorded["names"]:
             raise RunError(f"{self.path}: the optimizer's parameters aren't those of the checkpoint.")
-        moments: dict[int, dict[str, Tensor]] = {}
+        moments: dict[int, dict[str, Any]] = {}
         index_of = {name: index for index, name in enumerate(recorded["names"])}
-        for key, value in self._tensors("optimizer.safetensors").items():
+        for key, value in {**self._tensors("optimizer.safetensors"), **recorded["counts"]}.items():
             name, _, kind = key.rpartition(_SEPARATOR)
             moments.setdefault(index_of[name], {})[kind] = value
         optimizer.load_state_dict({"state": moments, "param_groups": recorded["groups"]})
@@ -241,6 +236,26 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
     """The names of the optimizer's parameters, in the order in which its state numbers them."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, names: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state as `<parameter>/<state>`: what is a tensor, and the rest, such as counts of steps.
+
+    It is read from the parameters, since bitsandbytes nests it in `state_dict`.
+    """
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Any] = {}
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for name, parameter in zip(names, parameters, strict=True):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                # A copy of its own: 8-bit states of all parameters share one table of values.
+                tensors[f"{name}{_SEPARATOR}{key}"] = value.detach().cpu().contiguous().clone()
+            else:
+                others[f"{name}{_SEPARATOR}{key}"] = value
+    return tensors, others
 
 
 def _host_generators() -> dict[str, Any]:

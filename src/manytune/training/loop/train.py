@@ -23,6 +23,7 @@ from manytune.training.loop.arguments import tensorboard_callback, training_argu
 from manytune.training.loop.background import BackgroundBuilder
 from manytune.training.loop.loss import mean_loss
 from manytune.training.loop.method_hooks import method_callbacks
+from manytune.training.loop.optimizer import check_optimizer, freeze_first_factors
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.trainer import AdapterTrainer, LoopSetup
@@ -99,6 +100,8 @@ def _train(
     tensorboard_directory: Path | None,
     measure_flops: bool | None,
 ) -> TrainingResult:
+    check_optimizer(settings)
+    freeze_first_factors(model, settings)
     trainable = _trainable(model)
     builder(settings.batching)  # a name that is wrong is an error on any model
     layout = choose_layout(model, settings.batching)

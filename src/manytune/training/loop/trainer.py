@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encoded import Encoded
-from manytune.errors import DivergedError
+from manytune.errors import DivergedError, RunError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import Builder
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
 from manytune.training.loop.counters import Counters
 from manytune.training.loop.loss import mean_loss
+from manytune.training.loop.optimizer import parameter_groups, project_gradients
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.samplers import PlannedBatchSampler, row_sampler
 from manytune.training.recipe import TrainingRecipe
@@ -151,6 +152,26 @@ class AdapterTrainer(Trainer):
         window, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window_rows = [row for inputs in window for row in inputs["batch"].rows]
         return window, sum(inputs["batch"].targets for inputs in window)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Transformers' optimizer of the recipe's name, over our groups of parameters.
+
+        Raises:
+            RunError: An option can't be used, or `loraplus_lr_ratio` doesn't go with the method.
+        """
+        settings = self._setup.settings
+        kind, usual = self.get_optimizer_cls_and_kwargs(self.args, self._module)
+        groups = parameter_groups(
+            self._module, settings, decaying=set(self.get_decay_parameter_names(self._module))
+        )
+        try:
+            self.optimizer = kind(groups, **{**usual, **settings.optimizer_options})
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"training.optimizer_options can't be used with {settings.optimizer}: {error}"
+            ) from None
+        project_gradients(self.optimizer, self._module, settings)
+        return self.optimizer
 
     # Loss
     # ------------------------------------------------------------------------------------------------------
