@@ -101,6 +101,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
             "lr_scheduler_options": {"patience": 0, "threshold": 1.0},
             "warmup": 0,
             "eval_every": 1,
+            "keep": "best",
         },
     ],
     ids=[
@@ -232,3 +233,22 @@ def test_the_baseline_is_not_measured_again(tmp_path: Path) -> None:
     interrupted(tmp_path, 8)
     _, rest = train(tmp_path, resume=True)
     assert all(isinstance(report, ValidationReport) and report.step > 0 for report in rest.validation_reports)
+
+
+@pytest.mark.parametrize("stop_after", [5, 6])
+def test_a_run_that_stopped_early_and_was_killed_has_its_best_step(tmp_path: Path, stop_after: int) -> None:
+    """It stops at step 6, and dies before it or right after its last checkpoint."""
+    changes: dict[str, Any] = {
+        "eval_every": 2,
+        "keep": "best",
+        "early_stopping": {"patience": 2, "min_delta": 100.0},
+        "learning_rate": 0.3,
+        "warmup": 0,
+    }
+    whole, result = train(tmp_path / "whole", **changes)
+    assert result.steps == 6
+    if stop_after < 6:
+        interrupted(tmp_path / "whole", stop_after, **changes)
+    resumed, rest = train(tmp_path / "whole", resume=True, **changes)
+    assert weights_digest(resumed) == weights_digest(whole)
+    assert rest.kept == result.kept

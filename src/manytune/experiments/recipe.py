@@ -20,6 +20,7 @@ from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import METRICS
+from manytune.experiments.validation_scores import check_scores
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
@@ -312,6 +313,7 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    check_scores(recipe)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
     tasks = recipe.data.tasks
     if not any(rows.test is not None for rows in tasks or (recipe.data,)):

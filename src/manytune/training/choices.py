@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from manytune.data.nearest import did_you_mean
+from manytune.data.section import kind_of
 from manytune.training.optimizers import OPTIMIZERS
 from manytune.training.schedules import SCHEDULES
 
@@ -19,6 +20,17 @@ def one_of(name: str, known: Collection[str]) -> str:
     if name not in known:
         raise ValueError(f"expected one of {', '.join(known)}; found {name!r}{did_you_mean(name, known)}")
     return name
+
+
+def epoch_or_steps(value: object) -> object:
+    """`epoch`, or a number of steps.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if value == "epoch" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected epoch, or a number of steps; found {kind_of(value)}")
 
 
 def check_optimizer_options(name: str, options: Mapping[str, Any]) -> None:

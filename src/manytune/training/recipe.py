@@ -8,7 +8,7 @@ was expected.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
 
@@ -25,16 +25,20 @@ from pydantic import (
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe, TaskRecipe
-from manytune.data.recipe_values import json_values
+from manytune.data.recipe_values import json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
 from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
-from manytune.training.choices import check_optimizer_options, check_schedule, one_of
+from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
 from manytune.training.optimizers import OPTIMIZERS
+from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
 from manytune.training.schedules import SCHEDULES
+
+LOSS = "validation_loss"
+"""What the validation loss is called among the metrics that decide which step is best."""
 
 
 class MethodRecipe(BaseModel):
@@ -64,6 +68,30 @@ class MethodRecipe(BaseModel):
         if self.name in methods():
             options = methods()[self.name].config.unplanned(options)
         return peft_config_from(self.name, **options)
+
+
+class ValidationRecipe(Section):
+    """Scores of generated answers while it trains."""
+
+    scores: Annotated[tuple[str, ...], BeforeValidator(names_or_null), Field(min_length=1)]
+    """Which scores of answers to validation prompts to measure, such as `[rouge1, exact_match]`."""
+    every: Annotated[Literal["epoch"] | int, BeforeValidator(epoch_or_steps)] = "epoch"
+    """When: once an `epoch`, or every so many steps; before the first and after the last step in any case."""
+    rows: Annotated[int, Field(ge=1)] = 64
+    """On how many validation prompts at most, taken at equal distances; test rows have no part in it."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """The longest answer, in tokens."""
+    batch_size: Annotated[int, Field(ge=1)] = 24
+    """Prompts to a batch of answers; changes the time they take."""
+
+
+class EarlyStoppingRecipe(Section):
+    """When a training ends before its last step."""
+
+    patience: Annotated[int, Field(ge=1)]
+    """Stop after this many validations in a row without a better `best_metric`."""
+    min_delta: Annotated[Number, Field(ge=0)] = 0.0
+    """By how much it must be better to count."""
 
 
 class TrainingRecipe(Section):
@@ -116,6 +144,14 @@ class TrainingRecipe(Section):
     """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between validation losses; null for once an epoch. The last step always has one."""
+    validation: ValidationRecipe | None = None
+    """Scores of generated answers next to the validation loss; null for none."""
+    keep: Literal["last", "best"] = "last"
+    """The step whose weights become the adapter: the `last`, or the `best` of those with a validation."""
+    best_metric: str = LOSS
+    """What is best: the lowest `validation_loss`, or one of `validation.scores`; also decides early stopping."""
+    early_stopping: EarlyStoppingRecipe | None = None
+    """End the training when it gets no better; null for never."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 100
     """Steps between the states that `--resume` continues from; null for none."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -157,10 +193,21 @@ class TrainingRecipe(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_optimizer_options(self.optimizer, self.optimizer_options)
+        self._check_best_metric()
         check_schedule(self.lr_scheduler, self.lr_scheduler_options, warmup=self.warmup)
         if self.lora_fa and self.loraplus_lr_ratio is not None:
             raise ValueError("loraplus_lr_ratio sets B's rate relative to A's, and lora_fa doesn't train A")
         return self
+
+    def _check_best_metric(self) -> None:
+        known = (LOSS, *(self.validation.scores if self.validation else ()))
+        if self.best_metric not in known:
+            raise ValueError(
+                f"best_metric: expected {LOSS} or one of validation.scores ({', '.join(known[1:]) or 'none'}); "
+                f"found {self.best_metric!r}{did_you_mean(self.best_metric, known)}"
+            )
+        if self.best_metric != LOSS and self.keep == "last" and self.early_stopping is None:
+            raise ValueError("best_metric has no effect without keep: best or early_stopping")
 
 
 class Recipe(Section):
@@ -208,17 +255,17 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: The file can't be read, isn't YAML, or holds something else than a mapping.
     """
     try:
-        content = _parse_yaml(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: the recipe can't be read: {error}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{file}{_line_of(error)}: this isn't valid YAML: {_problem_of(error)}") from error
+        raise RecipeError(f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):
         raise RecipeError(
             f"{file}: a recipe is a mapping with the keys {_keys(Recipe)}; found {kind_of(content)}."
         )
     for override in overrides:
-        _apply(content, override)
+        apply_override(content, override)
     content.setdefault("output", f"runs/{file.stem}")
     return content
 
@@ -240,27 +287,6 @@ def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), and no key is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                problem = f"the key {key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
 _ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
 _TYPES = {
     "bool_type": "true or false",
@@ -269,40 +295,6 @@ _TYPES = {
     "int_from_float": "a whole number",
     "string_type": "text",
 }
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _line_of(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}" if mark else ""
-
-
-def _problem_of(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error)
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    """Put one `a.b=c` into the recipe."""
-    where = f"--set {override}"
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"{where}: expected section.key=value, as in training.learning_rate=1e-4.")
-    try:
-        value = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: the value isn't valid YAML: {_problem_of(error)}") from error
-    section = content
-    for depth, key in enumerate(keys[:-1]):
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise RecipeError(
-                f"{where}: {'.'.join(keys[: depth + 1])} holds a value, so it has no keys in it."
-            )
-    section[keys[-1]] = value
 
 
 def _explain(problem: Any) -> str:

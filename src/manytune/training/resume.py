@@ -4,8 +4,9 @@ A checkpoint is a directory `step-00000120`, written whole or not at all:
 
     weights.safetensors     the trainable parameters, by name
     optimizer.safetensors   the optimizer's moments, as `<parameter>/<state>`
+    best.safetensors        the trainable parameters of the best step so far, with `keep: best`
     random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
-    state.json              the optimizer's settings and counts, the lr_scheduler, the other generators, the position
+    state.json              the optimizer's settings, lr_scheduler, other generators, position, the best step's scores
     trainer_state.json      transformers' own step counters and log
 
 There is no pickle in it. With the same data, recipe, releases and number of threads, a run continued from a
@@ -32,11 +33,13 @@ from transformers import TrainerState
 
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.errors import RunError
+from manytune.training.loop.best_step import BestStep
 from manytune.training.loop.counters import Counters
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")
 _FORMAT = 4
+_BEST = "best.safetensors"
 _SEPARATOR = "/"  # never part of a parameter's name
 
 
@@ -80,6 +83,7 @@ def save_checkpoint(
     trainer_state: TrainerState,
     position: Position,
     identity: Mapping[str, object],
+    best: BestStep | None = None,
 ) -> Path:
     """Write a checkpoint after a completed optimizer step, and remove all but the last two.
 
@@ -91,6 +95,7 @@ def save_checkpoint(
         trainer_state: transformers' counters.
         position: How far the run has come.
         identity: What a resumed run must agree with; JSON.
+        best: The best step so far.
     """
     target = directory / f"step-{position.step:08d}"
     names = _parameter_names(model, optimizer)
@@ -102,11 +107,14 @@ def save_checkpoint(
         "optimizer": {"names": names, "groups": optimizer.state_dict()["param_groups"], "counts": counts},
         "lr_scheduler": lr_scheduler.state_dict(),
         "random": _host_generators(),
+        "best": None if best is None else best.state(),
     }
     with atomic_directory(target, existing="replace") as temporary:
         save_file(_trainable(model), temporary / "weights.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
         save_file(_tensor_generators(), temporary / "random.safetensors")
+        if best is not None and best.weights:
+            save_file(best.weights, temporary / _BEST)
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         trainer_state.save_to_json(str(temporary / "trainer_state.json"))
     for old in checkpoints_in(directory)[:-KEPT]:
@@ -158,6 +166,11 @@ class Checkpoint:
             moments.setdefault(index_of[name], {})[kind] = value
         optimizer.load_state_dict({"state": moments, "param_groups": recorded["groups"]})
         lr_scheduler.load_state_dict(self._state["lr_scheduler"])
+
+    def restore_best(self, best: BestStep) -> None:
+        """Put the best step so far back."""
+        if self._state["best"] is not None:
+            best.load(self._state["best"], self._tensors(_BEST) if (self.path / _BEST).is_file() else {})
 
     def restore_random(self) -> None:
         """Put every random number generator back."""

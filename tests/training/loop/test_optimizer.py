@@ -182,7 +182,7 @@ def test_lora_fa_takes_the_steps_of_peft_s_optimizer(monkeypatch: pytest.MonkeyP
 
 def test_lora_fa_s_step_is_the_one_of_b_nearest_to_the_full_gradient() -> None:
     """min over X of ‖s X A - G‖, by least squares; Adam's step above doesn't depend on s."""
-    model, wanted = lora(), settings(lora_fa=True)
+    model, wanted = lora(), settings(lora_fa=True, learning_rate=1.0)
     freeze_first_factors(model, wanted)
     optimizer = torch.optim.SGD(parameter_groups(model, wanted, decaying=set()), lr=1.0)
     project_gradients(optimizer, model, wanted)

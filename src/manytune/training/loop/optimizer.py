@@ -106,7 +106,8 @@ def project_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, settin
 def _inverse(pair: FactorPair) -> Tensor:
     a = pair.first.detach()
     damped = a @ a.T + _DAMPING * torch.eye(len(a), device=a.device, dtype=a.dtype)  # (r, r)
-    return torch.linalg.pinv(damped) / pair.scaling**2
+    inverse: Tensor = torch.linalg.pinv(damped)
+    return inverse / pair.scaling**2
 
 
 def _pairs(model: nn.Module, key: str) -> Sequence[FactorPair]:
