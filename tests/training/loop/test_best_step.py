@@ -11,6 +11,8 @@ from tests.training.tiny_run import as_rows, lora, sequences, settings
 from torch import nn
 
 from manytune.errors import RunError
+from manytune.methods.registry import peft_config_from
+from manytune.model.attach import get_peft_model
 from manytune.store.run_log import ValidationReport
 from manytune.training.loop.best_step import BestStep, KeptStep
 from manytune.training.loop.train import train_model
@@ -38,11 +40,8 @@ def follow(
         if best.stops:
             break
         if through_json:  # as a checkpoint keeps it
-            state, weights, best = (
-                json.loads(json.dumps(best.state())),
-                best.weights,
-                BestStep(wanted, {"rouge1": True}),
-            )
+            state, weights = json.loads(json.dumps(best.state())), best.weights
+            best = BestStep(wanted, {"rouge1": True})
             best.load(state, weights)
     kept = best.finish(model, last, step=step, steps=9)
     return kept, model.weight.item()
@@ -158,9 +157,6 @@ def test_scores_without_a_way_to_generate_are_an_error() -> None:
 
 
 def test_adalora_s_best_step_has_the_ranks_that_it_had() -> None:
-    from manytune.methods.registry import peft_config_from
-    from manytune.model.attach import get_peft_model
-
     options = {"init_r": 4, "target_r": 1, "tinit": 1, "tfinal": 2, "deltaT": 1, "total_step": 6}
     model = get_peft_model(
         lora().unload(),
