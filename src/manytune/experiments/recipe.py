@@ -313,6 +313,11 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    if recipe.adapter is not None:
+        raise RecipeError(
+            f"{where}: adapter: a comparison trains every system from new weights; only manytune train starts from an "
+            "adapter. Leave it out."
+        )
     check_scores(recipe)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
     tasks = recipe.data.tasks

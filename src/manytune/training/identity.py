@@ -16,7 +16,12 @@ from manytune.training.inputs import RunInputs
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint
 
-_DECIDING = {"train": "training rows", "validation": "validation rows", "base": "base"}
+_DECIDING = {
+    "train": "training rows",
+    "validation": "validation rows",
+    "base": "base",
+    "adapter": "adapter that it started from",
+}
 _ROUNDING = ("threads", "torch", "transformers", "manytune")
 
 
@@ -26,6 +31,7 @@ def run_identity(inputs: RunInputs) -> dict[str, object]:
         "train": tokens_digest(inputs.data.train),
         "validation": tokens_digest(inputs.data.validation),
         "base": inputs.base.fingerprint.identity,
+        "adapter": None if inputs.adapter is None else inputs.adapter.digest,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),

@@ -18,6 +18,7 @@ from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.precision import hold_trained_weights, say_precision, settled
 from manytune.training.recipe import Recipe
+from manytune.training.starting_adapter import StartingAdapter, starting_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,14 @@ class RunInputs:
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
+        adapter: The adapter that it starts from; None for new weights.
     """
 
     recipe: Recipe
     base: Base
     splits: Splits
     data: TokenSplits
+    adapter: StartingAdapter | None = None
 
     @property
     def rows(self) -> TrainingRows:
@@ -67,6 +70,7 @@ def read_inputs(
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded.
         RunError: The base is an encoder.
+        BaseMismatchError: The adapter to start from was trained on another base.
     """
     say = notify or (lambda _: None)
     splits = read_splits(recipe.data)
@@ -89,12 +93,13 @@ def read_inputs(
     recipe = dated(recipe, base.tokenizer, date)
     if splits.format is not None:  # kept with the run, so that later rows are read in the same way
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": splits.format})})
+    adapter = starting_adapter(recipe, base=base, notify=say)
     data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
-    return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
+    return RunInputs(recipe=recipe, base=base, splits=splits, data=data, adapter=adapter)
 
 
 def attach_method(inputs: RunInputs) -> PeftModel:
-    """Attach the recipe's method to the base. Its first weights come from the recipe's seed.
+    """Attach the recipe's method to the base. Its first weights come from the recipe's seed, or its adapter.
 
     Mutates: the base's model, and every random generator, which is seeded.
 
@@ -106,7 +111,10 @@ def attach_method(inputs: RunInputs) -> PeftModel:
     require_trainable(base.model)
     set_seed(recipe.training.seed)
     task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+    if inputs.adapter is not None:
+        model = inputs.adapter.attach(base, recipe)
+    else:
+        model = get_peft_model(base.model, recipe.method.peft_config(task_type))
     hold_trained_weights(model, recipe)
     return model
 

@@ -222,6 +222,9 @@ class Recipe(Section):
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
     """What is trained."""
+    adapter: str | None = None
+    """Start from this adapter instead of new weights: a run's or an adapter's directory, or a name in the store
+    (`MANYTUNE_STORE`, or `adapters`). Its method and options are those of the training; null for new weights."""
     training: TrainingRecipe = TrainingRecipe()
     """How it is trained."""
     output: str = "runs/run"

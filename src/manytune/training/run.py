@@ -31,6 +31,7 @@ from manytune.training.loop.validation import ValidationScores
 from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
+from manytune.training.starting_adapter import with_its_method
 
 Scorer = Callable[[RunInputs], ValidationScores]
 """From what a run starts from, its validation rows among it, to what scores the model's answers to them."""
@@ -153,6 +154,7 @@ def run(
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded, or another process is training in the directory.
     """
+    recipe = with_its_method(recipe)
     directory = RunDirectory(Path(recipe.output))
     say = notify or (lambda _: None)
     _check_place(directory, resume=resume, overwrite=overwrite)
