@@ -22,6 +22,7 @@ _DECIDING = {
     "base": "base",
     "adapter": "adapter that it started from",
 }
+_NO_RESULT = ("output", "data.cache")  # keys that change no result
 _ROUNDING = ("threads", "torch", "transformers", "manytune")
 
 
@@ -67,7 +68,7 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
 
     Args:
         file: The recipe that the run began with.
-        recipe: The one to continue with; only its `output` may differ, and it needn't repeat the date.
+        recipe: The one to continue with; only its `output` and `data.cache` may differ, and it needn't repeat the date.
 
     Raises:
         RunError: A key differs; names each.
@@ -78,7 +79,7 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
         now["data.date"] = before["data.date"]  # that of the run's start
     if recipe.data.format == "auto":
         now["data.format"] = before.get("data.format")  # what was found in the files
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in _NO_RESULT]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
         raise RunError(

@@ -9,6 +9,7 @@ import torch
 from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.data.encoding_cache import EncodingCache
 from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.peft_model import PeftModel
@@ -94,7 +95,13 @@ def read_inputs(
     if splits.format is not None:  # kept with the run, so that later rows are read in the same way
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": splits.format})})
     adapter = starting_adapter(recipe, base=base, notify=say)
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
+    data = encode_splits(
+        splits,
+        recipe.data,
+        base.tokenizer,
+        encoder_decoder=base.is_encoder_decoder,
+        cache=EncodingCache(notify=say) if recipe.data.cache else None,
+    )
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, adapter=adapter)
 
 
