@@ -25,7 +25,7 @@ from pydantic import (
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe, TaskRecipe
-from manytune.data.recipe_values import json_values, names_or_null
+from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
@@ -39,6 +39,10 @@ from manytune.training.schedules import SCHEDULES
 
 LOSS = "validation_loss"
 """What the validation loss is called among the metrics that decide which step is best."""
+
+
+REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""What transformers reports to, as `report_to` names it; each is the name of its package, too."""
 
 
 class MethodRecipe(BaseModel):
@@ -172,8 +176,11 @@ class TrainingRecipe(Section):
     cache_frozen: bool = False
     """Run the layers below everything that is trained once, and keep in memory what they give, instead of in every
     epoch; for methods on upper layers alone."""
+    report_to: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
+    """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too, through transformers' integrations,
+    which their own environment variables configure."""
     tensorboard: bool = False
-    """Also write TensorBoard event files into the run directory."""
+    """Short for `report_to: [tensorboard]`: event files in the run directory."""
 
     @field_validator("batching")
     @classmethod
@@ -184,6 +191,11 @@ class TrainingRecipe(Section):
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         return one_of(name, OPTIMIZERS)
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_reporters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one_of(name, REPORTERS) for name in names)
 
     @field_validator("lr_scheduler")
     @classmethod

@@ -25,6 +25,8 @@ from manytune.training.data_summary import describe_data
 from manytune.training.environment import environment
 from manytune.training.identity import check_identity, check_recipe, run_identity
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
+from manytune.training.loop.optimizer import check_optimizer
+from manytune.training.loop.reporting import check_reporters
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.train import train_model
 from manytune.training.loop.validation import ValidationScores
@@ -154,6 +156,8 @@ def run(
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded, or another process is training in the directory.
     """
+    check_optimizer(recipe.training)
+    check_reporters(recipe.training)
     recipe = with_its_method(recipe)
     directory = RunDirectory(Path(recipe.output))
     say = notify or (lambda _: None)

@@ -1,13 +1,11 @@
-"""A recipe's training section as transformers' `TrainingArguments`, and its TensorBoard callback."""
+"""A recipe's training section as transformers' `TrainingArguments`."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainingArguments, get_scheduler
+from transformers import TrainingArguments, get_scheduler
 
 from manytune.errors import RunError
 from manytune.training.optimizers import OPTIMIZERS
@@ -44,6 +42,7 @@ def training_arguments(
     saves: bool,
     use_cache: bool,
     scratch: str,
+    run_name: str | None = None,
 ) -> TrainingArguments:
     """What transformers' Trainer is to do.
 
@@ -55,6 +54,7 @@ def training_arguments(
         saves: Whether there is a place for checkpoints.
         use_cache: The model's own setting, which is restored at the end.
         scratch: A directory that transformers may create; nothing of ours goes there.
+        run_name: What reporting integrations call the run.
 
     Raises:
         RunError: The device isn't there, or the schedule can't be had in so many steps.
@@ -93,7 +93,8 @@ def training_arguments(
         save_strategy="steps" if saves and settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 1,
         disable_tqdm=True,
-        report_to="none",
+        run_name=run_name,
+        report_to="none",  # the callbacks are passed to the Trainer, each with where it writes to
     )
 
 
@@ -125,24 +126,3 @@ def check_schedule_length(settings: TrainingRecipe, plan: TrainingPlan, *, valid
         get_scheduler(SCHEDULES[name].name, tried, warmup, steps, options)
     except (TypeError, ValueError) as error:
         raise RunError(f"training.lr_scheduler_options can't be used with {name}: {error}") from None
-
-
-def tensorboard_callback(directory: Path | None) -> TrainerCallback:
-    """What writes TensorBoard event files.
-
-    Raises:
-        RunError: There is no directory for them, or TensorBoard isn't installed.
-    """
-    if directory is None:
-        raise RunError(
-            "training.tensorboard needs a directory for its event files; pass tensorboard_directory."
-        )
-    if importlib.util.find_spec("tensorboard") is None:
-        raise RunError(
-            "training.tensorboard needs the package tensorboard. Run: pip install 'manytune[track]', or set "
-            "training.tensorboard to false."
-        )
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(str(directory)))

@@ -20,11 +20,12 @@ from manytune.model.accounting import count_experts, count_parameters
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import builder
 from manytune.training.batches.batch import base_model
-from manytune.training.loop.arguments import tensorboard_callback, training_arguments
+from manytune.training.loop.arguments import training_arguments
 from manytune.training.loop.background import BackgroundBuilder
 from manytune.training.loop.best_step import BestStep
 from manytune.training.loop.method_hooks import method_callbacks
 from manytune.training.loop.optimizer import check_optimizer, freeze_first_factors
+from manytune.training.loop.reporting import reporting_callbacks
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.trainer import AdapterTrainer, LoopSetup
@@ -68,15 +69,15 @@ def train_model(
             what `settings.cache_frozen` keeps.
         checkpoints: Where states go, every `settings.checkpoint_every` steps, and the one to continue from; None keeps
             none.
-        tensorboard_directory: Where `settings.tensorboard` puts the event files.
+        tensorboard_directory: Where TensorBoard's event files go, in the run's directory, whose name integrations show.
         measure_flops: Whether to measure the machine's matrix products for a second afterwards; None does it if the
             steps took so long that a second doesn't matter.
         scores: How answers to validation prompts are scored, for `settings.validation`.
 
     Raises:
         DivergedError: The loss or the gradient is NaN or Inf.
-        RunError: Nothing is trainable, the method's options don't go with the number of steps, the device or
-            TensorBoard isn't there, no parameter changed, or `settings.cache_frozen` can't be.
+        RunError: Nothing is trainable, the method's options don't go with the number of steps, the device or a
+            package of `report_to` isn't there, no parameter changed, or `settings.cache_frozen` can't be.
         RecipeError: `settings.batching` names no layout.
         DataError: A row alone exceeds `settings.token_budget`.
     """
@@ -116,8 +117,7 @@ def _train(
         notify(layout.note)
     plan = plan_training(settings, rows, layout=layout)
     callbacks = method_callbacks(model, steps=plan.steps)
-    if settings.tensorboard:
-        callbacks.append(tensorboard_callback(tensorboard_directory))
+    callbacks += reporting_callbacks(settings, tensorboard_directory)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     history = _History(report)
     if torch.cuda.is_available():
@@ -143,6 +143,7 @@ def _train(
             saves=checkpoints is not None,
             use_cache=config.use_cache,
             scratch=scratch,
+            run_name=None if tensorboard_directory is None else tensorboard_directory.parent.name,
         )
         setup = LoopSetup(
             rows=rows,
