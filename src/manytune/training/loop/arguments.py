@@ -94,6 +94,7 @@ def training_arguments(
         save_steps=settings.checkpoint_every or 1,
         disable_tqdm=True,
         run_name=run_name,
+        project="manytune",
         report_to="none",  # the callbacks are passed to the Trainer, each with where it writes to
     )
 
