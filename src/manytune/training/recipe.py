@@ -177,8 +177,8 @@ class TrainingRecipe(Section):
     """Run the layers below everything that is trained once, and keep in memory what they give, instead of in every
     epoch; for methods on upper layers alone."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
-    """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too, through transformers' integrations,
-    which their own environment variables configure."""
+    """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too: transformers' integrations, which
+    their own environment variables configure."""
     tensorboard: bool = False
     """Short for `report_to: [tensorboard]`: event files in the run directory."""
 
