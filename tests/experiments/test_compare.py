@@ -15,10 +15,10 @@ from manytune.evaluation.records import read_record
 from manytune.evaluation.results import Evaluation, read_evaluation
 from manytune.experiments import workspace as workspaces
 from manytune.experiments.compare import compare
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.recipe import Experiment, experiment_from, load_experiment
 from manytune.experiments.runner import InTurn
-from manytune.experiments.workspace import open_workspace
 
 
 def run(wanted: Experiment) -> tuple[Evaluation, Reported]:

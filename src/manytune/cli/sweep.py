@@ -61,11 +61,11 @@ def sweep(
     from manytune.cli.outputs.experiment import print_sweep
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.progress import CommandProgress
+    from manytune.experiments.opening import open_workspace
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
     from manytune.experiments.sweep import sweep as run_sweep
     from manytune.experiments.sweep import sweep_experiment
-    from manytune.experiments.workspace import open_workspace
     from manytune.store.locking import held
 
     named = load_experiment(recipe, overrides or [])

@@ -202,13 +202,24 @@ class LossPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ScorePoint:
+    """A score on validation prompts at an optimizer step."""
+
+    __pydantic_config__ = _STRICT
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Curves:
-    """How the loss went down."""
+    """How the loss went down, and the scores on validation prompts by metric, if they were measured."""
 
     __pydantic_config__ = _STRICT
 
     training: tuple[LossPoint, ...] = ()
     validation: tuple[LossPoint, ...] = ()
+    scores: Mapping[str, tuple[ScorePoint, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from manytune.errors import RecipeError
 from manytune.evaluation.metrics import CLASS_METRICS, METRICS
 from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
+from manytune.experiments.validation_scores import check_scores
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
@@ -274,6 +275,12 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    if recipe.adapter is not None:
+        raise RecipeError(
+            f"{where}: adapter: a comparison trains every system from new weights; only manytune train starts from an "
+            "adapter. Leave it out."
+        )
+    check_scores(recipe)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
     if recipe.task == "classification":
         experiment = _of_classifiers(experiment, where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -17,27 +16,22 @@ from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
 from manytune.data.labelled import Labels
 from manytune.data.row_limit import limited
-from manytune.errors import DataError, DivergedError, RecipeError
-from manytune.evaluation.answers import Question, labelled_questions, questions_from
+from manytune.errors import DivergedError, RecipeError
+from manytune.evaluation.answers import Question
 from manytune.evaluation.metrics import Metric, metrics_named
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.classifying import (
-    NO_SWEEP,
     ask_classifier,
-    label_encoder_of,
     majority_answers,
 )
-from manytune.experiments.conditions import date_of, keep_conditions
 from manytune.experiments.few_shot import FewShot
 from manytune.experiments.probes import (
     LoadedProbe,
-    load_probes,
     probes_digest,
     questions_digest,
-    write_rehearsal,
 )
 from manytune.experiments.prompted import questions_of, questions_that_fit
 from manytune.experiments.recipe import BASE, Experiment
@@ -50,8 +44,6 @@ from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
 from manytune.store.base import Base
 from manytune.store.resident import read_resident
-from manytune.training.inputs import read_inputs
-from manytune.training.loop.arguments import check_device
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.training_plan import count_steps
 
@@ -379,42 +371,3 @@ class Workspace:
         how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
         parts = [probes_digest(self.probes), json.dumps(how), questions_digest(questions)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = False) -> Workspace:
-    """Load the base, read the rows and the probes, and see that an earlier start is continued as it began.
-
-    Args:
-        experiment: The experiment.
-        reporter: Where progress goes.
-        ranks: Whether records keep what a rank sweep needs.
-
-    Raises:
-        RunError: The directory holds something else, or the data, the base or the training's settings changed since
-            the experiment began.
-        DataError: A row or a file can't be used.
-        RecipeError: Ranks of a classifier are to be compared.
-        StoreError: The base can't be loaded.
-    """
-    recipe = experiment.recipe
-    check_device(recipe.training)
-    inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
-    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
-    splits, base, data = inputs.splits, inputs.base, inputs.data
-    if not data.validation:
-        raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
-    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter, inputs.labels)
-    if inputs.labels is not None:
-        if ranks:
-            raise RecipeError(NO_SWEEP)
-        probes: tuple[LoadedProbe, ...] = ()
-        encoder = label_encoder_of(base, inputs.labels, recipe.data)
-        questions = labelled_questions(splits.test, encoder)[: experiment.compare.limit]
-    else:
-        probes = load_probes(experiment.forgetting, base, workspace.encoder)
-        questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
-    keep_conditions(experiment, base, data)
-    rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
-    if rehearsing and experiment.forgetting.rehearsal is None:
-        write_rehearsal(workspace.variants.rehearsal_file)
-    return dataclasses.replace(workspace, probes=probes, questions=questions)
