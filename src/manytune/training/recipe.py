@@ -293,9 +293,7 @@ class Recipe(Section):
                 "task: classification needs data.text, a template, and data.label, a field's name"
             )
         if self.adapter is not None:
-            raise ValueError(
-                "a classifier's training starts with a new head, so adapter isn't for task: classification"
-            )
+            raise ValueError("a classifier starts with a new head, so adapter isn't for task: classification")
         if self.training.validation is not None and self.training.validation.scores:
             raise ValueError(
                 "training.validation.scores are of generated answers; for task: classification leave them out, and the "

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in its own words: the key, what was expected, what was found, the nearest key there is."""
+"""What is wrong with a recipe, in its own words: the key, what was expected and found, the nearest key."""
 
 from __future__ import annotations
 
