@@ -62,7 +62,9 @@ def alone(base: Base, directory: Path, name: str, text: TextTokens) -> torch.Ten
 
 
 def test_each_row_has_its_own_adapter_and_its_own_head(base: Base, tmp_path: Path) -> None:
-    adapters = {name: made(tmp_path, base, name) for name in METHODS}
+    # Where a DistilBERT's sublayers are, the method isn't told here.
+    names = [name for name in METHODS if name != "bottleneck" or base.model.config.model_type != "distilbert"]
+    adapters = {name: made(tmp_path, base, name) for name in names}
     classifier = Classifier(base.model, pad_id=base.tokenizer.pad_token_id)
     asked = [
         Asked(one, served_terms(one, base.model), TEXTS[place % 2 :])
@@ -77,7 +79,8 @@ def test_each_row_has_its_own_adapter_and_its_own_head(base: Base, tmp_path: Pat
     with layers.register_forward_pre_hook(note, with_kwargs=True):
         classifier.run(asked)
     # A full fine-tune of an encoder with a table of positions goes through it text by text; all others share a forward.
-    assert sorted(sizes) in ([13], [1, 1, 1, 10])
+    rows, alone_in_it = sum(len(one.texts) for one in asked), len(asked[-1].texts) if base.is_encoder else 0
+    assert sorted(sizes) == [1] * alone_in_it + [rows - alone_in_it]
     for (name, _), one in zip(adapters.items(), asked, strict=True):
         assert one.probabilities is not None
         for text, found in zip(one.texts, one.probabilities, strict=True):
