@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from manytune.engine.base_model import end_token_ids
@@ -36,6 +37,7 @@ from manytune.errors import ConfigError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import Snapshot, digest_of
+from manytune.own_dtype import runs_in_own_dtype
 
 
 class Engine:
@@ -355,6 +357,7 @@ def _cache_for(model: PreTrainedModel, options: EngineOptions) -> KVCache:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         budget=options.kv_budget_tokens,
         max_rows=options.max_batch,
-        dtype=model.dtype,
+        # Inside of `float32_activations` keys and values are wider than the weights.
+        dtype=torch.float32 if any(map(runs_in_own_dtype, model.modules())) else model.dtype,
         device=model.device,
     )
