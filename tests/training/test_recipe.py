@@ -191,7 +191,8 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
         ),
         (
             "- a",
-            "a recipe is a mapping with the keys base, weights, data, method, adapter, training, output; found ['a'] (a list)",
+            "a recipe is a mapping with the keys base, weights, data, method, adapter, training, output; "
+            "found ['a'] (a list)",
         ),
     ],
 )
