@@ -64,23 +64,27 @@ def test_a_run_that_scores_and_keeps_the_best_step_reads_no_test_row(
     assert set(kept["scores"]) == {"chrf", "perplexity"}
 
 
+LORA: dict[str, Any] = {"name": "lora", "r": 2, "lora_dropout": 0.1, "target_modules": "all-linear"}
+
+
 @pytest.mark.parametrize(
-    "method",
+    ("method", "dtype"),
     [
-        {"name": "lora", "r": 2, "lora_dropout": 0.1, "target_modules": "all-linear"},
-        {"name": "prompt-tuning", "num_virtual_tokens": 2},  # which the engine doesn't run
+        (LORA, "float32"),
+        (LORA, "bfloat16"),
+        ({"name": "prompt-tuning", "num_virtual_tokens": 2}, "float32"),  # which the engine doesn't run
     ],
-    ids=["lora", "soft prompt"],
+    ids=["lora", "bfloat16", "soft prompt"],
 )
 def test_the_scores_are_those_of_the_saved_adapter_and_leave_no_trace(
-    tmp_path: Path, method: dict[str, Any]
+    tmp_path: Path, method: dict[str, Any], dtype: str
 ) -> None:
-    finished = trained(tmp_path / "scored", method, validation=SCORED)
-    without = trained(tmp_path / "plain", method)
+    finished = trained(tmp_path / "scored", method, validation=SCORED, dtype=dtype)
+    without = trained(tmp_path / "plain", method, dtype=dtype)
     assert adapter_digest(finished.adapter) == adapter_digest(without.adapter)
 
     recipe = recipe_from(recipe_content(tmp_path / "scored") | {"method": method})
-    base = load_base(recipe.base, dtype="float32")
+    base = load_base(recipe.base, dtype=dtype)
     data = recipe.data.model_copy(update={"test": 0.25})
     encoder = data.encoder(base.tokenizer)
     questions = questions_from(read_splits(data).validation, encoder)

@@ -110,6 +110,8 @@ def _line(report: Report) -> str:
     entry = dataclasses.asdict(report)
     if isinstance(report, StepReport):
         entry["tokens_per_second"] = report.tokens_per_second  # for people who plot it
+    elif not report.scores:
+        del entry["scores"]
     return json.dumps(entry) + "\n"
 
 

@@ -161,7 +161,10 @@ def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, mo
         seconds=_total_seconds(plan, settings, times, batches_per_epoch=len(epoch)),
         peak_memory=peak,
         basis=f"{len(_TIMED)} batches that were run on this machine without a step of the optimizer, and the largest "
-        f"of {len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
+        f"of {len(counted):,} for memory"
+        + (", all without training.compile" if settings.compile else "")
+        + (", without the answers that training.validation scores" if settings.validation else "")
+        + (f", {settings.optimizer} counted as adamw" if settings.optimizer != "adamw" else ""),
     )
 
 
