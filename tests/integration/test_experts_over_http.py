@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from tests.integration.test_every_method_over_http import answers_in_one_batch
+from tests.integration.test_every_method_over_http import require_equal_answers
 from tests.server.world import app_of
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_mixture
@@ -41,7 +41,7 @@ def test_adapters_on_experts_in_one_batch_answer_over_http_as_they_do_alone(
     with TestClient(app_of(mixture, store), base_url="http://127.0.0.1") as client:
         listed = {one["id"] for one in client.get("/v1/models").json()["data"]}
         assert listed == {"base", *ADAPTERS}
-        found = answers_in_one_batch(client, mixture, store, ADAPTERS, ("abc", "hello", "q"))
+        found = require_equal_answers(client, mixture, store, ADAPTERS, ("abc", "hello", "q"))
     assert len(found) > len(ADAPTERS)
 
 
