@@ -14,7 +14,7 @@ from manytune.data.templates import Example
 from manytune.engine.likelihood import completion_nll
 from manytune.errors import DataError
 from manytune.training.batches import BUILDERS, builder
-from manytune.training.batches.grouping import plan_rows
+from manytune.training.batches.grouping import plan_batches
 from manytune.training.loop.rows import TrainingRows
 
 # Two conversations of three and two answers, each as one sequence; the second answer of the first bears no loss.
@@ -65,7 +65,7 @@ def test_the_answers_of_a_conversation_stay_in_one_batch() -> None:
     training = TrainingRows(train=rows, pad_id=0)
     assert training.rows_per_epoch == 10
     for options in ({"batch_size": 2}, {"token_budget": 15, "layout": "padding-free"}):
-        plan = plan_rows(rows_of(rows), seed=0, **options)
+        plan = plan_batches(rows_of(rows), seed=0, **options)
         assert sorted(row for batch in plan for row in batch) == list(range(10))
         for batch in plan:
             assert len(training.sequences(batch)) == 3 * len(batch)
