@@ -6,11 +6,12 @@ import pytest
 import typer
 from tests.server.tool_world import save_chat_base
 
-from manytune.cli.constraint import constraint_of, grammar_of
+from manytune.cli.constraint import grammar_of
 from manytune.data.conversation.conversation import Message
 from manytune.data.encode import Encoder
 from manytune.engine.answering import answer_prompts
 from manytune.errors import ConfigError, DataError, GrammarError
+from manytune.experiments.constrained import constraint_of
 
 SCHEMA = {
     "type": "object",

@@ -167,12 +167,12 @@ def test_training_is_compared_with_the_best_prompt_and_its_cost_is_said():
     _, prompted, trained = evaluation.results
     found = evaluation.comparison(trained.name, "rouge1", prompted.name)
     sentence = wording.prompting_sentence(evaluation)
-    assert sentence.startswith(f"Compared with examples in the prompt, {wording.claim(found)}: ")
+    assert sentence.startswith(f"Compared with the best of what isn't trained, {wording.claim(found)}: ")
     assert sentence.endswith(f" {prompted.name} reads 412 tokens per request, 5.2 times base's.")
     assert wording.signed(found.difference, ROUGE) in sentence
     alone = dataclasses.replace(evaluation, results=evaluation.results[:2])
     assert wording.prompting_sentence(alone).startswith(
-        f"Of the prompts with examples {prompted.name} has the best"
+        f"Of what isn't trained, {prompted.name} has the best"
     )
     assert wording.prompting_sentence(invented.evaluation(2, metrics=("rouge1",))) is None
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
     from manytune.data.encode import Encoder
     from manytune.data.templates import Example
+    from manytune.engine.constraint import Constraint
     from manytune.evaluation.answers import Question
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
@@ -73,6 +74,9 @@ def evaluate(
             help="A JSON schema; also score the share of answers that are valid by it.", show_default=False
         ),
     ] = None,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold every answer to --schema while it is generated.")
+    ] = False,
     beams: Annotated[
         int,
         typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token at each step."),
@@ -83,8 +87,8 @@ def evaluate(
 ) -> None:
     """Score adapters and their untouched base on the same prompts, with confidence intervals and paired tests.
 
-    A run gets evaluation.json with every answer, and an adapter's manifest gets the scores, unless --limit
-    or --task is given. An adapter trained on several tasks also gets the scores of each.
+    A run gets evaluation.json with every answer, and an adapter's manifest gets the scores, unless --limit,
+    --task or --constrained is given. An adapter trained on several tasks also gets the scores of each.
     """
     from manytune import __version__
     from manytune.cli.chosen import choose, load_common_base
@@ -98,6 +102,8 @@ def evaluate(
 
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
+    if constrained and schema is None:
+        raise typer.BadParameter("it holds answers to --schema; give that, too", param_hint="--constrained")
     chosen = choose(adapters)
     examples = _common_examples(chosen, data, task)
     if turns == "each":
@@ -112,6 +118,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         end_ids=(encoder.end_id,),
+        constraint=_constraint(schema, loaded, encoder) if constrained and schema else None,
         beams=beams,
         likelihood_batch_size=batch_size,
     )
@@ -124,11 +131,12 @@ def evaluate(
         provenance={
             "Base": f"{loaded.name} ({loaded.fingerprint})",
             "Data": describe_sources(question.item.source for question in questions),
-            "Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts",
+            "Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts"
+            + (f", held to {schema.name}" if constrained and schema else ""),
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(evaluation, chosen, whole=limit is None and task is None)
+    written = _save(evaluation, chosen, whole=limit is None and task is None and not constrained)
     if report is not None:
         write_report(evaluation, report, title=_title(chosen))
         written.append(report)
@@ -141,12 +149,13 @@ def evaluate(
 def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tuple[Metric, ...]:
     """The metrics that are named, or those for texts; running text has its perplexity alone."""
     from manytune.evaluation.metrics import METRICS, TEXT_METRICS, metrics_named
-    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.evaluation.metrics.structured import schema_metric, with_schema
 
     try:
-        valid = () if schema is None else (schema_metric(schema),)
+        valid = None if schema is None else schema_metric(schema)
         if names is None:
-            return (*(METRICS[name] for name in (("perplexity",) if documents else TEXT_METRICS)), *valid)
+            defaults = ("perplexity",) if documents else TEXT_METRICS
+            return with_schema([METRICS[name] for name in defaults], valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--schema" if schema else "--metrics") from None
@@ -154,7 +163,19 @@ def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tupl
         raise typer.BadParameter(
             "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
         )
-    return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
+    return with_schema(found, valid)
+
+
+def _constraint(schema: Path, base: Base, encoder: Encoder) -> Constraint:
+    """What holds answers to a schema.
+
+    Raises:
+        GrammarError: Answers can't be held to it.
+    """
+    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.experiments.constrained import schema_constraint
+
+    return schema_constraint(schema_metric(schema), base, encoder)
 
 
 def _longest(one: Chosen, base: Base) -> int | None:

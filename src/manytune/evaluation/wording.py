@@ -212,9 +212,10 @@ def share_sentence(evaluation: Evaluation) -> str | None:
 
 
 def prompting_sentence(evaluation: Evaluation) -> str | None:
-    """Whether training was better than examples in the prompt, and what those cost; `None` if none was asked so.
+    """Whether training was better than prompting, and what the prompt costs; `None` if only the base was asked.
 
-    The trained system with the best score is compared with the prompt with the best score, both by the test rows.
+    Prompting is examples in the prompt, or answers held to a schema. The trained system with the best score is compared
+    with the prompt with the best score, both by the test rows.
     """
     metric, base = METRICS[evaluation.primary], evaluation.results[0]
     sign = 1 if metric.higher_is_better else -1
@@ -232,14 +233,15 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
         read, times = prompt.cost.prompt_tokens, prompt.cost.prompt_tokens / base.cost.prompt_tokens
         reads = f" {prompt.name} reads {read:,.0f} tokens per request, {times:.1f} times {base.name}'s."
     if not trained:
-        return f"Of the prompts with examples {prompt.name} has the best {metric.label}.{reads}"
+        return f"Of what isn't trained, {prompt.name} has the best {metric.label}.{reads}"
     system = best(trained)
     try:
         found = evaluation.comparison(system.name, metric.name, prompt.name)
     except KeyError:
         return None
     return (
-        f"Compared with examples in the prompt, {claim(found)}: {signed(found.difference, metric)} {metric.label} "
+        f"Compared with the best of what isn't trained, {claim(found)}: "
+        f"{signed(found.difference, metric)} {metric.label} "
         f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)}).{reads}"
     )
 

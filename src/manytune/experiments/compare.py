@@ -17,7 +17,7 @@ from manytune import __version__
 from manytune.errors import RunError
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.records import RunRecord
-from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.evaluation.results import Answer, Cost, Curves, Evaluation
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
 from manytune.experiments.recipe import BASE, REFERENCE
@@ -105,7 +105,7 @@ def score(
     compare_recipe = experiment.compare
     read = mean(len(question.prompt_ids) for question in workspace.questions)
     baseline = System(BASE, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
-    systems = [
+    free = [
         baseline,
         *(
             _prompted(found[0])
@@ -113,6 +113,11 @@ def score(
             else _system(name, found, notes.get(name, {}), read)
             for name, found in records.items()
         ),
+    ]
+    systems = [
+        one
+        for system, found in zip(free, ([base], *records.values()), strict=True)
+        for one in (system, *([_constrained(system, found)] if compare_recipe.constrained else []))
     ]
     evaluation = evaluate(
         [question.item for question in workspace.questions],
@@ -226,6 +231,19 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str], r
         },
         other_seeds=tuple(record.answers for record in records[1:]),
         seeds=tuple(record.seed for record in records if record.seed is not None),
+    )
+
+
+def _constrained(system: System, records: Sequence[RunRecord]) -> System:
+    """The same system with its answers held to the schema."""
+    answers, *other_seeds = (record.constrained for record in records)
+    return dataclasses.replace(
+        system,
+        name=f"{system.name}, constrained",
+        answers=answers,
+        other_seeds=tuple(other_seeds),
+        curves=Curves(),
+        provenance={**system.provenance, "Answers": "held to the schema"},
     )
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
+from manytune.engine.constraint import Constraint
 from manytune.errors import DataError, DivergedError
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.metrics import Metric, metrics_named
+from manytune.evaluation.metrics.structured import SchemaValid, schema_metric, with_schema
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.conditions import date_of, keep_conditions
+from manytune.experiments.constrained import schema_constraint
 from manytune.experiments.few_shot import few_shot_questions
 from manytune.experiments.probes import (
     LoadedProbe,
@@ -52,8 +54,9 @@ class _Replies:
     """What a system answered."""
 
     answers: tuple[Answer, ...]
-    probes: Mapping[str, tuple[Answer, ...]]
-    validation: tuple[GroupLoss, ...]
+    constrained: tuple[Answer, ...] = ()
+    probes: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)
+    validation: tuple[GroupLoss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,19 @@ class Workspace:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The scores, the deciding one first."""
-        return metrics_named(self.experiment.compare.metrics)
+        return with_schema(metrics_named(self.experiment.compare.metrics), self._schema)
+
+    @cached_property
+    def _schema(self) -> SchemaValid | None:
+        """What answers are to be valid by."""
+        file = self.experiment.compare.json_schema
+        return None if file is None else schema_metric(Path(file))
+
+    @cached_property
+    def _constraint(self) -> Constraint | None:
+        """What holds answers to the schema, if they are also asked for so."""
+        wanted = self._schema if self.experiment.compare.constrained else None
+        return None if wanted is None else schema_constraint(wanted, self.base, self.encoder)
 
     @property
     def steps(self) -> int:
@@ -188,6 +203,7 @@ class Workspace:
             method=recipe.method.name,
             question=self._digest,
             answers=replies.answers,
+            constrained=replies.constrained,
             probes=replies.probes,
             seed=recipe.training.seed,
             learning_rate=recipe.training.learning_rate,
@@ -219,6 +235,7 @@ class Workspace:
                 method=BASE,
                 question=self._digest,
                 answers=replies.answers,
+                constrained=replies.constrained,
                 probes=replies.probes,
                 validation=replies.validation,
                 cost=Cost(total_params=self.base.model.num_parameters()),
@@ -256,13 +273,14 @@ class Workspace:
         self.reporter.line(f"asking the untouched base with {system.shots} examples in the prompt ({name})")
         activations = self.experiment.recipe.training.activations
         with attached(self.base, None, activations=activations) as model:
-            answers = self._ask_test(model, questions)
+            replies = self._ask_test(model, questions)
         found = RunRecord(
             name=name,
             system=name,
             method=BASE,
             question=digest,
-            answers=answers,
+            answers=replies.answers,
+            constrained=replies.constrained,
             probes={},
             cost=Cost(
                 total_params=self.base.model.num_parameters(),
@@ -281,29 +299,29 @@ class Workspace:
     def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""
         answers: dict[int, Answer] = {}
+        constrained: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
             activations = self.experiment.recipe.training.activations
             with attached(self.base, adapter, activations=activations) as model:
                 given = self._ask_test(model, [self.questions[place] for place in places])
-                answers |= dict(zip(places, given, strict=True))
+                answers |= dict(zip(places, given.answers, strict=True))
+                constrained |= dict(zip(places, given.constrained, strict=False))
                 if task is None:
                     probes = {probe.name: self._ask_probe(model, probe) for probe in self.probes}
                     layout = self.experiment.recipe.training.batching
                     losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
-                    return _Replies(given, probes, losses)
-        return _Replies(tuple(answers[place] for place in range(len(self.questions))), {}, ())
+                    return replace(given, probes=probes, validation=losses)
+        return _Replies(_in_order(answers), _in_order(constrained))
 
-    def _ask_test(self, model: Any, questions: Sequence[Question]) -> tuple[Answer, ...]:
+    def _ask_test(self, model: Any, questions: Sequence[Question]) -> _Replies:
+        """Ask questions, and ask them again if answers are wanted that are held to a schema."""
         compare = self.experiment.compare
-        return ask_model(
-            model,
-            self.base.tokenizer,
-            questions,
-            self._decoding(compare.max_new_tokens),
-            likelihoods="perplexity" in compare.metrics,
-            notice=self.reporter.answering,
-        )
+        decoding = self._decoding(compare.max_new_tokens)
+        measured, notice = "perplexity" in compare.metrics, self.reporter.answering
+        ask = partial(ask_model, model, self.base.tokenizer, questions, likelihoods=measured, notice=notice)
+        answers, constraint = ask(decoding), self._constraint
+        return _Replies(answers, () if constraint is None else ask(replace(decoding, constraint=constraint)))
 
     def _ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
         if probe.passages:
@@ -330,9 +348,19 @@ class Workspace:
 
     def _digest_of(self, questions: Sequence[Question]) -> str:
         compare, forgetting = self.experiment.compare, self.experiment.forgetting
-        how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
+        how: list[object] = [
+            compare.max_new_tokens,
+            forgetting.max_new_tokens,
+            "perplexity" in compare.metrics,
+        ]
+        if self._schema is not None and compare.constrained:
+            how.append(self._schema.schema)
         parts = [probes_digest(self.probes), json.dumps(how), questions_digest(questions)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _in_order(answers: Mapping[int, Answer]) -> tuple[Answer, ...]:
+    return tuple(answers[place] for place in sorted(answers))
 
 
 def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = False) -> Workspace:
@@ -352,7 +380,7 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     recipe = experiment.recipe
     check_device(recipe.training)
     inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
-    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
+    experiment = replace(experiment, recipe=inputs.recipe)
     splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
@@ -363,4 +391,4 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
     if rehearsing and experiment.forgetting.rehearsal is None:
         write_rehearsal(workspace.variants.rehearsal_file)
-    return dataclasses.replace(workspace, probes=probes, questions=questions)
+    return replace(workspace, probes=probes, questions=questions)
