@@ -118,7 +118,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         end_ids=(encoder.end_id,),
-        constraint=_constraint(schema, loaded, encoder) if constrained and schema else None,
+        constraint=_constraint(schema, loaded, encoder, questions) if constrained and schema else None,
         beams=beams,
         likelihood_batch_size=batch_size,
     )
@@ -166,16 +166,16 @@ def _metrics(names: str | None, schema: Path | None, *, documents: bool) -> tupl
     return with_schema(found, valid)
 
 
-def _constraint(schema: Path, base: Base, encoder: Encoder) -> Constraint:
+def _constraint(schema: Path, base: Base, encoder: Encoder, questions: Sequence[Question]) -> Constraint:
     """What holds answers to a schema.
 
     Raises:
-        GrammarError: Answers can't be held to it.
+        GrammarError, DataError: Answers can't be held to it.
     """
     from manytune.evaluation.metrics.structured import schema_metric
     from manytune.experiments.constrained import schema_constraint
 
-    return schema_constraint(schema_metric(schema), base, encoder)
+    return schema_constraint(schema_metric(schema), base, encoder, questions)
 
 
 def _longest(one: Chosen, base: Base) -> int | None:

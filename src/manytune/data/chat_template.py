@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.data.conversation.chat_messages import chat_messages
+from manytune.data.conversation.chat_messages import chat_messages, chat_tools
 from manytune.data.conversation.conversation import Message, ToolCall
 from manytune.data.conversation.generation_marks import Spans, marking, unmarked
 from manytune.data.conversation.tools_as_text import tools_as_text
@@ -263,7 +263,7 @@ class ChatTemplate:
         try:
             text = self._tokenizer.apply_chat_template(
                 chat_messages(messages),
-                tools=[dict(tool) for tool in tools] or None,
+                tools=[*chat_tools(tools)] or None,
                 chat_template=template or self._text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,

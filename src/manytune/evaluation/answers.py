@@ -84,7 +84,8 @@ def questions_from(
         raise DataError("there are no examples to evaluate on")
     by_prompt: dict[object, list[Example]] = {}
     for place, example in enumerate(examples):
-        asked = (example.segments, json.dumps(example.tools), example.task)
+        how = json.dumps([example.tools, dict(example.template_kwargs)], default=str)
+        asked = (example.segments, how, example.task)
         by_prompt.setdefault(place if example.is_document else asked, []).append(example)
     return tuple(
         _document(rows[0], encoder, longest) if rows[0].is_document else _question(rows, encoder)
@@ -162,7 +163,7 @@ def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
         group=first.group,
         task=first.task,
     )
-    return Question(item, tuple(encoder.encode(one) for one in right), encoder.answers)
+    return Question(item, tuple(encoder.encode(one) for one in right), encoder.of(first).answers)
 
 
 def _right_answers(example: Example) -> list[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 
 from manytune.data.encode import Encoder
@@ -13,6 +14,8 @@ from manytune.engine.constraints.grammar import Grammar, schema_grammar
 from manytune.engine.constraints.reasoning import before_answer
 from manytune.engine.constraints.spelling import special_tokens
 from manytune.engine.constraints.vocabulary import Vocabulary
+from manytune.errors import DataError
+from manytune.evaluation.answers import Question
 from manytune.evaluation.metrics.structured import SchemaValid
 from manytune.store.base import Base
 
@@ -30,10 +33,20 @@ def constraint_of(grammar: Grammar, base: Base, encoder: Encoder) -> Constraint:
     return CompiledGrammar(whole, Vocabulary(tokenizer, base.model.config.get_text_config().vocab_size, ends))
 
 
-def schema_constraint(valid: SchemaValid, base: Base, encoder: Encoder) -> Constraint:
+def schema_constraint(
+    valid: SchemaValid, base: Base, encoder: Encoder, questions: Iterable[Question]
+) -> Constraint:
     """What holds a base's answers to the schema that a metric scores them by.
 
     Raises:
         GrammarError: Answers can't be held to it.
+        DataError: Rows of their own `chat_template_kwargs` have the template begin answers differently.
     """
+    other = next((one for one in questions if one.form != encoder.answers), None)
+    if other is not None:
+        raise DataError(
+            "its chat_template_kwargs change what the chat template writes around an answer, and answers are held to a "
+            "schema in one way for all rows. Take them out, or set them for all rows in the recipe",
+            where=f"{other.item.source}:{other.item.row}",
+        )
     return constraint_of(schema_grammar(valid.schema, valid.title), base, encoder)

@@ -103,7 +103,7 @@ class Workspace:
     def _constraint(self) -> Constraint | None:
         """What holds answers to the schema, if they are also asked for so."""
         wanted = self._schema if self.experiment.compare.constrained else None
-        return None if wanted is None else schema_constraint(wanted, self.base, self.encoder)
+        return None if wanted is None else schema_constraint(wanted, self.base, self.encoder, self.questions)
 
     @property
     def steps(self) -> int:

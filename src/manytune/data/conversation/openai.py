@@ -8,6 +8,7 @@ from typing import Any
 
 from manytune.data.conversation.conversation import Conversation, Message, Role, ToolCall
 from manytune.data.conversation.values import (
+    TEMPLATE_KWARGS,
     described,
     object_text,
     optional_text,
@@ -125,7 +126,11 @@ def message_from(turn: Mapping[str, Any], what: str) -> Message:
 def row_of(conversation: Conversation) -> dict[str, Any]:
     """Return the row that `read` reads as the conversation."""
     row: dict[str, Any] = {"messages": [_turn_of(message) for message in conversation.messages]}
-    return row | ({"tools": [dict(tool) for tool in conversation.tools]} if conversation.tools else {})
+    more = {
+        "tools": [dict(tool) for tool in conversation.tools],
+        TEMPLATE_KWARGS: dict(conversation.template_kwargs),
+    }
+    return row | {name: value for name, value in more.items() if value}
 
 
 def _turn_of(message: Message) -> dict[str, Any]:

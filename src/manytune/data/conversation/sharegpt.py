@@ -10,16 +10,8 @@ from typing import Any
 
 from manytune.data.conversation import openai
 from manytune.data.conversation.conversation import Conversation, Message, Role, ToolCall
-from manytune.data.conversation.values import (
-    described,
-    optional_text,
-    text_of,
-    tools_of,
-    turns_of,
-    unused_keys,
-)
+from manytune.data.conversation.values import described, optional_text, tools_of, turns_of, unused_keys
 from manytune.data.nearest import did_you_mean
-from manytune.data.printable import is_absent
 from manytune.errors import DataError
 
 FIELDS = ("conversations", "conversation", "system", "tools")
@@ -91,17 +83,10 @@ def _message(turn: Mapping[str, Any], what: str) -> Message:
         raise DataError(
             f"{what} is from {sender!r}; known are {', '.join(_ROLES)}{did_you_mean(str(sender), _ROLES)}"
         )
-    weight = turn.get("weight")
-    if not is_absent(weight) and weight not in (0, 1):
-        raise DataError(f"{what} has the weight {weight!r}; a weight is 0 or 1")
-    if sender == "function_call":
-        return Message("assistant", "", tool_calls=_calls(turn.get("value"), what), learned=weight != 0)
-    return Message(
-        _ROLES[sender],
-        text_of(turn.get("value"), what),
-        name=optional_text(turn.get("name"), f"{what}'s name"),
-        learned=weight != 0,
-    )
+    calls = sender == "function_call"
+    said = {"role": _ROLES[sender], "content": None if calls else turn.get("value")}
+    message = openai.message_from({**said, **{key: turn.get(key) for key in ("name", "weight")}}, what)
+    return replace(message, tool_calls=_calls(turn.get("value"), what)) if calls else message
 
 
 def _calls(value: object, what: str) -> tuple[ToolCall, ...]:

@@ -10,6 +10,9 @@ from manytune.data.printable import is_absent
 from manytune.data.rendering import shorten
 from manytune.errors import DataError
 
+TEMPLATE_KWARGS = "chat_template_kwargs"
+"""The field with a row's own values of the chat template's variables."""
+
 
 def turns_of(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]:
     """Return a field that holds a list of messages, each an object; a list that is written as JSON text is read.
@@ -84,6 +87,22 @@ def object_text(value: object, what: str) -> str:
     if not isinstance(found, Mapping):
         raise DataError(f"{what} should be a JSON object; they are {described(found)}")
     return json.dumps(found, ensure_ascii=False)
+
+
+def template_kwargs_of(fields: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return a row's own values of the chat template's variables; none for nothing.
+
+    Raises:
+        DataError: They aren't an object.
+    """
+    found = from_json(fields.get(TEMPLATE_KWARGS))
+    if is_absent(found) or found in ("", [], {}):
+        return {}
+    if not isinstance(found, Mapping):
+        raise DataError(
+            f'{TEMPLATE_KWARGS} should be an object such as {{"enable_thinking": false}}; it is {described(found)}'
+        )
+    return {str(name): value for name, value in found.items() if value is not None}
 
 
 def tools_of(value: object, what: str = "tools") -> tuple[Mapping[str, Any], ...]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from manytune.server.tools.calls import Part, Step, Written
+from manytune.server.tools.calls import Part, Step
 from manytune.server.tools.json_text import CallObject
+from manytune.server.tools.marked import PendingReader
 
 _BETWEEN = ";,]"  # and white space
 
 
-class BareReader:
+class BareReader(PendingReader):
     """Reads an answer that is calls, or is text from its first character on.
 
     Args:
@@ -21,20 +22,12 @@ class BareReader:
     """
 
     def __init__(self, names: Collection[str] | None, mark: str, new_id: Callable[[], str]) -> None:
+        super().__init__(new_id)
         self._names = names
         self._mark = mark
-        self._written = Written(new_id)
-        self._pending = ""
         self._opening = ""  # what came before a call, which is text if it is none
         self._state = "between"  # or call, or text
         self._call = CallObject(names)
-
-    def push(self, text: str) -> Part:
-        """Take the next text."""
-        self._pending += text
-        while self._pending and self._advance():
-            pass
-        return self._written.take()
 
     def finish(self) -> Part:
         """Return the rest."""

@@ -12,12 +12,12 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from manytune.data.answer_format import beginning_held
 from manytune.engine.constraints.spelling import in_regex, spelled
 from manytune.server.tools.bare import BareReader
 from manytune.server.tools.call_texts import arguments_rules, object_rules
-from manytune.server.tools.calls import CallReader, CallRules, Part, Tool, Written, short_id
+from manytune.server.tools.calls import CallReader, CallRules, Part, Tool, short_id
 from manytune.server.tools.json_text import ValueEnd
+from manytune.server.tools.marked import PendingReader
 
 _OPEN, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 _CALL_ID = r'CALL_ID: /, "id": "[a-zA-Z0-9]{9}"/'
@@ -67,21 +67,15 @@ class Mistral:
         )
 
 
-class _Reader:
+class _Reader(PendingReader):
     def __init__(self) -> None:
-        self._pending = ""
-        self._written = Written(short_id)
+        super().__init__(short_id)
         self._state = "text"  # or head, arguments, or list
         self._arguments = ValueEnd()
         self._list = BareReader(None, "", short_id)
 
     def push(self, text: str) -> Part:
-        self._pending += text
-        if self._state == "list":
-            return self._push_to_list()
-        while self._pending and self._advance():
-            pass
-        found = self._written.take()
+        found = super().push(text)
         if self._state != "list":
             return found
         more = self._push_to_list()
@@ -92,8 +86,8 @@ class _Reader:
             return self._list.finish()
         if self._state == "head":
             self._written.add_text(_OPEN + self._pending)
-        elif self._state == "text" and (self._pending.strip() or not self._written.calls):
-            self._written.add_text(self._pending)
+        elif self._state == "text":
+            self._finish_text()
         self._pending = ""
         return self._written.take()
 
@@ -102,9 +96,11 @@ class _Reader:
         return self._list.push(text)
 
     def _advance(self) -> bool:
-        """Work on what is pending; whether there is more to do."""
         if self._state == "text":
-            return self._leave_text()
+            if not self._leave_text(_OPEN):
+                return False
+            self._state = "head"
+            return True
         if self._state == "head":
             return self._leave_head()
         if self._state == "list":
@@ -115,17 +111,6 @@ class _Reader:
         if end is not None:
             self._pending, self._state = text[end:], "text"
         return end is not None
-
-    def _leave_text(self) -> bool:
-        before, found, after = self._pending.partition(_OPEN)
-        if found:
-            self._written.add_text(before.rstrip())
-            self._pending, self._state = after, "head"
-            return True
-        kept = before[: len(before) - beginning_held(before, _OPEN)].rstrip()
-        self._written.add_text(kept)
-        self._pending = before[len(kept) :]
-        return False
 
     def _leave_head(self) -> bool:
         begun = self._pending.lstrip()
