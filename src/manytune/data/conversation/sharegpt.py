@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from manytune.data.conversation import openai
 from manytune.data.conversation.conversation import Conversation, Message, Role, ToolCall
-from manytune.data.conversation.values import described, optional_text, tools_of, turns_of, unused_keys
-from manytune.data.nearest import did_you_mean
+from manytune.data.conversation.values import (
+    described,
+    optional_text,
+    shown,
+    tools_of,
+    turns_of,
+    unknown,
+    unused_keys,
+)
+from manytune.data.strict_json import parse
 from manytune.errors import DataError
 
 FIELDS = ("conversations", "conversation", "system", "tools")
@@ -79,10 +86,8 @@ def _with_ids(messages: list[Message]) -> list[Message]:
 
 def _message(turn: Mapping[str, Any], what: str) -> Message:
     sender = turn.get("from")
-    if sender not in _ROLES:
-        raise DataError(
-            f"{what} is from {sender!r}; known are {', '.join(_ROLES)}{did_you_mean(str(sender), _ROLES)}"
-        )
+    if not isinstance(sender, str) or sender not in _ROLES:
+        raise DataError(f"{what} is from {shown(sender)}; known are {unknown(sender, _ROLES)}")
     calls = sender == "function_call"
     said = {"role": _ROLES[sender], "content": None if calls else turn.get("value")}
     message = openai.message_from({**said, **{key: turn.get(key) for key in ("name", "weight")}}, what)
@@ -93,7 +98,7 @@ def _calls(value: object, what: str) -> tuple[ToolCall, ...]:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            found = parse(value)
         except ValueError as error:
             raise DataError(f"{what}, a function_call, isn't JSON ({error}): {described(value)}") from error
     listed = found if isinstance(found, list) else [found]
