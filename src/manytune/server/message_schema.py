@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from manytune.data.conversation.conversation import Message as ReadMessage
 from manytune.data.conversation.conversation import ToolCall
+from manytune.data.strict_json import parse
 from manytune.server.body import Body, Refused, invalid, is_deep
 from manytune.server.body_errors import EXPECTED, alternatives, described
 from manytune.server.field_types import LIST, STRING, string_or_list
@@ -54,8 +54,8 @@ class CalledFunction(Body):
     @classmethod
     def _is_object(cls, text: str) -> str:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = parse(text)
+        except ValueError:
             value = None
         if not isinstance(value, dict) or is_deep(value):
             raise PydanticCustomError(EXPECTED, "a string that is a JSON object", {"found": described(text)})

@@ -19,13 +19,16 @@ class BareReader(PendingReader):
         names: The functions; an object that calls another one is text. None for any.
         mark: What may come before the first call.
         new_id: Makes a name for a call.
+        opening: What came before, which is text if no call follows.
     """
 
-    def __init__(self, names: Collection[str] | None, mark: str, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, names: Collection[str] | None, mark: str, new_id: Callable[[], str], *, opening: str = ""
+    ) -> None:
         super().__init__(new_id)
         self._names = names
         self._mark = mark
-        self._opening = ""  # what came before a call, which is text if it is none
+        self._opening = opening  # what came before a call, which is text if it is none
         self._state = "between"  # or call, or text
         self._call = CallObject(names)
 
@@ -51,13 +54,10 @@ class BareReader(PendingReader):
 
     def _leave_between(self, text: str) -> bool:
         """Skip what may come before a call; what comes before none is text."""
-        before = text.lstrip()
-        if self._mark and before.startswith(self._mark):
-            before = before.removeprefix(self._mark).lstrip()
-        elif self._mark.startswith(before) and before:
+        before = self._without_marks(text)
+        if before and self._mark.startswith(before):
             self._pending = text
             return False
-        before = before.lstrip(" \n" + (_BETWEEN if self._written.calls else "["))
         self._opening += text[: len(text) - len(before)]
         if not before:
             return False
@@ -67,6 +67,15 @@ class BareReader(PendingReader):
             self._written.add_text(self._opening.lstrip() if self._written.calls else self._opening)
             self._opening = ""
         return True
+
+    def _without_marks(self, text: str) -> str:
+        between = _BETWEEN if self._written.calls else "["
+        while True:
+            shorter = text.lstrip().lstrip(between)
+            shorter = shorter.removeprefix(self._mark)
+            if shorter == text:
+                return text
+            text = shorter
 
     def _take(self, step: Step) -> bool:
         self._written.take_step(step)

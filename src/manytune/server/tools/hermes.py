@@ -88,6 +88,6 @@ class _Reader(PendingReader):
             return False
         self._pending, self._state = step.rest, "closing"
         if step.state == "text":
-            self._written.add_text(_OPEN)
+            self._take_back(_OPEN)
             self._state = "text"
         return True

@@ -19,6 +19,7 @@ class PendingReader(ABC):
     def __init__(self, new_id: Callable[[], str]) -> None:
         self._pending = ""
         self._written = Written(new_id)
+        self._gap = ""  # the white space before the last mark
 
     def push(self, text: str) -> Part:
         """Take the next text."""
@@ -38,13 +39,18 @@ class PendingReader(ABC):
         """
         before, found, after = self._pending.partition(mark)
         if found:
-            self._written.add_text(before.rstrip())
-            self._pending = after
+            said = before.rstrip()
+            self._written.add_text(said)
+            self._gap, self._pending = before[len(said) :], after
             return True
         kept = before[: len(before) - beginning_held(before, mark)].rstrip()
         self._written.add_text(kept)
         self._pending = before[len(kept) :]
         return False
+
+    def _take_back(self, mark: str) -> None:
+        """Give out a mark that no call follows, and the white space before it."""
+        self._written.add_text(self._gap + mark)
 
     def _finish_text(self) -> None:
         """Give out what is left of text; white space after calls is none."""

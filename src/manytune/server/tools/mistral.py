@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from manytune.engine.constraints.spelling import in_regex, spelled
 from manytune.server.tools.bare import BareReader
@@ -83,9 +84,10 @@ class _Reader(PendingReader):
 
     def finish(self) -> Part:
         if self._state == "list":
-            return self._list.finish()
+            return self._of_list(self._list.finish())
         if self._state == "head":
-            self._written.add_text(_OPEN + self._pending)
+            self._take_back(_OPEN)
+            self._written.add_text(self._pending)
         elif self._state == "text":
             self._finish_text()
         self._pending = ""
@@ -93,7 +95,12 @@ class _Reader(PendingReader):
 
     def _push_to_list(self) -> Part:
         text, self._pending = self._pending, ""
-        return self._list.push(text)
+        return self._of_list(self._list.push(text))
+
+    def _of_list(self, part: Part) -> Part:
+        """What the list's reader found, its calls numbered after those before the list."""
+        before = self._written.calls
+        return Part(part.text, tuple(replace(call, index=call.index + before) for call in part.calls))
 
     def _advance(self) -> bool:
         if self._state == "text":
@@ -116,13 +123,15 @@ class _Reader(PendingReader):
         begun = self._pending.lstrip()
         if begun.startswith(("[{", "[ ", "[\n", "{")):
             self._state = "list"
+            self._list = BareReader(None, "", short_id, opening=self._gap + _OPEN)
             return False
         head = _HEAD.match(self._pending)
         if head is None:
-            if "{" in begun or "\n" in begun:  # what comes before the arguments is no name
-                self._written.add_text(_OPEN + self._pending)
-                self._pending, self._state = "", "text"
-            return False
+            if "{" not in begun and "\n" not in begun.strip():
+                return False
+            self._take_back(_OPEN)  # what comes before the arguments is no name
+            self._state = "text"
+            return True
         self._written.begin_call(head[1], "", head[2])
         self._pending, self._state = self._pending[head.end() :], "arguments"
         self._arguments = ValueEnd()
