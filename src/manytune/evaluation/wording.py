@@ -192,7 +192,10 @@ def share_text(found: GainShare) -> str:
 
 
 def share_sentence(evaluation: Evaluation) -> str | None:
-    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed."""
+    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed.
+
+    Others that the reference's method trained, such as itself held to a schema, are passed over if there are more.
+    """
     known = [found for found in evaluation.shares if found.metric == evaluation.primary]
     others = [found for found in known if found.system != found.reference]
     if not others:
@@ -204,7 +207,9 @@ def share_sentence(evaluation: Evaluation) -> str | None:
             f"{reference} is not shown to be better than {evaluation.results[0].name} by {label}, so there is no gain "
             "to compare with."
         )
-    best = max(others, key=lambda found: found.share or 0.0)
+    same = evaluation.result(reference).method
+    of_another = [found for found in others if evaluation.result(found.system).method != same]
+    best = max(of_another or others, key=lambda found: found.share or 0.0)
     trained = evaluation.result(best.system).cost
     spent = share(trained.trainable_params, trained.total_params)
     with_parameters = f" with {spent} of the parameters" if spent else ""
