@@ -271,6 +271,7 @@ def _systems(
             def notice(what: str, done: int, total: int, name: str = name) -> None:
                 progress.answering(f"{name}: {what}", done, total)
 
+            progress.line(f"asking {name}" if one else "asking the untouched base")
             path, activations = one.stored.path if one else None, (one or chosen[0]).activations
             with attached(base, path, activations=activations) as model:
                 answers = ask_model(
