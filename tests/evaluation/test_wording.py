@@ -177,6 +177,17 @@ def test_training_is_compared_with_the_best_prompt_and_its_cost_is_said():
     assert wording.prompting_sentence(invented.evaluation(2, metrics=("rouge1",))) is None
 
 
+def test_running_text_has_no_answers_that_could_be_empty():
+    evaluation = invented.evaluation(1, metrics=("rouge1",))
+    items = tuple(dataclasses.replace(item, prompt="") for item in evaluation.items)
+    base, *others = evaluation.results
+    empty = tuple(dataclasses.replace(answer, text="") for answer in base.answers)
+    read = dataclasses.replace(
+        evaluation, items=items, results=(dataclasses.replace(base, answers=empty), *others)
+    )
+    assert wording.degenerate_sentences(read) == []
+
+
 def test_a_base_that_degenerates_is_named_with_what_follows():
     evaluation = invented.evaluation(1, metrics=("rouge1",))
     base, *others = evaluation.results

@@ -255,7 +255,9 @@ def degenerate_sentences(evaluation: Evaluation) -> list[str]:
     """The systems of which many answers are no answers, a sentence each, the baseline's with what follows from it."""
     sentences = []
     for place, result in enumerate(evaluation.results):
-        found = degenerate(result.answers)
+        # Running text is read, and isn't answered.
+        answered = zip(evaluation.items, result.answers, strict=True)
+        found = degenerate([answer for item, answer in answered if item.prompt])
         if found.share < NOTABLE:
             continue
         kinds = [
