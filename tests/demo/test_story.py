@@ -131,6 +131,13 @@ def test_a_second_demo_replaces_the_first_and_nothing_else(tmp_path: Path) -> No
     with pytest.raises(RunError, match="isn't empty and holds no run"):
         run_demo(tmp_path / "mine")
     assert (tmp_path / "mine" / "lora" / "thesis.txt").read_text() == "precious"
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    for name in ("report.html", "data/train.jsonl"):
+        (tmp_path / "work" / name).write_text("precious")
+    with pytest.raises(RunError, match="isn't empty and holds no demo"):
+        run_demo(tmp_path / "work")
+    for name in ("report.html", "data/train.jsonl"):
+        assert (tmp_path / "work" / name).read_text() == "precious"
 
 
 @pytest.mark.usefixtures("tiny")

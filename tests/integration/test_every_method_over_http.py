@@ -1,8 +1,11 @@
 """Adapters of every method that has terms share the server's batches, each answering as it does alone."""
 
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from tests.server.world import LIMIT, app_of, plain_ids
 from tests.store.adapters_made import make_adapter
-from transformers import GenerationConfig
+from tests.store.tiny import tiny_tokenizer
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from manytune.errors import PeftWarning
 from manytune.store.attaching import attached
@@ -66,7 +70,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, base: Base) -> AdapterStore:
 def as_attached_alone(base: Base, store: AdapterStore, name: str, ids: tuple[int, ...]) -> str:
     """What transformers writes with the one adapter attached."""
     config = GenerationConfig(do_sample=False, max_new_tokens=LIMIT, eos_token_id=0, pad_token_id=0)
-    with attached(load_base(base.name), Path(store.path(name))) as model, torch.no_grad():
+    alone = nullcontext(load_base(base.name).model) if name == "base" else None
+    with alone or attached(load_base(base.name), Path(store.path(name))) as model, torch.no_grad():
         inputs = torch.tensor([ids])
         found = model.generate(
             input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config
@@ -75,11 +80,9 @@ def as_attached_alone(base: Base, store: AdapterStore, name: str, ids: tuple[int
     return base.tokenizer.decode(written, skip_special_tokens=False)
 
 
-def test_adapters_of_all_methods_in_one_batch_answer_over_http_as_they_do_alone(
-    base: Base, store: AdapterStore
-) -> None:
-    texts = ("abc", "hello")
-    asked = [(name, text) for name in METHODS for text in texts]
+def require_equal_answers(base: Base, store: AdapterStore, names: Iterable[str]) -> set[str]:
+    """Ask all of them at once, two questions each; gives the different answers."""
+    asked = [(name, text) for name in names for text in ("abc", "hello")]
     with TestClient(app_of(base, store), base_url="http://127.0.0.1") as client:
 
         def answer(name: str, text: str) -> str:
@@ -93,4 +96,41 @@ def test_adapters_of_all_methods_in_one_batch_answer_over_http_as_they_do_alone(
             answers = list(pool.map(lambda one: answer(*one), asked))
     for (name, text), found in zip(asked, answers, strict=True):
         assert found == as_attached_alone(base, store, name, plain_ids(base, text)), (name, text)
-    assert len(set(answers)) > len(METHODS)
+    return set(answers)
+
+
+def test_adapters_of_all_methods_in_one_batch_answer_over_http_as_they_do_alone(
+    base: Base, store: AdapterStore
+) -> None:
+    assert len(require_equal_answers(base, store, METHODS)) > len(METHODS)
+
+
+BIASES: dict[str, dict[str, Any]] = {
+    "bitfit": {"method": "selective", "parameters": "bias"},
+    "lora": {"method": "lora", "target_modules": ["q_proj"]},
+    "lora-and-its-biases": {"method": "lora", "target_modules": ["q_proj"], "bias": "lora_only"},
+    "lora-and-all-biases": {"method": "lora", "target_modules": ["v_proj"], "bias": "all"},
+    "ia3": {"method": "ia3", "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+}
+
+
+def test_trained_biases_share_the_batches_of_a_base_that_has_biases(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=29,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base = load_base(str(tmp_path / "base"))
+    kept = AdapterStore(tmp_path / "store")
+    for seed, (name, options) in enumerate(BIASES.items()):
+        kept.add(make_adapter(tmp_path / name, base, seed=seed, **options), name=name, base=base)
+    assert len(require_equal_answers(base, kept, ["base", *BIASES])) > len(BIASES)

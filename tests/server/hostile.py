@@ -375,8 +375,7 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
     Args:
         original: What it was made from.
         mutant: The damaged one.
-        linked: Whether links may lead to the files, as they do in a hub's cache before an adapter is added; then only
-            the adapter's own files count.
+        linked: Whether other files may be links, as before an adapter is added; then only its own files count.
     """
     try:
         paths = list(mutant.rglob("*"))
@@ -385,7 +384,8 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
             paths = [path for path in paths if path.name in (CONFIG, TENSORS, "README.md")]
         if not all(path.is_file() or path.is_dir() for path in paths):
             return False
-        if not linked and any(path.is_symlink() for path in paths):
+        own = (CONFIG, TENSORS, MANIFEST, "README.md")
+        if any(path.is_symlink() for path in paths if path.name in own or not linked):
             return False
         paths = [path for path in paths if path.is_file()]
         if any(path.stat().st_size > 1 << 24 or _is_pickle(path) for path in paths):

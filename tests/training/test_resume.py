@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,7 @@ def test_the_last_two_checkpoints_are_kept_without_a_pickle(tmp_path: Path) -> N
     train(tmp_path)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000017", "step-00000018"]
     assert sorted(file.name for file in checkpoints_in(tmp_path)[0].iterdir()) == [
+        "digests.json",
         "optimizer.safetensors",
         "random.safetensors",
         "state.json",
@@ -175,26 +176,69 @@ def test_validation_draws_no_random_number(tmp_path: Path) -> None:
     assert weights_digest(with_validation) == weights_digest(without)
 
 
-def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+FILES = (
+    "digests.json",
+    "optimizer.safetensors",
+    "random.safetensors",
+    "state.json",
+    "trainer_state.json",
+    "weights.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_with_one_flipped_bit_is_passed_over_for_the_one_before(
+    tmp_path: Path, name: str
+) -> None:
     interrupted(tmp_path, 4)
-    weights = checkpoints_in(tmp_path)[-1] / "weights.safetensors"
+    file = checkpoints_in(tmp_path)[-1] / name
+    whole, draw = file.read_bytes(), random.Random(name)
+    for position in {0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(12))}:
+        content = bytearray(whole)
+        content[position] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+        said: list[str] = []
+        found = latest_checkpoint(tmp_path, said.append)
+        assert found is not None and found.position.step == 2
+        where = "step-00000003/" if name == "digests.json" else f"step-00000003/{name}"
+        assert len(said) == 1 and where in said[0] and "the checkpoint is damaged" in said[0]
+    file.unlink()
+    again = latest_checkpoint(tmp_path)
+    assert again is not None and again.position.step == 2
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_ends_as_it_would_have(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path / "whole")
+    interrupted(tmp_path / "parts", 6)
+    weights = checkpoints_in(tmp_path / "parts")[-1] / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-20])
-    with pytest.raises(RunError, match=r"step-00000003/weights\.safetensors: the checkpoint is damaged"):
-        train(tmp_path, resume=True)
-    (checkpoints_in(tmp_path)[-1] / "state.json").write_text("{")
+    resumed, _ = train(tmp_path / "parts", resume=True)
+    assert weights_digest(resumed) == weights_digest(whole)
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", "null", '{"format": 4}', "[" * 100_000, ""])
+def test_where_every_checkpoint_is_damaged_the_error_names_the_file(tmp_path: Path, damage: str) -> None:
+    interrupted(tmp_path, 4)
+    for path in checkpoints_in(tmp_path):
+        (path / "state.json").write_text(damage)
     with pytest.raises(
-        RunError, match=r"step-00000003: the checkpoint is damaged.*Remove it to use the one before"
+        RunError, match=r"step-00000003/state\.json: the checkpoint is damaged.*no whole one.*--overwrite"
     ):
         latest_checkpoint(tmp_path)
-    shutil.rmtree(checkpoints_in(tmp_path)[-1])
-    train(tmp_path, resume=True)
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path, 2)
     state = checkpoints_in(tmp_path)[-1] / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
-    with pytest.raises(RunError, match="has format 99 and this manytune reads 3"):
+    digests = state.with_name("digests.json")
+    known = {**json.loads(digests.read_text()), "state.json": hashlib.sha256(state.read_bytes()).hexdigest()}
+    digests.write_text(json.dumps(known))
+    with pytest.raises(RunError, match="has format 99 and this manytune reads 4"):
+        latest_checkpoint(tmp_path)
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 3}))
+    digests.unlink()  # as earlier releases wrote it
+    with pytest.raises(RunError, match="has format 3 and this manytune reads 4"):
         latest_checkpoint(tmp_path)
 
 

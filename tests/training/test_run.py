@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
 from manytune.store.locking import held
+from manytune.store.run_directory import RunDirectory
 from manytune.store.run_log import Report, StepReport
 from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
@@ -188,6 +190,86 @@ def test_a_directory_that_holds_something_else_is_refused_even_with_overwrite(tm
         with pytest.raises(RunError, match="the directory isn't empty and holds no run"):
             run(wanted, overwrite=overwrite)
     assert (Path(wanted.output) / "thesis.tex").exists()
+
+
+OWN_WORK = {
+    "thesis.tex": "thesis.tex",
+    ".git/HEAD": ".git/",
+    "adapter/notes.txt": "adapter/notes.txt",
+    "adapter/deeper/adapter_config.json": "adapter/deeper/adapter_config.json",
+    "checkpoints/mine.safetensors": "checkpoints/mine.safetensors",
+    "tensorboard/notes.txt": "tensorboard/notes.txt",
+    "log.jsonl.bak": "log.jsonl.bak",
+}
+
+
+def test_overwriting_a_run_removes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    before = adapter_digest(run(wanted).adapter)
+    for name, named in OWN_WORK.items():
+        mine = Path(wanted.output) / name
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("precious")
+        with pytest.raises(RunError, match=rf"found {re.escape(named)}\. Nothing was removed"):
+            run(changed(wanted, training={"seed": 5}), overwrite=True)
+        assert mine.exists() and adapter_digest(Path(wanted.output) / "adapter") == before
+        mine.unlink()
+        if named != name or mine.parent.name == "deeper":
+            mine.parent.rmdir()
+
+
+def test_a_folder_with_a_recipe_of_its_own_is_no_run(tmp_path: Path) -> None:
+    """`output: .` in the folder in which somebody works."""
+    wanted = recipe(tmp_path)
+    work = Path(wanted.output)
+    (work / ".git").mkdir(parents=True)
+    for name in ("recipe.yaml", "train.jsonl", ".git/HEAD", "environment.json"):
+        (work / name).write_text("{}")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(RunError, match="isn't empty and holds no run"):
+            run(wanted, **options)
+    assert sorted(path.name for path in work.rglob("*")) == [
+        ".git",
+        "HEAD",
+        "environment.json",
+        "recipe.yaml",
+        "train.jsonl",
+    ]
+
+
+def test_what_a_link_in_a_run_leads_to_is_kept(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    run(wanted)
+    for name in ("adapter", "checkpoints", "log.jsonl", "scores.json"):
+        place, target, aside = Path(wanted.output) / name, tmp_path / "elsewhere" / name, tmp_path / "aside"
+        if place.exists():
+            place.rename(aside)
+        target.mkdir(parents=True) if "." not in name else target.write_text("precious")
+        place.symlink_to(target)
+        with pytest.raises(RunError, match=rf"found {re.escape(name)}\. Nothing was removed"):
+            run(wanted, overwrite=True)
+        assert target.exists() and place.is_symlink()
+        place.unlink()
+        if aside.exists():
+            aside.rename(place)
+
+
+def test_a_mistake_in_the_new_recipe_costs_no_former_run(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    before = adapter_digest(run(wanted).adapter)
+    with pytest.raises(DataError):
+        run(changed(wanted, data={"train": str(tmp_path / "absent.jsonl")}), overwrite=True)
+    assert adapter_digest(Path(wanted.output) / "adapter") == before
+    assert RunDirectory(Path(wanted.output)).finished
+
+
+def test_a_start_that_was_killed_before_its_recipe_was_written_blocks_no_other(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    run(wanted)
+    for path in (file for file in Path(wanted.output).rglob("*") if file.is_file()):
+        if path.name != "environment.json":
+            path.unlink()
+    assert run(wanted).training.steps
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.cli.options import MovedBase
+from manytune.terminal import visible
 
 if TYPE_CHECKING:
     from manytune.data.answer_format import AnswerStream, Reply
@@ -95,9 +96,9 @@ def _answer(
         for new in _replies(engine, stream):
             reasoning += new.reasoning
             if show_reasoning:
-                typer.secho(new.reasoning, nl=False, dim=True)
+                typer.secho(visible(new.reasoning), nl=False, dim=True)
                 typer.echo("\n\n" if reasoning and new.content and not content else "", nl=False)
-            typer.echo(new.content, nl=False)
+            typer.echo(visible(new.content), nl=False)
             content += new.content
     except KeyboardInterrupt:  # this answer is enough; the conversation continues
         engine.cancel(request.id)

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from manytune import __version__
 from manytune.errors import ManytuneError
+from manytune.terminal import visible
 
 # In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
 # needs inside the command, so that `manytune --help` answers at once.
@@ -46,7 +47,7 @@ class _ErrorBoundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except ManytuneError as error:
-            message = Text.assemble(("error: ", "bold red"), str(error))
+            message = Text.assemble(("error: ", "bold red"), visible(str(error)))
             Console(stderr=True).print(message, overflow="fold", soft_wrap=False)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:

@@ -131,6 +131,7 @@ def serve(
     from manytune.errors import ServeError
 
     try:
+        import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.app import create_app

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from string import Formatter
 from typing import Any
 
@@ -22,6 +22,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from manytune.data.printable import UnprintableError, is_absent, present, printable
+from manytune.data.template_limits import (
+    CALL,
+    MAX_TEMPLATE,
+    check_call,
+    check_format,
+    check_joined,
+    check_percent,
+    check_power,
+    check_product,
+    check_sum,
+    counted,
+    spend,
+)
 
 #: Filters that take values apart or choose among them: the value itself needn't have a text form.
 _TAKE_ANYTHING = frozenset(
@@ -44,7 +57,7 @@ _TAKE_ANYTHING = frozenset(
 )
 #: Of how many arguments after the value other filters make text (None for all); 0 for filters that aren't listed.
 _TEXT_ARGUMENTS = {"format": None, "replace": 2}
-_CONCAT = "~"  # no filter of a template's author has this name
+_CONCAT, _COUNTED, _FIXED = "~", "#", "="  # no filter of a template's author has these names
 _PERCENT = "the operator '%'"
 
 
@@ -82,11 +95,11 @@ class _StrictField(jinja2.StrictUndefined):
 class TextEnvironment(ImmutableSandboxedEnvironment):
     """Jinja2's sandbox, in which nothing but text, numbers and dates becomes text."""
 
-    intercepted_binops = frozenset({"+", "%"})
+    intercepted_binops = frozenset({"+", "%", "*", "**"})
 
     def __init__(self) -> None:
         super().__init__(
-            undefined=_StrictField, finalize=printable, keep_trailing_newline=True, autoescape=False
+            undefined=_StrictField, finalize=_written, keep_trailing_newline=True, autoescape=False
         )
         self.globals.clear()  # a missing field named "dict" or "range" must not be found there
         self.tests |= {"none": is_absent}
@@ -97,6 +110,8 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
             "join": _join,
             "tojson": _to_json,
             _CONCAT: _concat,
+            _COUNTED: counted,
+            _FIXED: _fixed,
         }
         self.filters |= {"choice": _choice, "most_frequent": _most_frequent}  # promptsource's
 
@@ -104,21 +119,32 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
         """Return a template.
 
         Raises:
-            jinja2.TemplateSyntaxError: It isn't valid.
+            jinja2.TemplateSyntaxError: It isn't valid, or too long.
         """
-        return self.from_string(_ConcatAsFilter().visit(self.parse(text)))
+        if len(text) > MAX_TEMPLATE:
+            raise jinja2.TemplateSyntaxError(
+                f"expected at most {MAX_TEMPLATE:,} characters, found {len(text):,}", 1
+            )
+        return self.from_string(_Intercepted().visit(self.parse(text)))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Add, or fill in a format."""
-        if isinstance(left, str) or isinstance(right, str):
-            if operator == "%":
-                right = _filled_in(right)
-            else:
+        if operator == "**":
+            check_power(left, right)
+        elif operator == "*":
+            check_product(left, right)
+        elif operator == "%" and isinstance(left, str):
+            check_percent(left)
+            right = _filled_in(right)
+        elif operator == "+":
+            if isinstance(left, str) or isinstance(right, str):
                 printable(left, "the operator '+'"), printable(right, "the operator '+'")
+            check_sum(left, right)
         return self.binop_table[operator](left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # Jinja2's names
         """Call a function; `format` and `join` are the methods of text that take other values."""
+        spend(steps=CALL + (len(args[0]) if args and isinstance(args[0], Sized) else 0))
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox puts its own function in format's place
         text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(text, str) and name == "format":
@@ -126,12 +152,29 @@ class TextEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(text, str) and name == "format_map" and len(args) == 1:
             return _Fields(__self).vformat(text, (), args[0])
         if isinstance(text, str) and name == "join" and args:
-            args = ([printable(element, "the method 'join'") for element in _elements(args[0])], *args[1:])
+            elements = [printable(element, "the method 'join'") for element in _elements(args[0])]
+            check_joined(text, elements)
+            args = (elements, *args[1:])
+        elif isinstance(text, str):
+            check_call(name, text, [*args, *kwargs.values()])
         return super().call(__context, __obj, *args, **kwargs)
 
 
-class _ConcatAsFilter(NodeTransformer):
-    """Makes `a ~ b` a filter, since Jinja2 lets nobody see that operator."""
+class _Intercepted(NodeTransformer):
+    """Makes `a ~ b` a filter, since Jinja2 lets nobody see that operator.
+
+    By others the steps of loops, and the fixed text that loops and macros repeat, are counted.
+    """
+
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802  # Jinja2's name
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, _COUNTED, [], [], None, None, lineno=node.lineno)
+        return node
+
+    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Filter:  # noqa: N802  # Jinja2's name
+        return nodes.Filter(
+            nodes.Const(node.data, lineno=node.lineno), _FIXED, [], [], None, None, lineno=node.lineno
+        )
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802  # Jinja2's name
         self.generic_visit(node)
@@ -146,7 +189,10 @@ class _Fields(SandboxedFormatter):
         return Formatter.convert_field(self, printable(value, "the method 'format'"), conversion)
 
     def format_field(self, value: Any, format_spec: str) -> Any:
-        return Formatter.format_field(self, printable(value, "the method 'format'"), format_spec)
+        check_format(format_spec)
+        written = Formatter.format_field(self, printable(value, "the method 'format'"), format_spec)
+        spend(characters=len(written))
+        return written
 
 
 class _LookedUp(dict[Any, Any]):
@@ -157,7 +203,7 @@ class _LookedUp(dict[Any, Any]):
         self._values = values
 
     def __getitem__(self, key: Any) -> Any:
-        return printable(super().__getitem__(key), _PERCENT)
+        return _spent_on(printable(super().__getitem__(key), _PERCENT))
 
     def __str__(self) -> str:
         raise UnprintableError(self._values, _PERCENT)
@@ -168,8 +214,25 @@ class _LookedUp(dict[Any, Any]):
 def _filled_in(values: Any) -> Any:
     """What a format's places are filled with."""
     if isinstance(values, tuple):
-        return tuple([printable(value, _PERCENT) for value in values])
-    return _LookedUp(values) if isinstance(values, Mapping) else printable(values, _PERCENT)
+        return tuple([_spent_on(printable(value, _PERCENT)) for value in values])
+    return _LookedUp(values) if isinstance(values, Mapping) else _spent_on(printable(values, _PERCENT))
+
+
+def _written(value: Any) -> Any:
+    return _spent_on(printable(value))
+
+
+@jinja2.pass_context  # so that it isn't applied once and for all when the template is compiled
+def _fixed(_: jinja2.runtime.Context, text: str) -> str:
+    """A template's own text, which then is counted like all that is written."""
+    return text
+
+
+def _spent_on(value: Any) -> Any:
+    """A value that is written, its length counted."""
+    if isinstance(value, str):
+        spend(characters=len(value))
+    return value
 
 
 def _elements(values: Any) -> Iterable[Any]:
@@ -193,6 +256,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             check(value, through)
         if text_arguments != 0:
             check_arguments(args, kwargs)
+        if args or kwargs or name == "format":
+            check_call(name, value, [*args, *kwargs.values()])
         return function(value, *args, **kwargs)
 
     @functools.wraps(function)
@@ -201,6 +266,8 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             check(value, through)
         if text_arguments != 0:
             check_arguments(args, kwargs)
+        if args or kwargs or name == "format":
+            check_call(name, value, [*args, *kwargs.values()])
         return function(context, value, *args, **kwargs)
 
     # Filters that ask for it get the context or the environment before the value.
@@ -223,11 +290,14 @@ def _join(context: jinja2.runtime.Context, value: Any, d: Any = "", attribute: A
     elements = present(value, through)
     if attribute is not None:
         elements = context.environment.call_filter("map", value, (), {"attribute": attribute}, context)
-    return str(printable(d, through)).join(str(printable(element, through)) for element in elements)
+    separator, texts = str(printable(d, through)), [str(printable(element, through)) for element in elements]
+    check_joined(separator, texts)
+    return separator.join(texts)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
     """JSON as people write it: no escapes for HTML, and keys in the row's order."""
+    check_call("tojson", value, [indent])
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_without_json)
 
 
@@ -240,9 +310,9 @@ def _without_json(value: Any) -> str:
 
 def _concat(*values: Any) -> str:
     """What `~` does."""
-    return "".join(
-        [value if type(value) is str else str(printable(value, "the operator '~'")) for value in values]
-    )
+    texts = [value if type(value) is str else str(printable(value, "the operator '~'")) for value in values]
+    spend(characters=sum(map(len, texts)))
+    return "".join(texts)
 
 
 @jinja2.pass_context

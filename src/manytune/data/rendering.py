@@ -12,6 +12,7 @@ from jinja2 import nodes
 from manytune.data.jinja_text import MissingFieldError, TextEnvironment
 from manytune.data.nearest import did_you_mean
 from manytune.data.printable import AbsentNumber, UnprintableError, explain, is_absent, kind_of, printable
+from manytune.data.template_limits import TemplateLimitError, limited
 from manytune.errors import TemplateError
 
 
@@ -101,12 +102,15 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
             for name, value in values.items()
         }
     try:
-        rendered = template.render({_ALL: values, **values})
+        with limited():
+            rendered = template.render({_ALL: values, **values})
     except MissingFieldError as error:
         found = values if error.siblings is None else error.siblings
         raise TemplateError(f"the {part} template {no_field(error.name, found)}") from error
     except UnprintableError as error:
         raise TemplateError(f"the {part} template {explain(error, _named(text, values))}") from error
+    except TemplateLimitError as error:
+        raise TemplateError(f"the {part} template was stopped: {error}") from error
     except Exception as error:  # a template is the user's program: it can raise anything
         raise TemplateError(
             f"the {part} template failed: {type(error).__name__}: {error}{_absent(_named(text, values))}"

@@ -34,6 +34,7 @@ from manytune.demo.recipes import BASE, BASE_TITLE, DATA, MAX_LENGTH, MAX_NEW_TO
 from manytune.demo.systems import NAMES, Respondent, load_systems
 from manytune.demo.wording import plan_lines, rest_line
 from manytune.demo.workload import time_step, workload_of
+from manytune.errors import RunError
 from manytune.evaluation.answers import Question, questions_from
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
@@ -43,6 +44,7 @@ from manytune.evaluation.run_files import read_cost, read_curves
 from manytune.experiments.probes import LoadedProbe, manual_probe, probe_results
 from manytune.store.adapters import add_scores
 from manytune.store.base import load_base, load_tokenizer
+from manytune.store.run_contents import is_of_a_run
 from manytune.store.run_directory import RunDirectory
 from manytune.training.progress import ProgressDisplay, duration
 from manytune.training.run import TrainedRun, run
@@ -102,6 +104,7 @@ def run_demo(directory: Path, *, minutes: float | None, console: Console, starte
     def left() -> float:
         return float("inf") if minutes is None else started + 60 * minutes - time.monotonic()
 
+    _require_place(directory)
     _heading(console, "1. This machine, and what fits")
     write_data(directory)
     machine = measure()
@@ -135,6 +138,17 @@ def run_demo(directory: Path, *, minutes: float | None, console: Console, starte
         scores = {score.metric: score.value for score in evaluation.result(name).scores}
         add_scores(trained.adapter, scores)
     return Finished(evaluation, lora, report, results, directory / DATA / UNSEEN, time.monotonic() - started)
+
+
+def _require_place(directory: Path) -> None:
+    """Refuse a directory that holds something else than a demo; one that was stopped before its first run has rows."""
+    if not directory.is_dir():
+        return
+    begun = any(is_of_a_run(RunDirectory(directory / run)) for run in ("lora", "full"))
+    if not begun and any(entry.name not in (DATA, "lora") for entry in directory.iterdir()):
+        raise RunError(
+            f"{directory}: the directory isn't empty and holds no demo. Set --output to another one, or empty it."
+        )
 
 
 def write_data(directory: Path) -> None:

@@ -8,7 +8,6 @@ An adapter holds full values of the selected tensors, in their own shapes.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,6 +16,7 @@ from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.direct_tuner import UNPACKED, DirectTuner
+from manytune.methods.tuners.patterns import fullmatch
 from manytune.methods.tuners.quantized_layers import packed_parameters, refuse_packed
 from manytune.methods.tuners.saved_targets import refuse_unsaved
 from manytune.methods.tuners.targets import Selection, layer_index
@@ -106,7 +106,7 @@ def _names(entry: str, name: str, norms: set[str], *, expression: bool) -> bool:
         return name.rpartition(".")[2] == "bias"
     if entry == LAYERNORM:
         return name.rpartition(".")[0] in norms
-    return re.fullmatch(entry, name) is not None if expression else _has_part(name, entry)
+    return fullmatch(entry, name) if expression else _has_part(name, entry)
 
 
 def _has_part(name: str, part: str) -> bool:

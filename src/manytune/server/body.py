@@ -37,11 +37,17 @@ class Body(BaseModel):
                     param=name,
                 )
         # Clients send null for what they leave out.
-        return {
+        given = {
             name: value
             for name, value in values.items()
             if value is not None and name not in cls.refused and name not in cls.repeated
         }
+        # Each would be an error of its own, and a body has room for a hundred thousand: the first is answered.
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [name for name in given if name not in known]
+        for name in unknown[1:]:
+            del given[name]
+        return given
 
 
 def is_deep(value: Any) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from manytune.server.answer_form import AnswerForm
 from manytune.server.body import Refused, invalid
+from manytune.server.field_types import Items, at_most
 from manytune.server.message_schema import Message
 from manytune.server.schema import GenerationBody
 from manytune.server.tool_schema import ChosenFunction, ResponseFormat, ToolBody, ToolChoice
@@ -36,7 +37,7 @@ _REFUSED_IN_CHAT: Refused = {
 class Conversation(GenerationBody):
     """Messages, or fields for an adapter's prompt template."""
 
-    messages: list[Message] = Field(default_factory=list, max_length=1000)
+    messages: Items[Message] = Field(default_factory=list, max_length=1000)
     fields: dict[str, Any] | None = Field(
         None, description="For the adapter's prompt template, in place of messages."
     )
@@ -44,7 +45,7 @@ class Conversation(GenerationBody):
         None, description="The task whose template to use, for an adapter trained on several."
     )
     max_completion_tokens: int | None = Field(None, ge=1)
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: Annotated[dict[str, Any], at_most(64)] = Field(
         default_factory=dict,
         max_length=64,
         description="Values of the chat template's variables, in place of the adapter's; such as enable_thinking.",
@@ -122,7 +123,7 @@ class ChatRequest(Conversation):
     model: str
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[ToolBody] = Field(default_factory=list, max_length=128)
+    tools: Items[ToolBody] = Field(default_factory=list, max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = Field(True, description="Whether an answer may call more than one function.")
 
@@ -200,7 +201,7 @@ class CompareRequest(Conversation):
         "tool_choice": ("none",),
         "tools": ([],),
     }
-    models: list[str] = Field(min_length=1)
+    models: Items[str] = Field(min_length=1)
     temperature: float = Field(0.0, ge=0, le=2)
     stream: bool = True
 

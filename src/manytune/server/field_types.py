@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
 
-from pydantic import Field, Tag
+from pydantic import BeforeValidator, Field, Tag
+from pydantic_core import PydanticKnownError
 
 from manytune.server.body_errors import alternatives, tag
 
@@ -26,15 +28,32 @@ def _text_or_tokens(value: object) -> str | None:
     return kinds.get(type(value[0])) if value else None
 
 
+_Item = TypeVar("_Item")
+#: A list of which the first wrong item is answered: a body has room for a hundred thousand of them.
+Items = Annotated[list[_Item], Field(fail_fast=True)]
+
+
+def at_most(most: int) -> BeforeValidator:
+    """Refuses an object of more entries before they are looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, Mapping) and len(value) > most:
+            context = {"field_type": "Dictionary", "max_length": most, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", context)
+        return value
+
+    return BeforeValidator(check)
+
+
 _Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Stops = Annotated[
-    Annotated[_Stop, Tag(STRING)] | Annotated[list[_Stop], Field(max_length=4), Tag(LIST)],
+    Annotated[_Stop, Tag(STRING)] | Annotated[Items[_Stop], Field(max_length=4), Tag(LIST)],
     alternatives("a string or a list of up to 4 strings", string_or_list),
 ]
 Prompts = Annotated[
     Annotated[str, Tag(STRING)]
-    | Annotated[list[str], Tag(_STRINGS)]
-    | Annotated[list[int], Tag(_TOKENS)]
-    | Annotated[list[list[int]], Tag(_TOKEN_LISTS)],
+    | Annotated[Items[str], Tag(_STRINGS)]
+    | Annotated[Items[int], Tag(_TOKENS)]
+    | Annotated[Items[Items[int]], Tag(_TOKEN_LISTS)],
     alternatives("a string, a list of tokens, or a list of strings or of such lists", _text_or_tokens),
 ]

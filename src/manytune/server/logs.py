@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from manytune.terminal import visible_json
+
 
 class JsonLines(logging.Formatter):
     """A record with its message and its `fields`."""
@@ -22,7 +24,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return visible_json(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -13,7 +13,7 @@ from manytune.data.conversation.conversation import ToolCall
 from manytune.data.strict_json import parse
 from manytune.server.body import Body, Refused, invalid, is_deep
 from manytune.server.body_errors import EXPECTED, alternatives, described
-from manytune.server.field_types import LIST, STRING, string_or_list
+from manytune.server.field_types import LIST, STRING, Items, string_or_list
 
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -38,7 +38,7 @@ class TextPart(Body):
 
 
 _Content = Annotated[
-    Annotated[str, Tag(STRING)] | Annotated[list[TextPart], Tag(LIST)],
+    Annotated[str, Tag(STRING)] | Annotated[Items[TextPart], Tag(LIST)],
     alternatives("a string or a list of parts", string_or_list),
 ]
 
@@ -78,7 +78,7 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content
     name: _Name | None = Field(None, description="For chat templates that tell participants apart.")
-    tool_calls: list[Call] = Field(default_factory=list, max_length=128)
+    tool_calls: Items[Call] = Field(default_factory=list, max_length=128)
     tool_call_id: _Name | None = Field(None, description="The call that a message of a tool's answers.")
     reasoning_content: str | None = Field(
         None, description="What the model wrote before an answer of its own, as it was returned."

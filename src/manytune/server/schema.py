@@ -10,7 +10,7 @@ from manytune.engine.constraints.grammar import lark_grammar, regex_grammar
 from manytune.engine.request import SamplingParams
 from manytune.server.answer_form import AnswerForm
 from manytune.server.body import Body, Refused, invalid
-from manytune.server.field_types import Prompts, Stops
+from manytune.server.field_types import Items, Prompts, Stops, at_most
 
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -32,7 +32,7 @@ class GenerationBody(Body):
     seed: _Seed | None = None
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=1024)
+    logit_bias: Annotated[dict[str, float], at_most(1024)] = Field(default_factory=dict, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -42,7 +42,7 @@ class GenerationBody(Body):
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     ignore_eos: bool = Field(False, description="Continue after an end token, up to the limit.")
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+    stop_token_ids: Items[Annotated[int, Field(ge=0)]] = Field(
         default_factory=list, max_length=64, description="Tokens that end the answer and aren't part of it."
     )
     skip_special_tokens: bool = Field(False, description="Leave special tokens out of the text.")

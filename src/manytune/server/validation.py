@@ -24,6 +24,7 @@ from manytune.errors import ConfigError, StoreError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.embeddings import base_tables, plain_name
+from manytune.methods.tuners.patterns import has_choices, is_linear
 from manytune.store.resident import ResidentAdapter
 
 _MAX_FILES = 1000
@@ -32,10 +33,8 @@ _PART = 16384
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LONGEST_PATTERN = 1000
 _ADD_AGAIN = "Add the adapter again from its source."
-#: A repeated group or many repetitions can make a regular expression run practically forever.
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-_REPETITION = re.compile(r"[*+{]")
-_MOST_REPETITIONS = 5
+_MOST_PATTERNS = 64
+_MOST_NAMES = 100_000
 
 
 def check_files(root: Path, directory: Path, *, max_bytes: int) -> None:
@@ -162,28 +161,37 @@ class MetaBase:
 
 
 def check_options(config: PeftConfig) -> None:
-    """Refuse numbers that aren't finite, and regular expressions that could run forever.
+    """Refuse numbers that aren't finite, and expressions or lists that would take long to compare with the base.
 
     Raises:
         ConfigError: There is one.
     """
     texts = config.texts
+    patterns, names = 0, 0
     for where, value in _values(json.loads(config.to_json())):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}={value}: expected a finite number.")
-        if (
-            isinstance(value, str)
-            and texts.isdisjoint(where.split("."))
-            and (
-                len(value) > _LONGEST_PATTERN
-                or _REPEATED_GROUP.search(value)
-                or len(_REPETITION.findall(value)) > _MOST_REPETITIONS
-            )
-        ):
+        if not isinstance(value, str) or not texts.isdisjoint(where.split(".")):
+            continue
+        names += 1
+        patterns += has_choices(value)
+        if len(value) > _LONGEST_PATTERN or not _is_usable(value):
             raise ConfigError(
-                f"{where}={value[:60]!r}: a server takes expressions of up to {_LONGEST_PATTERN:,} characters with up "
-                f"to {_MOST_REPETITIONS} repetitions, and none of a group. Save the adapter with a list of modules."
+                f"{where}={value[:60]!r}: a server takes expressions of up to {_LONGEST_PATTERN:,} characters that RE2 "
+                "takes: no backreferences, no looking around. Save the adapter with a list of modules."
             )
+    if patterns > _MOST_PATTERNS or names > _MOST_NAMES:
+        raise ConfigError(
+            f"the options have {patterns:,} expressions with repetitions or alternatives, and {names:,} names in all; "
+            f"a server takes up to {_MOST_PATTERNS} and {_MOST_NAMES:,}. Save the adapter with a list of modules."
+        )
+
+
+def _is_usable(pattern: str) -> bool:
+    try:
+        return is_linear(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return True  # a name of a list, which isn't read as an expression; an expression is refused where it is read
 
 
 def _shapes_of(tensors: Mapping[str, torch.Tensor]) -> _Shapes:

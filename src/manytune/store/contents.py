@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from manytune.errors import DamagedError
 from manytune.methods.checkpoint.format import PICKLE_NAME, TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.manifest import MANIFEST_NAME
@@ -71,6 +73,33 @@ def contents_of(directory: Path) -> Contents:
             if name not in own and name not in TOKENIZER_NAMES
         ),
     )
+
+
+def refuse_links(directory: Path, names: Iterable[str]) -> None:
+    """Refuse files of an adapter that are links to somewhere else, before they are copied or sent anywhere.
+
+    Whoever made the directory could have any file of this machine copied so: by a card that is a link to a key, for
+    example. A hub's cache is made of links, to files of the same repository: these are followed.
+
+    Args:
+        directory: The adapter's directory.
+        names: The files, by their paths in it; those that aren't there are passed over.
+
+    Raises:
+        DamagedError: One leads out.
+    """
+    root = directory.resolve()
+    allowed = [root, *(above.parent / "blobs" for above in root.parents if above.name == "snapshots")]
+    for name in names:
+        file = directory / name
+        if not os.path.lexists(file) or file.resolve() == root / name:
+            continue
+        target = file.resolve()
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise DamagedError(
+                f"{file}: expected a file of the adapter, found a link to {target}. Replace it by a copy if it belongs "
+                "to the adapter, or remove it."
+            )
 
 
 def checkpoints_in(directory: Path) -> list[str]:

@@ -13,7 +13,7 @@ from manytune.methods.checkpoint.format import TENSORS_NAME, write_adapter
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import open_adapter
-from manytune.store.contents import CARD_NAME, TEMPLATE_NAME
+from manytune.store.contents import CARD_NAME, TEMPLATE_NAME, contents_of, refuse_links
 from manytune.store.labels import NAME, file_name
 from manytune.store.resident import MappedTensors
 
@@ -35,6 +35,7 @@ def export_peft(directory: str | Path, target: Path) -> None:
         StoreError: HF PEFT has no such method; the adapter is damaged; or the target exists.
     """
     stored = open_adapter(directory)
+    refuse_links(stored.path, contents_of(stored.path).files)
     config = PeftConfig.from_pretrained(stored.path)
     parts = method_of(config).tuner.separated(config, MappedTensors(stored.path / TENSORS_NAME))
     for own in [part for part, _ in parts.values()] or [config]:

@@ -10,7 +10,7 @@ from manytune.errors import StoreError
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import open_adapter
-from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES, contents_of
+from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES, contents_of, refuse_links
 from manytune.store.manifest import MANIFEST_NAME
 
 
@@ -52,6 +52,7 @@ def push_adapter(directory: str | Path, repository: str, *, private: bool = Fals
     import huggingface_hub
 
     stored = open_adapter(directory)
+    refuse_links(stored.path, contents_of(stored.path).files)
     with _as_store_errors(repository):
         api = huggingface_hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)

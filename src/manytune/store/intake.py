@@ -12,7 +12,7 @@ from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
 from manytune.store.adapters import check_safetensors, manifest_of, open_adapter
 from manytune.store.base import Base
-from manytune.store.contents import CARD_NAME
+from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES, refuse_links
 from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
@@ -39,9 +39,11 @@ def gather(source: Path, target: Path, base: Base | None = None, *, base_tokeniz
         ConfigError: manytune doesn't implement its options.
     """
     origin = adapter_at(source)
+    refuse_links(origin, {CONFIG_NAME, TENSORS_NAME, MANIFEST_NAME, CARD_NAME, *TOKENIZER_NAMES})
     stored = open_adapter(origin, base=base, base_tokenizer=base_tokenizer)
     if stored.manifest is not None:
         names = list(stored.manifest.files)
+        refuse_links(origin, names)
     else:
         names = [CONFIG_NAME, TENSORS_NAME]
         if not (origin / TENSORS_NAME).is_file():

@@ -170,9 +170,25 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that a run writes next to its folders; the one that says that it is complete comes first."""
+        return (
+            self.scores_file,
+            self.evaluation_file,
+            self.log_file,
+            self.environment_file,
+            self.recipe_file,
+        )
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that a run writes."""
+        return (self.adapter, self.checkpoints, self.tensorboard)
+
+    @property
     def begun(self) -> bool:
-        """Whether there is a run, finished or not."""
-        return self.recipe_file.is_file()
+        """Whether there is a run, finished or not. Its recipe is written after its environment."""
+        return self.recipe_file.is_file() and self.environment_file.is_file()
 
     @property
     def finished(self) -> bool:

@@ -7,7 +7,9 @@ A checkpoint is a directory `step-00000120`, written whole or not at all:
     random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
     state.json              the optimizer's settings, the lr_scheduler, Python's and NumPy's generators, the position
     trainer_state.json      transformers' own step counters and log
+    digests.json            the SHA-256 of each of these files
 
+Nothing is put back from a checkpoint in which a bit differs from what was written: the one before it is used.
 There is no pickle in it. With the same data, recipe, releases and number of threads, a run continued from a
 checkpoint ends with the same bits as one that was never interrupted.
 """
@@ -18,7 +20,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,22 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from manytune.atomic import atomic_directory, clean_leftovers
-from manytune.errors import RunError
+from manytune.errors import DamagedError, RunError
+from manytune.store.digests import sha256_file
 from manytune.training.loop.counters import Counters
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")
-_FORMAT = 3
+_FORMAT = 4
+_DIGESTS = "digests.json"
+_LONGEST = 1 << 30  # bytes of a JSON file in a checkpoint
+_FILES = (
+    "optimizer.safetensors",
+    "random.safetensors",
+    "state.json",
+    "trainer_state.json",
+    "weights.safetensors",
+)
 _SEPARATOR = "/"  # never part of a parameter's name
 
 
@@ -114,6 +126,8 @@ def save_checkpoint(
         save_file(_tensor_generators(), temporary / "random.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         trainer_state.save_to_json(str(temporary / "trainer_state.json"))
+        digests = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
+        (temporary / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
     for old in checkpoints_in(directory)[:-KEPT]:
         shutil.rmtree(old)
     return target
@@ -200,25 +214,50 @@ class Checkpoints:
     resume_from: Checkpoint | None = None
 
 
-def latest_checkpoint(directory: Path) -> Checkpoint | None:
-    """Read the newest checkpoint of a run; None if there is none.
+def latest_checkpoint(directory: Path, notify: Callable[[str], None] | None = None) -> Checkpoint | None:
+    """Read the newest whole checkpoint of a run; None if the run has none.
 
-    What a killed process was writing is removed first.
+    What a killed process was writing is removed first. A checkpoint in which a file is missing, or differs from what
+    was written by a single bit, is passed over.
+
+    Args:
+        directory: Where the run keeps its checkpoints.
+        notify: Receives a line about each checkpoint that is passed over.
 
     Raises:
-        RunError: It was written by another release of manytune, or is damaged.
+        RunError: The newest was written by another release of manytune, or there are some and all are damaged.
     """
     clean_leftovers(directory)
-    found = checkpoints_in(directory)
-    if not found:
-        return None
-    path = found[-1]
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    damaged = []
+    for path in reversed(checkpoints_in(directory)):
+        try:
+            return _read(path)
+        except DamagedError as error:
+            damaged.append(str(error))
+            if notify is not None:
+                notify(f"{error}; it is passed over")
+    if damaged:
+        raise RunError(f"{damaged[0]}, and there is no whole one. Train again with --overwrite.")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    state = _json_in(path / "state.json")
+    if not isinstance(state, dict):
+        raise _damaged(path / "state.json", f"expected an object, found {type(state).__name__}")
+    if isinstance(state.get("format"), int) and state["format"] != _FORMAT and not (path / _DIGESTS).exists():
         raise RunError(
-            f"{path}: the checkpoint is damaged: {error}. Remove it to use the one before."
-        ) from error
+            f"{path}: the checkpoint has format {state['format']} and this manytune reads {_FORMAT}. "
+            "Continue with the release that wrote it, or train again with --overwrite."
+        )
+    digests = _json_in(path / _DIGESTS)
+    if not isinstance(digests, dict) or not set(_FILES) <= set(digests):
+        raise _damaged(path / _DIGESTS, f"expected the SHA-256 of {', '.join(_FILES)}")
+    for name in _FILES:
+        if not (path / name).is_file():
+            raise _damaged(path / name, "it is missing")
+        if sha256_file(path / name) != digests[name]:
+            raise _damaged(path / name, "its SHA-256 isn't the one that was written with it")
     if state.get("format") != _FORMAT:
         raise RunError(
             f"{path}: the checkpoint has format {state.get('format')!r} and this manytune reads {_FORMAT}. "
@@ -227,6 +266,19 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
     position = state["position"]
     position = Position(**{**position, "counters": Counters.from_dict(position["counters"])})
     return Checkpoint(path, position, state["identity"], state)
+
+
+def _json_in(file: Path) -> Any:
+    try:
+        if file.stat().st_size > _LONGEST:
+            raise _damaged(file, f"expected at most {_LONGEST:,} bytes")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, why: str) -> DamagedError:
+    return DamagedError(f"{file}: the checkpoint is damaged: {why}")
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
 from manytune.store.locking import held
 from manytune.store.manifest import Description
+from manytune.store.run_contents import is_of_a_run, require_removable
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report, RunLog
 from manytune.store.servability import note_verdict
@@ -129,7 +130,8 @@ def run(
         recipe: The recipe; the run directory is its `output`.
         resume: Continue the interrupted run in that directory. With the same recipe, data, releases and
             number of threads, the adapter has the same bits as without the interruption.
-        overwrite: Remove a run that is in that directory first.
+        overwrite: Replace a run that is in that directory, once the new one's data is read. Only what a run wrote is
+            removed; where anything else is, nothing is.
         keep_checkpoints: Leave the checkpoints in place at the end.
         measure_flops: As for `train_model`.
         report: Called after every step and every validation.
@@ -156,9 +158,11 @@ def run(
         describe_data(say, inputs.data, leaks=len(inputs.splits.leaks))
         checkpoints = _checkpoints(directory, inputs, say, resume=resume)
         if not resume:
-            atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
+            # Only now, when the data is read and the base loaded: a mistake in the new recipe costs no former run.
+            _remove_former(directory)
             facts = json.dumps(environment(inputs.recipe.training), indent=2, ensure_ascii=False)
             atomic_write(directory.environment_file, facts + "\n")
+            atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
         with _attached(inputs, shared=base is not None) as model:
             training = _train(
                 model,
@@ -182,7 +186,7 @@ def _checkpoints(
 ) -> Checkpoints:
     """Where states go, and the one that the run continues from."""
     identity = run_identity(inputs)
-    found = latest_checkpoint(directory.checkpoints) if resume else None
+    found = latest_checkpoint(directory.checkpoints, say) if resume else None
     if found is not None:
         check_identity(found, identity, say)
         say(f"resuming after step {found.position.step}")
@@ -301,18 +305,25 @@ def _enter(directory: RunDirectory, recipe: Recipe, *, resume: bool, overwrite: 
             raise RunError(f"{path}: the run is complete, so there is nothing to resume.")
         check_recipe(directory.recipe_file, recipe)
     elif any(path.iterdir()):
-        if not directory.begun:
+        if not is_of_a_run(directory):
             raise RunError(
                 f"{path}: the directory isn't empty and holds no run. Set output to another one, or empty it."
             )
-        if not overwrite:
+        if directory.begun and not overwrite:
             raise RunError(
                 f"{path}: there is a run here already. Continue it with --resume, replace it with --overwrite, "
                 "or set output to another directory."
             )
-        # The recipe goes last: while it is there, an interrupted removal still counts as a run.
-        for entry in sorted(path.iterdir(), key=lambda entry: entry == directory.recipe_file):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        require_removable(directory)
+
+
+def _remove_former(directory: RunDirectory) -> None:
+    """Remove what a former run wrote, but for its recipe and environment, which are about to be replaced.
+
+    While these two are there, an interrupted removal still counts as a run.
+    """
+    for file in directory.files:
+        if file not in (directory.recipe_file, directory.environment_file):
+            file.unlink(missing_ok=True)
+    for folder in directory.folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.methods.config import CONFIG_NAME
+from manytune.terminal import visible
 
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
@@ -45,7 +46,7 @@ def print_added(name: str, entry: StoreEntry) -> None:
     """Print what an adapter is called now, and why a server can't run it if it can't."""
     typer.echo(f"{name}  {entry.digest[:_DIGITS]}  {_megabytes(entry.nbytes)}")
     if entry.manifest.unservable is not None:
-        typer.echo(f"  can't be served: {entry.manifest.unservable}")
+        typer.echo(visible(f"  can't be served: {entry.manifest.unservable}"))
 
 
 def left_out_line(contents: Contents, *, compared: bool, own_template: bool = False) -> str:
@@ -66,7 +67,7 @@ def left_out_line(contents: Contents, *, compared: bool, own_template: bool = Fa
         shown = contents.others[:_LISTED]
         more = len(contents.others) - len(shown)
         parts.append(", ".join(shown) + (f" and {more} more" if more else ""))
-    return f"  left out: {'; '.join(parts)}"
+    return visible(f"  left out: {'; '.join(parts)}")
 
 
 def print_entries(entries: Sequence[StoreEntry]) -> None:
@@ -77,18 +78,18 @@ def print_entries(entries: Sequence[StoreEntry]) -> None:
     for entry in entries:
         scores = ", ".join(f"{name} {score:.4g}" for name, score in entry.manifest.scores.items())
         table.add_row(
-            ", ".join(entry.names),
+            visible(", ".join(entry.names)),
             entry.digest[:_DIGITS],
-            entry.manifest.method,
+            visible(entry.manifest.method),
             _megabytes(entry.nbytes),
-            scores,
-            ", ".join(entry.tags),
-            entry.manifest.base,
+            visible(scores),
+            visible(", ".join(entry.tags)),
+            visible(entry.manifest.base),
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
     for entry in entries:
         if entry.manifest.unservable is not None:
-            typer.echo(f"{entry} can't be served: {entry.manifest.unservable}")
+            typer.echo(visible(f"{entry} can't be served: {entry.manifest.unservable}"))
 
 
 def description(stored: StoredAdapter) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def print_description(stored: StoredAdapter) -> None:
             ("note", stored.note),
         ]
     for name, value in rows:
-        table.add_row(name, Text(str(value), overflow="fold"))
+        table.add_row(Text(visible(str(name))), Text(visible(str(value)), overflow="fold"))
     Console(highlight=False).print(table)
 
 
@@ -137,9 +138,9 @@ def verification_line(found: Verification) -> str:
     files = f"{found.files} files are intact, {tensors}" if found.note is None else f"{tensors}; {found.note}"
     served = "" if found.unservable is None else f"; it can't be served: {found.unservable}"
     if found.effect is None:
-        return f"{found.path}: {files}{served}"
+        return visible(f"{found.path}: {files}{served}")
     fits = "the base fits" if found.base_checked else "the tensors fit the base"
-    return f"{found.path}: {files}, and {fits}; logits change by up to {found.effect:.3g}{served}"
+    return visible(f"{found.path}: {files}, and {fits}; logits change by up to {found.effect:.3g}{served}")
 
 
 def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from rich.text import Text
 from manytune.data.conversation.form import DESCRIPTIONS
 from manytune.data.rendering import shorten
 from manytune.data.unused import said_of_unused
+from manytune.terminal import visible
 
 if TYPE_CHECKING:
     from manytune.data.check import DataCheck, FileCheck
@@ -33,7 +33,7 @@ def print_check(found: DataCheck, limit: int | None, *, has_template: bool) -> N
         console.print(Text(f"{_counted(len(found.leaks), 'prompt')} in more than one file", "bold"))
         for leak in found.leaks[:_SHOWN]:
             console.print(Padding(Text(" = ".join(leak.places.values())), (0, 0, 0, 2)))
-            console.print(Padding(Text(_visible(shorten(leak.prompt)), "dim"), (0, 0, 0, 4)))
+            console.print(Padding(Text(visible(shorten(leak.prompt)), "dim"), (0, 0, 0, 4)))
         _print_more(console, len(found.leaks))
         console.print()
     if not has_template:
@@ -65,7 +65,7 @@ def print_previews(shown: Sequence[Preview], left_out: Sequence[Rejected], *, ha
 
 
 def _marked(part: Part) -> Text:
-    text = _visible(part.text)
+    text = visible(part.text)
     return (
         Text.assemble((">>>", "bold green"), (text, "green"), ("<<<", "bold green"))
         if part.learned
@@ -109,7 +109,7 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
     if file.lengths:
         console.print(_length_table(file))
     for row in file.odd[:_SHOWN]:
-        console.print(Padding(Text.assemble((f"{row.where} ", "yellow"), _visible(row.what)), (0, 0, 0, 2)))
+        console.print(Padding(Text.assemble((f"{row.where} ", "yellow"), visible(row.what)), (0, 0, 0, 2)))
     _print_more(console, len(file.odd))
     _print_rejected(console, file.rejected)
     console.print()
@@ -131,7 +131,7 @@ def _print_rejected(console: Console, rejected: Sequence[Rejected]) -> None:
         return
     console.print(Text(f"{_counted(len(rejected), 'row')} left out", "bold yellow"))
     for row in rejected[:_SHOWN]:
-        console.print(Padding(Text.assemble((f"{row.where} ", "yellow"), _visible(row.reason)), (0, 0, 0, 2)))
+        console.print(Padding(Text.assemble((f"{row.where} ", "yellow"), visible(row.reason)), (0, 0, 0, 2)))
     _print_more(console, len(rejected))
 
 
@@ -142,9 +142,3 @@ def _print_more(console: Console, count: int) -> None:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def _visible(text: str) -> str:
-    """Keep data from steering the terminal: control characters are shown as their escapes."""
-    controls = {c for c in text if unicodedata.category(c) == "Cc"} - {"\n", "\t"}
-    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in controls})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
+
+from manytune.terminal import visible
 
 if TYPE_CHECKING:
     from manytune.cli.prompts import Asked
@@ -48,17 +51,18 @@ def print_answers(asked: Sequence[Asked], answers: Mapping[str, Sequence[Answere
     """Bare text for one answer, so that it can be piped; headings where there are several."""
     if len(asked) == len(answers) == 1:
         (given,) = answers.values()
-        typer.echo(given[0].text.strip())
+        text = given[0].text.strip()
+        typer.echo(visible(text) if sys.stdout.isatty() else text)  # a file or a pipe gets what was written
         return
     console = Console(highlight=False)
     for place, one in enumerate(asked):
         if len(asked) > 1:
-            console.print(Rule(Text(one.where), align="left", characters="─"))
+            console.print(Rule(Text(visible(one.where)), align="left", characters="─"))
         for name, given in answers.items():
             answer = given[place]
-            heading = Text(name, "bold")
+            heading = Text(visible(name), "bold")
             if answer.finished == "length":
                 heading.append(" (cut at the limit)", "not bold dim")
             console.print(heading)
-            console.print(Text(answer.text.strip()))
+            console.print(Text(visible(answer.text.strip())))
             console.print()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+
+_MOST_SHOWN = 40
 
 
 def shortest_names(paths: Sequence[str], wanted: Sequence[str], parts: int = 1) -> set[str]:
@@ -31,6 +34,14 @@ def _endings(path: str, parts: int) -> list[str]:
     return [".".join(words[-count:]) for count in range(1, min(parts, len(words)) + 1)]
 
 
+def endings(path: str) -> Iterator[str]:
+    """A path and all that it ends in, from one dot on."""
+    yield path
+    while "." in path:
+        path = path.partition(".")[2]
+        yield path
+
+
 def ends_in(path: str, names: Collection[str]) -> bool:
     """Whether a path ends in one of some names, in the middle of a word, too."""
     return any(path.endswith(name) for name in names)
@@ -44,4 +55,8 @@ def lists_around(paths: Sequence[str]) -> list[str]:
 
 def shown(names: str | Collection[str] | None) -> str:
     """Names for a message, in an order that doesn't change from run to run."""
-    return repr(names) if names is None or isinstance(names, str) else repr(sorted(names))
+    if names is None or isinstance(names, str):
+        return repr(names)
+    more = len(names) - _MOST_SHOWN
+    first = heapq.nsmallest(_MOST_SHOWN, names)
+    return repr(first) if more <= 0 else f"{repr(first)[:-1]}, ...] ({more:,} more)"

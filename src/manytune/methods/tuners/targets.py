@@ -8,7 +8,6 @@ list; see `unmatched.py`.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import unwrapped
-from manytune.methods.tuners.names import ends_in, lists_around, shortest_names, shown
+from manytune.methods.tuners.names import endings, ends_in, lists_around, shortest_names, shown
+from manytune.methods.tuners.patterns import fullmatch, match
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper
 from manytune.methods.tuners.task_heads import head_names
 from manytune.methods.tuners.unmatched import check_layers, nearest, pattern_matches, report
@@ -82,9 +82,10 @@ class Selection:
         """Names, narrowed down by what a configuration says about exclusions and layers."""
         layers = getattr(config, "layers_to_transform", None)
         pattern = getattr(config, "layers_pattern", None)
+        exclude = getattr(config, "exclude_modules", None)
         return cls(
-            names,
-            exclude=getattr(config, "exclude_modules", None),
+            names if isinstance(names, str) else frozenset(names),
+            exclude=exclude if exclude is None or isinstance(exclude, str) else frozenset(exclude),
             layers=[layers] if isinstance(layers, int) else layers,
             layers_pattern=[pattern] if isinstance(pattern, str) else pattern or (),
             saved=config.was_saved,
@@ -223,17 +224,17 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def matches(path: str, names: str | Collection[str]) -> bool:
     """Whether a module's path is named by a regular expression, or by a list of paths and path endings."""
     if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return path in names or any(path.endswith(f".{name}") for name in names)
+        return fullmatch(names, path)
+    return any(ending in names for ending in endings(path))
 
 
 def layer_index(path: str, patterns: Sequence[str] = ()) -> int | None:
     """The index of the layer that a module belongs to: the number after a pattern, or the first number in its path."""
     if patterns:
         for pattern in patterns:
-            found = re.match(rf".*\.?{pattern}\.(\d+)(?:\.|$)", path)
-            if found:
-                return int(found.group(1))
+            group = match(rf".*\.?{pattern}\.(\d+)(?:\.|$)", path)
+            if group is not None:
+                return int(group(1))
         return None
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
@@ -254,12 +255,13 @@ def first_match(path: str, patterns: dict[str, float]) -> str | None:
 
 
 def _check_entries(selection: Selection, paths: Sequence[str]) -> None:
-    unmatched = sorted(name for name in selection.names if not any(matches(path, [name]) for path in paths))
+    there = {ending for path in paths for ending in endings(path)}
+    unmatched = sorted(name for name in selection.names if name not in there)
     if unmatched:
         # If none is left there is nothing to attach, and `_refuse_empty` would say less.
         saved = selection.saved and len(unmatched) < len(selection.names)
         report(
-            f"Target modules {unmatched} not found in the base model. {nearest(unmatched, paths)}",
+            f"Target modules {shown(unmatched)} not found in the base model. {nearest(unmatched, paths)}",
             saved=saved,
         )
 

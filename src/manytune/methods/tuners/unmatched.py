@@ -7,11 +7,15 @@ There they are left over, and a warning names them.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 
 from manytune.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning
+from manytune.methods.tuners.patterns import match
+
+_MOST_ASKED = 20  # names that a message looks for near ones of
 
 
 class UnmatchedError(ConfigError, NoMatchingPeftModuleError):
@@ -70,7 +74,7 @@ def check_patterns(
 
 def pattern_matches(key: str, path: str) -> bool:
     """Whether a key of a rank or alpha pattern names a path: as its ending, or as an expression that ends there."""
-    return re.match(rf"(.*\.)?({key})$", path) is not None
+    return match(rf"(.*\.)?({key})$", path) is not None
 
 
 def check_layers(
@@ -109,7 +113,8 @@ def nearest(names: Iterable[str], paths: Iterable[str], what: str = "The model's
         what: What these are.
     """
     endings = sorted({path.rsplit(".", 1)[-1] for path in paths} - {str(i) for i in range(1000)})
-    close = [match for name in names for match in _close(_last_word(name), endings)]
+    asked = itertools.islice(names, _MOST_ASKED)
+    close = [found for name in asked for found in _close(_last_word(name), endings)]
     if close:
         return f"Did you mean {', '.join(repr(name) for name in dict.fromkeys(close))}?"
     return f"{what} end in: {', '.join(endings[:40])}."
