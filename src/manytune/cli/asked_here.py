@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manytune.errors import DataError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.labelled import Labels
     from manytune.data.templates import Example
+    from manytune.engine.constraint import Constraint
     from manytune.evaluation.answers import Question
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
@@ -51,8 +53,24 @@ def ask_here(
     max_new_tokens: int,
     beams: int,
     batch_size: int,
+    held_to: Path | None = None,
 ) -> Local:
-    """Ask the base and every adapter; of classifiers, the most frequent label is the base's answer."""
+    """Ask the base and every adapter; of classifiers, the most frequent label is the base's answer.
+
+    Args:
+        chosen: The adapters.
+        examples: The rows.
+        base: Where their base is now; None for where it was.
+        metrics: What will be scored.
+        limit: How many prompts are asked; None for all.
+        max_new_tokens: The longest answer.
+        beams: How many beams search for it.
+        batch_size: Prompts to a batch.
+        held_to: A file with a JSON schema that every answer is held to; None for none.
+
+    Raises:
+        GrammarError, DataError: Answers can't be held to it.
+    """
     from manytune.cli.chosen import load_common_base
     from manytune.cli.classifiers import common_labels
     from manytune.evaluation.answers import questions_from
@@ -69,6 +87,7 @@ def ask_here(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         end_ids=(encoders[0].end_id,),
+        constraint=None if held_to is None else _constraint(held_to, loaded, encoders[0], asked[0]),
         beams=beams,
         likelihood_batch_size=batch_size,
     )
@@ -78,8 +97,17 @@ def ask_here(
         tuple(question.item for question in asked[0]),
         _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods),
         {"Base": f"{loaded.name} ({loaded.fingerprint})"},
-        f"{_search(beams)}, at most {max_new_tokens} tokens, {encoders[0].mode} prompts",
+        f"{_search(beams)}, at most {max_new_tokens} tokens, {encoders[0].mode} prompts"
+        + ("" if held_to is None else f", held to {held_to.name}"),
     )
+
+
+def _constraint(schema: Path, base: Base, encoder: Encoder, questions: Sequence[Question]) -> Constraint:
+    """What holds answers to a schema."""
+    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.experiments.constrained import schema_constraint
+
+    return schema_constraint(schema_metric(schema), base, encoder, questions)
 
 
 def _ask_classifiers(
@@ -188,6 +216,7 @@ def _systems(
             def notice(what: str, done: int, total: int, name: str = name) -> None:
                 progress.answering(f"{name}: {what}", done, total)
 
+            progress.line(f"asking {name}" if one else "asking the untouched base")
             path, activations = one.stored.path if one else None, (one or chosen[0]).activations
             with attached(base, path, activations=activations) as model:
                 answers = ask_model(

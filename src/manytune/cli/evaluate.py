@@ -91,6 +91,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold every answer to --schema while it is generated.")
+    ] = False,
     beams: Annotated[
         int,
         typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token at each step."),
@@ -117,7 +120,7 @@ def evaluate(
 
     Systems are the adapters and their untouched base; answers that were made elsewhere; and models behind an
     OpenAI-compatible address. A run gets evaluation.json with every answer, and an adapter's manifest gets the scores,
-    unless --limit or --task is given. An adapter trained on several tasks also gets the scores of each.
+    unless --limit, --task or --constrained is given. An adapter trained on several tasks also gets the scores of each.
     """
     from manytune.cli.asked_here import ask_here, common_examples
     from manytune.cli.chosen import choose
@@ -130,6 +133,8 @@ def evaluate(
 
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
+    if constrained and schema is None:
+        raise typer.BadParameter("it holds answers to --schema; give that, too", param_hint="--constrained")
     others = elsewhere.Elsewhere(
         answers=answers or [],
         field=answer_field,
@@ -160,6 +165,11 @@ def evaluate(
     if examples is not None and turns == "each":
         examples = each_turn(examples)
     kind = _kind(chosen, examples)
+    if constrained and (kind != "texts" or not chosen):
+        raise typer.BadParameter(
+            "it holds answers that are generated here; name runs or adapters that generate",
+            param_hint="--constrained",
+        )
     if kind == "labels" and others:
         raise typer.BadParameter(
             "classifiers answer with labels of their own rows; evaluate them without --answers and --endpoint",
@@ -178,6 +188,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             beams=beams,
             batch_size=batch_size,
+            held_to=schema if constrained else None,
         )
         chosen, items, systems = local.chosen, local.items, local.systems
     if examples is None:
@@ -209,7 +220,7 @@ def evaluate(
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(evaluation, chosen, whole=limit is None and task is None)
+    written = _save(evaluation, chosen, whole=limit is None and task is None and not constrained)
     if report is not None:
         write_report(evaluation, report, title=_title([system.name for system in systems]))
         written.append(report)
@@ -236,14 +247,14 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
     """
     from manytune.evaluation.metrics import CLASS_METRICS, METRICS, TEXT_METRICS, metrics_named
     from manytune.evaluation.metrics.recorded import RECORDED
-    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.evaluation.metrics.structured import schema_metric, with_schema
 
     try:
-        valid = () if schema is None else (schema_metric(schema),)
+        valid = None if schema is None else schema_metric(schema)
         if names is None:
             usual = {"texts": TEXT_METRICS, "documents": ("perplexity",), "labels": CLASS_METRICS}
             known = [METRICS[name] for name in usual[kind] if likelihoods or name != "perplexity"]
-            return (*known, *valid)
+            return with_schema(known, valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--schema" if schema else "--metrics") from None
@@ -255,7 +266,7 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
         raise typer.BadParameter("answers that are made here have no recorded score", param_hint="--metrics")
     if not likelihoods and any(metric.name == "perplexity" for metric in found):
         raise typer.BadParameter("answers from elsewhere have no likelihoods", param_hint="--metrics")
-    return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
+    return with_schema(found, valid)
 
 
 def _margin(systems: Sequence[System], share: float | None, reference: str | None) -> Margin | None:

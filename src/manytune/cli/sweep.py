@@ -70,10 +70,8 @@ def sweep(
 
     named = load_experiment(recipe, overrides or [])
     limits = [] if rows is None else _numbers(rows, "--rows")
-    if ranks is None and limits:
-        tried = [_own_rank(named)]
-    else:
-        tried = _numbers(_USUAL if ranks is None else ranks, "--ranks")
+    own = ranks is None and limits
+    tried = [_own_rank(named)] if own else _numbers(_USUAL if ranks is None else ranks, "--ranks")
     experiment = sweep_experiment(named, tried, targets or [], limits)
     options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
     with CommandProgress(Console(stderr=True, highlight=False)) as progress:

@@ -99,7 +99,8 @@ def by_prompt(examples: Sequence[Example]) -> list[list[Example]]:
         raise DataError("there are no examples to evaluate on")
     found: dict[object, list[Example]] = {}
     for place, example in enumerate(examples):
-        asked = (example.segments, json.dumps(example.tools), example.task)
+        how = json.dumps([example.tools, dict(example.template_kwargs)], default=str)
+        asked = (example.segments, how, example.task)
         found.setdefault(place if example.is_document else asked, []).append(example)
     return list(found.values())
 
@@ -209,7 +210,7 @@ def _text_group(text: str) -> str:
 def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
     right = [one for row in rows for one in _right_answers(row)]
     item = _item(rows, [encoder.reference(one) for one in right])
-    return Question(item, tuple(encoder.encode(one) for one in right), encoder.answers)
+    return Question(item, tuple(encoder.encode(one) for one in right), encoder.of(rows[0]).answers)
 
 
 def _item(rows: Sequence[Example], references: Sequence[str]) -> Item:

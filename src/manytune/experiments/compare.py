@@ -19,7 +19,7 @@ from manytune.evaluation.equivalence import Margin
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
-from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.evaluation.results import Answer, Cost, Curves, Evaluation
 from manytune.experiments.budget import beyond, budget_of
 from manytune.experiments.classifying import MAJORITY, baseline_facts
 from manytune.experiments.inference_costs import inference_costs
@@ -145,7 +145,7 @@ def score(
     labels = workspace.labels
     called = BASE if labels is None else MAJORITY
     baseline = System(called, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
-    systems = [
+    free = [
         baseline,
         *(
             _prompted(found[0])
@@ -153,6 +153,11 @@ def score(
             else _system(name, found, notes.get(name, {}), read)
             for name, found in records.items()
         ),
+    ]
+    systems = [
+        one
+        for system, found in zip(free, ([base], *records.values()), strict=True)
+        for one in (system, *([_constrained(system, found)] if compare_recipe.constrained else []))
     ]
     evaluation = evaluate(
         [question.item for question in workspace.questions],
@@ -286,6 +291,19 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str], r
         },
         other_seeds=tuple(record.answers for record in records[1:]),
         seeds=tuple(record.seed for record in records if record.seed is not None),
+    )
+
+
+def _constrained(system: System, records: Sequence[RunRecord]) -> System:
+    """The same system with its answers held to the schema."""
+    answers, *other_seeds = (record.constrained for record in records)
+    return dataclasses.replace(
+        system,
+        name=f"{system.name}, constrained",
+        answers=answers,
+        other_seeds=tuple(other_seeds),
+        curves=Curves(),
+        provenance={**system.provenance, "Answers": "held to the schema"},
     )
 
 

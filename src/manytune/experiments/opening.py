@@ -42,6 +42,10 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     if inputs.labels is not None:
         if ranks:
             raise RecipeError(NO_SWEEP)
+        if experiment.compare.constrained or experiment.compare.json_schema is not None:
+            raise RecipeError(
+                "compare.json_schema and compare.constrained are for answers that are generated"
+            )
         probes: tuple[LoadedProbe, ...] = ()
         encoder = label_encoder_of(base, inputs.labels, recipe.data)
         questions = labelled_questions(splits.test, encoder)[: experiment.compare.limit]

@@ -158,6 +158,10 @@ class CompareRecipe(Section):
     inference_cost: bool = True
     """Measure what answering costs with the engine: tokens per second, time to the first token, and memory of the base,
     and of each adapter merged, unmerged, and mixed with the others."""
+    json_schema: str | None = None
+    """A file with a JSON schema; also score the share of answers that are valid by it."""
+    constrained: bool = False
+    """Ask every system a second time, with its answers held to `json_schema`; results call it `LoRA, constrained`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only this many test prompts, the first ones; null for all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -178,6 +182,16 @@ class CompareRecipe(Section):
                     f"expected metrics among {', '.join(METRICS)}; found {name!r}{did_you_mean(name, METRICS)}"
                 )
         return names
+
+    @model_validator(mode="after")
+    def _schema_where_it_is_needed(self) -> Self:
+        for needs, needed in (
+            ("constrained", self.constrained),
+            ("the metric json_schema", "json_schema" in self.metrics),
+        ):
+            if needed and self.json_schema is None:
+                raise ValueError(f"{needs} needs a schema: give its file as compare.json_schema")
+        return self
 
     @field_validator("systems")
     @classmethod

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,9 +16,11 @@ from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
 from manytune.data.labelled import Labels
 from manytune.data.row_limit import limited
+from manytune.engine.constraint import Constraint
 from manytune.errors import DivergedError, RecipeError
 from manytune.evaluation.answers import Question
 from manytune.evaluation.metrics import Metric, metrics_named
+from manytune.evaluation.metrics.structured import SchemaValid, schema_metric, with_schema
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
@@ -27,6 +29,7 @@ from manytune.experiments.classifying import (
     ask_classifier,
     majority_answers,
 )
+from manytune.experiments.constrained import schema_constraint
 from manytune.experiments.few_shot import FewShot
 from manytune.experiments.probes import (
     LoadedProbe,
@@ -53,8 +56,9 @@ class _Replies:
     """What a system answered."""
 
     answers: tuple[Answer, ...]
-    probes: Mapping[str, tuple[Answer, ...]]
-    validation: tuple[GroupLoss, ...]
+    constrained: tuple[Answer, ...] = ()
+    probes: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)
+    validation: tuple[GroupLoss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,19 @@ class Workspace:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The scores, the deciding one first."""
-        return metrics_named(self.experiment.compare.metrics)
+        return with_schema(metrics_named(self.experiment.compare.metrics), self._schema)
+
+    @cached_property
+    def _schema(self) -> SchemaValid | None:
+        """What answers are to be valid by."""
+        file = self.experiment.compare.json_schema
+        return None if file is None else schema_metric(Path(file))
+
+    @cached_property
+    def _constraint(self) -> Constraint | None:
+        """What holds answers to the schema, if they are also asked for so."""
+        wanted = self._schema if self.experiment.compare.constrained else None
+        return None if wanted is None else schema_constraint(wanted, self.base, self.encoder, self.questions)
 
     @property
     def steps(self) -> int:
@@ -206,6 +222,7 @@ class Workspace:
             method=recipe.method.name,
             question=self._digest,
             answers=replies.answers,
+            constrained=replies.constrained,
             probes=replies.probes,
             seed=recipe.training.seed,
             learning_rate=recipe.training.learning_rate,
@@ -236,6 +253,7 @@ class Workspace:
                 method=BASE,
                 question=self._digest,
                 answers=replies.answers,
+                constrained=replies.constrained,
                 probes=replies.probes,
                 validation=replies.validation,
                 cost=Cost(total_params=self.base.model.num_parameters()),
@@ -282,13 +300,14 @@ class Workspace:
         self.reporter.line(f"asking the untouched base with {system.shots} examples in the prompt ({name})")
         activations = self.experiment.recipe.training.activations
         with attached(self.base, None, activations=activations) as model:
-            answers = self._ask_test(model, questions)
+            replies = self._ask_test(model, questions)
         found = RunRecord(
             name=name,
             system=name,
             method=BASE,
             question=digest,
-            answers=answers,
+            answers=replies.answers,
+            constrained=replies.constrained,
             probes={},
             cost=Cost(
                 total_params=self.base.model.num_parameters(),
@@ -315,32 +334,32 @@ class Workspace:
     def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""
         answers: dict[int, Answer] = {}
+        constrained: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
             activations = self.experiment.recipe.training.activations
             with attached(self.base, adapter, activations=activations) as model:
                 given = self._ask_test(model, [self.questions[place] for place in places])
-                answers |= dict(zip(places, given, strict=True))
+                answers |= dict(zip(places, given.answers, strict=True))
+                constrained |= dict(zip(places, given.constrained, strict=False))
                 if task is None:
                     probes = {probe.name: self.ask_probe(model, probe) for probe in self.probes}
                     layout = self.experiment.recipe.training.batching
                     losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
-                    return _Replies(given, probes, losses)
-        return _Replies(tuple(answers[place] for place in range(len(self.questions))), {}, ())
+                    return replace(given, probes=probes, validation=losses)
+        return _Replies(_in_order(answers), _in_order(constrained))
 
-    def _ask_test(self, model: Any, questions: Sequence[Question]) -> tuple[Answer, ...]:
+    def _ask_test(self, model: Any, questions: Sequence[Question]) -> _Replies:
+        """Ask questions, and ask them again if answers are wanted that are held to a schema."""
         compare = self.experiment.compare
         if self.labels is not None:
-            size, notice = compare.batch_size, self.reporter.answering
-            return ask_classifier(model, questions, self.labels, batch_size=size, notice=notice)
-        return ask_model(
-            model,
-            self.base.tokenizer,
-            questions,
-            self._decoding(compare.max_new_tokens),
-            likelihoods="perplexity" in compare.metrics,
-            notice=self.reporter.answering,
-        )
+            size, told = compare.batch_size, self.reporter.answering
+            return _Replies(ask_classifier(model, questions, self.labels, batch_size=size, notice=told))
+        decoding = self._decoding(compare.max_new_tokens)
+        measured, notice = "perplexity" in compare.metrics, self.reporter.answering
+        ask = partial(ask_model, model, self.base.tokenizer, questions, likelihoods=measured, notice=notice)
+        answers, constraint = ask(decoding), self._constraint
+        return _Replies(answers, () if constraint is None else ask(replace(decoding, constraint=constraint)))
 
     def ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
         """A model's answers to one probe."""
@@ -368,6 +387,13 @@ class Workspace:
 
     def _digest_of(self, questions: Sequence[Question]) -> str:
         compare, forgetting = self.experiment.compare, self.experiment.forgetting
-        how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
+        longest = (compare.max_new_tokens, forgetting.max_new_tokens)
+        how: list[object] = [*longest, "perplexity" in compare.metrics]
+        if self._schema is not None and compare.constrained:
+            how.append(self._schema.schema)
         parts = [probes_digest(self.probes), json.dumps(how), questions_digest(questions)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _in_order(answers: Mapping[int, Answer]) -> tuple[Answer, ...]:
+    return tuple(answers[place] for place in sorted(answers))
