@@ -80,7 +80,7 @@ def test_every_adapter_in_one_batch_answers_as_alone(family, tokenizer):
         assert name is None or float((plain - own).abs().max()) > 1e-3, f"{name} changes nothing"
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_arrivals_lengths_and_cancellations_change_no_answer(tokenizer, data):
     world = world_of(data.draw(st.sampled_from(list(BASES))))

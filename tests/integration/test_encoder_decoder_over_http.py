@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+from starlette.testclient import TestClient
 from tests.reference.single_adapter import answer
 from tests.server.live import live
 from tests.server.world import app_of
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import LETTERS, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from manytune.model.peft_model import PeftModel
 from manytune.store.base import load_base
@@ -158,3 +159,48 @@ def test_what_an_encoder_decoder_cannot_do_is_refused(api, path, body, message):
     call = api.chat.completions if path == "chat" else api.completions
     with pytest.raises(openai.BadRequestError, match=message):
         call.create(**body)
+
+
+def test_a_forced_beginning_is_no_part_of_an_answers_text(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <end>", special_tokens=[("<s>", begin), ("<end>", END)]
+    )
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=12,
+        bos_token_id=begin,
+        eos_token_id=END,
+        pad_token_id=1,
+        decoder_start_token_id=END,
+        forced_eos_token_id=None,
+        init_std=0.5,
+    )
+    model = BartForConditionalGeneration(config)
+    model.generation_config.forced_bos_token_id = begin
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "bart")
+    base = load_base(str(tmp_path / "bart"))
+    with TestClient(app_of(base, AdapterStore(tmp_path / "store")), base_url="http://localhost") as client:
+        body = {"model": "base", "prompt": "abc", "temperature": 0, "ignore_eos": True, "max_tokens": 3}
+        found = client.post("/v1/completions", json=body).json()
+        assert found["choices"][0]["text"].split() and "<s>" not in found["choices"][0]["text"]
+        assert found["usage"] == {**found["usage"], "prompt_tokens": 5, "completion_tokens": 3}
+        whole = client.post("/v1/completions", json={**body, "max_tokens": None}).json()
+        assert whole["usage"]["completion_tokens"] == 12, "as many as the decoder has positions"
+        for wrong, message in (
+            ({"max_tokens": 13}, "decoder has 12 positions"),
+            ({"prompt": "a" * 11}, "encoder has 12"),
+        ):
+            refused = client.post("/v1/completions", json={**body, **wrong})
+            assert refused.status_code == 400 and message in refused.json()["error"]["message"]
+            assert refused.json()["error"]["code"] == "context_length_exceeded"
