@@ -112,10 +112,10 @@ class World:
         assert result.device == self.device
         return result
 
-    def train(self, model: manytune.PeftModel, steps: int = 3) -> None:
+    def train(self, model: manytune.PeftModel, steps: int = 2) -> None:
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.case.example.learning_rate)
+        optimizer = torch.optim.AdamW(trained, lr=self.case.example.learning_rate, foreach=True)
         for _ in range(steps):
             model(**self.inputs).loss.backward()
             optimizer.step()

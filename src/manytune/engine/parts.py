@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from manytune.engine.encoder_decoder.limits import EncoderDecoderLimits
@@ -21,6 +22,7 @@ from manytune.engine.runner import Runner
 from manytune.engine.scheduler import Scheduler
 from manytune.mixed.layers import Forward
 from manytune.mixed.slots import AdapterSlots
+from manytune.own_dtype import runs_in_own_dtype
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def _cache(
         head_dim=head_dim,
         budget=options.kv_budget_tokens,
         max_rows=options.max_batch,
-        dtype=model.dtype,
+        # Inside of `float32_activations` keys and values are wider than the weights.
+        dtype=torch.float32 if any(map(runs_in_own_dtype, model.modules())) else model.dtype,
         device=model.device,
     )
 

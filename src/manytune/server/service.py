@@ -19,6 +19,7 @@ from manytune.server.auth import Principal
 from manytune.server.formats import PartialAnswer
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
 from manytune.server.prompts import Prompt, Prompts
@@ -65,6 +66,7 @@ class Service:
         positions: Length of the longest sequence that the base takes; None for no limit. Of an encoder-decoder, of the
             longest answer.
         has_encoder: Whether prompts go to an encoder, so that they take no positions of an answer.
+        labelling: Runs classifiers; it is used in the engine's thread.
     """
 
     settings: Settings
@@ -75,6 +77,7 @@ class Service:
     metrics: Metrics
     vocabulary: int
     positions: int | None
+    labelling: Labelling
     has_encoder: bool = False
 
 

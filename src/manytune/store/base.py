@@ -103,8 +103,8 @@ def load_base(
         compute = options["dtype"] if options["dtype"] != "auto" else (config.dtype or torch.float32)
         options["quantization_config"] = quantization_config(source.name, stored, weights, compute)
         # That of the weights before they are packed: one that every device and release finds again.
-        taken = fingerprint(from_pretrained(auto_class, source), tokenizer, packing=weights)
-    model = from_pretrained(auto_class, source, **options)
+        taken = fingerprint(_load_model(auto_class, source), tokenizer, packing=weights)
+    model = _load_model(auto_class, source, **options)
     _name_origin(model, source)
     if getattr(model, "hf_quantizer", None) is not None:
         keep_differentiable(model)
@@ -115,6 +115,13 @@ def load_base(
     if taken is None:
         taken = fingerprint(model, tokenizer, packing=stored, stored_packed=stored is not None)
     return Base(model, tokenizer, source.name, taken)
+
+
+def _load_model(auto_class: Any, source: Source, **options: Any) -> Any:
+    model, loading = from_pretrained(auto_class, source, output_loading_info=True, **options)
+    if any(name.startswith("pooler.") for name in loading["missing_keys"]):
+        model.pooler = None  # the checkpoint has none: its values would be random, others at every load
+    return model
 
 
 def _name_origin(model: PreTrainedModel, source: Source) -> None:
