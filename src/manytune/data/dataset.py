@@ -20,6 +20,7 @@ from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
+from manytune.data.row_limit import limited
 from manytune.data.splits import Leak, group_key, leaks, split
 from manytune.data.templates import Example, RowForm
 from manytune.data.unused import unused_turns
@@ -112,7 +113,11 @@ def read_splits(data: DataRecipe) -> Splits:
     rows = _Rows(data)
     if not data.tasks:
         parts = rows.divided(data.files, data.validation, data.test, None)
-        return _splits(parts, rows, {})
+        return _splits({**parts, "train": limited(parts["train"], data.limit)}, rows, {})
+    if data.limit is not None:
+        raise DataError(
+            "data.limit is for a single task; mixing.limit bounds what each of several counts for"
+        )
     joined: dict[str, tuple[Example, ...]] = {"train": (), "validation": (), "test": ()}
     sizes = {}
     for task in data.tasks:
@@ -193,7 +198,13 @@ class _Rows:
                 shares[role] = wanted
         if shares:
             fractions = {"train": 1 - sum(shares.values()), **shares}
-            rows |= split(rows["train"], fractions, key=lambda row: row.key, seed=_SPLIT_SEED)
+            rows |= split(
+                rows["train"],
+                fractions,
+                key=lambda row: row.key,
+                seed=_SPLIT_SEED,
+                stratum=(lambda row: row.examples[0].completion) if self._data.is_labelled else None,
+            )
         return {
             role: tuple(example for row in found for example in row.examples) for role, found in rows.items()
         }

@@ -202,7 +202,7 @@ def train(
             _check_same(directory, recipe)
         dropped = finished and not directory.adapter.is_dir()
         if not finished or (dropped and adapters):
-            _forget_peak_memory()
+            forget_peak_memory()
             resume = begun and not finished
             run(
                 recipe,
@@ -231,7 +231,7 @@ def _check_same(directory: RunDirectory, recipe: Recipe) -> None:
         )
 
 
-def _forget_peak_memory() -> None:
+def forget_peak_memory() -> None:
     """Let the kernel count the most memory in use from now on, so that a trial's peak is its own."""
     if _CLEAR_PEAK.exists():
         _CLEAR_PEAK.write_text("5")

@@ -17,7 +17,7 @@ from torch import nn
 
 from manytune.data.encoded import Encoded
 from manytune.model.accounting import ExpertCounts, count_experts, count_parameters
-from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
+from manytune.training.batches import AnyBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.data_summary import describe_data
 from manytune.training.inputs import attach_method, read_inputs
@@ -222,9 +222,7 @@ def _total_seconds(
 class _Timer:
     """Runs batches and says how long they took."""
 
-    def __init__(
-        self, model: nn.Module, settings: TrainingRecipe, build: partial[Batch | Seq2SeqBatch]
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: TrainingRecipe, build: partial[AnyBatch]) -> None:
         cuda = torch.cuda.is_available() and settings.device != "cpu"
         self.model = model.to("cuda" if cuda else "cpu")
         self.build = build

@@ -7,10 +7,9 @@ was expected.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -24,9 +23,9 @@ from pydantic import (
 )
 
 from manytune.data.nearest import did_you_mean
-from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
-from manytune.data.section import Number, Section, kind_of, no_such_key
+from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
@@ -34,6 +33,7 @@ from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
 from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
 from manytune.training.optimizers import OPTIMIZERS
+from manytune.training.recipe_errors import explain, keys_of
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
 from manytune.training.schedules import SCHEDULES
 
@@ -43,6 +43,18 @@ LOSS = "validation_loss"
 
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """What transformers reports to, as `report_to` names it; each is the name of its package, too."""
+
+
+def _as_class_weights(value: object) -> object:
+    """Labels are texts: YAML reads `{0: 1, 1: 3}` and `{yes: 2}` otherwise."""
+    if not isinstance(value, dict):
+        return value
+    odd = [key for key in value if not isinstance(key, str | int) or isinstance(key, bool)]
+    if odd:
+        raise ValueError(
+            f"expected labels as texts; YAML reads {odd[0]!r} otherwise, so put the label in quotes"
+        )
+    return {str(key): weight for key, weight in value.items()}
 
 
 class MethodRecipe(BaseModel):
@@ -62,8 +74,8 @@ class MethodRecipe(BaseModel):
         """A new configuration object; a method that plans ahead learns its number of steps when the training begins.
 
         Args:
-            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
-                encoder-decoder.
+            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, `SEQ_2_SEQ_LM` for an
+                encoder-decoder, or `SEQ_CLS` for a classifier.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
@@ -176,6 +188,14 @@ class TrainingRecipe(Section):
     cache_frozen: bool = False
     """Run the layers below everything that is trained once, and keep in memory what they give, instead of in every
     epoch; for methods on upper layers alone."""
+    class_weights: Annotated[
+        Literal["balanced"]
+        | Annotated[dict[str, Annotated[Number, Field(gt=0)]], Field(min_length=2)]
+        | None,
+        BeforeValidator(_as_class_weights),
+    ] = None
+    """For `task: classification`: what rows of each label weigh in the loss, such as `{spam: 3, ham: 1}`, scaled to a
+    mean of 1; `balanced` for an equal part of the loss for each label; null for an equal weight for each row."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
     """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too: transformers' integrations, which
     their own environment variables configure."""
@@ -222,6 +242,10 @@ class TrainingRecipe(Section):
             raise ValueError("best_metric has no effect without keep: best or early_stopping")
 
 
+_OTHER_TASKS = ("regression", "token-classification")
+_NOT_CLASSIFIED = ("token_budget", "group_prefixes", "cache_frozen", "compile")
+
+
 class Recipe(Section):
     """A training run. Paths in it are relative to the directory that the command runs in."""
 
@@ -230,6 +254,9 @@ class Recipe(Section):
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
+    task: Literal["generation", "classification"] = "generation"
+    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`) by a
+    new head with the labels of the rows (`data.label`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
@@ -242,6 +269,40 @@ class Recipe(Section):
     output: str = "runs/run"
     """The run directory; `load_recipe` makes it `runs/<name of the recipe file>` when the file doesn't
     say."""
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _known_task(cls, task: object) -> object:
+        if task in _OTHER_TASKS:
+            raise ValueError(
+                f"{task} isn't a recipe's task; classification is. Use transformers' AutoModelFor... with "
+                "get_peft_model for it"
+            )
+        return task
+
+    @model_validator(mode="after")
+    def _rows_of_the_task(self) -> Self:
+        if self.task == "generation":
+            if self.data.is_labelled:
+                raise ValueError("data.text and data.label are for task: classification; add that line")
+            if self.training.class_weights is not None:
+                raise ValueError("training.class_weights are for task: classification")
+            return self
+        if not self.data.is_labelled:
+            raise ValueError(
+                "task: classification needs data.text, a template, and data.label, a field's name"
+            )
+        if self.adapter is not None:
+            raise ValueError("a classifier starts with a new head, so adapter isn't for task: classification")
+        if self.training.validation is not None and self.training.validation.scores:
+            raise ValueError(
+                "training.validation.scores are of generated answers; for task: classification leave them out, and the "
+                "validation loss decides"
+            )
+        taken = [key for key in _NOT_CLASSIFIED if getattr(self.training, key)]
+        if taken:
+            raise ValueError(f"training.{taken[0]} isn't for task: classification; leave it out")
+        return self
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as `load_recipe` reads it back."""
@@ -277,7 +338,7 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise RecipeError(f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{file}: a recipe is a mapping with the keys {_keys(Recipe)}; found {kind_of(content)}."
+            f"{file}: a recipe is a mapping with the keys {keys_of(Recipe)}; found {kind_of(content)}."
         )
     for override in overrides:
         apply_override(content, override)
@@ -298,62 +359,5 @@ def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        found = [f"{where}: {explain(Recipe, problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
-
-
-_ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
-_TYPES = {
-    "bool_type": "true or false",
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-}
-
-
-def _explain(problem: Any) -> str:
-    """One of pydantic's findings, in a recipe's words."""
-    place = problem["loc"]
-    path = [
-        key for before, key in zip(("", *place), place, strict=False) if (before, key) not in _ALTERNATIVES
-    ]
-    name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
-    kind, value = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return f"{name}: {no_such_key(str(path[-1]), _section_at(path[:-1]).model_fields)}"
-    if kind == "missing":
-        return f"{name}: this key is missing; it says {_summary_of(path)}"
-    if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
-        return f"{name}: {problem['ctx']['error']}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{name}: expected a section with the keys {_keys(_section_at(path))}; found {kind_of(value)}."
-    expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
-    nearest = ""
-    if kind == "literal_error":
-        nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
-    return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
-
-
-def _section_at(path: Sequence[str | int]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
-    for key in path:
-        if isinstance(key, int):  # the number of a task, in the one list of sections that there is
-            section = TaskRecipe
-        elif (section, key) != (DataRecipe, "train"):
-            annotation = section.model_fields[key].annotation
-            section = next(a for a in (annotation, *get_args(annotation)) if _is_section(a))
-    return section
-
-
-def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _summary_of(path: Sequence[str | int]) -> str:
-    description = _section_at(path[:-1]).model_fields[str(path[-1])].description or ""
-    return description[:1].lower() + description[1:]
-
-
-def _keys(section: type[BaseModel]) -> str:
-    return ", ".join(section.model_fields)

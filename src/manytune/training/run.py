@@ -264,13 +264,14 @@ def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training
             base=inputs.base.name,
             fingerprint=inputs.base.fingerprint,
             template=None
-            if recipe.data.tasks or recipe.data.is_conversational
+            if recipe.data.tasks or recipe.data.is_conversational or recipe.data.is_labelled
             else recipe.data.prompt_template().to_dict(),
             templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
             encoding=inputs.data.mode,
             encoding_options=recipe.data.encoding_options(max_prompt=inputs.data.max_prompt).to_dict()
             or None,
             recipe=recipe.model_dump(mode="json"),
+            labels=None if inputs.labels is None else inputs.labels.to_dict(),
             scores=training.kept.measured,
         ),
     )

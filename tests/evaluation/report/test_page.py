@@ -102,7 +102,7 @@ def test_the_score_table_has_every_metric_with_interval_and_verdict(evaluation, 
 
 def test_the_cost_table_shows_what_was_measured(page):
     table = next(text for text in page.texts("table") if "Trained parameters" in text)
-    assert "Training full lora Trained parameters 134,515,008 100% 2,442,240 1.8%" in table
+    assert "Trade-off base full lora Trained parameters – 134,515,008 100% 2,442,240 1.8%" in table
     for expected in ("3 min 1 s 2 min 3 s", "3.63 GiB 1.96 GiB", "513 MiB 9.3 MiB", "1,210 1,840"):
         assert expected in table
 

@@ -59,8 +59,8 @@ def train_model(
     """Train the parameters that require a gradient, in place.
 
     Args:
-        model: A causal language model or an encoder-decoder with a method attached, on any device; it ends in
-            evaluation mode on the device that `settings.device` names.
+        model: A causal language model, an encoder-decoder or a classifier with a method attached, on any device; it
+            ends in evaluation mode on the device that `settings.device` names.
         rows: What it is trained on.
         settings: The recipe's training section. The model is loaded, so its weights keep their dtypes; with
             `dtype: bfloat16` products with the base's own weights are in bfloat16 where these are float32 and train.
@@ -141,7 +141,7 @@ def _train(
             validates=bool(rows.validation),
             resumes=resume_from is not None,
             saves=checkpoints is not None,
-            use_cache=config.use_cache,
+            use_cache=bool(getattr(config, "use_cache", False)),
             scratch=scratch,
             run_name=None if tensorboard_directory is None else tensorboard_directory.parent.name,
         )

@@ -142,6 +142,7 @@ class AdapterTrainer(Trainer):
                 seed=self.args.seed,
                 group_prefixes=setup.settings.group_prefixes,
                 mixture=setup.rows.mixture,
+                by_length=setup.rows.by_length,
             )
             order = {"sampler": sampler, "batch_size": batch_size}
         loader: DataLoader[Any] = DataLoader(
