@@ -77,16 +77,5 @@ def iso_date(value: object) -> object:
     return text
 
 
-def check_shares(*rows: float | str | None) -> None:
-    """Refuse shares of the training rows that leave none to train on.
-
-    Raises:
-        ValueError: They add up to 1 or more.
-    """
-    shares = [share for share in rows if isinstance(share, float)]
-    if sum(shares) >= 1:
-        raise ValueError(f"validation and test take {sum(shares):g} of the rows; nothing is left to train on")
-
-
 Rows = Annotated[float | str | None, BeforeValidator(rows_or_share)]
 References = Annotated[tuple[str, ...], BeforeValidator(as_fields)]
