@@ -1,6 +1,7 @@
 """Prompts that are known beforehand: the answers are those of one prompt at a time, whoever gives them."""
 
 import pytest
+import torch
 from tests.engine.encoder_decoder.bases import bart, t5
 from tests.engine.systems import END, MODELS, PROMPTS, gpt2, llama, with_lora
 from tests.reference.one_at_a_time import greedy
@@ -14,6 +15,7 @@ from manytune.methods.combined import CombinedConfig
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.prefix_tuning import PrefixTuningConfig
 from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.model.activations import float32_activations
 from manytune.model.attach import get_peft_model
 
 DOCUMENTS = (tuple(range(2, 22)), tuple(range(20, 40)))
@@ -150,3 +152,11 @@ def test_no_prompts_give_no_answers(tokenizer):
 def test_what_cannot_be_answered_is_an_error_that_says_why(tokenizer, prompts, options, error, message):
     with pytest.raises(error, match=message):
         answer_prompts(llama(), tokenizer, prompts, max_new_tokens=5, **options)
+
+
+def test_inside_of_float32_activations_half_precision_answers_too(tokenizer):
+    model = llama().to(torch.bfloat16)
+    with float32_activations(model):
+        found = answer_prompts(model, tokenizer, PROMPTS, max_new_tokens=6)
+        expected = generate_batch(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]

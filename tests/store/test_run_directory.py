@@ -71,6 +71,7 @@ def test_a_run_names_its_adapter_and_an_adapter_its_run(tmp_path: Path) -> None:
     assert adapter_at(run.path) == run.adapter == adapter_at(run.adapter)
     assert display_name(run.path) == display_name(run.adapter) == "run"
     assert RunDirectory.of_adapter(run.adapter) is None  # nothing says that a run made it
+    run.environment_file.write_text("{}\n")
     run.recipe_file.write_text("base: tiny\n")
     assert RunDirectory.of_adapter(run.adapter) == run
 

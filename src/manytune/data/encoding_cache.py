@@ -1,4 +1,4 @@
-"""Encoded rows from one run to the next: 50,000 rows take a minute to encode, and a second to read.
+"""Encoded rows from one run to the next: reading them takes a small part of the time that encoding takes.
 
 An entry is a file named after a SHA-256 of everything that decides its content: the rendered rows, the tokenizer with
 its chat template, the recipe's limits and options, and the code that encodes. So an entry is never out of date; one
@@ -27,7 +27,7 @@ from manytune.errors import DamagedError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FEWEST = 1000
+FEWEST = 200
 """Fewer rows than this aren't kept: they take less than a second."""
 MOST_BYTES = 4 << 30
 """The most that all entries take together; those that weren't used for longest go first."""

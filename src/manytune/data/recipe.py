@@ -106,7 +106,7 @@ class DataRecipe(Section):
     counted."""
 
     cache: bool = True
-    """Keep the token ids of a thousand rows or more for the next run (`manytune data cache`); changes no result."""
+    """Keep the token ids of 200 rows or more for the next run (`manytune data cache`); changes no result."""
 
     @model_validator(mode="before")
     @classmethod
