@@ -84,6 +84,7 @@ def first_epoch(plan: TrainingPlan, settings: TrainingRecipe, rows: TrainingRows
             seed=settings.seed,
             group_prefixes=settings.group_prefixes,
             mixture=rows.mixture,
+            by_length=rows.by_length,
         )
     )
     return [order[start : start + size] for start in range(0, len(order), size)]

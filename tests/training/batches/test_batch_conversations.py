@@ -102,5 +102,11 @@ def test_six_turns_cost_close_to_one_pass(family: str, most: float) -> None:
     kept = encoder.encode_all(examples).kept
     computed = sum(builder("shared-prefix")(row, pad_id=0).tokens_computed for row in rows_of(kept))
     assert computed <= most * one_pass
+    # The least there can be: a token's activations depend on all tokens before it, so each distinct prefix counts once.
+    prefixes = [
+        {sequence.input_ids[:end] for sequence in row for end in range(1, len(sequence.input_ids))}
+        for row in rows_of(kept)
+    ]
+    assert computed == sum(map(len, prefixes))
     padded = sum(len(sequence.input_ids) - 1 for sequence in kept)
     assert computed <= padded

@@ -13,20 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.cli.outputs.experiment import print_gains
+from manytune.evaluation.classes import confusions, mcnemar_tests
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Evaluation, Probe, RunResult
 from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
     blunt_sentence,
-    claim,
     correction_sentence,
     cut_sentence,
     evidence,
     interval,
     main_sentences,
+    p_value,
     score,
     seeds_sentence,
+    verdict_of,
 )
 
 _COLOURS = {"better": "green", "worse": "red", "cannot tell": "yellow"}
@@ -41,8 +43,13 @@ def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
         "inference": asdict(evaluation.inference),
         "results": [_result(result) for result in evaluation.results],
         "comparisons": [asdict(found) for found in evaluation.comparisons],
+        "equivalences": [asdict(found) for found in evaluation.equivalences],
+        "answering": [asdict(found) for found in evaluation.answering],
+        "budget": asdict(evaluation.budget) if evaluation.budget else None,
         "shares": [asdict(found) for found in evaluation.shares],
         "forgetting": [_probe(probe) for probe in evaluation.forgetting],
+        "mcnemar": [asdict(found) for found in mcnemar_tests(evaluation)],
+        "confusion": [asdict(found) for found in confusions(evaluation)],
         "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
         "provenance": dict(evaluation.provenance),
         "written": [str(path) for path in written],
@@ -63,10 +70,18 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
     for result in others:
         found = evaluation.comparison(result.name, evaluation.primary)
         sentence = Text.assemble(
-            (f"{MARKS[found.verdict]} {claim(found)}", f"bold {_COLOURS[found.verdict]}"),
+            (f"{MARKS[found.verdict]} {verdict_of(evaluation, found)}", f"bold {_COLOURS[found.verdict]}"),
             f": {evidence(evaluation, found)}",
         )
         console.print(sentence)
+    for test in mcnemar_tests(evaluation):
+        console.print(
+            Text(
+                f"McNemar's exact test, {test.system} compared with {test.baseline}: {test.only_system:,} items "
+                f"right in the first alone, {test.only_baseline:,} in the second, {p_value(test.p_value)}.",
+                "dim",
+            )
+        )
     if main_sentences(evaluation) or evaluation.forgetting:
         console.print()
         print_gains(evaluation, console)
