@@ -94,13 +94,7 @@ def test_a_recipe_can_name_it() -> None:
 @pytest.mark.parametrize("family", [LLAMA], ids=str)
 def test_it_keeps_the_contract(family: Family, tmp_path: Path) -> None:
     case = contract.Case("shift", family)
-    contract.test_the_output_is_the_bases_at_first(case)
-    contract.test_only_declared_parameters_get_gradients(case)
-    contract.test_thirty_steps_lower_the_loss(case)
-    contract.test_attaching_and_detaching_leaves_no_trace(case)
-    contract.test_a_saved_adapter_gives_equal_logits_when_loaded(case, tmp_path)
-    contract.test_a_disabled_adapter_gives_exactly_the_base(case)
-    contract.test_two_adapters_beside_each_other_keep_their_own_outputs(case)
+    contract.require_contract(case, tmp_path)
 
 
 @pytest.mark.usefixtures("registered")

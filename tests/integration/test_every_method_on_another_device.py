@@ -115,7 +115,8 @@ class World:
     def train(self, model: manytune.PeftModel, steps: int = 2) -> None:
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.case.example.learning_rate, foreach=True)
+        # A gradient that is only rounding moves nothing far, as it would with the usual eps.
+        optimizer = torch.optim.AdamW(trained, lr=self.case.example.learning_rate, eps=1e-4, foreach=True)
         for _ in range(steps):
             model(**self.inputs).loss.backward()
             optimizer.step()

@@ -13,28 +13,15 @@ import torch
 from safetensors.torch import load_file
 from tests.engine.adapters import InMemory, in_memory
 from tests.methods.oracle import pair, random_tensors
+from tests.methods.three_layers import Net
 from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, OPT, T5, Family
 from tests.reference import terms as twin
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from manytune import AdaLoraConfig, ConfigError, PeftModel, PeftWarning, get_peft_model
 from manytune.errors import AdapterError
 from manytune.methods.adalora.allocator import RankAllocator, budget_at
 from manytune.methods.registry import terms_of
-
-
-class Net(nn.Module):
-    """Layers of different sizes, one of them stored transposed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.lin, self.c1, self.last = nn.Linear(8, 6), Conv1D(10, 6), nn.Linear(10, 3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.last(torch.tanh(self.c1(torch.tanh(self.lin(x)))))
-        return result
 
 
 class Images(nn.Module):

@@ -357,3 +357,14 @@ def assert_computed_by(terms: Terms, case: Case, model: nn.Module) -> None:
 
 def test_every_family_is_tried() -> None:
     assert {case.family for case in cases()} >= {LLAMA, GPT2, T5, BERT}
+
+
+def require_contract(case: Case, directory: Path) -> None:
+    """What holds for each method, wherever it is defined."""
+    test_the_output_is_the_bases_at_first(case)
+    test_only_declared_parameters_get_gradients(case)
+    test_thirty_steps_lower_the_loss(case)
+    test_attaching_and_detaching_leaves_no_trace(case)
+    test_a_saved_adapter_gives_equal_logits_when_loaded(case, directory)
+    test_a_disabled_adapter_gives_exactly_the_base(case)
+    test_two_adapters_beside_each_other_keep_their_own_outputs(case)

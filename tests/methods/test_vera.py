@@ -11,27 +11,13 @@ import torch
 from safetensors import safe_open
 from tests.engine.adapters import InMemory, in_memory
 from tests.methods.oracle import assert_same, pair
+from tests.methods.three_layers import Net
 from tests.methods.tiny_models import FAMILIES, LLAMA, Family
 from tests.reference import terms as twin
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from manytune import ConfigError, PeftModel, VeraConfig, get_peft_model
 from manytune.methods.registry import terms_of
-
-
-class Net(nn.Module):
-    """Layers of different sizes, one of them stored transposed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.lin, self.c1, self.last = nn.Linear(8, 6), Conv1D(10, 6), nn.Linear(10, 3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.last(torch.tanh(self.c1(torch.tanh(self.lin(x)))))
-        return result
-
 
 X = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LAYERS = ["lin", "c1", "last"]

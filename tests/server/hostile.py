@@ -375,7 +375,7 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
     Args:
         original: What it was made from.
         mutant: The damaged one.
-        linked: Whether other files may be links, as before an adapter is added; then only its own files count.
+        linked: Whether there may be links, as before an adapter is added; those of its own files lead to files of it.
     """
     try:
         paths = list(mutant.rglob("*"))
@@ -385,7 +385,9 @@ def is_sound(original: Path, mutant: Path, *, linked: bool) -> bool:
         if not all(path.is_file() or path.is_dir() for path in paths):
             return False
         own = (CONFIG, TENSORS, MANIFEST, "README.md")
-        if any(path.is_symlink() for path in paths if path.name in own or not linked):
+        links = [path for path in paths if path.is_symlink()]
+        inside = mutant.resolve()
+        if not all(linked and (p.name not in own or p.resolve().is_relative_to(inside)) for p in links):
             return False
         paths = [path for path in paths if path.is_file()]
         if any(path.stat().st_size > 1 << 24 or _is_pickle(path) for path in paths):
