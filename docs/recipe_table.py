@@ -4,7 +4,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from manytune.experiments.recipe import CompareRecipe, ForgettingRecipe
+from manytune.experiments.forgetting_recipe import ForgettingRecipe
+from manytune.experiments.recipe import CompareRecipe
 from manytune.training.recipe import Recipe
 
 

@@ -3,107 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
+from tests.cli.opposites import PAIRS, WORDS, evaluated, manytune, rows, scores
 from tests.reference.one_at_a_time import beam_search, greedy, negative_log_likelihood
-from tests.word_base import save_word_base
-from typer.testing import CliRunner
 
-from manytune.cli.main import build_app
 from manytune.evaluation.results import read_evaluation
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import open_adapter
 from manytune.store.base import load_base
-from manytune.training.recipe import recipe_from
-from manytune.training.run import run
-
-WORDS = [
-    "<pad>",
-    "<end>",
-    "Opposite",
-    "of",
-    ":",
-    "hot",
-    "cold",
-    "big",
-    "small",
-    "old",
-    "new",
-    "wet",
-    "dry",
-    "is",
-]
-PAIRS = [("hot", "cold"), ("big", "small"), ("old", "new"), ("wet", "dry")]
-
-
-def rows(*pairs: tuple[str, str]) -> str:
-    return "".join(json.dumps({"word": a, "opposite": b, "id": a}) + "\n" for a, b in pairs)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny base, rows, and two runs: one that learned every opposite, one that learned little."""
-    folder = tmp_path_factory.mktemp("trained")
-    save_word_base(folder / "base", WORDS)
-    flipped = [(b, a) for a, b in PAIRS]
-    (folder / "train.jsonl").write_text(rows(*PAIRS, *flipped))
-    (folder / "test.jsonl").write_text(rows(*PAIRS, *flipped))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, steps, seed in (("good", 60, 0), ("poor", 1, 1)):
-            run(
-                recipe_from(
-                    {
-                        "base": "base",
-                        "data": {
-                            "train": "train.jsonl",
-                            "validation": None,
-                            "test": "test.jsonl",
-                            "prompt": "Opposite of {{ word }} :",
-                            "completion": "{{ opposite }}",
-                        },
-                        "method": {"name": "lora", "r": 8, "target_modules": "all-linear"},
-                        "training": {
-                            "max_steps": steps,
-                            "learning_rate": 0.01,
-                            "warmup": 0.0,
-                            "seed": seed,
-                            "device": "cpu",
-                        },
-                        "output": f"runs/{name}",
-                    }
-                )
-            )
-    return folder
-
-
-@pytest.fixture
-def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to work in."""
-    copy = tmp_path / "work"
-    shutil.copytree(trained, copy)
-    monkeypatch.chdir(copy)
-    monkeypatch.setenv("COLUMNS", "60")
-    return copy
-
-
-def manytune(*arguments: str) -> Result:
-    return CliRunner().invoke(build_app(), list(arguments))
-
-
-def evaluated(*arguments: str) -> dict[str, Any]:
-    result = manytune("evaluate", *arguments, "--max-new-tokens", "4", "--json")
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def scores(found: dict[str, Any]) -> dict[tuple[str, str], float]:
-    return {(r["name"], s["metric"]): s["value"] for r in found["results"] for s in r["scores"]}
-
 
 # evaluate
 
@@ -135,6 +44,20 @@ def test_answers_can_be_searched_for_with_beams(folder: Path) -> None:
         prompt = [2, 3, WORDS.index(item.prompt.split()[2]), 4]
         tokens = beam_search(model, prompt, max_new_tokens=4, beams=3, end_id=1)
         assert answer.text == base.tokenizer.decode(tokens)
+
+
+def test_answers_can_be_held_to_a_schema_and_leave_the_manifest_alone(folder: Path) -> None:
+    (folder / "true.json").write_text('{"const": true}')
+    before = open_adapter("runs/good/adapter").manifest
+    free = scores(evaluated("runs/good", "--schema", "true.json", "--metrics", "json_valid"))
+    assert free["good", "json_schema"] == 0.0
+    held = scores(evaluated("runs/good", "--schema", "true.json", "--constrained", "--metrics", "json_valid"))
+    assert held["good", "json_valid"] == held["good", "json_schema"] == 1.0
+    kept = read_evaluation(folder / "runs/good/evaluation.json")
+    assert {answer.text for answer in kept.result("good").answers} == {"true"}
+    assert kept.provenance["Answers"].endswith("held to true.json")
+    after = open_adapter("runs/good/adapter").manifest
+    assert after.scores == {"json_valid": 0.0, "json_schema": 0.0} != before.scores
 
 
 def test_the_table_and_the_verdict_fit_sixty_columns(folder: Path) -> None:
@@ -214,7 +137,9 @@ def test_adapters_that_were_trained_on_other_prompts_are_not_compared(folder: Pa
         (["runs/good", "--data", "none.jsonl"], 1, "none.jsonl"),
         (["runs/good", "--report", "no/report.html"], 2, "there is no directory no"),
         (["runs/good", "--base", "elsewhere/base"], 1, "elsewhere/base"),
-        ([], 2, "Missing argument"),
+        (["runs/good", "--constrained"], 2, "it holds answers to --schema; give that, too"),
+        ([], 2, "name a run or an adapter"),
+        (["runs/good", "--metrics", "recorded"], 2, "answers that are made here have no recorded score"),
     ],
 )
 def test_mistakes_are_named(folder: Path, arguments: list[str], status: int, message: str) -> None:

@@ -10,7 +10,15 @@ from manytune.evaluation.metrics import METRICS, metrics_named
 def test_scores_lie_in_their_stated_bounds_and_a_perfect_answer_reaches_the_best():
     texts = ["The quick brown fox jumps over the lazy dog.", "Dogs ran home at night. Foxes slept."]
     for name, metric in METRICS.items():
-        if name not in ("perplexity", "tool_calls", "tool_names", "json_valid", "json_schema", "json_fields"):
+        if name not in (
+            "perplexity",
+            "tool_calls",
+            "tool_names",
+            "json_valid",
+            "json_schema",
+            "json_fields",
+            "recorded",
+        ):
             assert total(name, texts, [[text] for text in texts]) == pytest.approx(metric.bounds[1])
             assert total(name, ["", ""], [[text] for text in texts]) == metric.bounds[0]
 

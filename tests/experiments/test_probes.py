@@ -8,8 +8,8 @@ from tests.store.tiny import LETTERS, save_tiny_base
 from manytune.data.encode import Encoder
 from manytune.errors import DataError
 from manytune.experiments import general_text
+from manytune.experiments.forgetting_recipe import ForgettingRecipe, ProbeRecipe
 from manytune.experiments.probes import load_probes, question_probe, write_rehearsal
-from manytune.experiments.recipe import ForgettingRecipe, ProbeRecipe
 from manytune.store.base import load_base
 
 

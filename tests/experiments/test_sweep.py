@@ -3,14 +3,16 @@ import dataclasses
 import pytest
 from tests.experiments.tiny_experiment import Reported, content, experiment
 
-from manytune.errors import RecipeError
+from manytune.errors import DataError, RecipeError
+from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import read_evaluation, write_evaluation
 from manytune.experiments.compare import compare
+from manytune.experiments.opening import open_workspace
+from manytune.experiments.outputs import write_outputs
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
-from manytune.experiments.workspace import open_workspace
 from manytune.training import inputs
 
 
@@ -86,3 +88,46 @@ def test_a_sweeps_records_answer_a_comparison_and_not_the_other_way_round(tmp_pa
     assert reported.trained() == [trial] and reported.lines.count(f"asking {trial}") == 2
     assert sweeping.record(trial).validation
     assert workspace.record(trial) == sweeping.record(trial)
+
+
+def test_rows_and_ranks_are_a_grid_that_goes_on_after_a_kill_and_fewer_rows_take_fewer_steps(tmp_path):
+    def opened(reported):
+        wanted = sweep_experiment(experiment(tmp_path), [1, 2], [], [3, 12])
+        return open_workspace(wanted, reported, ranks=True)
+
+    reported = Reported()
+
+    def stopping(report):
+        reported.steps += 1
+        if reported.steps == 5:
+            raise KeyboardInterrupt
+
+    reported.training = stopping
+    with pytest.raises(KeyboardInterrupt):
+        sweep(opened(reported), InTurn())
+    begun = reported.trained()
+    evaluation = sweep(opened(reported := Reported()), InTurn())
+    assert begun[:-1] and not set(begun[:-1]) & set(reported.trained())
+    found = evaluation.sweep
+    assert [(point.rows, point.rank) for point in found.points] == [(n, r) for n in (3, 12) for r in (1, 2)]
+    records = {
+        name: read_record(tmp_path / f"experiment/records/r=1-on-{name}-rows/lr-0.01-seed-0.json")
+        for name in (3, 12)
+    }
+    assert records[3].steps < records[12].steps
+    assert records[3].recipe[""]["data"]["limit"] == 3
+    assert [curve.label for curve in found.curves] == ["r=1", "r=2"]
+    assert all(curve.rows == (3, 12) and curve.why_not for curve in found.curves)
+    page, text, *_ = write_outputs(evaluation, experiment(tmp_path), title="t", command="{recipe}")
+    assert "Rows and ranks" in page.read_text() and "training rows" in page.read_text()
+    assert all(curve_sentence(curve) in text.read_text() for curve in found.curves)
+    write_evaluation(evaluation, tmp_path / "results.json")
+    assert read_evaluation(tmp_path / "results.json") == evaluation
+
+
+def test_more_rows_than_there_are_and_a_number_twice_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="a number of rows is given twice in 3, 3"):
+        sweep_experiment(experiment(tmp_path), [1], [], [3, 3])
+    wanted = sweep_experiment(experiment(tmp_path), [1], [], [999])
+    with pytest.raises(DataError, match=r"data.limit asks for 999 training rows, and there are \d+"):
+        sweep(open_workspace(wanted, Reported(), ranks=True), InTurn())

@@ -42,6 +42,8 @@ def content(directory: Path, **compare: Any) -> dict[str, Any]:
     found["compare"] = {
         "max_new_tokens": 4,
         "metrics": ["chrf", "perplexity"],
+        "inference_cost": False,
+        "shots": [],
         "systems": {
             "full": {"method": {"name": "full"}, "learning_rates": [0.003, 0.03]},
             "LoRA": {"learning_rates": [0.03]},

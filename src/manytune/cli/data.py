@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from manytune.cli.data_cache import cache
 from manytune.cli.data_rows import ask_for_form, ask_for_template, chosen_template, plan_rows_of
 from manytune.cli.options import AsJson
 from manytune.errors import DataError
@@ -58,11 +59,15 @@ Task = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    group = typer.Typer(no_args_is_help=True, help="Check, preview, convert and split training data.")
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Check, preview, convert and split training data.",
+    )
     group.command("check")(check)
     group.command("preview")(preview)
     group.command("convert")(convert)
     group.command("split")(split)
+    group.command("cache")(cache)
     app.add_typer(group, name="data")
 
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from manytune import __version__
+from manytune.cli import elsewhere
 from manytune.cli.options import AsJson, MovedBase
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.encode import Encoder
     from manytune.data.templates import Example
-    from manytune.evaluation.answers import Question
+    from manytune.evaluation.equivalence import Margin
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
-    from manytune.evaluation.results import Answer, Evaluation
-    from manytune.experiments.answering import Decoding
-    from manytune.store.base import Base
+    from manytune.evaluation.results import Evaluation
 
+Kind = Literal["texts", "documents", "labels"]
 Adapters = Annotated[
-    list[Path],
-    typer.Argument(metavar="RUN...", help="Run or adapter directories.", show_default=False),
+    list[Path] | None,
+    typer.Argument(metavar="[RUN]...", help="Run or adapter directories.", show_default=False),
 ]
 
 
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    adapters: Adapters,
+    adapters: Adapters = None,
     data: Annotated[
         str | None,
         typer.Option(help="Rows to ask: a file or a datasets name. Without it, the recipe's test rows."),
@@ -74,81 +74,155 @@ def evaluate(
             help="A JSON schema; also score the share of answers that are valid by it.", show_default=False
         ),
     ] = None,
+    equivalence_margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=0.9999,
+            help="Also test whether systems score within this share of a reference's score, as in 0.02.",
+            show_default=False,
+        ),
+    ] = None,
+    equivalent_to: Annotated[
+        str | None,
+        typer.Option(
+            help="The reference of --equivalence-margin. Without it, the adapter that full fine-tuning trained, or the "
+            "base.",
+            show_default=False,
+        ),
+    ] = None,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold every answer to --schema while it is generated.")
+    ] = False,
     beams: Annotated[
         int,
         typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token at each step."),
     ] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts to a batch.")] = 8,
+    answers: elsewhere.Answers = None,
+    answer_field: elsewhere.AnswerField = None,
+    score: elsewhere.Score = None,
+    endpoint: elsewhere.EndpointUrl = None,
+    models: elsewhere.Models = None,
+    api: elsewhere.Api = "chat",
+    api_key_from: elsewhere.KeyFrom = "OPENAI_API_KEY",
+    concurrency: elsewhere.Concurrency = 8,
+    timeout: elsewhere.Timeout = 120.0,
+    retries: elsewhere.Retries = 5,
+    record: elsewhere.Record = None,
+    prompt: elsewhere.PromptText = None,
+    completion: elsewhere.CompletionText = None,
+    recipe: elsewhere.FromRecipe = None,
     report: Annotated[Path | None, typer.Option(help="Also write an HTML page to this file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score adapters and their untouched base on the same prompts, with confidence intervals and paired tests.
+    """Score systems on the same prompts, with confidence intervals and paired tests.
 
-    A run gets evaluation.json with every answer, and an adapter's manifest gets the scores, unless --limit
-    or --task is given. An adapter trained on several tasks also gets the scores of each.
+    Systems are the adapters and their untouched base; answers that were made elsewhere; and models behind an
+    OpenAI-compatible address. A run gets evaluation.json with every answer, and an adapter's manifest gets the scores,
+    unless --limit, --task or --constrained is given. An adapter trained on several tasks also gets the scores of each.
     """
-    from manytune import __version__
-    from manytune.cli.chosen import choose, load_common_base
-    from manytune.cli.classifiers import (
-        ask_classifiers,
-        common_labels,
-        labelled_questions_of,
-        majority_system,
-    )
+    from manytune.cli.asked_here import ask_here, common_examples
+    from manytune.cli.chosen import choose
     from manytune.cli.outputs.evaluation import print_evaluation, summary
     from manytune.cli.outputs.json_output import print_json
-    from manytune.evaluation.answers import each_turn, questions_from
-    from manytune.evaluation.evaluate import evaluate as score
+    from manytune.evaluation.answers import by_prompt, each_turn, items_from
+    from manytune.evaluation.evaluate import evaluate as compare
     from manytune.evaluation.report import write_report
-    from manytune.experiments.answering import Decoding
-    from manytune.experiments.classifying import baseline_facts
     from manytune.experiments.provenance import describe_sources
 
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
-    chosen = choose(adapters)
-    examples = _common_examples(chosen, data, task)
-    if turns == "each":
-        examples = each_turn(examples)
-    labels = common_labels(chosen)
-    documents = all(example.is_document for example in examples)
-    wanted = _metrics(metrics, schema, "labels" if labels else "documents" if documents else "texts")
-    loaded, chosen = load_common_base(chosen, base)
-    if labels is not None:
-        loaded, questions = labelled_questions_of(chosen, loaded, labels, examples)
-        questions = questions[:limit]
-        answers = ask_classifiers(chosen, loaded, labels, questions, batch_size=batch_size)
-        systems = [majority_system(questions, labels), *map(_system, chosen, answers)]
-        how = baseline_facts(labels)
-    else:
-        encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
-        longest = _longest(chosen[0], loaded)
-        asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
-        questions, encoder = asked[0], encoders[0]
-        decoding = Decoding(
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            end_ids=(encoder.end_id,),
-            beams=beams,
-            likelihood_batch_size=batch_size,
+    if constrained and schema is None:
+        raise typer.BadParameter("it holds answers to --schema; give that, too", param_hint="--constrained")
+    others = elsewhere.Elsewhere(
+        answers=answers or [],
+        field=answer_field,
+        score=score,
+        endpoint=endpoint,
+        models=models or [],
+        api=api,
+        key_from=api_key_from,
+        concurrency=concurrency,
+        timeout=timeout,
+        retries=retries,
+        record=record,
+        max_tokens=max_new_tokens,
+    )
+    others.check()
+    if not adapters and not others:
+        raise typer.BadParameter(
+            "name a run or an adapter, or give --answers or --endpoint", param_hint="RUN"
         )
-        likelihoods = any(metric.name == "perplexity" for metric in wanted)
-        systems = _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods)
-        how = {"Answers": f"{_search(beams)}, at most {max_new_tokens} tokens, {encoder.mode} prompts"}
-    evaluation = score(
-        [question.item for question in questions],
+    chosen = choose(adapters or [])
+    if chosen and (prompt or completion or recipe):
+        raise typer.BadParameter("runs name their templates themselves", param_hint="--prompt")
+    examples = (
+        common_examples(chosen, data, task)
+        if chosen
+        else elsewhere.rows_elsewhere(data, prompt, completion, recipe)
+    )
+    if examples is not None and turns == "each":
+        examples = each_turn(examples)
+    kind = _kind(chosen, examples)
+    if constrained and (kind != "texts" or not chosen):
+        raise typer.BadParameter(
+            "it holds answers that are generated here; name runs or adapters that generate",
+            param_hint="--constrained",
+        )
+    if kind == "labels" and others:
+        raise typer.BadParameter(
+            "classifiers answer with labels of their own rows; evaluate them without --answers and --endpoint",
+            param_hint="--answers",
+        )
+    local = None
+    systems: list[System] = []
+    if chosen and examples is not None:
+        wanted = _metrics(metrics, schema, kind, likelihoods=not others)
+        local = ask_here(
+            chosen,
+            examples,
+            base,
+            wanted,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            beams=beams,
+            batch_size=batch_size,
+            held_to=schema if constrained else None,
+        )
+        chosen, items, systems = local.chosen, local.items, local.systems
+    if examples is None:
+        items, systems = others.alone()
+        items, systems = items[:limit], [replace(one, answers=one.answers[:limit]) for one in systems]
+    else:
+        # A classifier's rows are its questions; those of others are grouped by their prompts.
+        asked = () if kind == "labels" else by_prompt(examples)[:limit]
+        items = items if local is not None else items_from(asked)
+        names = [system.name for system in systems]
+        systems += others.systems(asked, taken=names, partial=limit is not None)
+    if local is None:
+        scored = all(answer.score is not None for one in systems for answer in one.answers)
+        names_of_metrics = metrics or ("recorded" if scored and schema is None else None)
+        wanted = _metrics(names_of_metrics, schema, "texts", likelihoods=False)
+    evaluation = compare(
+        items,
         systems,
         wanted,
+        margin=_margin(systems, equivalence_margin, equivalent_to),
         provenance={
-            "Base": f"{loaded.name} ({loaded.fingerprint})",
-            "Data": describe_sources(question.item.source for question in questions),
-            **how,
+            **(local.provenance if local is not None else {}),
+            "Data": describe_sources(item.source for item in items),
+            "Answers": local.how
+            if local is not None
+            else f"at most {max_new_tokens} tokens"
+            if endpoint
+            else "from files",
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(evaluation, chosen, whole=limit is None and task is None)
+    written = _save(evaluation, chosen, whole=limit is None and task is None and not constrained)
     if report is not None:
-        write_report(evaluation, report, title=_title(chosen))
+        write_report(evaluation, report, title=_title([system.name for system in systems]))
         written.append(report)
     if as_json:
         print_json(summary(evaluation, written))
@@ -156,18 +230,31 @@ def evaluate(
         print_evaluation(evaluation, written)
 
 
-def _metrics(
-    names: str | None, schema: Path | None, kind: Literal["texts", "documents", "labels"]
-) -> tuple[Metric, ...]:
-    """The metrics that are named, or those for the kind of answers; running text has its perplexity alone."""
+def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
+    """What the answers are."""
+    from manytune.cli.classifiers import common_labels
+
+    if chosen and common_labels(chosen) is not None:
+        return "labels"
+    documents = examples is not None and all(example.is_document for example in examples)
+    return "documents" if documents else "texts"
+
+
+def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods: bool) -> tuple[Metric, ...]:
+    """The metrics that are named, or those for the kind of answers; running text has its perplexity alone.
+
+    Answers of others have no likelihoods.
+    """
     from manytune.evaluation.metrics import CLASS_METRICS, METRICS, TEXT_METRICS, metrics_named
-    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.evaluation.metrics.recorded import RECORDED
+    from manytune.evaluation.metrics.structured import schema_metric, with_schema
 
     try:
-        valid = () if schema is None else (schema_metric(schema),)
+        valid = None if schema is None else schema_metric(schema)
         if names is None:
             usual = {"texts": TEXT_METRICS, "documents": ("perplexity",), "labels": CLASS_METRICS}
-            return (*(METRICS[name] for name in usual[kind]), *valid)
+            known = [METRICS[name] for name in usual[kind] if likelihoods or name != "perplexity"]
+            return with_schema(known, valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--schema" if schema else "--metrics") from None
@@ -175,135 +262,28 @@ def _metrics(
         raise typer.BadParameter(
             "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
         )
-    return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
+    if likelihoods and any(metric.name == RECORDED for metric in found):
+        raise typer.BadParameter("answers that are made here have no recorded score", param_hint="--metrics")
+    if not likelihoods and any(metric.name == "perplexity" for metric in found):
+        raise typer.BadParameter("answers from elsewhere have no likelihoods", param_hint="--metrics")
+    return with_schema(found, valid)
 
 
-def _longest(one: Chosen, base: Base) -> int | None:
-    """The most tokens of a document that are read at once: as in training, and no more than the base has positions."""
-    limits = [one.recipe.get("data", {}).get("max_length"), base.positions]
-    return min((limit for limit in limits if limit is not None), default=None)
+def _margin(systems: Sequence[System], share: float | None, reference: str | None) -> Margin | None:
+    """What the systems may be equivalent to, and how near that is; None if nobody asked."""
+    from manytune.evaluation.equivalence import Margin
 
-
-def _common_examples(chosen: Sequence[Chosen], data: str | None, task: str | None) -> tuple[Example, ...]:
-    """The rows as every adapter's template renders them.
-
-    Raises:
-        DataError: Two adapters would be asked different things, so that a comparison would mean nothing.
-    """
-    first = _examples(chosen[0], data, task)
-    for other in chosen[1:]:
-        if _examples(other, data, task) != first:
-            raise DataError(
-                f"{chosen[0].name} and {other.name} would be asked different things: their templates differ"
-                + ("" if data else ", or their test rows (one file for both: --data)")
-                + ". Evaluate them one at a time."
-            )
-    return first
-
-
-def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Example, ...]:
-    from dataclasses import replace
-
-    from manytune.data.dataset import read_splits
-    from manytune.data.readers import read_role
-    from manytune.data.templates import render_all
-
-    if data is not None:
-        examples = render_all(chosen.form(task), read_role(data, "test").kept).kept
-        return tuple(replace(example, task=task) for example in examples)
-    wanted = None if task is None else chosen.templates(task)
-    if not chosen.recipe:
-        raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
-    rows = chosen.data
-    if not any(one.test is not None for one in rows.tasks or (rows,)):
-        raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
-    found = read_splits(rows).test
-    return tuple(example for example in found if wanted is None or example.task in wanted)
-
-
-def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
-    """Each adapter's encoder. They may differ in the date that a chat template writes, and in nothing else.
-
-    Raises:
-        DataError: Two adapters would be asked different things, so that a comparison would mean nothing.
-    """
-    from dataclasses import replace
-
-    encoders = [one.encoder(base, new_tokens=new_tokens) for one in chosen]
-    compared = [
-        (encoder.mode, replace(one.encoding_options, date=None))
-        for one, encoder in zip(chosen, encoders, strict=True)
-    ]
-    for one, other in zip(chosen, compared, strict=True):
-        if other != compared[0]:
-            raise DataError(
-                f"{chosen[0].name} and {one.name} would be asked different things: their prompts were encoded with "
-                "different limits, chat templates or chat_template_kwargs, or only one with a chat template. Evaluate "
-                "them one at a time."
-            )
-    return encoders
-
-
-def _systems(
-    base: Base,
-    chosen: Sequence[Chosen],
-    asked: Sequence[Sequence[Question]],
-    decoding: Decoding,
-    *,
-    likelihoods: bool,
-) -> list[System]:
-    """Ask the base and then every adapter, over one copy of the base: each its own questions, the base the first's."""
-    from rich.console import Console
-
-    from manytune.cli.chosen import BASE_NAME
-    from manytune.cli.outputs.progress import CommandProgress
-    from manytune.evaluation.evaluate import System
-    from manytune.experiments.answering import ask_model
-    from manytune.store.attaching import attached
-
-    systems = []
-    with CommandProgress(Console(stderr=True)) as progress:
-        for one, questions in zip((None, *chosen), (asked[0], *asked), strict=True):
-            name = one.name if one else BASE_NAME
-
-            def notice(what: str, done: int, total: int, name: str = name) -> None:
-                progress.answering(f"{name}: {what}", done, total)
-
-            path, activations = one.stored.path if one else None, (one or chosen[0]).activations
-            with attached(base, path, activations=activations) as model:
-                answers = ask_model(
-                    model, base.tokenizer, questions, decoding, likelihoods=likelihoods, notice=notice
-                )
-            systems.append(_system(one, answers) if one else System(name, "base", answers))
-    return systems
-
-
-def _search(beams: int) -> str:
-    return "greedy" if beams == 1 else f"best of {beams} beams"
-
-
-def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
-    from manytune.evaluation.evaluate import System
-    from manytune.evaluation.results import Curves
-    from manytune.evaluation.run_files import read_cost, read_curves
-
-    manifest = one.stored.manifest
-    provenance = {"Adapter": str(one.stored.path), "Method": one.method}
-    if manifest is not None:
-        provenance |= {"Trained": f"{manifest.created}, manytune {manifest.manytune}"}
-        provenance |= {f"SHA-256 of {name}": digest for name, digest in manifest.files.items()}
-    if one.recipe:
-        provenance["Recipe"] = json.dumps(
-            {key: one.recipe[key] for key in ("method", "training") if key in one.recipe}, ensure_ascii=False
+    if share is None:
+        if reference is not None:
+            raise typer.BadParameter("give --equivalence-margin, too", param_hint="--equivalent-to")
+        return None
+    names = [system.name for system in systems]
+    if reference is not None and reference not in names:
+        raise typer.BadParameter(
+            f"expected one of {', '.join(names)}; found {reference!r}", param_hint="--equivalent-to"
         )
-    return System(
-        one.name,
-        one.method,
-        answers,
-        read_cost(one.run, one.stored.path),
-        read_curves(one.run) if one.run else Curves(),
-        provenance,
-    )
+    full = next((system.name for system in systems if system.method == "full"), names[0])
+    return Margin(reference or full, share)
 
 
 def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
@@ -325,6 +305,7 @@ def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> l
     return written
 
 
-def _title(chosen: Sequence[Chosen]) -> str:
-    names = ", ".join(one.name for one in chosen)
-    return f"Did it work? {names} against the base"
+def _title(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"How good is {names[0]}?"
+    return f"Did it work? {', '.join(names[1:])} against {'the ' if names[0] == 'base' else ''}{names[0]}"

@@ -1,14 +1,19 @@
-"""`manytune sweep`: LoRA at several ranks, and the smallest that is enough."""
+"""`manytune sweep`: LoRA at several ranks and with several numbers of rows, and the least that is enough."""
 
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manytune.cli.experiments import On, Overrides, Place, Recipe, Workers, runner_of
 from manytune.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from manytune.experiments.recipe import Experiment
+
+_USUAL = "1,2,4,8,16,32,64"
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +23,20 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     recipe: Recipe,
-    ranks: Annotated[str, typer.Option(help="Ranks, separated by commas.")] = "1,2,4,8,16,32,64",
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Ranks, separated by commas. Without it: {_USUAL}, or with --rows the recipe's own.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of training rows, separated by commas: every rank with each. Without it, all rows.",
+            show_default=False,
+        ),
+    ] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -31,10 +49,11 @@ def sweep(
     on: On = Place.HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Train RECIPE's LoRA at several ranks over one base in memory, and recommend the smallest that is enough.
+    """Train RECIPE's LoRA at several ranks over one base in memory, and recommend the least that is enough.
 
-    The rule: the smallest whose validation loss a paired test doesn't find significantly worse than the best. Started
-    again, it continues where it was.
+    The rule: the fewest rows, and of these the smallest rank, whose validation loss a paired test doesn't find
+    significantly worse than the best. With --rows, a power law also says what more rows would bring, where it fits.
+    Started again, it continues where it was.
     """
     from rich.console import Console
 
@@ -42,15 +61,19 @@ def sweep(
     from manytune.cli.outputs.experiment import print_sweep
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.progress import CommandProgress
+    from manytune.experiments.opening import open_workspace
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
     from manytune.experiments.sweep import sweep as run_sweep
     from manytune.experiments.sweep import sweep_experiment
-    from manytune.experiments.workspace import open_workspace
     from manytune.store.locking import held
 
     named = load_experiment(recipe, overrides or [])
-    experiment = sweep_experiment(named, _ranks(ranks), targets or [])
+    limits = [] if rows is None else _numbers(rows, "--rows")
+    own = ranks is None and limits
+    tried = [_own_rank(named)] if own else _numbers(_USUAL if ranks is None else ranks, "--ranks")
+    experiment = sweep_experiment(named, tried, targets or [], limits)
+    options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
     with CommandProgress(Console(stderr=True, highlight=False)) as progress:
         workspace = open_workspace(experiment, progress, ranks=True)
         with held(experiment.directory):
@@ -58,10 +81,8 @@ def sweep(
             written = write_outputs(
                 evaluation,
                 named,
-                title="Which rank is enough?",
-                command=shlex.join(
-                    ["manytune", "sweep", "{recipe}", "--ranks", ranks, *_repeated(targets or [])]
-                ),
+                title="How much data is enough?" if limits else "Which rank is enough?",
+                command=shlex.join(["manytune", "sweep", "{recipe}", *options, *_repeated(targets or [])]),
             )
     if as_json:
         print_json(summary(evaluation, written))
@@ -74,10 +95,19 @@ def _repeated(targets: list[str]) -> list[str]:
     return [word for target in targets for word in ("--targets", target)]
 
 
-def _ranks(text: str) -> list[int]:
+def _own_rank(experiment: Experiment) -> int:
+    """The rank of the recipe's own method; 1 if it has none, which a sweep then refuses."""
+    from manytune.methods.registry import methods
+
+    method = experiment.recipe.method
+    config = method.peft_config()
+    return int(getattr(config, methods()[method.name].rank or "", 1))
+
+
+def _numbers(text: str, option: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(
-            f"expected whole numbers from 1, separated by commas; found {text!r}", param_hint="--ranks"
+            f"expected whole numbers from 1, separated by commas; found {text!r}", param_hint=option
         )
     return [int(part) for part in parts]

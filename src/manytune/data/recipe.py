@@ -12,7 +12,7 @@ from manytune.data.conversation.detect import detect, unknown_form
 from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
-from manytune.data.labelled import labelled_form
+from manytune.data.labelled import labelled_form, refuse_with_labels
 from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, Strategy, check_options, mix
 from manytune.data.promptsource import load_promptsource
@@ -21,6 +21,7 @@ from manytune.data.recipe_values import (
     References,
     Rows,
     auto_or_bool,
+    check_shares,
     iso_date,
     json_values,
     names_or_null,
@@ -82,7 +83,7 @@ class TaskRecipe(Section):
             raise ValueError(f"the task {self.name!r}: give either {' or '.join(others)}")
         if self.promptsource is not None and others:
             raise ValueError(f"the task {self.name!r}: give either promptsource or {' and '.join(others)}")
-        _check_shares(self.validation, self.test)
+        check_shares(self.validation, self.test)
         self.prompt_templates()
         return self
 
@@ -142,6 +143,9 @@ class DataRecipe(Section):
     """A file or `datasets` name, or the share of the training rows to set aside; null for none."""
     test: Rows = None
     """Rows for `manytune evaluate`, kept away from training; written like `validation`."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Learn from only this many of the training rows, chosen by a hash of their places, so that those of a smaller
+    number are among those of a larger one; null for all. For a single task."""
     prompt: str | None = None
     """Jinja2 template of the prompt, such as `"Summarize.\\n\\n{{ document }}"`. Goes with `completion`."""
     completion: str | None = None
@@ -149,8 +153,7 @@ class DataRecipe(Section):
     system: str | None = None
     """Jinja2 template of a system message."""
     text: str | None = None
-    """For `task: classification`: Jinja2 template of the text, such as `"{{ title }}: {{ body }}"`. Goes with `label`,
-    instead of a template."""
+    """For `task: classification`: Jinja2 template of the text. Goes with `label`, instead of a prompt's template."""
     text_pair: str | None = None
     """Jinja2 template of a second text, such as a hypothesis next to a premise, for tokenizers that take two."""
     label: str | None = None
@@ -190,6 +193,9 @@ class DataRecipe(Section):
     """What becomes of rows that can't be read or rendered, or that the chat template refuses: an error, or left out and
     counted."""
 
+    cache: bool = True
+    """Keep the token ids of a thousand rows or more for the next run (`manytune data cache`); changes no result."""
+
     @model_validator(mode="before")
     @classmethod
     def _shares_for_tasks(cls, content: object) -> object:
@@ -210,9 +216,11 @@ class DataRecipe(Section):
             return self
         if self.mixing is not None:
             raise ValueError("mixing goes with a list of tasks in train, each with a name and a file")
-        _check_shares(self.validation, self.test)
+        check_shares(self.validation, self.test)
         if self.is_labelled:
-            self._check_labelled()
+            others = {key: getattr(self, key) for key in _OF_A_TASK if key != "group_by"}
+            refuse_with_labels({**others, "format": self.format != "auto"})
+            labelled_form(self.text, self.label, self.text_pair, self.group_by)
             return self
         if self.described and self.format not in ("auto", "template"):
             raise ValueError(
@@ -227,7 +235,7 @@ class DataRecipe(Section):
     @property
     def is_labelled(self) -> bool:
         """Whether the rows are a classifier's: a text and a label."""
-        return self.text is not None or self.label is not None or self.text_pair is not None
+        return any(value is not None for value in (self.text, self.label, self.text_pair))
 
     @property
     def described(self) -> bool:
@@ -328,6 +336,11 @@ class DataRecipe(Section):
             now=self.encoding_options().now(),
         )
 
+    def deciding_ids(self) -> dict[str, Any]:
+        """What decides token ids next to the rows and the tokenizer, as JSON."""
+        keys = ("chat", "chat_template_kwargs", "date", "max_length", "overflow", "on_error")
+        return {key: getattr(self, key) for key in keys}
+
     def encoding_options(self, *, max_prompt: int | None = None) -> EncodingOptions:
         """What an adapter keeps of the encoding.
 
@@ -345,13 +358,6 @@ class DataRecipe(Section):
         mixing = self.mixing or MixingRecipe()
         weights = {task.name: task.weight for task in self.tasks if task.weight is not None}
         return {**dict(mixing), "weights": weights or None}
-
-    def _check_labelled(self) -> None:
-        taken = [key for key in _OF_A_TASK if key != "group_by" and getattr(self, key)]
-        taken += [] if self.format == "auto" else ["format"]
-        if taken:
-            raise ValueError(f"give either text and label, for a classifier, or {' and '.join(taken)}")
-        labelled_form(self.text, self.label, self.text_pair, self.group_by)
 
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:
@@ -392,9 +398,3 @@ def _template_of(section: DataRecipe | TaskRecipe) -> PromptTemplate:
 
 def _are_tasks(value: object) -> bool:
     return isinstance(value, list | tuple) and any(isinstance(item, dict | TaskRecipe) for item in value)
-
-
-def _check_shares(*rows: float | str | None) -> None:
-    shares = [share for share in rows if isinstance(share, float)]
-    if sum(shares) >= 1:
-        raise ValueError(f"validation and test take {sum(shares):g} of the rows; nothing is left to train on")

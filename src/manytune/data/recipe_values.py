@@ -55,13 +55,13 @@ def auto_or_bool(value: object) -> object:
 
 
 def json_values(value: object) -> object:
-    """Values of variables, as far as JSON can hold them."""
+    """Values by name, as far as JSON can hold them."""
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"expected a section of the template's variables; found {kind_of(value)}")
+        raise ValueError(f"expected a section of names and values; found {kind_of(value)}")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a chat template takes what JSON can hold: {error}") from error
+        raise ValueError(f"expected what JSON can hold: {error}") from error
     return value
 
 
@@ -79,3 +79,10 @@ def iso_date(value: object) -> object:
 
 Rows = Annotated[float | str | None, BeforeValidator(rows_or_share)]
 References = Annotated[tuple[str, ...], BeforeValidator(as_fields)]
+
+
+def check_shares(*rows: float | str | None) -> None:
+    """Refuse shares of the rows that leave nothing to train on."""
+    shares = [share for share in rows if isinstance(share, float)]
+    if sum(shares) >= 1:
+        raise ValueError(f"validation and test take {sum(shares):g} of the rows; nothing is left to train on")

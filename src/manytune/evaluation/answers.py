@@ -83,15 +83,44 @@ def questions_from(
         DataError: There are no examples, one is too long for the encoder, or rows of different groups share
         a prompt.
     """
-    if not examples:
-        raise DataError("there are no examples to evaluate on")
-    by_prompt: dict[object, list[Example]] = {}
-    for place, example in enumerate(examples):
-        asked = (example.segments, json.dumps(example.tools), example.task)
-        by_prompt.setdefault(place if example.is_document else asked, []).append(example)
     return tuple(
         _document(rows[0], encoder, longest) if rows[0].is_document else _question(rows, encoder)
-        for rows in by_prompt.values()
+        for rows in by_prompt(examples)
+    )
+
+
+def by_prompt(examples: Sequence[Example]) -> list[list[Example]]:
+    """The rows of each prompt, in the order of the first ones; a document has none but its own.
+
+    Raises:
+        DataError: There are no examples.
+    """
+    if not examples:
+        raise DataError("there are no examples to evaluate on")
+    found: dict[object, list[Example]] = {}
+    for place, example in enumerate(examples):
+        how = json.dumps([example.tools, dict(example.template_kwargs)], default=str)
+        asked = (example.segments, how, example.task)
+        found.setdefault(place if example.is_document else asked, []).append(example)
+    return list(found.values())
+
+
+def items_from(asked: Sequence[Sequence[Example]]) -> tuple[Item, ...]:
+    """Make one item of the rows of each prompt without any base; completions are the references as they are written.
+
+    Raises:
+        DataError: A row is a document or its answer calls tools, so that a base has to say what is right; or rows of
+            different groups share a prompt.
+    """
+    for rows in asked:
+        if rows[0].is_document or any(row.tool_calls for row in rows):
+            raise DataError(
+                "is running text or calls tools, which only a base's template can make comparable; name a run or an "
+                "adapter, too",
+                where=rows[0].where,
+            )
+    return tuple(
+        _item(rows, [one.completion for row in rows for one in _right_answers(row)]) for rows in asked
     )
 
 
@@ -179,6 +208,12 @@ def _text_group(text: str) -> str:
 
 
 def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
+    right = [one for row in rows for one in _right_answers(row)]
+    item = _item(rows, [encoder.reference(one) for one in right])
+    return Question(item, tuple(encoder.encode(one) for one in right), encoder.of(rows[0]).answers)
+
+
+def _item(rows: Sequence[Example], references: Sequence[str]) -> Item:
     first = rows[0]
     for row in rows:
         if row.group != first.group:
@@ -187,16 +222,14 @@ def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
                 "rows that share a prompt are references of one item and need the same group",
                 where=row.where,
             )
-    right = [one for row in rows for one in _right_answers(row)]
-    item = Item(
+    return Item(
         prompt="\n\n".join(segment.text for segment in first.segments),
-        references=tuple(encoder.reference(one) for one in right),
+        references=tuple(references),
         source=first.source,
         row=first.row,
         group=first.group,
         task=first.task,
     )
-    return Question(item, tuple(encoder.encode(one) for one in right), encoder.answers)
 
 
 def _right_answers(example: Example) -> list[Example]:

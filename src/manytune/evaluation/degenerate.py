@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manytune.evaluation.results import Answer
+from manytune.evaluation.results import Answer, Evaluation, RunResult
 
 NOTABLE = 0.2
 """The share of a system's answers from which on it is said to degenerate."""
@@ -56,3 +56,39 @@ def is_loop(text: str) -> bool:
         if same + period >= max(needed, _TIMES * period):
             return True
     return False
+
+
+def degenerate_note(evaluation: Evaluation, result: RunResult) -> str:
+    """That a system degenerates, in a few words for a verdict; empty if it doesn't."""
+    found = _degenerate(evaluation, result)
+    if found.share < NOTABLE:
+        return ""
+    return f"{found.loops + found.empty:,} of {result.name}'s {found.asked:,} answers are loops or empty"
+
+
+def degenerate_sentences(evaluation: Evaluation) -> list[str]:
+    """The systems of which many answers are no answers, a sentence each, the baseline's with what follows from it."""
+    sentences = []
+    for place, result in enumerate(evaluation.results):
+        found = _degenerate(evaluation, result)
+        if found.share < NOTABLE:
+            continue
+        kinds = [
+            f"{number:,} {one if number == 1 else many}"
+            for number, one, many in (
+                (found.loops, "repeats a phrase to the end", "repeat a phrase to the end"),
+                (found.empty, "is empty", "are empty"),
+            )
+            if number
+        ]
+        sentence = f"{result.name} degenerates: of {found.asked:,} answers {' and '.join(kinds)}."
+        if place == 0 and len(evaluation.results) > 1:
+            sentence += " A gain over such answers doesn't yet make a good fine-tune."
+        sentences.append(sentence)
+    return sentences
+
+
+def _degenerate(evaluation: Evaluation, result: RunResult) -> Degenerate:
+    """Of a system's answers; running text is read, and isn't answered."""
+    answered = zip(evaluation.items, result.answers, strict=True)
+    return degenerate([answer for item, answer in answered if item.prompt])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from manytune.errors import DataError
+from manytune.evaluation.equivalence import Equivalence, Margin
 from manytune.evaluation.metric_over_seeds import MetricOverSeeds
 from manytune.evaluation.metrics import Metric
 from manytune.evaluation.resampling import DEFAULT, Resampling
@@ -50,6 +51,7 @@ def evaluate(
     *,
     primary: str | None = None,
     reference: str | None = None,
+    margin: Margin | None = None,
     all_pairs: bool = False,
     resampling: Resampling = DEFAULT,
     provenance: Mapping[str, str] | None = None,
@@ -70,6 +72,7 @@ def evaluate(
         metrics: How to score.
         primary: Name of the metric that decides; by default the first.
         reference: Name of the system whose gain over the baseline counts as 1; `None` computes no shares.
+        margin: What the systems may be equivalent to, and how near that is; `None` tests no equivalence.
         all_pairs: Whether every pair of systems is compared, and not only each with the baseline.
         resampling: Confidence level, bootstrap samples, and randomizations of a test.
         provenance: Facts needed to make the evaluation again.
@@ -79,6 +82,9 @@ def evaluate(
             seeds differs, or a metric lacks what it needs.
     """
     _check(items, systems, metrics, primary)
+    if margin is not None and margin.reference not in [system.name for system in systems]:
+        listed = ", ".join(system.name for system in systems)
+        raise DataError(f"the reference '{margin.reference}' isn't among the systems: {listed}")
     references = [item.references for item in items]
     groups = [item.group for item in items]
     inference = Inference(
@@ -92,6 +98,7 @@ def evaluate(
     task_scores: dict[str, dict[str, list[ScoreWithInterval]]] = {system.name: {} for system in systems}
     comparisons: list[Comparison] = []
     shares: list[GainShare] = []
+    equivalences: list[Equivalence] = []
     seeds = max(1 + len(system.other_seeds) for system in systems)
     for plain in metrics:
         metric = MetricOverSeeds(plain, plain.signature(references), seeds, resampling)
@@ -107,6 +114,8 @@ def evaluate(
         comparisons += metric.comparisons(clusters, all_pairs=all_pairs)
         if reference is not None:
             shares += metric.shares(clusters, reference, comparisons)
+        if margin is not None:
+            equivalences += metric.equivalences(clusters, margin, prompts=len(items))
     return Evaluation(
         items=tuple(items),
         results=tuple(_result(system, scores[system.name], task_scores[system.name]) for system in systems),
@@ -115,6 +124,7 @@ def evaluate(
         primary=primary or metrics[0].name,
         provenance=dict(provenance or {}),
         shares=tuple(shares),
+        equivalences=tuple(equivalences),
     )
 
 
@@ -123,7 +133,12 @@ def part(evaluation: Evaluation, system: str) -> Evaluation:
     return dataclasses.replace(
         evaluation,
         results=(evaluation.results[0], evaluation.result(system)),
-        comparisons=tuple(found for found in evaluation.comparisons if found.system == system),
+        comparisons=tuple(
+            found
+            for found in evaluation.comparisons
+            if (found.system, found.baseline) == (system, evaluation.results[0].name)
+        ),
+        equivalences=tuple(found for found in evaluation.equivalences if found.system == system),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from manytune.evaluation.equivalence import Equivalence, Margin, Within
 from manytune.evaluation.metrics import Metric
 from manytune.evaluation.metrics.base import Floats
 from manytune.evaluation.resampling import Resampling
@@ -20,6 +21,7 @@ from manytune.evaluation.significance import (
     paired_test,
     verdict,
 )
+from manytune.evaluation.tost import Paired, detectable, influence
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,64 @@ class MetricOverSeeds:
             pairs += [(other, one) for place, one in enumerate(names[1:], 2) for other in names[place:]]
         found = [self._comparison(clusters, system, baseline) for system, baseline in pairs]
         adjusted = holm([one.p_value for one in found])
+        values = {name: influence(self.of_seeds, rows) for name, rows in clusters.items()}
+        alpha = self.resampling.alpha / max(1, len(pairs))
         return [
-            dataclasses.replace(one, p_adjusted=p, verdict=self._verdict(one.difference, p))
+            dataclasses.replace(
+                one,
+                p_adjusted=p,
+                verdict=self._verdict(one.difference, p),
+                detectable=detectable(values[one.system], values[one.baseline], alpha=alpha),
+            )
             for one, p in zip(found, adjusted, strict=True)
         ]
+
+    def equivalences(
+        self, clusters: Mapping[str, Floats], margin: Margin, *, prompts: int
+    ) -> list[Equivalence]:
+        """Whether the systems after the first score within a margin of a reference; none does if that scores 0.
+
+        Args:
+            clusters: Each system's rows, summed over each cluster.
+            margin: The reference, and how near is near enough.
+            prompts: How many prompts the clusters have in all.
+        """
+        reference = influence(self.of_seeds, clusters[margin.reference])
+        if not reference.mean() > 0:
+            return []
+        names = [name for name in list(clusters)[1:] if name != margin.reference]
+        pairs = [
+            Paired(influence(self.of_seeds, clusters[name]), reference, self.metric.bounds) for name in names
+        ]
+        p_values = holm([pair.p_outside(margin.share) for pair in pairs])
+        return [
+            self._equivalence(name, pair, p, margin, prompts / len(reference))
+            for name, pair, p in zip(names, pairs, p_values, strict=True)
+        ]
+
+    def _equivalence(
+        self, name: str, pair: Paired, p_value: float, margin: Margin, prompts_a_cluster: float
+    ) -> Equivalence:
+        interval = pair.ratio_interval(1 - 2 * self.resampling.alpha)
+        low, high = interval or (None, None)
+        verdict: Within = "within" if p_value < self.resampling.alpha else "cannot tell"
+        if low is not None and low > 1 + margin.share:
+            verdict = "better" if self.metric.higher_is_better else "worse"
+        elif high is not None and high < 1 - margin.share:
+            verdict = "worse" if self.metric.higher_is_better else "better"
+        needed = pair.clusters_needed(margin.share) if verdict == "cannot tell" else None
+        return Equivalence(
+            system=name,
+            reference=margin.reference,
+            metric=self.metric.name,
+            margin=margin.share,
+            ratio=pair.ratio,
+            low=low,
+            high=high,
+            p_value=p_value,
+            verdict=verdict,
+            prompts_needed=None if needed is None else round(needed * prompts_a_cluster),
+        )
 
     def shares(
         self, clusters: Mapping[str, Floats], reference: str, comparisons: Sequence[Comparison]

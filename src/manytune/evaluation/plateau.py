@@ -24,7 +24,7 @@ def find_plateau(
     rows: int,
     resampling: Resampling = DEFAULT,
 ) -> Sweep:
-    """Find the smallest point that isn't significantly worse than the best one.
+    """Find the smallest point that isn't significantly worse than the best one: of the fewest rows, the smallest rank.
 
     The best has the lowest validation loss, a mean over all target tokens and training seeds. Every other
     point is compared with it by a paired randomization test over independent groups of validation rows, and
@@ -38,7 +38,7 @@ def find_plateau(
         rows: Validation rows in these groups.
         resampling: Randomizations of a test, and their seed.
     """
-    ordered = sorted(points, key=lambda point: (point.trainable_params, point.rank))
+    ordered = sorted(points, key=lambda point: (point.rows or 0, point.trainable_params, point.rank))
     clusters = {point.system: _over_seeds(losses[point.system]) for point in ordered}
     best = min(ordered, key=lambda point: point.validation_loss)
     others = [point for point in ordered if point is not best]
@@ -78,8 +78,11 @@ def _reason(chosen: RankPoint, best: RankPoint, points: Sequence[RankPoint], gro
             f"worse by the test (p < {ALPHA:g})."
         )
     share = chosen.trainable_params / best.trainable_params
+    less = f"{share:.0%} of its parameters"
+    if chosen.rows is not None and best.rows is not None:
+        less = f"{chosen.rows:,} rows instead of {best.rows:,} and {less}"
     return (
         f"The lowest validation loss is that of {best.system} ({best.validation_loss:.3f}), and {chosen.system} "
         f"({chosen.validation_loss:.3f}) is the smallest that isn't significantly worse (p = {chosen.p_value:.2f}, "
-        f"{groups} groups), with {share:.0%} of its parameters."
+        f"{groups} groups), with {less}."
     )

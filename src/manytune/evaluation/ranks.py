@@ -43,6 +43,7 @@ class RankPoint:
         p_value: Against the best point, from the paired randomization test on validation rows, with Holm's
             correction; `None` for the best itself.
         spectrum: How much of the rank was used; `None` if it wasn't looked at.
+        rows: How many training rows it learned from; `None` for all of them.
     """
 
     __pydantic_config__ = _STRICT
@@ -56,6 +57,51 @@ class RankPoint:
     seconds: float | None
     p_value: float | None
     spectrum: Spectrum | None = None
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extrapolated:
+    """The loss with more rows than were tried, if the law holds.
+
+    Attributes:
+        rows: How many.
+        loss: Nats per target token.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    rows: int
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """The losses of one method with several numbers of rows.
+
+    Attributes:
+        label: What they have in common, such as `r=4`.
+        rows: The numbers of rows, ascending.
+        losses: Validation loss of each.
+        exponent: The law's `c`; None without a fit.
+        floor: The law's `a`.
+        extrapolated: The loss with more rows; empty where the law doesn't fit.
+        why_not: Why there is no extrapolation; empty if there is.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    label: str
+    rows: tuple[int, ...]
+    losses: tuple[float, ...]
+    exponent: float | None = None
+    floor: float | None = None
+    extrapolated: tuple[Extrapolated, ...] = ()
+    why_not: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +109,13 @@ class Sweep:
     """A rank sweep.
 
     Attributes:
-        points: In the order of their trainable parameters.
+        points: In the order of their training rows, and then of their trainable parameters.
         best: The system with the lowest validation loss.
         recommended: The smallest system that isn't significantly worse than the best.
         reason: Why, in a sentence.
         rows: Validation rows that decided, and
         clusters: independent groups of them.
+        curves: How the loss falls with more training rows, a rank each; empty if their number wasn't varied.
     """
 
     __pydantic_config__ = _STRICT
@@ -79,6 +126,7 @@ class Sweep:
     reason: str
     rows: int
     clusters: int
+    curves: tuple[LearningCurve, ...] = ()
 
     def point(self, system: str) -> RankPoint:
         """The point of this system.

@@ -44,6 +44,7 @@ class RunRecord:
         method: `"base"`, or the name of the method that was trained.
         question: A hash of everything that was asked; a record answers this and nothing else.
         answers: One a test item.
+        constrained: The same with answers held to a schema; empty if that wasn't asked for.
         probes: Answers to each probe's items, by the probe's name.
         seed: The training seed; `None` for the base.
         learning_rate: The peak learning rate; `None` for the base.
@@ -64,6 +65,7 @@ class RunRecord:
     question: str
     answers: tuple[Answer, ...]
     probes: Mapping[str, tuple[Answer, ...]]
+    constrained: tuple[Answer, ...] = ()
     seed: int | None = None
     learning_rate: float | None = None
     steps: int | None = None
@@ -97,3 +99,33 @@ def read_record(path: Path) -> RunRecord:
     """
     remedy = "remove the file to have the run evaluated again"
     return read_versioned(path, _RECORD, version=FORMAT, what="a run's record", remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswersTo:
+    """Answers to one probe, and what was asked."""
+
+    __pydantic_config__ = _STRICT
+
+    question: str
+    answers: tuple[Answer, ...]
+    format: int = FORMAT
+
+
+_ANSWERS = TypeAdapter(_AnswersTo)
+
+
+def write_answers_to(path: Path, question: str, answers: tuple[Answer, ...]) -> None:
+    """Write answers with the hash of what was asked, whole or not at all."""
+    write_versioned(_AnswersTo(question, answers), path, _ANSWERS)
+
+
+def read_answers_to(path: Path, question: str) -> tuple[Answer, ...] | None:
+    """Read them; None if something else was asked.
+
+    Raises:
+        DataError: As for `read_record`.
+    """
+    remedy = "remove the file to have it asked again"
+    found = read_versioned(path, _ANSWERS, version=FORMAT, what="answers to a probe", remedy=remedy)
+    return found.answers if found.question == question else None

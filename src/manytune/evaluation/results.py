@@ -4,6 +4,7 @@
     ├── items        what was asked, and the references
     ├── results      one RunResult a system: answers, scores, cost, loss curves
     ├── comparisons  pairs of systems, one metric at a time
+    ├── equivalences which systems are as good as a reference
     ├── shares       how much of full fine-tuning's gain each method has
     ├── forgetting   the same systems on what the training wasn't about
     ├── sweep        ranks, and the smallest that is enough
@@ -22,6 +23,9 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
+from manytune.evaluation.budgets import Budget
+from manytune.evaluation.equivalence import Equivalence
+from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.ranks import Sweep
 from manytune.evaluation.resampling import Resampling
 from manytune.evaluation.versioned import read_versioned, write_versioned
@@ -69,6 +73,7 @@ class Answer:
             nats; `None` if it wasn't measured.
         nll_tokens: How many tokens that sum runs over.
         confidence: The probability that a classifier gives its answer, which is a label; `None` for generated text.
+        score: What whoever made the answer scored it, from 0 to 1; `None` if it came without.
     """
 
     __pydantic_config__ = _STRICT
@@ -79,6 +84,7 @@ class Answer:
     nll: float | None = None
     nll_tokens: int = 0
     confidence: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,8 @@ class Comparison:
         p_value: Two-sided, from the paired randomization test.
         p_adjusted: The same by Holm's correction for all comparisons that were made by this metric.
         verdict: What the corrected test says in words, with the metric's direction taken into account.
+        detectable: The smallest true difference that the corrected test finds with a chance of 80%; `None` if nothing
+            is known about it.
     """
 
     __pydantic_config__ = _STRICT
@@ -131,6 +139,7 @@ class Comparison:
     p_value: float
     p_adjusted: float
     verdict: Verdict
+    detectable: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +202,24 @@ class LossPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ScorePoint:
+    """A score on validation prompts at an optimizer step."""
+
+    __pydantic_config__ = _STRICT
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Curves:
-    """How the loss went down."""
+    """How the loss went down, and the scores on validation prompts by metric, if they were measured."""
 
     __pydantic_config__ = _STRICT
 
     training: tuple[LossPoint, ...] = ()
     validation: tuple[LossPoint, ...] = ()
+    scores: Mapping[str, tuple[ScorePoint, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +303,9 @@ class Evaluation:
         shares: How much of the reference's gain the others have, by every metric.
         forgetting: What the systems lost elsewhere.
         sweep: The ranks that were tried.
+        equivalences: Which systems are as good as a reference, by every metric.
+        budget: What may be forgotten, and which system keeps to it.
+        answering: What answering costs, as the engine measured it; empty if it wasn't measured.
         format: Version of this record.
     """
 
@@ -297,6 +320,9 @@ class Evaluation:
     shares: tuple[GainShare, ...] = ()
     forgetting: tuple[Probe, ...] = ()
     sweep: Sweep | None = None
+    equivalences: tuple[Equivalence, ...] = ()
+    answering: tuple[InferenceCost, ...] = ()
+    budget: Budget | None = None
     format: int = FORMAT
 
     def result(self, name: str) -> RunResult:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manytune.evaluation.degenerate import NOTABLE, degenerate
+from manytune.evaluation.certainty import equivalence_sentence, power_sentence, power_text
+from manytune.evaluation.degenerate import degenerate_note, degenerate_sentences
+from manytune.evaluation.forgetting_budget import budget_sentence
 from manytune.evaluation.metrics import METRICS, Metric
 from manytune.evaluation.results import (
     Comparison,
@@ -83,6 +85,11 @@ def seconds(value: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def milliseconds(value: float) -> str:
+    """A short duration in seconds as `38 ms`, or as `1.2 s`."""
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
 def size(value: int | None) -> str:
     """Bytes in binary units, such as `3.5 MiB`; a dash for none."""
     if value is None:
@@ -104,6 +111,13 @@ def claim(found: Comparison) -> str:
     }[found.verdict]
 
 
+def verdict_of(evaluation: Evaluation, found: Comparison) -> str:
+    """The claim, and which of the two systems degenerates, so that a gain over answers that are none isn't missed."""
+    notes = [degenerate_note(evaluation, evaluation.result(name)) for name in (found.system, found.baseline)]
+    told = "; ".join(filter(None, notes))
+    return f"{claim(found)}, but {told}" if told else claim(found)
+
+
 def evidence(evaluation: Evaluation, found: Comparison) -> str:
     """The evidence for a claim.
 
@@ -120,7 +134,7 @@ def evidence(evaluation: Evaluation, found: Comparison) -> str:
         f"{p_value(found.p_adjusted)})."
     )
     if found.verdict == "cannot tell":
-        return f"{sentence} More test prompts would narrow the interval."
+        return f"{sentence} {power_sentence(evaluation, found) or 'More test prompts would narrow the interval.'}"
     return f"{sentence} Their intervals {'overlap' if _overlap(ours, theirs) else 'do not overlap'}."
 
 
@@ -138,8 +152,8 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     metric, baseline = METRICS[evaluation.primary], evaluation.results[0]
     found = [evaluation.comparison(result.name, metric.name) for result in evaluation.results[1:]]
     if len(found) <= _MOST_ALONE:
-        return [Finding(one.verdict, claim(one), evidence(evaluation, one)) for one in found]
-    before = score(baseline.score(metric.name).value, metric)
+        return [Finding(one.verdict, verdict_of(evaluation, one), evidence(evaluation, one)) for one in found]
+    before, note = score(baseline.score(metric.name).value, metric), degenerate_note(evaluation, baseline)
     together = []
     for verdict, words in _TOGETHER.items():
         alike = [one for one in found if one.verdict == verdict]
@@ -150,10 +164,13 @@ def findings(evaluation: Evaluation) -> list[Finding]:
             tested = "each " * (len(alike) > 1) + highest + " or less" * ("<" not in highest)
             if verdict != "cannot tell":
                 differences += f" ({tested})"
+            elif hidden := [power_text(one) for one in alike if one.detectable is not None]:
+                largest = max(alike, key=lambda one: one.detectable or 0.0)
+                differences += f" ({'at most ' * (len(hidden) > 1)}{power_text(largest)})"
             together.append(
                 Finding(
                     verdict,
-                    f"{systems} {words.format(baseline.name)}",
+                    f"{systems} {words.format(baseline.name)}" + (f", but {note}" if note else ""),
                     f"by {metric.label}, from {before}, {differences}.",
                 )
             )
@@ -173,8 +190,7 @@ def between_systems(evaluation: Evaluation) -> list[str]:
     """What the tests of the deciding metric say of pairs without the baseline, a sentence each."""
     metric, baseline = METRICS[evaluation.primary], evaluation.results[0].name
     return [
-        f"{claim(found)}: {signed(found.difference, metric)} {metric.label} "
-        f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)})."
+        f"{claim(found)}: {signed(found.difference, metric)} {metric.label} ({_tested(found)})."
         for found in evaluation.comparisons
         if found.metric == metric.name and found.baseline != baseline
     ]
@@ -192,7 +208,10 @@ def share_text(found: GainShare) -> str:
 
 
 def share_sentence(evaluation: Evaluation) -> str | None:
-    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed."""
+    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed.
+
+    Others that the reference's method trained, such as itself held to a schema, are passed over if there are more.
+    """
     known = [found for found in evaluation.shares if found.metric == evaluation.primary]
     others = [found for found in known if found.system != found.reference]
     if not others:
@@ -204,7 +223,9 @@ def share_sentence(evaluation: Evaluation) -> str | None:
             f"{reference} is not shown to be better than {evaluation.results[0].name} by {label}, so there is no gain "
             "to compare with."
         )
-    best = max(others, key=lambda found: found.share or 0.0)
+    same = evaluation.result(reference).method
+    of_another = [found for found in others if evaluation.result(found.system).method != same]
+    best = max(of_another or others, key=lambda found: found.share or 0.0)
     trained = evaluation.result(best.system).cost
     spent = share(trained.trainable_params, trained.total_params)
     with_parameters = f" with {spent} of the parameters" if spent else ""
@@ -212,9 +233,10 @@ def share_sentence(evaluation: Evaluation) -> str | None:
 
 
 def prompting_sentence(evaluation: Evaluation) -> str | None:
-    """Whether training was better than examples in the prompt, and what those cost; `None` if none was asked so.
+    """Whether training was better than prompting, and what the prompt costs; `None` if only the base was asked.
 
-    The trained system with the best score is compared with the prompt with the best score, both by the test rows.
+    Prompting is examples in the prompt, or answers held to a schema. The trained system with the best score is compared
+    with the prompt with the best score, both by the test rows.
     """
     metric, base = METRICS[evaluation.primary], evaluation.results[0]
     sign = 1 if metric.higher_is_better else -1
@@ -224,52 +246,61 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
 
     prompted = [result for result in evaluation.results[1:] if result.method == base.method]
     trained = [result for result in evaluation.results[1:] if result.method != base.method]
-    if not prompted:
+    if not prompted or base.method != "base":  # systems from elsewhere may be anything
         return None
     prompt = best(prompted)
     reads = ""
     if prompt.cost.prompt_tokens and base.cost.prompt_tokens:
         read, times = prompt.cost.prompt_tokens, prompt.cost.prompt_tokens / base.cost.prompt_tokens
-        reads = f" {prompt.name} reads {read:,.0f} tokens per request, {times:.1f} times {base.name}'s."
+        waits = {
+            one.system: milliseconds(one.first_token_seconds)
+            for one in evaluation.answering
+            if one.form == "base"
+        }
+        reads = f" {prompt.name} reads {read:,.0f} tokens per request, {times:.1f} times {base.name}'s"
+        if {prompt.name, base.name} <= waits.keys():
+            reads += f", and its first token comes after {waits[prompt.name]} instead of {waits[base.name]}"
+        reads += "."
     if not trained:
-        return f"Of the prompts with examples {prompt.name} has the best {metric.label}.{reads}"
+        return f"Of what isn't trained, {prompt.name} has the best {metric.label}.{reads}"
     system = best(trained)
     try:
         found = evaluation.comparison(system.name, metric.name, prompt.name)
     except KeyError:
         return None
     return (
-        f"Compared with examples in the prompt, {claim(found)}: {signed(found.difference, metric)} {metric.label} "
-        f"({difference_interval(found, metric)}; {p_value(found.p_adjusted)}).{reads}"
+        f"Compared with the best of what isn't trained, {claim(found)}: "
+        f"{signed(found.difference, metric)} {metric.label} "
+        f"({_tested(found)}).{reads}"
     )
 
 
-def degenerate_sentences(evaluation: Evaluation) -> list[str]:
-    """The systems of which many answers are no answers, a sentence each, the baseline's with what follows from it."""
-    sentences = []
-    for place, result in enumerate(evaluation.results):
-        found = degenerate(result.answers)
-        if found.share < NOTABLE:
-            continue
-        kinds = [
-            f"{number:,} {one if number == 1 else many}"
-            for number, one, many in (
-                (found.loops, "repeats a phrase to the end", "repeat a phrase to the end"),
-                (found.empty, "is empty", "are empty"),
-            )
-            if number
-        ]
-        sentence = f"{result.name} degenerates: of {found.asked:,} answers {' and '.join(kinds)}."
-        if place == 0 and len(evaluation.results) > 1:
-            sentence += " A gain over such answers doesn't yet make a good fine-tune."
-        sentences.append(sentence)
-    return sentences
-
-
 def main_sentences(evaluation: Evaluation) -> list[str]:
-    """What is to be known next to the verdicts: degenerate answers, the share of the gain, and prompting instead."""
-    found = [share_sentence(evaluation), prompting_sentence(evaluation)]
+    """What is to be known next to the verdicts: degenerate answers, the share of the gain, equivalence, prompting."""
+    found = [
+        share_sentence(evaluation),
+        equivalence_sentence(evaluation),
+        prompting_sentence(evaluation),
+        budget_sentence(evaluation.budget),
+    ]
     return [*degenerate_sentences(evaluation), *(sentence for sentence in found if sentence)]
+
+
+def mixed_sentence(evaluation: Evaluation) -> str | None:
+    """What several adapters in one batch cost; None if that wasn't measured."""
+    found = next((one for one in evaluation.answering if one.form == "mixed"), None)
+    if found is None:
+        return None
+    plain = next((one for one in evaluation.answering if one.form == "base"), None)
+    compared = (
+        ""
+        if plain is None
+        else f", {found.tokens_per_second / plain.tokens_per_second:.0%} of {plain.system}'s"
+    )
+    return (
+        f"Mixed in one batch ({found.system}): {found.tokens_per_second:,.0f} tokens per second{compared}; first token "
+        f"after {milliseconds(found.first_token_seconds)}; {size(found.memory_bytes)}."
+    )
 
 
 def forgotten_sentence(evaluation: Evaluation) -> str | None:
@@ -289,8 +320,17 @@ def forgotten_sentence(evaluation: Evaluation) -> str | None:
             before = score(base.score(metric.name).value, metric)
             losses.append(f"{probe.name} ({metric.label}, {base.name} {before}): {', '.join(worse)}")
     if not losses:
-        return "No system is shown to have forgotten what it was asked outside its task."
+        hidden = [text for probe in evaluation.forgetting if (text := _hidden(probe))]
+        found = f" A change of {', or of '.join(hidden)} would be found 4 times of 5." if hidden else ""
+        return f"No system is shown to have forgotten what it was asked outside its task.{found}"
     return f"Forgotten: {'; '.join(losses)}."
+
+
+def _hidden(probe: Probe) -> str:
+    """The change on a probe that its tests find with a chance of 80%, of the system that they are weakest for."""
+    inner = probe.evaluation
+    sizes = [one.detectable for one in inner.comparisons if one.metric == inner.primary and one.detectable]
+    return f"{score(max(sizes), METRICS[inner.primary])} in {probe.name}" if sizes else ""
 
 
 def correction_sentence(evaluation: Evaluation) -> str | None:
@@ -347,6 +387,13 @@ def cut_sentence(evaluation: Evaluation) -> str | None:
     return (
         f"Answers cut at the length limit, of {len(evaluation.items):,}: {', '.join(cut)}." if cut else None
     )
+
+
+def _tested(found: Comparison) -> str:
+    """What a test says in brackets: the interval, the p-value, and what it could have found if it found nothing."""
+    metric = METRICS[found.metric]
+    parts = [difference_interval(found, metric), p_value(found.p_adjusted), power_text(found)]
+    return "; ".join(filter(None, parts))
 
 
 def _overlap(one: ScoreWithInterval, other: ScoreWithInterval) -> bool:

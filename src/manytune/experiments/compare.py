@@ -15,10 +15,14 @@ import torch
 
 from manytune import __version__
 from manytune.errors import RunError
+from manytune.evaluation.equivalence import Margin
 from manytune.evaluation.evaluate import System, evaluate
+from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
-from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.evaluation.results import Answer, Cost, Curves, Evaluation
+from manytune.experiments.budget import beyond, budget_of
 from manytune.experiments.classifying import MAJORITY, baseline_facts
+from manytune.experiments.inference_costs import inference_costs
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
 from manytune.experiments.recipe import BASE, REFERENCE
@@ -38,16 +42,20 @@ class Choice:
     Attributes:
         rate: The one that was chosen.
         losses: The validation loss of each that was tried; empty if there was no choice.
+        beyond: Those that are shown to have forgotten more than the budget allows.
     """
 
     rate: float
     losses: Mapping[float, float]
+    beyond: frozenset[float] = frozenset()
 
     def __str__(self) -> str:
         if not self.losses:
             return f"{self.rate:g}, as the recipe says"
         tried = ", ".join(
-            f"{rate:g} ({loss:.3f})" if math.isfinite(loss) else f"{rate:g} (diverged)"
+            f"{rate:g} ({loss:.3f}{', beyond the budget' * (rate in self.beyond)})"
+            if math.isfinite(loss)
+            else f"{rate:g} (diverged)"
             for rate, loss in self.losses.items()
         )
         edge = self.rate in (min(self.losses), max(self.losses)) and len(self.losses) > 1
@@ -70,7 +78,7 @@ def compare(workspace: Workspace, runner: Runner) -> Evaluation:
     seeds = experiment.compare.seeds
     steps = _budget(workspace, systems)
     base = workspace.ask_base()
-    choices = _choose(workspace, runner, steps)
+    choices = _choose(workspace, runner, steps, base)
     finals = [
         workspace.variants.trial(name, rate=choices[name].rate, seed=seed, steps=steps[name])
         for name in systems
@@ -78,11 +86,40 @@ def compare(workspace: Workspace, runner: Runner) -> Evaluation:
     ]
     runner.run(workspace, Phase.FINISH, finals)
     records = {trial.name: workspace.finish(trial) for trial in finals}
-    prompted = {name: [workspace.ask_prompted(name)] for name in experiment.prompted()}
+    asked = {name: workspace.ask_prompted(name) for name in experiment.prompted()}
+    prompted = {name: [record] for name, record in asked.items() if record is not None}
     by_system = {name: [records[trial.name] for trial in finals if trial.system == name] for name in systems}
     by_system = {**prompted, **by_system}
     notes = {name: {"Learning rate": str(choices[name])} for name in systems}
-    return score(workspace, base, by_system, notes, all_pairs=True)
+    evaluation = score(workspace, base, by_system, notes, all_pairs=True)
+    if not experiment.compare.inference_cost:
+        return evaluation
+    first = {trial.system: trial.adapters.get(None) for trial in reversed(finals)}
+    return dataclasses.replace(evaluation, answering=_answering(workspace, [*prompted], first))
+
+
+def _answering(
+    workspace: Workspace, prompted: Sequence[str], adapters: Mapping[str, Path | None]
+) -> tuple[InferenceCost, ...]:
+    """What answering costs the base, the base with examples in its prompt, and every system of one adapter."""
+    experiment = workspace.experiment
+    if workspace.labels is not None:
+        return ()  # a classifier generates nothing
+    asked = {BASE: [question.prompt_ids for question in workspace.questions if not question.is_document]}
+    if not asked[BASE]:
+        return ()
+    for name in prompted:
+        questions = workspace.few_shot(name).questions[: experiment.compare.limit]
+        asked[name] = [question.prompt_ids for question in questions]
+    there = {name: path for name, path in adapters.items() if path is not None and path.is_dir()}
+    return inference_costs(
+        workspace.base,
+        asked,
+        {name: there[name] for name in experiment.systems() if name in there},
+        max_new_tokens=experiment.compare.max_new_tokens,
+        kept=experiment.directory / "inference.json",
+        say=workspace.reporter.line,
+    )
 
 
 def score(
@@ -108,7 +145,7 @@ def score(
     labels = workspace.labels
     called = BASE if labels is None else MAJORITY
     baseline = System(called, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
-    systems = [
+    free = [
         baseline,
         *(
             _prompted(found[0])
@@ -117,11 +154,19 @@ def score(
             for name, found in records.items()
         ),
     ]
+    systems = [
+        one
+        for system, found in zip(free, ([base], *records.values()), strict=True)
+        for one in (system, *([_constrained(system, found)] if compare_recipe.constrained else []))
+    ]
     evaluation = evaluate(
         [question.item for question in workspace.questions],
         systems,
         workspace.metrics,
         reference=REFERENCE if REFERENCE in records else None,
+        margin=Margin(REFERENCE, compare_recipe.equivalence_margin)
+        if REFERENCE in records and compare_recipe.equivalence_margin is not None
+        else None,
         all_pairs=all_pairs,
         provenance={
             "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",
@@ -152,14 +197,16 @@ def score(
         for probe in workspace.probes
     }
     forgetting = probe_results(workspace.probes, probed)
-    return dataclasses.replace(evaluation, forgetting=forgetting)
+    budget = budget_of(workspace, probed, records)
+    return dataclasses.replace(evaluation, forgetting=forgetting, budget=budget)
 
 
 def _budget(workspace: Workspace, systems: Sequence[str]) -> dict[str, int]:
     """Every system's optimizer steps: as many as the recipe says, or as many as fit into its seconds."""
     seconds = workspace.experiment.compare.seconds
     if seconds is None:
-        return dict.fromkeys(systems, workspace.steps)
+        recipes = workspace.experiment.systems()
+        return {name: workspace.steps_with(recipes[name].rows) for name in systems}
     seed = workspace.experiment.compare.seeds[0]
     timed: dict[str, Trial] = {}
     for name in systems:
@@ -172,8 +219,13 @@ def _budget(workspace: Workspace, systems: Sequence[str]) -> dict[str, int]:
     return steps_by_system(timed, seconds=seconds)
 
 
-def _choose(workspace: Workspace, runner: Runner, steps: Mapping[str, int]) -> dict[str, Choice]:
-    """Each system's learning rate, by the validation loss of one training each; the losers' adapters go."""
+def _choose(
+    workspace: Workspace, runner: Runner, steps: Mapping[str, int], base: RunRecord
+) -> dict[str, Choice]:
+    """Each system's learning rate, by the validation loss of one training each; the losers' adapters go.
+
+    With a forgetting budget, rates that are shown to be beyond it lose, unless all of them are.
+    """
     experiment = workspace.experiment
     seed, shorter = experiment.compare.seeds[0], experiment.compare.search_steps
     searches: dict[str, dict[float, Trial]] = {}
@@ -193,13 +245,16 @@ def _choose(workspace: Workspace, runner: Runner, steps: Mapping[str, int]) -> d
             choices[name] = Choice(experiment.rates_of(system)[0], {})
             continue
         losses = {rate: workspace.search(trial) for rate, trial in searches[name].items()}
-        best = min(losses, key=lambda rate: losses[rate])
+        there = {rate: trial for rate, trial in searches[name].items() if math.isfinite(losses[rate])}
+        lost = beyond(workspace, base, there)
+        kept = [rate for rate in losses if rate not in lost and rate in there]
+        best = min(kept or losses, key=lambda rate: losses[rate])
         if not math.isfinite(losses[best]):
             raise RunError(
                 f"{name}: the training diverged at every learning rate ({', '.join(f'{rate:g}' for rate in losses)}). "
                 f"Give lower ones in compare.systems.{name}.learning_rates."
             )
-        choices[name] = Choice(best, losses)
+        choices[name] = Choice(best, losses, frozenset(lost))
         for rate, trial in searches[name].items():
             if rate != best or trial.purpose is Purpose.SEARCH:
                 drop_adapters(trial)
@@ -236,6 +291,19 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str], r
         },
         other_seeds=tuple(record.answers for record in records[1:]),
         seeds=tuple(record.seed for record in records if record.seed is not None),
+    )
+
+
+def _constrained(system: System, records: Sequence[RunRecord]) -> System:
+    """The same system with its answers held to the schema."""
+    answers, *other_seeds = (record.constrained for record in records)
+    return dataclasses.replace(
+        system,
+        name=f"{system.name}, constrained",
+        answers=answers,
+        other_seeds=tuple(other_seeds),
+        curves=Curves(),
+        provenance={**system.provenance, "Answers": "held to the schema"},
     )
 
 

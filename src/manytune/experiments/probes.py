@@ -22,7 +22,7 @@ from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.results import Item, Probe
 from manytune.experiments import general_text
-from manytune.experiments.recipe import ForgettingRecipe, ProbeRecipe
+from manytune.experiments.forgetting_recipe import ForgettingRecipe, ProbeRecipe
 from manytune.store.base import Base
 
 _GIVEN, _MOST = 32, 192  # tokens of a passage that are given, and that are read in all
@@ -64,6 +64,9 @@ def load_probes(recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> tuple
     found = [*(_defaults(recipe, base, encoder) if recipe.defaults else ())]
     found += [_own(probe, recipe, base, encoder) for probe in recipe.probes]
     names = [probe.name for probe in found]
+    if recipe.probe is not None and recipe.probe not in names:
+        found.append(_own(_of_file(recipe.probe), recipe, base, encoder))
+        names.append(found[-1].name)
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"two probes are called {name!r}; give each its own name")
@@ -204,6 +207,24 @@ def question_probe(encoder: Encoder) -> LoadedProbe:
 def _defaults(recipe: ForgettingRecipe, base: Base, encoder: Encoder) -> tuple[LoadedProbe, ...]:
     return question_probe(encoder), manual_probe(
         base.tokenizer, most=recipe.passages, positions=positions_of(base.model)
+    )
+
+
+def _of_file(file: str) -> ProbeRecipe:
+    """A budget's probe that is a file: its columns say what is asked.
+
+    Raises:
+        DataError: They don't.
+    """
+    first = read_role(file, "test").kept[0]
+    if {"prompt", "completion"} <= first.fields.keys():
+        return ProbeRecipe(name=file, file=file, prompt="{{ prompt }}", completion="{{ completion }}")
+    if "text" in first.fields:
+        return ProbeRecipe(name=file, file=file, text="text")
+    raise DataError(
+        f"expected `text`, or `prompt` and `completion`, in the rows of forgetting.probe; found "
+        f"{', '.join(first.fields)}. Describe other rows in forgetting.probes, and name them here",
+        where=first.where,
     )
 
 

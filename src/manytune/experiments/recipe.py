@@ -17,9 +17,11 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.section import Number, Section, kind_of, no_such_key
-from manytune.data.templates import PromptTemplate
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import CLASS_METRICS, METRICS
+from manytune.evaluation.metrics.recorded import RECORDED
+from manytune.experiments.forgetting_recipe import ForgettingRecipe
+from manytune.experiments.validation_scores import check_scores
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
@@ -95,6 +97,8 @@ class SystemRecipe(Section):
     """Train one adapter for each of the recipe's tasks instead of one for all, in as many steps in all."""
     rehearse: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """This share of the examples comes from `forgetting.rehearsal` instead of the training rows."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Train on only this many of the training rows, as `data.limit` does; null for all."""
     shots: Annotated[int, Field(ge=1, le=100)] | None = None
     """Train nothing: ask the untouched base with this many training examples before each question. A system called
     `base-5` has five."""
@@ -106,9 +110,14 @@ class SystemRecipe(Section):
     def _one_remedy(self) -> Self:
         if self.per_task and self.rehearse is not None:
             raise ValueError("give either per_task or rehearse")
-        if self.shots is not None and (self.method or self.learning_rates or self.per_task or self.rehearse):
+        if self.rows is not None and (self.per_task or self.rehearse):
             raise ValueError(
-                "shots train nothing; give them without method, learning_rates, per_task, rehearse"
+                "rows are those of a single task without rehearsal; leave per_task and rehearse out"
+            )
+        trained = (self.method, self.learning_rates, self.per_task, self.rehearse, self.rows)
+        if self.shots is not None and any(trained):
+            raise ValueError(
+                "shots train nothing; give them without method, learning_rates, per_task, rehearse, rows"
             )
         if self.shots is None and self.choose_shots != "random":
             raise ValueError("choose_shots chooses the examples of `shots`; give how many")
@@ -124,6 +133,9 @@ class CompareRecipe(Section):
     """The systems by name; or a list such as `[base-0, base-1, base-5, full, lora]`. The untouched base is always
     there, and the gain of `full` counts as the whole gain. Null for `full` and the recipe's own method, or for that
     method alone if the recipe packs the base's `weights`."""
+    shots: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], BeforeValidator(_as_tuple)] = (1, 5)
+    """Also ask the untouched base with so many training examples in its prompt, wherever they fit into its context,
+    unless `systems` names such systems; an empty list for none."""
     seeds: Annotated[
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], BeforeValidator(_as_tuple)
     ] = (0,)
@@ -141,6 +153,15 @@ class CompareRecipe(Section):
         "chrf",
     )
     """Scores on the test rows; the first one decides."""
+    equivalence_margin: Annotated[Number, Field(gt=0, lt=1)] | None = 0.02
+    """Also test whether each system scores within this share of `full`'s score; null tests no equivalence."""
+    inference_cost: bool = True
+    """Measure what answering costs with the engine: tokens per second, time to the first token, and memory of the base,
+    and of each adapter merged, unmerged, and mixed with the others."""
+    json_schema: str | None = None
+    """A file with a JSON schema; also score the share of answers that are valid by it."""
+    constrained: bool = False
+    """Ask every system a second time, with its answers held to `json_schema`; results call it `LoRA, constrained`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only this many test prompts, the first ones; null for all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -154,11 +175,23 @@ class CompareRecipe(Section):
         if not names:
             raise ValueError(f"expected one or more of {', '.join(METRICS)}")
         for name in names:
+            if name == RECORDED:
+                raise ValueError("answers that are made here have no recorded score; choose another metric")
             if name not in METRICS:
                 raise ValueError(
                     f"expected metrics among {', '.join(METRICS)}; found {name!r}{did_you_mean(name, METRICS)}"
                 )
         return names
+
+    @model_validator(mode="after")
+    def _schema_where_it_is_needed(self) -> Self:
+        for needs, needed in (
+            ("constrained", self.constrained),
+            ("the metric json_schema", "json_schema" in self.metrics),
+        ):
+            if needed and self.json_schema is None:
+                raise ValueError(f"{needs} needs a schema: give its file as compare.json_schema")
+        return self
 
     @field_validator("systems")
     @classmethod
@@ -166,73 +199,6 @@ class CompareRecipe(Section):
         if systems is not None and BASE in systems:
             raise ValueError(f"the name {BASE!r} is the untouched base's; call the system otherwise")
         return systems
-
-
-class ProbeRecipe(Section):
-    """Something that the training isn't about, asked before and after it."""
-
-    name: Annotated[str, Field(min_length=1)]
-    """What tables call it."""
-    file: str
-    """A file of rows, or a `datasets` name."""
-    text: str | None = None
-    """A field with running text, whose perplexity is measured."""
-    prompt: str | None = None
-    """Jinja2 template of a question, instead of `text`."""
-    completion: str | None = None
-    """Jinja2 template of its right answer."""
-    metric: str = "contains"
-    """How answers to `prompt` are scored."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.prompt is None) != (self.completion is None):
-            raise ValueError("prompt and completion go together")
-        if (self.text is None) == (self.prompt is None):
-            raise ValueError("give either text, or prompt and completion")
-        if self.metric not in METRICS:
-            raise ValueError(
-                f"expected a metric among {', '.join(METRICS)}; found {self.metric!r}"
-                f"{did_you_mean(self.metric, METRICS)}"
-            )
-        self.template()
-        return self
-
-    def template(self) -> PromptTemplate | None:
-        """The template of its questions; None for running text.
-
-        Raises:
-            TemplateError: A part isn't valid Jinja2.
-        """
-        if self.prompt is None or self.completion is None:
-            return None
-        return PromptTemplate(self.prompt, self.completion)
-
-
-class RehearsalRecipe(Section):
-    """What is rehearsed, so that it isn't forgotten."""
-
-    file: str
-    """A file of rows, or a `datasets` name."""
-    prompt: str
-    """Jinja2 template of the prompt."""
-    completion: str
-    """Jinja2 template of the completion."""
-
-
-class ForgettingRecipe(Section):
-    """What the systems may have forgotten, and how it is found out."""
-
-    defaults: bool = True
-    """Ask the two probes that manytune brings along: general questions, and passages of Python's manual."""
-    passages: Annotated[int, Field(ge=1)] = 16
-    """How many passages of running text; of each at most 192 tokens."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 24
-    """The longest answer to a probe's question, in tokens."""
-    probes: Annotated[tuple[ProbeRecipe, ...], BeforeValidator(_as_tuple)] = ()
-    """More of them, of your own."""
-    rehearsal: RehearsalRecipe | None = None
-    """What systems with `rehearse` rehearse; null for passages of Python's manual that no probe asks about."""
 
 
 class _Sections(Section):
@@ -273,9 +239,20 @@ class Experiment:
         return (reference if self.recipe.weights is None else {}) | {own.name: SystemRecipe(method=own)}
 
     def prompted(self) -> dict[str, SystemRecipe]:
-        """The systems that are the untouched base with examples in its prompt, by name."""
+        """The systems that are the untouched base with examples in its prompt, by name; without any, the usual ones."""
         named = self.compare.systems or {}
-        return {name: system for name, system in named.items() if system.shots is not None}
+        found = {name: system for name, system in named.items() if system.shots is not None}
+        return found or self._usual_prompted()
+
+    @property
+    def must_prompt(self) -> bool:
+        """Whether the recipe itself names systems with examples in the prompt, so that they have to fit."""
+        return any(system.shots is not None for system in (self.compare.systems or {}).values())
+
+    def _usual_prompted(self) -> dict[str, SystemRecipe]:
+        trained = self.compare.systems or {}
+        usual = {f"{BASE}-{shots}": SystemRecipe(shots=shots) for shots in self.compare.shots}
+        return {name: system for name, system in usual.items() if name not in trained}
 
     def method_of(self, system: SystemRecipe) -> MethodRecipe:
         """What a system trains."""
@@ -312,6 +289,12 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    if recipe.adapter is not None:
+        raise RecipeError(
+            f"{where}: adapter: a comparison trains every system from new weights; only manytune train starts from an "
+            "adapter. Leave it out."
+        )
+    check_scores(recipe)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
     if recipe.task == "classification":
         experiment = _of_classifiers(experiment, where)
@@ -330,6 +313,10 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
             raise RecipeError(
                 f"{where}: compare.systems.{name}: {method.name} trains the base's weights, and weights: "
                 f"{recipe.weights} packs them. Leave one of the two out."
+            )
+        if system.rows is not None and tasks:
+            raise RecipeError(
+                f"{where}: compare.systems.{name}.rows: data.train is a list of tasks; rows are limited for one task"
             )
         if system.per_task and len(tasks) < 2:
             raise RecipeError(
@@ -354,7 +341,7 @@ def _of_classifiers(experiment: Experiment, where: str) -> Experiment:
             "classification"
         )
     metrics = compare.metrics if "metrics" in compare.model_fields_set else CLASS_METRICS
-    return replace(experiment, compare=compare.model_copy(update={"metrics": metrics}))
+    return replace(experiment, compare=compare.model_copy(update={"metrics": metrics, "shots": ()}))
 
 
 def _explain(problem: Any) -> str:

@@ -1,16 +1,17 @@
-"""`manytune sweep`: a method at several ranks over one base in memory, and the smallest rank that is enough."""
+"""`manytune sweep`: a method at several ranks, and on several numbers of rows, over one base in memory."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 from manytune.errors import RecipeError
+from manytune.evaluation.learning_curve import learning_curve
 from manytune.evaluation.plateau import find_plateau
-from manytune.evaluation.ranks import RankPoint
-from manytune.evaluation.records import RunRecord
+from manytune.evaluation.ranks import LearningCurve, RankPoint
+from manytune.evaluation.records import GroupLoss, RunRecord
 from manytune.evaluation.results import Evaluation
 from manytune.experiments.compare import score
 from manytune.experiments.recipe import Experiment, experiment_from
@@ -20,8 +21,10 @@ from manytune.experiments.workspace import Workspace
 from manytune.methods.registry import methods
 
 
-def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequence[str]) -> Experiment:
-    """The experiment whose systems are the recipe's method at these ranks.
+def sweep_experiment(
+    experiment: Experiment, ranks: Sequence[int], targets: Sequence[str], rows: Sequence[int] = ()
+) -> Experiment:
+    """The experiment whose systems are the recipe's method at these ranks, with each of these numbers of rows.
 
     Everything else of the method stays, LoRA's `lora_alpha` too: the change is scaled by alpha/r, and then the learning
     rate that suits one rank suits the others. So all ranks train with the recipe's own learning rate.
@@ -30,9 +33,10 @@ def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequ
         experiment: Its method must have a rank, as LoRA has.
         ranks: At least one.
         targets: Module lists such as `all-linear` or `q_proj,v_proj`; none keeps the recipe's.
+        rows: Numbers of training rows; none trains on all. Each training has as many epochs.
 
     Raises:
-        RecipeError: The method has no rank to vary, or a rank is given twice.
+        RecipeError: The method has no rank to vary, or a rank or a number of rows is given twice.
     """
     method = experiment.recipe.method
     option = methods()[method.name].rank
@@ -41,6 +45,8 @@ def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequ
         raise RecipeError(f"a rank sweep is for {able}, and the recipe's method is {method.name}.")
     if len(set(ranks)) != len(ranks):
         raise RecipeError(f"a rank is given twice in {', '.join(map(str, ranks))}.")
+    if len(set(rows)) != len(rows):
+        raise RecipeError(f"a number of rows is given twice in {', '.join(map(str, rows))}.")
     systems: dict[str, Any] = {}
     for target in targets or [""]:
         for rank in sorted(ranks):
@@ -49,7 +55,11 @@ def sweep_experiment(experiment: Experiment, ranks: Sequence[int], targets: Sequ
                 options["target_modules"] = target if target == "all-linear" else target.split(",")
             name = f"r={rank}" + (f" {target}" if len(targets) > 1 else "")
             rate = experiment.recipe.training.learning_rate
-            systems[name] = {"method": options, "learning_rates": [rate]}
+            trained = {"method": options, "learning_rates": [rate]}
+            for number in sorted(rows):
+                systems[f"{name} on {number} rows"] = {**trained, "rows": number}
+            if not rows:
+                systems[name] = trained
     compare = {**experiment.content.get("compare", {}), "systems": systems}
     return experiment_from({**experiment.content, "compare": compare}, where="sweep")
 
@@ -66,7 +76,9 @@ def sweep(workspace: Workspace, runner: Runner) -> Evaluation:
     """
     experiment = workspace.experiment
     trials = [
-        workspace.variants.trial(name, rate=experiment.rates_of(system)[0], seed=seed, steps=workspace.steps)
+        workspace.variants.trial(
+            name, rate=experiment.rates_of(system)[0], seed=seed, steps=workspace.steps_with(system.rows)
+        )
         for name, system in experiment.systems().items()
         for seed in experiment.compare.seeds
     ]
@@ -81,7 +93,26 @@ def sweep(workspace: Workspace, runner: Runner) -> Evaluation:
         {name: [record.validation for record in of_rank] for name, of_rank in records.items()},
         rows=len(workspace.data.validation),
     )
-    return dataclasses.replace(evaluation, sweep=found)
+    curves = _curves(
+        found.points, {name: [one.validation for one in of_rank] for name, of_rank in records.items()}
+    )
+    return dataclasses.replace(evaluation, sweep=dataclasses.replace(found, curves=curves))
+
+
+def _curves(
+    points: Sequence[RankPoint], losses: Mapping[str, Sequence[Sequence[GroupLoss]]]
+) -> tuple[LearningCurve, ...]:
+    """A learning curve for each rank and list of modules; none if rows weren't varied."""
+    alike: dict[str, list[RankPoint]] = {}
+    for point in points:
+        if point.rows is not None:
+            alike.setdefault(point.system.rpartition(" on ")[0], []).append(point)
+    return tuple(
+        learning_curve(
+            label, [point.rows or 0 for point in of_label], [losses[point.system] for point in of_label]
+        )
+        for label, of_label in alike.items()
+    )
 
 
 def _point(name: str, records: Sequence[RunRecord]) -> RankPoint:
@@ -100,4 +131,5 @@ def _point(name: str, records: Sequence[RunRecord]) -> RankPoint:
         seconds=mean(seconds) if seconds else None,
         p_value=None,
         spectrum=first.spectrum,
+        rows=first.recipe[""]["data"].get("limit"),
     )

@@ -52,6 +52,8 @@ class Variants:
             recipes = self._recipes_by_task(system, directory, settings, steps)
         else:
             data = None if system.rehearse is None else self._rehearsing(system.rehearse)
+            if system.rows is not None:
+                data = self.experiment.recipe.data.model_copy(update={"limit": system.rows})
             recipes = {None: self._recipe(system, directory, settings | {"max_steps": steps}, data)}
         return Trial(name=label, system=name, purpose=purpose, directory=directory, recipes=recipes)
 

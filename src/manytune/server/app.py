@@ -104,7 +104,8 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(loop, adapters.cache),
         vocabulary=base.model.config.get_text_config().vocab_size,
-        positions=base.positions,
+        positions=base.answer_positions,
+        has_encoder=base.is_encoder_decoder,
         labelling=Labelling(base, max_chars=settings.max_prompt_chars),
     )
 

@@ -50,6 +50,12 @@ class Base:
         found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) and not self.is_encoder_decoder else None
 
+    @property
+    def answer_positions(self) -> int | None:
+        """The most tokens of a prompt and its answer, or of an encoder-decoder's answer alone; None without a limit."""
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
 
 def load_base(
     spec: str,

@@ -18,6 +18,7 @@ from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.registry import terms_of
+from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.store.classifier_parts import Classifiers, classifier_parts, trunk_terms
 from manytune.store.manifest import MANIFEST_NAME, Manifest
@@ -79,6 +80,8 @@ def served_terms(adapter: Adapter, model: nn.Module, *, encodes: bool = False) -
         return trunk_terms(classifier_parts(adapter, classifiers), classifiers)
     with torch.no_grad():
         terms = terms_of(adapter, model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        check_positions(terms)
     if encodes and terms.virtual_tokens:
         raise ConfigError(
             f"{adapter.config.peft_type} adapters put virtual tokens before a text, which embeddings don't support. "

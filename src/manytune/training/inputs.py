@@ -9,6 +9,7 @@ import torch
 from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.data.encoding_cache import EncodingCache
 from manytune.data.labelled import Labels
 from manytune.data.labelled_dataset import encode_labelled
 from manytune.errors import RunError
@@ -22,6 +23,7 @@ from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.precision import hold_trained_weights, say_precision, settled
 from manytune.training.recipe import Recipe
+from manytune.training.starting_adapter import StartingAdapter, starting_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class RunInputs:
         splits: The rows, rendered.
         data: Their token ids.
         labels: A classifier's classes; None for a model that generates.
+        adapter: The adapter that it starts from; None for new weights.
     """
 
     recipe: Recipe
@@ -41,6 +44,7 @@ class RunInputs:
     splits: Splits
     data: TokenSplits
     labels: Labels | None = None
+    adapter: StartingAdapter | None = None
 
     @property
     def rows(self) -> TrainingRows:
@@ -75,6 +79,7 @@ def read_inputs(
         StoreError: The base can't be loaded.
         RunError: The base is an encoder, which doesn't generate.
         ConfigError: transformers has no classifier of the base's kind.
+        BaseMismatchError: The adapter to start from was trained on another base.
     """
     say = notify or (lambda _: None)
     splits = read_splits(recipe.data)
@@ -100,8 +105,15 @@ def read_inputs(
     recipe = dated(recipe, base.tokenizer, date)
     if splits.format is not None:  # kept with the run, so that later rows are read in the same way
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": splits.format})})
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
-    return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
+    adapter = starting_adapter(recipe, base=base, notify=say)
+    data = encode_splits(
+        splits,
+        recipe.data,
+        base.tokenizer,
+        encoder_decoder=base.is_encoder_decoder,
+        cache=EncodingCache(notify=say) if recipe.data.cache else None,
+    )
+    return RunInputs(recipe=recipe, base=base, splits=splits, data=data, adapter=adapter)
 
 
 def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
@@ -117,7 +129,7 @@ def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
 
 
 def attach_method(inputs: RunInputs) -> PeftModel:
-    """Attach the recipe's method to the base. Its first weights come from the recipe's seed.
+    """Attach the recipe's method to the base. Its first weights come from the recipe's seed, or its adapter.
 
     Mutates: the base's model, and every random generator, which is seeded.
 
@@ -132,9 +144,12 @@ def attach_method(inputs: RunInputs) -> PeftModel:
         config = recipe.method.peft_config("SEQ_CLS")
         renew_head(base.model)
         train_new_modules(base.model, config)
+        model = get_peft_model(base.model, config)
+    elif inputs.adapter is not None:
+        model = inputs.adapter.attach(base, recipe)
     else:
-        config = recipe.method.peft_config("SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM")
-    model = get_peft_model(base.model, config)
+        task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
+        model = get_peft_model(base.model, recipe.method.peft_config(task_type))
     hold_trained_weights(model, recipe)
     return model
 

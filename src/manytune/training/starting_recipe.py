@@ -13,7 +13,8 @@ from manytune.data.conversation.form import DESCRIPTIONS, ConversationForm, Form
 from manytune.data.readers import read
 from manytune.data.records import Record
 from manytune.data.rendering import field_reference, shorten
-from manytune.data.templates import NAMED_TEMPLATES
+from manytune.data.strict_json import parse
+from manytune.data.templates import NAMED_TEMPLATES, Example
 from manytune.errors import DataError
 from manytune.training.starting_classifier import labelled_columns, labelled_recipe
 
@@ -109,14 +110,13 @@ def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
             "  max_length: 1024",
         ]
         return lines
-    usable, odd, reasons = 0, 0, []
+    usable, odd, reasons = [], 0, []
     for record in records:
         try:
-            form.render(record)
+            usable.append(form.render(record))
         except DataError as error:
             reasons.append(str(error))
             continue
-        usable += 1
         odd += bool(oddities(form.conversation(record)))
     if not usable:
         raise DataError(f"no row can be used; the first: {reasons[0]}")
@@ -128,9 +128,26 @@ def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
     if odd:
         lines.append(f"  # {odd:,} conversations are odd: manytune data check says why.")
     lines += ["  # Every answer is learned; `last` learns each conversation's last one.", "  learn: all"]
+    lines += _scoring_lines(usable)
     return lines + _length_lines(
         "drop_oldest_turns", "a longer conversation loses its oldest turns, and is counted"
     )
+
+
+def _scoring_lines(examples: Sequence[Example]) -> list[str]:
+    """How to score answers that are no text for people."""
+    if any(turn.tool_calls for example in examples for turn in example.turns()):
+        return ["  # Tools are called: manytune evaluate RUN --turns each --metrics tool_calls,tool_names"]
+    if all(_is_object(example.completion) for example in examples):
+        return ["  # The answers are JSON: manytune evaluate RUN --metrics json_fields,json_valid"]
+    return []
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(parse(text), dict)
+    except ValueError:
+        return False
 
 
 def _length_lines(overflow: str, why: str) -> list[str]:

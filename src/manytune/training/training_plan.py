@@ -9,7 +9,7 @@ from itertools import count
 
 from torch import nn
 
-from manytune.training.batches.grouping import BatchPlan, plan_rows
+from manytune.training.batches.grouping import BatchPlan, plan_batches
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.samplers import row_sampler
 from manytune.training.recipe import TrainingRecipe
@@ -117,7 +117,7 @@ def _epochs(settings: TrainingRecipe, rows: TrainingRows, layout: LayoutChoice) 
     """Each epoch's batches within the token budget."""
     for epoch in count():
         members = rows.mixture.epoch(settings.seed, epoch) if rows.mixture else range(len(rows.rows))
-        plan = plan_rows(
+        plan = plan_batches(
             [rows.rows[row] for row in members],
             seed=settings.seed,
             epoch=epoch,

@@ -28,7 +28,7 @@ def test_markdown_has_every_part_and_tables_of_equal_rows(evaluation):
         "Ranks",
         "What was forgotten",
         "ROUGE-1 by task",
-        "Cost",
+        "Quality and cost",
         "How this was made",
     ]
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

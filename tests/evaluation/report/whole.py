@@ -6,12 +6,17 @@ import dataclasses
 
 from tests.evaluation import invented
 
+from manytune.evaluation.budgets import Budget, Spent
+from manytune.evaluation.equivalence import Margin
+from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.ranks import RankPoint, Spectrum, Sweep
 from manytune.evaluation.results import Evaluation, Probe
 
 
 def whole(papers: int = 12, resamples: int = 300) -> Evaluation:
-    evaluation = invented.evaluation(papers, reference="full", all_pairs=True, resamples=resamples)
+    evaluation = invented.evaluation(
+        papers, reference="full", margin=Margin("full", 0.02), all_pairs=True, resamples=resamples
+    )
     text = invented.evaluation(6, metrics=("perplexity",), resamples=resamples)
     questions = invented.evaluation(6, metrics=("exact_match",), resamples=resamples)
     points = (
@@ -26,4 +31,11 @@ def whole(papers: int = 12, resamples: int = 300) -> Evaluation:
             Probe("general questions", "Share of 60 questions.", questions),
         ),
         sweep=Sweep(points, "lora", "lora", reason, 60, 20),
+        answering=(
+            InferenceCost("base", "base", 812.0, 0.038, 700_000_000),
+            InferenceCost("full", "merged", 809.0, 0.038, 700_000_000),
+            InferenceCost("lora", "unmerged", 701.0, 0.044, 712_000_000),
+            InferenceCost("lora", "merged", 811.0, 0.038, 700_000_000),
+        ),
+        budget=Budget("running text", 0.01, (Spent("lora", 0.004, -0.002, 0.009, "within", 2.31),), "lora"),
     )

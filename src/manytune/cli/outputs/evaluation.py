@@ -20,7 +20,6 @@ from manytune.evaluation.wording import (
     MARKS,
     basis_sentence,
     blunt_sentence,
-    claim,
     correction_sentence,
     cut_sentence,
     evidence,
@@ -29,6 +28,7 @@ from manytune.evaluation.wording import (
     p_value,
     score,
     seeds_sentence,
+    verdict_of,
 )
 
 _COLOURS = {"better": "green", "worse": "red", "cannot tell": "yellow"}
@@ -43,6 +43,9 @@ def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
         "inference": asdict(evaluation.inference),
         "results": [_result(result) for result in evaluation.results],
         "comparisons": [asdict(found) for found in evaluation.comparisons],
+        "equivalences": [asdict(found) for found in evaluation.equivalences],
+        "answering": [asdict(found) for found in evaluation.answering],
+        "budget": asdict(evaluation.budget) if evaluation.budget else None,
         "shares": [asdict(found) for found in evaluation.shares],
         "forgetting": [_probe(probe) for probe in evaluation.forgetting],
         "mcnemar": [asdict(found) for found in mcnemar_tests(evaluation)],
@@ -67,7 +70,7 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
     for result in others:
         found = evaluation.comparison(result.name, evaluation.primary)
         sentence = Text.assemble(
-            (f"{MARKS[found.verdict]} {claim(found)}", f"bold {_COLOURS[found.verdict]}"),
+            (f"{MARKS[found.verdict]} {verdict_of(evaluation, found)}", f"bold {_COLOURS[found.verdict]}"),
             f": {evidence(evaluation, found)}",
         )
         console.print(sentence)

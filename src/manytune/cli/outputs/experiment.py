@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Evaluation, Probe
 from manytune.evaluation.wording import (
@@ -37,6 +38,8 @@ def print_sweep(evaluation: Evaluation) -> None:
     console.print(table)
     console.print()
     console.print(Text.assemble((f"{sweep.recommended} is enough. ", "bold"), sweep.reason))
+    for curve in sweep.curves:
+        console.print(curve_sentence(curve))
     console.print()
 
 

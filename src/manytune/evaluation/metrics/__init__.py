@@ -12,6 +12,7 @@ from manytune.evaluation.metrics.bleu import Bleu, Chrf
 from manytune.evaluation.metrics.calibration import CalibrationError
 from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
+from manytune.evaluation.metrics.recorded import Recorded
 from manytune.evaluation.metrics.rouge import Rouge
 from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
 from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
@@ -38,6 +39,7 @@ METRICS: dict[str, Metric] = {
         SchemaValid(),
         JsonFields(),
         Perplexity(),
+        Recorded(),
     )
 }
 """Every metric, in the order in which tables show them."""

@@ -119,23 +119,39 @@ def rank_chart(evaluation: Evaluation) -> Scatter | None:
     numbers = {result.name: number for number, result in enumerate(evaluation.results)}
     losses = [loss for point in sweep.points for loss in (*point.seed_losses, point.validation_loss)]
     y = linear(min(losses), max(losses), about=4)
-    sizes = [float(point.trainable_params) for point in sweep.points]
+    by_rows = bool(sweep.curves)
+    sizes = [float(point.rows or 1 if by_rows else point.trainable_params) for point in sweep.points]
     several = len({point.targets for point in sweep.points}) > 1
-    ticks = None if several else {float(p.trainable_params): f"r={p.rank}" for p in sweep.points}
+    ticks = {size: short(size) for size in sizes} if by_rows else None
+    if not by_rows and not several:
+        ticks = {float(p.trainable_params): f"r={p.rank}" for p in sweep.points}
     x = logarithmic(min(sizes), max(sizes), ticks)
-    dots = tuple(_rank_dot(point, numbers[point.system], x, y) for point in sweep.points)
-    path = "" if several else " ".join(f"{'L' if n else 'M'}{dot.x} {dot.y}" for n, dot in enumerate(dots))
+    dots = tuple(
+        _rank_dot(point, numbers[point.system], x.at(size), y)
+        for point, size in zip(sweep.points, sizes, strict=True)
+    )
+    if by_rows:
+        path = " ".join(
+            _through([dot for dot in dots if dot.name.startswith(f"{c.label} on ")]) for c in sweep.curves
+        )
+    else:
+        path = "" if several else _through(dots)
     return Scatter(
-        title="Validation loss by rank",
-        x_label="trained parameters" if several else "rank",
+        title="Validation loss by rows and rank" if by_rows else "Validation loss by rank",
+        x_label="training rows" if by_rows else "trained parameters" if several else "rank",
         x_ticks=x.ticks,
         y_ticks=y.ticks,
         dots=dots,
         zero=None,
         summary=_summary(dots),
         path=path,
-        plateau=next(dot for dot in dots if dot.name == sweep.recommended).x,
+        plateau=None if by_rows else next(dot for dot in dots if dot.name == sweep.recommended).x,
     )
+
+
+def _through(dots: Sequence[Dot]) -> str:
+    """A line through dots."""
+    return " ".join(f"{'L' if n else 'M'}{dot.x} {dot.y}" for n, dot in enumerate(dots))
 
 
 def change_charts(evaluation: Evaluation) -> list[ChangeChart]:
@@ -170,13 +186,13 @@ def change_charts(evaluation: Evaluation) -> list[ChangeChart]:
     return charts
 
 
-def _rank_dot(point: RankPoint, number: int, x: Axis, y: Axis) -> Dot:
+def _rank_dot(point: RankPoint, number: int, x: float, y: Axis) -> Dot:
     worse = point.p_value is not None and point.p_value < ALPHA
     words = "significantly worse than the best" if worse else "not significantly worse than the best"
     return Dot(
         system=number,
         name=point.system,
-        x=x.at(point.trainable_params),
+        x=x,
         y=100 - y.at(point.validation_loss),
         low=100 - y.at(min(point.seed_losses)),
         high=100 - y.at(max(point.seed_losses)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import class_tables, tables
 from manytune.evaluation.report.tables import Cell, Table
@@ -18,6 +19,7 @@ from manytune.evaluation.wording import (
     findings,
     forgotten_sentence,
     main_sentences,
+    mixed_sentence,
     seeds_sentence,
 )
 
@@ -44,7 +46,8 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
         *_section(f"{METRICS[evaluation.primary].label} by task", tables.task_table(evaluation)),
         *_section("McNemar's exact tests", class_tables.mcnemar_table(evaluation)),
         *(line for one in class_tables.confusion_tables(evaluation) for line in _section(one.label, one)),
-        *_section("Cost", tables.cost_table(evaluation, most_across=_FEW)),
+        *_section("Quality and cost", tables.cost_table(evaluation, most_across=_FEW)),
+        *([mixed, ""] if (mixed := mixed_sentence(evaluation)) else []),
         "## How this was made",
         "",
         *(f"- {_text(key)}: {_text(value)}" for key, value in provenance.items() if key not in files),
@@ -101,7 +104,16 @@ def _ranks(evaluation: Evaluation) -> list[str]:
     sweep, found = evaluation.sweep, tables.rank_table(evaluation)
     if sweep is None or found is None:
         return []
-    return ["## Ranks", "", f"**{sweep.recommended}** is enough. {sweep.reason}", "", *text_table(found)]
+    curves = [f"- {_text(curve_sentence(curve))}" for curve in sweep.curves]
+    curves += [""] if curves else []
+    return [
+        "## Ranks",
+        "",
+        f"**{sweep.recommended}** is enough. {sweep.reason}",
+        "",
+        *text_table(found),
+        *curves,
+    ]
 
 
 def _reference(evaluation: Evaluation) -> str:

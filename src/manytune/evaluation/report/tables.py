@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from manytune.evaluation.certainty import power_note
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Evaluation
 from manytune.evaluation.wording import (
     count,
     difference_interval,
     interval,
+    milliseconds,
     p_value,
     score,
     seconds,
@@ -22,6 +24,9 @@ from manytune.evaluation.wording import (
 
 MOST_ACROSS = 4
 """With more systems than this they are the rows, and what was measured are the columns."""
+
+
+_QUALITY = 4  # quality comes after what training cost, and before what answering costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ def difference_table(evaluation: Evaluation) -> Table:
         cells = []
         for result in evaluation.results[1:]:
             found = evaluation.comparison(result.name, metric.name)
-            notes = (difference_interval(found, metric), p_value(found.p_adjusted))
+            notes = (difference_interval(found, metric), p_value(found.p_adjusted), *power_note(found))
             cells.append(Cell(signed(found.difference, metric), notes, found.verdict))
         measures.append((Head(metric.label, primary=metric.name == evaluation.primary), cells))
     label = f"Differences from {evaluation.results[0].name}"
@@ -186,9 +191,12 @@ def forgetting_table(evaluation: Evaluation, *, most_across: int = MOST_ACROSS) 
 
 
 def cost_table(evaluation: Evaluation, *, most_across: int = MOST_ACROSS) -> Table | None:
-    """What was measured of at least one system's training; None if nothing was."""
-    costs = [result.cost for result in evaluation.results[1:]]
-    speeds = [None if cost.tokens_per_second is None else round(cost.tokens_per_second) for cost in costs]
+    """The five trade-offs of every system in one table: parameters, memory, training speed, quality, inference cost.
+
+    None if nothing was measured of any system's training or answering.
+    """
+    results = evaluation.results
+    costs = [result.cost for result in results]
     shares = [share(cost.trainable_params, cost.total_params) for cost in costs]
     trained = [
         Cell(count(cost.trainable_params), (spent,) if spent else ())
@@ -196,23 +204,70 @@ def cost_table(evaluation: Evaluation, *, most_across: int = MOST_ACROSS) -> Tab
     ]
     measures = [
         (Head("Trained parameters"), trained),
+        (Head("Memory in training", "peak"), [Cell(size(cost.peak_memory_bytes)) for cost in costs]),
         (Head("Training time"), [Cell(seconds(cost.seconds)) for cost in costs]),
-        (Head("Peak memory"), [Cell(size(cost.peak_memory_bytes)) for cost in costs]),
+        (Head("Training tokens per second"), [Cell(count(_whole(cost.tokens_per_second))) for cost in costs]),
+        *answering_measures(evaluation),
         (Head("On disk, in addition to the base"), [Cell(size(cost.adapter_bytes)) for cost in costs]),
-        (Head("Training tokens per second"), [Cell(count(speed)) for speed in speeds]),
     ]
-    read = [result.cost.prompt_tokens for result in evaluation.results]
+    read = [cost.prompt_tokens for cost in costs]
     if len(set(read)) > 1:  # examples in the prompt are paid for with each request
-        base = f"{evaluation.results[0].name} {count(_whole(read[0]))}"
-        measures.append(
-            (Head("Tokens read per request", base), [Cell(count(_whole(one))) for one in read[1:]])
-        )
+        measures.append((Head("Tokens read per request"), [Cell(count(_whole(one))) for one in read]))
     nothing = count(None)
     measures = [(head, cells) for head, cells in measures if any(cell.text != nothing for cell in cells)]
     if not measures:
         return None
-    systems = system_heads(evaluation, baseline=False)
-    return of_systems("Cost of every system", "Training", systems, measures, most_across=most_across)
+    metric = METRICS[evaluation.primary]
+    quality = [result.score(metric.name) for result in results]
+    cells = [Cell(score(one.value, metric), (interval(one, metric),)) for one in quality]
+    measures.insert(_QUALITY, (Head(f"Quality, {metric.label}", primary=True), cells))
+    return of_systems(
+        "Cost of every system", "Trade-off", system_heads(evaluation), measures, most_across=most_across
+    )
+
+
+def answering_measures(evaluation: Evaluation) -> list[tuple[Head, list[Cell]]]:
+    """What answering costs every system: unmerged, and below it merged; what isn't merged has no remark."""
+    if not evaluation.answering:
+        return []
+    found = {(one.system, one.form): one for one in evaluation.answering}
+    plain = found.get((evaluation.results[0].name, "base"))
+    throughput: list[Cell] = []
+    first: list[Cell] = []
+    memory: list[Cell] = []
+    for result in evaluation.results:
+        name = result.name
+        one = found.get((name, "base")) or found.get((name, "unmerged"))
+        merged = found.get((name, "merged"))
+        shown = one or merged
+        if shown is None:
+            for cells in (throughput, first, memory):
+                cells.append(Cell(count(None)))
+            continue
+        beside = merged if one is not None else None
+        speed = (
+            f"{shown.tokens_per_second / plain.tokens_per_second:.0%} of {evaluation.results[0].name}"
+            if plain
+            else ""
+        )
+        notes = (
+            speed if plain is not shown else "",
+            f"merged {merged.tokens_per_second:,.0f}" if beside and merged else "",
+        )
+        throughput.append(Cell(f"{shown.tokens_per_second:,.0f}", tuple(filter(None, notes))))
+        late = (f"merged {milliseconds(merged.first_token_seconds)}",) if beside and merged else ()
+        first.append(Cell(milliseconds(shown.first_token_seconds), late))
+        memory.append(
+            Cell(
+                size(shown.memory_bytes),
+                (f"merged {size(merged.memory_bytes)}",) if beside and merged else (),
+            )
+        )
+    return [
+        (Head("Answering, tokens per second", "adapters unmerged"), throughput),
+        (Head("Answering, first token"), first),
+        (Head("Answering, memory", "peak"), memory),
+    ]
 
 
 def _whole(value: float | None) -> int | None:
@@ -235,13 +290,14 @@ def rank_table(evaluation: Evaluation) -> Table | None:
     rows = []
     for point in sweep.points:
         chosen = point.system == sweep.recommended
+        tested = evaluation.result(point.system).score(metric.name)
         spectrum = point.spectrum
         cells = (
             Cell(count(point.trainable_params)),
             Cell(
                 f"{point.validation_loss:.3f}", ("best" if point.p_value is None else p_value(point.p_value),)
             ),
-            Cell(score(evaluation.result(point.system).score(metric.name).value, metric)),
+            Cell(score(tested.value, metric), (interval(tested, metric),)),
             Cell(count(None))
             if spectrum is None
             else Cell(f"{spectrum.effective_rank:.1f}", (f"90% in {spectrum.directions:.1f}",)),

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from manytune.data.encoded import Encoded
 from manytune.data.mixing import Mixture
-from manytune.training.batches.grouping import BatchPlan, plan_rows
+from manytune.training.batches.grouping import BatchPlan, plan_batches
 
 
 class SeededSampler(Sampler[int]):
@@ -62,7 +62,7 @@ class GroupedSampler(SeededSampler):
 
     def __iter__(self) -> Iterator[int]:
         rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._rows))
-        batches = plan_rows(
+        batches = plan_batches(
             [self._rows[row] for row in rows],
             seed=self.seed,
             epoch=self.epoch,
