@@ -83,20 +83,6 @@ class LabelledForm:
         return {"text": self.text, **pair}
 
 
-def refuse_with_labels(others: Mapping[str, object]) -> None:
-    """Refuse other keys of a recipe next to a text and a label.
-
-    Args:
-        others: Their values; one that is set is refused.
-
-    Raises:
-        TemplateError: There is one.
-    """
-    keys = [key for key, value in others.items() if value]
-    if keys:
-        raise TemplateError(f"give either text and label, for a classifier, or {' and '.join(keys)}")
-
-
 def labelled_form(
     text: str | None, label: str | None, text_pair: str | None, group_by: str | None
 ) -> LabelledForm:
