@@ -341,7 +341,7 @@ def _of_classifiers(experiment: Experiment, where: str) -> Experiment:
             "classification"
         )
     metrics = compare.metrics if "metrics" in compare.model_fields_set else CLASS_METRICS
-    return replace(experiment, compare=compare.model_copy(update={"metrics": metrics}))
+    return replace(experiment, compare=compare.model_copy(update={"metrics": metrics, "shots": ()}))
 
 
 def _explain(problem: Any) -> str:
