@@ -70,10 +70,8 @@ def sweep(
 
     named = load_experiment(recipe, overrides or [])
     limits = [] if rows is None else _numbers(rows, "--rows")
-    if ranks is None and limits:
-        tried = [_own_rank(named)]
-    else:
-        tried = _numbers(_USUAL if ranks is None else ranks, "--ranks")
+    usual = _USUAL if not limits else str(_own_rank(named))
+    tried = _numbers(usual if ranks is None else ranks, "--ranks")
     experiment = sweep_experiment(named, tried, targets or [], limits)
     options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
     with CommandProgress(Console(stderr=True, highlight=False)) as progress:
