@@ -24,7 +24,7 @@ from manytune.store.base import Base, load_base
 from manytune.training.batches import Batch, builder
 from manytune.training.batches.attention import cpu as cpu_attention
 from manytune.training.batches.attention import kernel as kernel_attention
-from manytune.training.batches.grouping import plan_batches
+from manytune.training.batches.grouping import plan_batches, rows_of_one
 from training import SCENARIOS, examples_of
 
 
@@ -42,7 +42,9 @@ def main() -> None:
     watch = LoadWatch()
     for scenario in SCENARIOS:
         examples = examples_of(scenario, base, options.e2e)
-        plan = plan_batches(examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped)
+        plan = plan_batches(
+            rows_of_one(examples), seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped
+        )
         batch = builder("shared-prefix")([examples[i] for i in plan[0]], pad_id=base.tokenizer.pad_token_id)
         sides = [_attention(way.attend, batch, base) for way in (kernel_attention, cpu_attention)]
         _show(f"attention, {scenario.name}, {batch.tokens_computed} tokens", *sides, rounds=options.rounds)

@@ -8,11 +8,15 @@ rounds. A static batch runs until its longest answer is done, as it can't know b
 
 `PeftModel` rows: one call of `model.generate(adapter_names=[...])` for 32 prompts of 16 tokens and 12 new tokens each,
 compared with the same call with adapters disabled, and with HF PEFT's own call.
+
+`T5` rows: a T5 of FLAN-T5-small's shape with random weights. 64 prompts of 16 to 256 tokens ask for 4 to 64 new tokens,
+both drawn log-uniformly: most are short, some aren't. transformers answers them in batches of 32, in their order.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 import warnings
@@ -26,14 +30,14 @@ import peft
 import torch
 from machine import LoadWatch, gemm_gflops
 from safetensors.torch import save_file
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 import manytune
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.methods.lora.config import LoraConfig
-from manytune.store.base import Base, load_base
+from manytune.store.base import load_base
 from manytune.store.resident import read_resident
 
 REQUESTS = 32
@@ -53,7 +57,11 @@ REQUIRED = (
     ("PeftModel, 32 adapters, all-linear", "PeftModel, disabled, all-linear", 0.7),
     ("PeftModel, 32 adapters, q,v", "peft's call, 32 adapters, q,v", 4.0),
     ("PeftModel, 32 adapters, all-linear", "peft's call, 32 adapters, all-linear", 4.0),
+    ("T5, 32 adapters, q,v", "T5, base", 0.75),
+    ("T5, 32 adapters, q,v", "T5, transformers, static", 2.0),
 )
+#: What `--only` may name.
+PARTS = ("engine", "calls", "encoder-decoder")
 #: What the adapters of the models are called.
 NAMES = [f"a{number}" for number in range(REQUESTS)]
 #: What one call of `generate(adapter_names=)` reads and writes for each of its rows, in tokens.
@@ -77,13 +85,13 @@ def asked_for(vocabulary: int) -> list[Asked]:
     return [Asked(tuple(whole(100, vocabulary, whole(16, 65)[0])), whole(32, 65)[0]) for _ in range(REQUESTS)]
 
 
-def write_adapters(base: Base, directory: Path, targets: Sequence[str]) -> list[Path]:
+def write_adapters(model: PreTrainedModel, directory: Path, targets: Sequence[str]) -> list[Path]:
     """Adapters of random weights, as files that both read."""
     paths = []
     for number in range(REQUESTS):
         generator = torch.Generator().manual_seed(number)
         tensors = {}
-        for path, module in base.model.named_modules():
+        for path, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and path.rpartition(".")[2] in targets:
                 for name, shape in (
                     ("lora_A", (RANK, module.in_features)),
@@ -92,8 +100,9 @@ def write_adapters(base: Base, directory: Path, targets: Sequence[str]) -> list[
                     values = 0.02 * torch.randn(shape, generator=generator)
                     tensors[f"base_model.model.{path}.{name}.weight"] = values
         own = directory / str(number)
+        task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         config = LoraConfig(
-            r=RANK, lora_alpha=RANK, target_modules=list(targets), task_type="CAUSAL_LM", inference_mode=True
+            r=RANK, lora_alpha=RANK, target_modules=list(targets), task_type=task, inference_mode=True
         )
         config.save_pretrained(own)
         save_file(tensors, own / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -168,7 +177,7 @@ def engine_runs(scratch: Path, *, peer_all_linear: bool) -> dict[str, Callable[[
     }
     peers: dict[str, Callable[[], None]] = {}
     for name, targets in TARGETS.items():
-        paths = write_adapters(base, scratch / name, targets)
+        paths = write_adapters(base.model, scratch / name, targets)
         for number, path in enumerate(paths):
             engine.add_adapter(f"{name} {number}", read_resident(path))
         names = [f"{name} {number}" for number in range(REQUESTS)]
@@ -189,7 +198,7 @@ def call_runs(scratch: Path) -> dict[str, Callable[[], None]]:
     ]
     runs: dict[str, Callable[[], None]] = {}
     for name, targets in TARGETS.items():
-        paths = write_adapters(base, scratch / f"call {name}", targets)
+        paths = write_adapters(base.model, scratch / f"call {name}", targets)
         model = with_adapters(manytune, paths)
         runs[f"PeftModel, disabled, {name}"] = disabled(model, static_run(model, asked))
         runs[f"PeftModel, 32 adapters, {name}"] = static_run(model, asked, adapter_names=NAMES)
@@ -199,8 +208,59 @@ def call_runs(scratch: Path) -> dict[str, Callable[[], None]]:
     return runs
 
 
+def asked_of_t5() -> list[Asked]:
+    """Twice as many requests as run at once, so that those that end make room."""
+    generator = torch.Generator().manual_seed(2)
+
+    def length(low: int, high: int) -> int:
+        share = torch.rand(1, generator=generator).item()
+        return round(math.exp(math.log(low) + share * math.log(high / low)))
+
+    return [
+        Asked(
+            tuple(torch.randint(100, 32000, (length(16, 256),), generator=generator).tolist()), length(4, 64)
+        )
+        for _ in range(2 * REQUESTS)
+    ]
+
+
+def t5_runs(scratch: Path) -> dict[str, Callable[[], None]]:
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=32128,
+            d_model=512,
+            d_kv=64,
+            d_ff=1024,
+            num_layers=8,
+            num_heads=6,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            decoder_start_token_id=0,
+        )
+    ).eval()
+    asked = asked_of_t5()
+    # Any tokenizer does: the ids are given, and nobody reads the texts.
+    engine = Engine(model, load_base("embedded").tokenizer, EngineOptions(max_batch=REQUESTS))
+    for name, path in zip(NAMES, write_adapters(model, scratch / "t5", ["q", "v"]), strict=True):
+        engine.add_adapter(name, read_resident(path))
+    batches = [static_run(model, asked[start : start + REQUESTS]) for start in range(0, len(asked), REQUESTS)]
+
+    def static() -> None:
+        for batch in batches:
+            batch()
+
+    return {
+        "T5, base": engine_run(engine, asked, [None] * len(asked)),
+        "T5, 32 adapters, q,v": engine_run(engine, asked, NAMES * 2),
+        "T5, transformers, static": static,
+    }
+
+
 def tokens_of(run: str) -> int:
     """New tokens of a run."""
+    if run.startswith("T5"):
+        return sum(one.tokens for one in asked_of_t5())
     if run.startswith(("PeftModel", "peft's call")):
         return REQUESTS * CALL[1]
     return sum(one.tokens for one in asked_for(49152))
@@ -212,14 +272,16 @@ def main() -> None:
     parser.add_argument(
         "--peer-all-linear", action="store_true", help="run HF PEFT with all-linear too: a minute a round"
     )
-    parser.add_argument("--only", choices=("engine", "calls"), help="one part alone")
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     options = parser.parse_args()
     with TemporaryDirectory() as name:
         runs: dict[str, Callable[[], None]] = {}
-        if options.only != "calls":
+        if options.only in (None, "engine"):
             runs |= engine_runs(Path(name), peer_all_linear=options.peer_all_linear)
-        if options.only != "engine":
+        if options.only in (None, "calls"):
             runs |= call_runs(Path(name))
+        if options.only in (None, "encoder-decoder"):
+            runs |= t5_runs(Path(name))
         times: dict[str, list[float]] = {name: [] for name in runs}
         watch = LoadWatch()
         for _ in range(options.rounds):

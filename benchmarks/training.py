@@ -52,7 +52,7 @@ from manytune.demo.aclsum import COMPLETION, PROMPT, read_papers
 from manytune.kernels.products import fast_products
 from manytune.store.base import Base, load_base
 from manytune.training.batches import builder, packed_attention
-from manytune.training.batches.grouping import plan_batches
+from manytune.training.batches.grouping import plan_batches, rows_of_one
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.train import train_model
 from manytune.training.recipe import TrainingRecipe
@@ -214,7 +214,10 @@ def _work(name: str, scenario: Scenario, targets: str, base: Base, options: argp
             answer = [float(peak_memory_bytes())]
         elif question == "share":
             plan = plan_batches(
-                examples, seed=9, batch_size=scenario.batch_size, group_prefixes=scenario.grouped
+                rows_of_one(examples),
+                seed=9,
+                batch_size=scenario.batch_size,
+                group_prefixes=scenario.grouped,
             )
             batches = [[examples[i] for i in batch] for batch in plan[:5]]
             answer = [model_flops_utilization(model, batches, base, compiled=not options.eager)]
@@ -329,7 +332,7 @@ def _trajectory(targets: str, base: Base, e2e: str, steps: int) -> tuple[float, 
     ]
     build, padded = builder("shared-prefix"), transformers.DataCollatorForSeq2Seq(base.tokenizer)
     largest, held = 0.0, 0
-    for plan in plan_batches(examples, seed=5, batch_size=2)[:steps]:
+    for plan in plan_batches(rows_of_one(examples), seed=5, batch_size=2)[:steps]:
         rows = [examples[i] for i in plan]
         with packed_attention(ours), fast_products(ours):
             batch = build(rows, pad_id=base.tokenizer.pad_token_id)

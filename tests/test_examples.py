@@ -1,6 +1,7 @@
 """The examples run as they are, and learn."""
 
 import importlib
+import json
 import os
 import random
 import re
@@ -14,6 +15,9 @@ import pytest
 import torch
 from tests.word_base import word_tokenizer
 from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
+
+from manytune.cli.main import build_app
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED_WITH = ["accelerate_loop.py", "bare_loop.py", "hf_trainer.py", "seq2seq_trainer.py"]
@@ -83,44 +87,32 @@ def small_bert(tmp_path: Path) -> Path:
     return target
 
 
-def test_reviews_are_split_without_parting_neighbours_or_repeating_a_text(
-    sentiment: Any, archive: Path
+def test_reviews_become_rows_with_neighbours_and_no_text_twice(sentiment: Any, archive: Path) -> None:
+    rows = sentiment.rows(sentiment.ground_truth(archive))
+    assert len(rows) == 400  # neither the one without a sign nor the one that is there twice
+    assert all(row["label"] == ("good" if "good" in row["text"] else "bad") for row in rows)
+    assert [row["neighbours"] for row in rows[8:11]] == ["0", "1", "1"]
+    some = sentiment.some(rows, 100)
+    groups = {row["neighbours"] for row in some}
+    assert some == [row for row in rows if row["neighbours"] in groups] and 80 <= len(some) <= 120
+
+
+def test_the_recipe_of_reviews_compares_lora_with_full_fine_tuning(
+    archive: Path, small_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = sentiment.splits(sentiment.ground_truth(archive))
-    assert (
-        sum(len(part) for part in parts) == 400
-    )  # neither the one without a sign nor the one that is there twice
-    assert [len(part) // 10 for part in parts] == [8, 4, 27]
-    blocks = [{int(snippet.text.split()[-1]) // 10 for snippet in part} for part in parts]
-    assert not blocks[0] & blocks[1] and not blocks[0] & blocks[2] and not blocks[1] & blocks[2]
-    assert all(snippet.positive == ("good" in snippet.text) for part in parts for snippet in part)
-
-
-def test_both_ways_of_training_learn_to_classify_reviews(archive: Path, small_bert: Path) -> None:
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "sentiment.py",
-            "--data",
-            archive,
-            "--base",
-            small_bert,
-            "--seeds",
-            "2",
-            "--epochs",
-            "6",
-        ],
-        cwd=EXAMPLES,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    prepare = [sys.executable, EXAMPLES / "sentiment.py", "--data", archive, "--base", small_bert]
+    ran = subprocess.run([*prepare, "--snippets", "200"], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    rows = re.findall(r"^(full|LoRA) +([\d.]+)% \(([\d.]+)%-([\d.]+)%\)", ran.stdout, re.MULTILINE)
-    assert [name for name, *_ in rows] == ["full", "LoRA"]
-    assert all(float(low) <= float(mean) <= float(high) for _, mean, low, high in rows)
-    assert all(float(mean) > 65 for _, mean, *_ in rows)
-    assert re.search(r"LoRA reaches [\d.]+% of full fine-tuning's accuracy", ran.stdout)
+    monkeypatch.chdir(tmp_path)
+    changes = ["compare.seeds=[0]", "training.max_steps=40", "compare.systems.full.learning_rates=2e-3"]
+    options = [part for change in changes for part in ("--set", change)]
+    found = CliRunner().invoke(
+        build_app(), ["compare", str(EXAMPLES / "sentiment.yaml"), *options, "--json"], catch_exceptions=False
+    )
+    assert found.exit_code == 0, found.output
+    results = {result["name"]: result for result in json.loads(found.stdout)["results"]}
+    assert list(results) == ["majority class", "full", "lora"]
+    assert all(results[name]["scores"][0]["value"] > 0.65 for name in ("full", "lora"))
 
 
 def test_reviews_that_are_not_there_are_an_error_that_says_where_from(

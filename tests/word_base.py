@@ -1,5 +1,6 @@
 """A tokenizer of whole words, and a base of a few thousand weights that reads them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,9 @@ def save_word_base(directory: Path, words: Sequence[str]) -> None:
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def write_nothing_between_tokens(base: Path) -> None:
+    """Let a saved tokenizer decode tokens without blanks between them, so that its texts may be JSON."""
+    file = base / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"decoder": {"type": "Fuse"}}))

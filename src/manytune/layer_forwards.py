@@ -39,6 +39,16 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
 
 
 @contextmanager
+def own_forwards(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules run their class's forward, whatever was put in its place."""
+    modules = list(modules)
+    with _restored(modules):
+        for module in modules:
+            module.__dict__.pop(_FORWARD, None)
+        yield
+
+
+@contextmanager
 def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules run without their compiled form; one that they get inside the block is gone at its end."""
     modules = list(modules)

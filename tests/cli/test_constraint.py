@@ -1,16 +1,21 @@
 """Schemas and expressions given on the command line hold what the base answers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import typer
 from tests.server.tool_world import save_chat_base
 
-from manytune.cli.constraint import constraint_of, grammar_of
+from manytune.cli.constraint import grammar_of
 from manytune.data.conversation.conversation import Message
 from manytune.data.encode import Encoder
 from manytune.engine.answering import answer_prompts
 from manytune.errors import ConfigError, DataError, GrammarError
+from manytune.evaluation.answers import Question
+from manytune.evaluation.metrics.structured import SchemaValid
+from manytune.evaluation.results import Item
+from manytune.experiments.constrained import constraint_of, schema_constraint
 
 SCHEMA = {
     "type": "object",
@@ -74,3 +79,13 @@ def test_a_file_that_is_no_supported_schema_is_refused_by_its_name(tmp_path, con
 def test_beams_are_refused(base) -> None:
     with pytest.raises(ConfigError, match="only the engine holds answers to a schema"):
         answers(base, grammar_of(None, "a"), beams=2)
+
+
+def test_rows_whose_answers_begin_differently_are_refused_by_their_place(base) -> None:
+    encoder = Encoder(base.tokenizer, max_length=None)
+    valid = SchemaValid(schema=SCHEMA)
+    alike = Question(Item("Hi", ("x",), "chat.jsonl", 1), (), encoder.answers)
+    assert schema_constraint(valid, base, encoder, [alike]).start().may_end is False
+    other = Question(Item("Hi", ("x",), "chat.jsonl", 2), (), replace(encoder.answers, opening="<think>"))
+    with pytest.raises(DataError, match=r"chat\.jsonl:2: its chat_template_kwargs change"):
+        schema_constraint(valid, base, encoder, [alike, other])

@@ -466,3 +466,15 @@ def test_split_keeps_conversations_with_one_prompt_together() -> None:
         for file in Path("parts").iterdir()
     ]
     assert len(parts) == 2 and not set.intersection(*parts)
+
+
+def test_the_cache_lists_its_entries_and_removes_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANYTUNE_CACHE", str(folder / "cache"))
+    assert "0 entries, 0.0 MB" in data("cache").stdout
+    entry = folder / "cache" / "encoded" / "0123456789abcdef.safetensors"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(b"x" * 2_000_000)
+    assert "0123456789ab" in data("cache").stdout
+    assert json.loads(data("cache", "--json").stdout)["entries"][0]["bytes"] == 2_000_000
+    assert "removed 1 entry, 2.0 MB" in data("cache", "--clear").stdout
+    assert not entry.exists()

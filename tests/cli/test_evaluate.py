@@ -46,6 +46,20 @@ def test_answers_can_be_searched_for_with_beams(folder: Path) -> None:
         assert answer.text == base.tokenizer.decode(tokens)
 
 
+def test_answers_can_be_held_to_a_schema_and_leave_the_manifest_alone(folder: Path) -> None:
+    (folder / "true.json").write_text('{"const": true}')
+    before = open_adapter("runs/good/adapter").manifest
+    free = scores(evaluated("runs/good", "--schema", "true.json", "--metrics", "json_valid"))
+    assert free["good", "json_schema"] == 0.0
+    held = scores(evaluated("runs/good", "--schema", "true.json", "--constrained", "--metrics", "json_valid"))
+    assert held["good", "json_valid"] == held["good", "json_schema"] == 1.0
+    kept = read_evaluation(folder / "runs/good/evaluation.json")
+    assert {answer.text for answer in kept.result("good").answers} == {"true"}
+    assert kept.provenance["Answers"].endswith("held to true.json")
+    after = open_adapter("runs/good/adapter").manifest
+    assert after.scores == {"json_valid": 0.0, "json_schema": 0.0} != before.scores
+
+
 def test_the_table_and_the_verdict_fit_sixty_columns(folder: Path) -> None:
     result = manytune(
         "evaluate", "runs/good", "runs/poor", "--max-new-tokens", "4", "--metrics", "exact_match,rouge1"
@@ -123,6 +137,7 @@ def test_adapters_that_were_trained_on_other_prompts_are_not_compared(folder: Pa
         (["runs/good", "--data", "none.jsonl"], 1, "none.jsonl"),
         (["runs/good", "--report", "no/report.html"], 2, "there is no directory no"),
         (["runs/good", "--base", "elsewhere/base"], 1, "elsewhere/base"),
+        (["runs/good", "--constrained"], 2, "it holds answers to --schema; give that, too"),
         ([], 2, "name a run or an adapter"),
         (["runs/good", "--metrics", "recorded"], 2, "answers that are made here have no recorded score"),
     ],

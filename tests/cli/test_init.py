@@ -71,6 +71,24 @@ def test_it_says_what_is_odd_and_leaves_out_what_cannot_be_used() -> None:
     assert yaml.safe_load(text)["data"]["on_error"] == "skip"
 
 
+CALL = {"function": {"name": "f", "arguments": "{}"}}
+CALLING = [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "x"}, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (CALLING, "--turns each --metrics tool_calls,tool_names"),
+        ([USER, {**ANSWER, "content": '{"a": 1}'}], "--metrics json_fields,json_valid"),
+        ([USER, {**ANSWER, "content": "[1]"}], None),
+    ],
+)
+def test_it_says_how_calls_and_json_are_scored(messages: list[dict[str, Any]], expected: str | None) -> None:
+    init(write({"messages": messages}))
+    text = Path("recipe.yaml").read_text()
+    assert expected in text if expected else "--metrics" not in text
+
+
 def test_large_files_set_a_tenth_aside_and_tiny_ones_nothing() -> None:
     init(write({"messages": [USER, ANSWER]}, times=40))
     assert yaml.safe_load(Path("recipe.yaml").read_text())["data"]["test"] == 0.1

@@ -160,11 +160,11 @@ def test_mixing_needs_tasks() -> None:
         ({"chat": 1}, "data.chat: expected auto, true or false; found 1 (a whole number)"),
         (
             {"chat_template_kwargs": ["a"]},
-            "data.chat_template_kwargs: expected a section of the template's variables",
+            "data.chat_template_kwargs: expected a section of names and values",
         ),
         (
             {"chat_template_kwargs": {"a": {1, 2}}},
-            "data.chat_template_kwargs: a chat template takes what JSON can hold",
+            "data.chat_template_kwargs: expected what JSON can hold",
         ),
     ],
 )

@@ -1,9 +1,9 @@
 """Prompts that are known beforehand: the answers are those of one prompt at a time, whoever gives them."""
 
 import pytest
+from tests.engine.encoder_decoder.bases import bart, t5
 from tests.engine.systems import END, MODELS, PROMPTS, gpt2, llama, with_lora
 from tests.reference.one_at_a_time import greedy
-from transformers import T5Config, T5ForConditionalGeneration
 
 from manytune.engine import answering
 from manytune.engine.answering import answer_prompts
@@ -51,15 +51,7 @@ def test_answers_are_those_of_one_prompt_at_a_time(static, tokenizer, system, pr
     assert static == []
 
 
-def t5():
-    config = T5Config(
-        vocab_size=48, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
-    return T5ForConditionalGeneration(config).eval()
-
-
 OTHERS = {
-    "encoder-decoder": t5,
     "soft prompt": lambda: get_peft_model(
         llama(), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
     ),
@@ -79,6 +71,24 @@ def test_what_the_engine_cannot_run_is_answered_in_static_batches(static, tokeni
     model = OTHERS[kind]()
     answers = answer_prompts(model, tokenizer, PROMPTS, max_new_tokens=4)
     assert answers == generate_batch(model, tokenizer, PROMPTS, max_new_tokens=4)
+    assert static == [1]
+
+
+def t5_with_lora():
+    config = LoraConfig(r=2, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM", init_lora_weights=False)
+    return get_peft_model(t5(), config).eval()
+
+
+@pytest.mark.parametrize("build", [t5_with_lora, bart])
+def test_the_engine_answers_for_encoder_decoders(static, tokenizer, build):
+    model = build()
+    answers = answer_prompts(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert static == []
+    assert answers == generate_batch(model, tokenizer, PROMPTS, max_new_tokens=6)
+
+
+def test_beams_of_an_encoder_decoder_are_searched_by_transformers(static, tokenizer):
+    answer_prompts(t5(), tokenizer, PROMPTS[:2], max_new_tokens=3, beams=2)
     assert static == [1]
 
 

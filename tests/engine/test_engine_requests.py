@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from tests.engine.adapters import END, TASK, VOCABULARY, InMemory, attached, in_memory, llama
-from tests.methods.tiny_models import BERT, T5
+from tests.methods.tiny_models import BERT
 from tests.reference.single_adapter import answer
 
 from manytune.engine.engine import Engine
@@ -246,14 +246,13 @@ def test_a_request_needs_a_prompt():
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (T5.build, "it has an encoder"),
         (BERT.build, "looks ahead|takes no"),
         (
             lambda: attached(llama(), LoraConfig(target_modules=["q_proj"], task_type=TASK), seed=0),
             "PeftModel",
         ),
     ],
-    ids=["t5", "bert", "peft model"],
+    ids=["bert", "peft model"],
 )
 def test_models_that_the_engine_cannot_run_are_refused_with_the_reason(tokenizer, build, reason):
     with pytest.raises(ConfigError, match=rf"the engine can't run this model: .*({reason})"):

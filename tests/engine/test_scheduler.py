@@ -202,12 +202,15 @@ def test_everything_ends_within_the_limits_whatever_comes_and_goes(data):
                     data.draw(st.sampled_from("ab")),
                     data.draw(st.sampled_from([None, "x", "y", "z"])),
                     data.draw(st.integers(-1, 2)),
+                    source_tokens=data.draw(st.sampled_from([0, 0, 3, 30])),
+                    source_key=data.draw(st.sampled_from([b"", b"k"])),
                 )
                 if scheduler.fits(one):
                     run.add(one)
                     names.append(one.id)
                 else:
-                    assert row_width(one.max_tokens) > scheduler.kv_budget_tokens
+                    longest = max(one.max_tokens, one.source_tokens)
+                    assert row_width(longest) > scheduler.kv_budget_tokens
             case "step":
                 run.step()
             case "cancel" if names:
@@ -215,6 +218,46 @@ def test_everything_ends_within_the_limits_whatever_comes_and_goes(data):
         scheduler.check_integrity()
     run.finish()
     assert scheduler.waiting == scheduler.running == 0
+
+
+def source(name, tokens, *, key=None, **options):
+    """A request whose encoder reads so many tokens; its decoder begins with one."""
+    return job(name, prompt=1, source_tokens=tokens, source_key=(key or name).encode(), **options)
+
+
+def test_an_encoder_reads_inputs_whole_within_the_tokens_of_a_step():
+    run = Run(make_scheduler(prefill_chunk=8))
+    run.add(source("a", 5), source("b", 4), source("c", 2))
+    first = run.step()
+    assert first.encode == ("a", "c") and first.ready == ("a", "c"), "b would take more than 8"
+    assert run.step().encode == ("b",)
+
+
+def test_the_oldest_input_is_read_even_if_it_is_longer_than_a_step():
+    run = Run(make_scheduler(prefill_chunk=8))
+    run.add(source("a", 5), source("long", 30), source("b", 4))
+    assert run.step().encode == ("a",)
+    assert run.step().encode == ("long",)
+    assert run.step().encode == ("b",)
+
+
+def test_equal_inputs_count_once_and_known_ones_not_at_all():
+    scheduler = make_scheduler(prefill_chunk=8)
+    for one in (source("a", 6, key="k"), source("b", 6, key="k"), source("c", 6)):
+        scheduler.add(one)
+    assert scheduler.admit() == ["a", "b", "c"]
+    scheduler.skip_source("c")
+    assert scheduler.plan().encode == ("a", "b")
+    assert scheduler.plan().encode == ()
+
+
+def test_both_caches_bound_what_runs_at_once():
+    scheduler = make_scheduler(kv_budget_tokens=256)
+    assert scheduler.fits(source("a", 256)) and not scheduler.fits(source("a", 257))
+    scheduler.add(source("long input", 128))
+    scheduler.add(job("long answer", max_tokens=128, source_tokens=3))
+    scheduler.add(source("third", 3))
+    assert scheduler.admit() == ["long input", "long answer"], "three rows of 128 don't fit into 256"
 
 
 def test_the_integrity_check_can_fail():

@@ -21,6 +21,9 @@ class LetterEncoder:
 
     answers = AnswerFormat("<think></think>", "", "$", ("<think>", "</think>"))
 
+    def of(self, example):
+        return self
+
     def reference(self, example):
         return self.answers.reference(example.completion)
 

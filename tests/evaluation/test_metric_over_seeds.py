@@ -57,6 +57,16 @@ def test_shares_of_the_gain_are_said_with_their_interval():
     assert share_sentence(evaluation) == f"lora has {share_text(found)} of full's ROUGE-1 gain."
 
 
+def test_the_share_that_is_said_is_another_methods_than_the_references():
+    asked, (base, full, lora) = three(0.6, 0.5)
+    again = dataclasses.replace(full, name="full, constrained")
+    options = {"reference": "full", "resampling": Resampling(resamples=500)}
+    evaluation = evaluate(asked, [base, full, again, lora], ROUGE, **options)
+    assert share_sentence(evaluation).startswith("lora has ")
+    alone = evaluate(asked, [base, full, again], ROUGE, **options)
+    assert share_sentence(alone).startswith("full, constrained has 100% ")
+
+
 def test_without_a_gain_there_are_no_shares():
     asked, systems = three(0.0, 0.6)
     evaluation = evaluate(asked, systems, ROUGE, reference="full", resampling=Resampling(resamples=500))

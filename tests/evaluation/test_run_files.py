@@ -1,6 +1,6 @@
 import json
 
-from manytune.evaluation.results import Cost, Curves, LossPoint
+from manytune.evaluation.results import Cost, Curves, LossPoint, ScorePoint
 from manytune.evaluation.run_files import read_cost, read_curves
 
 SCORES = {
@@ -48,11 +48,13 @@ def test_curves_tell_steps_from_validations(tmp_path):
         {"step": 0, "total_steps": 2, "validation_loss": 3.0, "seconds": 0.1},
         {"step": 1, "loss": 2.5, **STEP},
         {"step": 2, "loss": 2.0, **STEP},
-        {"step": 2, "total_steps": 2, "validation_loss": 2.2, "seconds": 0.4},
+        {"step": 2, "total_steps": 2, "validation_loss": 2.2, "seconds": 0.4, "scores": {"rouge1": 0.5}},
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_curves(tmp_path) == Curves(
-        training=(LossPoint(1, 2.5), LossPoint(2, 2.0)), validation=(LossPoint(0, 3.0), LossPoint(2, 2.2))
+        training=(LossPoint(1, 2.5), LossPoint(2, 2.0)),
+        validation=(LossPoint(0, 3.0), LossPoint(2, 2.2)),
+        scores={"rouge1": (ScorePoint(2, 0.5),)},
     )
 
 

@@ -173,14 +173,25 @@ def test_training_is_compared_with_the_best_prompt_and_its_cost_is_said():
     _, prompted, trained = evaluation.results
     found = evaluation.comparison(trained.name, "rouge1", prompted.name)
     sentence = wording.prompting_sentence(evaluation)
-    assert sentence.startswith(f"Compared with examples in the prompt, {wording.claim(found)}: ")
+    assert sentence.startswith(f"Compared with the best of what isn't trained, {wording.claim(found)}: ")
     assert sentence.endswith(f" {prompted.name} reads 412 tokens per request, 5.2 times base's.")
     assert wording.signed(found.difference, ROUGE) in sentence
     alone = dataclasses.replace(evaluation, results=evaluation.results[:2])
     assert wording.prompting_sentence(alone).startswith(
-        f"Of the prompts with examples {prompted.name} has the best"
+        f"Of what isn't trained, {prompted.name} has the best"
     )
     assert wording.prompting_sentence(invented.evaluation(2, metrics=("rouge1",))) is None
+
+
+def test_running_text_has_no_answers_that_could_be_empty():
+    evaluation = invented.evaluation(1, metrics=("rouge1",))
+    items = tuple(dataclasses.replace(item, prompt="") for item in evaluation.items)
+    base, *others = evaluation.results
+    empty = tuple(dataclasses.replace(answer, text="") for answer in base.answers)
+    read = dataclasses.replace(
+        evaluation, items=items, results=(dataclasses.replace(base, answers=empty), *others)
+    )
+    assert wording.degenerate_sentences(read) == []
 
 
 def test_a_base_that_degenerates_is_named_with_what_follows():

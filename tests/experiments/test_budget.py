@@ -7,9 +7,9 @@ from tests.experiments.tiny_experiment import Reported, content
 
 from manytune.errors import DataError, RecipeError
 from manytune.experiments.compare import compare
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
-from manytune.experiments.workspace import open_workspace
 
 
 def with_budget(directory, at_most, probe="texts.jsonl"):

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from tests.experiments.tiny_experiment import Reported, content, experiment
 from tests.training.tiny_run import write_rows
+from tests.word_base import write_nothing_between_tokens
 
-from manytune.errors import RunError
+from manytune.errors import RecipeError, RunError
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import Evaluation, read_evaluation
 from manytune.experiments import workspace as workspaces
 from manytune.experiments.compare import compare
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.recipe import Experiment, experiment_from, load_experiment
 from manytune.experiments.runner import InTurn
-from manytune.experiments.workspace import open_workspace
 
 
 def run(wanted: Experiment) -> tuple[Evaluation, Reported]:
@@ -268,3 +269,29 @@ def test_one_adapter_for_all_tasks_one_for_each_and_rehearsal_are_compared(tmp_p
     # An item of a task is answered by that task's adapter alone; a probe has no task, so it asks no set of adapters.
     (probe,) = evaluation.forgetting
     assert "one each" not in [result.name for result in probe.evaluation.results]
+
+
+def test_each_system_is_also_asked_with_its_answers_held_to_a_schema_and_both_are_scored(tmp_path):
+    schema = tmp_path / "word.json"
+    schema.write_text(json.dumps({"enum": [True, None]}))
+    shorter = {"systems": {"base-1": {}, "LoRA": {"learning_rates": [0.03]}}, "metrics": ["json_valid"]}
+    wanted = experiment(tmp_path, json_schema=str(schema), constrained=True, **shorter)
+    write_nothing_between_tokens(tmp_path / "base")
+    evaluation, _ = run(wanted)
+    names = ["base", "base-1", "LoRA"]
+    assert [one.name for one in evaluation.results] == [
+        name for one in names for name in (one, f"{one}, constrained")
+    ]
+    for name in names:
+        held = evaluation.result(f"{name}, constrained")
+        assert held.score("json_schema").value == 1.0
+        assert {answer.text for answer in held.answers} <= {"true", "null"}
+        assert evaluation.result(name).score("json_schema").value == 0.0
+    again = run(wanted)[1].lines
+    assert not any(line.startswith(("asking", "training")) for line in again)
+
+
+@pytest.mark.parametrize("compare", [{"constrained": True}, {"metrics": ["json_schema"]}])
+def test_what_needs_a_schema_says_so_without_one(tmp_path, compare):
+    with pytest.raises(RecipeError, match=r"needs a schema: give its file as compare\.json_schema"):
+        experiment(tmp_path, **compare)

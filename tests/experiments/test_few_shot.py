@@ -12,9 +12,9 @@ from manytune.errors import DataError, RecipeError
 from manytune.evaluation.records import read_record
 from manytune.experiments.compare import compare
 from manytune.experiments.few_shot import few_shot_questions, most_similar
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
-from manytune.experiments.workspace import open_workspace
 
 
 def example(prompt: str, answer: str, task: str | None = None) -> Example:

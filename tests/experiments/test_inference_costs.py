@@ -8,9 +8,9 @@ from tests.experiments.tiny_experiment import Reported, experiment
 from manytune.evaluation.report.tables import cost_table
 from manytune.evaluation.wording import findings, mixed_sentence, prompting_sentence, verdict_of
 from manytune.experiments.compare import compare
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.runner import InTurn
-from manytune.experiments.workspace import open_workspace
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import RunError
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.ray_runner import OnRay
 from manytune.experiments.trials import Phase
 from manytune.experiments.worker import Outcome
-from manytune.experiments.workspace import open_workspace
 
 
 class Ray(types.ModuleType):

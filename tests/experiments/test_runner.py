@@ -8,10 +8,10 @@ from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import RunError
 from manytune.experiments import runner
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.runner import InProcesses, check_outcomes
 from manytune.experiments.trials import Phase
 from manytune.experiments.worker import Outcome
-from manytune.experiments.workspace import open_workspace
 
 
 @pytest.mark.parametrize(

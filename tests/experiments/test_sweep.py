@@ -8,11 +8,11 @@ from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.records import read_record
 from manytune.evaluation.results import read_evaluation, write_evaluation
 from manytune.experiments.compare import compare
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
-from manytune.experiments.workspace import open_workspace
 from manytune.training import inputs
 
 

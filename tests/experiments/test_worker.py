@@ -4,9 +4,9 @@ import pytest
 from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import LockedError
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.trials import Phase, Purpose
 from manytune.experiments.worker import Outcome, Work, run_free, work_through
-from manytune.experiments.workspace import open_workspace
 from manytune.store.locking import held
 
 

@@ -7,9 +7,10 @@ import pytest
 from tests.experiments.tiny_experiment import Reported, content
 
 from manytune.errors import DivergedError, RunError
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.trials import Divergence, Purpose
-from manytune.experiments.workspace import Workspace, open_workspace
+from manytune.experiments.workspace import Workspace
 
 
 @pytest.fixture

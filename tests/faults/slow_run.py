@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import warnings
@@ -25,6 +26,7 @@ def slow_run(recipe: Path, sender: Connection, *, resume: bool, delay: float) ->
         delay: Seconds to wait after each word, so that the killer can act while the run is at that point.
     """
     torch.set_num_threads(1)
+    gc.freeze()  # as in tests/conftest.py
     warnings.simplefilter("error")
     flush = os.fsync
 

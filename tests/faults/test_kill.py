@@ -24,8 +24,14 @@ PROCESSES.set_forkserver_preload(["manytune.training.run"])
 
 
 def write_recipe(directory: Path) -> Path:
-    """10 steps in 2 epochs of 5, dropout 0.1, two forward passes a step, a checkpoint every second step."""
-    content = recipe_content(directory, accumulation=2, batch_size=2, epochs=2, checkpoint_every=2)
+    """10 steps in 2 epochs of 5, dropout 0.1, two forward passes a step, a checkpoint every second step.
+
+    The best of its validations is kept; which one that is, the run learns before, between and after being killed.
+    """
+    settings = {"eval_every": 3, "keep": "best", "learning_rate": 0.3}
+    content = recipe_content(
+        directory, accumulation=2, batch_size=2, epochs=2, checkpoint_every=2, **settings
+    )
     (directory / "recipe.yaml").write_text(yaml.safe_dump(content))
     return directory / "recipe.yaml"
 

@@ -1,7 +1,7 @@
 """Adapters of every method that has terms share the server's batches, each answering as it does alone."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,20 +80,25 @@ def as_attached_alone(base: Base, store: AdapterStore, name: str, ids: tuple[int
     return base.tokenizer.decode(written, skip_special_tokens=False)
 
 
-def require_equal_answers(base: Base, store: AdapterStore, names: Iterable[str]) -> set[str]:
-    """Ask all of them at once, two questions each; gives the different answers."""
-    asked = [(name, text) for name in names for text in ("abc", "hello")]
-    with TestClient(app_of(base, store), base_url="http://127.0.0.1") as client:
+def require_equal_answers(
+    client: TestClient,
+    base: Base,
+    store: AdapterStore,
+    names: Iterable[str],
+    texts: Sequence[str] = ("abc", "hello"),
+) -> set[str]:
+    """Ask all of them at once; each answers as it does alone. Gives the different answers."""
+    asked = [(name, text) for name in names for text in texts]
 
-        def answer(name: str, text: str) -> str:
-            body = {"model": name, "prompt": text, "max_tokens": LIMIT, "temperature": 0}
-            response = client.post("/v1/completions", json=body)
-            assert response.status_code == 200, (name, response.text)
-            written: str = response.json()["choices"][0]["text"]
-            return written
+    def answer(name: str, text: str) -> str:
+        body = {"model": name, "prompt": text, "max_tokens": LIMIT, "temperature": 0}
+        response = client.post("/v1/completions", json=body)
+        assert response.status_code == 200, (name, response.text)
+        written: str = response.json()["choices"][0]["text"]
+        return written
 
-        with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda one: answer(*one), asked))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: answer(*one), asked))
     for (name, text), found in zip(asked, answers, strict=True):
         assert found == as_attached_alone(base, store, name, plain_ids(base, text)), (name, text)
     return set(answers)
@@ -102,7 +107,8 @@ def require_equal_answers(base: Base, store: AdapterStore, names: Iterable[str])
 def test_adapters_of_all_methods_in_one_batch_answer_over_http_as_they_do_alone(
     base: Base, store: AdapterStore
 ) -> None:
-    assert len(require_equal_answers(base, store, METHODS)) > len(METHODS)
+    with TestClient(app_of(base, store), base_url="http://127.0.0.1") as client:
+        assert len(require_equal_answers(client, base, store, METHODS)) > len(METHODS)
 
 
 BIASES: dict[str, dict[str, Any]] = {
@@ -133,4 +139,5 @@ def test_trained_biases_share_the_batches_of_a_base_that_has_biases(tmp_path: Pa
     kept = AdapterStore(tmp_path / "store")
     for seed, (name, options) in enumerate(BIASES.items()):
         kept.add(make_adapter(tmp_path / name, base, seed=seed, **options), name=name, base=base)
-    assert len(require_equal_answers(base, kept, ["base", *BIASES])) > len(BIASES)
+    with TestClient(app_of(base, kept), base_url="http://127.0.0.1") as client:
+        assert len(require_equal_answers(client, base, kept, ["base", *BIASES])) > len(BIASES)

@@ -1,12 +1,11 @@
 """Adapters on experts and routers over HTTP: they share a server's batches, each answering as it does alone."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from tests.integration.test_every_method_over_http import as_attached_alone
-from tests.server.world import LIMIT, app_of, plain_ids
+from tests.integration.test_every_method_over_http import require_equal_answers
+from tests.server.world import app_of
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_mixture
 
@@ -39,23 +38,11 @@ def store(tmp_path_factory: pytest.TempPathFactory, mixture: Base) -> AdapterSto
 def test_adapters_on_experts_in_one_batch_answer_over_http_as_they_do_alone(
     mixture: Base, store: AdapterStore
 ) -> None:
-    asked = [(name, text) for name in ADAPTERS for text in ("abc", "hello", "q")]
     with TestClient(app_of(mixture, store), base_url="http://127.0.0.1") as client:
         listed = {one["id"] for one in client.get("/v1/models").json()["data"]}
         assert listed == {"base", *ADAPTERS}
-
-        def answer(name: str, text: str) -> str:
-            body = {"model": name, "prompt": text, "max_tokens": LIMIT, "temperature": 0}
-            response = client.post("/v1/completions", json=body)
-            assert response.status_code == 200, (name, response.text)
-            written: str = response.json()["choices"][0]["text"]
-            return written
-
-        with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda one: answer(*one), asked))
-    for (name, text), found in zip(asked, answers, strict=True):
-        assert found == as_attached_alone(mixture, store, name, plain_ids(mixture, text)), (name, text)
-    assert len(set(answers)) > len(ADAPTERS)
+        found = require_equal_answers(client, mixture, store, ADAPTERS, ("abc", "hello", "q"))
+    assert len(found) > len(ADAPTERS)
 
 
 def test_a_store_says_that_such_adapters_can_be_served(

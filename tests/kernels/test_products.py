@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune import LoraConfig, get_peft_model
 from manytune.kernels import products
-from manytune.kernels.products import fast_products, product
+from manytune.kernels.products import fast_products, product, usual_products
 from manytune.methods.lora import linear as lora
 
 pytestmark = pytest.mark.skipif(not products._AVAILABLE, reason="this torch has no oneDNN")
@@ -128,3 +128,15 @@ def test_lora_layers_stay_fused_inside(counted):
         found = model(x)
     assert len(counted) == 2  # x Wᵀ and x Aᵀ
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_inside_has_the_usual_bits(counted):
+    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 8))
+    x = torch.randn(3, 24)
+    usual = model(x)
+    with fast_products(model):
+        with usual_products(model):
+            assert torch.equal(model(x), usual)
+            assert not counted
+        model(x)
+        assert counted

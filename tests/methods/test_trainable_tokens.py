@@ -293,6 +293,7 @@ def test_two_adapters_at_once_have_no_token_in_common() -> None:
         ({"trainable_token_indices": [VOCABULARY]}, "token 64.*has 64 rows.*resize_token_embeddings"),
         ({"trainable_token_indices": [-1]}, "token -1 isn't in the table"),
         ({"trainable_token_indices": [3, 3]}, "each token once"),
+        ({"trainable_token_indices": 3.0}, "expected a list of tokens' ids for .*embed_tokens, found 3.0"),
         ({"trainable_token_indices": {"norm": [3]}}, "LlamaRMSNorm.*Rows can be trained of"),
         ({"trainable_token_indices": [3], "modules_to_save": ["embed_tokens"]}, "named by modules_to_save"),
         (

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.backend_registration import (
     _DummyBackendModule,
@@ -112,32 +111,51 @@ def _unwrapped(value: Any) -> Any:
     return _CPU if isinstance(value, torch.device) and value.type == NAME else value
 
 
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """A function of every leaf of what an operation takes or gives: lists and tuples of values.
+
+    torch's pytrees know more kinds of containers, and take most of the time of an operation on a tiny model.
+    """
+    if isinstance(value, (tuple, list)):
+        return type(value)([_each(function, one) for one in value])
+    return function(value)
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One operation of torch, on the CPU's memory."""
-    name = func._schema.name.removeprefix("aten::")
-    flat = pytree.tree_leaves((args, kwargs))
-    here = [value for value in flat if isinstance(value, StrictTensor)]
+    tensors: list[Tensor] = []
+    _each(lambda one: tensors.append(one) if isinstance(one, Tensor) else None, [args, [*kwargs.values()]])
+    here = [tensor for tensor in tensors if isinstance(tensor, StrictTensor)]
     target = kwargs.get("device") or next((a for a in args if isinstance(a, torch.device)), None)
     if not here and not _is_strict(target):
         return func(*args, **kwargs)
-    others = [v for v in flat if isinstance(v, Tensor) and not isinstance(v, StrictTensor) and v.dim()]
+    name = func._schema.name.removeprefix("aten::")
+    others = [tensor for tensor in tensors if not isinstance(tensor, StrictTensor) and tensor.dim()]
     indexed = name in _INDEXED and isinstance(args[0], StrictTensor)
     if here and others and name not in _COPIES and not indexed:
         shapes = [tuple(other.shape) for other in others]
         raise MixedDevicesError(f"{name}: expected all tensors on {registered()}, found {shapes} on the CPU")
-    given, options = pytree.tree_map(_unwrapped, (args, kwargs))
-    found = func(*given, **{**options, **({"pin_memory": False} if options.get("pin_memory") else {})})
+    options = {key: _each(_unwrapped, value) for key, value in kwargs.items()}
+    found = func(
+        *_each(_unwrapped, args), **options | ({"pin_memory": False} if options.get("pin_memory") else {})
+    )
     if name == "copy_":
         return args[0]
     if name in _COPIES and target is not None and not _is_strict(target):
         return found
     known = {id(tensor.inner): tensor for tensor in here}
-    wrapped = pytree.tree_map_only(
-        Tensor, lambda one: known[id(one)] if id(one) in known else StrictTensor(one), found
-    )
-    if not here or name in _COPIES or not any(isinstance(v, Tensor) for v in pytree.tree_leaves(wrapped)):
-        return wrapped
-    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    made: list[Tensor] = []
+
+    def wrapped(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        made.append(known[id(one)] if id(one) in known else StrictTensor(one))
+        return made[-1]
+
+    result = _each(wrapped, found)
+    if not here or name in _COPIES or not made:
+        return result
+    return return_and_correct_aliasing(func, args, kwargs, result)
 
 
 class _Operations(TorchDispatchMode):

@@ -24,3 +24,19 @@ def test_requests_have_ids(client):
     given = client.get("/healthz", headers={"x-request-id": "mine-1"})
     assert given.headers["x-request-id"] == "mine-1"
     assert len(client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"]) == 32
+
+
+def test_half_a_character_is_refused_wherever_it_is_and_whole_ones_and_backslashes_are_not(client):
+    def sent(content: str):
+        message = f'{{"role": "user", "content": "{content}"}}'
+        body = f'{{"model": "base", "max_tokens": 1, "messages": [{message}]}}'
+        return client.post(
+            "/v1/chat/completions", content=body.encode(), headers={"content-type": "application/json"}
+        )
+
+    for half in ("a\\ud83d", "\\uDE00 b", "\\ud83d\\ud83d\\ude00", "\\ud83d\\ude00\\ude00"):
+        answer = sent(half)
+        assert answer.status_code == 400 and "half a character" in answer.json()["error"]["message"]
+    for whole in ("\\ud83d\\ude00", "\\\\ud83d", "\\u00e9"):
+        assert "half a character" not in sent(whole).text
+    assert "half a character" not in sent('\\ud83d"').text  # no JSON

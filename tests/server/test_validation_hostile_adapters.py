@@ -22,7 +22,7 @@ import pytest
 from tests.server.api_client import ROOT, Client
 from tests.server.hostile import CONFIG, MANIFEST, MUTATIONS, TENSORS, forge, is_same, is_small, is_sound
 from tests.server.live import live
-from tests.server.world import app_of, fill_store
+from tests.server.world import app_of, fill_store, save_base
 from tests.store.adapters_made import make_adapter
 
 from manytune.errors import ManytuneError
@@ -84,12 +84,25 @@ def outside(folder: Path, store: AdapterStore) -> set[str]:
     }
 
 
+def name_no_place_or_time(adapter: Path) -> None:
+    """Make an adapter's bytes the same in every run, so that a seed flips the same bits in every run."""
+    options = json.loads((adapter / CONFIG).read_text())
+    options["base_model_name_or_path"] = "tiny"
+    (adapter / CONFIG).write_text(json.dumps(options, indent=2))
+    manifest = json.loads((adapter / MANIFEST).read_text())
+    manifest |= {"base": "tiny", "created": "2026-01-31T12:00:00Z"}
+    (adapter / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    forge(adapter)
+
+
 def make_sources(folder: Path, base: Base) -> list[Path]:
+    """What is mutated: of each method what manytune writes, and what HF PEFT does."""
     sources = []
     for seed, (method, options) in enumerate(METHODS.items()):
         sources.append(
             make_adapter(folder / "sources" / method, base, seed=40 + seed, method=method, **options)
         )
+        name_no_place_or_time(sources[-1])
         bare = folder / "sources" / f"{method}-of-peft"
         bare.mkdir()
         for name in (CONFIG, TENSORS):
@@ -171,6 +184,16 @@ def try_it(client: Client, store: AdapterStore, base: Base, mutant: Path, plante
     verified, _ = client.call("POST", "/v1/adapters/mutant/verify")
     assert verified in (200, 404, 409)
     return status, answer
+
+
+def test_a_seed_mutates_the_same_bytes_wherever_it_runs(tmp_path: Path) -> None:
+    made = []
+    for folder in (tmp_path / "here", tmp_path / "elsewhere" / "deeper"):
+        sources = make_sources(folder, save_base(folder / "base"))
+        made.append([[(source / name).read_bytes() for name in (CONFIG, TENSORS)] for source in sources])
+        made[-1].append([(source / MANIFEST).read_bytes() for source in sources[::2]])
+        assert str(folder) not in repr(made[-1])
+    assert made[0] == made[1]
 
 
 NAMES = [

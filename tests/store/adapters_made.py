@@ -25,9 +25,8 @@ def make_adapter(directory: Path, base: Base, *, seed: int = 0, method: str = "l
             options["feedforward_modules"] = ["down_proj"]
     if method == "lora":
         options.setdefault("r", 2)
-    model = get_peft_model(
-        copy.deepcopy(base.model), peft_config_from(method, task_type="CAUSAL_LM", **options)
-    )
+    options.setdefault("task_type", "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM")
+    model = get_peft_model(copy.deepcopy(base.model), peft_config_from(method, **options))
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

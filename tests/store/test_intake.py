@@ -14,6 +14,7 @@ from tests.store.peft_made import save_peft, train_with_trainer
 from tests.store.tiny import save_tiny_base, tiny_tokenizer
 
 from manytune.errors import DamagedError, StoreError
+from manytune.store import intake
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.contents import contents_of
@@ -209,3 +210,14 @@ def test_a_tokenizer_that_cannot_be_read_is_named(
             store.add(made, base=tiny_base)
         (made / name).unlink()
     shutil.rmtree(made)
+
+
+def test_options_that_only_their_method_cannot_read_are_refused(
+    tmp_path: Path, store: AdapterStore, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("'float' object is not iterable")
+
+    monkeypatch.setattr(intake, "why_not_served", fail)
+    with pytest.raises(DamagedError, match=r"made/adapter_config\.json: .*'float' object is not iterable"):
+        store.add(save_peft(tmp_path / "made"), base=tiny_base)

@@ -133,8 +133,33 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
         ),
         (
             "data: {train: a}\ntraining: {lr_scheduler: consine}",
-            "training.lr_scheduler: expected 'linear', 'cosine' or 'constant'; "
-            "found 'consine' (text); did you mean 'cosine'?",
+            "constant_with_warmup, reduce_lr_on_plateau; found 'consine'; did you mean 'cosine'?",
+        ),
+        (
+            "data: {train: a}\ntraining: {optimizer: adamw_8bits}",
+            "training.optimizer: expected one of adamw, adamw_torch_fused",
+        ),
+        ("data: {train: a}\ntraining: {optimizer: adafctor}", "did you mean 'adafactor'?"),
+        (
+            "data: {train: a}\ntraining: {optimizer: sgd, optimizer_options: {momentun: 0.9}}",
+            "training: optimizer sgd has no option 'momentun'; it has momentum, dampening, nesterov; did you mean "
+            "'momentum'?",
+        ),
+        (
+            "data: {train: a}\ntraining: {lr_scheduler: linear, lr_scheduler_options: {power: 2}}",
+            "training: lr_scheduler linear has no option 'power'; it has none",
+        ),
+        (
+            "data: {train: a}\ntraining: {lr_scheduler: cosine_with_min_lr}",
+            "training: lr_scheduler cosine_with_min_lr needs one of min_lr and min_lr_rate in lr_scheduler_options",
+        ),
+        (
+            "data: {train: a}\ntraining: {lr_scheduler: reduce_lr_on_plateau}",
+            "training: lr_scheduler reduce_lr_on_plateau has no warm-up; set warmup to 0",
+        ),
+        (
+            "data: {train: a}\ntraining: {lora_fa: true, loraplus_lr_ratio: 16}",
+            "training: loraplus_lr_ratio sets B's rate relative to A's, and lora_fa doesn't train A",
         ),
         (
             "data: {train: a}\ntraining: {batching: paded}",
@@ -162,11 +187,12 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
         ("base: a\nbase: b", ":2: this isn't valid YAML: the key 'base' is given twice"),
         (
             "",
-            "a recipe is a mapping with the keys base, weights, data, method, training, output; found nothing",
+            "a recipe is a mapping with the keys base, weights, data, method, adapter, training, output; found nothing",
         ),
         (
             "- a",
-            "a recipe is a mapping with the keys base, weights, data, method, training, output; found ['a'] (a list)",
+            "a recipe is a mapping with the keys base, weights, data, method, adapter, training, output; "
+            "found ['a'] (a list)",
         ),
     ],
 )

@@ -91,6 +91,18 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         {"gradient_checkpointing": True},
         {"name": "full"},
         {"token_budget": 30, "accumulation": 2},  # stopped in an epoch with another number of batches
+        {"max_steps": 4, "optimizer": "adafactor", "lora_fa": True},
+        {"max_steps": 4, "optimizer": "adamw_8bit", "optimizer_options": {"min_8bit_size": 1}},
+        {
+            "max_steps": 5,
+            "optimizer": "sgd",
+            "optimizer_options": {"momentum": 0.9},
+            "lr_scheduler": "reduce_lr_on_plateau",
+            "lr_scheduler_options": {"patience": 0, "threshold": 1.0},
+            "warmup": 0,
+            "eval_every": 1,
+            "keep": "best",
+        },
     ],
     ids=[
         "accumulation",
@@ -101,6 +113,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         "recomputation",
         "full",
         "token budget",
+        "adafactor",
+        "8 bits",
+        "plateau",
     ],
 )
 def test_that_holds_for_every_setting(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -234,11 +249,11 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     digests = state.with_name("digests.json")
     known = {**json.loads(digests.read_text()), "state.json": hashlib.sha256(state.read_bytes()).hexdigest()}
     digests.write_text(json.dumps(known))
-    with pytest.raises(RunError, match="has format 99 and this manytune reads 4"):
+    with pytest.raises(RunError, match="has format 99 and this manytune reads 5"):
         latest_checkpoint(tmp_path)
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 3}))
     digests.unlink()  # as earlier releases wrote it
-    with pytest.raises(RunError, match="has format 3 and this manytune reads 4"):
+    with pytest.raises(RunError, match="has format 3 and this manytune reads 5"):
         latest_checkpoint(tmp_path)
 
 
@@ -262,3 +277,22 @@ def test_the_baseline_is_not_measured_again(tmp_path: Path) -> None:
     interrupted(tmp_path, 8)
     _, rest = train(tmp_path, resume=True)
     assert all(isinstance(report, ValidationReport) and report.step > 0 for report in rest.validation_reports)
+
+
+@pytest.mark.parametrize("stop_after", [5, 6])
+def test_a_run_that_stopped_early_and_was_killed_has_its_best_step(tmp_path: Path, stop_after: int) -> None:
+    """It stops at step 6, and dies before it or right after its last checkpoint."""
+    changes: dict[str, Any] = {
+        "eval_every": 2,
+        "keep": "best",
+        "early_stopping": {"patience": 2, "min_delta": 100.0},
+        "learning_rate": 0.3,
+        "warmup": 0,
+    }
+    whole, result = train(tmp_path / "whole", **changes)
+    assert result.steps == 6
+    if stop_after < 6:
+        interrupted(tmp_path / "whole", stop_after, **changes)
+    resumed, rest = train(tmp_path / "whole", resume=True, **changes)
+    assert weights_digest(resumed) == weights_digest(whole)
+    assert rest.kept == result.kept

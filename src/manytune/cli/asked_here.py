@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manytune.errors import DataError
@@ -12,7 +13,9 @@ from manytune.errors import DataError
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
     from manytune.data.encode import Encoder
+    from manytune.data.labelled import Labels
     from manytune.data.templates import Example
+    from manytune.engine.constraint import Constraint
     from manytune.evaluation.answers import Question
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
@@ -50,13 +53,33 @@ def ask_here(
     max_new_tokens: int,
     beams: int,
     batch_size: int,
+    held_to: Path | None = None,
 ) -> Local:
-    """Ask the base and every adapter."""
+    """Ask the base and every adapter; of classifiers, the most frequent label is the base's answer.
+
+    Args:
+        chosen: The adapters.
+        examples: The rows.
+        base: Where their base is now; None for where it was.
+        metrics: What will be scored.
+        limit: How many prompts are asked; None for all.
+        max_new_tokens: The longest answer.
+        beams: How many beams search for it.
+        batch_size: Prompts to a batch.
+        held_to: A file with a JSON schema that every answer is held to; None for none.
+
+    Raises:
+        GrammarError, DataError: Answers can't be held to it.
+    """
     from manytune.cli.chosen import load_common_base
+    from manytune.cli.classifiers import common_labels
     from manytune.evaluation.answers import questions_from
     from manytune.experiments.answering import Decoding
 
+    labels = common_labels(chosen)
     loaded, chosen = load_common_base(chosen, base)
+    if labels is not None:
+        return _ask_classifiers(chosen, loaded, labels, examples, limit=limit, batch_size=batch_size)
     encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
     longest = _longest(chosen[0], loaded)
     asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
@@ -64,6 +87,7 @@ def ask_here(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         end_ids=(encoders[0].end_id,),
+        constraint=None if held_to is None else _constraint(held_to, loaded, encoders[0], asked[0]),
         beams=beams,
         likelihood_batch_size=batch_size,
     )
@@ -73,7 +97,41 @@ def ask_here(
         tuple(question.item for question in asked[0]),
         _systems(loaded, chosen, asked, decoding, likelihoods=likelihoods),
         {"Base": f"{loaded.name} ({loaded.fingerprint})"},
-        f"{_search(beams)}, at most {max_new_tokens} tokens, {encoders[0].mode} prompts",
+        f"{_search(beams)}, at most {max_new_tokens} tokens, {encoders[0].mode} prompts"
+        + ("" if held_to is None else f", held to {held_to.name}"),
+    )
+
+
+def _constraint(schema: Path, base: Base, encoder: Encoder, questions: Sequence[Question]) -> Constraint:
+    """What holds answers to a schema."""
+    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.experiments.constrained import schema_constraint
+
+    return schema_constraint(schema_metric(schema), base, encoder, questions)
+
+
+def _ask_classifiers(
+    chosen: tuple[Chosen, ...],
+    base: Base,
+    labels: Labels,
+    examples: Sequence[Example],
+    *,
+    limit: int | None,
+    batch_size: int,
+) -> Local:
+    from manytune.cli.classifiers import ask_classifiers, labelled_questions_of, majority_system
+    from manytune.experiments.classifying import baseline_facts
+
+    with_head, questions = labelled_questions_of(chosen, base, labels, examples)
+    questions = questions[:limit]
+    facts = baseline_facts(labels)
+    answers = ask_classifiers(chosen, with_head, labels, questions, batch_size=batch_size)
+    return Local(
+        chosen,
+        tuple(question.item for question in questions),
+        [majority_system(questions, labels), *map(_system, chosen, answers)],
+        {"Base": f"{with_head.name} ({with_head.fingerprint})", **facts},
+        facts["Answers"],
     )
 
 
@@ -98,7 +156,6 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     from manytune.data.dataset import read_splits
     from manytune.data.readers import read_role
     from manytune.data.templates import render_all
-    from manytune.training.recipe import recipe_from
 
     if data is not None:
         examples = render_all(chosen.form(task), read_role(data, "test").kept).kept
@@ -106,11 +163,10 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     wanted = None if task is None else chosen.templates(task)
     if not chosen.recipe:
         raise DataError(f"{chosen.name} has no recipe that names test rows; give them with --data")
-    # The rest of it may have keys of another release.
-    recipe = recipe_from({"data": chosen.recipe.get("data", {})}, where=f"{chosen.name}'s recipe")
-    if not any(one.test is not None for one in recipe.data.tasks or (recipe.data,)):
+    rows = chosen.data
+    if not any(one.test is not None for one in rows.tasks or (rows,)):
         raise DataError(f"{chosen.name}'s recipe sets no test rows aside (data.test); give some with --data")
-    found = read_splits(recipe.data).test
+    found = read_splits(rows).test
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
@@ -160,6 +216,7 @@ def _systems(
             def notice(what: str, done: int, total: int, name: str = name) -> None:
                 progress.answering(f"{name}: {what}", done, total)
 
+            progress.line(f"asking {name}" if one else "asking the untouched base")
             path, activations = one.stored.path if one else None, (one or chosen[0]).activations
             with attached(base, path, activations=activations) as model:
                 answers = ask_model(

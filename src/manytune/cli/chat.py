@@ -55,7 +55,7 @@ def chat(
         encoder = chosen[0].encoder(loaded, new_tokens=max_new_tokens)
     elif base is not None:
         loaded = load_base(base, device=answering_device())
-        encoder = Encoder(loaded.tokenizer, max_length=None)
+        encoder = Encoder(loaded.tokenizer, max_length=None, encoder_decoder=loaded.is_encoder_decoder)
     else:
         raise typer.BadParameter("name an adapter, or a base alone", param_hint="--adapter or --base")
     engine = Engine(loaded.model, loaded.tokenizer, end_ids=[encoder.end_id])

@@ -16,6 +16,8 @@ from manytune.store.run_directory import RunDirectory, adapter_at
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.encoding_options import EncodingOptions
+    from manytune.data.labelled import Labels
+    from manytune.data.recipe import DataRecipe
     from manytune.data.templates import PromptTemplate, RowForm
     from manytune.store.base import Base
 
@@ -61,6 +63,31 @@ class Chosen:
         return name
 
     @property
+    def labels(self) -> Labels | None:
+        """A classifier's classes; None for a model that generates.
+
+        Raises:
+            DataError: Its manifest doesn't say them in a way that can be read.
+        """
+        from manytune.data.labelled import Labels
+
+        manifest = self.stored.manifest
+        return None if manifest is None or manifest.labels is None else Labels.from_dict(manifest.labels)
+
+    @property
+    def data(self) -> DataRecipe:
+        """The data section of the recipe of the run that trained it.
+
+        Raises:
+            RecipeError: It can't be read.
+        """
+        from manytune.training.recipe import recipe_from
+
+        # The rest of it may have keys of another release.
+        kept: dict[str, Any] = {key: self.recipe[key] for key in ("task", "data") if key in self.recipe}
+        return recipe_from({"data": {}, **kept}, where=f"{self.name}'s recipe").data
+
+    @property
     def activations(self) -> Literal["float32", "base"]:
         """The dtype of hidden states that it was trained with on a base in half precision."""
         return "base" if self.recipe.get("training", {}).get("activations") == "base" else "float32"
@@ -78,6 +105,11 @@ class Chosen:
         from manytune.data.templates import PromptTemplate
 
         manifest = self.stored.manifest
+        if self.labels is not None:
+            raise StoreError(
+                f"{self.name} is a classifier: it answers a text with a label, and has no prompt template. "
+                "Evaluate it, or serve it and ask /v1/classify."
+            )
         if manifest is not None and manifest.template is None and manifest.templates is None and self.recipe:
             raise StoreError(
                 f"{self.name} was trained on conversations, so it has no prompt template for fields. Ask it with a "
@@ -120,13 +152,10 @@ class Chosen:
         Raises:
             StoreError: Its files don't say, or there are several to choose from.
         """
-        from manytune.training.recipe import recipe_from
-
         if not self.recipe:
             return self.template(task)
-        # The rest of it may have keys of another release.
-        data = recipe_from({"data": self.recipe.get("data", {})}, where=f"{self.name}'s recipe").data
-        if data.is_conversational and task is None:
+        data = self.data
+        if (data.is_conversational or data.is_labelled) and task is None:
             return data.form((), self.name)
         for one in data.tasks:
             if one.format is not None and one.name == task:

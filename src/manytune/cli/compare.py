@@ -31,9 +31,9 @@ def compare(
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.progress import CommandProgress
     from manytune.experiments.compare import compare as run_comparison
+    from manytune.experiments.opening import open_workspace
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
-    from manytune.experiments.workspace import open_workspace
     from manytune.store.locking import held
 
     experiment = load_experiment(recipe, overrides or [])

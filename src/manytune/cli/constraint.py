@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,7 @@ import typer
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
-    from manytune.data.encode import Encoder
-    from manytune.engine.constraint import Constraint
     from manytune.engine.constraints.grammar import Grammar
-    from manytune.store.base import Base
 
 _LARGEST = 4 << 20  # bytes of a file
 
@@ -34,27 +30,6 @@ def grammar_of(json_schema: Path | None, regex: str | None) -> Grammar | None:
     if json_schema is not None:
         return schema_grammar(_read(json_schema), json_schema.name)
     return None if regex is None else regex_grammar(regex, "--regex")
-
-
-def constraint_of(grammar: Grammar, base: Base, encoder: Encoder) -> Constraint:
-    """A grammar compiled for a base's answers, with what a chat template or reasoning puts before them.
-
-    Raises:
-        GrammarError: It isn't valid, fits no answer, or is too complex.
-    """
-    from dataclasses import replace
-
-    from manytune.engine.base_model import end_token_ids
-    from manytune.engine.constraints.compiled import CompiledGrammar
-    from manytune.engine.constraints.reasoning import before_answer
-    from manytune.engine.constraints.spelling import special_tokens
-    from manytune.engine.constraints.vocabulary import Vocabulary
-
-    answers, tokenizer = encoder.answers, copy.deepcopy(base.tokenizer)
-    before, rules = before_answer(answers.opening, answers.reasoning, special_tokens(tokenizer))
-    whole = replace(grammar, start=f"{before} ({grammar.start})", rules="\n".join([*rules, grammar.rules]))
-    ends = end_token_ids(base.model, tokenizer) | {encoder.end_id}
-    return CompiledGrammar(whole, Vocabulary(tokenizer, base.model.config.get_text_config().vocab_size, ends))
 
 
 def _read(path: Path) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from manytune.cli.data_cache import cache
 from manytune.cli.data_rows import ask_for_form, ask_for_template, chosen_template, plan_rows_of
 from manytune.cli.options import AsJson
 from manytune.errors import DataError
@@ -58,11 +59,15 @@ Task = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    group = typer.Typer(no_args_is_help=True, help="Check, preview, convert and split training data.")
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Check, preview, convert and split training data.",
+    )
     group.command("check")(check)
     group.command("preview")(preview)
     group.command("convert")(convert)
     group.command("split")(split)
+    group.command("cache")(cache)
     app.add_typer(group, name="data")
 
 
@@ -91,6 +96,8 @@ def check(
     from manytune.cli.outputs.data import print_check
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.check import check as examine
+    from manytune.data.label_check import labels_in, with_labels
+    from manytune.data.labelled import LabelledForm
 
     plan = plan_rows_of(
         files, recipe, task, base, chosen_template(template, prompt, completion, system), form
@@ -102,7 +109,15 @@ def check(
     rows_form = plan.form(next(iter(sources.values())).kept)
     if rows_form is None and plan.base is not None:
         raise typer.BadParameter("what the model sees needs --prompt and --completion", param_hint="--base")
-    found = examine(sources, template=rows_form, encoder=plan.encoder(limited=False), max_length=limit)
+    if isinstance(rows_form, LabelledForm):
+        trained = plan.trained or plan.files[:1]
+        labels, examples = labels_in(sources, rows_form, [file for file in trained if file in sources])
+        checked = examine(sources, template=rows_form)
+        found = with_labels(
+            checked, examples, labels, encoder=plan.label_encoder(labels, limited=False), limit=limit
+        )
+    else:
+        found = examine(sources, template=rows_form, encoder=plan.encoder(limited=False), max_length=limit)
     if as_json:
         print_json({**dataclasses.asdict(found), "passed": found.passed})
     else:
@@ -127,6 +142,8 @@ def preview(
     """Show what the model will see, with each part that it learns between >>> and <<<."""
     from manytune.cli.outputs.data import print_previews
     from manytune.cli.outputs.json_output import print_json
+    from manytune.data.label_check import labels_in, preview_labelled
+    from manytune.data.labelled import LabelledForm
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
     from manytune.data.templates import render_all
@@ -142,15 +159,20 @@ def preview(
     records = _read(plan.files[0], on_error="skip")
     template_in_use = plan.form(records.kept) or ask_for_template(records.kept, plan.files[0])
     rendered = render_all(template_in_use, records.kept[:rows], on_error="skip")
-    encoder = plan.encoder(limited=True)
-    found = [show(example, encoder) for example in rendered.kept]
-    shown = [item for items in found if not isinstance(items, Rejected) for item in items]
+    found: list[Any]
+    if isinstance(template_in_use, LabelledForm):
+        labels, _ = labels_in({plan.files[0]: records}, template_in_use, plan.files[:1])
+        found = [preview_labelled(one, plan.label_encoder(labels, limited=True)) for one in rendered.kept]
+    else:
+        encoder = plan.encoder(limited=True)
+        found = [item for one in rendered.kept for item in _as_list(show(one, encoder))]
+    shown = [item for item in found if not isinstance(item, Rejected)]
     refused = [item for item in found if isinstance(item, Rejected)]
     left_out = sorted((*records.rejected, *rendered.rejected, *refused), key=lambda row: row.row)
     if as_json:
         print_json({"shown": _as_dicts(shown), "rejected": _as_dicts(left_out)})
     else:
-        print_previews(shown, left_out, has_base=encoder is not None)
+        print_previews(shown, left_out, has_base=plan.base is not None)
 
 
 def convert(
@@ -262,6 +284,10 @@ def split(
         print_json({"rows": written, "rejected": _as_dicts(left_out)})
     else:
         print_split(written, left_out)
+
+
+def _as_list(found: tuple[Any, ...] | Any) -> Sequence[Any]:
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _as_dicts(items: Sequence[Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
+    from manytune.data.label_encoder import LabelEncoder
+    from manytune.data.labelled import Labels
     from manytune.data.length_limit import Overflow
     from manytune.data.recipe import DataRecipe
     from manytune.data.records import Record
@@ -27,6 +29,7 @@ class RowsPlan:
     template: RowForm | None
     base: str | None
     data: DataRecipe | None = None
+    trained: tuple[str, ...] = ()
 
     def form(self, records: Sequence[Record]) -> RowForm | None:
         """How rows become examples; found by their columns if nothing is said. None if these say nothing either."""
@@ -37,6 +40,21 @@ class RowsPlan:
         if self.data is not None:
             return self.data.form(records, self.files[0])
         return form_of(records)
+
+    def label_encoder(self, labels: Labels, *, limited: bool) -> LabelEncoder | None:
+        """The same for a classifier's rows."""
+        if self.base is None or self.data is None:
+            return None
+        from manytune.data.label_encoder import LabelEncoder
+        from manytune.store.base import load_tokenizer
+
+        cuts = limited and self.data.overflow == "truncate_prompt"
+        return LabelEncoder(
+            load_tokenizer(self.base),
+            labels,
+            max_length=self.data.max_length if limited else None,
+            overflow="truncate_prompt" if cuts else "drop",
+        )
 
     def encoder(self, *, limited: bool) -> Encoder | None:
         """The base's encoder; without the length limit if every example is to be measured."""
@@ -101,6 +119,7 @@ def plan_rows_of(
         template=_of_format(form, template) or next(iter(templates.values()), None),
         base=base or loaded.base,
         data=data,
+        trained=named[: len(train)] if not files else (),
     )
 
 

@@ -16,11 +16,13 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
+    from manytune.data.templates import Example
     from manytune.evaluation.equivalence import Margin
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Evaluation
 
+Kind = Literal["texts", "documents", "labels"]
 Adapters = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[RUN]...", help="Run or adapter directories.", show_default=False),
@@ -61,8 +63,9 @@ def evaluate(
         str | None,
         typer.Option(
             help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
-            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity. For classes: accuracy, f1. For short facts: "
-            "contains. For structured answers: tool_calls, tool_names, json_valid, json_fields."
+            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece. For "
+            "classes that are generated: accuracy, f1. For short facts: contains. For structured answers: tool_calls, "
+            "tool_names, json_valid, json_fields."
         ),
     ] = None,
     schema: Annotated[
@@ -88,6 +91,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    constrained: Annotated[
+        bool, typer.Option("--constrained", help="Hold every answer to --schema while it is generated.")
+    ] = False,
     beams: Annotated[
         int,
         typer.Option(min=1, help="Search with this many beams; 1 takes the likeliest token at each step."),
@@ -114,7 +120,7 @@ def evaluate(
 
     Systems are the adapters and their untouched base; answers that were made elsewhere; and models behind an
     OpenAI-compatible address. A run gets evaluation.json with every answer, and an adapter's manifest gets the scores,
-    unless --limit or --task is given. An adapter trained on several tasks also gets the scores of each.
+    unless --limit, --task or --constrained is given. An adapter trained on several tasks also gets the scores of each.
     """
     from manytune.cli.asked_here import ask_here, common_examples
     from manytune.cli.chosen import choose
@@ -127,6 +133,8 @@ def evaluate(
 
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
+    if constrained and schema is None:
+        raise typer.BadParameter("it holds answers to --schema; give that, too", param_hint="--constrained")
     others = elsewhere.Elsewhere(
         answers=answers or [],
         field=answer_field,
@@ -156,11 +164,21 @@ def evaluate(
     )
     if examples is not None and turns == "each":
         examples = each_turn(examples)
-    documents = examples is not None and all(example.is_document for example in examples)
+    kind = _kind(chosen, examples)
+    if constrained and (kind != "texts" or not chosen):
+        raise typer.BadParameter(
+            "it holds answers that are generated here; name runs or adapters that generate",
+            param_hint="--constrained",
+        )
+    if kind == "labels" and others:
+        raise typer.BadParameter(
+            "classifiers answer with labels of their own rows; evaluate them without --answers and --endpoint",
+            param_hint="--answers",
+        )
     local = None
     systems: list[System] = []
     if chosen and examples is not None:
-        wanted = _metrics(metrics, schema, documents=documents, likelihoods=not others)
+        wanted = _metrics(metrics, schema, kind, likelihoods=not others)
         local = ask_here(
             chosen,
             examples,
@@ -170,20 +188,22 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             beams=beams,
             batch_size=batch_size,
+            held_to=schema if constrained else None,
         )
         chosen, items, systems = local.chosen, local.items, local.systems
     if examples is None:
         items, systems = others.alone()
         items, systems = items[:limit], [replace(one, answers=one.answers[:limit]) for one in systems]
     else:
-        asked = by_prompt(examples)[:limit]
+        # A classifier's rows are its questions; those of others are grouped by their prompts.
+        asked = () if kind == "labels" else by_prompt(examples)[:limit]
         items = items if local is not None else items_from(asked)
         names = [system.name for system in systems]
         systems += others.systems(asked, taken=names, partial=limit is not None)
     if local is None:
         scored = all(answer.score is not None for one in systems for answer in one.answers)
         names_of_metrics = metrics or ("recorded" if scored and schema is None else None)
-        wanted = _metrics(names_of_metrics, schema, documents=False, likelihoods=False)
+        wanted = _metrics(names_of_metrics, schema, "texts", likelihoods=False)
     evaluation = compare(
         items,
         systems,
@@ -200,7 +220,7 @@ def evaluate(
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(evaluation, chosen, whole=limit is None and task is None)
+    written = _save(evaluation, chosen, whole=limit is None and task is None and not constrained)
     if report is not None:
         write_report(evaluation, report, title=_title([system.name for system in systems]))
         written.append(report)
@@ -210,24 +230,35 @@ def evaluate(
         print_evaluation(evaluation, written)
 
 
-def _metrics(
-    names: str | None, schema: Path | None, *, documents: bool, likelihoods: bool
-) -> tuple[Metric, ...]:
-    """The metrics that are named, or those for texts; running text has its perplexity alone, answers of others none."""
-    from manytune.evaluation.metrics import METRICS, TEXT_METRICS, metrics_named
+def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
+    """What the answers are."""
+    from manytune.cli.classifiers import common_labels
+
+    if chosen and common_labels(chosen) is not None:
+        return "labels"
+    documents = examples is not None and all(example.is_document for example in examples)
+    return "documents" if documents else "texts"
+
+
+def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods: bool) -> tuple[Metric, ...]:
+    """The metrics that are named, or those for the kind of answers; running text has its perplexity alone.
+
+    Answers of others have no likelihoods.
+    """
+    from manytune.evaluation.metrics import CLASS_METRICS, METRICS, TEXT_METRICS, metrics_named
     from manytune.evaluation.metrics.recorded import RECORDED
-    from manytune.evaluation.metrics.structured import schema_metric
+    from manytune.evaluation.metrics.structured import schema_metric, with_schema
 
     try:
-        valid = () if schema is None else (schema_metric(schema),)
+        valid = None if schema is None else schema_metric(schema)
         if names is None:
-            usual = ("perplexity",) if documents else TEXT_METRICS
-            known = [METRICS[name] for name in usual if likelihoods or name != "perplexity"]
-            return (*known, *valid)
+            usual = {"texts": TEXT_METRICS, "documents": ("perplexity",), "labels": CLASS_METRICS}
+            known = [METRICS[name] for name in usual[kind] if likelihoods or name != "perplexity"]
+            return with_schema(known, valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])
     except DataError as error:
         raise typer.BadParameter(str(error), param_hint="--schema" if schema else "--metrics") from None
-    if documents and [metric.name for metric in found] != ["perplexity"]:
+    if kind == "documents" and [metric.name for metric in found] != ["perplexity"]:
         raise typer.BadParameter(
             "running text is only read, so perplexity is all that can be measured", param_hint="--metrics"
         )
@@ -235,7 +266,7 @@ def _metrics(
         raise typer.BadParameter("answers that are made here have no recorded score", param_hint="--metrics")
     if not likelihoods and any(metric.name == "perplexity" for metric in found):
         raise typer.BadParameter("answers from elsewhere have no likelihoods", param_hint="--metrics")
-    return (*(metric for metric in found if metric.name != "json_schema" or not valid), *valid)
+    return with_schema(found, valid)
 
 
 def _margin(systems: Sequence[System], share: float | None, reference: str | None) -> Margin | None:

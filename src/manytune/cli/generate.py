@@ -115,10 +115,10 @@ def _answers(
     grammar: Grammar | None,
 ) -> list[Answered]:
     """One system's answers to prompts as `asking` was trained on them; `answering` is None for the base itself."""
-    from manytune.cli.constraint import constraint_of
     from manytune.cli.outputs.generation import Answered
     from manytune.cli.prompts import prompt_of
     from manytune.experiments.answering import answer
+    from manytune.experiments.constrained import constraint_of
     from manytune.store.attaching import attached
 
     encoder = asking.encoder(base, new_tokens=decoding.max_new_tokens)

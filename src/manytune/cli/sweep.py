@@ -61,17 +61,17 @@ def sweep(
     from manytune.cli.outputs.experiment import print_sweep
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.progress import CommandProgress
+    from manytune.experiments.opening import open_workspace
     from manytune.experiments.outputs import write_outputs
     from manytune.experiments.recipe import load_experiment
     from manytune.experiments.sweep import sweep as run_sweep
     from manytune.experiments.sweep import sweep_experiment
-    from manytune.experiments.workspace import open_workspace
     from manytune.store.locking import held
 
     named = load_experiment(recipe, overrides or [])
     limits = [] if rows is None else _numbers(rows, "--rows")
-    usual = _USUAL if not limits else str(_own_rank(named))
-    tried = _numbers(usual if ranks is None else ranks, "--ranks")
+    own = ranks is None and limits
+    tried = [_own_rank(named)] if own else _numbers(_USUAL if ranks is None else ranks, "--ranks")
     experiment = sweep_experiment(named, tried, targets or [], limits)
     options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
     with CommandProgress(Console(stderr=True, highlight=False)) as progress:

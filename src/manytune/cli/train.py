@@ -42,6 +42,7 @@ def train(
 
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.training import print_estimate, print_run
+    from manytune.experiments.validation_scores import check_scores, validation_scores
     from manytune.training.progress import ProgressDisplay
     from manytune.training.recipe import load_recipe
     from manytune.training.run import run
@@ -52,6 +53,7 @@ def train(
             param_hint="--dry-run",
         )
     loaded = load_recipe(recipe, overrides or [])
+    check_scores(loaded)
     # Progress goes to stderr, so that stdout holds the result alone.
     console = Console(stderr=True, highlight=False)
     if dry_run:
@@ -71,6 +73,7 @@ def train(
             keep_checkpoints=keep_checkpoints,
             measure_flops=measure or None,
             report=progress,
+            scorer=validation_scores,
             notify=lambda line: console.print(line, markup=False),
         )
     if as_json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.data.conversation.chat_messages import chat_messages
+from manytune.data.conversation.chat_messages import chat_messages, chat_tools
 from manytune.data.conversation.conversation import Message, ToolCall
 from manytune.data.conversation.generation_marks import Spans, marking, unmarked
 from manytune.data.conversation.tools_as_text import tools_as_text
@@ -96,6 +96,7 @@ class ChatTemplate:
         self.uses_date = uses_date(tokenizer)
         self._text = _with_date(text, now) if self.uses_date and now is not None else text
         self._marking = marking(self._text)
+        self._last: tuple[object, str] | None = None
         opening, found, self.suffix = self.answered(_ASKED, _ANSWER).rpartition(_PROBE)
         if not found:
             raise TemplateError(
@@ -129,8 +130,7 @@ class ChatTemplate:
         Raises:
             TemplateError: The template refuses the messages.
         """
-        messages, tools = self._written(messages, tools)
-        return self._apply(messages, tools, generation_prompt=True)
+        return self._prompt(*self._written(messages, tools))
 
     def answered(self, messages: Messages, answer: Message, tools: Tools = ()) -> str:
         """Return what the template adds to the prompt when an answer is appended.
@@ -144,7 +144,7 @@ class ChatTemplate:
             TemplateError: The template refuses the messages, or then writes the prompt differently.
         """
         (*asked, said), tools = self._written([*messages, answer], tools)
-        prompt = self._apply(asked, tools, generation_prompt=True)
+        prompt = self._prompt(asked, tools)
         whole = self._apply([*asked, said], tools, generation_prompt=False)
         if not whole.startswith(prompt):
             # Mistral's writes the system message into a question that isn't answered, and nowhere else. What it writes
@@ -212,7 +212,7 @@ class ChatTemplate:
         if self._marking is None:
             return None
         written, left = self._written([*messages, answer], tools)
-        prompt = self._apply(written[:-1], left, generation_prompt=True)
+        prompt = self._prompt(written[:-1], left)
         whole = self._apply(written, left, generation_prompt=False)
         plain, spans = unmarked(self._apply(written, left, generation_prompt=False, template=self._marking))
         turn = f"message {len(written)} ({excerpt(answer.text)})"
@@ -257,13 +257,20 @@ class ChatTemplate:
             return None
         return ("" if self.prompt(_ASKED).rstrip().endswith(_THINK[0]) else _THINK[0]), _THINK[1]
 
+    def _prompt(self, messages: Messages, tools: Tools) -> str:
+        """The last prompt is kept: it is asked for again when its answer is looked at."""
+        asked = (tuple(messages), tuple(tools))
+        if self._last is None or self._last[0] != asked:
+            self._last = (asked, self._apply(messages, tools, generation_prompt=True))
+        return self._last[1]
+
     def _apply(
         self, messages: Messages, tools: Tools, *, generation_prompt: bool, template: str | None = None
     ) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
                 chat_messages(messages),
-                tools=[dict(tool) for tool in tools] or None,
+                tools=[*chat_tools(tools)] or None,
                 chat_template=template or self._text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
@@ -272,7 +279,13 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)
             raise TemplateError(f"the chat template refuses the messages ({roles}): {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a template is a program, too
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # it is a program
             roles = ", ".join(message.role for message in messages)
             raise TemplateError(
                 f"the chat template failed on the messages ({roles}): {type(error).__name__}: {error}"

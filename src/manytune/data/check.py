@@ -78,6 +78,7 @@ class FileCheck:
         roles: How many messages there are of each role.
         odd: What is probably not meant in conversations that can be used all the same.
         tools_as_text: In how many conversations tools are written as text, since the chat template knows none.
+        labels: How many rows have which label, for a classifier.
     """
 
     source: str
@@ -93,6 +94,7 @@ class FileCheck:
     roles: Mapping[str, int] = field(default_factory=dict)
     odd: tuple[Oddity, ...] = ()
     tools_as_text: int = 0
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

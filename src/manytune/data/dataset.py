@@ -8,11 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.conversation.checks import oddities
 from manytune.data.conversation.form import ConversationForm, FormName
 from manytune.data.encoded import Encoded, EncodedSet, rows_of
+from manytune.data.encoding_cache import EncodingCache
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe, TaskRecipe
@@ -196,7 +198,13 @@ class _Rows:
                 shares[role] = wanted
         if shares:
             fractions = {"train": 1 - sum(shares.values()), **shares}
-            rows |= split(rows["train"], fractions, key=lambda row: row.key, seed=_SPLIT_SEED)
+            rows |= split(
+                rows["train"],
+                fractions,
+                key=lambda row: row.key,
+                seed=_SPLIT_SEED,
+                stratum=(lambda row: row.examples[0].completion) if self._data.is_labelled else None,
+            )
         return {
             role: tuple(example for row in found for example in row.examples) for role, found in rows.items()
         }
@@ -300,18 +308,32 @@ def encode_splits(
     tokenizer: PreTrainedTokenizerBase,
     *,
     encoder_decoder: bool = False,
+    cache: EncodingCache | None = None,
 ) -> TokenSplits:
     """Turn the training and validation examples into token ids.
+
+    Args:
+        splits: The examples.
+        data: The recipe's data section.
+        tokenizer: The base's.
+        encoder_decoder: Whether the base is an encoder-decoder.
+        cache: Where rows that were encoded before are found; None encodes them.
 
     Raises:
         DataError: A row is too long and the recipe says that this is an error, or no row is left to train
             on.
     """
     encoder = data.encoder(tokenizer, encoder_decoder=encoder_decoder)
+    options = {**data.deciding_ids(), "encoder_decoder": encoder_decoder}
+
+    def encode(examples: Sequence[Example]) -> EncodedSet:
+        make = partial(encoder.encode_all, examples, on_error=data.on_error)
+        return make() if cache is None else cache.encoded(examples, tokenizer, options, make)
+
     trains: dict[str, EncodedSet] = {}
     start = 0
     for task, size in (splits.task_sizes or {"": len(splits.train)}).items():
-        trains[task] = encoder.encode_all(splits.train[start : start + size], on_error=data.on_error)
+        trains[task] = encode(splits.train[start : start + size])
         start += size
         if not trains[task].kept:
             of_task = f" of the task {task!r}" if task else ""
@@ -321,7 +343,7 @@ def encode_splits(
                 "data.max_length, raise it, or set data.overflow to truncate_prompt or drop_oldest_turns",
                 where=first.where,
             )
-    validation = encoder.encode_all(splits.validation, on_error=data.on_error)
+    validation = encode(splits.validation)
     parts = (*trains.values(), validation)
     return TokenSplits(
         tuple(sequence for train in trains.values() for sequence in train.kept),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import datetime
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,12 +23,13 @@ from manytune.data.encoded import Encoded, EncodedSet
 from manytune.data.length_limit import LengthLimit, Overflow
 from manytune.data.records import Rejected
 from manytune.data.templates import Example, Segment
+from manytune.data.text_ends import leading_bos, once_before, trailing_eos
 from manytune.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "manytune"
+_MOST_ENCODERS = 64  # that are kept; each row may bring values of its own for the template's variables
 
 
 class Encoder:
@@ -85,13 +87,23 @@ class Encoder:
         if max_prompt is not None and max_prompt < 1:
             raise DataError(f"max_prompt must be at least 1, not {max_prompt}")
         self.tokenizer = tokenizer
+        self._template_kwargs = dict(chat_template_kwargs or {})
+        self._with_kwargs: dict[str, Encoder] = {}
+        self._settings: dict[str, Any] = {
+            "max_length": max_length,
+            "overflow": overflow,
+            "chat": chat,
+            "encoder_decoder": encoder_decoder,
+            "now": now,
+            "max_prompt": max_prompt,
+        }
         self.max_length = max_length
         self.max_prompt = max_prompt
         self.overflow = overflow
         self._limit = LengthLimit(max_length, overflow, self.sequences, self._cut)
         self.mode: Literal["chat", "plain"] = "chat" if has_chat_template and chat is not False else "plain"
-        self._bos = _leading_bos(tokenizer)
-        self._prompt_end = _trailing_eos(tokenizer) if encoder_decoder else ()
+        self._bos = leading_bos(tokenizer)
+        self._prompt_end = trailing_eos(tokenizer) if encoder_decoder else ()
         self._is_encoder_decoder = encoder_decoder
         self._completion_start = self._bos if encoder_decoder else ()
         eos = None if tokenizer.eos_token is None else str(tokenizer.eos_token)
@@ -99,7 +111,7 @@ class Encoder:
         if self.mode == "chat":
             self._chat = ChatTemplate(
                 tokenizer,
-                options=chat_template_kwargs or {},
+                options=self._template_kwargs,
                 now=now,
                 special_tokens=self.special_tokens(),
                 eos=eos,
@@ -121,6 +133,23 @@ class Encoder:
         self.uses_date = self._chat is not None and self._chat.uses_date
         self.end_id = self._tokenize(self.answers.end)[-1]
         self._text_end = self.end_id if eos is None else self._tokenize(eos)[-1]
+
+    def of(self, example: Example) -> Encoder:
+        """Return the encoder of an example's own values of the chat template's variables; itself without any.
+
+        Raises:
+            DataError: The chat template has no such variable, or there is no template.
+            TemplateError: With these values it can't be used for training.
+        """
+        wanted = self._template_kwargs | dict(example.template_kwargs)
+        if wanted == self._template_kwargs:
+            return self
+        key = json.dumps(wanted, sort_keys=True, default=str)
+        if key not in self._with_kwargs:
+            if len(self._with_kwargs) >= _MOST_ENCODERS:
+                self._with_kwargs.clear()
+            self._with_kwargs[key] = Encoder(self.tokenizer, chat_template_kwargs=wanted, **self._settings)
+        return self._with_kwargs[key]
 
     def encode(self, example: Example) -> Encoded:
         """Return the token ids of an example's completion and of what comes before it, none of which bears the loss.
@@ -185,7 +214,8 @@ class Encoder:
             TemplateError: The chat template refuses or changes it.
         """
         try:
-            turns = self._document(example, longest) if example.is_document else self._turns(example)
+            own = self.of(example)
+            turns = own._document(example, longest) if example.is_document else own._turns(example)
         except DataError as error:
             raise type(error)(str(error), where=example.where) from error
         if not all(turn.prompt for turn in turns):
@@ -252,7 +282,7 @@ class Encoder:
         Raises:
             TemplateError: The chat template refuses or changes the completion.
         """
-        return self._completion(example)[0]
+        return self.of(example)._completion(example)[0]
 
     def reference(self, example: Example) -> str:
         """Return the part of an example's completion that an answer is compared with, its tool calls included.
@@ -260,9 +290,10 @@ class Encoder:
         Raises:
             TemplateError: The chat template refuses or changes a completion that calls tools.
         """
+        own = self.of(example)
         if not example.tool_calls:
-            return self.answers.reference(example.completion)
-        return self.answers.read(self._completion_text(example)).content
+            return own.answers.reference(example.completion)
+        return own.answers.read(own._completion_text(example)).content
 
     @property
     def writes_tools(self) -> bool:
@@ -287,7 +318,7 @@ class Encoder:
 
     def _document(self, example: Example, longest: int | None) -> tuple[Turn, ...]:
         """The sequences of a document: its text between the tokens that begin and end a text."""
-        ids = _once_before(self._bos, self._tokenize(example.completion))[len(self._bos) :]
+        ids = once_before(self._bos, self._tokenize(example.completion))[len(self._bos) :]
         end = () if ids[-1:] == (self._text_end,) else (self._text_end,)
         return parts((*ids, *end), self._bos, longest or self.max_length)
 
@@ -303,7 +334,7 @@ class Encoder:
     def _completion(self, example: Example) -> tuple[tuple[int, ...], Spans]:
         """A completion's token ids with the end token, and the ranges of them that bear no loss."""
         if self._chat is None:
-            ids = _once_before(self._completion_start, self._tokenize(self._completion_text(example)))
+            ids = once_before(self._completion_start, self._tokenize(self._completion_text(example)))
             return (*ids, self.end_id), ()
         answer = self._answer(example)
         text = self._chat.body(example.segments, answer, example.tools) + self.answers.end
@@ -329,8 +360,9 @@ class Encoder:
 
     def _cut(self, example: Example, longest: int) -> Encoded | None:
         """An example's sequence with its prompt cut; None if no text of the user's is left."""
-        completion, given = self._completion(example)
-        prompt = self._shortened_prompt(example.segments, longest - len(completion), example.tools)
+        own = self.of(example)
+        completion, given = own._completion(example)
+        prompt = own._shortened_prompt(example.segments, longest - len(completion), example.tools)
         if not prompt:
             return None
         return Encoded(prompt, completion, example.source, example.row, example.group, given)
@@ -354,24 +386,9 @@ class Encoder:
         if self._chat is not None:
             return self._tokenize(self._chat.prompt(segments, tools))
         texts = [segment.text for segment in tools_as_text(segments, tools)]
-        ids = _once_before(self._bos, self._tokenize("\n\n".join(texts)))
+        ids = once_before(self._bos, self._tokenize("\n\n".join(texts)))
         return ids if self._prompt_end and ids[-1:] == self._prompt_end else ids + self._prompt_end
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         # verbose=False: the limit is checked here, and the tokenizer's warning would only repeat it.
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    bos = tokenizer.bos_token_id
-    return (bos,) if bos is not None and tokenizer(_PROBE)["input_ids"][:1] == [bos] else ()
-
-
-def _trailing_eos(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    eos = tokenizer.eos_token_id
-    return (eos,) if eos is not None and tokenizer(_PROBE)["input_ids"][-1:] == [eos] else ()
-
-
-def _once_before(start: tuple[int, ...], ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Ids with the token that begins a text, which the text may have itself."""
-    return ids if ids[: len(start)] == start else start + ids

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import NoReturn
 
 from manytune.data.records import Record, Rejected
+from manytune.data.strict_json import parse
 from manytune.data.text import not_utf8, read_utf8_bytes
 from manytune.errors import DataError
 
@@ -57,7 +57,7 @@ def _iso(value: object) -> str:
 
 def _array(data: bytes, source: str) -> list[object]:
     try:
-        values = _parse(data.decode("utf-8"))
+        values = parse(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(not_utf8(data[error.start]), where=f"{source}:{line}") from error
@@ -65,7 +65,7 @@ def _array(data: bytes, source: str) -> list[object]:
         raise DataError(
             f"the array isn't valid JSON: {error.msg}", where=f"{source}:{error.lineno}"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"the array can't be read: {error}", where=source) from error
     assert isinstance(values, list)  # it begins with "["
     return values
@@ -73,7 +73,7 @@ def _array(data: bytes, source: str) -> list[object]:
 
 def _line(line: bytes, source: str, number: int) -> Record | Rejected:
     try:
-        return _record(_parse(line.decode("utf-8")), source, number)
+        return _record(parse(line.decode("utf-8")), source, number)
     except UnicodeDecodeError as error:
         return Rejected(source, number, not_utf8(line[error.start]))
     except json.JSONDecodeError as error:
@@ -81,7 +81,7 @@ def _line(line: bytes, source: str, number: int) -> Record | Rejected:
         return Rejected(
             source, number, f"the line isn't valid JSON: {error.msg} at column {error.colno}{hint}"
         )
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Rejected(source, number, f"the line can't be read: {error}")
 
 
@@ -91,27 +91,3 @@ def _record(value: object, source: str, row: int) -> Record | Rejected:
         shown = found if len(found) <= 40 else f"{found[:39]}…"
         return Rejected(source, row, f"expected an object with the row's fields, found {shown}")
     return Record(value, source, row)
-
-
-def _parse(text: str) -> object:
-    """Parse strictly: what Python's parser lets pass but no tokenizer can use is an error."""
-    value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    if "\\ud" in text.lower():
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError("an escape such as \\ud83d is half a character") from error
-    return value
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} appears twice")
-    return fields
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} isn't JSON; write null or leave the field out")

@@ -12,6 +12,7 @@ from manytune.data.conversation.detect import detect, unknown_form
 from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
+from manytune.data.labelled import labelled_form
 from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, Strategy, check_options, mix
 from manytune.data.promptsource import load_promptsource
@@ -150,6 +151,14 @@ class DataRecipe(Section):
     """Jinja2 template of the completion, the part that bears the loss."""
     system: str | None = None
     """Jinja2 template of a system message."""
+    text: str | None = None
+    """For `task: classification`: Jinja2 template of the text, such as `"{{ title }}: {{ body }}"`. Goes with `label`,
+    instead of a template."""
+    text_pair: str | None = None
+    """Jinja2 template of a second text, such as a hypothesis next to a premise, for tokenizers that take two."""
+    label: str | None = None
+    """The field with the label. The classes are the training rows' labels, and splits by shares have an equal share of
+    each."""
     template: str | None = None
     """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
     none."""
@@ -184,6 +193,9 @@ class DataRecipe(Section):
     """What becomes of rows that can't be read or rendered, or that the chat template refuses: an error, or left out and
     counted."""
 
+    cache: bool = True
+    """Keep the token ids of a thousand rows or more for the next run (`manytune data cache`); changes no result."""
+
     @model_validator(mode="before")
     @classmethod
     def _shares_for_tasks(cls, content: object) -> object:
@@ -205,6 +217,9 @@ class DataRecipe(Section):
         if self.mixing is not None:
             raise ValueError("mixing goes with a list of tasks in train, each with a name and a file")
         _check_shares(self.validation, self.test)
+        if self.is_labelled:
+            self._check_labelled()
+            return self
         if self.described and self.format not in ("auto", "template"):
             raise ValueError(
                 f"format {self.format} says what a row is; leave out template, prompt and completion"
@@ -214,6 +229,11 @@ class DataRecipe(Section):
         if not self.is_conversational:
             self.prompt_template()
         return self
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the rows are a classifier's: a text and a label."""
+        return self.text is not None or self.label is not None or self.text_pair is not None
 
     @property
     def described(self) -> bool:
@@ -236,6 +256,8 @@ class DataRecipe(Section):
             DataError: The rows' columns don't say what their form is.
             TemplateError: The template can't be used.
         """
+        if self.is_labelled:
+            return labelled_form(self.text, self.label, self.text_pair, self.group_by)
         found: str | None = self.format
         if found == "auto" and not self.described and self.system is None:
             found = detect(records)
@@ -312,6 +334,11 @@ class DataRecipe(Section):
             now=self.encoding_options().now(),
         )
 
+    def deciding_ids(self) -> dict[str, Any]:
+        """What decides token ids next to the rows and the tokenizer, as JSON."""
+        keys = ("chat", "chat_template_kwargs", "date", "max_length", "overflow", "on_error")
+        return {key: getattr(self, key) for key in keys}
+
     def encoding_options(self, *, max_prompt: int | None = None) -> EncodingOptions:
         """What an adapter keeps of the encoding.
 
@@ -330,10 +357,19 @@ class DataRecipe(Section):
         weights = {task.name: task.weight for task in self.tasks if task.weight is not None}
         return {**dict(mixing), "weights": weights or None}
 
+    def _check_labelled(self) -> None:
+        taken = [key for key in _OF_A_TASK if key != "group_by" and getattr(self, key)]
+        taken += [] if self.format == "auto" else ["format"]
+        if taken:
+            raise ValueError(f"give either text and label, for a classifier, or {' and '.join(taken)}")
+        labelled_form(self.text, self.label, self.text_pair, self.group_by)
+
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:
             if getattr(self, key):
                 raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
+        if self.is_labelled:
+            raise ValueError("text and label are a classifier's, which has one task; give train as files")
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(

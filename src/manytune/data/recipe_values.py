@@ -55,13 +55,13 @@ def auto_or_bool(value: object) -> object:
 
 
 def json_values(value: object) -> object:
-    """Values of variables, as far as JSON can hold them."""
+    """Values by name, as far as JSON can hold them."""
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"expected a section of the template's variables; found {kind_of(value)}")
+        raise ValueError(f"expected a section of names and values; found {kind_of(value)}")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a chat template takes what JSON can hold: {error}") from error
+        raise ValueError(f"expected what JSON can hold: {error}") from error
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Mapping
 
 import jinja2
@@ -139,6 +140,11 @@ def field_as_text(purpose: str, name: str, values: Mapping[str, object]) -> str:
         raise TemplateError(
             f"{purpose} needs text in the field {name!r}, which is {kind_of(error.value)}"
         ) from error
+
+
+def field_reference(name: str) -> str:
+    """Return the template that is a field's value: `{{ name }}`, or by way of `fields` if that isn't an identifier."""
+    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ fields[{json.dumps(name)}] }}}}"
 
 
 def no_field(name: str, values: Mapping[str, object]) -> str:

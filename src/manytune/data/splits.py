@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,7 +19,12 @@ T = TypeVar("T")
 
 
 def split(
-    items: Sequence[T], fractions: Mapping[str, float], *, key: Callable[[T], str], seed: int
+    items: Sequence[T],
+    fractions: Mapping[str, float],
+    *,
+    key: Callable[[T], str],
+    seed: int,
+    stratum: Callable[[T], str] | None = None,
 ) -> dict[str, tuple[T, ...]]:
     """Divide items into splits so that items with equal keys stay together.
 
@@ -31,6 +37,8 @@ def split(
         fractions: The share of each split, by name; they add up to 1.
         key: The group of an item. `group_key` is the one for examples.
         seed: Another seed gives another division.
+        stratum: What each split is to have the same share of, such as an item's label; a group counts as the label of
+            whose items it has the largest part. None for a division without regard to it.
 
     Raises:
         DataError: The fractions aren't shares of a whole, or a split would be empty.
@@ -49,7 +57,8 @@ def split(
             f"too few groups: {len(sizes)} with {len(items)} rows for the splits {', '.join(fractions)}; "
             "a group is never divided"
         )
-    names = _assign(sizes, fractions, seed)
+    strata = {} if stratum is None else _strata(items, key, stratum)
+    names = _assign(sizes, fractions, seed, strata)
     parts = {name: tuple(item for item in items if names[key(item)] == name) for name in fractions}
     for name, part in parts.items():
         if not part:
@@ -130,9 +139,34 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         raise DataError(f"the splits' shares must add up to 1, not {total:g}; found {shares}")
 
 
-def _assign(sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
+def _strata(items: Sequence[T], key: Callable[[T], str], stratum: Callable[[T], str]) -> dict[str, str]:
+    """Return each group's stratum: that of whose items it has the largest part; of several the first by name."""
+    found: dict[str, Counter[str]] = {}
+    for item in items:
+        found.setdefault(key(item), Counter())[stratum(item)] += 1
+    whole = sum(found.values(), Counter())
+    return {
+        group: min(counts, key=lambda one: (-counts[one] / whole[one], one))
+        for group, counts in found.items()
+    }
+
+
+def _assign(
+    sizes: Mapping[str, int], fractions: Mapping[str, float], seed: int, strata: Mapping[str, str]
+) -> dict[str, str]:
     """Return each group's split."""
     order = sorted(sizes, key=lambda group: hashlib.blake2b(f"{seed} {group}".encode()).digest())
+    if strata:
+        # By how much of its stratum comes before a group: wherever this order is cut, the strata are cut alike.
+        whole: Counter[str] = Counter()
+        for group in order:
+            whole[strata[group]] += sizes[group]
+        before: Counter[str] = Counter()
+        places = {}
+        for group in order:
+            places[group] = (before[strata[group]] + sizes[group] / 2) / whole[strata[group]]
+            before[strata[group]] += sizes[group]
+        order.sort(key=places.__getitem__)
     total = sum(sizes.values())
     names: dict[str, str] = {}
     start, items, wanted = 0, 0, 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -53,6 +53,7 @@ class Example(Located):
         reasoning: What comes before the completion's text, for chat templates that take it.
         earlier: Places in `segments` of answers that bear the loss, too.
         references: Further answers that count as right when answers are scored.
+        template_kwargs: Values of the chat template's variables, in place of the base's or the recipe's.
     """
 
     segments: tuple[Segment, ...]
@@ -66,6 +67,7 @@ class Example(Located):
     reasoning: str | None = None
     earlier: tuple[int, ...] = ()
     references: tuple[str, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_document(self) -> bool:

@@ -38,8 +38,22 @@ def has_encoder(model: Any) -> bool:
 
 def start_id(model: Any) -> int | None:
     """The token that an encoder-decoder's answers begin with; None for other models."""
-    start: int | None = base_of(model).config.decoder_start_token_id if has_encoder(model) else None
-    return start
+    if not has_encoder(model):
+        return None
+    base = base_of(model)
+    configs = (getattr(base, "generation_config", None), base.config)
+    found = (getattr(config, "decoder_start_token_id", None) for config in configs)
+    return next((token for token in found if token is not None), None)
+
+
+def forced_ids(model: Any) -> tuple[int | None, int | None]:
+    """The tokens that an encoder-decoder's generation settings force first in an answer, and at its limit; or None."""
+    settings = getattr(base_of(model), "generation_config", None)
+    if settings is None or not has_encoder(model):
+        return None, None
+    last = settings.forced_eos_token_id
+    # Of several end tokens the first; transformers leaves the choice among them to the logits.
+    return settings.forced_bos_token_id, last[0] if isinstance(last, list) else last
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

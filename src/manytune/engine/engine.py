@@ -20,13 +20,11 @@ from transformers import PreTrainedModel
 from manytune.engine.base_model import end_token_ids
 from manytune.engine.counters import Counters
 from manytune.engine.detokenize import TextStream
-from manytune.engine.kv_cache import KVCache
-from manytune.engine.limits import RequestLimits
+from manytune.engine.forced_tokens import ForcedTokens
 from manytune.engine.masks import MaskThread
 from manytune.engine.options import EngineOptions
-from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
+from manytune.engine.parts import decoder_parts, encoder_decoder_parts
 from manytune.engine.request import Completion, Output, Request, SamplingParams
-from manytune.engine.runner import Runner
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.sampling import Sampler, sample_tokens
 from manytune.engine.scheduler import Scheduler
@@ -35,7 +33,6 @@ from manytune.engine.weights import WeightVersions, linear_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.slots import AdapterSlots
-from manytune.mixed.stacks import Snapshot, digest_of
 
 
 class Engine:
@@ -44,7 +41,8 @@ class Engine:
     The model isn't changed: between steps others can use it, as long as they don't change its weights.
 
     Args:
-        model: A causal language model. Adapters attached to its layers act on every request; none can be added then.
+        model: A causal language model or an encoder-decoder. Adapters attached to its layers act on every request; none
+            can be added then.
         tokenizer: Its tokenizer.
         options: Memory and batching; None for the defaults.
         end_ids: Tokens that end an answer in addition to those of the model and the tokenizer.
@@ -68,24 +66,20 @@ class Engine:
         model.eval()
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_token_ids(model, tokenizer)) | frozenset(end_ids)
-        self._limits = RequestLimits(
-            vocabulary=model.config.get_text_config().vocab_size,
-            positions=getattr(model.config.get_text_config(), "max_position_embeddings", None),
-            kv_budget_tokens=options.kv_budget_tokens,
-        )
-        self._cache = _cache_for(model, options)
         self._slots = AdapterSlots(model)
         layers = linear_layers(model, options.weights)
         self._versions = WeightVersions(model, layers)
-        self._runner = Runner(model, self._cache, self._slots, layers)
         self._scheduler = Scheduler(
             kv_budget_tokens=options.kv_budget_tokens,
             max_batch=options.max_batch,
             prefill_chunk=options.prefill_chunk,
             max_adapters=options.max_batch if options.max_adapters is None else options.max_adapters,
         )
+        build = encoder_decoder_parts if model.config.is_encoder_decoder else decoder_parts
+        parts = build(model, self._slots, layers, self._scheduler, options)
+        self._cache, self._runner, self._reading = parts.cache, parts.runner, parts.reading
+        self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
         self._masks = MaskThread()
-        self._prefixes = PrefixCache(options.prefix_cache_tokens)
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
@@ -146,19 +140,18 @@ class Engine:
         if request.id in self._requests:
             raise RequestError(f"there is a request {request.id!r} already; ids must differ.")
         adapter = None if request.adapter is None else self._slots.snapshot(request.adapter)
-        virtual_tokens = 0 if adapter is None else adapter.terms.virtual_tokens
-        max_tokens = self._limits.max_tokens(request, virtual_tokens=virtual_tokens)
         params = request.params
+        read = self._reading.input_of(request, adapter)
         silent_ids = self._end_ids | request.silent_ids
         text = TextStream(self._tokenizer, params.stop, end_ids=silent_ids, opening=request.opening)
         running = RunningRequest(
             request=request,
             adapter=adapter,
-            sampler=Sampler(params, request.prompt_ids),
+            sampler=Sampler(params, read.tokens),
             text=text if stream or params.stop else None,
             end_ids=self._stop_ids(params),
-            max_tokens=max_tokens,
-            prefix_keys=self._prefix_keys(request, adapter),
+            input=read,
+            forced=self._forced.masks(params.max_new_tokens, continues=params.ignore_eos),
             matcher=None if request.constraint is None else request.constraint.start(),
         )
         self._requests[request.id] = running
@@ -200,15 +193,16 @@ class Engine:
             self._requests[one.id].chunk(one.start, one.count, wants_logits=one.id in plan.ready)
             for one in plan.chunks
         ]
+        self._read += self._reading.encode([self._requests[name] for name in plan.encode])
         choosing = (*decoding, *ready)
-        masks = self._masks.begin([None if one.matcher is None else one.allowed for one in choosing])
+        masks = self._masks.begin([one.mask for one in choosing])
         logits, scored = self._runner.forward([running.next_token() for running in decoding], chunks)
         for name, rows in scored.items():
             self._requests[name].score(rows)
         self._steps += 1
-        self._read += sum(len(chunk.tokens) for chunk in chunks)
+        self._read += self._reading.read_tokens(sum(len(chunk.tokens) for chunk in chunks))
         for running in ready:
-            self._keep_prefix(running)
+            self._reading.start_decoding(running)
             self._cache.start_decoding(running.request.id)
         allowed = masks()
         stuck = [mask is not None and not mask.numpy().any() for mask in allowed]
@@ -273,17 +267,17 @@ class Engine:
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
             kv_tokens=sum(self._cache.length(name) for name in self._cache.order),
-            kv_budget_tokens=self._limits.kv_budget_tokens,
+            kv_budget_tokens=self._scheduler.kv_budget_tokens,
             adapters=len(self._slots.names),
             adapters_in_slots=self._slots.held,
-            prefix_tokens=self._prefixes.tokens,
+            prefix_tokens=self._reading.kept_tokens,
         )
 
     def check_integrity(self) -> None:
         """Assert that scheduler, caches and slots agree."""
         self._scheduler.check_integrity()
         self._cache.check_integrity()
-        self._prefixes.check_integrity()
+        self._reading.check_integrity()
         admitted = {name: running for name, running in self._requests.items() if running.is_admitted}
         assert set(self._cache.order) == set(admitted)
         assert len(self._requests) == self._scheduler.waiting + self._scheduler.running
@@ -302,38 +296,15 @@ class Engine:
     def _name(self, token: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token))
 
-    def _prefix_keys(self, request: Request, adapter: Snapshot | None) -> tuple[bytes, ...]:
-        if not self._prefixes.budget:
-            return ()
-        return block_keys(request.tenant, digest_of(adapter), request.prompt_ids)
-
     def _begin(self, running: RunningRequest) -> None:
         """Give an admitted request its row in the cache, with what is known of its prompt, and its adapter a slot."""
         request, adapter = running.request, running.adapter
         running.is_admitted = True
         if adapter is not None:
             self._slots.acquire(adapter)
-        self._cache.add(request.id, running.max_tokens)
-        # The last token is always read: its logits choose the first token of the answer. All are if they are scored.
-        is_scored = request.params.prompt_logprobs is not None
-        known_keys = () if is_scored else running.prefix_keys[: (len(request.prompt_ids) - 1) // BLOCK]
-        known = self._prefixes.find(known_keys)
-        if known is not None:
-            running.cached_tokens, values = known
-            self._cached += running.cached_tokens
-            self._cache.write(request.id, values)
-            skipped = running.embedded_tokens + running.cached_tokens
-            self._scheduler.skip(request.id, skipped, running.cached_tokens // BLOCK)
-        elif adapter is not None and adapter.terms.prefix is not None:
-            self._cache.write(request.id, adapter.terms.prefix)
-
-    def _keep_prefix(self, running: RunningRequest) -> None:
-        adapter, name = running.adapter, running.request.id
-        self._prefixes.store(
-            running.prefix_keys,
-            virtual_tokens=0 if adapter is None else adapter.terms.virtual_tokens,
-            read=lambda tokens: self._cache.read(name, tokens),
-        )
+        self._cache.add(request.id, running.input.max_tokens)
+        self._reading.begin(running)
+        self._cached += running.cached_tokens
 
     def _remove(self, running: RunningRequest) -> None:
         """Free all that a request holds."""
@@ -342,19 +313,6 @@ class Engine:
         self._scheduler.remove(name)
         if running.is_admitted:
             self._cache.remove(name)
+            self._reading.remove(name)
             if running.adapter is not None:
                 self._slots.release(running.adapter)
-
-
-def _cache_for(model: PreTrainedModel, options: EngineOptions) -> KVCache:
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    return KVCache(
-        layers=config.num_hidden_layers,
-        heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        budget=options.kv_budget_tokens,
-        max_rows=options.max_batch,
-        dtype=model.dtype,
-        device=model.device,
-    )

@@ -13,12 +13,13 @@ class EngineOptions:
 
     Attributes:
         kv_budget_tokens: Capacity of the KV cache: running requests times the largest number of tokens that one of them
-            may have.
+            may have. An encoder-decoder has one of this capacity for its answers, and one for what its encoder read.
         max_batch: Requests that may run at once.
         prefill_chunk: Largest number of prompt tokens that one step reads; larger chunks let answers begin sooner,
-            smaller ones delay the running answers less.
+            smaller ones delay the running answers less. An encoder's input is read whole even if it is longer.
         max_adapters: Different adapters that may run at once; None for as many as requests.
-        prefix_cache_tokens: Prompt tokens whose keys and values are kept for prompts with the same prefix; 0 for none.
+        prefix_cache_tokens: Prompt tokens whose keys and values are kept for prompts with the same prefix, or for equal
+            inputs of an encoder; 0 for none.
         weights: `"reordered"` keeps, on a CPU, a second copy of the linear layers' weights in the memory order that is
             multiplied fastest; `"int8"` and `"int4"` keep a rounded copy in fewer bits; `"plain"` keeps none.
     """

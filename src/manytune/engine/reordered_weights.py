@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from manytune.methods.tuners.quantized_layers import quantization_backend
 from manytune.mixed.layer_groups import LayerGroup, group_of, path_of, with_same_input
 from manytune.mixed.layers import Forward
+from manytune.own_dtype import runs_in_own_dtype
 
 # The number of rows that the order is optimised for; fewer and many more are fast as well.
 _ROWS = 32
@@ -34,14 +35,17 @@ def can_reorder(model: PreTrainedModel) -> bool:
 
 
 def reordered_layers(model: PreTrainedModel) -> Mapping[str, Forward]:
-    """Forwards that compute the same as the model's linear layers, by path; packed ones keep their own.
+    """Forwards that compute the same as the model's linear layers, by path.
+
+    Packed layers keep their own, and so do those that give float32 from weights in half precision.
 
     Args:
         model: One for which `can_reorder` is true. It isn't changed, and must not change while these are in use.
     """
     found: dict[LayerGroup, list[int]] = {}
     for path, module in model.named_modules():
-        if type(module) is nn.Linear and quantization_backend(module) is None:
+        is_usual = quantization_backend(module) is None and not runs_in_own_dtype(module)
+        if type(module) is nn.Linear and is_usual:
             group, block = group_of(path, module.in_features, module.out_features)
             found.setdefault(group, []).append(block)
     forwards: dict[str, Forward] = {}

@@ -26,7 +26,7 @@ class SamplingParams:
         top_p: Draw among the likeliest tokens that together have this probability.
         min_p: Draw among tokens whose probability is at least this share of the likeliest one's.
         repetition_penalty: Divide positive logits of tokens in the prompt or the answer by it, and multiply negative
-            ones (Keskar et al., arXiv 1909.05858).
+            ones (Keskar et al., arXiv 1909.05858). What an encoder has read doesn't count.
         presence_penalty: Take this off the logit of each token that occurs in the answer so far.
         frequency_penalty: Take this off the logit of a token for each time it occurs in the answer so far.
         stop: Strings that end the answer; they aren't part of it.
@@ -94,7 +94,7 @@ class Request:
 
     Attributes:
         id: A name that no other request in the engine has.
-        prompt_ids: The prompt's tokens.
+        prompt_ids: The prompt's tokens. An encoder-decoder's encoder reads them.
         params: How to generate.
         adapter: Name of the adapter to use; None for the plain base.
         tenant: Whom it belongs to. Tenants get equal shares of the engine, and never each other's cached prefixes.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +55,7 @@ class PromptChunk:
 
 
 @dataclass
-class _TokenRow:
+class TokenRow:
     """All tokens of a forward, one after the other.
 
     Attributes:
@@ -124,16 +125,7 @@ class Runner:
         )
         # One transfer for what every layer needs.
         index = torch.tensor([tokens.ids, tokens.rows, tokens.positions], device=self._device)  # (3, T)
-        step = AttentionStep(
-            self._cache,
-            rows=index[1],
-            positions=index[2],
-            decoding=len(decode),
-            longest=max(tokens.positions[: len(decode)], default=0) + 1,
-            chunks=tuple(tokens.chunks),
-            guarded=bool(owners.digests),
-        )
-        logits = self._logits(index, tokens, step, owners)[: len(tokens.keep)]
+        logits = self._logits(index, tokens, len(decode), owners)[: len(tokens.keep)]
         for one in decode:
             self._cache.extend(one.sequence, 1)
         for chunk, span in zip(chunks, tokens.chunks, strict=True):
@@ -141,8 +133,8 @@ class Runner:
         scored = {sequence: logits[rows] for sequence, rows in tokens.scored.items()}
         return (logits[tokens.next] if scored else logits), scored
 
-    def _token_row(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> _TokenRow:
-        row = _TokenRow(
+    def _token_row(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> TokenRow:
+        row = TokenRow(
             ids=[one.token for one in decode],
             rows=list(range(len(decode))),
             positions=[self._cache.length(one.sequence) for one in decode],
@@ -169,28 +161,51 @@ class Runner:
                 row.next.append(len(row.keep) - 1)
         return row
 
-    def _logits(self, index: Tensor, tokens: _TokenRow, step: AttentionStep, owners: Owners) -> Tensor:
+    def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
         """Logits of the tokens that the head reads."""
+        step = AttentionStep(
+            self._cache,
+            rows=index[1],
+            positions=index[2],
+            decoding=decoding,
+            longest=max(tokens.positions[:decoding], default=0) + 1,
+            chunks=tuple(tokens.chunks),
+            guarded=bool(owners.digests),
+        )
+        with self._running(attention.NAME, owners):
+            inputs: dict[str, Tensor] = {"input_ids": index[:1]}
+            if tokens.virtual:
+                embeddings = with_virtual_tokens(
+                    self._model.get_input_embeddings()(index[:1]), tokens.virtual
+                )
+                inputs = {"inputs_embeds": embeddings}
+            logits: Tensor = self._model(
+                **inputs,
+                position_ids=index[2:],
+                logits_to_keep=0 if owners.kept is None else torch.tensor(owners.kept, device=self._device),
+                use_cache=False,
+                manytune_step=step,
+            ).logits[0]
+        return logits
+
+    @contextmanager
+    def _running(self, attention_function: str, owners: Owners) -> Iterator[None]:
+        """Within this context the model's attention is the engine's, and its layers have the adapters' terms."""
         before = self._model.config._attn_implementation
-        self._model.set_attn_implementation(attention.NAME)
+        self._set_attention(attention_function)
         try:
             with self._layers.applied(self._slots.choose(owners)):
-                inputs: dict[str, Tensor] = {"input_ids": index[:1]}
-                if tokens.virtual:
-                    embeddings = self._model.get_input_embeddings()(index[:1])
-                    for first, values in tokens.virtual:
-                        embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
-                    inputs = {"inputs_embeds": embeddings}
-                logits: Tensor = self._model(
-                    **inputs,
-                    position_ids=index[2:],
-                    logits_to_keep=0
-                    if owners.kept is None
-                    else torch.tensor(owners.kept, device=self._device),
-                    use_cache=False,
-                    manytune_step=step,
-                ).logits[0]
+                yield
         finally:
-            self._model.set_attn_implementation(before)
+            self._set_attention(before)
             self._slots.end_forward()
-        return logits
+
+    def _set_attention(self, name: str) -> None:
+        self._model.set_attn_implementation(name)
+
+
+def with_virtual_tokens(embeddings: Tensor, virtual: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """Embeddings of a row's tokens, (1, T, hidden), with virtual ones in their places, from these indices on."""
+    for first, values in virtual:
+        embeddings[0, first : first + values.shape[0]] = values.to(embeddings.dtype)
+    return embeddings

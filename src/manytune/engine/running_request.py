@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from manytune.engine.constraint import Matcher
 from manytune.engine.detokenize import TextStream, decode
+from manytune.engine.masks import Mask
+from manytune.engine.model_input import ModelInput
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
 from manytune.engine.runner import NextToken, PromptChunk
 from manytune.engine.sampling import Sampler, token_logprobs
@@ -28,10 +30,10 @@ class RunningRequest:
         text: Detokenizes them; None if the text isn't needed before the end.
         end_ids: Tokens that end its answer.
         matcher: What its constraint allows next; None if it has none.
-        max_tokens: The largest number of tokens that it may have: virtual ones, prompt and answer.
-        prefix_keys: Keys of its prompt's blocks, if prefixes are cached.
+        input: What is read before the first of them is chosen.
+        forced: By place in the answer, the mask of a token that the model's generation settings force there.
         tokens: The tokens chosen so far, the end token included.
-        cached_tokens: Prompt tokens that were taken from the prefix cache.
+        cached_tokens: Prompt tokens that weren't read again: those of a cached prefix, or of an encoder's equal input.
         is_admitted: Whether it is in the batch, and no longer in the queue.
         prompt_logprobs: Those of the prompt's tokens so far; None if they aren't wanted, or were given out.
         has_failed: Whether any logits of its prompt are NaN or Inf.
@@ -42,8 +44,8 @@ class RunningRequest:
     sampler: Sampler
     text: TextStream | None
     end_ids: frozenset[int]
-    max_tokens: int
-    prefix_keys: tuple[bytes, ...]
+    input: ModelInput
+    forced: Mapping[int, Tensor] = field(default_factory=dict)
     matcher: Matcher | None = None
     tokens: list[int] = field(default_factory=list)
     cached_tokens: int = 0
@@ -57,36 +59,29 @@ class RunningRequest:
 
     # -- what is to be read
 
-    @property
-    def embeddings(self) -> Tensor | None:
-        """Virtual tokens to read before the prompt, (tokens, hidden), or None."""
-        return None if self.adapter is None else self.adapter.terms.embeddings
-
-    @property
-    def embedded_tokens(self) -> int:
-        """Number of virtual tokens to read before the prompt."""
-        return 0 if self.embeddings is None else self.embeddings.shape[0]
-
     def job(self) -> Job:
         """The request as the scheduler sees it."""
+        source = self.input.source
         return Job(
             self.request.id,
-            self.embedded_tokens + len(self.request.prompt_ids),
-            self.max_tokens,
+            self.input.embedded_tokens + len(self.input.tokens),
+            self.input.max_tokens,
             self.request.tenant,
             digest_of(self.adapter),
             self.request.priority,
             # What is scored has to be read, so there is nothing to wait for.
-            self.prefix_keys if self.prompt_logprobs is None else (),
+            self.input.prefix_keys if self.prompt_logprobs is None else (),
+            source_tokens=0 if source is None else source.length,
+            source_key=b"" if source is None else source.key,
         )
 
     def chunk(self, start: int, count: int, *, wants_logits: bool) -> PromptChunk:
         """A chunk of the virtual tokens and the prompt, divided into embeddings and token ids."""
-        embedded, end = self.embedded_tokens, start + count
+        embedded, end = self.input.embedded_tokens, start + count
         embeddings = None
-        if self.embeddings is not None and start < embedded:
-            embeddings = self.embeddings[start : min(end, embedded)]
-        tokens = self.request.prompt_ids[max(0, start - embedded) : max(0, end - embedded)]
+        if self.input.embeddings is not None and start < embedded:
+            embeddings = self.input.embeddings[start : min(end, embedded)]
+        tokens = self.input.tokens[max(0, start - embedded) : max(0, end - embedded)]
         is_scored = self.prompt_logprobs is not None
         return PromptChunk(self.request.id, tokens, self.adapter, embeddings, wants_logits, is_scored)
 
@@ -115,8 +110,16 @@ class RunningRequest:
         """Whether a token is chosen once the prompt has been read."""
         return self.request.params.max_new_tokens > 0
 
+    @property
+    def mask(self) -> Mask | None:
+        """Computes which tokens may be next; None if any may."""
+        return None if self.matcher is None and len(self.tokens) not in self.forced else self.allowed
+
     def allowed(self) -> Tensor:
-        """Which tokens its constraint allows next, (vocabulary,), bool."""
+        """Which tokens may be next, (vocabulary,), bool: a forced one, or what its constraint allows."""
+        forced = self.forced.get(len(self.tokens))
+        if forced is not None:
+            return forced
         assert self.matcher is not None
         mask = self.matcher.allowed()
         if self.matcher.may_end:
@@ -130,12 +133,16 @@ class RunningRequest:
 
     def add_token(self, token: int, logprobs: TokenLogprobs | None) -> Output:
         """Append a token to the answer, which may end with it."""
+        is_forced = len(self.tokens) in self.forced
         self.tokens.append(token)
         text, reason = "", self._reason_to_stop(token)
+        if is_forced and len(self.tokens) == self.request.params.max_new_tokens:
+            reason = "length"  # the model didn't end the answer itself
         if reason is None and self.text is not None:
             text, is_stopped = self.text.push(token)
             reason = "stop" if is_stopped else None
-        if reason is None and self.matcher is not None:
+        # A constraint may know nothing of what is forced before the answer.
+        if reason is None and self.matcher is not None and not (is_forced and not self._fits(token)):
             self.matcher.accept(token)
             reason = "stop" if self.matcher.must_end else None
         if reason is None and len(self.tokens) == self.request.params.max_new_tokens:
@@ -185,6 +192,9 @@ class RunningRequest:
         given, self.prompt_logprobs = self.prompt_logprobs, None
         prompt_logprobs = None if given is None else tuple(given)
         return Output(self.request.id, token, text, reason, logprobs, self.usage, prompt_logprobs)
+
+    def _fits(self, token: int) -> bool:
+        return self.matcher is not None and bool(self.matcher.allowed()[token])
 
     def _reason_to_stop(self, token: int) -> FinishReason | None:
         return "stop" if token in self.end_ids else None

@@ -7,6 +7,10 @@ each `AGING` steps of waiting; then one of the tenant that has had the fewest to
 adapter that has had the fewest; then the oldest. If it doesn't fit, no other request overtakes it, so no request
 starves. One exception: a request whose prompt shares a prefix with a prompt in prefill waits until it can take it from
 the cache.
+
+What an encoder reads of a request is read whole, and once for equal inputs, before the first of the decoder's tokens.
+It takes as many tokens of the step, and the oldest is read even if it is longer than a step. Its keys and values are in
+a cache of their own with the same budget.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ class Job:
         priority: Higher goes first.
         prefix_keys: Keys of the prompt's blocks, if their keys and values can be shared: equal keys mean equal prefixes
             up to the end of that block.
+        source_tokens: Tokens that an encoder reads first; 0 for none.
+        source_key: Equal keys mean equal tokens for the encoder, read with the same weights.
     """
 
     id: str
@@ -45,6 +51,13 @@ class Job:
     adapter: str | None = None
     priority: int = 0
     prefix_keys: tuple[bytes, ...] = ()
+    source_tokens: int = 0
+    source_key: bytes = b""
+
+    @property
+    def widest(self) -> int:
+        """Tokens in the longer of its rows: both caches have the same budget."""
+        return max(self.max_tokens, self.source_tokens)
 
 
 @dataclass(frozen=True)
@@ -64,11 +77,13 @@ class Plan:
         decode: Ids of the requests that decode.
         chunks: Prompt chunks to read, in the order of admission.
         ready: Ids of the requests whose prompts end in this step.
+        encode: Ids of the requests whose encoder inputs are read first.
     """
 
     decode: tuple[str, ...]
     chunks: tuple[ScheduledChunk, ...]
     ready: tuple[str, ...]
+    encode: tuple[str, ...] = ()
 
 
 @dataclass
@@ -83,13 +98,15 @@ class _Running:
     job: Job
     read: int = 0
     shared_blocks: int = 0  # blocks of its prompt that came from the prefix cache
+    is_encoded: bool = False  # whether nothing is left for an encoder to read
 
 
 class Scheduler:
     """The waiting and the running requests.
 
     Args:
-        kv_budget_tokens: Capacity of the KV cache in tokens: rows times the width of the widest.
+        kv_budget_tokens: Capacity of the KV cache in tokens: rows times the width of the widest. That of the encoder
+            inputs has as much.
         max_batch: Requests that may run at once.
         prefill_chunk: Largest number of prompt tokens that one step reads.
         max_adapters: Different adapters that may run at once.
@@ -123,7 +140,7 @@ class Scheduler:
 
     def fits(self, job: Job) -> bool:
         """Whether a request could run if it were the only one."""
-        return row_width(job.max_tokens) <= self.kv_budget_tokens
+        return row_width(job.widest) <= self.kv_budget_tokens
 
     # -- changes
 
@@ -150,7 +167,7 @@ class Scheduler:
     def admit(self) -> list[str]:
         """Move requests from the queue to the batch, as many as fit; returns their ids."""
         admitted = []
-        lengths = [running.job.max_tokens for running in self._running.values()]
+        lengths = [running.job.widest for running in self._running.values()]
         adapters = {running.job.adapter for running in self._running.values()} - {None}
         claimed: dict[str, int] = {}  # tokens that those just admitted will have, so that tenants take turns
         while len(self._running) < self.max_batch:
@@ -159,14 +176,14 @@ class Scheduler:
                 break
             job = min(candidates, key=lambda waiting: self._turn(waiting, claimed)).job
             needed = adapters | ({job.adapter} - {None})
-            width = row_width(max([*lengths, job.max_tokens]))
+            width = row_width(max([*lengths, job.widest]))
             if (len(lengths) + 1) * width > self.kv_budget_tokens or len(needed) > self.max_adapters:
                 break
             del self._waiting[job.id]
             self._running[job.id] = _Running(job)
-            lengths.append(job.max_tokens)
+            lengths.append(job.widest)
             adapters = needed
-            claimed[job.tenant] = claimed.get(job.tenant, 0) + job.max_tokens
+            claimed[job.tenant] = claimed.get(job.tenant, 0) + job.max_tokens + job.source_tokens
             admitted.append(job.id)
         return admitted
 
@@ -182,17 +199,32 @@ class Scheduler:
         assert running.read == 0 and 0 <= tokens < running.job.prompt_tokens
         running.read, running.shared_blocks = tokens, blocks
 
+    def skip_source(self, request_id: str) -> None:
+        """Note that an encoder has read the input of a request that was just admitted."""
+        self._running[request_id].is_encoded = True
+
     def plan(self) -> Plan:
         """The next step. Mutates: the tokens of its chunks count as read."""
         self._steps += 1
-        decode, chunks, ready = [], [], []
+        decode, chunks, ready, encode = [], [], [], []
         left = self.prefill_chunk
+        encoded: set[bytes] = set()
         for name, running in self._running.items():
             unread = running.job.prompt_tokens - running.read
             if not unread:
                 decode.append(name)
                 self._charge(running.job, 1)
                 continue
+            job = running.job
+            if job.source_tokens and not running.is_encoded:
+                if job.source_key not in encoded:
+                    if job.source_tokens > left < self.prefill_chunk:
+                        continue  # it can't be divided, and waits until it is the first
+                    encoded.add(job.source_key)
+                    self._charge(job, job.source_tokens)
+                    left = max(left - job.source_tokens, 1)  # what it is read for begins at once
+                encode.append(name)
+                running.is_encoded = True
             count = min(unread, left)
             if not count:
                 continue
@@ -202,14 +234,14 @@ class Scheduler:
             self._charge(running.job, count)
             if count == unread:
                 ready.append(name)
-        return Plan(tuple(decode), tuple(chunks), tuple(ready))
+        return Plan(tuple(decode), tuple(chunks), tuple(ready), tuple(encode))
 
     def check_integrity(self) -> None:
         """Assert that the bookkeeping is consistent and within its limits."""
         assert not self._waiting.keys() & self._running.keys()
         running = self._running.values()
         assert len(running) <= self.max_batch
-        widest = max((row_width(one.job.max_tokens) for one in running), default=0)
+        widest = max((row_width(one.job.widest) for one in running), default=0)
         assert len(running) * widest <= self.kv_budget_tokens
         assert len({one.job.adapter for one in running} - {None}) <= self.max_adapters
         assert all(0 <= one.read <= one.job.prompt_tokens for one in running)

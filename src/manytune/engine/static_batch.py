@@ -19,6 +19,7 @@ from manytune.engine.base_model import (
     device_of,
     end_token_ids,
     evaluation_mode,
+    forced_ids,
     has_encoder,
     start_id,
 )
@@ -60,8 +61,8 @@ def generate_batch(
 
     Prompts are left padded to the longest of their batch; a prefix that several of them share is computed once. The
     most likely token is taken at each step whatever the model's `generation_config` says: its sampling settings and
-    penalties don't apply, its end tokens do. The model is in evaluation mode meanwhile; its mode and its
-    `generation_config` are restored afterwards.
+    penalties don't apply, its end tokens and forced tokens do. The model is in evaluation mode meanwhile; its mode and
+    its `generation_config` are restored afterwards.
 
     Args:
         model: A transformers causal language model or encoder-decoder, plain or with adapters.
@@ -87,6 +88,7 @@ def generate_batch(
     lengths = [len(prompt) for prompt in prompts]
     check_lengths(model, lengths, new_tokens=max_new_tokens)
     stop_ids = end_token_ids(model, tokenizer) | set(end_ids)
+    first, last = forced_ids(model)
     config = GenerationConfig(
         do_sample=False,
         num_beams=beams,
@@ -95,6 +97,8 @@ def generate_batch(
         eos_token_id=sorted(stop_ids) or None,
         pad_token_id=_pad_id(tokenizer, stop_ids),
         decoder_start_token_id=start_id(model),
+        forced_bos_token_id=first,
+        forced_eos_token_id=last,
     )
     answers: list[Generation | None] = [None] * len(prompts)
     done = 0
@@ -102,7 +106,9 @@ def generate_batch(
         for rows in longest_first(lengths, batch_size):
             generated = _new_tokens(model, [prompts[row] for row in rows], config)
             for row, tokens in zip(rows, generated, strict=True):
-                answers[row] = _generation(tokens, stop_ids, tokenizer)
+                answers[row] = _generation(
+                    tokens, stop_ids, tokenizer, forced_at=None if last is None else max_new_tokens - 1
+                )
             done += len(rows)
             if progress is not None:
                 progress(done, len(prompts))
@@ -132,12 +138,16 @@ def _new_tokens(model: Any, prompts: Sequence[Sequence[int]], config: Generation
     return new_tokens
 
 
-def _generation(tokens: list[int], stop_ids: frozenset[int], tokenizer: Any) -> Generation:
-    """Cut a generated row at its first end token."""
+def _generation(
+    tokens: list[int], stop_ids: frozenset[int], tokenizer: Any, *, forced_at: int | None
+) -> Generation:
+    """Cut a generated row at its first end token; one that is forced at the limit doesn't say that the answer ended."""
     end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
     kept = tuple(tokens if end is None else tokens[:end])
     return Generation(
-        token_ids=kept, text=decode(tokenizer, kept, ()), finished="length" if end is None else "stop"
+        token_ids=kept,
+        text=decode(tokenizer, kept, ()),
+        finished="length" if end in (None, forced_at) else "stop",
     )
 
 

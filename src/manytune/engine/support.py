@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
+from manytune.engine.encoder_decoder.structure import encoder_decoder_obstacle
 from manytune.packing import packing_obstacle
 
 _UNEVEN = ("num_kv_shared_layers", "global_head_dim", "per_layer_config")
@@ -17,6 +18,8 @@ def unsupported_reason(model: nn.Module) -> str | None:
     """Why the engine can't run a model, as a clause such as "it has an encoder"; None if it can."""
     if not isinstance(model, PreTrainedModel):
         return f"{type(model).__name__} isn't a transformers model"
+    if model.config.is_encoder_decoder:
+        return encoder_decoder_obstacle(model)
     obstacle = packing_obstacle(model, inputs=("position_ids", "inputs_embeds", "logits_to_keep"))
     if obstacle is not None:
         return obstacle

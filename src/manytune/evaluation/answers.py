@@ -5,7 +5,9 @@ Generation comes in as a callable, so this package knows no engine and no model.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -13,6 +15,7 @@ from typing import Literal, Protocol
 from manytune.data.answer_format import BARE, AnswerFormat
 from manytune.data.encode import Encoder
 from manytune.data.encoded import Encoded
+from manytune.data.label_encoder import LabelEncoder
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer, Item
@@ -96,7 +99,8 @@ def by_prompt(examples: Sequence[Example]) -> list[list[Example]]:
         raise DataError("there are no examples to evaluate on")
     found: dict[object, list[Example]] = {}
     for place, example in enumerate(examples):
-        asked = (example.segments, json.dumps(example.tools), example.task)
+        how = json.dumps([example.tools, dict(example.template_kwargs)], default=str)
+        asked = (example.segments, how, example.task)
         found.setdefault(place if example.is_document else asked, []).append(example)
     return list(found.values())
 
@@ -117,6 +121,33 @@ def items_from(asked: Sequence[Sequence[Example]]) -> tuple[Item, ...]:
             )
     return tuple(
         _item(rows, [one.completion for row in rows for one in _right_answers(row)]) for rows in asked
+    )
+
+
+def labelled_questions(examples: Sequence[Example], encoder: LabelEncoder) -> tuple[Question, ...]:
+    """A question of every row of a classifier: its text is asked, its label is right.
+
+    Rows with the same text are a group, since a classifier answers them alike.
+
+    Raises:
+        DataError: There are no examples, one has a label that isn't the classifier's, or one is too long.
+    """
+    if not examples:
+        raise DataError("there are no examples to evaluate on")
+    texts = ["\n\n".join(segment.text for segment in example.segments) for example in examples]
+    repeated = {text for text, count in Counter(texts).items() if count > 1}
+    return tuple(
+        Question(
+            Item(
+                prompt=text,
+                references=(example.completion,),
+                source=example.source,
+                row=example.row,
+                group=example.group or (_text_group(text) if text in repeated else None),
+            ),
+            (encoder.encode(example)[0],),
+        )
+        for text, example in zip(texts, examples, strict=True)
     )
 
 
@@ -172,10 +203,14 @@ def chosen(labels: Sequence[str]) -> tuple[Answer, ...]:
     return tuple(Answer(label, tokens=1, finished="stop") for label in labels)
 
 
+def _text_group(text: str) -> str:
+    return f"text {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
 def _question(rows: Sequence[Example], encoder: Encoder) -> Question:
     right = [one for row in rows for one in _right_answers(row)]
     item = _item(rows, [encoder.reference(one) for one in right])
-    return Question(item, tuple(encoder.encode(one) for one in right), encoder.answers)
+    return Question(item, tuple(encoder.encode(one) for one in right), encoder.of(rows[0]).answers)
 
 
 def _item(rows: Sequence[Example], references: Sequence[str]) -> Item:

@@ -58,9 +58,9 @@ def is_loop(text: str) -> bool:
     return False
 
 
-def degenerate_note(result: RunResult) -> str:
+def degenerate_note(evaluation: Evaluation, result: RunResult) -> str:
     """That a system degenerates, in a few words for a verdict; empty if it doesn't."""
-    found = degenerate(result.answers)
+    found = _degenerate(evaluation, result)
     if found.share < NOTABLE:
         return ""
     return f"{found.loops + found.empty:,} of {result.name}'s {found.asked:,} answers are loops or empty"
@@ -70,7 +70,7 @@ def degenerate_sentences(evaluation: Evaluation) -> list[str]:
     """The systems of which many answers are no answers, a sentence each, the baseline's with what follows from it."""
     sentences = []
     for place, result in enumerate(evaluation.results):
-        found = degenerate(result.answers)
+        found = _degenerate(evaluation, result)
         if found.share < NOTABLE:
             continue
         kinds = [
@@ -86,3 +86,9 @@ def degenerate_sentences(evaluation: Evaluation) -> list[str]:
             sentence += " A gain over such answers doesn't yet make a good fine-tune."
         sentences.append(sentence)
     return sentences
+
+
+def _degenerate(evaluation: Evaluation, result: RunResult) -> Degenerate:
+    """Of a system's answers; running text is read, and isn't answered."""
+    answered = zip(evaluation.items, result.answers, strict=True)
+    return degenerate([answer for item, answer in answered if item.prompt])

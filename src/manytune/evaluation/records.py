@@ -44,6 +44,7 @@ class RunRecord:
         method: `"base"`, or the name of the method that was trained.
         question: A hash of everything that was asked; a record answers this and nothing else.
         answers: One a test item.
+        constrained: The same with answers held to a schema; empty if that wasn't asked for.
         probes: Answers to each probe's items, by the probe's name.
         seed: The training seed; `None` for the base.
         learning_rate: The peak learning rate; `None` for the base.
@@ -64,6 +65,7 @@ class RunRecord:
     question: str
     answers: tuple[Answer, ...]
     probes: Mapping[str, tuple[Answer, ...]]
+    constrained: tuple[Answer, ...] = ()
     seed: int | None = None
     learning_rate: float | None = None
     steps: int | None = None

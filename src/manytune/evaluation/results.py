@@ -72,6 +72,7 @@ class Answer:
         nll: Negative log likelihood of the item's references under the system, summed over their tokens, in
             nats; `None` if it wasn't measured.
         nll_tokens: How many tokens that sum runs over.
+        confidence: The probability that a classifier gives its answer, which is a label; `None` for generated text.
         score: What whoever made the answer scored it, from 0 to 1; `None` if it came without.
     """
 
@@ -82,6 +83,7 @@ class Answer:
     finished: Literal["stop", "length"]
     nll: float | None = None
     nll_tokens: int = 0
+    confidence: float | None = None
     score: float | None = None
 
 
@@ -200,13 +202,24 @@ class LossPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ScorePoint:
+    """A score on validation prompts at an optimizer step."""
+
+    __pydantic_config__ = _STRICT
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Curves:
-    """How the loss went down."""
+    """How the loss went down, and the scores on validation prompts by metric, if they were measured."""
 
     __pydantic_config__ = _STRICT
 
     training: tuple[LossPoint, ...] = ()
     validation: tuple[LossPoint, ...] = ()
+    scores: Mapping[str, tuple[ScorePoint, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

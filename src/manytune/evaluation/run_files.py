@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manytune.evaluation.results import Cost, Curves, LossPoint
+from manytune.evaluation.results import Cost, Curves, LossPoint, ScorePoint
 from manytune.store.run_directory import RunDirectory
 from manytune.store.run_log import StepReport, ValidationReport
 
@@ -36,11 +36,15 @@ def read_cost(run: Path | None, adapter: Path) -> Cost:
 
 
 def read_curves(run: Path) -> Curves:
-    """The losses in a run's log; empty without one."""
+    """The losses and validation scores in a run's log; empty without one."""
     reports = RunDirectory(run).reports()
+    validations = [one for one in reports if isinstance(one, ValidationReport)]
+    names = dict.fromkeys(name for one in validations for name in one.scores)
     return Curves(
         tuple(LossPoint(one.step, one.loss) for one in reports if isinstance(one, StepReport)),
-        tuple(
-            LossPoint(one.step, one.validation_loss) for one in reports if isinstance(one, ValidationReport)
-        ),
+        tuple(LossPoint(one.step, one.validation_loss) for one in validations),
+        {
+            name: tuple(ScorePoint(one.step, one.scores[name]) for one in validations if name in one.scores)
+            for name in names
+        },
     )

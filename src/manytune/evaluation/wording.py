@@ -113,7 +113,7 @@ def claim(found: Comparison) -> str:
 
 def verdict_of(evaluation: Evaluation, found: Comparison) -> str:
     """The claim, and which of the two systems degenerates, so that a gain over answers that are none isn't missed."""
-    notes = [degenerate_note(evaluation.result(name)) for name in (found.system, found.baseline)]
+    notes = [degenerate_note(evaluation, evaluation.result(name)) for name in (found.system, found.baseline)]
     told = "; ".join(filter(None, notes))
     return f"{claim(found)}, but {told}" if told else claim(found)
 
@@ -153,7 +153,7 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     found = [evaluation.comparison(result.name, metric.name) for result in evaluation.results[1:]]
     if len(found) <= _MOST_ALONE:
         return [Finding(one.verdict, verdict_of(evaluation, one), evidence(evaluation, one)) for one in found]
-    before, note = score(baseline.score(metric.name).value, metric), degenerate_note(baseline)
+    before, note = score(baseline.score(metric.name).value, metric), degenerate_note(evaluation, baseline)
     together = []
     for verdict, words in _TOGETHER.items():
         alike = [one for one in found if one.verdict == verdict]
@@ -208,7 +208,10 @@ def share_text(found: GainShare) -> str:
 
 
 def share_sentence(evaluation: Evaluation) -> str | None:
-    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed."""
+    """How much of the reference's gain the best of the other systems has; `None` if shares weren't computed.
+
+    Others that the reference's method trained, such as itself held to a schema, are passed over if there are more.
+    """
     known = [found for found in evaluation.shares if found.metric == evaluation.primary]
     others = [found for found in known if found.system != found.reference]
     if not others:
@@ -220,7 +223,9 @@ def share_sentence(evaluation: Evaluation) -> str | None:
             f"{reference} is not shown to be better than {evaluation.results[0].name} by {label}, so there is no gain "
             "to compare with."
         )
-    best = max(others, key=lambda found: found.share or 0.0)
+    same = evaluation.result(reference).method
+    of_another = [found for found in others if evaluation.result(found.system).method != same]
+    best = max(of_another or others, key=lambda found: found.share or 0.0)
     trained = evaluation.result(best.system).cost
     spent = share(trained.trainable_params, trained.total_params)
     with_parameters = f" with {spent} of the parameters" if spent else ""
@@ -228,9 +233,10 @@ def share_sentence(evaluation: Evaluation) -> str | None:
 
 
 def prompting_sentence(evaluation: Evaluation) -> str | None:
-    """Whether training was better than examples in the prompt, and what those cost; `None` if none was asked so.
+    """Whether training was better than prompting, and what the prompt costs; `None` if only the base was asked.
 
-    The trained system with the best score is compared with the prompt with the best score, both by the test rows.
+    Prompting is examples in the prompt, or answers held to a schema. The trained system with the best score is compared
+    with the prompt with the best score, both by the test rows.
     """
     metric, base = METRICS[evaluation.primary], evaluation.results[0]
     sign = 1 if metric.higher_is_better else -1
@@ -256,14 +262,15 @@ def prompting_sentence(evaluation: Evaluation) -> str | None:
             reads += f", and its first token comes after {waits[prompt.name]} instead of {waits[base.name]}"
         reads += "."
     if not trained:
-        return f"Of the prompts with examples {prompt.name} has the best {metric.label}.{reads}"
+        return f"Of what isn't trained, {prompt.name} has the best {metric.label}.{reads}"
     system = best(trained)
     try:
         found = evaluation.comparison(system.name, metric.name, prompt.name)
     except KeyError:
         return None
     return (
-        f"Compared with examples in the prompt, {claim(found)}: {signed(found.difference, metric)} {metric.label} "
+        f"Compared with the best of what isn't trained, {claim(found)}: "
+        f"{signed(found.difference, metric)} {metric.label} "
         f"({_tested(found)}).{reads}"
     )
 

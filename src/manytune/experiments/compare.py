@@ -19,8 +19,9 @@ from manytune.evaluation.equivalence import Margin
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
-from manytune.evaluation.results import Answer, Cost, Evaluation
+from manytune.evaluation.results import Answer, Cost, Curves, Evaluation
 from manytune.experiments.budget import beyond, budget_of
+from manytune.experiments.classifying import MAJORITY, baseline_facts
 from manytune.experiments.inference_costs import inference_costs
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
@@ -102,6 +103,8 @@ def _answering(
 ) -> tuple[InferenceCost, ...]:
     """What answering costs the base, the base with examples in its prompt, and every system of one adapter."""
     experiment = workspace.experiment
+    if workspace.labels is not None:
+        return ()  # a classifier generates nothing
     asked = {BASE: [question.prompt_ids for question in workspace.questions if not question.is_document]}
     if not asked[BASE]:
         return ()
@@ -139,8 +142,10 @@ def score(
     experiment = workspace.experiment
     compare_recipe = experiment.compare
     read = mean(len(question.prompt_ids) for question in workspace.questions)
-    baseline = System(BASE, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
-    systems = [
+    labels = workspace.labels
+    called = BASE if labels is None else MAJORITY
+    baseline = System(called, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
+    free = [
         baseline,
         *(
             _prompted(found[0])
@@ -148,6 +153,11 @@ def score(
             else _system(name, found, notes.get(name, {}), read)
             for name, found in records.items()
         ),
+    ]
+    systems = [
+        one
+        for system, found in zip(free, ([base], *records.values()), strict=True)
+        for one in (system, *([_constrained(system, found)] if compare_recipe.constrained else []))
     ]
     evaluation = evaluate(
         [question.item for question in workspace.questions],
@@ -162,7 +172,14 @@ def score(
             "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",
             "Data": describe_sources(_sources(workspace)),
             "Rows": f"{workspace.data.train_rows:,} to train on, {workspace.data.validation_rows:,} to validate on",
-            "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, {workspace.encoder.mode} prompts",
+            **(
+                baseline_facts(labels)
+                if labels is not None
+                else {
+                    "Answers": f"greedy, at most {compare_recipe.max_new_tokens} tokens, "
+                    f"{workspace.encoder.mode} prompts"
+                }
+            ),
             "Training seeds": ", ".join(map(str, compare_recipe.seeds)),
             "Release": f"manytune {__version__}, {_packages()}",
             "Machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {workspace.base.model.device.type}",
@@ -274,6 +291,19 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str], r
         },
         other_seeds=tuple(record.answers for record in records[1:]),
         seeds=tuple(record.seed for record in records if record.seed is not None),
+    )
+
+
+def _constrained(system: System, records: Sequence[RunRecord]) -> System:
+    """The same system with its answers held to the schema."""
+    answers, *other_seeds = (record.constrained for record in records)
+    return dataclasses.replace(
+        system,
+        name=f"{system.name}, constrained",
+        answers=answers,
+        other_seeds=tuple(other_seeds),
+        curves=Curves(),
+        provenance={**system.provenance, "Answers": "held to the schema"},
     )
 
 

@@ -21,6 +21,7 @@ _NOT_IN_COMMON = {
     "epochs",
     "device",
     "tensorboard",
+    "report_to",
     "checkpoint_every",
 }
 

@@ -78,8 +78,8 @@ def few_shot_questions(
         chosen = ranking(example)[:shots]
         if choose == "similar":
             chosen = chosen[::-1]
-        row = _with_examples(example, chosen)
-        while chosen and room is not None and len(encoder.prompt_ids(row.segments, row.tools)) > room:
+        row, own = _with_examples(example, chosen), encoder.of(example)
+        while chosen and room is not None and len(own.prompt_ids(row.segments, row.tools)) > room:
             chosen = chosen[1:] if choose == "similar" else chosen[:-1]
             row = _with_examples(example, chosen)
             shortened.add((example.segments, example.task))

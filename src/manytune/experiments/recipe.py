@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -18,9 +18,10 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from manytune.data.nearest import did_you_mean
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
-from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.metrics import CLASS_METRICS, METRICS
 from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
+from manytune.experiments.validation_scores import check_scores
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
 
@@ -157,6 +158,10 @@ class CompareRecipe(Section):
     inference_cost: bool = True
     """Measure what answering costs with the engine: tokens per second, time to the first token, and memory of the base,
     and of each adapter merged, unmerged, and mixed with the others."""
+    json_schema: str | None = None
+    """A file with a JSON schema; also score the share of answers that are valid by it."""
+    constrained: bool = False
+    """Ask every system a second time, with its answers held to `json_schema`; results call it `LoRA, constrained`."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Ask only this many test prompts, the first ones; null for all."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -177,6 +182,16 @@ class CompareRecipe(Section):
                     f"expected metrics among {', '.join(METRICS)}; found {name!r}{did_you_mean(name, METRICS)}"
                 )
         return names
+
+    @model_validator(mode="after")
+    def _schema_where_it_is_needed(self) -> Self:
+        for needs, needed in (
+            ("constrained", self.constrained),
+            ("the metric json_schema", "json_schema" in self.metrics),
+        ):
+            if needed and self.json_schema is None:
+                raise ValueError(f"{needs} needs a schema: give its file as compare.json_schema")
+        return self
 
     @field_validator("systems")
     @classmethod
@@ -274,7 +289,15 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    if recipe.adapter is not None:
+        raise RecipeError(
+            f"{where}: adapter: a comparison trains every system from new weights; only manytune train starts from an "
+            "adapter. Leave it out."
+        )
+    check_scores(recipe)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
+    if recipe.task == "classification":
+        experiment = _of_classifiers(experiment, where)
     tasks = recipe.data.tasks
     if not any(rows.test is not None for rows in tasks or (recipe.data,)):
         raise RecipeError(
@@ -301,6 +324,24 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
                 "tasks, or leave it out"
             )
     return experiment
+
+
+def _of_classifiers(experiment: Experiment, where: str) -> Experiment:
+    """The experiment with classifiers' metrics, unless the recipe names some.
+
+    Raises:
+        RecipeError: It asks for what is about generated text.
+    """
+    compare, forgetting = experiment.compare, experiment.forgetting
+    about_text = [name for name, system in (compare.systems or {}).items() if system.shots or system.rehearse]
+    if about_text or forgetting.probes or forgetting.rehearsal:
+        found = f"compare.systems.{about_text[0]}" if about_text else "forgetting"
+        raise RecipeError(
+            f"{where}: {found}: shots, rehearsal and probes are for models that generate; leave them out with task: "
+            "classification"
+        )
+    metrics = compare.metrics if "metrics" in compare.model_fields_set else CLASS_METRICS
+    return replace(experiment, compare=compare.model_copy(update={"metrics": metrics}))
 
 
 def _explain(problem: Any) -> str:

@@ -20,6 +20,7 @@ from manytune.atomic import atomic_write
 from manytune.errors import DivergedError, RunError
 from manytune.evaluation.results import Cost, Curves
 from manytune.evaluation.run_files import read_cost, read_curves
+from manytune.experiments.validation_scores import validation_scores
 from manytune.store.base import Base
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report
@@ -130,7 +131,7 @@ class Trial:
 
     @property
     def validation_loss(self) -> float:
-        """The last validation loss; of several runs, the mean."""
+        """The validation loss of the step that is kept; of several runs, the mean."""
         losses = [scores.validation_loss for scores in self.scores() if scores.validation_loss is not None]
         return sum(losses) / len(losses)
 
@@ -203,7 +204,14 @@ def train(
         if not finished or (dropped and adapters):
             forget_peak_memory()
             resume = begun and not finished
-            run(recipe, resume=resume, overwrite=finished, base=base, report=report)
+            run(
+                recipe,
+                resume=resume,
+                overwrite=finished,
+                base=base,
+                report=report,
+                scorer=validation_scores,
+            )
 
 
 def drop_adapters(trial: Trial) -> None:

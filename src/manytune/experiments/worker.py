@@ -17,10 +17,11 @@ from typing import Any
 
 from manytune.atomic import atomic_write
 from manytune.errors import LockedError, ManytuneError
+from manytune.experiments.opening import open_workspace
 from manytune.experiments.recipe import experiment_from
 from manytune.experiments.reporter import StageLines
 from manytune.experiments.trials import Phase, Purpose, Trial
-from manytune.experiments.workspace import Workspace, open_workspace
+from manytune.experiments.workspace import Workspace
 from manytune.store.locking import held
 from manytune.training.recipe import recipe_from
 

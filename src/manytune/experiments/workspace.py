@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
+from manytune.data.labelled import Labels
 from manytune.data.row_limit import limited
-from manytune.errors import DataError, DivergedError
-from manytune.evaluation.answers import Question, questions_from
+from manytune.engine.constraint import Constraint
+from manytune.errors import DivergedError, RecipeError
+from manytune.evaluation.answers import Question
 from manytune.evaluation.metrics import Metric, metrics_named
+from manytune.evaluation.metrics.structured import SchemaValid, schema_metric, with_schema
 from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
-from manytune.experiments.conditions import date_of, keep_conditions
+from manytune.experiments.classifying import (
+    ask_classifier,
+    majority_answers,
+)
+from manytune.experiments.constrained import schema_constraint
 from manytune.experiments.few_shot import FewShot
 from manytune.experiments.probes import (
     LoadedProbe,
-    load_probes,
     probes_digest,
     questions_digest,
-    write_rehearsal,
 )
 from manytune.experiments.prompted import questions_of, questions_that_fit
 from manytune.experiments.recipe import BASE, Experiment
@@ -43,8 +47,6 @@ from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
 from manytune.store.base import Base
 from manytune.store.resident import read_resident
-from manytune.training.inputs import read_inputs
-from manytune.training.loop.arguments import check_device
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.training_plan import count_steps
 
@@ -54,8 +56,9 @@ class _Replies:
     """What a system answered."""
 
     answers: tuple[Answer, ...]
-    probes: Mapping[str, tuple[Answer, ...]]
-    validation: tuple[GroupLoss, ...]
+    constrained: tuple[Answer, ...] = ()
+    probes: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)
+    validation: tuple[GroupLoss, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Workspace:
         probes: What else is asked.
         ranks: Whether records keep what a rank sweep needs: validation losses by group, and spectra.
         reporter: Where progress goes.
+        labels: A classifier's classes; None for models that generate.
     """
 
     experiment: Experiment
@@ -81,6 +85,7 @@ class Workspace:
     probes: tuple[LoadedProbe, ...]
     ranks: bool
     reporter: Reporter
+    labels: Labels | None = None
 
     @property
     def variants(self) -> Variants:
@@ -90,13 +95,27 @@ class Workspace:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The scores, the deciding one first."""
-        return metrics_named(self.experiment.compare.metrics)
+        return with_schema(metrics_named(self.experiment.compare.metrics), self._schema)
+
+    @cached_property
+    def _schema(self) -> SchemaValid | None:
+        """What answers are to be valid by."""
+        file = self.experiment.compare.json_schema
+        return None if file is None else schema_metric(Path(file))
+
+    @cached_property
+    def _constraint(self) -> Constraint | None:
+        """What holds answers to the schema, if they are also asked for so."""
+        wanted = self._schema if self.experiment.compare.constrained else None
+        return None if wanted is None else schema_constraint(wanted, self.base, self.encoder, self.questions)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole budget, if it is counted in steps."""
         settings = self.experiment.recipe.training
-        rows = TrainingRows(train=self.data.train, mixture=self.data.mixture, pad_id=0)
+        rows = TrainingRows(
+            train=self.data.train, mixture=self.data.mixture, pad_id=0, by_length=self.labels is not None
+        )
         return count_steps(self.base.model, settings, rows)
 
     def steps_with(self, rows: int | None) -> int:
@@ -203,6 +222,7 @@ class Workspace:
             method=recipe.method.name,
             question=self._digest,
             answers=replies.answers,
+            constrained=replies.constrained,
             probes=replies.probes,
             seed=recipe.training.seed,
             learning_rate=recipe.training.learning_rate,
@@ -226,20 +246,27 @@ class Workspace:
         """Ask the untouched base everything, or read what it answered."""
         found = self.record(BASE)
         if found is None:
-            self.reporter.line("asking the untouched base")
-            replies = self._ask({None: None})
+            replies = self._ask_untouched()
             found = RunRecord(
                 name=BASE,
                 system=BASE,
                 method=BASE,
                 question=self._digest,
                 answers=replies.answers,
+                constrained=replies.constrained,
                 probes=replies.probes,
                 validation=replies.validation,
                 cost=Cost(total_params=self.base.model.num_parameters()),
             )
             write_record(found, self.record_path(BASE))
         return found
+
+    def _ask_untouched(self) -> _Replies:
+        """The base's answers; for classifiers those of their baseline, since it has no head."""
+        if self.labels is not None:
+            return _Replies(majority_answers(self.questions, self.labels), {}, ())
+        self.reporter.line("asking the untouched base")
+        return self._ask({None: None})
 
     def ask_prompted(self, name: str) -> RunRecord | None:
         """Ask the untouched base the test questions with examples before each, or read what it answered.
@@ -250,8 +277,15 @@ class Workspace:
 
         Raises:
             DataError: There are fewer training prompts than examples are asked for.
+            RecipeError: A classifier was to be asked so.
         """
         system, seed = self.experiment.prompted()[name], self.experiment.compare.seeds[0]
+        if self.labels is not None:
+            if self.experiment.must_prompt:
+                raise RecipeError(
+                    f"compare.systems names {name}, and a classifier takes no examples in a prompt. Leave it out."
+                )
+            return None
         documents = any(question.is_document for question in self.questions)
         few = self.few_shot(name) if self.experiment.must_prompt else None
         if few is None and not documents:
@@ -266,13 +300,14 @@ class Workspace:
         self.reporter.line(f"asking the untouched base with {system.shots} examples in the prompt ({name})")
         activations = self.experiment.recipe.training.activations
         with attached(self.base, None, activations=activations) as model:
-            answers = self._ask_test(model, questions)
+            replies = self._ask_test(model, questions)
         found = RunRecord(
             name=name,
             system=name,
             method=BASE,
             question=digest,
-            answers=answers,
+            answers=replies.answers,
+            constrained=replies.constrained,
             probes={},
             cost=Cost(
                 total_params=self.base.model.num_parameters(),
@@ -299,29 +334,32 @@ class Workspace:
     def _ask(self, adapters: Mapping[str | None, Path | None]) -> _Replies:
         """Ask each adapter the questions of its task; the one for everything also gets the probes."""
         answers: dict[int, Answer] = {}
+        constrained: dict[int, Answer] = {}
         for task, adapter in adapters.items():
             places = [place for place, question in enumerate(self.questions) if is_of_task(question, task)]
             activations = self.experiment.recipe.training.activations
             with attached(self.base, adapter, activations=activations) as model:
                 given = self._ask_test(model, [self.questions[place] for place in places])
-                answers |= dict(zip(places, given, strict=True))
+                answers |= dict(zip(places, given.answers, strict=True))
+                constrained |= dict(zip(places, given.constrained, strict=False))
                 if task is None:
                     probes = {probe.name: self.ask_probe(model, probe) for probe in self.probes}
                     layout = self.experiment.recipe.training.batching
                     losses = group_losses(model, self.data.validation, layout) if self.ranks else ()
-                    return _Replies(given, probes, losses)
-        return _Replies(tuple(answers[place] for place in range(len(self.questions))), {}, ())
+                    return replace(given, probes=probes, validation=losses)
+        return _Replies(_in_order(answers), _in_order(constrained))
 
-    def _ask_test(self, model: Any, questions: Sequence[Question]) -> tuple[Answer, ...]:
+    def _ask_test(self, model: Any, questions: Sequence[Question]) -> _Replies:
+        """Ask questions, and ask them again if answers are wanted that are held to a schema."""
         compare = self.experiment.compare
-        return ask_model(
-            model,
-            self.base.tokenizer,
-            questions,
-            self._decoding(compare.max_new_tokens),
-            likelihoods="perplexity" in compare.metrics,
-            notice=self.reporter.answering,
-        )
+        if self.labels is not None:
+            size, told = compare.batch_size, self.reporter.answering
+            return _Replies(ask_classifier(model, questions, self.labels, batch_size=size, notice=told))
+        decoding = self._decoding(compare.max_new_tokens)
+        measured, notice = "perplexity" in compare.metrics, self.reporter.answering
+        ask = partial(ask_model, model, self.base.tokenizer, questions, likelihoods=measured, notice=notice)
+        answers, constraint = ask(decoding), self._constraint
+        return _Replies(answers, () if constraint is None else ask(replace(decoding, constraint=constraint)))
 
     def ask_probe(self, model: Any, probe: LoadedProbe) -> tuple[Answer, ...]:
         """A model's answers to one probe."""
@@ -349,37 +387,13 @@ class Workspace:
 
     def _digest_of(self, questions: Sequence[Question]) -> str:
         compare, forgetting = self.experiment.compare, self.experiment.forgetting
-        how = [compare.max_new_tokens, forgetting.max_new_tokens, "perplexity" in compare.metrics]
+        longest = (compare.max_new_tokens, forgetting.max_new_tokens)
+        how: list[object] = [*longest, "perplexity" in compare.metrics]
+        if self._schema is not None and compare.constrained:
+            how.append(self._schema.schema)
         parts = [probes_digest(self.probes), json.dumps(how), questions_digest(questions)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = False) -> Workspace:
-    """Load the base, read the rows and the probes, and see that an earlier start is continued as it began.
-
-    Args:
-        experiment: The experiment.
-        reporter: Where progress goes.
-        ranks: Whether records keep what a rank sweep needs.
-
-    Raises:
-        RunError: The directory holds something else, or the data, the base or the training's settings changed since
-            the experiment began.
-        DataError: A row or a file can't be used.
-        StoreError: The base can't be loaded.
-    """
-    recipe = experiment.recipe
-    check_device(recipe.training)
-    inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
-    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
-    splits, base, data = inputs.splits, inputs.base, inputs.data
-    if not data.validation:
-        raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
-    workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter)
-    probes = load_probes(experiment.forgetting, base, workspace.encoder)
-    questions = questions_from(splits.test, workspace.encoder)[: experiment.compare.limit]
-    keep_conditions(experiment, base, data)
-    rehearsing = any(system.rehearse is not None for system in experiment.systems().values())
-    if rehearsing and experiment.forgetting.rehearsal is None:
-        write_rehearsal(workspace.variants.rehearsal_file)
-    return dataclasses.replace(workspace, probes=probes, questions=questions)
+def _in_order(answers: Mapping[int, Answer]) -> tuple[Answer, ...]:
+    return tuple(answers[place] for place in sorted(answers))

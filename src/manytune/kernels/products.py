@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune.kernels.build import prepare_kernels
 from manytune.kernels.opaque import opaque
-from manytune.layer_forwards import replaced_forwards
+from manytune.layer_forwards import own_forwards, replaced_forwards
 from manytune.own_dtype import plain_in_own_dtype
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -44,6 +44,22 @@ def fast_products(model: nn.Module) -> Iterator[None]:
         if fast is not None and "forward" not in module.__dict__:
             forwards[module] = MethodType(fast, module)
     with replaced_forwards(forwards):
+        yield
+
+
+@contextmanager
+def usual_products(model: nn.Module) -> Iterator[None]:
+    """Leave `fast_products` for the length of a block inside it.
+
+    Mutates: the model's linear layers, until the block ends.
+    """
+    fast = [
+        module
+        for module in model.modules()
+        if (form := _fast_form(type(module))) is not None
+        and getattr(module.__dict__.get("forward"), "__func__", None) is form
+    ]
+    with own_forwards(fast):
         yield
 
 

@@ -279,8 +279,17 @@ class PromptLearningConfig(PeftConfig):
 
 
 def as_name_set(names: str | Iterable[str] | None) -> str | set[str] | None:
-    """A pattern stays a string; a list of module names becomes a set."""
-    return names if names is None or isinstance(names, str) else set(names)
+    """A pattern stays a string; a list of module names becomes a set.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if names is None or isinstance(names, str):
+        return names
+    try:
+        return set(names)
+    except TypeError:
+        raise ConfigError(f"Expected a list of module names, or a pattern; found {names!r:.100}.") from None
 
 
 def _plain(value: Any) -> Any:

@@ -317,4 +317,4 @@ class IA3Model(SummedTuner):
         return matches(path, config.feedforward_modules or set())
 
 
-register(Method("ia3", PeftType.IA3, IA3Config, IA3Model, in_peft=True, learning_rate=1e-2))
+register(Method("ia3", PeftType.IA3, IA3Config, IA3Model, in_peft=True, learning_rate=1e-2, decays=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from manytune.errors import ConfigError
 from manytune.methods import load_methods
 from manytune.methods.config import PeftConfig, register_config
 from manytune.methods.tuners.base import Tuner
+from manytune.methods.tuners.factor_pairs import FactorPair
 from manytune.methods.tuners.terms import Adapter, Terms, TermsError
 
 
@@ -31,6 +32,9 @@ class Method:
             ("LoRA Without Regret", 2025).
         on_packed: Whether it can train on a base whose weights are packed into fewer bits.
         rank: The option that is its rank, if the scale of its update doesn't change with it; None for no rank.
+        pairs: Finds its pairs of factors in a model, for optimizers that treat the two differently; None for a method
+            that has none.
+        decays: Whether its parameters do nothing at zero, so that weight decay may pull them there.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Method:
     learning_rate: float = 1e-3
     rank: str | None = None
     on_packed: bool = True
+    pairs: Callable[[nn.Module], Iterable[FactorPair]] | None = None
+    decays: bool = True
 
 
 _METHODS: dict[str, Method] = {}
@@ -85,6 +91,11 @@ def method_of(config: PeftConfig) -> Method:
         f"Unknown method: peft_type={config.peft_type!r}. Known: {names}. A method of your own is known once its file "
         "was imported and has called register()."
     )
+
+
+def factor_pairs(model: nn.Module) -> tuple[FactorPair, ...]:
+    """The pairs of factors that train in a model, whatever method they belong to."""
+    return tuple(pair for method in methods().values() if method.pairs for pair in method.pairs(model))
 
 
 def terms_of(adapter: Adapter, model: nn.Module) -> Terms:

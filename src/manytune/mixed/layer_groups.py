@@ -1,6 +1,7 @@
 """Groups of like layers: a model's blocks repeat, so adapters keep the weights of like layers in one tensor.
 
-Some groups usually read the same tensor, such as queries, keys and values, so that one product can serve them.
+Some groups usually read the same tensor, such as queries, keys and values, so that one product can serve them. In
+cross-attention keys and values read the encoder's states, and queries the decoder's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ _SAME_INPUT = (
     ("q", "k", "v"),
     ("wi_0", "wi_1"),
 )
+_IN_CROSS_ATTENTION = (("k_proj", "v_proj"), ("k", "v"))
+
+#: Last names of the modules that are cross-attention, in T5's relatives and in BART's.
+CROSS_ATTENTION = ("EncDecAttention", "encoder_attn")
 
 
 @dataclass(frozen=True, order=True)
@@ -54,6 +59,7 @@ def with_same_input(groups: Sequence[LayerGroup]) -> list[tuple[LayerGroup, ...]
     families: dict[tuple[str, int, tuple[str, ...]], list[LayerGroup]] = {}
     for group in groups:
         parent, _, name = group.path.rpartition(".")
-        family = next((names for names in _SAME_INPUT if name in names), (name,))
+        known = _IN_CROSS_ATTENTION if parent.rpartition(".")[2] in CROSS_ATTENTION else _SAME_INPUT
+        family = next((names for names in known if name in names), (name,))
         families.setdefault((parent, group.inputs, family), []).append(group)
     return [tuple(family) for family in families.values()]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
 from manytune.methods.registry import terms_of
+from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.targets import adapter_layers
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.stacks import AdapterStacks, Snapshot, dtype_for, snapshot_of
@@ -27,6 +28,7 @@ class AdapterSlots(AdapterStacks):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model.device)
         self._model: nn.Module = model
+        self._has_encoder = bool(model.config.is_encoder_decoder)
         self._dtype = dtype_for(model.dtype)
         self._names: dict[str, Snapshot] = {}
         self._carrying = next((path for path, _ in adapter_layers(model)), None)
@@ -49,6 +51,8 @@ class AdapterSlots(AdapterStacks):
                 "which act on every request. unload() them first, and make a new Engine."
             )
         terms = terms_of(adapter, self._model) if terms is None else terms
+        if self._has_encoder:
+            check_positions(terms)
         self._names[name] = snapshot_of(adapter.digest, terms, self._dtype)
 
     def unregister(self, name: str) -> None:

@@ -24,6 +24,7 @@ from manytune.store.cache import AdapterCache
 from manytune.store.labels import NAME
 from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
+from manytune.store.servability import is_for_classes
 from manytune.store.store import AdapterStore, StoreEntry
 from manytune.store.verification import Verification, verify_adapter
 
@@ -53,6 +54,11 @@ class Model:
     def manifest(self) -> Manifest | None:
         """The adapter's manifest; None for the base."""
         return None if self.adapter is None else self.adapter.manifest
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it answers texts with labels."""
+        return self.adapter is not None and is_for_classes(self.adapter.config)
 
     @property
     def virtual_tokens(self) -> int:
@@ -101,15 +107,26 @@ class AdapterRegistry:
 
     # -- for requests
 
-    def acquire(self, name: str) -> Model:
+    def acquire(self, name: str, *, classifies: bool = False) -> Model:
         """The model of a name; an adapter stays in memory until `release`.
 
+        Args:
+            name: The name.
+            classifies: Whether it is to answer with labels, rather than with text or embeddings.
+
         Raises:
-            HttpError: 404 if there is none.
+            HttpError: 404 if there is none, 400 if it is of the other kind.
             StoreError: It is damaged, or there is no memory for it now.
             BaseMismatchError: It was trained on another base.
             ConfigError: It can't run in a mixed batch.
         """
+        model = self._acquire(name)
+        if model.is_classifier != classifies:
+            self.release(model)
+            raise _of_the_other_kind(model)
+        return model
+
+    def _acquire(self, name: str) -> Model:
         if name == self.base_name:
             return Model(name)
         digest = self.resolve(name)
@@ -197,7 +214,7 @@ class AdapterRegistry:
 
     def load(self, name: str) -> ResidentAdapter:
         """Load an adapter into memory; see `acquire`."""
-        model = self.acquire(name)
+        model = self._acquire(name)
         self.release(model)
         assert model.adapter is not None
         return model.adapter
@@ -303,3 +320,15 @@ class AdapterRegistry:
                 f"{self.store.directory(digest)}: the adapter can't be read ({type(error).__name__}: "
                 f"{str(error)[:200]}). Add it again from its source."
             ) from error
+
+
+def _of_the_other_kind(model: Model) -> HttpError:
+    if model.is_classifier:
+        message = f"{model.name} is a classifier, which answers texts with labels; send them to /v1/classify."
+    elif model.adapter is None:
+        message = (
+            f"{model.name} is the base, which has no head for labels; name an adapter that is a classifier."
+        )
+    else:
+        message = f"{model.name} is no classifier: it was trained for text or embeddings, and has no labels."
+    return HttpError(400, message, code="unsupported_model", param="model")

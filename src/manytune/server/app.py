@@ -26,13 +26,14 @@ from manytune.server.auth import Keys
 from manytune.server.body_errors import invalid_body
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.routes import adapters as adapter_routes
-from manytune.server.routes import chat, compare, completions, embeddings, health, models
+from manytune.server.routes import chat, classify, compare, completions, embeddings, health, models
 from manytune.server.service import Service
 from manytune.server.settings import Settings
 from manytune.server.watcher import Watcher
@@ -73,7 +74,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (health, models, chat, completions, compare, embeddings, adapter_routes):
+    for module in (health, models, chat, completions, compare, embeddings, classify, adapter_routes):
         app.include_router(module.router)
     _add_pages(app)
     _add_error_handlers(app)
@@ -103,7 +104,9 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(loop, adapters.cache),
         vocabulary=base.model.config.get_text_config().vocab_size,
-        positions=base.positions,
+        positions=base.answer_positions,
+        has_encoder=base.is_encoder_decoder,
+        labelling=Labelling(base, max_chars=settings.max_prompt_chars),
     )
 
 

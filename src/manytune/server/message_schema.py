@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from manytune.data.conversation.conversation import Message as ReadMessage
 from manytune.data.conversation.conversation import ToolCall
+from manytune.data.strict_json import parse
 from manytune.server.body import Body, Refused, invalid, is_deep
 from manytune.server.body_errors import EXPECTED, alternatives, described
 from manytune.server.field_types import LIST, STRING, Items, string_or_list
@@ -54,8 +54,8 @@ class CalledFunction(Body):
     @classmethod
     def _is_object(cls, text: str) -> str:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = parse(text)
+        except ValueError:
             value = None
         if not isinstance(value, dict) or is_deep(value):
             raise PydanticCustomError(EXPECTED, "a string that is a JSON object", {"found": described(text)})
@@ -112,17 +112,13 @@ class Message(Body):
         """What it says."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
-    def read(self, name: str | None = None) -> ReadMessage:
-        """The message as training has it.
-
-        Args:
-            name: The function whose answer it is.
-        """
+    def read(self) -> ReadMessage:
+        """The message as training has it."""
         return ReadMessage(
             "system" if self.role == "developer" else self.role,
             self.text,
             self.reasoning_content,
-            name=self.name or name,
+            name=self.name,
             tool_calls=tuple(
                 ToolCall(call.function.name, call.function.arguments, call.id) for call in self.tool_calls
             ),
@@ -131,19 +127,19 @@ class Message(Body):
 
 
 def read_messages(messages: Sequence[Message]) -> list[ReadMessage]:
-    """A conversation as training has it; a tool's answer gets the name of the function, which its call has.
+    """A conversation as training has it.
 
     Raises:
         HttpError: A tool answers a call that isn't there.
     """
-    called: dict[str, str] = {}
+    called: set[str] = set()
     found = []
     for place, message in enumerate(messages):
-        called |= {call.id: call.function.name for call in message.tool_calls}
+        called |= {call.id for call in message.tool_calls}
         if message.tool_call_id is not None and message.tool_call_id not in called:
             raise invalid(
                 f"messages.{place}: no message before it has a call with the id {message.tool_call_id[:60]!r}.",
                 "messages",
             )
-        found.append(message.read(called.get(message.tool_call_id or "")))
+        found.append(message.read())
     return found

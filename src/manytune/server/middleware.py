@@ -7,6 +7,7 @@ default.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -25,7 +26,8 @@ from manytune.server.metrics import Metrics
 PUBLIC_PATHS = frozenset({"/", "/operator", "/healthz", "/readyz"})
 #: Paths for every key.
 KEY_PATHS = re.compile(
-    r"/v1/(chat/completions|completions|compare|embeddings|models|models/[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100})?)"
+    r"/v1/(chat/completions|completions|compare|embeddings|classify|models"
+    r"|models/[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100})?)"
     r"|/openapi\.json"
 )
 #: Admin paths that are public on a server without keys, which can be reached from its own machine only.
@@ -33,6 +35,8 @@ LOCAL_PATHS = frozenset({"/metrics"})
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BODY_SECONDS = 30.0
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F]"
+_HALF = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
 _log = logging.getLogger("manytune.server.requests")
 
 
@@ -130,9 +134,30 @@ class RequestMiddleware:
                     if len(body) > self._max_body_bytes:
                         raise too_large
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        break
         except TimeoutError:
             raise HttpError(408, "the body took too long to arrive.", code="body_too_slow") from None
+        if _has_half_a_character(body):
+            raise HttpError(
+                400,
+                "an escape such as \\ud83d in the body is half a character, which no tokenizer can read; send the "
+                "whole character.",
+                code="invalid_value",
+            )
+        return bytes(body)
+
+
+def _has_half_a_character(body: bytes | bytearray) -> bool:
+    """Whether JSON has a surrogate without its other half; what isn't JSON is for others to refuse."""
+    if not _HALF.search(body):
+        return False
+    try:  # it may be a backslash, itself escaped, before what looks like one
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

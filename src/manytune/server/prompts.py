@@ -84,13 +84,18 @@ class Prompts:
     def __init__(self, base: Base, *, max_chars: int) -> None:
         self._tokenizer = copy.deepcopy(base.tokenizer)
         self._is_encoder = base.is_encoder
+        self._is_encoder_decoder = base.is_encoder_decoder
         self._positions = base.positions
         self._max_chars = max_chars
         self._lock = threading.Lock()
         self._encoders: dict[str, _KnownEncoder] = {}
         self._special = special_tokens(self._tokenizer)
         if not base.is_encoder:
-            self._plain = Encoder(self._tokenizer, max_length=None, chat=False)
+            self._plain = Encoder(
+                self._tokenizer, max_length=None, chat=False, encoder_decoder=base.is_encoder_decoder
+            )
+            # What an encoder-decoder's answers begin with, as BART's do.
+            self._bare = replace(BARE, opening=self._plain.answers.opening)
             silent = end_token_ids(base.model, self._tokenizer) | frozenset(self.end_ids)
             self._tokens = TokenBytes(self._tokenizer, silent)
             self._ends = silent
@@ -137,6 +142,14 @@ class Prompts:
         """
         self._check_length(_texts(segments, options.tools))
         self._check_generates()
+        if options.continues and self._is_encoder_decoder:
+            raise HttpError(
+                400,
+                "the base of this server is an encoder-decoder: all messages go to its encoder, so an answer can't "
+                "begin among them. Leave continue_final_message out.",
+                code="unsupported_parameter",
+                param="continue_final_message",
+            )
         with self._lock:
             encoder, written = self._encoder(manifest, options)
             answers = encoder.answers
@@ -149,14 +162,15 @@ class Prompts:
             return prompt if encoder.end_id in self._ends else replace(prompt, end_id=encoder.end_id)
 
     def text(self, text: str | Sequence[int], options: PromptOptions) -> Prompt:
-        """The prompt of text without a template, after a BOS token if the tokenizer adds one; or tokens as they are."""
+        """The prompt of text without a template, with the tokens that the tokenizer adds; or tokens as they are."""
         if not isinstance(text, str):
+            self._check_generates()
             with self._lock:
-                return self._prompt(tuple(text), BARE, None, options)
+                return self._prompt(tuple(text), self._bare, None, options)
         self._check_length([text])
         self._check_generates()
         with self._lock:
-            return self._prompt(self._plain.prompt_ids([Segment("user", text)]), BARE, None, options)
+            return self._prompt(self._plain.prompt_ids([Segment("user", text)]), self._bare, None, options)
 
     def passage(self, text: str) -> tuple[int, ...]:
         """The tokens of a text to embed, with the special tokens that the tokenizer adds."""
@@ -217,7 +231,9 @@ class Prompts:
             if len(self._encoders) >= _MOST_ENCODERS:
                 self._encoders.clear()
             try:
-                self._encoders[key] = _KnownEncoder(options.encoder(self._tokenizer, chat=chat))
+                self._encoders[key] = _KnownEncoder(
+                    options.encoder(self._tokenizer, chat=chat, encoder_decoder=self._is_encoder_decoder)
+                )
             except TemplateError:
                 raise
             except DataError as error:

@@ -13,6 +13,7 @@ from manytune.server.body import Body, Refused, invalid
 from manytune.server.field_types import Items, Prompts, Stops, at_most
 
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_MOST_TEXTS = 2048
 
 
 class StreamOptions(Body):
@@ -176,7 +177,38 @@ class EmbeddingRequest(Body):
 
     def texts(self) -> list[str | list[int]]:
         """One or more texts, each text or token ids."""
-        return _one_or_more(self.input, "input", max_texts=2048)
+        return _one_or_more(self.input, "input", max_texts=_MOST_TEXTS)
+
+
+class ClassifyRequest(Body):
+    """`POST /v1/classify`."""
+
+    model: str
+    input: str | list[str] = Field(description="One text or more.")
+    text_pair: str | list[str] | None = Field(
+        None, description="The second text of each, for a classifier of pairs such as premise and hypothesis."
+    )
+    user: str | None = Field(None, max_length=200, description="Written to the log.")
+
+    def texts(self) -> list[tuple[str, ...]]:
+        """One text or two for each row."""
+        firsts = _texts(self.input, "input")
+        if self.text_pair is None:
+            return [(text,) for text in firsts]
+        seconds = _texts(self.text_pair, "text_pair")
+        if len(seconds) != len(firsts):
+            message = (
+                f"text_pair: expected {len(firsts):,} texts, one for each of input; found {len(seconds):,}."
+            )
+            raise invalid(message, "text_pair")
+        return list(zip(firsts, seconds, strict=True))
+
+
+def _texts(given: str | list[str], name: str) -> list[str]:
+    found = [given] if isinstance(given, str) else given
+    if not 1 <= len(found) <= _MOST_TEXTS:
+        raise invalid(f"{name}: expected 1 to {_MOST_TEXTS:,} texts, found {len(found):,}.", name)
+    return found
 
 
 def _one_or_more(

@@ -19,6 +19,7 @@ from manytune.server.auth import Principal
 from manytune.server.formats import PartialAnswer
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
 from manytune.server.prompts import Prompt, Prompts
@@ -62,7 +63,10 @@ class Service:
         grammars: Compiles what answers must look like.
         metrics: Counts and times.
         vocabulary: Number of tokens that the base knows.
-        positions: Length of the longest sequence that the base takes; None for no limit.
+        positions: Length of the longest sequence that the base takes; None for no limit. Of an encoder-decoder, of the
+            longest answer.
+        has_encoder: Whether prompts go to an encoder, so that they take no positions of an answer.
+        labelling: Runs classifiers; it is used in the engine's thread.
     """
 
     settings: Settings
@@ -73,6 +77,8 @@ class Service:
     metrics: Metrics
     vocabulary: int
     positions: int | None
+    labelling: Labelling
+    has_encoder: bool = False
 
 
 class Answers:
@@ -153,6 +159,14 @@ class Answers:
         if prompt.end_id is not None and not params.ignore_eos:
             ends = (*params.stop_token_ids, prompt.end_id)
             params = dataclasses.replace(params, stop_token_ids=ends)
+        if service.has_encoder and params.prompt_logprobs is not None:
+            raise HttpError(
+                400,
+                "echo with logprobs: the base of this server is an encoder-decoder, which gives no log probabilities "
+                "of its prompt.",
+                code="unsupported_parameter",
+                param="echo",
+            )
         _check_tokens(prompt.tokens, params, service.vocabulary)
         request = Request(
             uuid.uuid4().hex,
@@ -241,7 +255,7 @@ def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt
     """The token limit of an answer: the requested one, or else what the model has positions for."""
     limit, positions = service.settings.max_answer_tokens, service.positions
     name, requested = body.token_limit
-    taken = prompt_tokens + model.virtual_tokens
+    taken = model.virtual_tokens + (0 if service.has_encoder else prompt_tokens)
     if requested is not None and requested > limit:
         raise HttpError(
             400,
@@ -249,7 +263,14 @@ def _max_new_tokens(service: Service, body: GenerationBody, model: Model, prompt
             code="invalid_value",
             param=name,
         )
-    if positions is not None and taken + (requested or 0) > positions:
+    if positions is not None and service.has_encoder and (requested or 0) > positions:
+        raise HttpError(
+            400,
+            f"{name} is {requested}, but the model's decoder has {positions} positions; lower {name}.",
+            code="context_length_exceeded",
+            param=name,
+        )
+    if positions is not None and not service.has_encoder and taken + (requested or 0) > positions:
         further = f" and {name} is {requested}" if requested else ""
         raise HttpError(
             400,

@@ -65,12 +65,8 @@ class ToolBody(Body):
         return Tool(function.name, parameters, function.strict, f"tools.{place}.function.parameters")
 
     def described(self) -> dict[str, Any]:
-        """The tool for the chat template, as it was sent: templates write the keys of an object in their order.
-
-        `strict` says how to answer, and is no part of it.
-        """
-        function = {key: value for key, value in self._sent["function"].items() if key != "strict"}
-        return {**self._sent, "function": function}
+        """The tool for the chat template, as it was sent: templates write the keys of an object in their order."""
+        return self._sent
 
 
 class ChosenName(Body):

@@ -15,8 +15,9 @@ from manytune.methods.tuners.terms import Terms
 from manytune.server.validation import MetaBase, check_files, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
+from manytune.store.classifier_parts import Classifiers, classifier_parts
 from manytune.store.resident import MappedTensors, ResidentAdapter
-from manytune.store.servability import check_task, served_terms
+from manytune.store.servability import check_task, is_for_classes, served_terms
 from manytune.store.store import AdapterStore, StoreEntry
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class Verdicts:
         self._base = base
         self._max_bytes = max_bytes
         self._meta_base = MetaBase(base.model)
+        self._classifiers = Classifiers(base.model)
+        self._meta_classifiers: dict[int, MetaBase] = {}
         self._trying = threading.Lock()
         self._found: dict[str, str | None] = {}
 
@@ -74,8 +77,19 @@ class Verdicts:
         with self._trying, torch.no_grad():
             check_task(adapter.config)
             if not is_valid:
-                self._meta_base.check(adapter)
+                self._meta_base_of(adapter).check(adapter)
             return served_terms(adapter, self._base.model, encodes=self._base.is_encoder)
+
+    def _meta_base_of(self, adapter: ResidentAdapter) -> MetaBase:
+        """What an adapter's tensors are compared with: the base, or a classifier around it with as many classes."""
+        if not is_for_classes(adapter.config):
+            return self._meta_base
+        classes = classifier_parts(adapter, self._classifiers).classes
+        if classes not in self._meta_classifiers:
+            if len(self._meta_classifiers) >= 8:
+                self._meta_classifiers.clear()
+            self._meta_classifiers[classes] = MetaBase(self._classifiers.of(classes))
+        return self._meta_classifiers[classes]
 
     def _try(self, entry: StoreEntry) -> None:
         check_files(self._store.root, entry.path, max_bytes=self._max_bytes)
@@ -87,7 +101,7 @@ class Verdicts:
         check_task(config)
         tensors = MappedTensors(entry.path / TENSORS_NAME)
         adapter = ResidentAdapter(entry.digest, config, tensors, tensors.nbytes, entry.manifest)
-        self._meta_base.check_shapes(adapter)
+        self._meta_base_of(adapter).check_shapes(adapter)
         served_terms(adapter, self._base.model, encodes=self._base.is_encoder)
 
 

@@ -50,6 +50,12 @@ class Base:
         found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) and not self.is_encoder_decoder else None
 
+    @property
+    def answer_positions(self) -> int | None:
+        """The most tokens of a prompt and its answer, or of an encoder-decoder's answer alone; None without a limit."""
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
 
 def load_base(
     spec: str,
@@ -97,8 +103,8 @@ def load_base(
         compute = options["dtype"] if options["dtype"] != "auto" else (config.dtype or torch.float32)
         options["quantization_config"] = quantization_config(source.name, stored, weights, compute)
         # That of the weights before they are packed: one that every device and release finds again.
-        taken = fingerprint(from_pretrained(auto_class, source), tokenizer, packing=weights)
-    model = from_pretrained(auto_class, source, **options)
+        taken = fingerprint(_load_model(auto_class, source), tokenizer, packing=weights)
+    model = _load_model(auto_class, source, **options)
     _name_origin(model, source)
     if getattr(model, "hf_quantizer", None) is not None:
         keep_differentiable(model)
@@ -109,6 +115,13 @@ def load_base(
     if taken is None:
         taken = fingerprint(model, tokenizer, packing=stored, stored_packed=stored is not None)
     return Base(model, tokenizer, source.name, taken)
+
+
+def _load_model(auto_class: Any, source: Source, **options: Any) -> Any:
+    model, loading = from_pretrained(auto_class, source, output_loading_info=True, **options)
+    if any(name.startswith("pooler.") for name in loading["missing_keys"]):
+        model.pooler = None  # the checkpoint has none: its values would be random, others at every load
+    return model
 
 
 def _name_origin(model: PreTrainedModel, source: Source) -> None:

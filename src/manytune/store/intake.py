@@ -65,8 +65,7 @@ def gather(source: Path, target: Path, base: Base | None = None, *, base_tokeniz
         kept = {**(manifest.encoding_options or {}), "chat_template": stored.chat_template}
         manifest = dataclasses.replace(manifest, encoding="chat", encoding_options=kept)
     if base is not None:
-        reason = why_not_served(target, base.model, encodes=base.is_encoder)
-        manifest = dataclasses.replace(manifest, unservable=reason)
+        manifest = dataclasses.replace(manifest, unservable=_unservable(target, origin, base))
     (target / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -80,6 +79,19 @@ def _config_in(copy: Path, origin: Path) -> PeftConfig:
         raise type(error)(f"{origin / CONFIG_NAME}: {error}") from None
     except Exception as error:  # options may hold values of any kind
         raise DamagedError(f"{origin / CONFIG_NAME}: {error}") from error
+
+
+def _unservable(copy: Path, origin: Path, base: Base) -> str | None:
+    """Why a server can't run a copy of an adapter; None if it can. Errors name the original."""
+    try:
+        return why_not_served(copy, base.model, encodes=base.is_encoder)
+    except ManytuneError:
+        raise
+    except Exception as error:  # an option's value may be of a kind that only its method finds out
+        raise DamagedError(
+            f"{origin / CONFIG_NAME}: the options can't be read ({type(error).__name__}: {str(error)[:200]}). "
+            "Get the adapter again from its source."
+        ) from error
 
 
 def _described(origin: Path, config: PeftConfig, base: Base | None) -> Description:

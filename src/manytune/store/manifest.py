@@ -35,6 +35,8 @@ class Description:
         encoding: Whether prompts went through the tokenizer's chat template or not; None if it isn't known.
         encoding_options: What else decided how prompts became tokens, such as values of the chat template's variables;
             `manytune.data.encoding_options` reads it. None for nothing.
+        labels: A classifier's classes, which `manytune.data.labelled` reads: `names`, in the order of the head's
+            outputs, and `counts`, how many training rows have each. None for a model that generates.
         recipe: The recipe of the run; None if there was none.
         scores: Measured numbers by name.
         combination: For an adapter that was combined from others: the kind, and of each its digest and weight.
@@ -50,6 +52,7 @@ class Description:
     templates: Mapping[str, Mapping[str, str]] | None = None
     encoding: Encoding | None = None
     encoding_options: Mapping[str, Any] | None = None
+    labels: Mapping[str, Any] | None = None
     recipe: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     combination: Mapping[str, Any] | None = None
@@ -200,13 +203,14 @@ _INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
 }
 _ABSENT = type(None)
 #: Keys that are there only for some: adapters of several tasks, say, made of several, or that no server can run.
-_OPTIONAL = ("templates", "encoding_options", "combination", "unservable")
+_OPTIONAL = ("templates", "encoding_options", "labels", "combination", "unservable")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "method": ((str,), "text"),
     "base": ((str,), "text"),
     "template": ((dict, _ABSENT), "an object or null"),
     "templates": ((dict, _ABSENT), "an object or null"),
     "encoding_options": ((dict, _ABSENT), "an object or null"),
+    "labels": ((dict, _ABSENT), "an object or null"),
     "combination": ((dict, _ABSENT), "an object or null"),
     "recipe": ((dict, _ABSENT), "an object or null"),
     "unservable": ((str, _ABSENT), "text or null"),

@@ -43,7 +43,8 @@ class RunScores:
         dtype: Of the base's weights and of products with them.
         activations: The dtype of hidden states on a bfloat16 base; "base" is that, too.
         tf32: Whether float32 products could be rounded to TF32 on a GPU.
-        validation_loss: The last one, in nats per target token; None without validation rows.
+        validation_loss: That of the step that is kept, in nats per target token; None without validation rows.
+        kept: The step whose weights the adapter has, why it is this one, and its validation scores.
         steps: Optimizer steps.
         tokens: Input tokens read, pad tokens not counted.
         tokens_computed: Tokens that the model ran on, pad tokens included.
@@ -80,6 +81,7 @@ class RunScores:
     activations: str | None = None
     tf32: bool | None = None
     validation_loss: float | None
+    kept: Mapping[str, Any] | None = None
     steps: int
     tokens: int
     tokens_computed: int | None = None

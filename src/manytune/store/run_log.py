@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,19 +52,21 @@ class StepReport:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """A validation loss.
+    """A validation loss, and perhaps scores.
 
     Attributes:
         step: Optimizer steps done; 0 is the model before training.
         total_steps: Steps of the whole run.
         validation_loss: Mean negative log likelihood per target token over the validation rows, in nats.
         seconds: Time since the run began, interruptions not counted.
+        scores: Scores of answers to validation prompts by name; empty if they weren't measured at this step.
     """
 
     step: int
     total_steps: int
     validation_loss: float
     seconds: float
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 Report = StepReport | ValidationReport
@@ -108,6 +110,8 @@ def _line(report: Report) -> str:
     entry = dataclasses.asdict(report)
     if isinstance(report, StepReport):
         entry["tokens_per_second"] = report.tokens_per_second  # for people who plot it
+    elif not report.scores:
+        del entry["scores"]
     return json.dumps(entry) + "\n"
 
 
@@ -124,7 +128,8 @@ def _reports(lines: list[str]) -> Iterator[Report]:
 
 
 def _report(kind: type[StepReport] | type[ValidationReport], entry: Any) -> Report | None:
-    names = [field.name for field in dataclasses.fields(kind)]
-    if not isinstance(entry, dict) or not set(names) <= set(entry):
+    fields = dataclasses.fields(kind)
+    needed = {one.name for one in fields if one.default_factory is dataclasses.MISSING}
+    if not isinstance(entry, dict) or not needed <= set(entry):
         return None
-    return kind(**{name: entry[name] for name in names})
+    return kind(**{one.name: entry[one.name] for one in fields if one.name in entry})

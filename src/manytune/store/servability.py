@@ -7,23 +7,26 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from manytune.atomic import atomic_write
 from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.registry import terms_of
+from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.store.classifier_parts import Classifiers, classifier_parts, trunk_terms
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.resident import MappedTensors
 
 _log = logging.getLogger(__name__)
 
 _OF_HEADS: dict[str, str] = {
-    TaskType.SEQ_CLS: "AutoPeftModelForSequenceClassification",
     TaskType.TOKEN_CLS: "AutoPeftModelForTokenClassification",
     TaskType.QUESTION_ANS: "AutoPeftModelForQuestionAnswering",
 }
@@ -38,11 +41,16 @@ class _OnDisk:
 
 def is_for_a_head(config: PeftConfig) -> bool:
     """Whether an adapter is for a model that classifies or extracts, which neither writes text nor gives embeddings."""
-    return config.task_type in _OF_HEADS
+    return is_for_classes(config) or config.task_type in _OF_HEADS
+
+
+def is_for_classes(config: PeftConfig) -> bool:
+    """Whether an adapter is a classifier's of whole texts, with a head of its own."""
+    return config.task_type == TaskType.SEQ_CLS
 
 
 def check_task(config: PeftConfig) -> None:
-    """Refuse an adapter whose answers aren't text or embeddings.
+    """Refuse an adapter whose answers aren't text, embeddings or labels of whole texts.
 
     Raises:
         ConfigError: It is for a model with another head.
@@ -50,12 +58,13 @@ def check_task(config: PeftConfig) -> None:
     loader = _OF_HEADS.get(config.task_type or "")
     if loader is not None:
         raise ConfigError(
-            f"its task is {config.task_type}, and a server gives text or embeddings. Use it with {loader}."
+            f"its task is {config.task_type}, and a server gives text, embeddings or labels of whole texts. Use it "
+            f"with {loader}."
         )
 
 
 def served_terms(adapter: Adapter, model: nn.Module, *, encodes: bool = False) -> Terms:
-    """The terms with which a server runs an adapter.
+    """The terms with which a server runs an adapter; a classifier's are those of what it does in the base's layers.
 
     Args:
         adapter: The adapter.
@@ -66,8 +75,13 @@ def served_terms(adapter: Adapter, model: nn.Module, *, encodes: bool = False) -
         ConfigError: A server can't run it, and what to do instead; see `terms_of`.
     """
     check_task(adapter.config)
+    if is_for_classes(adapter.config):
+        classifiers = Classifiers(cast(PreTrainedModel, model))
+        return trunk_terms(classifier_parts(adapter, classifiers), classifiers)
     with torch.no_grad():
         terms = terms_of(adapter, model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        check_positions(terms)
     if encodes and terms.virtual_tokens:
         raise ConfigError(
             f"{adapter.config.peft_type} adapters put virtual tokens before a text, which embeddings don't support. "

@@ -17,12 +17,13 @@ from torch import nn
 
 from manytune.data.encoded import Encoded
 from manytune.model.accounting import ExpertCounts, count_experts, count_parameters
-from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
+from manytune.training.batches import AnyBatch, TokenCounts
 from manytune.training.batches.batch import base_model
 from manytune.training.data_summary import describe_data
 from manytune.training.inputs import attach_method, read_inputs
 from manytune.training.loop.arguments import check_device
 from manytune.training.loop.counters import Counters
+from manytune.training.loop.optimizer import freeze_first_factors
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.train import peak_memory
 from manytune.training.precision import describe, precision
@@ -38,6 +39,7 @@ from manytune.training.speed.frozen_layers import (
 from manytune.training.speed.layout_choice import LayoutChoice, batch_builder, choose_layout, prepared
 from manytune.training.speed.required_flops import ModelSize
 from manytune.training.speed.timing import forward_backward_seconds, seconds_of
+from manytune.training.starting_adapter import with_its_method
 from manytune.training.training_plan import TrainingPlan, first_epoch, plan_training
 
 _TIMED = (1 / 6, 3 / 6, 5 / 6)
@@ -106,6 +108,7 @@ def estimate(recipe: Recipe, *, notify: Callable[[str], None] | None = None) -> 
         StoreError: The base can't be loaded.
     """
     check_device(recipe.training)
+    recipe = with_its_method(recipe)
     inputs = read_inputs(recipe, notify=notify)
     describe_data(notify or (lambda _: None), inputs.data, leaks=len(inputs.splits.leaks))
     return estimate_training(attach_method(inputs), inputs.rows, inputs.recipe.training)
@@ -127,6 +130,7 @@ def estimate_training(
 
 
 def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, most_counted: int) -> Estimate:
+    freeze_first_factors(model, settings)
     layout = choose_layout(model, settings.batching)
     plan = plan_training(settings, rows, layout=layout)
     epoch = [rows.sequences(batch) for batch in first_epoch(plan, settings, rows)]
@@ -157,7 +161,10 @@ def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, mo
         seconds=_total_seconds(plan, settings, times, batches_per_epoch=len(epoch)),
         peak_memory=peak,
         basis=f"{len(_TIMED)} batches that were run on this machine without a step of the optimizer, and the largest "
-        f"of {len(counted):,} for memory" + (", all without training.compile" if settings.compile else ""),
+        f"of {len(counted):,} for memory"
+        + (", all without training.compile" if settings.compile else "")
+        + (", without the answers that training.validation scores" if settings.validation else "")
+        + (f", {settings.optimizer} counted as adamw" if settings.optimizer != "adamw" else ""),
     )
 
 
@@ -215,9 +222,7 @@ def _total_seconds(
 class _Timer:
     """Runs batches and says how long they took."""
 
-    def __init__(
-        self, model: nn.Module, settings: TrainingRecipe, build: partial[Batch | Seq2SeqBatch]
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: TrainingRecipe, build: partial[AnyBatch]) -> None:
         cuda = torch.cuda.is_available() and settings.device != "cpu"
         self.model = model.to("cuda" if cuda else "cpu")
         self.build = build

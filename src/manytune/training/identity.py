@@ -16,7 +16,13 @@ from manytune.training.inputs import RunInputs
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint
 
-_DECIDING = {"train": "training rows", "validation": "validation rows", "base": "base"}
+_DECIDING = {
+    "train": "training rows",
+    "validation": "validation rows",
+    "base": "base",
+    "adapter": "adapter that it started from",
+}
+_NO_RESULT = ("output", "data.cache")  # keys that change no result
 _ROUNDING = ("threads", "torch", "transformers", "manytune")
 
 
@@ -26,6 +32,7 @@ def run_identity(inputs: RunInputs) -> dict[str, object]:
         "train": tokens_digest(inputs.data.train),
         "validation": tokens_digest(inputs.data.validation),
         "base": inputs.base.fingerprint.identity,
+        "adapter": None if inputs.adapter is None else inputs.adapter.digest,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
@@ -61,7 +68,7 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
 
     Args:
         file: The recipe that the run began with.
-        recipe: The one to continue with; only its `output` may differ, and it needn't repeat the date.
+        recipe: The one to continue with; only its `output` and `data.cache` may differ, and it needn't repeat the date.
 
     Raises:
         RunError: A key differs; names each.
@@ -72,7 +79,7 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
         now["data.date"] = before["data.date"]  # that of the run's start
     if recipe.data.format == "auto":
         now["data.format"] = before.get("data.format")  # what was found in the files
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key != "output"]
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in _NO_RESULT]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
         raise RunError(

@@ -9,15 +9,21 @@ import torch
 from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
+from manytune.data.encoding_cache import EncodingCache
+from manytune.data.labelled import Labels
+from manytune.data.labelled_dataset import encode_labelled
 from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
+from manytune.model.classifier import renew_head, train_new_modules
 from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base, load_base
+from manytune.store.classifier_base import classifier_base, text_positions
 from manytune.store.quantization import require_trainable
 from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.precision import hold_trained_weights, say_precision, settled
 from manytune.training.recipe import Recipe
+from manytune.training.starting_adapter import StartingAdapter, starting_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +35,16 @@ class RunInputs:
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
+        labels: A classifier's classes; None for a model that generates.
+        adapter: The adapter that it starts from; None for new weights.
     """
 
     recipe: Recipe
     base: Base
     splits: Splits
     data: TokenSplits
+    labels: Labels | None = None
+    adapter: StartingAdapter | None = None
 
     @property
     def rows(self) -> TrainingRows:
@@ -45,6 +55,7 @@ class RunInputs:
             validation=self.data.validation,
             mixture=self.data.mixture,
             pad_id=pad_id if isinstance(pad_id, int) else 0,
+            by_length=self.labels is not None,
         )
 
 
@@ -66,7 +77,9 @@ def read_inputs(
     Raises:
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded.
-        RunError: The base is an encoder.
+        RunError: The base is an encoder, which doesn't generate.
+        ConfigError: transformers has no classifier of the base's kind.
+        BaseMismatchError: The adapter to start from was trained on another base.
     """
     say = notify or (lambda _: None)
     splits = read_splits(recipe.data)
@@ -82,19 +95,41 @@ def read_inputs(
         if base.fingerprint.packing is not None:
             say(f"the base's linear layers are packed as {base.fingerprint.packing}")
     say_precision(asked, recipe.training, say)
+    if recipe.task == "classification":
+        return _classifier_inputs(recipe, base, splits)
     if base.is_encoder:
         raise RunError(
-            f"base {recipe.base!r} is an encoder, which writes no text; a recipe trains one that does."
+            f"base {recipe.base!r} is an encoder, which writes no text. For task: classification say so in the recipe, "
+            "with data.text and data.label; else name a base that generates."
         )
     recipe = dated(recipe, base.tokenizer, date)
     if splits.format is not None:  # kept with the run, so that later rows are read in the same way
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"format": splits.format})})
-    data = encode_splits(splits, recipe.data, base.tokenizer, encoder_decoder=base.is_encoder_decoder)
-    return RunInputs(recipe=recipe, base=base, splits=splits, data=data)
+    adapter = starting_adapter(recipe, base=base, notify=say)
+    data = encode_splits(
+        splits,
+        recipe.data,
+        base.tokenizer,
+        encoder_decoder=base.is_encoder_decoder,
+        cache=EncodingCache(notify=say) if recipe.data.cache else None,
+    )
+    return RunInputs(recipe=recipe, base=base, splits=splits, data=data, adapter=adapter)
+
+
+def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
+    data, labels = encode_labelled(
+        splits,
+        recipe.data,
+        base.tokenizer,
+        positions=text_positions(base),
+        class_weights=recipe.training.class_weights,
+    )
+    base = classifier_base(base, labels.names)
+    return RunInputs(recipe=recipe, base=base, splits=splits, data=data, labels=labels)
 
 
 def attach_method(inputs: RunInputs) -> PeftModel:
-    """Attach the recipe's method to the base. Its first weights come from the recipe's seed.
+    """Attach the recipe's method to the base. Its first weights come from the recipe's seed, or its adapter.
 
     Mutates: the base's model, and every random generator, which is seeded.
 
@@ -105,8 +140,16 @@ def attach_method(inputs: RunInputs) -> PeftModel:
     recipe, base = inputs.recipe, inputs.base
     require_trainable(base.model)
     set_seed(recipe.training.seed)
-    task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-    model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+    if inputs.labels is not None:
+        config = recipe.method.peft_config("SEQ_CLS")
+        renew_head(base.model)
+        train_new_modules(base.model, config)
+        model = get_peft_model(base.model, config)
+    elif inputs.adapter is not None:
+        model = inputs.adapter.attach(base, recipe)
+    else:
+        task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
+        model = get_peft_model(base.model, recipe.method.peft_config(task_type))
     hold_trained_weights(model, recipe)
     return model
 

@@ -46,8 +46,9 @@ class ProgressDisplay:
         if isinstance(report, ValidationReport):
             self._validation = report.validation_loss
             if not self._console.is_terminal:
+                scores = "".join(f"  {name} {value:.3f}" for name, value in report.scores.items())
                 self._line(
-                    f"step {report.step}/{report.total_steps}  validation {report.validation_loss:.3f}"
+                    f"step {report.step}/{report.total_steps}  validation {report.validation_loss:.3f}{scores}"
                 )
             return
         text = describe(report)

@@ -7,22 +7,54 @@ was expected.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from manytune.data.nearest import did_you_mean
-from manytune.data.recipe import DataRecipe, TaskRecipe
-from manytune.data.section import Number, Section, kind_of, no_such_key
+from manytune.data.recipe import DataRecipe
+from manytune.data.recipe_values import as_fields, json_values, names_or_null
+from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import methods, peft_config_from
 from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
+from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
+from manytune.training.optimizers import OPTIMIZERS
+from manytune.training.recipe_errors import explain, keys_of
+from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
+from manytune.training.schedules import SCHEDULES
+
+LOSS = "validation_loss"
+"""What the validation loss is called among the metrics that decide which step is best."""
+
+
+REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""What transformers reports to, as `report_to` names it; each is the name of its package, too."""
+
+
+def _as_class_weights(value: object) -> object:
+    """Labels are texts: YAML reads `{0: 1, 1: 3}` and `{yes: 2}` otherwise."""
+    if not isinstance(value, dict):
+        return value
+    odd = [key for key in value if not isinstance(key, str | int) or isinstance(key, bool)]
+    if odd:
+        raise ValueError(
+            f"expected labels as texts; YAML reads {odd[0]!r} otherwise, so put the label in quotes"
+        )
+    return {str(key): weight for key, weight in value.items()}
 
 
 class MethodRecipe(BaseModel):
@@ -42,8 +74,8 @@ class MethodRecipe(BaseModel):
         """A new configuration object; a method that plans ahead learns its number of steps when the training begins.
 
         Args:
-            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, or `SEQ_2_SEQ_LM` for an
-                encoder-decoder.
+            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, `SEQ_2_SEQ_LM` for an
+                encoder-decoder, or `SEQ_CLS` for a classifier.
 
         Raises:
             ConfigError: The method or an option is unknown, or a value can't be used.
@@ -52,6 +84,30 @@ class MethodRecipe(BaseModel):
         if self.name in methods():
             options = methods()[self.name].config.unplanned(options)
         return peft_config_from(self.name, **options)
+
+
+class ValidationRecipe(Section):
+    """Scores of generated answers while it trains."""
+
+    scores: Annotated[tuple[str, ...], BeforeValidator(names_or_null), Field(min_length=1)]
+    """Which scores of answers to validation prompts to measure, such as `[rouge1, exact_match]`."""
+    every: Annotated[Literal["epoch"] | int, BeforeValidator(epoch_or_steps)] = "epoch"
+    """When: once an `epoch`, or every so many steps; before the first and after the last step in any case."""
+    rows: Annotated[int, Field(ge=1)] = 64
+    """On how many validation prompts at most, taken at equal distances; test rows have no part in it."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """The longest answer, in tokens."""
+    batch_size: Annotated[int, Field(ge=1)] = 24
+    """Prompts to a batch of answers; changes the time they take."""
+
+
+class EarlyStoppingRecipe(Section):
+    """When a training ends before its last step."""
+
+    patience: Annotated[int, Field(ge=1)]
+    """Stop after this many validations in a row without a better `best_metric`."""
+    min_delta: Annotated[Number, Field(ge=0)] = 0.0
+    """By how much it must be better to count."""
 
 
 class TrainingRecipe(Section):
@@ -69,13 +125,29 @@ class TrainingRecipe(Section):
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
     learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
-    """AdamW's peak learning rate."""
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to zero after the warm-up; `constant` keeps it."""
+    """The peak learning rate."""
+    optimizer: str = "adamw"
+    """An optimizer of transformers by its name: `adamw`, `adafactor`, `sgd`, `adagrad`, `rmsprop`, and of bitsandbytes
+    `adamw_8bit`, `lion`, `lion_8bit`, `ademamix`, `ademamix_8bit` and their paged forms."""
+    optimizer_options: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(default_factory=dict)
+    """Its own options, such as `{betas: [0.9, 0.95]}` or `{momentum: 0.9}`."""
+    loraplus_lr_ratio: Annotated[Number, Field(gt=0)] | None = None
+    """LoRA+ (arXiv 2402.12354): B learns with this many times `learning_rate`, which is A's; null for the same."""
+    lora_fa: bool = False
+    """LoRA-FA (arXiv 2308.03303): A stays as it was drawn, and B's gradient is multiplied by (A Aᵀ)⁻¹ / s², as HF
+    PEFT's optimizer of this name does."""
+    lr_scheduler: str = "linear"
+    """A schedule of transformers by its name: how the learning rate falls after the warm-up. `constant` keeps it, and
+    `reduce_lr_on_plateau` follows the validation loss."""
+    lr_scheduler_options: Annotated[dict[str, Any], BeforeValidator(json_values)] = Field(
+        default_factory=dict
+    )
+    """Its own options, such as `{min_lr_rate: 0.1}`; `num_decay_steps` below 1 is a share of the steps."""
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.03
     """The share of the steps over which the learning rate rises from zero."""
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    """AdamW's weight decay; not applied to biases and norms."""
+    """The optimizer's weight decay; not applied to biases, norms and other vectors, nor to factors whose neutral value
+    isn't 0, such as IA³'s."""
     max_grad_norm: Annotated[Number, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 leaves them."""
     batching: str = "shared-prefix"
@@ -88,6 +160,14 @@ class TrainingRecipe(Section):
     """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between validation losses; null for once an epoch. The last step always has one."""
+    validation: ValidationRecipe | None = None
+    """Scores of generated answers next to the validation loss; null for none."""
+    keep: Literal["last", "best"] = "last"
+    """The step whose weights become the adapter: the `last`, or the `best` of those with a validation."""
+    best_metric: str = LOSS
+    """What is best: the lowest `validation_loss`, or one of `validation.scores`; also decides early stopping."""
+    early_stopping: EarlyStoppingRecipe | None = None
+    """End the training when it gets no better; null for never."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 100
     """Steps between the states that `--resume` continues from; null for none."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -108,17 +188,62 @@ class TrainingRecipe(Section):
     cache_frozen: bool = False
     """Run the layers below everything that is trained once, and keep in memory what they give, instead of in every
     epoch; for methods on upper layers alone."""
+    class_weights: Annotated[
+        Literal["balanced"]
+        | Annotated[dict[str, Annotated[Number, Field(gt=0)]], Field(min_length=2)]
+        | None,
+        BeforeValidator(_as_class_weights),
+    ] = None
+    """For `task: classification`: what rows of each label weigh in the loss, such as `{spam: 3, ham: 1}`, scaled to a
+    mean of 1; `balanced` for an equal part of the loss for each label; null for an equal weight for each row."""
+    report_to: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
+    """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too: transformers' integrations, which
+    their own environment variables configure."""
     tensorboard: bool = False
-    """Also write TensorBoard event files into the run directory."""
+    """Short for `report_to: [tensorboard]`: event files in the run directory."""
 
     @field_validator("batching")
     @classmethod
     def _known_layout(cls, name: str) -> str:
-        if name not in BUILDERS:
+        return one_of(name, BUILDERS)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, name: str) -> str:
+        return one_of(name, OPTIMIZERS)
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_reporters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one_of(name, REPORTERS) for name in names)
+
+    @field_validator("lr_scheduler")
+    @classmethod
+    def _known_schedule(cls, name: str) -> str:
+        return one_of(name, SCHEDULES)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        check_optimizer_options(self.optimizer, self.optimizer_options)
+        self._check_best_metric()
+        check_schedule(self.lr_scheduler, self.lr_scheduler_options, warmup=self.warmup)
+        if self.lora_fa and self.loraplus_lr_ratio is not None:
+            raise ValueError("loraplus_lr_ratio sets B's rate relative to A's, and lora_fa doesn't train A")
+        return self
+
+    def _check_best_metric(self) -> None:
+        known = (LOSS, *(self.validation.scores if self.validation else ()))
+        if self.best_metric not in known:
             raise ValueError(
-                f"expected one of {', '.join(BUILDERS)}; found {name!r}{did_you_mean(name, BUILDERS)}"
+                f"best_metric: expected {LOSS} or one of validation.scores ({', '.join(known[1:]) or 'none'}); "
+                f"found {self.best_metric!r}{did_you_mean(self.best_metric, known)}"
             )
-        return name
+        if self.best_metric != LOSS and self.keep == "last" and self.early_stopping is None:
+            raise ValueError("best_metric has no effect without keep: best or early_stopping")
+
+
+_OTHER_TASKS = ("regression", "token-classification")
+_NOT_CLASSIFIED = ("token_budget", "group_prefixes", "cache_frozen", "compile")
 
 
 class Recipe(Section):
@@ -129,15 +254,55 @@ class Recipe(Section):
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
+    task: Literal["generation", "classification"] = "generation"
+    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`) by a
+    new head with the labels of the rows (`data.label`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
     """What is trained."""
+    adapter: str | None = None
+    """Start from this adapter instead of new weights: a run's or an adapter's directory, or a name in the store
+    (`MANYTUNE_STORE`, or `adapters`). Its method and options are those of the training; null for new weights."""
     training: TrainingRecipe = TrainingRecipe()
     """How it is trained."""
     output: str = "runs/run"
     """The run directory; `load_recipe` makes it `runs/<name of the recipe file>` when the file doesn't
     say."""
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _known_task(cls, task: object) -> object:
+        if task in _OTHER_TASKS:
+            raise ValueError(
+                f"{task} isn't a recipe's task; classification is. Use transformers' AutoModelFor... with "
+                "get_peft_model for it"
+            )
+        return task
+
+    @model_validator(mode="after")
+    def _rows_of_the_task(self) -> Self:
+        if self.task == "generation":
+            if self.data.is_labelled:
+                raise ValueError("data.text and data.label are for task: classification; add that line")
+            if self.training.class_weights is not None:
+                raise ValueError("training.class_weights are for task: classification")
+            return self
+        if not self.data.is_labelled:
+            raise ValueError(
+                "task: classification needs data.text, a template, and data.label, a field's name"
+            )
+        if self.adapter is not None:
+            raise ValueError("a classifier starts with a new head, so adapter isn't for task: classification")
+        if self.training.validation is not None and self.training.validation.scores:
+            raise ValueError(
+                "training.validation.scores are of generated answers; for task: classification leave them out, and the "
+                "validation loss decides"
+            )
+        taken = [key for key in _NOT_CLASSIFIED if getattr(self.training, key)]
+        if taken:
+            raise ValueError(f"training.{taken[0]} isn't for task: classification; leave it out")
+        return self
 
     def to_yaml(self) -> str:
         """The whole recipe, defaults included, as `load_recipe` reads it back."""
@@ -166,17 +331,17 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: The file can't be read, isn't YAML, or holds something else than a mapping.
     """
     try:
-        content = _parse_yaml(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: the recipe can't be read: {error}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{file}{_line_of(error)}: this isn't valid YAML: {_problem_of(error)}") from error
+        raise RecipeError(f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):
         raise RecipeError(
-            f"{file}: a recipe is a mapping with the keys {_keys(Recipe)}; found {kind_of(content)}."
+            f"{file}: a recipe is a mapping with the keys {keys_of(Recipe)}; found {kind_of(content)}."
         )
     for override in overrides:
-        _apply(content, override)
+        apply_override(content, override)
     content.setdefault("output", f"runs/{file.stem}")
     return content
 
@@ -194,117 +359,5 @@ def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        found = [f"{where}: {explain(Recipe, problem)}" for problem in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(found))) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), and no key is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                problem = f"the key {key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-_ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
-_TYPES = {
-    "bool_type": "true or false",
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-}
-
-
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
-def _line_of(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f":{mark.line + 1}" if mark else ""
-
-
-def _problem_of(error: yaml.YAMLError) -> str:
-    return str(getattr(error, "problem", None) or error)
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    """Put one `a.b=c` into the recipe."""
-    where = f"--set {override}"
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"{where}: expected section.key=value, as in training.learning_rate=1e-4.")
-    try:
-        value = _parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: the value isn't valid YAML: {_problem_of(error)}") from error
-    section = content
-    for depth, key in enumerate(keys[:-1]):
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise RecipeError(
-                f"{where}: {'.'.join(keys[: depth + 1])} holds a value, so it has no keys in it."
-            )
-    section[keys[-1]] = value
-
-
-def _explain(problem: Any) -> str:
-    """One of pydantic's findings, in a recipe's words."""
-    place = problem["loc"]
-    path = [
-        key for before, key in zip(("", *place), place, strict=False) if (before, key) not in _ALTERNATIVES
-    ]
-    name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
-    kind, value = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return f"{name}: {no_such_key(str(path[-1]), _section_at(path[:-1]).model_fields)}"
-    if kind == "missing":
-        return f"{name}: this key is missing; it says {_summary_of(path)}"
-    if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
-        return f"{name}: {problem['ctx']['error']}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{name}: expected a section with the keys {_keys(_section_at(path))}; found {kind_of(value)}."
-    expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
-    nearest = ""
-    if kind == "literal_error":
-        nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
-    return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
-
-
-def _section_at(path: Sequence[str | int]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
-    for key in path:
-        if isinstance(key, int):  # the number of a task, in the one list of sections that there is
-            section = TaskRecipe
-        elif (section, key) != (DataRecipe, "train"):
-            annotation = section.model_fields[key].annotation
-            section = next(a for a in (annotation, *get_args(annotation)) if _is_section(a))
-    return section
-
-
-def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _summary_of(path: Sequence[str | int]) -> str:
-    description = _section_at(path[:-1]).model_fields[str(path[-1])].description or ""
-    return description[:1].lower() + description[1:]
-
-
-def _keys(section: type[BaseModel]) -> str:
-    return ", ".join(section.model_fields)

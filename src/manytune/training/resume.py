@@ -3,9 +3,10 @@
 A checkpoint is a directory `step-00000120`, written whole or not at all:
 
     weights.safetensors     the trainable parameters, by name
-    optimizer.safetensors   AdamW's moments and step counts, as `<parameter>/<state>`
+    optimizer.safetensors   the optimizer's moments, as `<parameter>/<state>`
+    best.safetensors        the trainable parameters of the best step so far, with `keep: best`
     random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
-    state.json              the optimizer's settings, the lr_scheduler, Python's and NumPy's generators, the position
+    state.json              the optimizer's settings, lr_scheduler, other generators, position, the best step's scores
     trainer_state.json      transformers' own step counters and log
     digests.json            the SHA-256 of each of these files
 
@@ -35,11 +36,13 @@ from transformers import TrainerState
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.errors import DamagedError, RunError
 from manytune.store.digests import sha256_file
+from manytune.training.loop.best_step import BestStep
 from manytune.training.loop.counters import Counters
 
 KEPT = 2  # the last two, so that one is whole even if the disk loses the other
 _NAME = re.compile(r"step-(\d{8})")
-_FORMAT = 4
+_FORMAT = 5
+_BEST = "best.safetensors"
 _DIGESTS = "digests.json"
 _LONGEST = 1 << 30  # bytes of a JSON file in a checkpoint
 _FILES = (
@@ -92,6 +95,7 @@ def save_checkpoint(
     trainer_state: TrainerState,
     position: Position,
     identity: Mapping[str, object],
+    best: BestStep | None = None,
 ) -> Path:
     """Write a checkpoint after a completed optimizer step, and remove all but the last two.
 
@@ -103,27 +107,26 @@ def save_checkpoint(
         trainer_state: transformers' counters.
         position: How far the run has come.
         identity: What a resumed run must agree with; JSON.
+        best: The best step so far.
     """
     target = directory / f"step-{position.step:08d}"
     names = _parameter_names(model, optimizer)
-    optimizer_state = optimizer.state_dict()
-    moments = {
-        f"{names[index]}{_SEPARATOR}{key}": value.detach().cpu().contiguous()
-        for index, state in optimizer_state["state"].items()
-        for key, value in state.items()
-    }
+    moments, counts = _optimizer_state(optimizer, names)
     state = {
         "format": _FORMAT,
         "position": asdict(position),
         "identity": dict(identity),
-        "optimizer": {"names": names, "groups": optimizer_state["param_groups"]},
+        "optimizer": {"names": names, "groups": optimizer.state_dict()["param_groups"], "counts": counts},
         "lr_scheduler": lr_scheduler.state_dict(),
         "random": _host_generators(),
+        "best": None if best is None else best.state(),
     }
     with atomic_directory(target, existing="replace") as temporary:
         save_file(_trainable(model), temporary / "weights.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
         save_file(_tensor_generators(), temporary / "random.safetensors")
+        if best is not None and best.weights:
+            save_file(best.weights, temporary / _BEST)
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         trainer_state.save_to_json(str(temporary / "trainer_state.json"))
         digests = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
@@ -170,13 +173,18 @@ class Checkpoint:
         recorded = self._state["optimizer"]
         if _parameter_names(model, optimizer) != recorded["names"]:
             raise RunError(f"{self.path}: the optimizer's parameters aren't those of the checkpoint.")
-        moments: dict[int, dict[str, Tensor]] = {}
+        moments: dict[int, dict[str, Any]] = {}
         index_of = {name: index for index, name in enumerate(recorded["names"])}
-        for key, value in self._tensors("optimizer.safetensors").items():
+        for key, value in {**self._tensors("optimizer.safetensors"), **recorded["counts"]}.items():
             name, _, kind = key.rpartition(_SEPARATOR)
             moments.setdefault(index_of[name], {})[kind] = value
         optimizer.load_state_dict({"state": moments, "param_groups": recorded["groups"]})
         lr_scheduler.load_state_dict(self._state["lr_scheduler"])
+
+    def restore_best(self, best: BestStep) -> None:
+        """Put the best step so far back."""
+        if self._state["best"] is not None:
+            best.load(self._state["best"], self._tensors(_BEST) if (self.path / _BEST).is_file() else {})
 
     def restore_random(self) -> None:
         """Put every random number generator back."""
@@ -253,7 +261,7 @@ def _read(path: Path) -> Checkpoint:
     digests = _json_in(path / _DIGESTS)
     if not isinstance(digests, dict) or not set(_FILES) <= set(digests):
         raise _damaged(path / _DIGESTS, f"expected the SHA-256 of {', '.join(_FILES)}")
-    for name in _FILES:
+    for name in (*_FILES, *({_BEST} & set(digests))):
         if not (path / name).is_file():
             raise _damaged(path / name, "it is missing")
         if sha256_file(path / name) != digests[name]:
@@ -293,6 +301,26 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
     """The names of the optimizer's parameters, in the order in which its state numbers them."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, names: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state as `<parameter>/<state>`: what is a tensor, and the rest, such as counts of steps.
+
+    It is read from the parameters, since bitsandbytes nests it in `state_dict`.
+    """
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, Any] = {}
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for name, parameter in zip(names, parameters, strict=True):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                # A copy of its own: 8-bit states of all parameters share one table of values.
+                tensors[f"{name}{_SEPARATOR}{key}"] = value.detach().cpu().contiguous().clone()
+            else:
+                others[f"{name}{_SEPARATOR}{key}"] = value
+    return tensors, others
 
 
 def _host_generators() -> dict[str, Any]:

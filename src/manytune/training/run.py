@@ -26,11 +26,18 @@ from manytune.training.data_summary import describe_data
 from manytune.training.environment import environment
 from manytune.training.identity import check_identity, check_recipe, run_identity
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
+from manytune.training.loop.optimizer import check_optimizer
+from manytune.training.loop.reporting import check_reporters
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.train import train_model
+from manytune.training.loop.validation import ValidationScores
 from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
+from manytune.training.starting_adapter import with_its_method
+
+Scorer = Callable[[RunInputs], ValidationScores]
+"""From what a run starts from, its validation rows among it, to what scores the model's answers to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,7 @@ class TrainedRun:
         dtype: Of the base's weights and of products with them.
         activations: The dtype of hidden states on a bfloat16 base; "base" is that, too.
         tf32: Whether float32 products may be rounded to TF32 on a GPU.
+        keep: Which step is kept: "last" or "best".
         train_rows: Rows learned from.
         validation_rows: Rows that the loss was measured on.
         left_out: Rows that couldn't be used, with the reasons.
@@ -62,6 +70,7 @@ class TrainedRun:
     dtype: str
     activations: str
     tf32: bool
+    keep: str
     train_rows: int
     validation_rows: int
     left_out: tuple[Rejected, ...]
@@ -84,6 +93,7 @@ class TrainedRun:
             activations=self.activations,
             tf32=self.tf32,
             validation_loss=training.validation_loss,
+            kept=asdict(training.kept),
             steps=training.steps,
             tokens=training.tokens,
             tokens_computed=tokens.tokens_computed,
@@ -123,6 +133,7 @@ def run(
     report: Callable[[Report], None] | None = None,
     notify: Callable[[str], None] | None = None,
     base: Base | None = None,
+    scorer: Scorer | None = None,
 ) -> TrainedRun:
     """Train what a recipe describes.
 
@@ -138,6 +149,7 @@ def run(
         notify: Receives a line about each stage and each warning.
         base: The recipe's base, already loaded and with nothing attached, for several runs over one copy; it is
             given back as it was. None loads it.
+        scorer: Makes what scores answers to validation prompts, for `training.validation`.
 
     Raises:
         RunError: The directory holds something else, there is nothing to resume, the recipe, the data or
@@ -146,6 +158,9 @@ def run(
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded, or another process is training in the directory.
     """
+    check_optimizer(recipe.training)
+    check_reporters(recipe.training)
+    recipe = with_its_method(recipe)
     directory = RunDirectory(Path(recipe.output))
     say = notify or (lambda _: None)
     _check_place(directory, resume=resume, overwrite=overwrite)
@@ -170,6 +185,7 @@ def run(
                 inputs,
                 checkpoints,
                 measure_flops=measure_flops,
+                scores=scorer(inputs) if scorer and inputs.recipe.training.validation else None,
                 report=report,
                 say=say,
             )
@@ -213,6 +229,7 @@ def _train(
     checkpoints: Checkpoints,
     *,
     measure_flops: bool | None,
+    scores: ValidationScores | None,
     report: Callable[[Report], None] | None,
     say: Callable[[str], None],
 ) -> TrainingResult:
@@ -233,11 +250,12 @@ def _train(
             checkpoints=checkpoints,
             tensorboard_directory=directory.tensorboard,
             measure_flops=measure_flops,
+            scores=scores,
         )
 
 
 def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training: TrainingResult) -> None:
-    recipe, loss = inputs.recipe, training.validation_loss
+    recipe = inputs.recipe
     save_adapter(
         model,
         directory.adapter,
@@ -246,14 +264,15 @@ def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training
             base=inputs.base.name,
             fingerprint=inputs.base.fingerprint,
             template=None
-            if recipe.data.tasks or recipe.data.is_conversational
+            if recipe.data.tasks or recipe.data.is_conversational or recipe.data.is_labelled
             else recipe.data.prompt_template().to_dict(),
             templates={name: found.to_dict() for name, found in recipe.data.task_templates().items()} or None,
             encoding=inputs.data.mode,
             encoding_options=recipe.data.encoding_options(max_prompt=inputs.data.max_prompt).to_dict()
             or None,
             recipe=recipe.model_dump(mode="json"),
-            scores={} if loss is None else {"validation_loss": loss},
+            labels=None if inputs.labels is None else inputs.labels.to_dict(),
+            scores=training.kept.measured,
         ),
     )
     note_verdict(directory.adapter, inputs.base.model)
@@ -274,6 +293,7 @@ def _finished(
         dtype=inputs.recipe.training.dtype,
         activations=inputs.recipe.training.activations,
         tf32=inputs.recipe.training.tf32,
+        keep=inputs.recipe.training.keep,
         train_rows=data.train_rows,
         validation_rows=data.validation_rows,
         left_out=data.left_out,

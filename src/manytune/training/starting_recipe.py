@@ -12,9 +12,11 @@ from manytune.data.conversation.detect import detect
 from manytune.data.conversation.form import DESCRIPTIONS, ConversationForm, FormName
 from manytune.data.readers import read
 from manytune.data.records import Record
-from manytune.data.rendering import shorten
-from manytune.data.templates import NAMED_TEMPLATES
+from manytune.data.rendering import field_reference, shorten
+from manytune.data.strict_json import parse
+from manytune.data.templates import NAMED_TEMPLATES, Example
 from manytune.errors import DataError
+from manytune.training.starting_classifier import labelled_columns, labelled_recipe
 
 _ENOUGH = 30  # rows, of which a tenth is worth setting aside
 _SHARE = 0.1
@@ -40,11 +42,15 @@ def starting_recipe(file: str, *, output: Path) -> str:
         output: Where the recipe goes; its name becomes the run's.
 
     Raises:
-        DataError: The file can't be read, or its columns can't be two texts, one asked and one answered.
+        DataError: The file can't be read, or its columns are neither two texts, one asked and one answered, nor a text
+            and a label.
     """
     records = read(file, on_error="skip").kept
     if not records:
         raise DataError("no row can be read", where=file)
+    labelled = None if detect(records) is not None else labelled_columns(records)
+    if labelled is not None:
+        return labelled_recipe(file, records, *labelled, output=output, shares=_share_lines(len(records)))
     return "\n".join(
         [
             f"# manytune train {output}",
@@ -89,8 +95,8 @@ def _form_lines(records: Sequence[Record], file: str) -> list[str]:
     asked, answered = _two_texts(records, file)
     return [
         "  # A guess from the columns: write what is asked before or after it, and exchange the two if need be.",
-        f"  prompt: {json.dumps(_field(asked))}",
-        f"  completion: {json.dumps(_field(answered))}",
+        f"  prompt: {json.dumps(field_reference(asked))}",
+        f"  completion: {json.dumps(field_reference(answered))}",
         *_length_lines("truncate_prompt", "a longer prompt is cut at its end, and counted"),
     ]
 
@@ -104,14 +110,13 @@ def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
             "  max_length: 1024",
         ]
         return lines
-    usable, odd, reasons = 0, 0, []
+    usable, odd, reasons = [], 0, []
     for record in records:
         try:
-            form.render(record)
+            usable.append(form.render(record))
         except DataError as error:
             reasons.append(str(error))
             continue
-        usable += 1
         odd += bool(oddities(form.conversation(record)))
     if not usable:
         raise DataError(f"no row can be used; the first: {reasons[0]}")
@@ -123,9 +128,26 @@ def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
     if odd:
         lines.append(f"  # {odd:,} conversations are odd: manytune data check says why.")
     lines += ["  # Every answer is learned; `last` learns each conversation's last one.", "  learn: all"]
+    lines += _scoring_lines(usable)
     return lines + _length_lines(
         "drop_oldest_turns", "a longer conversation loses its oldest turns, and is counted"
     )
+
+
+def _scoring_lines(examples: Sequence[Example]) -> list[str]:
+    """How to score answers that are no text for people."""
+    if any(turn.tool_calls for example in examples for turn in example.turns()):
+        return ["  # Tools are called: manytune evaluate RUN --turns each --metrics tool_calls,tool_names"]
+    if all(_is_object(example.completion) for example in examples):
+        return ["  # The answers are JSON: manytune evaluate RUN --metrics json_fields,json_valid"]
+    return []
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(parse(text), dict)
+    except ValueError:
+        return False
 
 
 def _length_lines(overflow: str, why: str) -> list[str]:
@@ -165,7 +187,3 @@ def _two_texts(records: Sequence[Record], file: str) -> tuple[str, str]:
 def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:
     by_name = {column.lower(): column for column in columns}
     return next((by_name[name] for name in names if name in by_name), None)
-
-
-def _field(name: str) -> str:
-    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ fields[{json.dumps(name)}] }}}}"

@@ -9,7 +9,7 @@ from itertools import count
 
 from torch import nn
 
-from manytune.training.batches.grouping import BatchPlan, plan_rows
+from manytune.training.batches.grouping import BatchPlan, plan_batches
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.samplers import row_sampler
 from manytune.training.recipe import TrainingRecipe
@@ -84,6 +84,7 @@ def first_epoch(plan: TrainingPlan, settings: TrainingRecipe, rows: TrainingRows
             seed=settings.seed,
             group_prefixes=settings.group_prefixes,
             mixture=rows.mixture,
+            by_length=rows.by_length,
         )
     )
     return [order[start : start + size] for start in range(0, len(order), size)]
@@ -116,7 +117,7 @@ def _epochs(settings: TrainingRecipe, rows: TrainingRows, layout: LayoutChoice) 
     """Each epoch's batches within the token budget."""
     for epoch in count():
         members = rows.mixture.epoch(settings.seed, epoch) if rows.mixture else range(len(rows.rows))
-        plan = plan_rows(
+        plan = plan_batches(
             [rows.rows[row] for row in members],
             seed=settings.seed,
             epoch=epoch,

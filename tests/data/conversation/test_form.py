@@ -30,6 +30,9 @@ def refused(form: Any, fields: dict[str, Any]) -> str:
     return str(caught.value).removeprefix("train.jsonl:7: ")
 
 
+DEEP = '{"a": ' * 5000
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -42,7 +45,7 @@ def refused(form: Any, fields: dict[str, Any]) -> str:
             "message 1 has the role 'bot'; roles are system, developer, user, assistant, tool, function",
         ),
         (chat({"role": "Assistant", "content": "x"}), "did you mean 'assistant'?"),
-        (chat({"content": "x"}), "message 1 has the role None"),
+        (chat({"content": "x"}), "message 1 has the role null"),
         (
             chat(USER, {"role": "assistant", "content": 4}),
             "message 2 should hold text or a list of text parts; it holds the",
@@ -69,7 +72,7 @@ def refused(form: Any, fields: dict[str, Any]) -> str:
             "message 2's call 1 has no function's name",
         ),
         (chat({**USER, "tool_calls": call()["tool_calls"]}), "message 1 has tool_calls and is user's"),
-        (chat(USER, {**ANSWER, "weight": 2}), "message 2 has the weight 2; a weight is 0 or 1"),
+        (chat(USER, {**ANSWER, "weight": 2}), "message 2 has a weight of the number 2; a weight is 0 or 1"),
         (
             chat({**USER, "weight": 1}, ANSWER),
             "message 1 has a weight and is user's; only the assistant's messages are",
@@ -85,6 +88,18 @@ def refused(form: Any, fields: dict[str, Any]) -> str:
         (chat(USER, ANSWER, tools=[{"description": "x"}]), "tools, function 1, has no name"),
         (chat(USER, ANSWER, tools="none"), "tools should be a list of functions"),
         (chat(USER, ANSWER, parallel_tool_calls="no"), "parallel_tool_calls should be true or false"),
+        (chat({"role": ["user"], "content": "x"}), "message 1 has the role the list"),
+        (chat(USER, {**ANSWER, "weight": {}}), "message 2 has a weight of the object {}; a weight is 0 or 1"),
+        (chat(USER, call('{"a": NaN}')), "the arguments of 'f' aren't JSON (NaN isn't JSON"),
+        (chat(USER, call('{"a": 1, "a": 2}')), "the arguments of 'f' aren't JSON (the key 'a' appears twice"),
+        (chat(USER, call('{"a": "\\ud83d"}')), "aren't JSON (an escape such as \\ud83d is half a character"),
+        (chat(USER, call(DEEP)), "the arguments of 'f' aren't JSON (it has too many levels"),
+        ({"messages": DEEP}, "list of messages; it is the text"),
+        ({"messages": '[{"role": "user", }]'}, "which isn't JSON: Expecting property name"),
+        (
+            chat(USER, ANSWER, tools="[{]"),
+            'tools should be a list of functions; it is the text "[{]", which isn\'t JSON',
+        ),
     ],
 )
 def test_a_malformed_row_of_openais_form_is_refused(fields: dict[str, Any], expected: str) -> None:
@@ -107,7 +122,7 @@ def test_a_malformed_row_of_openais_form_is_refused(fields: dict[str, Any], expe
         (
             "sharegpt",
             {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "weight": 3}]},
-            "message 2 has the weight 3; a weight is 0 or 1",
+            "message 2 has a weight of the number 3; a weight is 0 or 1",
         ),
         (
             "alpaca",

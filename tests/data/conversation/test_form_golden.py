@@ -27,6 +27,14 @@ def sections() -> Iterator[Any]:
                 yield pytest.param(family, form, int(row), expected, id=f"{family}: {form} {row}")
 
 
+def test_every_row_is_written_for_every_family() -> None:
+    rows = {
+        (file.stem, row) for file in GOLDEN.glob("*.jsonl") for row in range(1, len(read(str(file)).kept) + 1)
+    }
+    written = [(case.values[0], tuple(case.values[1:3])) for case in sections()]
+    assert sorted(written) == sorted((family, row) for family in FAMILIES for row in rows)
+
+
 def with_marks(encoder: Encoder, sequence: Encoded) -> str:
     learned = [False] * len(sequence.prompt_ids) + [True] * len(sequence.completion_ids)
     for start, end in sequence.given:
@@ -48,7 +56,7 @@ def test_a_row_becomes_what_was_written_by_hand(
     if expected.startswith("refused: "):
         with pytest.raises(DataError) as caught:
             encoder.sequences(example)
-        assert str(caught.value).startswith(f"{form}.jsonl:{row}: the chat template refuses the messages (")
+        assert str(caught.value).startswith(f"{form}.jsonl:{row}: the chat template ")
         assert expected.removeprefix("refused: ") in str(caught.value)
         return
     found = [with_marks(encoder, sequence) for sequence in encoder.sequences(example)]

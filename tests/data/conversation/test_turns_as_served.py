@@ -1,5 +1,6 @@
 """For every family's template: what is served for an answer is the beginning of what training saw for it."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,10 +9,15 @@ from hypothesis import strategies as st
 from tests.chat_templates import FAMILIES, tokenizer_of
 
 from manytune.data.conversation.conversation import Message
+from manytune.data.conversation.form import ConversationForm
+from manytune.data.conversation.openai import row_of
 from manytune.data.encode import Encoder
 from manytune.data.encoded import Encoded
 from manytune.data.encoding_options import EncodingOptions
+from manytune.data.records import Record
 from manytune.data.templates import Example
+from manytune.errors import DataError
+from manytune.evaluation.answers import questions_from
 
 WORDS = st.lists(
     st.sampled_from(["the", "2+2?", "\n", "  ", "é🎈", "fox", "It", "\n\n", "a"]), min_size=1, max_size=6
@@ -110,3 +116,101 @@ def test_a_beginning_of_an_answer_is_continued_as_training_saw_it() -> None:
 
 def test_the_tokens_that_bear_loss_are_counted() -> None:
     assert Encoded((1,), (2, 3, 4, 5), "x", 1, given=((1, 3),)).targets == 2
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TURNED = {"function": {"parameters": SCHEMA, "strict": True, "name": "weather"}, "type": "function"}
+PLAIN = {"type": "function", "function": {"parameters": SCHEMA, "name": "weather"}}
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen3", "llama3", "mistral", None])
+def test_a_tool_is_shown_without_strict_and_with_its_type_first_wherever_it_comes_from(
+    family: str | None,
+) -> None:
+    rows = [{"messages": CALLING, "tools": [tool]} for tool in (TURNED, PLAIN, TURNED["function"])]
+    encoder = Encoder(tokenizer_of(family), max_length=None)
+    trained = {encoder.sequences(example_in(row)) for row in rows}
+    (first, *_), *others = trained
+    assert not others and "strict" not in encoder.text(first.input_ids)
+    # What a server makes of the same tool as it was sent.
+    assert first.prompt_ids == encoder.prompt_ids([Message("user", "Rain?")], [TURNED])
+
+
+CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+CALLING = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call00001", "content": "no"},
+    {"role": "assistant", "content": "No."},
+]
+NAMED = (
+    "{% for m in messages %}{{ m.role }} {{ m.name if m.name is defined else '' }}: {{ m.content }}"
+    "{{ m.tool_calls if m.tool_calls is defined else '' }}</s>{% endfor %}"
+    "{{ tools if tools else '' }}{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def example_in(row: dict[str, Any]) -> Example:
+    return ConversationForm("openai").render(Record(row, "chat.jsonl", 1))
+
+
+def test_a_tools_answer_has_the_name_of_the_function_that_was_called() -> None:
+    """Clients don't send it, nor do most rows; some templates write it."""
+    tokenizer = tokenizer_of(None)
+    tokenizer.chat_template = NAMED
+    text = Encoder(tokenizer, max_length=None).text(
+        Encoder(tokenizer, max_length=None).sequences(example_in({"messages": CALLING}))[-1].input_ids
+    )
+    assert "tool weather: no" in text
+
+
+THINKING = ("qwen3", {"enable_thinking": False})
+
+
+@pytest.mark.parametrize("written", [lambda options: options, json.dumps])
+def test_a_rows_own_template_variables_are_used_for_that_row_as_a_server_does_for_a_request(
+    written: Any,
+) -> None:
+    family, options = THINKING
+    tokenizer = tokenizer_of(family)
+    encoder = Encoder(tokenizer, max_length=None)
+    asked, said = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+    plain = example_in({"messages": [asked, said]})
+    own = example_in({"messages": [asked, said], "chat_template_kwargs": written(options)})
+    served = EncodingOptions().with_kwargs(options).encoder(tokenizer, chat=None)
+    # Between rows without any.
+    kept = encoder.encode_all([plain, own, plain]).kept
+    assert [one.prompt_ids for one in kept] == [
+        encoder.prompt_ids(plain.segments),
+        served.prompt_ids(own.segments),
+        encoder.prompt_ids(plain.segments),
+    ]
+    assert encoder.text(kept[1].prompt_ids).endswith("<think>\n\n</think>\n\n")
+    assert encoder.text(kept[1].completion_ids) == "4<|im_end|>"
+    assert encoder.text(kept[0].completion_ids) == "<think>\n\n</think>\n\n4<|im_end|>"
+    asked_of = questions_from([plain, own], encoder)
+    assert [question.prompt_ids for question in asked_of] == [kept[0].prompt_ids, kept[1].prompt_ids]
+    assert asked_of[1].form == served.answers != asked_of[0].form
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"enable_thinkin": True}, r"chat\.jsonl:1: .*no variable 'enable_thinkin'.*enable_thinking"),
+        ({"messages": []}, r"chat\.jsonl:1: .*'messages' isn't an option of the template"),
+        (["x"], r"chat\.jsonl:1: chat_template_kwargs should be an object such as .* the list"),
+        ("no", r"chat\.jsonl:1: chat_template_kwargs should be an object such as .* the text"),
+    ],
+)
+def test_template_variables_that_cannot_be_used_are_refused_with_the_row(given: Any, message: str) -> None:
+    row = {"messages": CALLING[:1] + CALLING[-1:], "chat_template_kwargs": given}
+    with pytest.raises(DataError, match=message):
+        Encoder(tokenizer_of("qwen3"), max_length=None).sequences(example_in(row))
+
+
+def test_a_rows_template_variables_need_a_template() -> None:
+    row = {"messages": CALLING[:1] + CALLING[-1:], "chat_template_kwargs": THINKING[1]}
+    with pytest.raises(DataError, match=r"chat\.jsonl:1: chat_template_kwargs go to a chat template"):
+        Encoder(tokenizer_of(None), max_length=None).sequences(example_in(row))
+    converted = row_of(ConversationForm("openai").conversation(Record(row, "chat.jsonl", 1)))
+    assert converted["chat_template_kwargs"] == THINKING[1]

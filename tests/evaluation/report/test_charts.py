@@ -5,9 +5,9 @@ from tests.evaluation import invented
 
 from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.report.charts import loss_chart, whisker_chart
+from manytune.evaluation.report.charts import loss_chart, score_charts, whisker_chart
 from manytune.evaluation.resampling import Resampling
-from manytune.evaluation.results import Answer, Curves, Item, LossPoint
+from manytune.evaluation.results import Answer, Curves, Item, LossPoint, ScorePoint
 
 FEW = Resampling(resamples=9)
 
@@ -89,3 +89,14 @@ def test_the_axis_does_not_leave_the_metrics_bounds():
     same = tuple(dataclasses.replace(result, scores=(zero,)) for result in evaluation.results)
     chart = whisker_chart(dataclasses.replace(evaluation, results=same))
     assert all(0 <= whisker.at <= 100 for whisker in chart.whiskers)
+
+
+def test_scores_while_training_have_a_chart_a_metric():
+    scored = Curves(
+        scores={"rouge1": (ScorePoint(0, 0.0), ScorePoint(10, 1.0)), "bleu": (ScorePoint(10, 5.0),)}
+    )
+    charts = dict(score_charts(with_curves(scored, Curves())))
+    assert list(charts) == ["ROUGE-1", "BLEU"]
+    assert charts["ROUGE-1"].lines[0].dots == ((0.0, 100.0), (100.0, 0.0))  # from bound to bound
+    assert charts["ROUGE-1"].summary == "s0, 0.000 at step 0 to 1.000 at step 10"
+    assert score_charts(with_curves(Curves())) == []

@@ -9,7 +9,7 @@ from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.report import render_report, write_report
 from manytune.evaluation.resampling import Resampling
-from manytune.evaluation.results import Answer, Cost, Item
+from manytune.evaluation.results import Answer, Cost, Curves, Item, ScorePoint
 
 FEW = Resampling(resamples=9)
 VOID = {"meta", "br", "img", "input", "link", "hr", "path", "rect"}
@@ -240,3 +240,16 @@ def test_of_many_systems_the_documents_are_about_the_best_and_begin_with_few_ans
     boxes = [attributes for name, attributes, _ in page.elements if name == "input" and "value" in attributes]
     assert [box["value"] for box in boxes if "checked" in box] == ["0", "5"]
     assert page.texts("summary").count("1 more") == len(page.texts("article"))
+
+
+def test_scores_that_were_measured_while_training_have_a_plot_of_their_own():
+    asked = invented.items(2)
+    scored = Curves(scores={"rouge1": (ScorePoint(0, 0.1), ScorePoint(20, 0.4))})
+    systems = [
+        System("base", "base", invented.answers(asked, 0.0, 1, 3.0)),
+        System("a & b", "lora", invented.answers(asked, 0.5, 2, 2.0), curves=scored),
+    ]
+    page = Page(render_report(evaluate(asked, systems, [METRICS["rouge1"]], resampling=FEW), title="t"))
+    assert "ROUGE-1 while training" in page.texts("h2")
+    drawn = [found.get("aria-label") for tag, found, _ in page.elements if tag == "svg"]
+    assert "a & b, 0.100 at step 0 to 0.400 at step 20" in drawn

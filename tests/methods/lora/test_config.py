@@ -37,6 +37,11 @@ def test_lists_of_modules_become_sets_and_are_written_as_lists(tmp_path: Path) -
     assert "runtime_config" not in written
 
 
+def test_what_names_no_modules_is_refused() -> None:
+    with pytest.raises(ConfigError, match="list of module names, or a pattern; found 5"):
+        LoraConfig(target_modules=5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", [LoraConfig, PeftConfig])
 def test_the_round_trip_is_exact(kind: type[PeftConfig], tmp_path: Path) -> None:
     config = LoraConfig(

@@ -25,6 +25,7 @@ TOOLS = [
         ("No call here.", "No call here.", []),
         ("  A < b\n\n", "  A < b\n\n", []),
         ("", "", []),
+        ("Hm, \n<tool_call>what?", "Hm, \n<tool_call>what?", []),
         (CALL, "", [("add", ARGUMENTS)]),
         (f"I'll add.\n{CALL}", "I'll add.", [("add", ARGUMENTS)]),
         (f"{CALL}\n{CALL}\n", "", [("add", ARGUMENTS)] * 2),

@@ -28,6 +28,7 @@ CALL = '{"name": "add", "parameters": {"a": 1}}'
         ('{"name": "add", "parameters": {"a": 1', "", [("add", '{"a": 1')]),
         ('{"name": "ad', '{"name": "ad', []),
         (f"{CALL} Done.", "Done.", [("add", '{"a": 1}')]),
+        (f"{CALL};<|python_tag|>{CALL}", "", [("add", '{"a": 1}')] * 2),
     ],
 )
 def test_an_answer_is_taken_apart_however_it_comes(text: str, expected: str, calls: list) -> None:

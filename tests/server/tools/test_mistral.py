@@ -32,6 +32,14 @@ LIST = '[TOOL_CALLS] [{"name": "add", "arguments": {"a": "]}"}, "id": "abcdefghi
         ("[TOOL_CALLS] what?\n", "[TOOL_CALLS] what?\n", []),
         ('[TOOL_CALLS]add[ARGS]{"a": "]', "", [("add", '{"a": "]')]),
         ("[TOOL", "[TOOL", []),
+        ('[TOOL_CALLS]add\n{"a": "]}"}', "", [ONE]),
+        ('Hm, [TOOL_CALLS]"x" [TOOL_CALLS]clock[ARGS]{}', 'Hm, [TOOL_CALLS]"x"', [("clock", "{}")]),
+        (
+            '[TOOL_CALLS]clock{}[TOOL_CALLS][{"name": "add", "arguments": {"a": "]}"}}]',
+            "",
+            [("clock", "{}"), ONE],
+        ),
+        ('Hm, [TOOL_CALLS]{"b": 1}', 'Hm, [TOOL_CALLS]{"b": 1}', []),
     ],
 )
 def test_an_answer_is_taken_apart_however_it_comes(text: str, expected: str, calls: list) -> None:

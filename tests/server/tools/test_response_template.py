@@ -41,6 +41,13 @@ def test_a_call_that_is_not_what_it_says_is_text() -> None:
     assert found.calls == () and '{"a": ' in found.text and "Hm." in found.text
 
 
+@pytest.mark.parametrize("value", ["[1]", "3", '{"arguments": {}}', '{"name": 7}', '{"function": null}'])
+def test_json_that_calls_nothing_is_text(value: str) -> None:
+    fields = {**TEMPLATE["fields"], "tool_calls": {"open": "<call>", "close": "</call>", "content": "json"}}
+    found = read(ResponseTemplate({**TEMPLATE, "fields": fields}, None), [f"Hm. <call>{value}</call> Sorry."])
+    assert found.calls == () and value in found.text
+
+
 def test_a_grammar_is_the_familys_or_refused() -> None:
     with pytest.raises(GrammarError, match="can be read but not enforced"):
         ResponseTemplate(TEMPLATE, None).rules(TOOLS, {}, several=True, strict=True)

@@ -14,7 +14,7 @@ from manytune.data.templates import Example
 from manytune.engine.likelihood import completion_nll
 from manytune.errors import DataError
 from manytune.training.batches import BUILDERS, builder
-from manytune.training.batches.grouping import plan_rows
+from manytune.training.batches.grouping import plan_batches
 from manytune.training.loop.rows import TrainingRows
 
 # Two conversations of three and two answers, each as one sequence; the second answer of the first bears no loss.
@@ -65,7 +65,7 @@ def test_the_answers_of_a_conversation_stay_in_one_batch() -> None:
     training = TrainingRows(train=rows, pad_id=0)
     assert training.rows_per_epoch == 10
     for options in ({"batch_size": 2}, {"token_budget": 15, "layout": "padding-free"}):
-        plan = plan_rows(rows_of(rows), seed=0, **options)
+        plan = plan_batches(rows_of(rows), seed=0, **options)
         assert sorted(row for batch in plan for row in batch) == list(range(10))
         for batch in plan:
             assert len(training.sequences(batch)) == 3 * len(batch)
@@ -102,5 +102,11 @@ def test_six_turns_cost_close_to_one_pass(family: str, most: float) -> None:
     kept = encoder.encode_all(examples).kept
     computed = sum(builder("shared-prefix")(row, pad_id=0).tokens_computed for row in rows_of(kept))
     assert computed <= most * one_pass
+    # The least there can be: a token's activations depend on all tokens before it, so each distinct prefix counts once.
+    prefixes = [
+        {sequence.input_ids[:end] for sequence in row for end in range(1, len(sequence.input_ids))}
+        for row in rows_of(kept)
+    ]
+    assert computed == sum(map(len, prefixes))
     padded = sum(len(sequence.input_ids) - 1 for sequence in kept)
     assert computed <= padded

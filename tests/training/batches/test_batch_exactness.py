@@ -27,7 +27,7 @@ LONGEST = [
     Sequence((0,), tuple(i % 4 for i in range(1, MAX_INPUTS + 1))),
 ]
 
-few_examples = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+few_examples = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def run(model, layout, sequences):

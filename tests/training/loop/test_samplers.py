@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from manytune.data.encoded import Encoded
-from manytune.training.batches.grouping import plan_batches
+from manytune.training.batches.grouping import plan_batches, rows_of_one
 from manytune.training.loop.samplers import GroupedSampler, SeededSampler
 
 
@@ -40,6 +40,6 @@ def test_rows_that_begin_alike_fall_into_the_same_batch_and_each_comes_once_an_e
 def test_a_grouped_epochs_smaller_batch_comes_last() -> None:
     """The loader cuts the order into threes; only a batch of two at the end leaves the planned batches whole."""
     rows = [Encoded((n // 3, 9, n), (1,), "x", 1) for n in range(8)]
-    planned = plan_batches(rows, seed=0, epoch=0, batch_size=3, group_prefixes=True)
+    planned = plan_batches(rows_of_one(rows), seed=0, epoch=0, batch_size=3, group_prefixes=True)
     order = list(GroupedSampler([(row,) for row in rows], batch_size=3, seed=0))
     assert {tuple(order[:3]), tuple(order[3:6]), tuple(order[6:])} == set(planned)

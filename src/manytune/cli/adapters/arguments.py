@@ -47,17 +47,9 @@ def directory_of(adapter: str, store: Path) -> Path:
     Raises:
         StoreError: There is no such directory, or no such adapter in the store.
     """
-    from manytune.store.labels import NAME
-    from manytune.store.run_directory import adapter_at
+    from manytune.store.references import adapter_directory
 
-    path = Path(adapter).expanduser()
-    if path.is_dir():
-        return adapter_at(path)
-    kept = store_at(store)
-    # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
-    if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
-        return adapter_at(path)
-    return kept.path(adapter)
+    return adapter_directory(adapter, store)
 
 
 def name_of(adapter: str) -> str:

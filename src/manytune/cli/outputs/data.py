@@ -88,6 +88,10 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
     if file.roles:
         listed = ", ".join(f"{role} {count:,}" for role, count in file.roles.items())
         console.print(Padding(Text(f"messages: {listed}"), (0, 0, 0, 2)))
+    if file.labels:
+        whole = max(1, sum(file.labels.values()))
+        listed = ", ".join(f"{label} {count:,} ({count / whole:.0%})" for label, count in file.labels.items())
+        console.print(Padding(Text(f"labels: {listed}"), (0, 0, 0, 2)))
     counts = {"can't be used": len(file.rejected), "equal to an earlier row": file.duplicate_rows}
     if file.duplicate_prompts is not None:
         counts["same prompt as an earlier row"] = file.duplicate_prompts

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manytune.cli.outputs.experiment import print_gains
+from manytune.evaluation.classes import confusions, mcnemar_tests
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Evaluation, Probe, RunResult
 from manytune.evaluation.wording import (
@@ -24,6 +25,7 @@ from manytune.evaluation.wording import (
     evidence,
     interval,
     main_sentences,
+    p_value,
     score,
     seeds_sentence,
     verdict_of,
@@ -46,6 +48,8 @@ def summary(evaluation: Evaluation, written: Sequence[Path]) -> dict[str, Any]:
         "budget": asdict(evaluation.budget) if evaluation.budget else None,
         "shares": [asdict(found) for found in evaluation.shares],
         "forgetting": [_probe(probe) for probe in evaluation.forgetting],
+        "mcnemar": [asdict(found) for found in mcnemar_tests(evaluation)],
+        "confusion": [asdict(found) for found in confusions(evaluation)],
         "sweep": asdict(evaluation.sweep) if evaluation.sweep else None,
         "provenance": dict(evaluation.provenance),
         "written": [str(path) for path in written],
@@ -70,6 +74,14 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
             f": {evidence(evaluation, found)}",
         )
         console.print(sentence)
+    for test in mcnemar_tests(evaluation):
+        console.print(
+            Text(
+                f"McNemar's exact test, {test.system} compared with {test.baseline}: {test.only_system:,} items "
+                f"right in the first alone, {test.only_baseline:,} in the second, {p_value(test.p_value)}.",
+                "dim",
+            )
+        )
     if main_sentences(evaluation) or evaluation.forgetting:
         console.print()
         print_gains(evaluation, console)

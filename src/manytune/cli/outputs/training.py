@@ -24,6 +24,10 @@ def print_run(finished: TrainedRun) -> None:
             f" (before training {first.validation_loss:.3f})" if first is not None and first.step == 0 else ""
         )
         table.add_row("validation loss", f"{last:.3f}{before}")
+    for name, value in training.kept.scores.items():
+        table.add_row(f"validation {name}", f"{value:.3f}")
+    if finished.keep == "best" or training.kept.stopped_early:
+        table.add_row("kept", f"step {training.kept.step:,}: {training.kept.why}")
     table.add_row("trained", _parameters(training.trainable_parameters, training.all_parameters))
     _add_experts(table, training.experts)
     table.add_row("steps", f"{training.steps:,} in {duration(training.seconds)}")

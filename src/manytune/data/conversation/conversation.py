@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from manytune.data.records import Located
@@ -61,6 +61,7 @@ class Conversation(Located):
     Args:
         messages: In order; at least one.
         tools: The functions that the assistant may call, each as `{"type": "function", "function": {...}}`.
+        template_kwargs: Values of the chat template's variables for this conversation, such as `enable_thinking`.
         source: The file or dataset that the row came from.
         row: Its line or record number, from 1.
         notes: What the reader found odd, such as keys that it doesn't use.
@@ -68,6 +69,7 @@ class Conversation(Located):
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     row: int = 0
     notes: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from typing import Literal
 from manytune.data.conversation import alpaca, openai, plain_text, sharegpt, trl
 from manytune.data.conversation.checks import check
 from manytune.data.conversation.conversation import Conversation
+from manytune.data.conversation.values import TEMPLATE_KWARGS, template_kwargs_of
 from manytune.data.records import Record
 from manytune.data.rendering import field_as_text
 from manytune.data.templates import Example, references_in
@@ -59,9 +60,13 @@ class ConversationForm:
         if self.name == "text":
             raise DataError("running text is no conversation", where=record.where)
         try:
-            return _READERS[self.name][0](record.fields).at(record.source, record.row)
+            return self._read(record)
         except DataError as error:
             raise type(error)(str(error), where=record.where) from error
+
+    def _read(self, record: Record) -> Conversation:
+        found = _READERS[self.name][0](record.fields).at(record.source, record.row)
+        return replace(found, template_kwargs=template_kwargs_of(record.fields))
 
     def render(self, record: Record) -> Example:
         """Return the example that a row makes.
@@ -74,7 +79,7 @@ class ConversationForm:
             references = references_in(record.fields, self.references)
             if self.name == "text":
                 return Example((), plain_text.read(record.fields), record.source, record.row, group)
-            conversation = _READERS[self.name][0](record.fields).at(record.source, record.row)
+            conversation = self._read(record)
             check(conversation)
         except DataError as error:
             raise type(error)(str(error), where=record.where) from error
@@ -82,7 +87,7 @@ class ConversationForm:
 
     def fields_used(self) -> frozenset[str] | None:
         """Return the fields that the form looks at."""
-        fields = plain_text.FIELDS if self.name == "text" else _READERS[self.name][1]
+        fields = plain_text.FIELDS if self.name == "text" else (*_READERS[self.name][1], TEMPLATE_KWARGS)
         return frozenset({*fields, *self.references, *filter(None, [self.group_by])})
 
     def grouped_by(self, field: str) -> ConversationForm:
@@ -125,4 +130,5 @@ def example_of(
         reasoning=last.reasoning,
         earlier=tuple(earlier) if learn == "all" else (),
         references=references,
+        template_kwargs=conversation.template_kwargs,
     )

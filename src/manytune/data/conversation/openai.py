@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from manytune.data.conversation.conversation import Conversation, Message, Role, ToolCall
 from manytune.data.conversation.values import (
+    TEMPLATE_KWARGS,
     described,
     object_text,
     optional_text,
+    shown,
     text_of,
     tools_of,
     turns_of,
+    unknown,
     unused_keys,
 )
-from manytune.data.nearest import did_you_mean
 from manytune.data.printable import is_absent
 from manytune.errors import DataError
 
@@ -98,10 +99,8 @@ def message_from(turn: Mapping[str, Any], what: str) -> Message:
         DataError: It can't be used; says which part.
     """
     name = turn.get("role")
-    if name not in _ROLES:
-        raise DataError(
-            f"{what} has the role {name!r}; roles are {', '.join(_ROLES)}{did_you_mean(str(name), _ROLES)}"
-        )
+    if not isinstance(name, str) or name not in _ROLES:
+        raise DataError(f"{what} has the role {shown(name)}; roles are {unknown(name, _ROLES)}")
     if not is_absent(turn.get("audio")):
         raise DataError(f"{what} has audio; manytune reads and learns text only")
     role = _ROLES[name]
@@ -125,7 +124,11 @@ def message_from(turn: Mapping[str, Any], what: str) -> Message:
 def row_of(conversation: Conversation) -> dict[str, Any]:
     """Return the row that `read` reads as the conversation."""
     row: dict[str, Any] = {"messages": [_turn_of(message) for message in conversation.messages]}
-    return row | ({"tools": [dict(tool) for tool in conversation.tools]} if conversation.tools else {})
+    more = {
+        "tools": [dict(tool) for tool in conversation.tools],
+        TEMPLATE_KWARGS: dict(conversation.template_kwargs),
+    }
+    return row | {name: value for name, value in more.items() if value}
 
 
 def _turn_of(message: Message) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def _weight(value: object, role: Role, what: str) -> bool:
     if is_absent(value):
         return True
     if isinstance(value, bool) or value not in (0, 1):
-        raise DataError(f"{what} has the weight {json.dumps(value, default=str)}; a weight is 0 or 1")
+        raise DataError(f"{what} has a weight of {shown(value)}; a weight is 0 or 1")
     if role != "assistant" and value == 1:
         raise DataError(f"{what} has a weight and is {role}'s; only the assistant's messages are learned")
     return value == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,13 +12,13 @@ from manytune.data.conversation.conversation import Conversation, Message, Role,
 from manytune.data.conversation.values import (
     described,
     optional_text,
-    text_of,
+    shown,
     tools_of,
     turns_of,
+    unknown,
     unused_keys,
 )
-from manytune.data.nearest import did_you_mean
-from manytune.data.printable import is_absent
+from manytune.data.strict_json import parse
 from manytune.errors import DataError
 
 FIELDS = ("conversations", "conversation", "system", "tools")
@@ -87,28 +86,19 @@ def _with_ids(messages: list[Message]) -> list[Message]:
 
 def _message(turn: Mapping[str, Any], what: str) -> Message:
     sender = turn.get("from")
-    if sender not in _ROLES:
-        raise DataError(
-            f"{what} is from {sender!r}; known are {', '.join(_ROLES)}{did_you_mean(str(sender), _ROLES)}"
-        )
-    weight = turn.get("weight")
-    if not is_absent(weight) and weight not in (0, 1):
-        raise DataError(f"{what} has the weight {weight!r}; a weight is 0 or 1")
-    if sender == "function_call":
-        return Message("assistant", "", tool_calls=_calls(turn.get("value"), what), learned=weight != 0)
-    return Message(
-        _ROLES[sender],
-        text_of(turn.get("value"), what),
-        name=optional_text(turn.get("name"), f"{what}'s name"),
-        learned=weight != 0,
-    )
+    if not isinstance(sender, str) or sender not in _ROLES:
+        raise DataError(f"{what} is from {shown(sender)}; known are {unknown(sender, _ROLES)}")
+    calls = sender == "function_call"
+    said = {"role": _ROLES[sender], "content": None if calls else turn.get("value")}
+    message = openai.message_from({**said, **{key: turn.get(key) for key in ("name", "weight")}}, what)
+    return replace(message, tool_calls=_calls(turn.get("value"), what)) if calls else message
 
 
 def _calls(value: object, what: str) -> tuple[ToolCall, ...]:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            found = parse(value)
         except ValueError as error:
             raise DataError(f"{what}, a function_call, isn't JSON ({error}): {described(value)}") from error
     listed = found if isinstance(found, list) else [found]

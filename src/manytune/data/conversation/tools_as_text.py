@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from manytune.data.conversation.chat_messages import chat_tools
 from manytune.data.conversation.conversation import Message, ToolCall
 
 _DESCRIPTION = """# Tools
@@ -66,7 +67,7 @@ def call_as_text(call: ToolCall) -> str:
 def _described(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Sequence[Message]:
     if not tools:
         return messages
-    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in chat_tools(tools))
     text = _DESCRIPTION.format(tools=listed)
     if messages and messages[0].role == "system":
         return [replace(messages[0], text=f"{messages[0].text}\n\n{text}"), *messages[1:]]

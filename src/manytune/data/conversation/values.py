@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from manytune.data.nearest import did_you_mean
 from manytune.data.printable import is_absent
 from manytune.data.rendering import shorten
+from manytune.data.strict_json import parse
 from manytune.errors import DataError
+
+TEMPLATE_KWARGS = "chat_template_kwargs"
+"""The field with a row's own values of the chat template's variables."""
 
 
 def turns_of(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]:
@@ -19,7 +24,9 @@ def turns_of(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]
     """
     value = from_json(fields.get(name))
     if not isinstance(value, list):
-        raise DataError(f"the field {name!r} should be a list of messages; it is {described(value)}")
+        raise DataError(
+            f"the field {name!r} should be a list of messages; it is {described(value)}{_not_json(value)}"
+        )
     if not value:
         raise DataError(f"the field {name!r} has no message in it")
     for place, turn in enumerate(value, start=1):
@@ -78,12 +85,31 @@ def object_text(value: object, what: str) -> str:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            found = parse(value)
         except ValueError as error:
             raise DataError(f"{what} aren't JSON ({error}): {shorten(value)!r}") from error
     if not isinstance(found, Mapping):
         raise DataError(f"{what} should be a JSON object; they are {described(found)}")
-    return json.dumps(found, ensure_ascii=False)
+    try:
+        return json.dumps(found, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{what} can't be written as JSON ({error}): {described(found)}") from error
+
+
+def template_kwargs_of(fields: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return a row's own values of the chat template's variables; none for nothing.
+
+    Raises:
+        DataError: They aren't an object.
+    """
+    found = from_json(fields.get(TEMPLATE_KWARGS))
+    if is_absent(found) or found in ("", [], {}):
+        return {}
+    if not isinstance(found, Mapping):
+        raise DataError(
+            f'{TEMPLATE_KWARGS} should be an object such as {{"enable_thinking": false}}; it is {described(found)}'
+        )
+    return {str(name): value for name, value in found.items() if value is not None}
 
 
 def tools_of(value: object, what: str = "tools") -> tuple[Mapping[str, Any], ...]:
@@ -96,7 +122,7 @@ def tools_of(value: object, what: str = "tools") -> tuple[Mapping[str, Any], ...
     if is_absent(found) or found in ([], "", {}):
         return ()
     if not isinstance(found, list):
-        raise DataError(f"{what} should be a list of functions; it is {described(found)}")
+        raise DataError(f"{what} should be a list of functions; it is {described(found)}{_not_json(found)}")
     return tuple(
         _tool(from_json(one), f"{what}, function {place}") for place, one in enumerate(found, start=1)
     )
@@ -106,10 +132,21 @@ def from_json(value: object) -> object:
     """Return what JSON text of a list or an object says; any other value as it is."""
     if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return parse(value)
         except ValueError:
             return value
     return value
+
+
+def unknown(value: object, known: Collection[str]) -> str:
+    """Return the end of a message about a value that isn't one of several names: which they are, and the nearest."""
+    near = did_you_mean(shorten(value), known) if isinstance(value, str) else ""
+    return f"{', '.join(known)}{near}"
+
+
+def shown(value: object) -> str:
+    """Return a value as messages quote it."""
+    return shorten(repr(value)) if isinstance(value, str) else described(value)
 
 
 def described(value: object) -> str:
@@ -124,8 +161,11 @@ def described(value: object) -> str:
         list: "the list",
         dict: "the object",
     }
-    shown = shorten(json.dumps(value, ensure_ascii=False, default=str))
-    return f"{kinds.get(type(value), type(value).__name__)} {shown}".strip()
+    try:
+        text = shorten(json.dumps(value, ensure_ascii=False, default=str))
+    except (TypeError, ValueError, RecursionError):  # keys that JSON doesn't have, or hundreds of levels
+        text = "that JSON can't show"
+    return f"{kinds.get(type(value), type(value).__name__)} {text}".strip()
 
 
 def unused_keys(turn: Mapping[str, Any], known: Sequence[str], what: str) -> list[str]:
@@ -133,6 +173,16 @@ def unused_keys(turn: Mapping[str, Any], known: Sequence[str], what: str) -> lis
     return [
         f"{what} has {key!r}, which isn't used" for key, value in turn.items() if key not in known and value
     ]
+
+
+def _not_json(value: object) -> str:
+    """Why text that begins like JSON wasn't read; empty for anything else."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            parse(value)
+        except ValueError as error:
+            return f", which isn't JSON: {error}"
+    return ""
 
 
 def _tool(value: object, what: str) -> Mapping[str, Any]:

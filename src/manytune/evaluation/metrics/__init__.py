@@ -9,6 +9,7 @@ from manytune.errors import DataError
 from manytune.evaluation.metrics.accuracy import Contains, ExactMatch
 from manytune.evaluation.metrics.base import Metric
 from manytune.evaluation.metrics.bleu import Bleu, Chrf
+from manytune.evaluation.metrics.calibration import CalibrationError
 from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
 from manytune.evaluation.metrics.recorded import Recorded
@@ -16,7 +17,7 @@ from manytune.evaluation.metrics.rouge import Rouge
 from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
 from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
 
-__all__ = ["METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
+__all__ = ["CLASS_METRICS", "METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -31,6 +32,7 @@ METRICS: dict[str, Metric] = {
         Contains(),
         Accuracy(),
         MacroF1(),
+        CalibrationError(),
         ToolCalls(),
         ToolNames(),
         JsonValid(),
@@ -44,6 +46,9 @@ METRICS: dict[str, Metric] = {
 
 TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match", "perplexity")
 """Those that mean something for any text; the others are for classes, short facts, tool calls and JSON."""
+
+CLASS_METRICS = ("accuracy", "f1", "ece")
+"""Those of classifiers."""
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:

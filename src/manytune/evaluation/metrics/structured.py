@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from manytune.errors import DataError
-from manytune.evaluation.metrics.base import Described, Floats, MeanOfItems, number_of_references
+from manytune.evaluation.metrics.base import Described, Floats, MeanOfItems, Metric, number_of_references
 from manytune.evaluation.metrics.json_values import NotJsonError, fields_of, read_json
 from manytune.evaluation.results import Answer
 
@@ -119,6 +119,14 @@ def schema_metric(file: Path) -> SchemaValid:
     except SchemaError as error:
         raise DataError(f"this isn't a JSON schema: {error.message}", where=str(file)) from error
     return SchemaValid(schema=schema, title=file.name)
+
+
+def with_schema(metrics: Sequence[Metric], valid: SchemaValid | None) -> tuple[Metric, ...]:
+    """Metrics with one for a schema, in the place that its name has among them, or at the end."""
+    if valid is None:
+        return tuple(metrics)
+    found = [valid if metric.name == valid.name else metric for metric in metrics]
+    return tuple(found if valid in found else [*found, valid])
 
 
 def _is_json(text: str) -> bool:

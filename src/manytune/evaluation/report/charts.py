@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
-    """Loss over optimizer steps."""
+    """Loss, or a score, over optimizer steps."""
 
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -104,17 +104,54 @@ def loss_chart(evaluation: Evaluation) -> LineChart | None:
     ]
     if not curves:
         return None
-    steps = [point.step for _, _, _, points in curves for point in points]
-    losses = [point.loss for _, _, _, points in curves for point in points if math.isfinite(point.loss)]
-    last = max(*steps, 1)
-    low, high = padded(min(losses, default=0.0), max(losses, default=1.0))
-    low = max(low, 0.0)
+    return _line_chart(
+        [
+            (index, name, kind, [(one.step, one.loss) for one in points])
+            for index, name, kind, points in curves
+        ],
+        bounds=(0.0, math.inf),
+        summary="; ".join(_in_words(name, kind, points) for _, name, kind, points in curves),
+    )
+
+
+def score_charts(evaluation: Evaluation) -> list[tuple[str, LineChart]]:
+    """Each score on validation prompts that was measured while systems trained, with the metric's label."""
+    names = dict.fromkeys(name for result in evaluation.results for name in result.curves.scores)
+    charts = []
+    for metric in (METRICS[name] for name in names if name in METRICS):
+        curves = [
+            (index, result.name, "validation", [(one.step, one.value) for one in points])
+            for index, result in enumerate(evaluation.results)
+            if (points := result.curves.scores.get(metric.name))
+        ]
+        summary = "; ".join(
+            f"{name}, {score(points[0][1], metric)} at step {points[0][0]} to {score(points[-1][1], metric)} at step "
+            f"{points[-1][0]}"
+            for _, name, _, points in curves
+        )
+        charts.append((metric.label, _line_chart(curves, bounds=metric.bounds, summary=summary)))
+    return charts
+
+
+def _line_chart(
+    curves: Sequence[tuple[int, str, str, Sequence[tuple[int, float]]]],
+    *,
+    bounds: tuple[float, float],
+    summary: str,
+) -> LineChart:
+    """Curves of (system, its name, kind, points), on axes that hold all of them; what isn't finite is left out."""
+    values = [value for *_, points in curves for _, value in points if math.isfinite(value)]
+    last = max(*(step for *_, points in curves for step, _ in points), 1)
+    low, high = padded(min(values, default=0.0), max(values, default=1.0))
+    low, high = max(low, bounds[0]), min(high, bounds[1])
+    if high <= low:  # every value is at a bound
+        low, high = low - 0.5, high + 0.5
     lines = []
     for index, name, kind, points in curves:
         places = tuple(
-            (percent(point.step, 0, last), 100 - percent(point.loss, low, high))
-            for point in points
-            if math.isfinite(point.loss)
+            (percent(step, 0, last), 100 - percent(value, low, high))
+            for step, value in points
+            if math.isfinite(value)
         )
         path = " ".join(f"{'L' if place else 'M'}{x:.2f} {y:.2f}" for place, (x, y) in enumerate(places))
         dots = places if kind == "validation" else ()
@@ -123,7 +160,7 @@ def loss_chart(evaluation: Evaluation) -> LineChart | None:
         x_ticks=tuple(Tick(percent(value, 0, last), text) for value, text in round_values(0, last, 5)),
         y_ticks=tuple(Tick(percent(value, low, high), text) for value, text in round_values(low, high, 5)),
         lines=tuple(lines),
-        summary="; ".join(_in_words(name, kind, points) for _, name, kind, points in curves),
+        summary=summary,
     )
 
 

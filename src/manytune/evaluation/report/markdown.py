@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.report import tables
+from manytune.evaluation.report import class_tables, tables
 from manytune.evaluation.report.tables import Cell, Table
 from manytune.evaluation.results import Evaluation
 from manytune.evaluation.wording import (
@@ -44,6 +44,8 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
         *_ranks(evaluation),
         *_section("What was forgotten", tables.forgetting_table(evaluation, most_across=_FEW), *asked),
         *_section(f"{METRICS[evaluation.primary].label} by task", tables.task_table(evaluation)),
+        *_section("McNemar's exact tests", class_tables.mcnemar_table(evaluation)),
+        *(line for one in class_tables.confusion_tables(evaluation) for line in _section(one.label, one)),
         *_section("Quality and cost", tables.cost_table(evaluation, most_across=_FEW)),
         *([mixed, ""] if (mixed := mixed_sentence(evaluation)) else []),
         "## How this was made",

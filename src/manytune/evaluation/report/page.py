@@ -10,8 +10,8 @@ import jinja2
 from manytune.atomic import atomic_write
 from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
-from manytune.evaluation.report import tables
-from manytune.evaluation.report.charts import loss_chart, whisker_chart
+from manytune.evaluation.report import class_tables, tables
+from manytune.evaluation.report.charts import loss_chart, score_charts, whisker_chart
 from manytune.evaluation.report.documents import documents, featured
 from manytune.evaluation.report.gains import change_charts, gain_charts, rank_chart
 from manytune.evaluation.results import Evaluation
@@ -55,6 +55,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         cut=cut_sentence(evaluation),
         whiskers=whisker_chart(evaluation),
         losses=loss_chart(evaluation),
+        courses=score_charts(evaluation),
         gains=gain_charts(evaluation),
         ranks=rank_chart(evaluation),
         changes=change_charts(evaluation),
@@ -64,6 +65,8 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         share_table=tables.share_table(evaluation),
         task_table=tables.task_table(evaluation),
         cost_table=tables.cost_table(evaluation),
+        mcnemar=class_tables.mcnemar_table(evaluation),
+        confusions=class_tables.confusion_tables(evaluation),
         mixed=mixed_sentence(evaluation),
         curves=[curve_sentence(curve) for curve in evaluation.sweep.curves] if evaluation.sweep else [],
         leads=main_sentences(evaluation),

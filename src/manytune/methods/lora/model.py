@@ -24,6 +24,7 @@ from manytune.methods.lora.experts import grouped_experts, name_experts, regroup
 from manytune.methods.lora.init import starts_from_weight
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
+from manytune.methods.lora.pairs import lora_pairs
 from manytune.methods.lora.parameter_files import moved, names_in_files, parameter_terms
 from manytune.methods.lora.parameter_targets import refuse_both, select_parameters, wrappers_for
 from manytune.methods.lora.parameters import ParamWrapper, holder
@@ -375,4 +376,4 @@ def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> Non
         config.fan_in_fan_out = False
 
 
-register(Method("lora", PeftType.LORA, LoraConfig, LoraModel, in_peft=True, rank="r"))
+register(Method("lora", PeftType.LORA, LoraConfig, LoraModel, in_peft=True, rank="r", pairs=lora_pairs))

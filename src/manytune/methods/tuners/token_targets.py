@@ -103,6 +103,8 @@ def _check(path: str, module: nn.Module, indices: Sequence[int], option: str) ->
         )
     if isinstance(own, nn.Embedding) and own.max_norm is not None:
         raise ConfigError(f"{option}: {path} renormalises the rows that it looks up (max_norm).")
+    if not isinstance(indices, Collection):
+        raise ConfigError(f"{option}: expected a list of tokens' ids for {path}, found {indices!r:.100}.")
     rows = own.weight.shape[0]
     wrong = [i for i in indices if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < rows]
     if wrong:

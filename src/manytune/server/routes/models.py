@@ -61,7 +61,7 @@ def _base(service: Service) -> dict[str, Any]:
 
 
 def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
-    """A model; in addition to OpenAI's keys, with its version, and the fields and tasks of its templates."""
+    """A model; in addition to OpenAI's keys, with its version, and its templates' fields and tasks, or its labels."""
     manifest = entry.manifest
     templates: list[Mapping[str, str]] = [*(manifest.templates or {}).values()]
     if manifest.template is not None:
@@ -76,6 +76,7 @@ def _model(name: str, entry: StoreEntry, service: Service) -> dict[str, Any]:
         "method": manifest.method,
         "fields": sorted({one for parts in templates for one in _fields(parts)}),
         "tasks": list(manifest.templates or {}),
+        "labels": list((manifest.labels or {}).get("names", ())),
     }
 
 

@@ -5,36 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from manytune.server.tools.calls import Part, Step, Written
+from manytune.server.tools.calls import Part, Step
 from manytune.server.tools.json_text import CallObject
+from manytune.server.tools.marked import PendingReader
 
 _BETWEEN = ";,]"  # and white space
 
 
-class BareReader:
+class BareReader(PendingReader):
     """Reads an answer that is calls, or is text from its first character on.
 
     Args:
         names: The functions; an object that calls another one is text. None for any.
         mark: What may come before the first call.
         new_id: Makes a name for a call.
+        opening: What came before, which is text if no call follows.
     """
 
-    def __init__(self, names: Collection[str] | None, mark: str, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, names: Collection[str] | None, mark: str, new_id: Callable[[], str], *, opening: str = ""
+    ) -> None:
+        super().__init__(new_id)
         self._names = names
         self._mark = mark
-        self._written = Written(new_id)
-        self._pending = ""
-        self._opening = ""  # what came before a call, which is text if it is none
+        self._opening = opening  # what came before a call, which is text if it is none
         self._state = "between"  # or call, or text
         self._call = CallObject(names)
-
-    def push(self, text: str) -> Part:
-        """Take the next text."""
-        self._pending += text
-        while self._pending and self._advance():
-            pass
-        return self._written.take()
 
     def finish(self) -> Part:
         """Return the rest."""
@@ -58,13 +54,10 @@ class BareReader:
 
     def _leave_between(self, text: str) -> bool:
         """Skip what may come before a call; what comes before none is text."""
-        before = text.lstrip()
-        if self._mark and before.startswith(self._mark):
-            before = before.removeprefix(self._mark).lstrip()
-        elif self._mark.startswith(before) and before:
+        before = self._without_marks(text)
+        if before and self._mark.startswith(before):
             self._pending = text
             return False
-        before = before.lstrip(" \n" + (_BETWEEN if self._written.calls else "["))
         self._opening += text[: len(text) - len(before)]
         if not before:
             return False
@@ -74,6 +67,15 @@ class BareReader:
             self._written.add_text(self._opening.lstrip() if self._written.calls else self._opening)
             self._opening = ""
         return True
+
+    def _without_marks(self, text: str) -> str:
+        between = _BETWEEN if self._written.calls else "["
+        while True:
+            shorter = text.lstrip().lstrip(between)
+            shorter = shorter.removeprefix(self._mark)
+            if shorter == text:
+                return text
+            text = shorter
 
     def _take(self, step: Step) -> bool:
         self._written.take_step(step)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from manytune.data.answer_format import beginning_held
 from manytune.engine.constraints.spelling import in_regex, spelled
 from manytune.server.tools.call_texts import object_rules
-from manytune.server.tools.calls import CallReader, CallRules, Part, Step, Tool, Written, new_id
+from manytune.server.tools.calls import CallReader, CallRules, Part, Step, Tool, new_id
 from manytune.server.tools.json_text import CallObject
+from manytune.server.tools.marked import PendingReader
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
@@ -51,33 +51,28 @@ class Hermes:
         )
 
 
-class _Reader:
+class _Reader(PendingReader):
     def __init__(self) -> None:
-        self._pending = ""
-        self._written = Written(new_id)
+        super().__init__(new_id)
         self._state = "text"  # or call, or closing
         self._call = CallObject()
-
-    def push(self, text: str) -> Part:
-        self._pending += text
-        while self._pending and self._advance():
-            pass
-        return self._written.take()
 
     def finish(self) -> Part:
         if self._state == "call":
             step = self._call.finish()
             if step.state == "done" or not self._written.calls:  # else a further call that was cut off
                 self._take(step)
-        if self._state == "text" and (self._pending.strip() or not self._written.calls):
-            self._written.add_text(self._pending)
+        if self._state == "text":
+            self._finish_text()
         self._pending = ""
         return self._written.take()
 
     def _advance(self) -> bool:
-        """Work on what is pending; whether there is more to do."""
         if self._state == "text":
-            return self._leave_text()
+            if not self._leave_text(_OPEN):
+                return False
+            self._state, self._call = "call", CallObject()
+            return True
         if self._state == "call":
             text, self._pending = self._pending, ""
             return self._take(self._call.push(text))
@@ -87,24 +82,12 @@ class _Reader:
         self._pending, self._state = pending.removeprefix(_CLOSE), "text"
         return True
 
-    def _leave_text(self) -> bool:
-        before, found, after = self._pending.partition(_OPEN)
-        if found:
-            # The template writes the line breaks around calls, so they are no text.
-            self._written.add_text(before.rstrip())
-            self._pending, self._state, self._call = after, "call", CallObject()
-            return True
-        kept = before[: len(before) - beginning_held(before, _OPEN)].rstrip()
-        self._written.add_text(kept)
-        self._pending = before[len(kept) :]
-        return False
-
     def _take(self, step: Step) -> bool:
         self._written.take_step(step)
         if step.state == "open":
             return False
         self._pending, self._state = step.rest, "closing"
         if step.state == "text":
-            self._written.add_text(_OPEN)
+            self._take_back(_OPEN)
             self._state = "text"
         return True

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
-from manytune.data.answer_format import beginning_held
 from manytune.engine.constraints.spelling import in_regex, spelled
 from manytune.server.tools.bare import BareReader
 from manytune.server.tools.call_texts import arguments_rules, object_rules
-from manytune.server.tools.calls import CallReader, CallRules, Part, Tool, Written, short_id
+from manytune.server.tools.calls import CallReader, CallRules, Part, Tool, short_id
 from manytune.server.tools.json_text import ValueEnd
+from manytune.server.tools.marked import PendingReader
 
 _OPEN, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 _CALL_ID = r'CALL_ID: /, "id": "[a-zA-Z0-9]{9}"/'
@@ -67,21 +68,15 @@ class Mistral:
         )
 
 
-class _Reader:
+class _Reader(PendingReader):
     def __init__(self) -> None:
-        self._pending = ""
-        self._written = Written(short_id)
+        super().__init__(short_id)
         self._state = "text"  # or head, arguments, or list
         self._arguments = ValueEnd()
         self._list = BareReader(None, "", short_id)
 
     def push(self, text: str) -> Part:
-        self._pending += text
-        if self._state == "list":
-            return self._push_to_list()
-        while self._pending and self._advance():
-            pass
-        found = self._written.take()
+        found = super().push(text)
         if self._state != "list":
             return found
         more = self._push_to_list()
@@ -89,22 +84,30 @@ class _Reader:
 
     def finish(self) -> Part:
         if self._state == "list":
-            return self._list.finish()
+            return self._of_list(self._list.finish())
         if self._state == "head":
-            self._written.add_text(_OPEN + self._pending)
-        elif self._state == "text" and (self._pending.strip() or not self._written.calls):
+            self._take_back(_OPEN)
             self._written.add_text(self._pending)
+        elif self._state == "text":
+            self._finish_text()
         self._pending = ""
         return self._written.take()
 
     def _push_to_list(self) -> Part:
         text, self._pending = self._pending, ""
-        return self._list.push(text)
+        return self._of_list(self._list.push(text))
+
+    def _of_list(self, part: Part) -> Part:
+        """What the list's reader found, its calls numbered after those before the list."""
+        before = self._written.calls
+        return Part(part.text, tuple(replace(call, index=call.index + before) for call in part.calls))
 
     def _advance(self) -> bool:
-        """Work on what is pending; whether there is more to do."""
         if self._state == "text":
-            return self._leave_text()
+            if not self._leave_text(_OPEN):
+                return False
+            self._state = "head"
+            return True
         if self._state == "head":
             return self._leave_head()
         if self._state == "list":
@@ -116,28 +119,19 @@ class _Reader:
             self._pending, self._state = text[end:], "text"
         return end is not None
 
-    def _leave_text(self) -> bool:
-        before, found, after = self._pending.partition(_OPEN)
-        if found:
-            self._written.add_text(before.rstrip())
-            self._pending, self._state = after, "head"
-            return True
-        kept = before[: len(before) - beginning_held(before, _OPEN)].rstrip()
-        self._written.add_text(kept)
-        self._pending = before[len(kept) :]
-        return False
-
     def _leave_head(self) -> bool:
         begun = self._pending.lstrip()
         if begun.startswith(("[{", "[ ", "[\n", "{")):
             self._state = "list"
+            self._list = BareReader(None, "", short_id, opening=self._gap + _OPEN)
             return False
         head = _HEAD.match(self._pending)
         if head is None:
-            if "{" in begun or "\n" in begun:  # what comes before the arguments is no name
-                self._written.add_text(_OPEN + self._pending)
-                self._pending, self._state = "", "text"
-            return False
+            if "{" not in begun and "\n" not in begun.strip():
+                return False
+            self._take_back(_OPEN)  # what comes before the arguments is no name
+            self._state = "text"
+            return True
         self._written.begin_call(head[1], "", head[2])
         self._pending, self._state = self._pending[head.end() :], "arguments"
         self._arguments = ValueEnd()

@@ -87,15 +87,17 @@ class _Reader:
             if event["field"] == _CALLS and event["type"] == "region_chunk":
                 self._body += event["text"]
             elif event["field"] == _CALLS and event["type"] == "region_close":
-                self._body = ""
                 values = event["value"] if isinstance(event["value"], list) else [event["value"]]
                 for value in values:
                     self._call(value)
+                self._body = ""
             elif event["type"] == "region_chunk" and event["field"] not in {_CALLS, *_THOUGHTS}:
                 self._written.add_text(event["text"])
 
     def _call(self, value: Any) -> None:
-        function = value.get("function", value)
+        function = value.get("function", value) if isinstance(value, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise ValueError("no call")
         arguments = function.get("arguments", {})
         text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        self._written.begin_call(str(function["name"]), text)
+        self._written.begin_call(function["name"], text)

@@ -7,15 +7,18 @@ from manytune.errors import RecipeError
 from manytune.training.batches import padded, padding_free, shared_prefix
 from manytune.training.batches.attention.packed import packed_attention
 from manytune.training.batches.batch import Batch, TokenSequence
-from manytune.training.batches.grouping import plan_batches
-from manytune.training.batches.seq2seq import Builder, Seq2SeqBatch
+from manytune.training.batches.grouping import plan_batches, rows_of_one
+from manytune.training.batches.labelled import LabelledBatch
+from manytune.training.batches.seq2seq import AnyBatch, Builder, Seq2SeqBatch
 from manytune.training.batches.support import packed_training_obstacle
 from manytune.training.batches.token_counts import TokenCounts
 
 __all__ = [
     "BUILDERS",
+    "AnyBatch",
     "Batch",
     "Builder",
+    "LabelledBatch",
     "Seq2SeqBatch",
     "TokenCounts",
     "TokenSequence",
@@ -23,6 +26,7 @@ __all__ = [
     "packed_attention",
     "packed_training_obstacle",
     "plan_batches",
+    "rows_of_one",
 ]
 
 

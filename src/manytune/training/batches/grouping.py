@@ -18,32 +18,15 @@ BatchPlan = tuple[tuple[int, ...], ...]
 
 
 Row = Sequence[TokenSequence]
-"""Sequences that go into the same batch; as a rule one."""
+"""Sequences that go into the same batch; as a rule one, see `rows_of_one`."""
+
+
+def rows_of_one(sequences: Sequence[TokenSequence]) -> list[Row]:
+    """Each sequence as a row of its own."""
+    return [(sequence,) for sequence in sequences]
 
 
 def plan_batches(
-    sequences: Sequence[TokenSequence],
-    *,
-    seed: int,
-    epoch: int = 0,
-    batch_size: int | None = None,
-    token_budget: int | None = None,
-    layout: str = "shared-prefix",
-    group_prefixes: bool = False,
-) -> BatchPlan:
-    """`plan_rows` for rows of one sequence each."""
-    return plan_rows(
-        [(sequence,) for sequence in sequences],
-        seed=seed,
-        epoch=epoch,
-        batch_size=batch_size,
-        token_budget=token_budget,
-        layout=layout,
-        group_prefixes=group_prefixes,
-    )
-
-
-def plan_rows(
     rows: Sequence[Row],
     *,
     seed: int,

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from manytune.errors import RunError
 from manytune.training.batches.batch import Batch, TokenSequence, base_model, check_sequences, learned
+from manytune.training.batches.labelled import LabelledBatch
 from manytune.training.batches.target_loss import weighted_nll
 
 
 class Builder(Protocol):
     """Lays sequences out as one batch."""
 
-    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> Batch | Seq2SeqBatch:
+    def __call__(self, sequences: Sequence[TokenSequence], *, pad_id: int) -> AnyBatch:
         """Build a batch; `pad_id` is any valid token id."""
 
 
@@ -81,6 +82,10 @@ class Seq2SeqBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **tensors)
+
+
+AnyBatch = Batch | Seq2SeqBatch | LabelledBatch
+"""A causal language model's, an encoder-decoder's or a classifier's."""
 
 
 def builder_for(model: nn.Module) -> Builder:

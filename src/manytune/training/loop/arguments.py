@@ -1,16 +1,16 @@
-"""A recipe's training section as transformers' `TrainingArguments`, and its TensorBoard callback."""
+"""A recipe's training section as transformers' `TrainingArguments`."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 
 from manytune.errors import RunError
+from manytune.training.optimizers import OPTIMIZERS
 from manytune.training.recipe import TrainingRecipe
+from manytune.training.schedules import SCHEDULES, schedule_options
 from manytune.training.training_plan import TrainingPlan
 
 
@@ -42,6 +42,7 @@ def training_arguments(
     saves: bool,
     use_cache: bool,
     scratch: str,
+    run_name: str | None = None,
 ) -> TrainingArguments:
     """What transformers' Trainer is to do.
 
@@ -53,13 +54,14 @@ def training_arguments(
         saves: Whether there is a place for checkpoints.
         use_cache: The model's own setting, which is restored at the end.
         scratch: A directory that transformers may create; nothing of ours goes there.
+        run_name: What reporting integrations call the run.
 
     Raises:
-        RunError: The device isn't there.
+        RunError: The device isn't there, or the schedule can't be had in so many steps.
     """
     check_device(settings)
+    check_schedule_length(settings, plan, validates=validates)
     cuda = torch.cuda.is_available()
-    constant = settings.lr_scheduler == "constant"
     recompute = {"use_reentrant": False} if settings.gradient_checkpointing else None
     return _OneDevice(
         output_dir=scratch,
@@ -69,8 +71,12 @@ def training_arguments(
         num_train_epochs=plan.epochs,
         max_steps=plan.steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if constant else settings.lr_scheduler,
-        warmup_steps=_warmup_steps(settings, plan.steps),
+        optim=OPTIMIZERS[settings.optimizer].name,
+        lr_scheduler_type=SCHEDULES[settings.lr_scheduler].name,
+        lr_scheduler_kwargs=schedule_options(
+            settings.lr_scheduler, settings.lr_scheduler_options, steps=plan.steps
+        ),
+        warmup_steps=warmup_steps(settings, plan.steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         activation_checkpointing=settings.gradient_checkpointing,
@@ -87,31 +93,37 @@ def training_arguments(
         save_strategy="steps" if saves and settings.checkpoint_every else "no",
         save_steps=settings.checkpoint_every or 1,
         disable_tqdm=True,
-        report_to="none",
+        run_name=run_name,
+        project="manytune",
+        report_to="none",  # the callbacks are passed to the Trainer, each with where it writes to
     )
 
 
-def _warmup_steps(settings: TrainingRecipe, steps: int) -> int:
+def warmup_steps(settings: TrainingRecipe, steps: int) -> int:
     """Steps with a rising rate. The first has none at all, so the last step is never one of them."""
     return min(math.ceil(settings.warmup * steps), steps - 1)
 
 
-def tensorboard_callback(directory: Path | None) -> TrainerCallback:
-    """What writes TensorBoard event files.
+def check_schedule_length(settings: TrainingRecipe, plan: TrainingPlan, *, validates: bool) -> None:
+    """Refuse a schedule that can't be had in this many steps.
 
     Raises:
-        RunError: There is no directory for them, or TensorBoard isn't installed.
+        RunError: Its phases are longer than the training, it follows validations and there are none, or transformers
+            refuses its options.
     """
-    if directory is None:
+    name, steps = settings.lr_scheduler, plan.steps
+    if SCHEDULES[name].by_validation and not validates:
         raise RunError(
-            "training.tensorboard needs a directory for its event files; pass tensorboard_directory."
+            f"training.lr_scheduler {name} follows the validation loss; set validation rows aside (data.validation)."
         )
-    if importlib.util.find_spec("tensorboard") is None:
+    options = schedule_options(name, settings.lr_scheduler_options, steps=steps)
+    warmup = warmup_steps(settings, steps)
+    if (decay := options.get("num_decay_steps", 0)) + warmup > steps:
         raise RunError(
-            "training.tensorboard needs the package tensorboard. Run: pip install 'manytune[track]', or set "
-            "training.tensorboard to false."
+            f"training.lr_scheduler {name}: {warmup} steps of warm-up and {decay} of decay don't fit into {steps}."
         )
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    return TensorBoardCallback(SummaryWriter(str(directory)))
+    tried = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=settings.learning_rate)
+    try:
+        get_scheduler(SCHEDULES[name].name, tried, warmup, steps, options)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"training.lr_scheduler_options can't be used with {name}: {error}") from None

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 
 from manytune.data.encoded import Encoded
-from manytune.training.batches import Batch, Seq2SeqBatch
+from manytune.training.batches import AnyBatch
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PendingBatch:
 
     rows: tuple[str, ...]
     targets: int
-    future: Future[Batch | Seq2SeqBatch]
+    future: Future[AnyBatch]
     device: torch.device | str | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PendingBatch:
@@ -35,7 +35,7 @@ class PendingBatch:
         del non_blocking
         return replace(self, device=device)
 
-    def get(self) -> Batch | Seq2SeqBatch:
+    def get(self) -> AnyBatch:
         """Wait for the batch and move it to its device.
 
         Raises:
@@ -54,7 +54,7 @@ class BackgroundBuilder:
         build: Builds a batch.
     """
 
-    def __init__(self, build: Callable[[Sequence[Encoded]], Batch | Seq2SeqBatch]) -> None:
+    def __init__(self, build: Callable[[Sequence[Encoded]], AnyBatch]) -> None:
         self._build = build
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="manytune-batches")
 

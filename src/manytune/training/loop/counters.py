@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from manytune.training.batches import Batch, Seq2SeqBatch, TokenCounts
+from manytune.training.batches import AnyBatch, LabelledBatch, Seq2SeqBatch, TokenCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,17 @@ class Counters:
     skipped_pairs: int = 0
 
     @staticmethod
-    def of(batch: Batch | Seq2SeqBatch, *, skipped: bool = False) -> Counters:
+    def of(batch: AnyBatch, *, skipped: bool = False) -> Counters:
         """The counters of one batch.
 
         Args:
-            batch: The batch; an encoder-decoder's has no pairs counted.
+            batch: The batch; an encoder-decoder's and a classifier's have no pairs counted.
             skipped: Whether the lower layers didn't run on it.
         """
+        if isinstance(batch, LabelledBatch):
+            computed, rows = batch.input_ids.numel(), round(batch.targets)
+            pads = computed - batch.tokens_in
+            return Counters(TokenCounts(batch.tokens_in, computed, computed, pads, rows), 0, rows)
         logit_rows = int(batch.target_rows.unique().numel())
         if isinstance(batch, Seq2SeqBatch):
             computed = batch.input_ids.numel() + batch.decoder_input_ids.numel()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from manytune.model.accounting import ExpertCounts
 from manytune.store.run_log import StepReport, ValidationReport
+from manytune.training.loop.best_step import KeptStep
 from manytune.training.loop.counters import Counters
 from manytune.training.speed.frozen_layers import CacheSize
 from manytune.training.speed.layout_choice import LayoutChoice
@@ -17,6 +18,7 @@ class TrainingResult:
 
     Attributes:
         steps: Optimizer steps done in all.
+        kept: The step whose weights the model has.
         counters: What was computed in all.
         step_seconds: Time spent in training steps.
         seconds: Time in all: compiling, steps, validation and checkpoints; interruptions not counted.
@@ -39,6 +41,7 @@ class TrainingResult:
     """
 
     steps: int
+    kept: KeptStep
     counters: Counters
     step_seconds: float
     seconds: float
@@ -78,5 +81,5 @@ class TrainingResult:
 
     @property
     def validation_loss(self) -> float | None:
-        """The last validation loss; None if there were no validation rows."""
-        return self.validation_reports[-1].validation_loss if self.validation_reports else None
+        """The validation loss of the step that is kept; None if there were no validation rows."""
+        return self.kept.validation_loss

@@ -23,12 +23,14 @@ class TrainingRows:
             empty.
         mixture: Which of `train`'s rows an epoch holds, if they are several tasks'; None for all.
         pad_id: Any valid token id; it only fills masked columns.
+        by_length: Whether a batch takes rows of similar lengths: a classifier's are padded to the longest.
     """
 
     train: Sequence[Encoded]
     validation: Sequence[Encoded] = ()
     mixture: Mixture | None = None
     pad_id: int
+    by_length: bool = False
 
     @cached_property
     def rows(self) -> tuple[tuple[Encoded, ...], ...]:

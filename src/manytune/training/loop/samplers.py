@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from manytune.data.encoded import Encoded
 from manytune.data.mixing import Mixture
-from manytune.training.batches.grouping import BatchPlan, plan_rows
+from manytune.training.batches.grouping import BatchPlan, plan_batches
 
 
 class SeededSampler(Sampler[int]):
@@ -62,7 +62,7 @@ class GroupedSampler(SeededSampler):
 
     def __iter__(self) -> Iterator[int]:
         rows = self._mixture.epoch(self.seed, self.epoch) if self._mixture else range(len(self._rows))
-        batches = plan_rows(
+        batches = plan_batches(
             [self._rows[row] for row in rows],
             seed=self.seed,
             epoch=self.epoch,
@@ -70,6 +70,32 @@ class GroupedSampler(SeededSampler):
             group_prefixes=True,
         )
         return iter([rows[place] for batch in sorted(batches, key=len, reverse=True) for place in batch])
+
+
+class LengthSampler(SeededSampler):
+    """Puts rows of similar lengths into the same batch; the batches come in random order.
+
+    A row's length counts as up to a quarter more or less than it is, so that it meets other rows in every epoch.
+
+    Args:
+        rows: The sequences of each row.
+        batch_size: Rows of a batch. An epoch's smaller batch, if there is one, comes last.
+        seed: Decides the order, with the epoch.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Encoded]], *, batch_size: int, seed: int) -> None:
+        super().__init__(len(rows), seed)
+        self._lengths = np.array([sum(len(sequence.input_ids) for sequence in row) for row in rows])
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = np.argsort(self._lengths * generator.uniform(0.8, 1.25, len(self._lengths)), kind="stable")
+        whole = len(order) // self._batch_size * self._batch_size
+        # A batch with fewer rows is made of rows from all over, and not of the longest.
+        rest = generator.choice(len(order), len(order) - whole, replace=False)
+        batches = np.delete(order, rest).reshape(-1, self._batch_size)
+        return iter([*batches[generator.permutation(len(batches))].flatten().tolist(), *order[rest].tolist()])
 
 
 class PlannedBatchSampler(Sampler[list[int]]):
@@ -92,8 +118,11 @@ def row_sampler(
     seed: int,
     group_prefixes: bool,
     mixture: Mixture | None,
+    by_length: bool = False,
 ) -> SeededSampler:
-    """The sampler that a recipe asks for; the arguments are `GroupedSampler`'s and the recipe's."""
+    """The sampler that a recipe asks for, or `LengthSampler`; the arguments are `GroupedSampler`'s and the recipe's."""
+    if by_length:
+        return LengthSampler(rows, batch_size=batch_size, seed=seed)
     if group_prefixes:
         return GroupedSampler(rows, batch_size=batch_size, seed=seed, mixture=mixture)
     return SeededSampler(len(rows), seed) if mixture is None else MixtureSampler(mixture, seed)

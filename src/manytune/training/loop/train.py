@@ -19,13 +19,17 @@ from manytune.kernels.build import prepare_kernels
 from manytune.model.accounting import count_experts, count_parameters
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import builder
-from manytune.training.loop.arguments import tensorboard_callback, training_arguments
+from manytune.training.batches.batch import base_model
+from manytune.training.loop.arguments import training_arguments
 from manytune.training.loop.background import BackgroundBuilder
-from manytune.training.loop.loss import mean_loss
+from manytune.training.loop.best_step import BestStep
 from manytune.training.loop.method_hooks import method_callbacks
+from manytune.training.loop.optimizer import check_optimizer, freeze_first_factors
+from manytune.training.loop.reporting import reporting_callbacks
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.trainer import AdapterTrainer, LoopSetup
+from manytune.training.loop.validation import ValidationScores, check_validation
 from manytune.training.precision import precision
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import Checkpoints
@@ -50,12 +54,13 @@ def train_model(
     checkpoints: Checkpoints | None = None,
     tensorboard_directory: Path | None = None,
     measure_flops: bool | None = None,
+    scores: ValidationScores | None = None,
 ) -> TrainingResult:
     """Train the parameters that require a gradient, in place.
 
     Args:
-        model: A causal language model or an encoder-decoder with a method attached, on any device; it ends in
-            evaluation mode on the device that `settings.device` names.
+        model: A causal language model, an encoder-decoder or a classifier with a method attached, on any device; it
+            ends in evaluation mode on the device that `settings.device` names.
         rows: What it is trained on.
         settings: The recipe's training section. The model is loaded, so its weights keep their dtypes; with
             `dtype: bfloat16` products with the base's own weights are in bfloat16 where these are float32 and train.
@@ -64,14 +69,15 @@ def train_model(
             what `settings.cache_frozen` keeps.
         checkpoints: Where states go, every `settings.checkpoint_every` steps, and the one to continue from; None keeps
             none.
-        tensorboard_directory: Where `settings.tensorboard` puts the event files.
+        tensorboard_directory: Where TensorBoard's event files go, in the run's directory, whose name integrations show.
         measure_flops: Whether to measure the machine's matrix products for a second afterwards; None does it if the
             steps took so long that a second doesn't matter.
+        scores: How answers to validation prompts are scored, for `settings.validation`.
 
     Raises:
         DivergedError: The loss or the gradient is NaN or Inf.
-        RunError: Nothing is trainable, the method's options don't go with the number of steps, the device or
-            TensorBoard isn't there, no parameter changed, or `settings.cache_frozen` can't be.
+        RunError: Nothing is trainable, the method's options don't go with the number of steps, the device or a
+            package of `report_to` isn't there, no parameter changed, or `settings.cache_frozen` can't be.
         RecipeError: `settings.batching` names no layout.
         DataError: A row alone exceeds `settings.token_budget`.
     """
@@ -85,6 +91,7 @@ def train_model(
             checkpoints=checkpoints,
             tensorboard_directory=tensorboard_directory,
             measure_flops=measure_flops,
+            scores=scores,
         )
 
 
@@ -98,7 +105,11 @@ def _train(
     checkpoints: Checkpoints | None,
     tensorboard_directory: Path | None,
     measure_flops: bool | None,
+    scores: ValidationScores | None,
 ) -> TrainingResult:
+    check_validation(settings, validates=bool(rows.validation), scores=scores)
+    check_optimizer(settings)
+    freeze_first_factors(model, settings)
     trainable = _trainable(model)
     builder(settings.batching)  # a name that is wrong is an error on any model
     layout = choose_layout(model, settings.batching)
@@ -106,8 +117,7 @@ def _train(
         notify(layout.note)
     plan = plan_training(settings, rows, layout=layout)
     callbacks = method_callbacks(model, steps=plan.steps)
-    if settings.tensorboard:
-        callbacks.append(tensorboard_callback(tensorboard_directory))
+    callbacks += reporting_callbacks(settings, tensorboard_directory)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     history = _History(report)
     if torch.cuda.is_available():
@@ -115,6 +125,11 @@ def _train(
     build = batch_builder(model, layout)
     background = BackgroundBuilder(partial(build, pad_id=rows.pad_id))
     resume_from = checkpoints.resume_from if checkpoints else None
+    scores = scores if settings.validation is not None else None
+    best = BestStep(settings, {} if scores is None else scores.higher_is_better)
+    if resume_from is not None:
+        resume_from.restore_best(best)
+    attention = base_model(model).config._attn_implementation
     with tempfile.TemporaryDirectory() as scratch, prepared(model, layout), background:
         if (kernels := prepare_kernels(model)) is not None:
             kernels.used.clear()
@@ -126,8 +141,9 @@ def _train(
             validates=bool(rows.validation),
             resumes=resume_from is not None,
             saves=checkpoints is not None,
-            use_cache=config.use_cache,
+            use_cache=bool(getattr(config, "use_cache", False)),
             scratch=scratch,
+            run_name=None if tensorboard_directory is None else tensorboard_directory.parent.name,
         )
         setup = LoopSetup(
             rows=rows,
@@ -137,21 +153,26 @@ def _train(
             background=background,
             lower=frozen or every_layer_runs,
             checkpoints=checkpoints,
+            best=best,
+            scores=scores,
+            attention=attention,
             report=history,
         )
         trainer = AdapterTrainer(model, arguments, setup, callbacks)
         trainer.remove_callback(PrinterCallback)
-        compile_seconds = _run(model, trainer, setup)
+        compile_seconds, steps = _run(model, trainer, setup)
     kernels = prepare_kernels(model)  # again: it may have gone to a GPU
     model.eval()
+    kept = best.finish(model, history.last_validation, step=steps, steps=plan.steps)
     _check_changed(trainable, before, settings)
     memory = peak_memory()  # of the training, without what measuring takes
     counters, size = trainer.clock.counters, ModelSize.of(model, frozen.layers if frozen else ())
     if measure_flops is None:
         measure_flops = size is not None and trainer.clock.step_seconds >= _LONG_RUN
-    tokens_of_a_batch = counters.tokens.tokens_computed // (plan.steps * settings.accumulation)
+    tokens_of_a_batch = counters.tokens.tokens_computed // (steps * settings.accumulation)
     return TrainingResult(
-        steps=plan.steps,
+        steps=steps,
+        kept=kept,
         counters=counters,
         step_seconds=trainer.clock.step_seconds,
         seconds=trainer.clock.seconds,
@@ -192,6 +213,11 @@ class _History:
         self.validations: list[ValidationReport] = []
         self._report = report
 
+    @property
+    def last_validation(self) -> ValidationReport | None:
+        """The last one in this process."""
+        return self.validations[-1] if self.validations else None
+
     def __call__(self, event: Report) -> None:
         if isinstance(event, StepReport):
             self.steps.append(event)
@@ -220,24 +246,16 @@ def _cache(
     return frozen
 
 
-def _run(model: nn.Module, trainer: AdapterTrainer, setup: LoopSetup) -> float | None:
-    """Go through the loop, or through what is left of it; gives what compiling took."""
+def _run(model: nn.Module, trainer: AdapterTrainer, setup: LoopSetup) -> tuple[float | None, int]:
+    """Go through the loop, or through what is left of it; gives what compiling took, and the steps done."""
     rows, plan, settings = setup.rows, setup.plan, setup.settings
     resume_from = setup.resume_from
-    if resume_from is not None and resume_from.position.step >= plan.steps:
+    if resume_from is not None and (resume_from.position.step >= plan.steps or setup.best.stops):
         # The last step was done and saved; only what comes after it is missing. The loop would take one more.
         resume_from.restore_weights(model)
         if rows.validation:
-            loss = mean_loss(
-                model,
-                rows.validation,
-                setup.build,
-                batch_size=settings.batch_size,
-                pad_id=rows.pad_id,
-                lower=setup.lower,
-            )
-            setup.report(ValidationReport(plan.steps, plan.steps, loss, trainer.clock.seconds))
-        return None
+            setup.report(trainer.measured(resume_from.position.step))
+        return None, resume_from.position.step
 
     def first_loss() -> Tensor:
         first = plan.batches[0] if plan.batches else range(min(settings.batch_size, len(rows.rows)))
@@ -246,7 +264,7 @@ def _run(model: nn.Module, trainer: AdapterTrainer, setup: LoopSetup) -> float |
 
     with compiled_layers(model.train(), first_loss, enabled=settings.compile) as compile_seconds:
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from.path))
-    return compile_seconds
+    return compile_seconds, trainer.state.global_step
 
 
 def _checksum(parameter: Tensor) -> int:

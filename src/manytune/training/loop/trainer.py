@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encoded import Encoded
-from manytune.errors import DivergedError
+from manytune.errors import DivergedError, RunError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import Builder
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
+from manytune.training.loop.best_step import BestStep
 from manytune.training.loop.counters import Counters
 from manytune.training.loop.loss import mean_loss
+from manytune.training.loop.optimizer import parameter_groups, project_gradients
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.samplers import PlannedBatchSampler, row_sampler
+from manytune.training.loop.validation import ValidationScores, as_after_training, scores_are_due
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.resume import Checkpoint, Checkpoints, Position, save_checkpoint
 from manytune.training.speed.chunked_cross_entropy import loss_sum
@@ -60,6 +63,9 @@ class LoopSetup:
         background: Builds the batches that are trained on.
         lower: Whether the lower layers run on a batch.
         checkpoints: Where states go, and the one to continue from; None keeps none.
+        best: Follows the validations.
+        scores: How answers are scored; None measures none.
+        attention: The attention function that the model has outside of training.
         report: Called after every step and every validation.
     """
 
@@ -70,6 +76,9 @@ class LoopSetup:
     background: BackgroundBuilder
     lower: LowerLayers
     checkpoints: Checkpoints | None
+    best: BestStep
+    scores: ValidationScores | None
+    attention: str
     report: Callable[[Report], None]
 
     @property
@@ -133,6 +142,7 @@ class AdapterTrainer(Trainer):
                 seed=self.args.seed,
                 group_prefixes=setup.settings.group_prefixes,
                 mixture=setup.rows.mixture,
+                by_length=setup.rows.by_length,
             )
             order = {"sampler": sampler, "batch_size": batch_size}
         loader: DataLoader[Any] = DataLoader(
@@ -151,6 +161,26 @@ class AdapterTrainer(Trainer):
         window, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window_rows = [row for inputs in window for row in inputs["batch"].rows]
         return window, sum(inputs["batch"].targets for inputs in window)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Transformers' optimizer of the recipe's name, over our groups of parameters.
+
+        Raises:
+            RunError: An option can't be used, or `loraplus_lr_ratio` doesn't go with the method.
+        """
+        settings = self._setup.settings
+        kind, usual = self.get_optimizer_cls_and_kwargs(self.args)
+        groups = parameter_groups(
+            self._module, settings, decaying=set(self.get_decay_parameter_names(self._module))
+        )
+        try:
+            self.optimizer = kind(groups, **{**usual, **settings.optimizer_options})
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"training.optimizer_options can't be used with {settings.optimizer}: {error}"
+            ) from None
+        project_gradients(self.optimizer, self._module, settings)
+        return self.optimizer
 
     # Loss
     # ------------------------------------------------------------------------------------------------------
@@ -178,21 +208,42 @@ class AdapterTrainer(Trainer):
         self.clock.counters += Counters.of(batch, skipped=skipped)
         return loss
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The mean loss per target token over the validation rows."""
+    def measured(self, step: int) -> ValidationReport:
+        """The mean loss per target token over the validation rows, and the scores if they are due."""
+        setup = self._setup
         with uncompiled(self._module.modules()):  # without gradients they would be compiled again
             loss = mean_loss(
                 self._module,
-                self._setup.rows.validation,
-                self._setup.build,
-                batch_size=self.args.per_device_eval_batch_size,
-                pad_id=self._setup.rows.pad_id,
-                lower=self._setup.lower,
+                setup.rows.validation,
+                setup.build,
+                batch_size=setup.settings.batch_size,
+                pad_id=setup.rows.pad_id,
+                lower=setup.lower,
             )
-        metrics = {"eval_loss": loss}
+        scores: Mapping[str, float] = {}
+        if setup.scores is not None and scores_are_due(step, setup.settings, setup.plan):
+            with as_after_training(self._module, setup.attention):
+                scores = setup.scores.measure(self._module)
+        return ValidationReport(step, setup.plan.steps, loss, self.clock.seconds, dict(scores))
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure, report, and stop if nothing gets better."""
+        setup, report = self._setup, self.measured(self.state.global_step)
+        setup.report(report)
+        setup.best.add(report, self._module)
+        metrics = {
+            "eval_loss": report.validation_loss,
+            **{f"eval_{name}": value for name, value in report.scores.items()},
+        }
         self.log(dict(metrics))
+        if setup.best.stops:
+            self.control.should_training_stop = True
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def scores_are_due(self, step: int) -> bool:
+        """Whether this step's validation has scores."""
+        return scores_are_due(step, self._setup.settings, self._setup.plan)
 
     def epochs(self, passes: float) -> float:
         """Passes over the rows, from passes over what `get_train_dataloader` gives."""
@@ -235,6 +286,7 @@ class AdapterTrainer(Trainer):
             trainer_state=self.state,
             position=self.clock.position(self.state.global_step),
             identity=checkpoints.identity,
+            best=self._setup.best,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -285,8 +337,12 @@ class _Reporter(TrainerCallback):
     def on_step_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         self._trainer.clock.begin_step()
 
-    def on_step_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self._trainer.clock.end_step()
+        if self._trainer.scores_are_due(state.global_step):
+            control.should_evaluate = True
 
     def on_log(
         self,
@@ -296,7 +352,7 @@ class _Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Report a step's loss or, in a call of its own, a validation's.
+        """Report a step's loss.
 
         Raises:
             DivergedError: The gradient is NaN or Inf. The step has been taken by now, and nothing was saved
@@ -317,11 +373,5 @@ class _Reporter(TrainerCallback):
                     tokens=clock.counters.tokens.tokens_in,
                     step_seconds=clock.step_seconds,
                     seconds=clock.seconds,
-                )
-            )
-        elif "eval_loss" in logs:
-            self._report(
-                ValidationReport(
-                    state.global_step, state.max_steps, logs["eval_loss"], self._trainer.clock.seconds
                 )
             )

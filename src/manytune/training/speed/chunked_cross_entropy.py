@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from manytune.kernels.products import is_plain
 from manytune.layer_forwards import replaced_forwards
-from manytune.training.batches import Batch, Seq2SeqBatch
+from manytune.training.batches import AnyBatch, Batch, LabelledBatch, Seq2SeqBatch
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
 
@@ -34,14 +34,14 @@ CHUNK_LOGITS = 1 << 24
 _HEAD_IS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
+def loss_sum(model: nn.Module, batch: AnyBatch, *, chunk_logits: int = CHUNK_LOGITS) -> Tensor:
     """Run the model on a batch and sum the negative log likelihoods of its target tokens.
 
-    A model that computes something after its head, other than a soft cap that its configuration names, gives all
-    logits at once.
+    A classifier has a label a row and few logits. A model that computes something after its head, other than a soft
+    cap that its configuration names, gives all logits at once.
 
     Args:
-        model: A language model, inside `packed_attention` if the batch has a layout.
+        model: A language model or a classifier, inside `packed_attention` if the batch has a layout.
         batch: On the model's device.
         chunk_logits: How many logits are held at once, at most.
 
@@ -49,6 +49,8 @@ def loss_sum(model: nn.Module, batch: Batch | Seq2SeqBatch, *, chunk_logits: int
         A scalar in nats, with a gradient where gradients are on. Divided by `batch.targets` it is the mean
         loss.
     """
+    if isinstance(batch, LabelledBatch):
+        return batch.loss_sum(batch.logits(model))
     inputs = batch.model_inputs(model)
     base = base_model(model)
     head = base.get_output_embeddings()

@@ -25,21 +25,21 @@ from torch import Tensor, nn
 from manytune.data.encoded import Encoded
 from manytune.errors import RunError
 from manytune.layer_forwards import replaced_forwards
-from manytune.training.batches import Batch, Builder, Seq2SeqBatch, TokenSequence
+from manytune.training.batches import AnyBatch, Batch, Builder, TokenSequence
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.support import virtual_tokens
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.compilation import repeated_layers
 from manytune.training.speed.prefixes import ENTRY_BYTES, PrefixNumbers, count_prefixes
 
-LowerLayers = Callable[[Batch | Seq2SeqBatch], AbstractContextManager[bool]]
+LowerLayers = Callable[[AnyBatch], AbstractContextManager[bool]]
 """The block in which the model runs on a batch; it gives whether the lower layers are skipped."""
 
 _LARGEST_SHARE = 0.5  # of the memory that is available
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that depend on the longest row of a batch
 
 
-def every_layer_runs(batch: Batch | Seq2SeqBatch) -> AbstractContextManager[bool]:
+def every_layer_runs(batch: AnyBatch) -> AbstractContextManager[bool]:
     """Without a cache, every layer runs."""
     del batch
     return nullcontext(False)
@@ -89,7 +89,7 @@ class FrozenLayers:
         self._rest: tuple[None, ...] | None = None
 
     @contextmanager
-    def __call__(self, batch: Batch | Seq2SeqBatch) -> Iterator[bool]:
+    def __call__(self, batch: AnyBatch) -> Iterator[bool]:
         """Run the model on this batch, and on nothing else, inside the `with` block.
 
         Mutates: the layers, until the block ends.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from manytune.kernels.products import fast_products
-from manytune.training.batches import Builder, builder, packed_attention, seq2seq
+from manytune.model.classifier import is_classifier
+from manytune.training.batches import Builder, builder, labelled, packed_attention, seq2seq
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.support import packed_training_obstacle
 
@@ -46,12 +47,16 @@ def choose_layout(model: nn.Module, asked: str) -> LayoutChoice:
         model: With its method attached, which may be the reason.
         asked: One of the layouts' names.
     """
+    if is_classifier(base_model(model)):
+        return LayoutChoice(EVERY_MODEL, EVERY_MODEL, None)  # rows of similar lengths, padded to the longest
     reason = None if asked == EVERY_MODEL else packed_training_obstacle(model)
     return LayoutChoice(asked, asked if reason is None else EVERY_MODEL, reason)
 
 
 def batch_builder(model: nn.Module, layout: LayoutChoice) -> Builder:
-    """What builds the model's batches; an encoder-decoder has padded ones of its own."""
+    """What builds the model's batches; an encoder-decoder and a classifier have padded ones of their own."""
+    if is_classifier(base_model(model)):
+        return labelled.build
     is_encoder_decoder = base_model(model).config.is_encoder_decoder
     return seq2seq.builder_for(model) if is_encoder_decoder else builder(layout.used)
 

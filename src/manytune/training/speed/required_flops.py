@@ -24,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.methods.tuners.base_layers import linear_sizes
+from manytune.model.classifier import is_classifier
 from manytune.training.batches.batch import base_model
 from manytune.training.loop.counters import Counters
 from manytune.training.speed.compilation import repeated_layers
@@ -60,12 +61,16 @@ class ModelSize:
             lower: Its layers that tokens may skip; otherwise those that have nothing trained in them or below.
 
         Returns:
-            None if the formula doesn't hold: the model has an encoder, or weights that aren't matrices, such as a
-            mixture of experts'.
+            None if the formula doesn't hold: the model has an encoder, classifies, or has weights that aren't matrices,
+            such as a mixture of experts'.
         """
         base: Any = base_model(model)
         config = base.config
-        if config.is_encoder_decoder or any(parameter.ndim > 2 for parameter in model.parameters()):
+        if (
+            config.is_encoder_decoder
+            or is_classifier(base)
+            or any(parameter.ndim > 2 for parameter in model.parameters())
+        ):
             return None
         sizes = {True: [0, 0], False: [0, 0]}  # of the head or not: all, trained
         head = base.get_output_embeddings()

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from manytune.training.batches import Batch, Seq2SeqBatch
+from manytune.training.batches import AnyBatch
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.frozen_layers import LowerLayers, every_layer_runs
 
 
 def forward_backward_seconds(
     model: nn.Module,
-    batch: Batch | Seq2SeqBatch,
+    batch: AnyBatch,
     trained: Sequence[nn.Parameter],
     *,
     lower: LowerLayers = every_layer_runs,

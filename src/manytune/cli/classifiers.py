@@ -1,0 +1,85 @@
+"""What `manytune evaluate` does with classifiers: their common labels, their questions, their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from manytune.errors import DataError
+
+if TYPE_CHECKING:
+    from manytune.cli.chosen import Chosen
+    from manytune.data.labelled import Labels
+    from manytune.data.templates import Example
+    from manytune.evaluation.answers import Question
+    from manytune.evaluation.evaluate import System
+    from manytune.evaluation.results import Answer
+    from manytune.store.base import Base
+
+
+def common_labels(chosen: Sequence[Chosen]) -> Labels | None:
+    """The classes of all adapters; None if they generate.
+
+    Raises:
+        DataError: They have different ones, or only some are classifiers.
+    """
+    first = chosen[0].labels
+    for one in chosen[1:]:
+        if (one.labels and one.labels.names) != (first and first.names):
+            raise DataError(
+                f"{chosen[0].name} and {one.name} don't have the same labels, so they can't be compared. Evaluate them "
+                "one at a time."
+            )
+    return first
+
+
+def labelled_questions_of(
+    chosen: Sequence[Chosen], base: Base, labels: Labels, examples: Sequence[Example]
+) -> tuple[Base, tuple[Question, ...]]:
+    """The base with a head, and a question of every row, cut as the training cut texts.
+
+    Raises:
+        DataError: The adapters were trained with different limits, or a row can't be used.
+    """
+    from manytune.evaluation.answers import labelled_questions
+    from manytune.experiments.classifying import label_encoder_of
+    from manytune.store.classifier_base import classifier_base
+
+    limits = {(one.data.max_length, one.data.overflow) for one in chosen}
+    if len(limits) > 1:
+        raise DataError(
+            "the adapters were trained with different data.max_length or data.overflow, so they would be asked "
+            "different things. Evaluate them one at a time."
+        )
+    encoder = label_encoder_of(base, labels, chosen[0].data)
+    return classifier_base(base, labels.names), labelled_questions(examples, encoder)
+
+
+def majority_system(questions: Sequence[Question], labels: Labels) -> System:
+    """The baseline."""
+    from manytune.evaluation.evaluate import System
+    from manytune.experiments.classifying import MAJORITY, majority_answers
+
+    return System(MAJORITY, "base", majority_answers(questions, labels))
+
+
+def ask_classifiers(
+    chosen: Sequence[Chosen], base: Base, labels: Labels, questions: Sequence[Question], *, batch_size: int
+) -> list[tuple[Answer, ...]]:
+    """Every adapter's answers, over one copy of the base."""
+    from rich.console import Console
+
+    from manytune.cli.outputs.progress import CommandProgress
+    from manytune.experiments.classifying import ask_classifier
+    from manytune.store.attaching import attached
+
+    found = []
+    with CommandProgress(Console(stderr=True)) as progress:
+        for one in chosen:
+
+            def notice(what: str, done: int, total: int, name: str = one.name) -> None:
+                progress.answering(f"{name}: {what}", done, total)
+
+            with attached(base, one.stored.path, activations=one.activations) as model:
+                found.append(ask_classifier(model, questions, labels, batch_size=batch_size, notice=notice))
+    return found

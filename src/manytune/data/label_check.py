@@ -1,0 +1,113 @@
+"""What is known about a classifier's rows before it is trained, and what the model will see of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from manytune.data.check import DataCheck, FileCheck, Lengths, TokenCheck
+from manytune.data.label_encoder import LabelEncoder
+from manytune.data.labelled import LabelledForm, Labels, labels_of
+from manytune.data.preview import Part, Preview
+from manytune.data.records import Records, Rejected
+from manytune.data.templates import Example, render_all
+from manytune.errors import DataError
+
+
+def labels_in(
+    sources: Mapping[str, Records], form: LabelledForm, train: Collection[str]
+) -> tuple[Labels, dict[str, tuple[Example, ...]]]:
+    """The labels of the training files, and every file's examples.
+
+    Args:
+        sources: What was read from each file.
+        form: How rows become examples.
+        train: The training files.
+
+    Raises:
+        DataError: No training row can be used, or their labels aren't classes.
+    """
+    examples = {
+        source: render_all(form, records.kept, on_error="skip").kept for source, records in sources.items()
+    }
+    learned = [example for source in train for example in examples[source]]
+    if not learned:
+        raise DataError("no row can be used", where=", ".join(train))
+    return labels_of(learned), examples
+
+
+def with_labels(
+    found: DataCheck,
+    examples: Mapping[str, Sequence[Example]],
+    labels: Labels,
+    *,
+    encoder: LabelEncoder | None = None,
+    limit: int | None = None,
+) -> DataCheck:
+    """A check of files with how many rows have which label, and with lengths in tokens.
+
+    Rows with a label that no training row has are rejected.
+
+    Args:
+        found: What `check` found with the same form and without a tokenizer.
+        examples: Every file's examples.
+        labels: The training rows'.
+        encoder: Makes token ids; None for no look at tokens.
+        limit: The most tokens that will be allowed.
+    """
+    return replace(
+        found, files=tuple(_file(file, examples[file.source], labels, encoder, limit) for file in found.files)
+    )
+
+
+def _file(
+    file: FileCheck,
+    examples: Sequence[Example],
+    labels: Labels,
+    encoder: LabelEncoder | None,
+    limit: int | None,
+) -> FileCheck:
+    counts = Counter(example.completion for example in examples)
+    unknown = [
+        Rejected(example.source, example.row, f"the label {example.completion!r} is no training row's")
+        for example in examples
+        if example.completion not in labels.names
+    ]
+    lengths = (
+        {"text, characters": file.lengths["prompt, characters"]}
+        if "prompt, characters" in file.lengths
+        else {}
+    )
+    tokens: TokenCheck | None = None
+    if encoder is not None and examples:
+        found = [len(encoder.tokens(encoder.texts(example))[0]) for example in examples]
+        lengths["text, tokens"] = Lengths.of(found)
+        special = encoder.special_tokens()
+        spelled = sum(any(one in text for one in special for text in encoder.texts(e)) for e in examples)
+        tokens = TokenCheck(None if limit is None else sum(length > limit for length in found), spelled)
+    return replace(
+        file,
+        rejected=tuple(sorted((*file.rejected, *unknown), key=lambda row: row.row)),
+        lengths=lengths,
+        tokens=tokens,
+        labels={name: counts[name] for name in (*labels.names, *sorted(set(counts) - set(labels.names)))},
+    )
+
+
+def preview_labelled(example: Example, encoder: LabelEncoder | None = None) -> Preview | Rejected:
+    """What the model sees of an example, the label last, or why it is left out.
+
+    With an encoder, the text is decoded from the token ids of training.
+    """
+    if encoder is None:
+        text = "\n".join(segment.text for segment in example.segments)
+        return Preview(
+            example.source, example.row, (Part(f"{text}\n", False), Part(example.completion, True))
+        )
+    try:
+        row, cut = encoder.encode(example)
+    except DataError as error:
+        return Rejected(example.source, example.row, str(error).removeprefix(f"{example.where}: "))
+    given = Part(encoder.text(row.prompt_ids), False, len(row.prompt_ids))
+    return Preview(example.source, example.row, (given, Part(example.completion, True, 0)), truncated=cut)

@@ -1,0 +1,159 @@
+"""From a classifier's examples to token ids: the tokenizer's own special tokens, and no chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from manytune.data.encoded import Encoded, EncodedSet
+from manytune.data.labelled import Labels
+from manytune.data.records import Rejected
+from manytune.data.templates import Example
+from manytune.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TextOverflow = Literal["error", "drop", "truncate_prompt"]
+"""What becomes of texts that are too long: an error, left out, or cut at the end (of two, the longer one first)."""
+
+_NO_LIMIT = 10**6  # tokenizers without a limit have an enormous one
+
+
+@dataclass(frozen=True)
+class Labelled(Encoded):
+    """Token ids of a text as `prompt_ids`, and its label's place as the single one of `completion_ids`.
+
+    Args:
+        token_type_ids: Which of two texts each token is from; empty for a single text.
+        weight: What it weighs in the loss.
+    """
+
+    token_type_ids: tuple[int, ...] = ()
+    weight: float = 1.0
+
+    @property
+    def label(self) -> int:
+        """The place of its label."""
+        return self.completion_ids[0]
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """What the model reads: the text alone."""
+        return self.prompt_ids
+
+
+class LabelEncoder:
+    """Encodes a classifier's examples.
+
+    Args:
+        tokenizer: The base's.
+        labels: The classes.
+        max_length: The most tokens of a text; None for no limit but the tokenizer's.
+        overflow: What becomes of longer ones.
+        weights: What rows of each label weigh in the loss; 1 if not given.
+
+    Raises:
+        DataError: `overflow` is for conversations.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Labels,
+        *,
+        max_length: int | None = None,
+        overflow: str = "error",
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        if overflow not in ("error", "drop", "truncate_prompt"):
+            raise DataError(
+                f"data.overflow: a classifier's texts have error, drop or truncate_prompt; found {overflow!r}, which "
+                "is for conversations"
+            )
+        limits = [max_length, tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT else None]
+        self.labels = labels
+        #: The most tokens of a text; None for no limit.
+        self.longest: int | None = min((limit for limit in limits if limit is not None), default=None)
+        self._tokenizer = tokenizer
+        self._overflow = overflow
+        self._weights = weights or {}
+
+    @staticmethod
+    def texts(example: Example) -> list[str]:
+        """An example's text, or its two."""
+        return [segment.text for segment in example.segments]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts that the tokenizer reads as one special token each, in users' text as well."""
+        return tuple(
+            token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
+        )
+
+    def tokens(self, texts: Sequence[str], *, cut: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The token ids of a text or of two, and from which of the two each token is; empty for one text.
+
+        Args:
+            texts: One or two.
+            cut: Whether they are cut to the limit.
+        """
+        found = self._tokenizer(
+            *texts,
+            truncation=cut and self.longest is not None,
+            max_length=self.longest if cut else None,
+            verbose=False,
+        )
+        kinds = tuple(found.get("token_type_ids", ()))
+        return tuple(found["input_ids"]), kinds if any(kinds) else ()
+
+    def encode(self, example: Example) -> tuple[Labelled, bool]:
+        """Token ids of an example, and whether it was cut.
+
+        Raises:
+            DataError: It is too long and isn't to be cut, or its label is unknown.
+        """
+        texts = self.texts(example)
+        ids, kinds = self.tokens(texts)
+        too_long = self.longest is not None and len(ids) > self.longest
+        if too_long and self._overflow != "truncate_prompt":
+            raise DataError(
+                f"{len(ids):,} tokens; data.max_length and the base allow {self.longest:,}. Set data.overflow to "
+                "truncate_prompt to cut longer texts, or to drop to leave them out",
+                where=example.where,
+            )
+        if too_long:
+            ids, kinds = self.tokens(texts, cut=True)
+        label = self.labels.index(example)
+        weight = self._weights.get(example.completion, 1.0)
+        row = Labelled(ids, (label,), example.source, example.row, example.group, (), False, kinds, weight)
+        return row, too_long
+
+    def encode_all(
+        self, examples: Sequence[Example], *, on_error: Literal["error", "skip"] = "error"
+    ) -> EncodedSet:
+        """Token ids of many examples; which were left out for their length, and how many were cut.
+
+        Raises:
+            DataError: An example is too long and `overflow` is `error`, or its label is unknown.
+        """
+        kept: list[Encoded] = []
+        dropped: list[Rejected] = []
+        truncated = 0
+        for example in examples:
+            self.labels.index(example)  # an unknown label is an error, whatever is left out
+            try:
+                row, cut = self.encode(example)
+            except DataError as error:
+                if self._overflow != "drop" and on_error == "error":
+                    raise
+                reason = str(error).removeprefix(f"{example.where}: ")
+                dropped.append(Rejected(example.source, example.row, reason))
+                continue
+            kept.append(row)
+            truncated += cut
+        return EncodedSet(tuple(kept), tuple(dropped), truncated)

@@ -1,0 +1,36 @@
+"""JSON, read strictly: what Python's parser lets pass but no tokenizer can use is an error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+
+def parse(text: str) -> Any:
+    """Return what JSON text says.
+
+    Raises:
+        ValueError: It isn't JSON, has a key twice, NaN or half a character, or hundreds of levels.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("an escape such as \\ud83d is half a character") from error
+    except RecursionError:
+        raise ValueError("it has too many levels within one another") from None
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} appears twice")
+    return fields
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} isn't JSON; write null or leave the field out")

@@ -1,0 +1,94 @@
+"""Asking a classifier, and the baseline that classifiers are compared with: the most frequent label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from manytune.data.label_encoder import LabelEncoder, Labelled
+from manytune.data.labelled import Labels
+from manytune.data.recipe import DataRecipe
+from manytune.evaluation.answers import Question
+from manytune.evaluation.results import Answer
+from manytune.experiments.answering import Notice
+from manytune.store.base import Base
+from manytune.store.classifier_base import text_positions
+from manytune.training.batches import labelled
+
+MAJORITY = "majority class"
+"""What tables call the baseline: a base without a head gives no labels, and an untrained head random ones."""
+
+NO_SWEEP = (
+    "manytune sweep is for models that generate. Compare a classifier's ranks with manytune compare: a system for each "
+    "in compare.systems, such as r4: {method: {name: lora, r: 4}}."
+)
+
+
+def label_encoder_of(base: Base, labels: Labels, data: DataRecipe) -> LabelEncoder:
+    """Makes token ids as the training makes them; a text that is too long is an error unless the training cuts them."""
+    limits = [limit for limit in (data.max_length, text_positions(base)) if limit is not None]
+    return LabelEncoder(base.tokenizer, labels, max_length=min(limits, default=None), overflow=data.overflow)
+
+
+@torch.inference_mode()
+def ask_classifier(
+    model: Any,
+    questions: Sequence[Question],
+    labels: Labels,
+    *,
+    batch_size: int,
+    notice: Notice | None = None,
+) -> tuple[Answer, ...]:
+    """The label that a classifier finds likeliest for each text, its probability, and the right label's likelihood.
+
+    Args:
+        model: The base with its head, in evaluation mode.
+        questions: What to ask, as `labelled_questions` makes them.
+        labels: The classes.
+        batch_size: Texts to a batch; batches are of similar lengths.
+        notice: Called after each batch.
+    """
+    rows: list[Any] = [question.encoded[0] for question in questions]
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place].input_ids))
+    device = next(model.parameters()).device
+    found: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = labelled.build([rows[place] for place in places], pad_id=0).to(device)
+        log_probabilities = batch.logits(model).float().log_softmax(-1).cpu()
+        for place, values in zip(places, log_probabilities, strict=True):
+            chosen = int(values.argmax())
+            nll = -float(values[rows[place].label])
+            found[place] = _answer(labels.names[chosen], math.exp(float(values[chosen])), nll)
+        if notice is not None:
+            notice("labels", len(found), len(rows))
+    return tuple(found[place] for place in range(len(rows)))
+
+
+def majority_answers(questions: Sequence[Question], labels: Labels) -> tuple[Answer, ...]:
+    """The training rows' most frequent label for every text, with its share of them as the probability.
+
+    Raises:
+        DataError: How many training rows have which label isn't known.
+    """
+    name, share = labels.majority
+    shares = [count / sum(labels.counts) for count in labels.counts]
+    rows: list[Labelled] = [question.encoded[0] for question in questions]  # type: ignore[misc]
+    return tuple(_answer(name, share, -math.log(shares[row.label])) for row in rows)
+
+
+def baseline_facts(labels: Labels) -> dict[str, str]:
+    """What a report says of how labels are chosen, and of the baseline."""
+    name, share = labels.majority
+    return {
+        "Answers": "the label with the highest probability; a decoder's head reads a text's last token",
+        "Baseline": f"the training rows' most frequent label, {name!r} ({share:.1%} of them), since the untouched base "
+        "has no head",
+    }
+
+
+def _answer(label: str, probability: float, nll: float) -> Answer:
+    return Answer(label, tokens=1, finished="stop", nll=nll, nll_tokens=1, confidence=min(1.0, probability))

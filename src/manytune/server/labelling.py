@@ -1,0 +1,121 @@
+"""Classifiers of a server: texts of requests to token ids, and the requests that wait into common batches."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+from manytune.data.label_encoder import LabelEncoder
+from manytune.data.labelled import Labels
+from manytune.engine.classifier import Asked, Classifier, TextTokens
+from manytune.errors import ConfigError, DataError
+from manytune.server.adapters import Model
+from manytune.server.http_errors import HttpError
+from manytune.store.base import Base
+from manytune.store.classifier_base import text_positions
+from manytune.store.manifest import Manifest
+
+
+class Labelling:
+    """What `/v1/classify` needs.
+
+    Args:
+        base: The base of all classifiers.
+        max_chars: The most characters of a text.
+    """
+
+    def __init__(self, base: Base, *, max_chars: int) -> None:
+        self._base = base
+        self._max_chars = max_chars
+        self._positions = text_positions(base)
+        self._classifier: Classifier | None = None
+        self._tokenizing = threading.Lock()  # a tokenizer keeps the truncation of its last call
+        self._waiting: deque[Asked] = deque()
+
+    def tokens(self, texts: Sequence[tuple[str, ...]], manifest: Manifest | None) -> list[TextTokens]:
+        """Token ids of a request's texts, cut where the classifier's training cut them.
+
+        Raises:
+            HttpError: A text is too long, or there is one where the classifier takes two, or the other way round.
+        """
+        recipe = {} if manifest is None or manifest.recipe is None else manifest.recipe.get("data", {})
+        pairs = bool(recipe.get("text_pair"))
+        if recipe and any(len(one) != 1 + pairs for one in texts):
+            expected = "two texts, in input and text_pair" if pairs else "one text, without text_pair"
+            raise HttpError(
+                400, f"this classifier takes {expected}.", code="invalid_value", param="text_pair"
+            )
+        longest = max((len(text) for one in texts for text in one), default=0)
+        if longest > self._max_chars:
+            message = f"a text has {longest:,} characters; this server accepts up to {self._max_chars:,}."
+            raise HttpError(400, message, code="context_length_exceeded", param="input")
+        kept = None if manifest is None else (manifest.encoding_options or {}).get("max_prompt")
+        limits = [limit for limit in (kept, self._positions) if isinstance(limit, int)]
+        encoder = LabelEncoder(self._base.tokenizer, Labels(()), max_length=min(limits, default=None))
+        found = []
+        for number, one in enumerate(texts):
+            with self._tokenizing:
+                ids, kinds = encoder.tokens(one)
+                if encoder.longest is not None and len(ids) > encoder.longest and isinstance(kept, int):
+                    ids, kinds = encoder.tokens(one, cut=True)
+            if encoder.longest is not None and len(ids) > encoder.longest:
+                message = (
+                    f"text {number} has {len(ids):,} tokens; at most {encoder.longest:,} can be classified."
+                )
+                raise HttpError(400, message, code="context_length_exceeded", param="input")
+            found.append(TextTokens(ids, kinds))
+        return found
+
+    def wait(self, model: Model, texts: Sequence[TextTokens]) -> Asked:
+        """Put a request with the others that wait; `run` answers them together. Any thread may call it."""
+        assert model.adapter is not None and model.terms is not None
+        asked = Asked(model.adapter, model.terms, texts)
+        self._waiting.append(asked)
+        return asked
+
+    def forget(self, asked: Asked) -> None:
+        """Answer a request no more, if it still waits."""
+        with suppress(ValueError):
+            self._waiting.remove(asked)
+
+    def run(self) -> None:
+        """Classify what waits, the texts of all requests in common batches. For the engine's thread.
+
+        A request that can't be answered has its error, and doesn't concern the others.
+        """
+        waiting: list[Asked] = []
+        with suppress(IndexError):
+            while True:
+                waiting.append(self._waiting.popleft())
+        if not waiting:
+            return  # an earlier call has answered this one's request, too
+        if self._classifier is None:
+            pad_id = self._base.tokenizer.pad_token_id
+            self._classifier = Classifier(
+                self._base.model,
+                pad_id=pad_id if isinstance(pad_id, int) else None,
+                max_tokens=self._positions,
+            )
+        self._classifier.run(waiting)
+
+
+def labels_of_model(model: Model, classes: int) -> list[str]:
+    """The names of a classifier's classes, as in its manifest; `LABEL_0` and so on where there is none.
+
+    Raises:
+        ConfigError: Its manifest names another number of them than its head has.
+    """
+    manifest = model.manifest
+    if manifest is None or manifest.labels is None:
+        return [f"LABEL_{number}" for number in range(classes)]
+    try:
+        names = Labels.from_dict(manifest.labels).names
+    except DataError as error:
+        raise ConfigError(f"{model.name}: its manifest's labels: {error}") from error
+    if len(names) != classes:
+        raise ConfigError(
+            f"{model.name}: its manifest names {len(names)} labels, and its head has {classes} outputs."
+        )
+    return list(names)

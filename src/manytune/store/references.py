@@ -1,0 +1,37 @@
+"""The directory of an adapter that is called by a path, or by a name, a digest or its first digits in a store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from manytune.store.labels import NAME
+from manytune.store.run_directory import adapter_at
+from manytune.store.store import AdapterStore
+
+DEFAULT_STORE = Path("adapters")
+
+
+def usual_store() -> Path:
+    """`MANYTUNE_STORE`, or the directory `adapters`."""
+    return Path(os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE)
+
+
+def adapter_directory(adapter: str, store: Path) -> Path:
+    """The directory that a reference means: a run's or an adapter's own, or one in the store.
+
+    Args:
+        adapter: The reference.
+        store: The store's directory, which needn't be there.
+
+    Raises:
+        StoreError: There is no such directory, or no such adapter in the store.
+    """
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        return adapter_at(path)
+    kept = AdapterStore(store)
+    # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
+    if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
+        return adapter_at(path)
+    return kept.path(adapter)

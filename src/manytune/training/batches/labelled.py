@@ -1,0 +1,124 @@
+"""Batches for classifiers: a text a row, padded on the right to the longest, and one label each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manytune.data.label_encoder import Labelled
+from manytune.errors import DataError
+from manytune.training.batches.batch import base_model
+from manytune.training.batches.support import virtual_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Texts laid out for one forward pass of a classifier.
+
+    Attributes:
+        input_ids: Shape `(rows, longest)`.
+        attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, longest)`.
+        token_type_ids: From which of two texts each token is; None where no row has two. Shape `(rows, longest)`.
+        labels: The place of each row's label. Shape `(rows,)`.
+        weights: What each row weighs in the loss. Shape `(rows,)`, float32.
+        tokens_in: Tokens, pad tokens not counted.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None
+    labels: Tensor
+    weights: Tensor
+    tokens_in: int
+
+    @property
+    def targets(self) -> float:
+        """Number of rows; each has one label."""
+        return float(self.labels.numel())
+
+    def model_inputs(self, model: nn.Module | None = None) -> dict[str, Any]:
+        """Keyword arguments for the forward of a transformers classifier.
+
+        Args:
+            model: The classifier; its pad token fills the places after a text, by which decoders find the text's end.
+        """
+        ids, pad_id = self.input_ids, None if model is None else base_model(model).config.pad_token_id
+        if pad_id is not None:
+            ids = ids.masked_fill(self.attention_mask == 0, pad_id)
+        inputs = {"input_ids": ids, "attention_mask": self.attention_mask}
+        return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
+
+    def logits(self, model: Any) -> Tensor:
+        """The model's logits, `(rows, labels)`.
+
+        With virtual tokens that are read before the text, transformers' decoders take the last column for a text's
+        end, whatever fills it; so rows of each length go through the model on their own.
+        """
+        if virtual_tokens(model) is None:
+            logits: Tensor = model(**self.model_inputs(model)).logits
+            return logits
+        lengths = self.attention_mask.sum(1)
+        found: list[Tensor | None] = [None] * len(lengths)
+        for length in lengths.unique().tolist():
+            places = (lengths == length).nonzero().squeeze(1)
+            inputs = {name: value[places, :length] for name, value in self.model_inputs(model).items()}
+            for place, row in zip(places.tolist(), model(**inputs).logits, strict=True):
+                found[place] = row
+        return torch.stack([row for row in found if row is not None])
+
+    def loss_sum(self, logits: Tensor) -> Tensor:
+        """Sum over rows of the weighted negative log likelihood of the label, in nats.
+
+        Args:
+            logits: Shape `(rows, labels)`.
+        """
+        each = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
+        return (each * self.weights).sum()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelledBatch:
+        """The same batch on another device."""
+        tensors: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:
+    """Lay a classifier's rows out.
+
+    Args:
+        sequences: Encoded texts with their labels; at least one, none empty.
+        pad_id: Any valid token id; it fills places that nothing attends to.
+
+    Raises:
+        DataError: There is no row, or one has no tokens.
+    """
+    rows: list[Labelled] = list(sequences)
+    empty = next((row for row in rows if not row.prompt_ids), None)
+    if empty is not None or not rows:
+        where = None if empty is None else f"{empty.source}:{empty.row}"
+        raise DataError("a text needs at least one token; the tokenizer made none of it", where=where)
+    width = max(len(row.prompt_ids) for row in rows)
+    mask = torch.arange(width) < torch.tensor([len(row.prompt_ids) for row in rows])[:, None]
+    ids = torch.full(mask.shape, pad_id)
+    ids[mask] = torch.tensor([token for row in rows for token in row.prompt_ids])
+    kinds: Tensor | None = None
+    if any(row.token_type_ids for row in rows):
+        kinds = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            kinds[place, : len(row.token_type_ids)] = torch.tensor(row.token_type_ids)
+    return LabelledBatch(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        token_type_ids=kinds,
+        labels=torch.tensor([row.label for row in rows]),
+        weights=torch.tensor([row.weight for row in rows]),
+        tokens_in=int(mask.sum()),
+    )

@@ -1,0 +1,75 @@
+"""What is wrong with a recipe, in its own words: the key, what was expected and found, the nearest key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, TypeGuard, get_args
+
+from pydantic import BaseModel
+
+from manytune.data.nearest import did_you_mean
+from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.section import kind_of, no_such_key
+
+_ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
+_TYPES = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+}
+
+
+def explain(recipe: type[BaseModel], problem: Any) -> str:
+    """One of pydantic's findings, in a recipe's words.
+
+    Args:
+        recipe: The model that the file was read into.
+        problem: An entry of a `ValidationError`.
+    """
+    place = problem["loc"]
+    path = [
+        key for before, key in zip(("", *place), place, strict=False) if (before, key) not in _ALTERNATIVES
+    ]
+    name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
+    if kind == "missing":
+        return f"{name}: this key is missing; it says {_summary_of(recipe, path)}"
+    if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
+        return f"{name}: {problem['ctx']['error']}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{name}: expected a section with the keys {keys_of(_section_at(recipe, path))}; found {kind_of(value)}."
+    expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
+    nearest = ""
+    if kind == "literal_error":
+        nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
+    return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
+
+
+def _section_at(recipe: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    section = recipe
+    for key in path:
+        if isinstance(key, int):  # the number of a task, in the one list of sections that there is
+            section = TaskRecipe
+        elif (section, key) != (DataRecipe, "train"):
+            annotation = section.model_fields[key].annotation
+            section = next(a for a in (annotation, *get_args(annotation)) if _is_section(a))
+    return section
+
+
+def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _summary_of(recipe: type[BaseModel], path: Sequence[str | int]) -> str:
+    description = _section_at(recipe, path[:-1]).model_fields[str(path[-1])].description or ""
+    return description[:1].lower() + description[1:]
+
+
+def keys_of(section: type[BaseModel]) -> str:
+    """The keys of a section, for a message."""
+    return ", ".join(section.model_fields)

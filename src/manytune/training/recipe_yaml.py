@@ -1,0 +1,78 @@
+"""YAML as recipes are written in it, and `--set a.b=c` put on top."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from manytune.errors import RecipeError
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as people expect it: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), and no key is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, none of whose keys is given twice."""
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                problem = f"the key {key!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a recipe's text.
+
+    Raises:
+        yaml.YAMLError: It isn't YAML, or a key is given twice.
+    """
+    return yaml.load(text, Loader=Loader)
+
+
+def line_of(error: yaml.YAMLError) -> str:
+    """Where it is wrong, as `:line`."""
+    mark = getattr(error, "problem_mark", None)
+    return f":{mark.line + 1}" if mark else ""
+
+
+def problem_of(error: yaml.YAMLError) -> str:
+    """What is wrong."""
+    return str(getattr(error, "problem", None) or error)
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Put one `a.b=c` into the recipe.
+
+    Raises:
+        RecipeError: It isn't written like that, or `a` holds a value.
+    """
+    where = f"--set {override}"
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"{where}: expected section.key=value, as in training.learning_rate=1e-4.")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: the value isn't valid YAML: {problem_of(error)}") from error
+    section = content
+    for depth, key in enumerate(keys[:-1]):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise RecipeError(
+                f"{where}: {'.'.join(keys[: depth + 1])} holds a value, so it has no keys in it."
+            )
+    section[keys[-1]] = value

@@ -1,0 +1,100 @@
+"""A first recipe of a classifier, for a data file with a column of text and one of labels."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from manytune.data.records import Record
+from manytune.data.rendering import field_reference, shorten
+
+_LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "target", "topic")
+_MOST = 50  # labels of a column that is guessed to hold some
+_ROWS_EACH = 4  # rows that a label has at least, on average
+_LONGEST_NAME = 40
+
+
+def labelled_columns(records: Sequence[Record]) -> tuple[str, str] | None:
+    """The columns of text and of labels; None if there are none.
+
+    Labels are a column of few short values: 2 to 50 different ones, which come at least four times on average, or those
+    of a column that is called label, class or the like. The text is the column with the longest texts.
+    """
+    names = dict.fromkeys(name for record in records for name in record.fields)
+    columns = {name: [record.fields.get(name) for record in records] for name in names}
+    known = [name for name in names if _are_labels(columns[name], named=name.lower() in _LABEL_NAMES)]
+    by_name = {name.lower(): name for name in known}
+    label = next((by_name[name] for name in _LABEL_NAMES if name in by_name), None)
+    if label is None and len(known) == 1:
+        label = known[0]
+    lengths = {
+        name: sum(len(value) for value in values if isinstance(value, str))
+        for name, values in columns.items()
+        if name not in known
+    }
+    texts = [name for name in lengths if lengths[name]]
+    return None if label is None or not texts else (max(texts, key=lengths.__getitem__), label)
+
+
+def _are_labels(values: Sequence[object], *, named: bool) -> bool:
+    if not all(isinstance(value, str | int) for value in values):
+        return False
+    different = {str(value).strip() for value in values}
+    short = all(0 < len(name) <= _LONGEST_NAME for name in different)
+    often = named or len(values) >= _ROWS_EACH * len(different)
+    return short and often and 2 <= len(different) <= min(_MOST, max(2, len(values) // 2))
+
+
+def labelled_recipe(
+    file: str, records: Sequence[Record], text: str, label: str, *, output: Path, shares: Sequence[str]
+) -> str:
+    """A classifier's recipe, as YAML with comments.
+
+    Args:
+        file: The data file.
+        records: Its rows.
+        text: The column with the text.
+        label: The column with the label.
+        output: Where the recipe goes.
+        shares: The lines of the rows that are set aside.
+    """
+    counts = Counter(str(record.fields[label]).strip() for record in records)
+    listed = shorten(", ".join(f"{name} {count:,}" for name, count in counts.most_common()), 90)
+    return "\n".join(
+        [
+            f"# manytune train {output}",
+            f"# then: manytune evaluate runs/{output.stem}",
+            "",
+            "# A hub id or a directory: an encoder such as BERT, or a model that writes text, as embedded is.",
+            "base: embedded",
+            "",
+            f"# A guess: {text} is a text, and {label} its label: {listed}.",
+            "# For generated answers: task: generation, with data.prompt and data.completion.",
+            "task: classification",
+            "",
+            "data:",
+            f"  train: {json.dumps(file, ensure_ascii=False)}",
+            f"  text: {json.dumps(field_reference(text))}",
+            f"  label: {json.dumps(label)}",
+            "  # In tokens; a longer text is cut at its end, and counted.",
+            "  max_length: 512",
+            "  overflow: truncate_prompt",
+            *shares,
+            "",
+            "method:",
+            "  # Others: docs/methods.md. The new head trains in full with any.",
+            "  name: lora",
+            "  r: 8",
+            "  lora_alpha: 16",
+            "  target_modules: all-linear",
+            "",
+            "training:",
+            "  epochs: 3",
+            "  batch_size: 16",
+            "  learning_rate: 1e-3",
+            "  # Where labels are rare: class_weights: balanced",
+            "",
+        ]
+    )
