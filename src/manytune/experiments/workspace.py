@@ -264,7 +264,7 @@ class Workspace:
     def _ask_untouched(self) -> _Replies:
         """The base's answers; for classifiers those of their baseline, since it has no head."""
         if self.labels is not None:
-            return _Replies(majority_answers(self.questions, self.labels), {}, ())
+            return _Replies(majority_answers(self.questions, self.labels))
         self.reporter.line("asking the untouched base")
         return self._ask({None: None})
 
