@@ -14,13 +14,14 @@ from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.labelled import labelled_form
 from manytune.data.length_limit import Overflow
-from manytune.data.mixing import Mixture, Strategy, check_options, mix
+from manytune.data.mixing import MixingRecipe, Mixture, check_options, mix
 from manytune.data.promptsource import load_promptsource
 from manytune.data.recipe_values import (
     Files,
     References,
     Rows,
     auto_or_bool,
+    check_shares,
     iso_date,
     json_values,
     names_or_null,
@@ -82,7 +83,7 @@ class TaskRecipe(Section):
             raise ValueError(f"the task {self.name!r}: give either {' or '.join(others)}")
         if self.promptsource is not None and others:
             raise ValueError(f"the task {self.name!r}: give either promptsource or {' and '.join(others)}")
-        _check_shares(self.validation, self.test)
+        check_shares(self.validation, self.test)
         self.prompt_templates()
         return self
 
@@ -115,17 +116,6 @@ class TaskRecipe(Section):
         if self.format is not None:
             return {self.name: ConversationForm(self.format, learn, self.group_by, self.references)}
         return dict(self.prompt_templates())
-
-
-class MixingRecipe(Section):
-    """How often each of several tasks comes up."""
-
-    strategy: Strategy = "proportional"
-    """`proportional` to the tasks' sizes, to their roots (`temperature`), or `explicit`: the tasks' weights."""
-    cap: Annotated[int, Field(ge=1)] | None = None
-    """The most examples that a task counts for; null for no limit."""
-    temperature: Annotated[Number, Field(ge=1)] | None = None
-    """With the strategy of this name: 1 is proportional, a higher one brings the shares closer together."""
 
 
 class DataRecipe(Section):
@@ -216,7 +206,7 @@ class DataRecipe(Section):
             return self
         if self.mixing is not None:
             raise ValueError("mixing goes with a list of tasks in train, each with a name and a file")
-        _check_shares(self.validation, self.test)
+        check_shares(self.validation, self.test)
         if self.is_labelled:
             self._check_labelled()
             return self
@@ -403,9 +393,3 @@ def _template_of(section: DataRecipe | TaskRecipe) -> PromptTemplate:
 
 def _are_tasks(value: object) -> bool:
     return isinstance(value, list | tuple) and any(isinstance(item, dict | TaskRecipe) for item in value)
-
-
-def _check_shares(*rows: float | str | None) -> None:
-    shares = [share for share in rows if isinstance(share, float)]
-    if sum(shares) >= 1:
-        raise ValueError(f"validation and test take {sum(shares):g} of the rows; nothing is left to train on")
