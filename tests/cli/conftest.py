@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.opposites import PAIRS, WORDS, rows
-from tests.word_base import save_word_base
+from tests.word_base import save_word_base, write_nothing_between_tokens
 
 from manytune.training.recipe import recipe_from
 from manytune.training.run import run
@@ -16,6 +16,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base, rows, and two runs: one that learned every opposite, one that learned little."""
     folder = tmp_path_factory.mktemp("trained")
     save_word_base(folder / "base", WORDS)
+    write_nothing_between_tokens(folder / "base")
     flipped = [(b, a) for a, b in PAIRS]
     (folder / "train.jsonl").write_text(rows(*PAIRS, *flipped))
     (folder / "test.jsonl").write_text(rows(*PAIRS, *flipped))

@@ -23,6 +23,7 @@ WORDS = [
     "wet",
     "dry",
     "is",
+    "true",
 ]
 PAIRS = [("hot", "cold"), ("big", "small"), ("old", "new"), ("wet", "dry")]
 

@@ -187,11 +187,12 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
         ("base: a\nbase: b", ":2: this isn't valid YAML: the key 'base' is given twice"),
         (
             "",
-            "a recipe is a mapping with the keys base, weights, data, method, adapter, training, output; found nothing",
+            "a recipe is a mapping with the keys base, weights, task, data, method, adapter, training, output; "
+            "found nothing",
         ),
         (
             "- a",
-            "a recipe is a mapping with the keys base, weights, data, method, adapter, training, output; "
+            "a recipe is a mapping with the keys base, weights, task, data, method, adapter, training, output; "
             "found ['a'] (a list)",
         ),
     ],

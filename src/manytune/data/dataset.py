@@ -17,11 +17,12 @@ from manytune.data.encoded import Encoded, EncodedSet, rows_of
 from manytune.data.encoding_cache import EncodingCache
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
-from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.recipe import DataRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
 from manytune.data.row_limit import limited
 from manytune.data.splits import Leak, group_key, leaks, split
+from manytune.data.task_recipe import TaskRecipe
 from manytune.data.templates import Example, RowForm
 from manytune.data.unused import unused_turns
 from manytune.errors import DataError

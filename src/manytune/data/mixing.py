@@ -19,26 +19,13 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from manytune.data.section import Number, Section
 from manytune.errors import DataError
 
 Strategy = Literal["proportional", "temperature", "explicit"]
-
-
-class MixingRecipe(Section):
-    """How often each of several tasks comes up."""
-
-    strategy: Strategy = "proportional"
-    """`proportional` to the tasks' sizes, to their roots (`temperature`), or `explicit`: the tasks' weights."""
-    cap: Annotated[int, Field(ge=1)] | None = None
-    """The most examples that a task counts for; null for no limit."""
-    temperature: Annotated[Number, Field(ge=1)] | None = None
-    """With the strategy of this name: 1 is proportional, a higher one brings the shares closer together."""
 
 
 def proportional_rates(sizes: Sequence[int], *, cap: int | None = None) -> tuple[float, ...]:

@@ -14,108 +14,30 @@ from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.labelled import labelled_form
 from manytune.data.length_limit import Overflow
-from manytune.data.mixing import MixingRecipe, Mixture, check_options, mix
-from manytune.data.promptsource import load_promptsource
+from manytune.data.mixing import Mixture, check_options, mix
 from manytune.data.recipe_values import (
     Files,
     References,
     Rows,
     auto_or_bool,
-    check_shares,
     iso_date,
     json_values,
-    names_or_null,
 )
 from manytune.data.records import Record
-from manytune.data.section import Number, Section
-from manytune.data.templates import PromptTemplate, RowForm, choose_template
+from manytune.data.section import Section
+from manytune.data.task_recipe import (
+    DEFAULT_VALIDATION,
+    MixingRecipe,
+    TaskRecipe,
+    check_shares,
+    template_of,
+)
+from manytune.data.templates import PromptTemplate, RowForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_DEFAULT_TEMPLATE = "prompt-completion"
-_DEFAULT_VALIDATION = 0.1
 _OF_A_TASK = ("prompt", "completion", "system", "template", "group_by", "references")
-
-
-class TaskRecipe(Section):
-    """One task of several: its rows, its template, and its weight."""
-
-    name: Annotated[str, Field(min_length=1)]
-    """What the task is called in scores, and in `--task` of `generate` and `evaluate`."""
-    file: Files
-    """Its training rows: a file or a `datasets` name, or a list of them."""
-    prompt: str | None = None
-    """As in `data`."""
-    completion: str | None = None
-    """As in `data`."""
-    system: str | None = None
-    """As in `data`."""
-    template: str | None = None
-    """As in `data`."""
-    promptsource: str | None = None
-    """A promptsource file, instead of a template: each row becomes one example by each of its templates."""
-    templates: Annotated[tuple[str, ...] | None, BeforeValidator(names_or_null)] = None
-    """The names of those of its templates that are used; null for all."""
-    format: FormName | None = None
-    """The form of its conversations, instead of a template; as in `data`, but never recognised by itself."""
-    references: References = ()
-    """As in `data`."""
-    group_by: str | None = None
-    """As in `data`. Tasks made of the same rows need the same field, so that a row is on one side in all."""
-    weight: Annotated[Number, Field(gt=0)] | None = None
-    """Its share of an epoch, relative to the other tasks' weights; with `mixing.strategy: explicit`."""
-    validation: Rows = _DEFAULT_VALIDATION
-    """As in `data`, whose share holds where a task says nothing."""
-    test: Rows = None
-    """As in `data`, whose share holds where a task says nothing."""
-
-    @model_validator(mode="after")
-    def _usable(self) -> Self:
-        if self.templates is not None and self.promptsource is None:
-            raise ValueError(
-                f"the task {self.name!r}: templates goes with promptsource, a file to choose from"
-            )
-        others = [
-            key for key in ("prompt", "completion", "template", "format") if getattr(self, key) is not None
-        ]
-        if self.format is not None and self.promptsource is None and len(others) > 1:
-            raise ValueError(f"the task {self.name!r}: give either {' or '.join(others)}")
-        if self.promptsource is not None and others:
-            raise ValueError(f"the task {self.name!r}: give either promptsource or {' and '.join(others)}")
-        check_shares(self.validation, self.test)
-        self.prompt_templates()
-        return self
-
-    def prompt_templates(self) -> dict[str, PromptTemplate]:
-        """The task's templates: one by its name, or those of a promptsource file as `task/template`; none for a format.
-
-        Raises:
-            TemplateError: There is no such template or file, or it can't be used.
-        """
-        if self.format is not None:
-            return {}
-        if self.promptsource is None:
-            return {self.name: _template_of(self)}
-        return {
-            f"{self.name}/{name}": PromptTemplate(
-                template.prompt, template.completion, self.system, self.group_by, self.references
-            )
-            for name, template in load_promptsource(self.promptsource, self.templates).items()
-        }
-
-    def forms(self, learn: Learn) -> dict[str, RowForm]:
-        """How its rows become examples: its templates, or the form of its conversations, by the examples' names.
-
-        Args:
-            learn: Which answers of a conversation bear the loss.
-
-        Raises:
-            TemplateError: As for `prompt_templates`.
-        """
-        if self.format is not None:
-            return {self.name: ConversationForm(self.format, learn, self.group_by, self.references)}
-        return dict(self.prompt_templates())
 
 
 class DataRecipe(Section):
@@ -128,7 +50,7 @@ class DataRecipe(Section):
     ]
     """Files (.jsonl, .json, .csv, .tsv, .parquet) or `datasets` names; several are put one after the
     other. Or a list of tasks, each with its own file and template."""
-    validation: Rows = _DEFAULT_VALIDATION
+    validation: Rows = DEFAULT_VALIDATION
     """A file or `datasets` name, or the share of the training rows to set aside; null for none."""
     test: Rows = None
     """Rows for `manytune evaluate`, kept away from training; written like `validation`."""
@@ -193,7 +115,7 @@ class DataRecipe(Section):
         if not (isinstance(content, dict) and _are_tasks(content.get("train"))):
             return content
         shares = {
-            "validation": content.get("validation", _DEFAULT_VALIDATION),
+            "validation": content.get("validation", DEFAULT_VALIDATION),
             "test": content.get("test"),
         }
         tasks = [{**shares, **task} if isinstance(task, dict) else task for task in content["train"]]
@@ -273,7 +195,7 @@ class DataRecipe(Section):
         Raises:
             TemplateError: A part isn't valid Jinja2, or there is no such named template or template file.
         """
-        return _template_of(self)
+        return template_of(self)
 
     def task_templates(self) -> dict[str, PromptTemplate]:
         """The templates of all tasks by the names that their examples bear; empty for a single task.
@@ -374,21 +296,6 @@ class DataRecipe(Section):
                 raise ValueError(f"two tasks are named {min(taken)!r}")
             seen |= names
         check_options([task.name for task in self.tasks], **self._mixing_options())
-
-
-def _template_of(section: DataRecipe | TaskRecipe) -> PromptTemplate:
-    """The template that a section's keys describe, or the default one if they describe none."""
-    described = section.template is not None or section.prompt is not None or section.completion is not None
-    template = choose_template(
-        section.template if described else _DEFAULT_TEMPLATE,
-        prompt=section.prompt,
-        completion=section.completion,
-        system=section.system,
-        group_by=section.group_by,
-        references=section.references,
-    )
-    assert template is not None  # something is described, or the default is named
-    return template
 
 
 def _are_tasks(value: object) -> bool:

@@ -79,14 +79,3 @@ def iso_date(value: object) -> object:
 
 Rows = Annotated[float | str | None, BeforeValidator(rows_or_share)]
 References = Annotated[tuple[str, ...], BeforeValidator(as_fields)]
-
-
-def check_shares(*rows: float | str | None) -> None:
-    """See that shares of the rows leave some to train on.
-
-    Raises:
-        ValueError: They take all of them.
-    """
-    shares = [share for share in rows if isinstance(share, float)]
-    if sum(shares) >= 1:
-        raise ValueError(f"validation and test take {sum(shares):g} of the rows; nothing is left to train on")

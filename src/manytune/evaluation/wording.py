@@ -250,11 +250,9 @@ def mixed_sentence(evaluation: Evaluation) -> str | None:
     if found is None:
         return None
     plain = next((one for one in evaluation.answering if one.form == "base"), None)
-    compared = (
-        ""
-        if plain is None
-        else f", {found.tokens_per_second / plain.tokens_per_second:.0%} of {plain.system}'s"
-    )
+    compared = ""
+    if plain is not None:
+        compared = f", {found.tokens_per_second / plain.tokens_per_second:.0%} of {plain.system}'s"
     return (
         f"Mixed in one batch ({found.system}): {found.tokens_per_second:,.0f} tokens per second{compared}; first token "
         f"after {milliseconds(found.first_token_seconds)}; {size(found.memory_bytes)}."

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from manytune.data.mixing import MixingRecipe, Mixture
-from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.mixing import Mixture
+from manytune.data.recipe import DataRecipe
+from manytune.data.task_recipe import MixingRecipe, TaskRecipe
 from manytune.errors import RecipeError
 from manytune.experiments.recipe import Experiment, SystemRecipe
 from manytune.experiments.trials import Purpose, Trial, slug, trial_name

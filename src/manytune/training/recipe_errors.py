@@ -9,8 +9,9 @@ from typing import Any, TypeGuard, get_args
 from pydantic import BaseModel
 
 from manytune.data.nearest import did_you_mean
-from manytune.data.recipe import DataRecipe, TaskRecipe
+from manytune.data.recipe import DataRecipe
 from manytune.data.section import kind_of, no_such_key
+from manytune.data.task_recipe import TaskRecipe
 
 _ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
 _TYPES = {
