@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from tests.evaluation import invented
 
-from manytune.evaluation import wording
+from manytune.evaluation import quantities, wording
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.results import Comparison, Probe
 
@@ -60,20 +60,20 @@ def test_no_evidence_is_said_plainly_and_not_called_equal():
         (wording.p_value(0.0004), "p < 0.001"),
         (wording.p_value(0.0344), "p = 0.034"),
         (wording.p_value(0.4321), "p = 0.43"),
-        (wording.count(134_515_008), "134,515,008"),
-        (wording.count(None), "\N{EN DASH}"),
-        (wording.share(294_912, 124_734_720), "0.24%"),
-        (wording.share(5, 5), "100%"),
-        (wording.share(None, 5), ""),
-        (wording.seconds(8.24), "8.2 s"),
-        (wording.seconds(245.4), "4 min 5 s"),
-        (wording.seconds(4330), "1 h 12 min"),
-        (wording.seconds(None), "\N{EN DASH}"),
-        (wording.size(512), "512 B"),
-        (wording.size(3_670_016), "3.5 MiB"),
-        (wording.size(300 * 2**20), "300 MiB"),
-        (wording.size(6 * 2**30), "6.00 GiB"),
-        (wording.size(None), "\N{EN DASH}"),
+        (quantities.count(134_515_008), "134,515,008"),
+        (quantities.count(None), "\N{EN DASH}"),
+        (quantities.share(294_912, 124_734_720), "0.24%"),
+        (quantities.share(5, 5), "100%"),
+        (quantities.share(None, 5), ""),
+        (quantities.seconds(8.24), "8.2 s"),
+        (quantities.seconds(245.4), "4 min 5 s"),
+        (quantities.seconds(4330), "1 h 12 min"),
+        (quantities.seconds(None), "\N{EN DASH}"),
+        (quantities.size(512), "512 B"),
+        (quantities.size(3_670_016), "3.5 MiB"),
+        (quantities.size(300 * 2**20), "300 MiB"),
+        (quantities.size(6 * 2**30), "6.00 GiB"),
+        (quantities.size(None), "\N{EN DASH}"),
     ],
 )
 def test_figures_read_as_people_write_them(text, expected):

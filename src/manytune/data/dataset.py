@@ -116,9 +116,7 @@ def read_splits(data: DataRecipe) -> Splits:
         parts = rows.divided(data.files, data.validation, data.test, None)
         return _splits({**parts, "train": limited(parts["train"], data.limit)}, rows, {})
     if data.limit is not None:
-        raise DataError(
-            "data.limit is for a single task; mixing.limit bounds what each of several counts for"
-        )
+        raise DataError("data.limit is for a single task; mixing.cap bounds what each of several counts for")
     joined: dict[str, tuple[Example, ...]] = {"train": (), "validation": (), "test": ()}
     sizes = {}
     for task in data.tasks:

@@ -8,17 +8,9 @@ from rich.text import Text
 
 from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.quantities import DASH, count
 from manytune.evaluation.results import Evaluation, Probe
-from manytune.evaluation.wording import (
-    DASH,
-    MARKS,
-    count,
-    forgotten_sentence,
-    main_sentences,
-    p_value,
-    score,
-    signed,
-)
+from manytune.evaluation.wording import MARKS, forgotten_sentence, main_sentences, p_value, score, signed
 
 
 def print_sweep(evaluation: Evaluation) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from manytune.evaluation.classes import confusions, mcnemar_tests
+from manytune.evaluation.quantities import count
 from manytune.evaluation.report.tables import Cell, Head, Table
 from manytune.evaluation.results import Evaluation
-from manytune.evaluation.wording import count, p_value
+from manytune.evaluation.wording import p_value
 
 MOST_SHOWN = 30
 """With more labels than this a matrix can't be read; `results.json` has the answers."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from manytune.evaluation.metrics import METRICS
 from manytune.evaluation.plateau import ALPHA
+from manytune.evaluation.quantities import count, seconds
 from manytune.evaluation.ranks import RankPoint
 from manytune.evaluation.report.axes import Axis, Tick, linear, logarithmic, short
 from manytune.evaluation.results import Comparison, Evaluation
-from manytune.evaluation.wording import asked_sentence, count, difference_interval, score, seconds, signed
+from manytune.evaluation.wording import asked_sentence, difference_interval, score, signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 
 from manytune.evaluation.certainty import power_note
 from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.quantities import count, milliseconds, seconds, share, size
 from manytune.evaluation.results import Evaluation
-from manytune.evaluation.wording import (
-    count,
-    difference_interval,
-    interval,
-    milliseconds,
-    p_value,
-    score,
-    seconds,
-    share,
-    share_text,
-    signed,
-    size,
-)
+from manytune.evaluation.wording import difference_interval, interval, p_value, score, share_text, signed
 
 MOST_ACROSS = 4
 """With more systems than this they are the rows, and what was measured are the columns."""
