@@ -51,6 +51,6 @@ def test_a_prompt_that_began_as_a_text_is_checked_without_its_tokenizer(
 def test_other_texts_are_patterns_in_a_combination_too(tmp_path: Path, base: Base) -> None:
     adapter = read_resident(make_adapter(tmp_path / "a", base, method="combined", **METHODS["combined"]))
     config: Any = adapter.config
-    config.weights.target_modules = "(a+)+q_proj"
-    with pytest.raises(ConfigError, match=r"weights\.target_modules='\(a\+\)\+q_proj': a server takes"):
+    config.weights.target_modules = "(?=a)(a+)+q_proj"
+    with pytest.raises(ConfigError, match=r"weights\.target_modules='\(\?=a\)\(a\+\)\+q_proj': a server takes"):
         MetaBase(tiny_model()).check(adapter)
