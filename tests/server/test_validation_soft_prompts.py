@@ -52,5 +52,7 @@ def test_other_texts_are_patterns_in_a_combination_too(tmp_path: Path, base: Bas
     adapter = read_resident(make_adapter(tmp_path / "a", base, method="combined", **METHODS["combined"]))
     config: Any = adapter.config
     config.weights.target_modules = "(?=a)(a+)+q_proj"
-    with pytest.raises(ConfigError, match=r"weights\.target_modules='\(\?=a\)\(a\+\)\+q_proj': a server takes"):
+    with pytest.raises(
+        ConfigError, match=r"weights\.target_modules='\(\?=a\)\(a\+\)\+q_proj': a server takes"
+    ):
         MetaBase(tiny_model()).check(adapter)

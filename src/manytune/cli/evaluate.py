@@ -272,6 +272,7 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
 def _margin(systems: Sequence[System], share: float | None, reference: str | None) -> Margin | None:
     """What the systems may be equivalent to, and how near that is; None if nobody asked."""
     from manytune.evaluation.equivalence import Margin
+    from manytune.experiments.recipe import REFERENCE
 
     if share is None:
         if reference is not None:
@@ -282,7 +283,7 @@ def _margin(systems: Sequence[System], share: float | None, reference: str | Non
         raise typer.BadParameter(
             f"expected one of {', '.join(names)}; found {reference!r}", param_hint="--equivalent-to"
         )
-    full = next((system.name for system in systems if system.method == "full"), names[0])
+    full = next((system.name for system in systems if system.method == REFERENCE), names[0])
     return Margin(reference or full, share)
 
 

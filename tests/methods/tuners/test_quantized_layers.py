@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_packed_weights_that_would_train_are_refused(base: Any, kind: str, confi
     ids=["norms", "bottleneck", "parallel", "ia3", "vera", "head", "prompt", "prefix"],
 )
 def test_methods_that_leave_packed_weights_alone_train(base: Any, config: PeftConfig) -> None:
-    model = get_peft_model(base, config)
+    model = get_peft_model(base, copy.deepcopy(config))  # which gets the base's name
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     losses = []
     for _ in range(10):
