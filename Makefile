@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/manytune demo
 
 test: check browser
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
