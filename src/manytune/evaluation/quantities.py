@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DASH = "\N{EN DASH}"
-"""What stands for nothing."""
+"""What a table shows in the place of nothing."""
 
 
 def count(value: int | None) -> str:

@@ -233,7 +233,7 @@ def answering_measures(evaluation: Evaluation) -> list[tuple[Head, list[Cell]]]:
             for cells in (throughput, first, memory):
                 cells.append(Cell(count(None)))
             continue
-        beside = merged if one is not None else None
+        both = merged if one is not None else None
         speed = (
             f"{shown.tokens_per_second / plain.tokens_per_second:.0%} of {evaluation.results[0].name}"
             if plain
@@ -241,15 +241,15 @@ def answering_measures(evaluation: Evaluation) -> list[tuple[Head, list[Cell]]]:
         )
         notes = (
             speed if plain is not shown else "",
-            f"merged {merged.tokens_per_second:,.0f}" if beside and merged else "",
+            f"merged {merged.tokens_per_second:,.0f}" if both and merged else "",
         )
         throughput.append(Cell(f"{shown.tokens_per_second:,.0f}", tuple(filter(None, notes))))
-        late = (f"merged {milliseconds(merged.first_token_seconds)}",) if beside and merged else ()
+        late = (f"merged {milliseconds(merged.first_token_seconds)}",) if both and merged else ()
         first.append(Cell(milliseconds(shown.first_token_seconds), late))
         memory.append(
             Cell(
                 size(shown.memory_bytes),
-                (f"merged {size(merged.memory_bytes)}",) if beside and merged else (),
+                (f"merged {size(merged.memory_bytes)}",) if both and merged else (),
             )
         )
     return [
