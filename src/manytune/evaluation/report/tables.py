@@ -241,15 +241,15 @@ def answering_measures(evaluation: Evaluation) -> list[tuple[Head, list[Cell]]]:
         )
         notes = (
             speed if plain is not shown else "",
-            f"merged {merged.tokens_per_second:,.0f}" if both and merged else "",
+            f"merged {both.tokens_per_second:,.0f}" if both else "",
         )
         throughput.append(Cell(f"{shown.tokens_per_second:,.0f}", tuple(filter(None, notes))))
-        late = (f"merged {milliseconds(merged.first_token_seconds)}",) if both and merged else ()
+        late = (f"merged {milliseconds(both.first_token_seconds)}",) if both else ()
         first.append(Cell(milliseconds(shown.first_token_seconds), late))
         memory.append(
             Cell(
                 size(shown.memory_bytes),
-                (f"merged {size(merged.memory_bytes)}",) if both and merged else (),
+                (f"merged {size(both.memory_bytes)}",) if both else (),
             )
         )
     return [
