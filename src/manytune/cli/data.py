@@ -113,9 +113,9 @@ def check(
         trained = plan.trained or plan.files[:1]
         labels, examples = labels_in(sources, rows_form, [file for file in trained if file in sources])
         checked = examine(sources, template=rows_form)
-        found = with_labels(
-            checked, examples, labels, encoder=plan.label_encoder(labels, limited=False), limit=limit
-        )
+        encoder = plan.label_encoder(labels, limited=False)
+        is_image = rows_form.image is not None
+        found = with_labels(checked, examples, labels, encoder=encoder, limit=limit, images=is_image)
     else:
         found = examine(sources, template=rows_form, encoder=plan.encoder(limited=False), max_length=limit)
     if as_json:
@@ -162,7 +162,8 @@ def preview(
     found: list[Any]
     if isinstance(template_in_use, LabelledForm):
         labels, _ = labels_in({plan.files[0]: records}, template_in_use, plan.files[:1])
-        found = [preview_labelled(one, plan.label_encoder(labels, limited=True)) for one in rendered.kept]
+        label_encoder, is_image = plan.label_encoder(labels, limited=True), template_in_use.image is not None
+        found = [preview_labelled(one, label_encoder, image=is_image) for one in rendered.kept]
     else:
         encoder = plan.encoder(limited=True)
         found = [item for one in rendered.kept for item in _as_list(show(one, encoder))]

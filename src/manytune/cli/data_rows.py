@@ -42,8 +42,8 @@ class RowsPlan:
         return form_of(records)
 
     def label_encoder(self, labels: Labels, *, limited: bool) -> LabelEncoder | None:
-        """The same for a classifier's rows."""
-        if self.base is None or self.data is None:
+        """The same for a classifier's texts; None for its images, which become no tokens."""
+        if self.base is None or self.data is None or self.data.image is not None:
             return None
         from manytune.data.label_encoder import LabelEncoder
         from manytune.store.base import load_tokenizer

@@ -141,6 +141,7 @@ def serve(
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
     from manytune.engine.options import EngineOptions
+    from manytune.server.images import MOST_BODY_BYTES
     from manytune.server.settings import Settings
 
     api_keys = read_keys(keys, os.environ)
@@ -155,6 +156,7 @@ def serve(
         loaded, store, name = _load(base, adapters, base_name, dtype, packing)
         settings = Settings(
             base_name=name,
+            max_body_bytes=MOST_BODY_BYTES if loaded.images is not None else Settings.max_body_bytes,
             max_queue=max_queue,
             max_answer_tokens=max_answer_tokens,
             adapter_memory=adapter_memory << 20,

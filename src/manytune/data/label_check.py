@@ -13,6 +13,7 @@ from manytune.data.preview import Part, Preview
 from manytune.data.records import Records, Rejected
 from manytune.data.templates import Example, render_all
 from manytune.errors import DataError
+from manytune.images import decoded, image_name
 
 
 def labels_in(
@@ -44,10 +45,11 @@ def with_labels(
     *,
     encoder: LabelEncoder | None = None,
     limit: int | None = None,
+    images: bool = False,
 ) -> DataCheck:
     """A check of files with how many rows have which label, and with lengths in tokens.
 
-    Rows with a label that no training row has are rejected.
+    Rows with a label that no training row has are rejected, and so are those whose image can't be decoded.
 
     Args:
         found: What `check` found with the same form and without a tokenizer.
@@ -55,10 +57,27 @@ def with_labels(
         labels: The training rows'.
         encoder: Makes token ids; None for no look at tokens.
         limit: The most tokens that will be allowed.
+        images: Whether they are images, which have no lengths.
     """
-    return replace(
-        found, files=tuple(_file(file, examples[file.source], labels, encoder, limit) for file in found.files)
-    )
+    files = (_file(file, examples[file.source], labels, encoder, limit) for file in found.files)
+    if images:
+        files = (_without_undecodable(file, examples[file.source]) for file in files)
+    return replace(found, files=tuple(files))
+
+
+def _without_undecodable(file: FileCheck, examples: Sequence[Example]) -> FileCheck:
+    bad = [
+        Rejected(one.source, one.row, why) for one in examples if (why := _why_undecodable(one)) is not None
+    ]
+    return replace(file, rejected=tuple(sorted((*file.rejected, *bad), key=lambda row: row.row)), lengths={})
+
+
+def _why_undecodable(example: Example) -> str | None:
+    try:
+        decoded(example.segments[0].text)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _file(
@@ -95,13 +114,18 @@ def _file(
     )
 
 
-def preview_labelled(example: Example, encoder: LabelEncoder | None = None) -> Preview | Rejected:
+def preview_labelled(
+    example: Example, encoder: LabelEncoder | None = None, *, image: bool = False
+) -> Preview | Rejected:
     """What the model sees of an example, the label last, or why it is left out.
 
-    With an encoder, the text is decoded from the token ids of training.
+    With an encoder, the text is decoded from the token ids of training. An image is shown by its path, or a hash of it.
     """
+    if image and (reason := _why_undecodable(example)) is not None:
+        return Rejected(example.source, example.row, reason)
     if encoder is None:
-        text = "\n".join(segment.text for segment in example.segments)
+        shown = [image_name(segment.text) if image else segment.text for segment in example.segments]
+        text = "\n".join(shown)
         return Preview(
             example.source, example.row, (Part(f"{text}\n", False), Part(example.completion, True))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -44,8 +45,70 @@ class Labelled(Encoded):
         return self.prompt_ids
 
 
-class LabelEncoder:
+class RowEncoder(ABC):
     """Encodes a classifier's examples.
+
+    Args:
+        labels: The classes.
+        weights: What rows of each label weigh in the loss; 1 if not given.
+        drops: Whether examples that can't be encoded are left out, rather than an error.
+    """
+
+    def __init__(
+        self, labels: Labels, *, weights: Mapping[str, float] | None = None, drops: bool = False
+    ) -> None:
+        self.labels = labels
+        self._weights = weights or {}
+        self._drops = drops
+
+    @abstractmethod
+    def shown(self, example: Example) -> str:
+        """What to show of an example's input."""
+
+    @abstractmethod
+    def encode(self, example: Example) -> tuple[Labelled, bool]:
+        """What the model reads of an example, with its label; and whether it was cut.
+
+        Raises:
+            DataError: It can't be read by the model, or its label is unknown.
+        """
+
+    def weight(self, example: Example) -> float:
+        """What an example weighs in the loss."""
+        return self._weights.get(example.completion, 1.0)
+
+    def encode_all(
+        self, examples: Sequence[Example], *, on_error: Literal["error", "skip"] = "error"
+    ) -> EncodedSet:
+        """Many examples encoded; which were left out, and how many were cut.
+
+        Args:
+            examples: What to encode.
+            on_error: Whether examples that can't be encoded are an error; those that may be left out never are.
+
+        Raises:
+            DataError: An example can't be encoded and isn't to be left out, or its label is unknown.
+        """
+        kept: list[Encoded] = []
+        dropped: list[Rejected] = []
+        truncated = 0
+        for example in examples:
+            self.labels.index(example)  # an unknown label is an error, whatever is left out
+            try:
+                row, cut = self.encode(example)
+            except DataError as error:
+                if not self._drops and on_error == "error":
+                    raise
+                reason = str(error).removeprefix(f"{example.where}: ")
+                dropped.append(Rejected(example.source, example.row, reason))
+                continue
+            kept.append(row)
+            truncated += cut
+        return EncodedSet(tuple(kept), tuple(dropped), truncated)
+
+
+class LabelEncoder(RowEncoder):
+    """Encodes a classifier's texts.
 
     Args:
         tokenizer: The base's.
@@ -73,17 +136,20 @@ class LabelEncoder:
                 "is for conversations"
             )
         limits = [max_length, tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT else None]
-        self.labels = labels
+        super().__init__(labels, weights=weights, drops=overflow == "drop")
         #: The most tokens of a text; None for no limit.
         self.longest: int | None = min((limit for limit in limits if limit is not None), default=None)
         self._tokenizer = tokenizer
         self._overflow = overflow
-        self._weights = weights or {}
 
     @staticmethod
     def texts(example: Example) -> list[str]:
         """An example's text, or its two."""
         return [segment.text for segment in example.segments]
+
+    def shown(self, example: Example) -> str:
+        """An example's text, or its two."""
+        return "\n\n".join(self.texts(example))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -129,31 +195,13 @@ class LabelEncoder:
         if too_long:
             ids, kinds = self.tokens(texts, cut=True)
         label = self.labels.index(example)
-        weight = self._weights.get(example.completion, 1.0)
-        row = Labelled(ids, (label,), example.source, example.row, example.group, (), False, kinds, weight)
+        row = Labelled(
+            ids,
+            (label,),
+            example.source,
+            example.row,
+            example.group,
+            token_type_ids=kinds,
+            weight=self.weight(example),
+        )
         return row, too_long
-
-    def encode_all(
-        self, examples: Sequence[Example], *, on_error: Literal["error", "skip"] = "error"
-    ) -> EncodedSet:
-        """Token ids of many examples; which were left out for their length, and how many were cut.
-
-        Raises:
-            DataError: An example is too long and `overflow` is `error`, or its label is unknown.
-        """
-        kept: list[Encoded] = []
-        dropped: list[Rejected] = []
-        truncated = 0
-        for example in examples:
-            self.labels.index(example)  # an unknown label is an error, whatever is left out
-            try:
-                row, cut = self.encode(example)
-            except DataError as error:
-                if self._overflow != "drop" and on_error == "error":
-                    raise
-                reason = str(error).removeprefix(f"{example.where}: ")
-                dropped.append(Rejected(example.source, example.row, reason))
-                continue
-            kept.append(row)
-            truncated += cut
-        return EncodedSet(tuple(kept), tuple(dropped), truncated)

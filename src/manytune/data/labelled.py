@@ -1,4 +1,4 @@
-"""Rows for a classifier: a text, or two, and a label; which labels there are, and what each weighs in the loss."""
+"""Rows for a classifier: one or two texts or an image, and a label; the labels, and what each weighs in the loss."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from manytune.data.records import Record
-from manytune.data.rendering import compile_part, field_as_text, render_part, used_fields
+from manytune.data.rendering import compile_part, field_as_text, no_field, render_part, used_fields
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError, TemplateError
+from manytune.images import image_text
 
 MOST_LABELS = 200
 """With more labels than this, a column isn't taken for classes."""
@@ -19,22 +21,24 @@ MOST_LABELS = 200
 
 @dataclass(frozen=True)
 class LabelledForm:
-    """How a row becomes an example for a classifier: the text is its prompt, the label its completion.
+    """How a row becomes an example for a classifier: the text or image is its prompt, the label its completion.
 
     Args:
-        text: Jinja2 template of the text.
+        text: Jinja2 template of the text; None for an image.
         label: The field with the label.
         text_pair: Jinja2 template of a second text, such as a hypothesis next to a premise; None for one text.
         group_by: The field whose value keeps rows together in splits, or None.
+        image: The field with the image, instead of a text.
 
     Raises:
         TemplateError: A template isn't valid Jinja2.
     """
 
-    text: str
+    text: str | None
     label: str
     text_pair: str | None = None
     group_by: str | None = None
+    image: str | None = None
 
     def __post_init__(self) -> None:
         for part, template in self._templates().items():
@@ -44,7 +48,7 @@ class LabelledForm:
         """Return the example that a record makes; see `RowForm`.
 
         Raises:
-            TemplateError: A field is missing or can't be printed, or a text or the label is empty.
+            TemplateError: A field is missing or can't be printed, a text or the label is empty, or the image is none.
         """
         try:
             label = field_as_text("label", self.label, record.fields).strip()
@@ -52,10 +56,7 @@ class LabelledForm:
                 raise TemplateError(f"the label, the field {self.label!r}, is empty")
             group = self.group_by and field_as_text("group_by", self.group_by, record.fields)
             return Example(
-                segments=tuple(
-                    Segment("user", render_part(part, template, record.fields))
-                    for part, template in self._templates().items()
-                ),
+                segments=self._segments(record),
                 completion=label,
                 source=record.source,
                 row=record.row,
@@ -66,7 +67,7 @@ class LabelledForm:
 
     def fields_used(self) -> frozenset[str] | None:
         """See `RowForm`."""
-        found = {self.label, *filter(None, [self.group_by])}
+        found = {self.label, *filter(None, [self.group_by, self.image])}
         for template in self._templates().values():
             fields = used_fields(template)
             if fields is None:
@@ -78,22 +79,40 @@ class LabelledForm:
         """See `RowForm`."""
         return replace(self, group_by=field)
 
+    def _segments(self, record: Record) -> tuple[Segment, ...]:
+        if self.image is None:
+            return tuple(
+                Segment("user", render_part(part, template, record.fields))
+                for part, template in self._templates().items()
+            )
+        value = record.fields.get(self.image)
+        if value is None:
+            raise TemplateError(f"image {no_field(self.image, record.fields)}")
+        source = Path(record.source)
+        try:
+            return (Segment("user", image_text(value, source.parent if source.is_file() else Path())),)
+        except DataError as error:
+            raise TemplateError(f"the field {self.image!r}: {error}") from error
+
     def _templates(self) -> dict[str, str]:
-        pair = {} if self.text_pair is None else {"text_pair": self.text_pair}
-        return {"text": self.text, **pair}
+        given = {"text": self.text, "text_pair": self.text_pair}
+        return {part: template for part, template in given.items() if template is not None}
 
 
 def labelled_form(
-    text: str | None, label: str | None, text_pair: str | None, group_by: str | None
+    text: str | None, label: str | None, text_pair: str | None, group_by: str | None, image: str | None = None
 ) -> LabelledForm:
     """The form that the keys of a recipe describe.
 
     Raises:
-        TemplateError: Text or label is missing, or a template isn't valid Jinja2.
+        TemplateError: Text or image and label are not both there, there are text and image, or a template isn't valid
+            Jinja2.
     """
-    if text is None or label is None:
-        raise TemplateError("text, a template, and label, a field's name, go together")
-    return LabelledForm(text, label, text_pair, group_by)
+    if image is not None and (text is not None or text_pair is not None):
+        raise TemplateError("give either text or image; a classifier reads one of them")
+    if (text is None and image is None) or label is None:
+        raise TemplateError("text, a template, or image, a field's name, goes with label, a field's name")
+    return LabelledForm(text, label, text_pair, group_by, image)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.dataset import Splits, TokenSplits
-from manytune.data.label_encoder import LabelEncoder
+from manytune.data.image_encoder import ImageEncoder
+from manytune.data.label_encoder import LabelEncoder, RowEncoder
 from manytune.data.labelled import Labels, check_labels, labels_of
 from manytune.data.recipe import DataRecipe
 from manytune.errors import DataError
+from manytune.images import ImageReading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +24,9 @@ def encode_labelled(
     *,
     positions: int | None = None,
     class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
+    images: ImageReading | None = None,
 ) -> tuple[TokenSplits, Labels]:
-    """Turn a classifier's training and validation examples into token ids and labels.
+    """Turn a classifier's training and validation examples into token ids, or images, and labels.
 
     Args:
         splits: The rows.
@@ -31,20 +34,16 @@ def encode_labelled(
         tokenizer: The base's.
         positions: The most tokens that the base reads; None for no limit.
         class_weights: As in a recipe's training section.
+        images: How a base of images reads them; None for one that reads text.
 
     Raises:
-        DataError: The labels are no classes, a row of another split has one of its own, a row is too long and the
-            recipe says that this is an error, or no row is left to train on.
+        DataError: The labels are no classes, a row of another split has one of its own, a row is too long or its image
+            can't be read and the recipe says that this is an error, or no row is left to train on.
     """
     labels = labels_of(splits.train)
     check_labels(labels, splits.validation, splits.test)
-    limits = [limit for limit in (data.max_length, positions) if limit is not None]
-    encoder = LabelEncoder(
-        tokenizer,
-        labels,
-        max_length=min(limits, default=None),
-        overflow=data.overflow,
-        weights=labels.weights(class_weights),
+    encoder = row_encoder(
+        data, tokenizer, labels, positions=positions, images=images, weights=labels.weights(class_weights)
     )
     train = encoder.encode_all(splits.train, on_error=data.on_error)
     if not train.kept:
@@ -56,5 +55,46 @@ def encode_labelled(
         (*splits.left_out, *train.dropped, *validation.dropped),
         train.truncated + validation.truncated,
         "plain",
-        max_prompt=encoder.longest if data.overflow == "truncate_prompt" else None,
+        max_prompt=_longest_text(data, encoder),
     ), labels
+
+
+def row_encoder(
+    data: DataRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
+    *,
+    positions: int | None = None,
+    images: ImageReading | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> RowEncoder:
+    """What encodes a classifier's rows.
+
+    Args:
+        data: The recipe's data section.
+        tokenizer: The base's.
+        labels: The classes.
+        positions: The most tokens that the base reads; None for no limit.
+        images: How a base of images reads them; None for one that reads text.
+        weights: What rows of each label weigh in the loss; 1 if not given.
+
+    Raises:
+        DataError: `data.overflow` is for conversations.
+    """
+    if images is not None:
+        return ImageEncoder(images, labels, weights=weights)
+    limits = [limit for limit in (data.max_length, positions) if limit is not None]
+    return LabelEncoder(
+        tokenizer,
+        labels,
+        max_length=min(limits, default=None),
+        overflow=data.overflow,
+        weights=weights,
+    )
+
+
+def _longest_text(data: DataRecipe, encoder: RowEncoder) -> int | None:
+    """The tokens that longer texts are cut to; None if they aren't cut."""
+    if isinstance(encoder, LabelEncoder) and data.overflow == "truncate_prompt":
+        return encoder.longest
+    return None

@@ -68,6 +68,9 @@ class DataRecipe(Section):
     instead of a template."""
     text_pair: str | None = None
     """Jinja2 template of a second text, such as a hypothesis next to a premise, for tokenizers that take two."""
+    image: str | None = None
+    """For `task: classification`, instead of `text`: the field with an image: a file's path, relative to the data file;
+    a data URL; or rows of pixels."""
     label: str | None = None
     """The field with the label. The classes are the training rows' labels, and splits by shares have an equal share of
     each."""
@@ -144,8 +147,8 @@ class DataRecipe(Section):
 
     @property
     def is_labelled(self) -> bool:
-        """Whether the rows are a classifier's: a text and a label."""
-        return self.text is not None or self.label is not None or self.text_pair is not None
+        """Whether the rows are a classifier's: a text or an image, and a label."""
+        return any(part is not None for part in (self.text, self.label, self.text_pair, self.image))
 
     @property
     def described(self) -> bool:
@@ -169,7 +172,7 @@ class DataRecipe(Section):
             TemplateError: The template can't be used.
         """
         if self.is_labelled:
-            return labelled_form(self.text, self.label, self.text_pair, self.group_by)
+            return labelled_form(self.text, self.label, self.text_pair, self.group_by, self.image)
         found: str | None = self.format
         if found == "auto" and not self.described and self.system is None:
             found = detect(records)
@@ -273,15 +276,21 @@ class DataRecipe(Section):
         taken = [key for key in _OF_A_TASK if key != "group_by" and getattr(self, key)]
         taken += [] if self.format == "auto" else ["format"]
         if taken:
-            raise ValueError(f"give either text and label, for a classifier, or {' and '.join(taken)}")
-        labelled_form(self.text, self.label, self.text_pair, self.group_by)
+            raise ValueError(
+                f"give either text or image and label, for a classifier, or {' and '.join(taken)}"
+            )
+        labelled_form(self.text, self.label, self.text_pair, self.group_by, self.image)
+        if self.image is not None and self.overflow != "error":
+            raise ValueError("overflow is for texts; an image has no length, so leave it out")
 
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:
             if getattr(self, key):
                 raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
         if self.is_labelled:
-            raise ValueError("text and label are a classifier's, which has one task; give train as files")
+            raise ValueError(
+                "text, image and label are a classifier's, which has one task; give train as files"
+            )
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(

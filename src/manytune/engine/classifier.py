@@ -2,7 +2,7 @@
 
     classifier = Classifier(model, pad_id=0)
     asked = Asked(adapter, terms, [TextTokens(ids)])   # adapter and terms as the server's registry has them
-    classifier.run([asked, another])
+    classifier.run([asked, another])                   # of a base that reads images: ImagePixels(pixels, tokens)
     asked.probabilities                                # a row for each text
 
 The base's layers run once over a batch, with each row's own adapter in them. What they give goes to the
@@ -25,6 +25,7 @@ from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import digest_of
+from manytune.model.image_models import reads_images
 from manytune.store.classifier_parts import Classifiers, classifier_parts, head_of
 
 _BATCH_TOKENS = 4096  # of a forward, padding included
@@ -42,31 +43,52 @@ class TextTokens:
     ids: tuple[int, ...]
     kinds: tuple[int, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePixels:
+    """An image.
+
+    Attributes:
+        pixels: As the base's image processor gives it, (channels, height, width).
+        size: How many vectors the base makes of it.
+    """
+
+    pixels: Tensor
+    size: int
+
+
+ClassifierInput = TextTokens | ImagePixels
+
 
 @dataclass(eq=False)
 class Asked:
-    """Texts that one adapter is to classify.
+    """Texts or images that one adapter is to classify.
 
     Attributes:
         adapter: The adapter.
         terms: What it does in the base's layers; see `served_terms`.
-        texts: The texts.
+        texts: The texts or images.
         probabilities: Those of the classes, in the order of the head's outputs, for each text; None until it has run.
         error: Why these can't be classified; None if they can.
     """
 
     adapter: Adapter
     terms: Terms
-    texts: Sequence[TextTokens]
+    texts: Sequence[ClassifierInput]
     probabilities: list[list[float]] | None = None
     error: ManytuneError | None = None
 
 
 class Classifier:
-    """Classifies texts. It must be used from one thread, that of the engine over the same base.
+    """Classifies texts or images. It must be used from one thread, that of the engine over the same base.
 
     Args:
-        model: The base: an encoder without a head, or a causal language model.
+        model: The base: an encoder of text or images without a head, or a causal language model.
         pad_id: The pad token.
         max_tokens: Length of the longest text; None for no limit.
     """
@@ -74,21 +96,27 @@ class Classifier:
     def __init__(self, model: PreTrainedModel, *, pad_id: int | None, max_tokens: int | None = None) -> None:
         self._classifiers = Classifiers(model, pad_id=pad_id)
         self._pad_id = pad_id or 0
-        self._vocabulary: int = model.config.get_text_config().vocab_size
+        self._reads_images = reads_images(model.config)
+        self._vocabulary: int = getattr(model.config.get_text_config(), "vocab_size", 0)
         self._whole: Any = self._classifiers.of(2)
         self._slots = AdapterSlots(self._whole)
         self._layers = MixedLayers(dict(self._whole.named_modules()), {})
         #: Length of the longest text, in tokens.
         self.max_tokens = max_tokens
 
-    def check(self, texts: Sequence[TextTokens]) -> None:
-        """Refuse texts that can't be classified.
+    def check(self, texts: Sequence[ClassifierInput]) -> None:
+        """Refuse texts or images that can't be classified.
 
         Raises:
-            RequestError: One is empty, or has a token that the base doesn't know.
+            RequestError: One is empty, has a token that the base doesn't know, or is no image where it reads images.
             ContextLengthError: One is too long.
         """
         for number, text in enumerate(texts):
+            if isinstance(text, ImagePixels) is not self._reads_images:
+                kind = "images" if self._reads_images else "texts"
+                raise RequestError(f"the base reads {kind}; number {number} is none.")
+            if isinstance(text, ImagePixels):
+                continue
             if not text.ids:
                 raise RequestError(f"text {number} has no tokens.")
             if self.max_tokens is not None and len(text.ids) > self.max_tokens:
@@ -103,7 +131,7 @@ class Classifier:
 
     @torch.inference_mode()
     def run(self, asked: Sequence[Asked]) -> None:
-        """Classify all texts, those of several adapters in the same forward.
+        """Classify all texts or images, those of several adapters in the same forward.
 
         Mutates: what was asked, which gets its probabilities, or the error for which it has none.
         """
@@ -154,29 +182,37 @@ class Classifier:
 
     def _changes_positions(self, terms: Terms) -> bool:
         """Whether an adapter has a table of its own that isn't of tokens, which the base looks up once for all rows."""
+        if self._reads_images:
+            return False  # it looks nothing up
         tokens = self._whole.get_input_embeddings()
         tables = (path for path, update in terms.updates.items() if update.lookup)
         return any(self._whole.get_submodule(path) is not tokens for path in tables)
 
-    def _forward(self, texts: Sequence[TextTokens], owners: Owners) -> _Outputs:
+    def _forward(self, rows: Sequence[ClassifierInput], owners: Owners) -> _Outputs:
         """What the base's layers give, with each row's adapter in them."""
-        width = max(len(text.ids) for text in texts)
+        images = [row.pixels for row in rows if isinstance(row, ImagePixels)]
+        inputs, extra = ({"pixel_values": torch.stack(images)}, {}) if images else self._of_texts(rows)
         device = self._whole.device
+        inputs, extra = ({name: one.to(device) for name, one in part.items()} for part in (inputs, extra))
+        options = {"use_cache": False} if getattr(self._whole.config, "use_cache", False) else {}
+        with self._layers.applied(self._slots.choose(owners)):
+            return _Outputs(inputs, self._whole.base_model(**inputs, **extra, **options))
+
+    def _of_texts(self, rows: Sequence[ClassifierInput]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What base and head read of texts, and what the base alone reads."""
+        texts = [row for row in rows if isinstance(row, TextTokens)]
+        width = max(text.size for text in texts)
 
         def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
+            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
         inputs = {
             "input_ids": padded([text.ids for text in texts], self._pad_id),
-            "attention_mask": padded([[1] * len(text.ids) for text in texts], 0),
+            "attention_mask": padded([[1] * text.size for text in texts], 0),
         }
-        extra: dict[str, Any] = {}
-        if any(text.kinds for text in texts):
-            extra["token_type_ids"] = padded([text.kinds or [0] * len(text.ids) for text in texts], 0)
-        if getattr(self._whole.config, "use_cache", False):
-            extra["use_cache"] = False
-        with self._layers.applied(self._slots.choose(owners)):
-            return _Outputs(inputs, self._whole.base_model(**inputs, **extra))
+        if not any(text.kinds for text in texts):
+            return inputs, {}
+        return inputs, {"token_type_ids": padded([text.kinds or [0] * text.size for text in texts], 0)}
 
 
 @dataclass(frozen=True)
@@ -199,7 +235,7 @@ class _Given(nn.Module):
 
 def _labelled(head: Any, outputs: _Outputs, places: Sequence[int]) -> Tensor:
     """The probabilities that a head gives its rows, (rows, classes)."""
-    rows = torch.tensor(places, device=outputs.inputs["input_ids"].device)
+    rows = torch.tensor(places, device=next(iter(outputs.inputs.values())).device)
     given = {name: value[rows].float() for name, value in outputs.found.items() if isinstance(value, Tensor)}
     head.base_model.outputs = type(outputs.found)(**given)
     logits: Tensor = head(**{name: value[rows] for name, value in outputs.inputs.items()}).logits
@@ -215,10 +251,10 @@ def _batches(
     shared: list[list[tuple[Asked, int]]] = []
     longest = 0
     together = (row for row in rows if id(row[0]) not in lonely)
-    for one, number in sorted(together, key=lambda row: -len(row[0].texts[row[1]].ids)):
+    for one, number in sorted(together, key=lambda row: -row[0].texts[row[1]].size):
         if shared and longest * (len(shared[-1]) + 1) <= _BATCH_TOKENS:
             shared[-1].append((one, number))
         else:
             shared.append([(one, number)])
-            longest = len(one.texts[number].ids)
+            longest = one.texts[number].size
     return [*apart, *shared]

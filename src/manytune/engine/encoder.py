@@ -25,6 +25,7 @@ from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import LayerTerms, digest_of
+from manytune.model.image_models import reads_images
 
 _BATCH_TOKENS = 4096  # of a forward, padding included
 
@@ -75,7 +76,7 @@ class EncoderEngine:
             adapter: Name of the adapter to use; None for the plain base.
 
         Raises:
-            RequestError: A text is empty, or has a token that the model doesn't know.
+            RequestError: A text is empty, or has a token that the model doesn't know; or it reads images.
             ContextLengthError: A text is too long.
             AdapterError: The adapter isn't registered.
         """
@@ -167,6 +168,8 @@ class EncoderEngine:
     # -- parts
 
     def _check(self, number: int, ids: Sequence[int]) -> None:
+        if reads_images(self._model.config):
+            raise RequestError("this base reads images: send them to /v1/classify, with an adapter's name.")
         vocabulary = self._model.config.vocab_size
         if not ids:
             raise RequestError(f"text {number} has no tokens.")

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from manytune.data.answer_format import BARE, AnswerFormat
 from manytune.data.encode import Encoder
 from manytune.data.encoded import Encoded
-from manytune.data.label_encoder import LabelEncoder
+from manytune.data.label_encoder import RowEncoder
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer, Item
@@ -124,8 +124,8 @@ def items_from(asked: Sequence[Sequence[Example]]) -> tuple[Item, ...]:
     )
 
 
-def labelled_questions(examples: Sequence[Example], encoder: LabelEncoder) -> tuple[Question, ...]:
-    """A question of every row of a classifier: its text is asked, its label is right.
+def labelled_questions(examples: Sequence[Example], encoder: RowEncoder) -> tuple[Question, ...]:
+    """A question of every row of a classifier: its text or image is asked, its label is right.
 
     Rows with the same text are a group, since a classifier answers them alike.
 
@@ -139,7 +139,7 @@ def labelled_questions(examples: Sequence[Example], encoder: LabelEncoder) -> tu
     return tuple(
         Question(
             Item(
-                prompt=text,
+                prompt=encoder.shown(example),
                 references=(example.completion,),
                 source=example.source,
                 row=example.row,

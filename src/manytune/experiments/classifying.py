@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from manytune.data.label_encoder import LabelEncoder, Labelled
+from manytune.data.label_encoder import Labelled, RowEncoder
 from manytune.data.labelled import Labels
+from manytune.data.labelled_dataset import row_encoder
 from manytune.data.recipe import DataRecipe
 from manytune.evaluation.answers import Question
 from manytune.evaluation.results import Answer
@@ -27,10 +28,9 @@ NO_SWEEP = (
 )
 
 
-def label_encoder_of(base: Base, labels: Labels, data: DataRecipe) -> LabelEncoder:
-    """Makes token ids as the training makes them; a text that is too long is an error unless the training cuts them."""
-    limits = [limit for limit in (data.max_length, text_positions(base)) if limit is not None]
-    return LabelEncoder(base.tokenizer, labels, max_length=min(limits, default=None), overflow=data.overflow)
+def label_encoder_of(base: Base, labels: Labels, data: DataRecipe) -> RowEncoder:
+    """Encodes rows as the training does; a text that is too long is an error unless the training cuts them."""
+    return row_encoder(data, base.tokenizer, labels, positions=text_positions(base), images=base.images)
 
 
 @torch.inference_mode()

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.task_heads import new_parts
+from manytune.model.image_models import reads_images
 
 POOLER = "pooler"
 """What encoders call the layer between the first token's vector and the head."""
 
 
 def is_classifier(model: Any) -> bool:
-    """Whether a model, without what is attached to it, is one of transformers' classifiers of sequences."""
-    return type(model).__name__.endswith("ForSequenceClassification")
+    """Whether a model, without what is attached to it, is one of transformers' classifiers of sequences or images."""
+    return type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
 
 
 def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | None) -> PreTrainedModel:
@@ -31,7 +32,7 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     the base lacks; see `new_modules`. One that it doesn't read isn't part of it.
 
     Args:
-        model: An encoder without a head, or a causal language model; nothing is attached to it.
+        model: An encoder of text or images without a head, or a causal language model; nothing is attached to it.
         names: The classes.
         pad_id: The pad token: decoders find a text's last token by it.
 
@@ -51,9 +52,11 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     if pad_id is not None:
         config.pad_token_id = pad_id
     backbone: Any = model.base_model
+    images = reads_images(config)
+    auto_class: Any = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     try:
         with torch.device("meta"):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+            classifier: Any = auto_class.from_config(config)
     except ValueError as error:
         raise ConfigError(
             f"task: classification: transformers has no classifier for this base ({kind})."

@@ -103,7 +103,7 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         loop=loop,
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(loop, adapters.cache),
-        vocabulary=base.model.config.get_text_config().vocab_size,
+        vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,
         labelling=Labelling(base, max_chars=settings.max_prompt_chars),

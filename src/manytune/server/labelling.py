@@ -1,4 +1,4 @@
-"""Classifiers of a server: texts of requests to token ids, and the requests that wait into common batches."""
+"""Classifiers of a server: texts or images of requests to what a base reads, and waiting requests to common batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from contextlib import suppress
 
 from manytune.data.label_encoder import LabelEncoder
 from manytune.data.labelled import Labels
-from manytune.engine.classifier import Asked, Classifier, TextTokens
+from manytune.engine.classifier import Asked, Classifier, ClassifierInput, TextTokens
 from manytune.errors import ConfigError, DataError
 from manytune.server.adapters import Model
 from manytune.server.http_errors import HttpError
+from manytune.server.images import pixels_of
 from manytune.store.base import Base
 from manytune.store.classifier_base import text_positions
 from manytune.store.manifest import Manifest
@@ -33,6 +34,19 @@ class Labelling:
         self._classifier: Classifier | None = None
         self._tokenizing = threading.Lock()  # a tokenizer keeps the truncation of its last call
         self._waiting: deque[Asked] = deque()
+
+    def inputs(
+        self, texts: Sequence[tuple[str, ...]], manifest: Manifest | None
+    ) -> Sequence[ClassifierInput]:
+        """What the base reads of a request's texts, or of its images.
+
+        Raises:
+            HttpError: As for `tokens` and `pixels_of`.
+        """
+        if self._base.images is None:
+            return self.tokens(texts, manifest)
+        with self._tokenizing:  # one request at a time holds decoded images
+            return pixels_of(texts, self._base.images)
 
     def tokens(self, texts: Sequence[tuple[str, ...]], manifest: Manifest | None) -> list[TextTokens]:
         """Token ids of a request's texts, cut where the classifier's training cut them.
@@ -68,7 +82,7 @@ class Labelling:
             found.append(TextTokens(ids, kinds))
         return found
 
-    def wait(self, model: Model, texts: Sequence[TextTokens]) -> Asked:
+    def wait(self, model: Model, texts: Sequence[ClassifierInput]) -> Asked:
         """Put a request with the others that wait; `run` answers them together. Any thread may call it."""
         assert model.adapter is not None and model.terms is not None
         asked = Asked(model.adapter, model.terms, texts)
@@ -92,7 +106,7 @@ class Labelling:
         if not waiting:
             return  # an earlier call has answered this one's request, too
         if self._classifier is None:
-            pad_id = self._base.tokenizer.pad_token_id
+            pad_id = None if self._base.images is not None else self._base.tokenizer.pad_token_id
             self._classifier = Classifier(
                 self._base.model,
                 pad_id=pad_id if isinstance(pad_id, int) else None,

@@ -184,7 +184,9 @@ class ClassifyRequest(Body):
     """`POST /v1/classify`."""
 
     model: str
-    input: str | list[str] = Field(description="One text or more.")
+    input: str | list[str] = Field(
+        description="One text or more; for a base that reads images, data URLs (data:image/png;base64,...)."
+    )
     text_pair: str | list[str] | None = Field(
         None, description="The second text of each, for a classifier of pairs such as premise and hypothesis."
     )

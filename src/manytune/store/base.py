@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manytune.errors import StoreError
+from manytune.images import ImageReading
 from manytune.methods.tuners.quantized_layers import keep_differentiable
+from manytune.model.image_models import reads_images
 from manytune.store.base_source import Source, from_pretrained, hub_origin, resolve
 from manytune.store.fingerprint import Fingerprint, fingerprint
+from manytune.store.image_base import load_image_reading, no_tokenizer, settings_of
 from manytune.store.quantization import Packing, packing_of_checkpoint, quantization_config, say_once
 
 if TYPE_CHECKING:
@@ -24,15 +27,18 @@ class Base:
 
     Attributes:
         model: In evaluation mode, nothing attached.
-        tokenizer: With a padding token; where the checkpoint has none, it is the end token.
+        tokenizer: With a padding token; where the checkpoint has none, it is the end token. Of a base that reads images
+            it knows a single token.
         name: The spec that it was loaded from, which loads it again.
         fingerprint: What identifies this base, taken before anything was attached.
+        images: How it reads images; None for a base that reads text.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     fingerprint: Fingerprint
+    images: ImageReading | None = None
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -41,7 +47,7 @@ class Base:
 
     @property
     def is_encoder(self) -> bool:
-        """Whether it gives vectors and writes no text, as BERT and models derived from it."""
+        """Whether it gives vectors and writes no text, as BERT, ViT and models derived from them."""
         return _encodes(self.model.config)
 
     @property
@@ -65,7 +71,9 @@ def load_base(
     weights: Packing | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Base:
-    """Load a causal language model, an encoder-decoder or an encoder without its head, and its tokenizer.
+    """Load a causal language model, an encoder-decoder, or an encoder of text or images without its head.
+
+    With it comes its tokenizer, or its image processor.
 
     A GGUF file is converted to float32 safetensors once, into the cache directory (`MANYTUNE_CACHE`, or
     `~/.cache/manytune`); later loads read the conversion.
@@ -93,7 +101,10 @@ def load_base(
         if _encodes(config)
         else AutoModelForCausalLM
     )
-    tokenizer = _load_tokenizer(source)
+    images = load_image_reading(source, config) if reads_images(config) else None
+    tokenizer = _load_tokenizer(source) if images is None else no_tokenizer()
+    # What the model is given of a text or an image is part of what identifies the base.
+    reader = tokenizer if images is None else settings_of(images)
     stored = packing_of_checkpoint(config)
     options: dict[str, Any] = {"dtype": _torch_dtype(dtype)}
     taken: Fingerprint | None = None
@@ -103,7 +114,7 @@ def load_base(
         compute = options["dtype"] if options["dtype"] != "auto" else (config.dtype or torch.float32)
         options["quantization_config"] = quantization_config(source.name, stored, weights, compute)
         # That of the weights before they are packed: one that every device and release finds again.
-        taken = fingerprint(_load_model(auto_class, source), tokenizer, packing=weights)
+        taken = fingerprint(_load_model(auto_class, source), reader, packing=weights)
     model = _load_model(auto_class, source, **options)
     _name_origin(model, source)
     if getattr(model, "hf_quantizer", None) is not None:
@@ -113,8 +124,8 @@ def load_base(
         model.to(device)
     model.eval()
     if taken is None:
-        taken = fingerprint(model, tokenizer, packing=stored, stored_packed=stored is not None)
-    return Base(model, tokenizer, source.name, taken)
+        taken = fingerprint(model, reader, packing=stored, stored_packed=stored is not None)
+    return Base(model, tokenizer, source.name, taken, images)
 
 
 def _load_model(auto_class: Any, source: Source, **options: Any) -> Any:
@@ -156,7 +167,7 @@ def _encodes(config: Any) -> bool:
 
     names = getattr(config, "architectures", None) or ()
     writes = config.is_encoder_decoder or getattr(config, "is_decoder", False)
-    return (
+    return reads_images(config) or (
         config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and not writes
         and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)

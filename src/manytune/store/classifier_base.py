@@ -28,7 +28,7 @@ def classifier_base(base: Base, names: Sequence[str]) -> Base:
         if present != list(names):
             raise DataError(f"the base has a head for the labels {present}, and the rows have {list(names)}")
         return base
-    pad_id = base.tokenizer.pad_token_id
+    pad_id = None if base.images is not None else base.tokenizer.pad_token_id
     return dataclasses.replace(
         base, model=with_head(base.model, names, pad_id=pad_id if isinstance(pad_id, int) else None)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ class Fingerprint:
     Attributes:
         config: Of the architecture's settings.
         weights: Of up to 256 evenly spaced values of every weight, rounded to bfloat16.
-        tokenizer: Of the vocabulary, the merges, the special tokens and the chat template.
+        tokenizer: Of the vocabulary, the merges, the special tokens and the chat template; of a base that reads images,
+            of its image processor's settings.
         unpacked: As `weights`, of those only that packing leaves as they are: all but linear layers'. None in
             manifests of earlier releases.
         packing: What linear layers are packed as, such as `nf4`; None if they aren't.
@@ -131,7 +132,7 @@ def _packed(packing: str | None) -> str:
 
 def fingerprint(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | Mapping[str, Any],
     *,
     packing: str | None = None,
     stored_packed: bool = False,
@@ -145,16 +146,14 @@ def fingerprint(
     Args:
         model: The base, with or without adapters attached: a wrapped module counts as the layer in it.
             Adapters that were merged into the weights do change the fingerprint.
-        tokenizer: The base's tokenizer.
+        tokenizer: The base's tokenizer, or its image processor's settings.
         packing: What linear layers are packed as, or will be; None if they aren't.
         stored_packed: Whether the checkpoint has them packed.
     """
     unwrap: Any = getattr(model, "get_base_model", None)
     base: nn.Module = unwrap() if unwrap else model
     weights, unpacked = _weights_hashes(base)
-    return Fingerprint(
-        _config_hash(base), weights, _tokenizer_hash(tokenizer), unpacked, packing, stored_packed
-    )
+    return Fingerprint(_config_hash(base), weights, _reader_hash(tokenizer), unpacked, packing, stored_packed)
 
 
 def _config_hash(model: nn.Module) -> str:
@@ -193,6 +192,12 @@ def _base_weights(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.T
         yield f"{prefix}{name}", parameter, linear and name == "weight"
     for name, child in children.items():
         yield from _base_weights(child, f"{prefix}{name}.")
+
+
+def _reader_hash(reader: PreTrainedTokenizerBase | Mapping[str, Any]) -> str:
+    if isinstance(reader, Mapping):
+        return hashlib.sha256(_json(dict(reader)).encode()).hexdigest()
+    return _tokenizer_hash(reader)
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

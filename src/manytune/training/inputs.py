@@ -77,7 +77,8 @@ def read_inputs(
     Raises:
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded.
-        RunError: The base is an encoder, which doesn't generate.
+        RunError: The base is an encoder, which doesn't generate; or one of base and rows is of images, the other of
+            texts.
         ConfigError: transformers has no classifier of the base's kind.
         BaseMismatchError: The adapter to start from was trained on another base.
     """
@@ -100,7 +101,7 @@ def read_inputs(
     if base.is_encoder:
         raise RunError(
             f"base {recipe.base!r} is an encoder, which writes no text. For task: classification say so in the recipe, "
-            "with data.text and data.label; else name a base that generates."
+            "with data.text or data.image and data.label; else name a base that generates."
         )
     recipe = dated(recipe, base.tokenizer, date)
     if splits.format is not None:  # kept with the run, so that later rows are read in the same way
@@ -117,12 +118,21 @@ def read_inputs(
 
 
 def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
+    if (recipe.data.image is None) != (base.images is None):
+        reads, key = ("text", "data.text") if base.images is None else ("images", "data.image")
+        raise RunError(f"base {recipe.base!r} reads {reads}; give {key}, or name a base that reads the rows.")
+    if base.images is not None and recipe.method.peft_config("SEQ_CLS").is_prompt_learning:
+        raise RunError(
+            f"{recipe.method.name} puts virtual tokens before a text, and base {recipe.base!r} reads images. Use a "
+            "method in the layers, such as lora."
+        )
     data, labels = encode_labelled(
         splits,
         recipe.data,
         base.tokenizer,
         positions=text_positions(base),
         class_weights=recipe.training.class_weights,
+        images=base.images,
     )
     base = classifier_base(base, labels.names)
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, labels=labels)

@@ -255,8 +255,8 @@ class Recipe(Section):
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
     task: Literal["generation", "classification"] = "generation"
-    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`) by a
-    new head with the labels of the rows (`data.label`)."""
+    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`)
+    or an image (`data.image`) by a new head with the labels of the rows (`data.label`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
@@ -284,13 +284,16 @@ class Recipe(Section):
     def _rows_of_the_task(self) -> Self:
         if self.task == "generation":
             if self.data.is_labelled:
-                raise ValueError("data.text and data.label are for task: classification; add that line")
+                raise ValueError(
+                    "data.text, data.image and data.label are for task: classification; add that line"
+                )
             if self.training.class_weights is not None:
                 raise ValueError("training.class_weights are for task: classification")
             return self
         if not self.data.is_labelled:
             raise ValueError(
-                "task: classification needs data.text, a template, and data.label, a field's name"
+                "task: classification needs data.text, a template, or data.image, a field's name; and data.label, a "
+                "field's name"
             )
         if self.adapter is not None:
             raise ValueError("a classifier starts with a new head, so adapter isn't for task: classification")

@@ -26,7 +26,7 @@ _NOT_FINITE = "the classifier's probabilities are NaN or Inf: the values of its 
 
 @router.post("")
 async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
-    """The label of each text, and the probability of every label."""
+    """The label of each text or image, and the probability of every label."""
     service: Service = http.app.state.service
     http.state.log_fields |= {"model": body.model, "user": body.user}
     http.state.principal.check_model(body.model)
@@ -35,8 +35,8 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     timing = Timing(service.metrics, body.model)
     model = await asyncio.to_thread(lambda: service.adapters.acquire(body.model, classifies=True))
     try:
-        tokens = await asyncio.to_thread(service.labelling.tokens, texts, model.manifest)
-        asked = service.labelling.wait(model, tokens)
+        inputs = await asyncio.to_thread(service.labelling.inputs, texts, model.manifest)
+        asked = service.labelling.wait(model, inputs)
         try:
             await service.loop.call_as_request(lambda _: service.labelling.run())
         finally:
@@ -48,7 +48,7 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     finally:
         service.adapters.release(model)
     timing.end("stop")
-    read = sum(len(text.ids) for text in tokens)
+    read = sum(one.size for one in inputs)
     service.metrics.prompt_tokens.labels(body.model).inc(read)
     return {
         "object": "list",

@@ -1,4 +1,4 @@
-"""Batches for classifiers: a text a row, padded on the right to the longest, and one label each."""
+"""Batches for classifiers: a text a row, padded on the right to the longest, or an image; and one label each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from manytune.data.image_encoder import LabelledImage
 from manytune.data.label_encoder import Labelled
 from manytune.errors import DataError
 from manytune.training.batches.batch import base_model
@@ -18,15 +20,16 @@ from manytune.training.batches.support import virtual_tokens
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch:
-    """Texts laid out for one forward pass of a classifier.
+    """Texts or images laid out for one forward pass of a classifier.
 
     Attributes:
-        input_ids: Shape `(rows, longest)`.
+        input_ids: Shape `(rows, longest)`; of images, as many as the model makes vectors of each.
         attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, longest)`.
         token_type_ids: From which of two texts each token is; None where no row has two. Shape `(rows, longest)`.
         labels: The place of each row's label. Shape `(rows,)`.
         weights: What each row weighs in the loss. Shape `(rows,)`, float32.
         tokens_in: Tokens, pad tokens not counted.
+        pixel_values: Of images, shape `(rows, channels, height, width)`; None for texts.
     """
 
     input_ids: Tensor
@@ -35,6 +38,7 @@ class LabelledBatch:
     labels: Tensor
     weights: Tensor
     tokens_in: int
+    pixel_values: Tensor | None = None
 
     @property
     def targets(self) -> float:
@@ -47,6 +51,8 @@ class LabelledBatch:
         Args:
             model: The classifier; its pad token fills the places after a text, by which decoders find the text's end.
         """
+        if self.pixel_values is not None:
+            return {"pixel_values": self.pixel_values}
         ids, pad_id = self.input_ids, None if model is None else base_model(model).config.pad_token_id
         if pad_id is not None:
             ids = ids.masked_fill(self.attention_mask == 0, pad_id)
@@ -94,11 +100,11 @@ def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:
     """Lay a classifier's rows out.
 
     Args:
-        sequences: Encoded texts with their labels; at least one, none empty.
+        sequences: Encoded texts or images with their labels; at least one, none empty.
         pad_id: Any valid token id; it fills places that nothing attends to.
 
     Raises:
-        DataError: There is no row, or one has no tokens.
+        DataError: There is no row, one has no tokens, or an image can't be read any more.
     """
     rows: list[Labelled] = list(sequences)
     empty = next((row for row in rows if not row.prompt_ids), None)
@@ -121,4 +127,10 @@ def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:
         labels=torch.tensor([row.label for row in rows]),
         weights=torch.tensor([row.weight for row in rows]),
         tokens_in=int(mask.sum()),
+        pixel_values=_pixel_values(rows),
     )
+
+
+def _pixel_values(rows: Sequence[Labelled]) -> Tensor | None:
+    images = [row.pixels() for row in rows if isinstance(row, LabelledImage)]
+    return torch.from_numpy(np.stack(images)) if images else None
