@@ -138,7 +138,7 @@ def processed(processor: Any, image: Image) -> NDArray[np.float32]:
 def _opened(text: str) -> Image:
     """The image, of which a file's header is read at most, within the bounds."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if text.startswith(_PIXELS):
         return Image.fromarray(np.array(json.loads(text.removeprefix(_PIXELS)), dtype=np.uint8))
@@ -147,7 +147,7 @@ def _opened(text: str) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
             image = Image.open(io.BytesIO(_bytes_of(text)), formats=_FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"{name}: this isn't an image in the form of {', '.join(_FORMATS)}") from error
     except _unreadable() as error:
         raise DataError(f"{name}: the image can't be read: {error}") from error
