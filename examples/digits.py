@@ -5,8 +5,8 @@
     manytune compare examples/digits.yaml
 
 The images are scikit-learn's: 1,797 handwritten digits of 8 × 8 pixels, which come with the package. A vision
-transformer of some 60,000 weights learns 0 to 4 from scratch, which takes seconds; that is the base's pretraining. 5 to
-9 are the rows. Who wrote which isn't recorded, and neighbours are often by one hand, so images with neighbouring numbers
+transformer of 58,709 weights learns 0 to 4 from scratch, which takes seconds; that is the base's pretraining. The rows
+are 5 to 9. Who wrote which isn't recorded, and neighbours are often by one hand, so images with neighbouring numbers
 are a group.
 
 Any other ViT goes as well, for instance the hub's google/vit-base-patch16-224-in21k: --set base=ID.

@@ -70,14 +70,16 @@ def test_what_cannot_be_decoded_is_refused_by_its_header(
     (tmp_path / "large.png").write_bytes(bytes(4001))
     whole = saved(tmp_path / "whole.png", "RGB", (10, 10)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[:-20])
+    wide, deep = saved(tmp_path / "wide.png", size=(11, 10)), saved(tmp_path / "deep.png", "I;16")
+    moving = saved(tmp_path / "moving.gif")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     for text, message in (
         (str(tmp_path / "nowhere.png"), "there is no such image file"),
         (str(tmp_path / "text.png"), "isn't an image in the form of PNG, JPEG, WEBP"),
         (str(tmp_path / "large.png"), "more than 4,000 bytes"),
-        (str(saved(tmp_path / "wide.png", size=(11, 10))), r"11 × 10 pixels; expected at most 100"),
-        (str(saved(tmp_path / "deep.png", "I;16")), "mode I;16; expected 8-bit"),
-        (str(saved(tmp_path / "whole.gif")), "isn't an image in the form"),
+        (str(wide), r"11 × 10 pixels; expected at most 100"),
+        (str(deep), "mode I;16; expected 8-bit"),
+        (str(moving), "isn't an image in the form"),
         ("data:image/png,abc", "begins with data:image/png;base64,"),
         ("data:image/png;base64,a*b=", "isn't base64"),
         (f"data:image/png;base64,{'A' * 6000}", "more than 4,000 bytes"),

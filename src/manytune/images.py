@@ -14,7 +14,6 @@ import binascii
 import hashlib
 import io
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,9 +143,7 @@ def _opened(text: str) -> Image:
         return Image.fromarray(np.array(json.loads(text.removeprefix(_PIXELS)), dtype=np.uint8))
     name = image_name(text)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
-            image = Image.open(io.BytesIO(_bytes_of(text)), formats=_FORMATS)
+        image = Image.open(io.BytesIO(_bytes_of(text)), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: this isn't an image in the form of {', '.join(_FORMATS)}") from error
     except _unreadable() as error:

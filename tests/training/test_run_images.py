@@ -25,6 +25,7 @@ from manytune.training.recipe import recipe_from
 from manytune.training.run import run
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 def test_it_learns_its_images_and_transformers_with_hf_peft_computes_the_same_from_the_files(
     tmp_path: Path,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A vision transformer with which classifiers of images train in a moment, and images labelled by their brighter side."""
+"""A vision transformer with which classifiers of images train in a moment, and images whose label is a bright side."""
 
 import base64
 import io
