@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from tests.training.tiny_images import data_url
 
 from manytune import images
@@ -72,7 +72,7 @@ def test_what_cannot_be_decoded_is_refused_by_its_header(
     (tmp_path / "cut.png").write_bytes(whole[:-20])
     wide, deep = saved(tmp_path / "wide.png", size=(11, 10)), saved(tmp_path / "deep.png", "I;16")
     moving = saved(tmp_path / "moving.gif")
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     for text, message in (
         (str(tmp_path / "nowhere.png"), "there is no such image file"),
         (str(tmp_path / "text.png"), "isn't an image in the form of PNG, JPEG, WEBP"),
