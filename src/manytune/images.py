@@ -102,7 +102,7 @@ class ImageReading:
 
     Attributes:
         processor: transformers' image processor of the base.
-        tokens: The vectors that the base makes of an image: one for each patch, and one for all of it.
+        tokens: How many vectors the base makes of an image: one for each patch, and one or two for all of it.
     """
 
     processor: Any

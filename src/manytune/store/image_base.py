@@ -48,7 +48,8 @@ def load_image_reading(source: Source, config: PretrainedConfig) -> ImageReading
             f"base {source.name!r}: its image processor makes {channels} × {height} × {width} of an image, and the "
             f"model reads {settings.num_channels} × {expected[0]} × {expected[1]}. Correct preprocessor_config.json."
         )
-    return ImageReading(processor, (height // patch[0]) * (width // patch[1]) + 1)
+    of_all = 2 if settings.model_type == "deit" else 1  # the class token, and DeiT's distillation token
+    return ImageReading(processor, (height // patch[0]) * (width // patch[1]) + of_all)
 
 
 def settings_of(reading: ImageReading) -> dict[str, Any]:
