@@ -76,8 +76,8 @@ def test_another_image_in_a_row_is_another_row_to_whatever_compares_token_ids(tm
     ("data", "message"),
     [
         ({"text": "{{ side }}"}, "either text or image"),
-        ({"image": None}, "or image, a field's name, goes with label"),
-        ({"label": None}, "goes with label"),
+        ({"image": None}, "or image, a field's name, and label, a field's name, go together"),
+        ({"label": None}, "go together"),
         ({"overflow": "drop"}, "overflow is for texts"),
     ],
 )

@@ -111,7 +111,9 @@ def labelled_form(
     if image is not None and (text is not None or text_pair is not None):
         raise TemplateError("give either text or image; a classifier reads one of them")
     if (text is None and image is None) or label is None:
-        raise TemplateError("text, a template, or image, a field's name, goes with label, a field's name")
+        raise TemplateError(
+            "text, a template, or image, a field's name, and label, a field's name, go together"
+        )
     return LabelledForm(text, label, text_pair, group_by, image)
 
 

@@ -277,7 +277,7 @@ class DataRecipe(Section):
         taken += [] if self.format == "auto" else ["format"]
         if taken:
             raise ValueError(
-                f"give either text or image and label, for a classifier, or {' and '.join(taken)}"
+                f"give either text and label (or image and label), for a classifier, or {' and '.join(taken)}"
             )
         labelled_form(self.text, self.label, self.text_pair, self.group_by, self.image)
         if self.image is not None and self.overflow != "error":

@@ -285,7 +285,7 @@ class Recipe(Section):
         if self.task == "generation":
             if self.data.is_labelled:
                 raise ValueError(
-                    "data.text, data.image and data.label are for task: classification; add that line"
+                    "data.image, data.text and data.label are for task: classification; add that line"
                 )
             if self.training.class_weights is not None:
                 raise ValueError("training.class_weights are for task: classification")
