@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 
 import jinja2
@@ -33,7 +34,11 @@ def compile_part(part: str, text: str) -> jinja2.Template:
         TemplateError: It isn't valid Jinja2; the message names the part, the line and the line's text.
     """
     try:
-        return _ENVIRONMENT.compiled(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", SyntaxWarning
+            )  # Python's, about the code that Jinja2 makes of `9[0]`
+            return _ENVIRONMENT.compiled(text)
     except jinja2.TemplateSyntaxError as error:
         lines = text.splitlines() or [""]
         line = lines[min(error.lineno, len(lines)) - 1].strip()
@@ -41,6 +46,9 @@ def compile_part(part: str, text: str) -> jinja2.Template:
         raise TemplateError(
             f"the {part} template, line {error.lineno}, isn't valid: {what}: {shorten(line)!r}"
         ) from error
+    except Exception as error:  # what is constant in a template is computed when it is compiled
+        what = f"{type(error).__name__}: {shorten(str(error), 300)}"
+        raise TemplateError(f"the {part} template isn't valid: {what}: {shorten(text)!r}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -114,7 +122,8 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
         raise TemplateError(f"the {part} template was stopped: {error}") from error
     except Exception as error:  # a template is the user's program: it can raise anything
         raise TemplateError(
-            f"the {part} template failed: {type(error).__name__}: {error}{_absent(_named(text, values))}"
+            f"the {part} template failed: {type(error).__name__}: {shorten(str(error), 300)}"
+            f"{_absent(_named(text, values))}"
         ) from error
     if not rendered.strip():
         raise EmptyPartError(f"the {part} is empty; its template is {shorten(text)!r}")

@@ -15,6 +15,7 @@ from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError, ConfigError, PeftWarning
 from manytune.methods import load_methods
 from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
+from manytune.methods.checkpoint.option_types import check_option_types
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -79,6 +80,7 @@ class PeftConfig:
     _transient: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
+        check_option_types(self)
         if self.peft_version is None:
             self.peft_version = PEFT_FORMAT
         if self.task_type is not None and self.task_type not in list(TaskType):
