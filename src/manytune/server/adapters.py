@@ -13,8 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
+from manytune.errors import (
+    CacheFullError,
+    ManytuneError,
+    ShortMemoryError,
+    StoreError,
+    UnknownAdapterError,
+)
+from manytune.free_memory import naming_short_memory
 from manytune.methods.tuners.terms import Terms
+from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
 from manytune.server.verdicts import Verdicts
@@ -89,9 +97,18 @@ class AdapterRegistry:
         base: What they run on.
         memory: Bytes that their tensors may take.
         base_name: The plain base's name in requests; an adapter of this name isn't accessible.
+        limit: What one adapter may take while it runs; see `served_terms`.
     """
 
-    def __init__(self, store: AdapterStore, base: Base, *, memory: int, base_name: str) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        base: Base,
+        *,
+        memory: int,
+        base_name: str,
+        limit: AdapterLimit | None = None,
+    ) -> None:
         self.store = store
         self.base_name = base_name
         self.cache = AdapterCache(store, budget=memory, fingerprint=base.fingerprint)
@@ -102,7 +119,7 @@ class AdapterRegistry:
         self._checking = threading.Lock()
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
-        self._verdicts = Verdicts(store, base, max_bytes=memory)
+        self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
         self._failures: dict[str, Failures] = {}  # by name
 
     # -- for requests
@@ -307,8 +324,9 @@ class AdapterRegistry:
     def _recording_failures(self, name: str, digest: str) -> Iterator[None]:
         """Count errors, and turn whatever a malformed file can raise into a `StoreError`."""
         try:
-            yield
-        except CacheFullError:  # not the adapter's fault
+            with naming_short_memory(f"loading {name}"):
+                yield
+        except (CacheFullError, ShortMemoryError):  # not the adapter's fault
             raise
         except Exception as error:
             self.record_failure(name, digest, str(error))
