@@ -25,7 +25,9 @@ def adapter(tmp_path: Path, tiny_base: Base) -> Path:
     "dtype",
     [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool],
 )
-def test_tensors_in_memory_are_those_of_the_file_in_their_own_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_tensors_in_memory_are_those_of_the_file_in_their_own_dtype(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     values = {
         "matrix": torch.randn(3, 5).mul(9).to(dtype),
         "vector": torch.randn(7).mul(9).to(dtype),

@@ -59,8 +59,8 @@ class Verdicts:
             if entry.digest not in self._found:
                 try:
                     self._found[entry.digest] = _message(lambda: self._try(entry))
-                except ShortMemoryError as error:  # not the adapter's fault, and may be otherwise next time
-                    return str(error)
+                except ShortMemoryError:  # it isn't known; nothing speaks against the adapter
+                    return None
             return self._found[entry.digest]
 
     def note(self, digest: str, reason: str | None) -> None:

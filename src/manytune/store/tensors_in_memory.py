@@ -49,7 +49,7 @@ class TensorsInMemory(Mapping[str, Tensor]):
                 self._data = torch.empty(header.nbytes, dtype=torch.uint8)
             if state is not None:
                 state.update(header.beginning)
-            content = memoryview(self._data.numpy())
+            content = self._data.numpy().data
             for start in range(0, header.nbytes, _PART):
                 part = content[start : start + _PART]
                 if file.readinto(part) != len(part):
