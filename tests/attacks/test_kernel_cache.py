@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from manytune.kernels import build, private_files
+from manytune.kernels import build
 
 CONTENT = b"compiled\n"
 
@@ -93,7 +93,7 @@ def test_a_directory_that_is_not_ours_is_refused_by_name(kind, compile, tmp_path
         directory.symlink_to(tmp_path / "elsewhere")
     else:
         directory.mkdir(parents=True)
-        monkeypatch.setattr(private_files, "_trusted", lambda: (os.geteuid() + 1,))
+        monkeypatch.setattr("manytune.kernels.private_files._trusted", lambda: (os.geteuid() + 1,))
     with pytest.raises(
         OSError, match=r"kernels: (it belongs to another user|expected a directory, found a link)"
     ):

@@ -193,3 +193,16 @@ def test_a_server_goes_on_with_what_it_has_and_refuses_the_changed_file_later(
     status, body = ask_of(server, "one")
     assert status == 409 and body["error"]["code"] == "adapter_unusable"
     assert ask_of(server, "two") == two and two[0] == 200
+
+
+def test_a_server_notices_a_change_and_lists_the_adapter_no_more(
+    server: TestClient, store: AdapterStore
+) -> None:
+    assert ask_of(server, "one")[0] == ask_of(server, "two")[0] == 200
+    file, touched = store.path("one") / TENSORS, store.path("two") / TENSORS
+    file.chmod(0o644)
+    zeroed(file)
+    os.utime(touched, (1, 1))  # its content is the same
+    server.app.state.service.adapters.note_changed_files()  # type: ignore[attr-defined]
+    assert [one["id"] for one in server.get("/v1/models").json()["data"]] == ["base", "two"]
+    assert [ask_of(server, name)[0] for name in ("one", "two")] == [409, 200]
