@@ -144,4 +144,4 @@ _shared_layout = lru_cache(maxsize=16)(_layout)
 
 
 def _cut_off(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path}: this isn't a readable safetensors file; it may have been cut off ({why}).")
+    return DamagedError(f"{path}: not a readable safetensors file; it may have been cut off ({why}).")
