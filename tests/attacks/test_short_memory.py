@@ -12,6 +12,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 from tests.attacks.small_server import ask_of
+from tests.engine.adapters import InMemory
 from tests.server.world import alone, app_of, fill_store, plain_ids, save_base
 from transformers import BertConfig, BertModel
 
@@ -23,6 +24,8 @@ from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.runner import Runner
 from manytune.errors import ShortMemoryError
+from manytune.methods.lora.config import LoraConfig
+from manytune.methods.tuners.terms import Terms, Update
 from manytune.server import loop
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
@@ -217,13 +220,16 @@ def test_whole_answers_are_never_silently_cut_off_by_it(base: Base, monkeypatch:
     assert not engine.busy
 
 
-def test_embeddings_are_refused_before_they_begin(short: pytest.MonkeyPatch) -> None:
+def test_an_encoders_adapter_is_refused_before_it_is_put_into_a_slot(short: pytest.MonkeyPatch) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     engine = EncoderEngine(BertModel(BertConfig(vocab_size=9, max_position_embeddings=8, **sizes)), Pooling())
-    with pytest.raises(ShortMemoryError, match="a request for embeddings needs"):
-        engine.embed([[1, 2]])
+    update = Update(torch.ones(2, 8), torch.ones(8, 2))
+    terms = Terms(updates={"encoder.layer.0.attention.self.query": update})
+    engine.add_adapter("one", InMemory("1" * 64, LoraConfig(), {}), terms=terms)
+    with pytest.raises(ShortMemoryError, match="an adapter that is to run needs"):
+        engine.embed([[1, 2]], "one")
     short.undo()
-    assert len(engine.embed([[1, 2]])[0]) == 8
+    assert engine.embed([[1, 2]], "one") != engine.embed([[1, 2]])
 
 
 # -- a server

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manytune.errors import ContextLengthError, ManytuneError, RequestError, ShortMemoryError
-from manytune.free_memory import is_short_memory, naming_short_memory
+from manytune.errors import ContextLengthError, ManytuneError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
-from manytune.mixed.stacks import Snapshot, digest_of
+from manytune.mixed.stacks import digest_of
 from manytune.store.classifier_parts import Classifiers, classifier_parts, head_of
 
 _BATCH_TOKENS = 4096  # of a forward, padding included
@@ -123,32 +122,14 @@ class Classifier:
                 one.error = error
             else:
                 ready.append(one)
-        try:
-            self._answer(ready, heads)
-        except Exception as error:
-            if not is_short_memory(error):
-                raise
-            self._answer_apart(ready, heads)
-
-    def _answer_apart(self, asked: Sequence[Asked], heads: Mapping[str, Any]) -> None:
-        """The answers one after another, so that only those that there isn't enough memory for have none."""
-        for one in asked:
-            digest = one.adapter.digest
-            try:
-                with naming_short_memory("classifying these texts"):
-                    self._slots.register(digest, one.adapter, one.terms)
-                    self._answer([one], {digest: heads[digest]})
-            except ShortMemoryError as error:
-                one.error = error
+        self._answer(ready, heads)
 
     def _answer(self, asked: Sequence[Asked], heads: Mapping[str, Any]) -> None:
-        snapshots = {digest: self._slots.snapshot(digest) for digest in heads}
-        held: list[Snapshot] = []
+        held = [self._slots.snapshot(digest) for digest in heads]
+        for snapshot in held:
+            self._slots.acquire(snapshot)
         try:
-            for snapshot in snapshots.values():
-                self._slots.acquire(snapshot)
-                held.append(snapshot)
-            names = {digest: digest_of(snapshot) for digest, snapshot in snapshots.items()}
+            names = {digest: digest_of(snapshot) for digest, snapshot in zip(heads, held, strict=True)}
             rows = [(one, number) for one in asked for number in range(len(one.texts))]
             found: dict[tuple[int, int], list[float]] = {}
             for batch in _batches(rows, self._changes_positions):
@@ -165,9 +146,8 @@ class Classifier:
                         found[id(one), number] = row
         finally:
             self._slots.end_forward()
-            for snapshot in held:
+            for digest, snapshot in zip(heads, held, strict=True):
                 self._slots.release(snapshot)
-            for digest in heads:
                 self._slots.unregister(digest)
         for one in asked:
             one.probabilities = [found[id(one), number] for number in range(len(one.texts))]

@@ -18,10 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.counters import Counters
-from manytune.engine.memory import step_bytes
 from manytune.engine.request import Output, Request
 from manytune.errors import ConfigError, ContextLengthError, RequestError
-from manytune.free_memory import require_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
@@ -81,15 +79,11 @@ class EncoderEngine:
             RequestError: A text is empty, or has a token that the model doesn't know.
             ContextLengthError: A text is too long.
             AdapterError: The adapter isn't registered.
-            ShortMemoryError: There isn't enough memory for it now.
         """
         for number, ids in enumerate(texts):
             self._check(number, ids)
         snapshot = None if adapter is None else self._slots.snapshot(adapter)
         found: dict[int, list[float]] = {}
-        if self._model.device.type == "cpu":
-            needed = 0 if snapshot is None else self._slots.needed(snapshot)
-            require_memory(needed + step_bytes(self._model, _BATCH_TOKENS, 0), "a request for embeddings")
         if snapshot is not None:
             self._slots.acquire(snapshot)
         try:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
+from manytune.free_memory import require_memory
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.targets import adapter_layers
@@ -60,6 +61,17 @@ class AdapterSlots(AdapterStacks):
         if self._limit is not None:
             self._limit.check(terms, self._dtype)
         self._names[name] = snapshot_of(adapter.digest, terms, self._dtype)
+
+    def acquire(self, snapshot: Snapshot) -> None:
+        """See `AdapterStacks.acquire`; on a CPU it is refused before there is too little memory left.
+
+        Raises:
+            ShortMemoryError: There isn't enough memory for its weights now.
+        """
+        needed = self.needed(snapshot) if self.device.type == "cpu" else 0
+        if needed:
+            require_memory(needed, "an adapter that is to run")
+        super().acquire(snapshot)
 
     def unregister(self, name: str) -> None:
         """Forget a name.
