@@ -223,7 +223,7 @@ def test_whole_answers_are_never_silently_cut_off_by_it(base: Base, monkeypatch:
 def test_an_encoders_adapter_is_refused_before_it_is_put_into_a_slot(short: pytest.MonkeyPatch) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     engine = EncoderEngine(BertModel(BertConfig(vocab_size=9, max_position_embeddings=8, **sizes)), Pooling())
-    update = Update(torch.ones(2, 8), torch.ones(8, 2))
+    update = Update(torch.eye(2, 8), 9 * torch.eye(8, 2))
     terms = Terms(updates={"encoder.layer.0.attention.self.query": update})
     engine.add_adapter("one", InMemory("1" * 64, LoraConfig(), {}), terms=terms)
     with pytest.raises(ShortMemoryError, match="an adapter that is to run needs"):
