@@ -39,6 +39,7 @@ def planted(file):
 
 
 def cut_off(file):
+    file.chmod(0o700)
     os.truncate(file, 3)
 
 

@@ -138,7 +138,7 @@ def with_header(adapter: Path, change: Callable[[dict[str, Any]], dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "padding", "said"),
     [
-        (lambda header: header, 20 << 20, "at most 16,777,216"),
+        (lambda header: header, 17 << 20, "at most 16,777,216"),
         (lambda header: header | {"__metadata__": {"note": "x" * (2 << 20)}}, 0, "without metadata"),
         (lambda header: {**header, "x" * (3 << 20): header[max(header)]}, 0, "overlap"),
         (lambda header: {**header, "deep": [0]}, 0, "TypeError"),
