@@ -164,6 +164,7 @@ def test_an_adapter_of_another_base_is_no_model(admin, own_store, tmp_path):
 def test_what_a_request_finds_wrong_is_no_model_until_it_is_verified(admin, own_store):
     file = own_store.path("one") / "adapter_model.safetensors"
     sound = file.read_bytes()
+    file.chmod(0o644)
     file.write_bytes(sound[:-4] + b"\0\0\0\0")
     assert "one" in [one["id"] for one in admin.get("/v1/models").json()["data"]]  # hashes take a request
     assert ask(admin, "one").status_code == 409

@@ -108,6 +108,14 @@ def serve(
     ] = 0,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Largest max_tokens of a request.")] = 1024,
     adapter_memory: Annotated[int, typer.Option(min=1, help="MiB that adapters in memory may take.")] = 1024,
+    adapter_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="MiB that one adapter may take while it runs; half of the free memory if not given.",
+            show_default=False,
+        ),
+    ] = None,
     watch_seconds: Annotated[
         float, typer.Option(min=0.1, help="Interval at which the store is checked for new versions.")
     ] = 2.0,
@@ -166,6 +174,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
+            adapter_bytes=None if adapter_limit is None else adapter_limit << 20,
             weights=_IN_ENGINE[weights],
         )
         return create_app(loaded, store, settings, api_keys, options), store, name

@@ -23,6 +23,7 @@ from manytune.errors import ConfigError, ContextLengthError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
+from manytune.mixed.reckoning import AdapterLimit, bytes_for_one
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import LayerTerms, digest_of
 
@@ -58,7 +59,7 @@ class EncoderEngine:
         self._model = model
         self._pooling = pooling
         self._pad_id = pad_id
-        self._slots = AdapterSlots(model)
+        self._slots = AdapterSlots(model, AdapterLimit(nbytes=bytes_for_one(model.device)))
         self._layers = MixedLayers(dict(model.named_modules()), {})
         self._steps = self._read = self._finished = 0
         positions = getattr(model.config, "max_position_embeddings", None)

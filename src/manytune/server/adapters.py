@@ -13,14 +13,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
+from manytune.errors import (
+    CacheFullError,
+    ManytuneError,
+    ShortMemoryError,
+    StoreError,
+    UnknownAdapterError,
+)
+from manytune.free_memory import naming_short_memory
+from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.config import CONFIG_NAME
 from manytune.methods.tuners.terms import Terms
+from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
+from manytune.store.contents import states_of
 from manytune.store.labels import NAME
 from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
@@ -89,9 +100,18 @@ class AdapterRegistry:
         base: What they run on.
         memory: Bytes that their tensors may take.
         base_name: The plain base's name in requests; an adapter of this name isn't accessible.
+        limit: What one adapter may take while it runs; see `served_terms`.
     """
 
-    def __init__(self, store: AdapterStore, base: Base, *, memory: int, base_name: str) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        base: Base,
+        *,
+        memory: int,
+        base_name: str,
+        limit: AdapterLimit | None = None,
+    ) -> None:
         self.store = store
         self.base_name = base_name
         self.cache = AdapterCache(store, budget=memory, fingerprint=base.fingerprint)
@@ -102,8 +122,9 @@ class AdapterRegistry:
         self._checking = threading.Lock()
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
-        self._verdicts = Verdicts(store, base, max_bytes=memory)
+        self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
         self._failures: dict[str, Failures] = {}  # by name
+        self._states: dict[str, object] = {}  # of the files by digest, as they were before they were read
 
     # -- for requests
 
@@ -131,6 +152,7 @@ class AdapterRegistry:
             return Model(name)
         digest = self.resolve(name)
         with self._recording_failures(name, digest):
+            state = self._state(digest)
             if digest not in self._valid:
                 check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
             adapter = self.cache.pin(digest)
@@ -148,6 +170,7 @@ class AdapterRegistry:
                 raise
             self._verdicts.note(digest, None)
         with self._lock:
+            self._states.setdefault(digest, state)
             self._in_use[digest] += 1
         return Model(name, adapter, terms)
 
@@ -240,9 +263,30 @@ class AdapterRegistry:
             with suppress(UnknownAdapterError):  # it was evicted meanwhile, and has left the store as well
                 self.cache.evict(digest)
 
+    def note_changed_files(self) -> None:
+        """Refuse adapters in memory whose files were changed; requests that run continue with what was read."""
+        for digest in self.cache.resident:
+            directory, now = self.store.directory(digest), self._state(digest)
+            if self._states.get(digest, now) == now or not directory.is_dir():
+                continue
+            _log.error("%s: files of this adapter were changed while it was in memory", directory)
+            self.drop(digest)
+            try:
+                open_adapter(directory)
+            except ManytuneError as error:
+                self._verdicts.note(digest, str(error))
+            else:
+                with self._lock:
+                    self._states[digest] = now
+
+    def _state(self, digest: str) -> object:
+        return states_of(self.store.directory(digest), (CONFIG_NAME, TENSORS_NAME))
+
     def forget_absent(self) -> None:
         """Drop what is kept for adapters that aren't in memory any more."""
         resident = set(self.cache.resident)
+        with self._lock:
+            self._states = {digest: state for digest, state in self._states.items() if digest in resident}
         with self._checking:
             self._terms = {digest: terms for digest, terms in self._terms.items() if digest in resident}
 
@@ -307,8 +351,9 @@ class AdapterRegistry:
     def _recording_failures(self, name: str, digest: str) -> Iterator[None]:
         """Count errors, and turn whatever a malformed file can raise into a `StoreError`."""
         try:
-            yield
-        except CacheFullError:  # not the adapter's fault
+            with naming_short_memory(f"loading {name}"):
+                yield
+        except (CacheFullError, ShortMemoryError):  # not the adapter's fault
             raise
         except Exception as error:
             self.record_failure(name, digest, str(error))

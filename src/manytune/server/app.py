@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.resources import files
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from starlette.requests import Request
 from manytune import __version__
 from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
+from manytune.engine.memory import adapter_limit
 from manytune.engine.options import EngineOptions
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry
@@ -89,13 +91,17 @@ def create_app(
 
 def _service_of(base: Base, store: AdapterStore, settings: Settings, options: EngineOptions) -> Service:
     prompts = Prompts(base, max_chars=settings.max_prompt_chars)
+    limit = adapter_limit(base.model, options)
+    options = replace(options, adapter_bytes=limit.nbytes)
     engine: AnyEngine
     if base.is_encoder:
         engine = EncoderEngine(base.model, pooling_of(base.name), pad_id=base.tokenizer.pad_token_id or 0)
     else:
         engine = Engine(base.model, base.tokenizer, options, end_ids=prompts.end_ids)
     loop = EngineLoop(engine, max_running=options.max_batch, max_queue=settings.max_queue)
-    adapters = AdapterRegistry(store, base, memory=settings.adapter_memory, base_name=settings.base_name)
+    adapters = AdapterRegistry(
+        store, base, memory=settings.adapter_memory, base_name=settings.base_name, limit=limit
+    )
     return Service(
         settings=settings,
         adapters=adapters,

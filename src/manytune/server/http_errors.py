@@ -13,6 +13,7 @@ from manytune.errors import (
     ManytuneError,
     PeftError,
     RequestError,
+    ShortMemoryError,
     StoreError,
 )
 
@@ -69,6 +70,8 @@ def http_error_of(error: ManytuneError) -> HttpError:
     match error:
         case CacheFullError():
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
+        case ShortMemoryError():
+            return HttpError(503, message, code="out_of_memory", retry_after=5)
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case GrammarError():

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
 from manytune.errors import ManytuneError
+from manytune.free_memory import naming_short_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.server.any_engine import AnyEngine, ensure_adapter
 from manytune.server.http_errors import HttpError, queue_full
@@ -266,8 +267,9 @@ class EngineLoop:
         submitted: list[str] = []
         try:
             for one in command.submissions:
-                ensure_adapter(self._engine, one.adapter, one.terms)
-                self._engine.submit(one.request)
+                with naming_short_memory("the request"):
+                    ensure_adapter(self._engine, one.adapter, one.terms)
+                    self._engine.submit(one.request)
                 submitted.append(one.request.id)
         except ManytuneError as error:
             for request_id in submitted:
@@ -309,7 +311,9 @@ def _call(command: _Call, engine: AnyEngine) -> None:
     if not command.result.set_running_or_notify_cancel():
         return
     try:
-        command.result.set_result(command.run(engine))
+        with naming_short_memory("the request"):
+            result = command.run(engine)
+        command.result.set_result(result)
     except (ManytuneError, HttpError) as error:
         command.result.set_exception(error)
     except BaseException:

@@ -17,7 +17,8 @@ from manytune.server.service import NOT_FINITE, Answers, Service
 _log = logging.getLogger("manytune.server.prompts")
 
 #: Reasons for an answer's end that are errors of the request.
-FAILURES = ("failed", "constraint")
+FAILURES = ("failed", "constraint", "memory")
+OUT_OF_MEMORY = "the answer ended because the server has no memory left for it; try again shortly."
 NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."
 
 #: Turns an event into the chunk that the client gets, if any: index of the answer, the event, and the answer so far.
@@ -45,7 +46,9 @@ async def collect(service: Service, http: Request, answers: Answers) -> list[Par
 
 
 def failed(reason: FinishReason | None) -> HttpError:
-    """There is no answer: the model's logits are NaN or Inf, or the answer can't go on within its grammar."""
+    """There is no answer: the model's logits are NaN or Inf, its grammar allows no token, or there is no memory."""
+    if reason == "memory":
+        return HttpError(503, OUT_OF_MEMORY, code="out_of_memory", retry_after=5)
     if reason == "constraint":
         return HttpError(400, NO_TOKEN_FITS, code="invalid_value")
     return HttpError(409, NOT_FINITE, code="adapter_unusable", param="model")

@@ -19,6 +19,7 @@ class Watcher:
 
     A request always gets the present version of its adapter. The watcher loads new versions of adapters that are in
     memory, moves pins to them, and removes versions without a name from memory and evicted ones from the engine.
+    Adapters whose files were changed in place are taken out of memory and refused.
 
     Args:
         adapters: Names to adapters.
@@ -60,6 +61,7 @@ class Watcher:
             self._former = (self._former & set(self._adapters.cache.resident)) - set(now.values())
             for digest in self._former:
                 self._adapters.drop(digest)
+            await asyncio.to_thread(self._adapters.note_changed_files)
             await self.forget_absent()
             return changed
 
