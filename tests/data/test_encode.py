@@ -185,7 +185,7 @@ def test_a_plain_prompt_begins_with_one_bos_whoever_writes_it(
     make_tokenizer: MakeTokenizer, prompt: str, expected: str
 ) -> None:
     tokenizer = make_tokenizer(adds_bos_and_eos=True)
-    encoder = Encoder(tokenizer, max_length=None)
+    encoder = Encoder(tokenizer, max_length=None, special_tokens_in_text=True)
     assert texts(encoder, example(prompt, "Hi!"))[0] == expected
     assert encoder.prompt_ids([Segment("user", prompt)]).count(tokenizer.bos_token_id) == 1
 

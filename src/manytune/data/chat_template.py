@@ -74,6 +74,7 @@ class ChatTemplate:
         uses_date: Whether the template writes a date.
         answers: What is an answer in generated text.
         suffix: What the template puts after an answer, all of it.
+        probe: What it makes of a short conversation.
 
     Raises:
         DataError: An option isn't a variable of the template.
@@ -97,7 +98,9 @@ class ChatTemplate:
         self._text = _with_date(text, now) if self.uses_date and now is not None else text
         self._marking = marking(self._text)
         self._last: tuple[object, str] | None = None
-        opening, found, self.suffix = self.answered(_ASKED, _ANSWER).rpartition(_PROBE)
+        answered = self.answered(_ASKED, _ANSWER)
+        self.probe = self.prompt(_ASKED) + answered
+        opening, found, self.suffix = answered.rpartition(_PROBE)
         if not found:
             raise TemplateError(
                 f"the tokenizer's chat template leaves out the assistant's answer; {_NO_CHAT}"
@@ -340,6 +343,16 @@ def check_options(tokenizer: PreTrainedTokenizerBase, template: str, options: Ma
             raise DataError(
                 f"chat_template_kwargs: the chat template has no variable {name!r}{did_you_mean(name, words - taken)}"
             )
+
+
+def no_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the message that there are options for a chat template that isn't used."""
+    why = (
+        "chat is turned off"
+        if tokenizer.chat_template
+        else f"{tokenizer.name_or_path!r} has no such template"
+    )
+    return f"chat_template_kwargs go to a chat template, and there is none: {why}"
 
 
 def no_end_token(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -75,6 +75,13 @@ class MissingFieldError(jinja2.UndefinedError):
         self.siblings = siblings
 
 
+class TemplateText(str):
+    """Text that is a template's own, and not of a row."""
+
+    def __str__(self) -> str:
+        return self  # Jinja2 makes text of all that is written, and this must be known after that
+
+
 class _StrictField(jinja2.StrictUndefined):
     """A missing field: any use of it raises, with its name."""
 
@@ -176,6 +183,16 @@ class _Intercepted(NodeTransformer):
             nodes.Const(node.data, lineno=node.lineno), _FIXED, [], [], None, None, lineno=node.lineno
         )
 
+    def visit_Output(self, node: nodes.Output) -> nodes.Output:  # noqa: N802  # Jinja2's name
+        self.generic_visit(node)
+        node.nodes = [
+            self.visit_TemplateData(nodes.TemplateData(one.value, lineno=one.lineno))
+            if isinstance(one, nodes.Const) and isinstance(one.value, str)
+            else one
+            for one in node.nodes
+        ]
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802  # Jinja2's name
         self.generic_visit(node)
         first, *others = node.nodes
@@ -225,7 +242,7 @@ def _written(value: Any) -> Any:
 @jinja2.pass_context  # so that it isn't applied once and for all when the template is compiled
 def _fixed(_: jinja2.runtime.Context, text: str) -> str:
     """A template's own text, which then is counted like all that is written."""
-    return text
+    return TemplateText(text)
 
 
 def _spent_on(value: Any) -> Any:
