@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from manytune.chat_rendering import render_chat
 from manytune.data.answer_format import AnswerFormat
 from manytune.data.conversation.chat_messages import chat_messages, chat_tools
 from manytune.data.conversation.conversation import Message, ToolCall
@@ -271,13 +272,12 @@ class ChatTemplate:
         self, messages: Messages, tools: Tools, *, generation_prompt: bool, template: str | None = None
     ) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
+            return render_chat(
+                template or self._text,
                 chat_messages(messages),
+                {**self._tokenizer.special_tokens_map, **self._options},
                 tools=[*chat_tools(tools)] or None,
-                chat_template=template or self._text,
-                tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **self._options,
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)
@@ -288,13 +288,12 @@ class ChatTemplate:
             LookupError,
             AttributeError,
             RecursionError,
+            ArithmeticError,
         ) as error:  # it is a program
             roles = ", ".join(message.role for message in messages)
             raise TemplateError(
                 f"the chat template failed on the messages ({roles}): {type(error).__name__}: {error}"
             ) from error
-        assert isinstance(text, str)
-        return text
 
 
 def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[str]) -> str | None:
@@ -306,8 +305,8 @@ def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[
         return None
     messages = chat_messages([*_ASKED, _ANSWER])
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except jinja2.TemplateError:
+        text = render_chat(str(tokenizer.get_chat_template()), messages, tokenizer.special_tokens_map)
+    except Exception:  # a template is a program: it can raise anything
         return None
     return _ending(text.rpartition(_PROBE)[2], special_tokens, None)[1]
 

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from manytune.data.printable import UnprintableError, is_absent, present, printable
-from manytune.data.template_limits import (
+from manytune.template_limits import (
     CALL,
     MAX_TEMPLATE,
     check_call,
@@ -34,6 +34,7 @@ from manytune.data.template_limits import (
     check_sum,
     counted,
     spend,
+    weigh,
 )
 
 #: Filters that take values apart or choose among them: the value itself needn't have a text form.
@@ -315,6 +316,7 @@ def _join(context: jinja2.runtime.Context, value: Any, d: Any = "", attribute: A
 def _to_json(value: Any, indent: int | None = None) -> str:
     """JSON as people write it: no escapes for HTML, and keys in the row's order."""
     check_call("tojson", value, [indent])
+    weigh(value, written=True)
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_without_json)
 
 

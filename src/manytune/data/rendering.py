@@ -14,8 +14,8 @@ from jinja2 import nodes
 from manytune.data.jinja_text import MissingFieldError, TemplateText, TextEnvironment
 from manytune.data.nearest import did_you_mean
 from manytune.data.printable import AbsentNumber, UnprintableError, explain, is_absent, kind_of, printable
-from manytune.data.template_limits import TemplateLimitError, limited
 from manytune.errors import TemplateError
+from manytune.template_limits import TemplateLimitError, limited
 
 
 class EmptyPartError(TemplateError):

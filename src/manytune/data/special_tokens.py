@@ -119,7 +119,8 @@ class SpecialTokens:
             texts: One or two.
             add_special_tokens: Whether the tokenizer puts its own around them.
         """
-        return self.encoded(*texts, add_special_tokens=add_special_tokens)["input_ids"]
+        found: tuple[int, ...] = self.encoded(*texts, add_special_tokens=add_special_tokens)["input_ids"]
+        return found
 
     def encoded(
         self, *texts: str, add_special_tokens: bool, longest: int | None = None, places: bool = False
@@ -192,10 +193,11 @@ class SpecialTokens:
             copied.no_truncation()
         else:
             copied.enable_truncation(longest, direction=self._tokenizer.truncation_side)
-        found = copied.encode(*texts, add_special_tokens=add_special_tokens)
+        second = texts[1] if len(texts) > 1 else None
+        found = copied.encode(texts[0], second, add_special_tokens=add_special_tokens)
         mark = copied.token_to_id(MARK)
         kept = [place for place, token in enumerate(found.ids) if token != mark]
-        lists = {"input_ids": found.ids, "offset_mapping": found.offsets}
+        lists: dict[str, Sequence[Any]] = {"input_ids": found.ids, "offset_mapping": found.offsets}
         if "token_type_ids" in self._tokenizer.model_input_names:
             lists["token_type_ids"] = found.type_ids
         return {name: tuple(values[place] for place in kept) for name, values in lists.items()}

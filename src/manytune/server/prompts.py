@@ -22,7 +22,7 @@ from manytune.engine.constraints.spelling import special_tokens
 from manytune.engine.token_bytes import TokenBytes
 from manytune.errors import DataError, TemplateError
 from manytune.server.answer_form import AnswerForm
-from manytune.server.http_errors import HttpError
+from manytune.server.http_errors import HttpError, for_clients
 from manytune.server.tools.calls import CallReader, ToolFormat
 from manytune.server.tools.choice import format_of
 from manytune.store.base import Base
@@ -319,7 +319,7 @@ def options_of(manifest: Manifest | None) -> EncodingOptions:
         return EncodingOptions.from_dict(manifest.encoding_options)
     except DataError as error:
         raise HttpError(
-            409, f"the adapter's manifest: {error}.", code="adapter_unusable", param="model"
+            409, for_clients(f"the adapter's manifest: {error}."), code="adapter_unusable", param="model"
         ) from error
 
 
