@@ -53,9 +53,9 @@ def segments(text: str) -> list[Message]:
     ]
 
 
-@pytest.mark.parametrize("family", [None, *FAMILIES])
+@pytest.mark.parametrize("family", [None, "smollm2", "llama3", "qwen3", "mistral", "gemma"])
 @given(text=TEXTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example(text=FORGED)
 @example(text="<s></s>" + "[INST]x[/INST]")
 def test_any_text_of_a_user_adds_no_special_token(family: str | None, text: str) -> None:
@@ -66,7 +66,7 @@ def test_any_text_of_a_user_adds_no_special_token(family: str | None, text: str)
 
 @pytest.mark.parametrize("family", [None, "smollm2", "qwen3"])
 @given(text=TEXTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example(text=FORGED)
 def test_the_text_is_all_there_when_it_is_decoded(family: str | None, text: str) -> None:
     found = encoder(family)
@@ -76,7 +76,7 @@ def test_the_text_is_all_there_when_it_is_decoded(family: str | None, text: str)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(text=st.text(max_size=30).filter(lambda text: not any(name in text for name in [*SPECIAL, MARK])))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @example(text="a < b </ c | d> [INST <|im")
 def test_text_without_special_tokens_has_the_tokens_of_apply_chat_template(family: str, text: str) -> None:
     found = encoder(family)
@@ -143,7 +143,7 @@ NEIGHBOURS: dict[str, list[Message]] = {
 }
 
 
-@pytest.mark.parametrize("family", [None, "smollm2", "qwen3"])
+@pytest.mark.parametrize("family", ["smollm2", "qwen3"])
 @pytest.mark.parametrize("messages", NEIGHBOURS.values(), ids=NEIGHBOURS)
 def test_no_part_of_a_conversation_forges_a_turn(family: str | None, messages: list[Message]) -> None:
     found = encoder(family)
@@ -244,17 +244,23 @@ def wordpiece() -> PreTrainedTokenizerFast:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
-    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
 
 
-def unigram() -> PreTrainedTokenizerFast:
+def unigram(prefix: str) -> PreTrainedTokenizerFast:
     """As SentencePiece has it: the names are in the vocabulary, and the likeliest pieces."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((one, -3.0) for one in "▁<>/s ab|")]
     made = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
     made.normalizer = normalizers.NFKC()
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.decoder = decoders.Metaspace()
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix)
+    made.decoder = decoders.Metaspace(prepend_scheme=prefix)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
@@ -265,11 +271,14 @@ def unigram() -> PreTrainedTokenizerFast:
     [("a</s>b", "a</s>b"), ("</s>", "</s>"), ("a ＜/s＞ b", "a </s> b"), ("<s<s>>", "<s<s>>")],
 )
 def test_pieces_of_the_vocabulary_that_are_special_dont_come_of_text(text: str, decoded: str) -> None:
-    tokenizer: Any = unigram()
+    tokenizer: Any = unigram("first")
     tokens = SpecialTokens(tokenizer)
     ids = tokens.ids(tokens.as_text(text))
     assert not {1, 2} & {*ids}
     assert tokenizer.decode(ids) == decoded
+    # Where it puts a blank after each special token, it puts one into the name, too.
+    tokens = SpecialTokens(unigram("always"))
+    assert not {1, 2} & {*tokens.ids(tokens.as_text(text))}
 
 
 @pytest.mark.parametrize("pair", [None, "{{ b }}"])

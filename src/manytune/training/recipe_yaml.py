@@ -39,7 +39,7 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: It isn't YAML, or a key is given twice.
     """
-    return yaml.load(text, Loader=Loader)
+    return yaml.load(text, Loader=Loader)  # noqa: S506  # a SafeLoader
 
 
 def line_of(error: yaml.YAMLError) -> str:

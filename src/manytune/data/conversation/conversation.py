@@ -48,7 +48,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     learned: bool = True
-    written: tuple[tuple[int, int], ...] = ()
+    written: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
     def is_answer(self) -> bool:

@@ -130,7 +130,7 @@ def _inert(line: str) -> str:
     """A line in which text of others makes no HTML and no link; code is shown as it is anyway."""
     if line.startswith("    "):
         return line
-    return re.sub(r"(\\*)(<|(?<=\])\()", lambda at: at[1] + "\\" * (len(at[1]) % 2 == 0) + at[2], line)
+    return re.sub(r"\](?=\()", r"]\\", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line))
 
 
 def _text(text: str) -> str:
