@@ -25,7 +25,6 @@ from jinja2.visitor import NodeTransformer
 
 from manytune.template_limits import (
     CALL,
-    MAX_TEMPLATE,
     TemplateLimitError,
     check_call,
     check_format,
@@ -42,6 +41,8 @@ from manytune.template_limits import (
     weigh,
 )
 
+MAX_CHAT_TEMPLATE = 1 << 16
+"""Characters of a chat template, twice those of the longest that are in use; compiling them takes a second."""
 _STEPS_A_VALUE = 200  # for each text, number and list in the messages and the tools
 _COUNTED, _WEIGHED, _SKIMMED, _CONCAT, _FIXED = "#", "?", ":", "~", "="  # no filter has these names
 #: Filters that look at a value's elements, and not into them.
@@ -95,9 +96,9 @@ def render_chat(
 
 @functools.lru_cache(maxsize=64)
 def _compiled(template: str) -> jinja2.Template:
-    if len(template) > MAX_TEMPLATE:
+    if len(template) > MAX_CHAT_TEMPLATE:
         raise jinja2.TemplateSyntaxError(
-            f"expected at most {MAX_TEMPLATE:,} characters, found {len(template):,}", 1
+            f"expected at most {MAX_CHAT_TEMPLATE:,} characters, found {len(template):,}", 1
         )
     try:
         return _ENVIRONMENT.from_string(_Metered().visit(_ENVIRONMENT.parse(template)))
