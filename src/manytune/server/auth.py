@@ -170,17 +170,32 @@ class Keys:
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
     """Keys from a JSON file, from `MANYTUNE_API_KEY` and from `MANYTUNE_ADMIN_KEY`.
 
+    White space around a key in the environment isn't part of it, as a file's line break that a shell passed on.
+
     Raises:
-        ServeError: The file can't be used, or two keys are the same.
+        ServeError: The file or a key can't be used, or two keys are the same.
     """
     keys = [] if file is None else list(_read(file))
     for variable, admin in (("MANYTUNE_API_KEY", False), ("MANYTUNE_ADMIN_KEY", True)):
-        if secret := environment.get(variable, ""):
+        if secret := _secret(variable, environment.get(variable, "")):
             digest = hashlib.sha256(secret.encode()).hexdigest()
             keys.append(Key(name=variable, sha256=digest, tenant=variable, admin=admin))
     if len({key.sha256 for key in keys}) < len(keys):
         raise ServeError("two API keys are the same; each needs its own.")
     return Keys(keys)
+
+
+def _secret(variable: str, value: str) -> str:
+    """A key from the environment; empty for none."""
+    secret = value.strip()
+    if value and not secret:
+        raise ServeError(f"{variable} is blank: set it to a key, or unset it.")
+    if not secret.isprintable() or not secret.isascii() or " " in secret:
+        raise ServeError(
+            f"{variable} has a character that no client can send in `Authorization: Bearer KEY`, such as a space or a "
+            "line break inside the key. Use letters, digits and signs of ASCII."
+        )
+    return secret
 
 
 def _read(file: Path) -> list[Key]:

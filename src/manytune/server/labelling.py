@@ -53,13 +53,19 @@ class Labelling:
             raise HttpError(400, message, code="context_length_exceeded", param="input")
         kept = None if manifest is None else (manifest.encoding_options or {}).get("max_prompt")
         limits = [limit for limit in (kept, self._positions) if isinstance(limit, int)]
-        encoder = LabelEncoder(self._base.tokenizer, Labels(()), max_length=min(limits, default=None))
+        encoder = LabelEncoder(
+            self._base.tokenizer,
+            Labels(()),
+            max_length=min(limits, default=None),
+            special_tokens_in_text=bool(recipe.get("special_tokens_in_text")),
+        )
         found = []
         for number, one in enumerate(texts):
             with self._tokenizing:
-                ids, kinds = encoder.tokens(one)
+                asked = encoder.asked(one)
+                ids, kinds = encoder.tokens(asked)
                 if encoder.longest is not None and len(ids) > encoder.longest and isinstance(kept, int):
-                    ids, kinds = encoder.tokens(one, cut=True)
+                    ids, kinds = encoder.tokens(asked, cut=True)
             if encoder.longest is not None and len(ids) > encoder.longest:
                 message = (
                     f"text {number} has {len(ids):,} tokens; at most {encoder.longest:,} can be classified."

@@ -19,7 +19,7 @@ _log = logging.getLogger("manytune.server.prompts")
 #: Reasons for an answer's end that are errors of the request.
 FAILURES = ("failed", "constraint", "memory")
 OUT_OF_MEMORY = "the answer ended because the server has no memory left for it; try again shortly."
-NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."
+NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."  # noqa: S105
 
 #: Turns an event into the chunk that the client gets, if any: index of the answer, the event, and the answer so far.
 ToChunk = Callable[[int, Output, PartialAnswer], dict[str, Any] | None]

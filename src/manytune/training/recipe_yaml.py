@@ -51,7 +51,7 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: It isn't YAML, a key is given twice, or sections are nested hundreds deep.
     """
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=Loader)  # noqa: S506  # a SafeLoader
     except RecursionError:
         raise yaml.YAMLError("its values are nested too deeply") from None
 

@@ -50,7 +50,11 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
 
 def _prompt_maker(service: Service, body: CompletionRequest, prompt: str | list[int]) -> PromptMaker:
     def make(_: Manifest | None) -> Prompt:
-        options = PromptOptions(form=body.form(), skips_special=body.skip_special_tokens)
+        options = PromptOptions(
+            form=body.form(),
+            skips_special=body.skip_special_tokens,
+            special_tokens_in_text=body.special_tokens_in_text,
+        )
         return service.prompts.text(prompt, options)
 
     return make

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 
 from manytune.data.rendering import named_fields
 from manytune.server.auth import Principal
-from manytune.server.http_errors import HttpError
+from manytune.server.http_errors import HttpError, for_clients
 from manytune.server.service import Service
 from manytune.store.store import StoreEntry
 
@@ -46,7 +46,7 @@ async def show_model(name: str, http: Request) -> dict[str, Any]:
     entry = await asyncio.to_thread(service.adapters.store.entry, digest)
     reason = await asyncio.to_thread(service.adapters.unservable, entry)
     if reason is not None:
-        raise HttpError(409, reason, code="adapter_unusable", param="model")
+        raise HttpError(409, for_clients(reason), code="adapter_unusable", param="model")
     return _model(name, entry, service)
 
 
