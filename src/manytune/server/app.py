@@ -12,13 +12,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from manytune import __version__
 from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
+from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
@@ -30,6 +30,7 @@ from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
 from manytune.server.middleware import RequestMiddleware
+from manytune.server.places import Places
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.routes import adapters as adapter_routes
@@ -41,7 +42,6 @@ from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
-_LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
 def create_app(
@@ -81,32 +81,33 @@ def create_app(
     app.add_middleware(
         RequestMiddleware, keys=keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes
     )
-    if not keys:
-        # DNS rebinding: a web page elsewhere may have its own host name resolve to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS)
     return app
 
 
 def _service_of(base: Base, store: AdapterStore, settings: Settings, options: EngineOptions) -> Service:
     prompts = Prompts(base, max_chars=settings.max_prompt_chars)
     engine: AnyEngine
+    embedder: TextRunner | None = None
     if base.is_encoder:
-        engine = EncoderEngine(base.model, pooling_of(base.name), pad_id=base.tokenizer.pad_token_id or 0)
+        encoder = EncoderEngine(base.model, pooling_of(base.name), pad_id=base.tokenizer.pad_token_id or 0)
+        engine, embedder = encoder, TextRunner(lambda: encoder)
     else:
         engine = Engine(base.model, base.tokenizer, options, end_ids=prompts.end_ids)
-    loop = EngineLoop(engine, max_running=options.max_batch, max_queue=settings.max_queue)
+    loop = EngineLoop(engine)
     adapters = AdapterRegistry(store, base, memory=settings.adapter_memory, base_name=settings.base_name)
     return Service(
         settings=settings,
         adapters=adapters,
         prompts=prompts,
         loop=loop,
+        places=Places(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(loop, adapters.cache),
         vocabulary=base.model.config.get_text_config().vocab_size,
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,
         labelling=Labelling(base, max_chars=settings.max_prompt_chars),
+        embedder=embedder,
     )
 
 
