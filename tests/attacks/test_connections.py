@@ -17,7 +17,7 @@ from tests.server.live import Live, live, until
 from tests.server.world import app_of
 
 from manytune.server.auth import Keys
-from manytune.server.connections import ConnectionLimits
+from manytune.server.connections import ConnectionLimits, address_of
 from manytune.server.logs import JsonLines, RateLimit
 
 PATIENT = {"header_seconds": 3600.0, "read_seconds": 3600.0, "sweep_seconds": 0.01}
@@ -97,6 +97,23 @@ def test_one_address_has_its_own_limit(base, store, opened) -> None:
         crowd = [opened(server.port, b"GET /") for _ in range(4)]
         assert is_ended(crowd[0])  # the oldest made place
         assert healthz(server).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("203.0.113.1", "203.0.113.1", True),
+        ("203.0.113.1", "203.0.113.2", False),
+        ("2001:db8::1", "2001:db8::2:3", True),  # one machine has as many as it likes
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:203.0.113.1", "203.0.113.1", True),
+        ("::1", "::2", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+    ],
+)
+def test_whose_a_connection_is(one: str, other: str, is_same: bool) -> None:
+    assert (address_of((one, 1)) == address_of((other, 2, 0, 0))) is is_same
+    assert address_of("") == address_of(None) == ""
 
 
 def test_a_client_that_stops_reading_is_let_go_and_its_adapter_released(base, store, opened) -> None:

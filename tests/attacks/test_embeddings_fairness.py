@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.test_classifier import made
 from tests.server.live import live, until
 from tests.server.routes.test_embeddings import save_encoder
 from tests.server.world import app_of
+from tests.training.tiny_classifiers import save_base as save_classifier_base
 
+from manytune.engine.classifier import Classifier
 from manytune.engine.encoder import EncoderEngine, Pooling
 from manytune.engine.engine import Engine
 from manytune.engine.request import Request, SamplingParams
@@ -21,6 +24,7 @@ from manytune.engine.text_queue import TextQueue
 from manytune.engine.text_runner import TextJob, TextRunner, TextTokens
 from manytune.errors import RequestError
 from manytune.store.base import Base, load_base
+from manytune.store.servability import served_terms
 from manytune.store.store import AdapterStore
 
 
@@ -123,6 +127,27 @@ def test_a_request_that_cannot_be_read_has_its_error_alone(encoder: Base) -> Non
     assert not gone.result.done() and not runner.busy and not runner.jobs
 
 
+def test_classifiers_take_turns_too_and_what_is_forgotten_is_read_no_further(tmp_path: Path) -> None:
+    base = load_base(str(save_classifier_base("bert", tmp_path / "base")))
+    adapter = made(tmp_path, base, "lora")
+    runner = TextRunner(lambda: Classifier(base.model, pad_id=1))
+    terms = served_terms(adapter, base.model)
+    long, short, other = (
+        TextJob(texts=[TextTokens((0, 7, 8, 2))] * count, adapter=adapter, terms=terms, tenant=tenant)
+        for count, tenant in ((2048, "a"), (1, "b"), (1, "a"))
+    )
+    runner.add(long)
+    runner.step()
+    for job in (short, other):
+        runner.add(job)
+        runner.step()
+        runner.step()
+        assert job.result.done()
+    assert not long.result.done()
+    runner.forget(long)
+    assert not runner.busy and not runner.jobs
+
+
 # -- over HTTP
 
 
@@ -150,7 +175,9 @@ def test_others_are_answered_before_a_long_list_ends_and_a_client_that_hangs_up_
     app = app_of(encoder, AdapterStore(tmp_path / "store"))
     service = app.state.service
     with live(app) as server:
-        connection = _send(server.port, "/v1/embeddings", {"model": "base", "input": [[2, 4, 5, 3] * 4] * 2048})
+        connection = _send(
+            server.port, "/v1/embeddings", {"model": "base", "input": [[2, 4, 5, 3] * 4] * 2048}
+        )
         until(lambda: gate.rows)
         short = _send(server.port, "/v1/embeddings", {"model": "base", "input": "a b"})
         until(lambda: service.loop.open_requests == 2)

@@ -55,7 +55,9 @@ def asked(base, crowded) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/adapters", "/v1/models/many-007", "/v1/models/base", "/"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/adapters", "/v1/models/many-007", "/v1/models/base", "/"]
+)
 def test_a_listing_reads_nothing_of_the_store(asked: TestClient, counted: dict[str, int], path: str) -> None:
     for _ in range(3):
         assert asked.get(path).status_code == 200
@@ -94,7 +96,9 @@ def test_a_listing_follows_the_store_when_the_watcher_looks(base, tmp_path: Path
         new_version(store, tmp_path, base, "three", 8)
         store.unalias("two")
         store.add_scores("three", {"exact": 0.5})
-        assert client.get("/v1/models/three").json()["root"] == store.resolve("three")  # asked for by name, at once
+        assert client.get("/v1/models/three").json()["root"] == store.resolve(
+            "three"
+        )  # asked for by name, at once
         client.post("/v1/adapters/reload")
         assert set(listed()) == {"base", "one", "three"} and listed()["one"] != before["one"]
         assert states()["three"]["scores"]["exact"] == 0.5

@@ -86,7 +86,7 @@ class Classifier:
         """See `TextModel.step_tokens`."""
         return step_tokens_on(self._whole.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: the slots' tensors are written again when others come and go
     def prepare(self, job: TextJob) -> _Held:
         """See `TextModel.prepare`.
 

@@ -17,6 +17,7 @@ How long a body may take is the middleware's to say, and how many requests may b
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -151,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         inner: The protocol that does the HTTP.
-        address: The client's.
+        address: The client's, as `address_of` has it.
         since: When it last began to wait for a request.
         is_in_work: Whether a request has arrived whole and isn't answered yet.
     """
@@ -176,8 +177,7 @@ class Connection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        self.address = address_of(transport.get_extra_info("peername"))
         self.since = self._headers_since = _now()
         if not self._owner.admit(self):
             self._is_refused = True
@@ -299,6 +299,21 @@ class RequestsOnConnections:
         except BaseException:
             connection.request_ended()
             raise
+
+
+def address_of(peer: object) -> str:
+    """Whose connection it is: an IPv4 address, or the 64 bits of an IPv6 address that one machine usually has."""
+    if not isinstance(peer, tuple) or not peer:
+        return ""
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except ValueError:
+        return str(peer[0])
+    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback:
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def _now() -> float:
