@@ -48,7 +48,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return reads
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(base, crowded) -> Iterator[TestClient]:
     with TestClient(app_of(base, crowded, Keys([ROOT])), headers=ROOT_HEADERS) as client:
         assert client.get("/v1/models").status_code == 200  # the catalogue is there
@@ -61,6 +61,13 @@ def asked(base, crowded) -> Iterator[TestClient]:
 def test_a_listing_reads_nothing_of_the_store(asked: TestClient, counted: dict[str, int], path: str) -> None:
     for _ in range(3):
         assert asked.get(path).status_code == 200
+    assert counted == {"manifests": 0, "names": 0}
+
+
+def test_an_unknown_name_is_not_sought_among_all_names(asked: TestClient, counted: dict[str, int]) -> None:
+    body = {"model": "absent", "messages": [{"role": "user", "content": "a"}]}
+    assert asked.get("/v1/models/absent").status_code == 404
+    assert asked.post("/v1/chat/completions", json=body).status_code == 404
     assert counted == {"manifests": 0, "names": 0}
 
 

@@ -114,6 +114,7 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the engine and the watcher while the application runs."""
+    _build_routes(app)
     service: Service = app.state.service
     service.loop.start()
     app.state.watcher = Watcher(service.adapters, service.loop, service.settings.watch_seconds)
@@ -125,6 +126,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await service.loop.stop(patience=service.settings.drain_seconds)
     service.grammars.close()
     service.adapters.cache.close()
+
+
+def _build_routes(app: FastAPI) -> None:
+    """Have fastapi make what it otherwise makes at the first request, which that request would wait for.
+
+    It silences warnings meanwhile, as looking at adapters does in other threads, and Python can't do both at once.
+    """
+    nowhere = {"type": "http", "method": "GET", "path": "/nowhere", "root_path": "", "headers": []}
+    for route in app.routes:
+        route.matches(nowhere)
 
 
 def _add_pages(app: FastAPI) -> None:
