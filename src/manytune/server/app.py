@@ -42,6 +42,7 @@ from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
+_LOOKING_SECONDS = 5.0
 
 
 def create_app(
@@ -119,6 +120,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.loop.start()
     app.state.watcher = Watcher(service.adapters, service.loop, service.settings.watch_seconds)
     watching = asyncio.create_task(app.state.watcher.run())
+    with suppress(TimeoutError):  # of thousands of adapters, the rest is looked at while others are served
+        await asyncio.wait_for(app.state.watcher.ready(), _LOOKING_SECONDS)
     yield
     watching.cancel()
     with suppress(asyncio.CancelledError):

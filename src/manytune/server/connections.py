@@ -313,7 +313,7 @@ def address_of(peer: object) -> str:
         return str(address)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
 
 
 def _now() -> float:
