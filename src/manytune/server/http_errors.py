@@ -116,10 +116,10 @@ def model_not_found(name: str) -> HttpError:
 
 
 def queue_full() -> HttpError:
-    """The server has as many requests as it takes."""
+    """A tenant has as many answers waiting or running as the server takes."""
     return HttpError(
         429,
-        "the server has as many requests as it takes; try again shortly.",
+        "as many answers wait or run as the server takes of one tenant; try again shortly.",
         code="queue_full",
         retry_after=1,
     )

@@ -12,9 +12,10 @@ from fastapi.responses import StreamingResponse
 from manytune.engine.request import FinishReason, Output
 from manytune.server.formats import DONE, PartialAnswer, event
 from manytune.server.http_errors import HttpError
+from manytune.server.logs import PROMPTS
 from manytune.server.service import NOT_FINITE, Answers, Service
 
-_log = logging.getLogger("manytune.server.prompts")
+_log = logging.getLogger(PROMPTS)
 
 #: Reasons for an answer's end that are errors of the request.
 FAILURES = ("failed", "constraint", "memory")
