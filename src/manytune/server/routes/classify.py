@@ -10,12 +10,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from manytune.engine.classifier import Asked
-from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
-from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.http_errors import HttpError
 from manytune.server.labelling import labels_of_model
-from manytune.server.metrics import Timing
-from manytune.server.routes.chat import fingerprint_of
+from manytune.server.routes.reading import reading
 from manytune.server.schema import ClassifyRequest
 from manytune.server.service import Service
 
@@ -27,36 +25,16 @@ _NOT_FINITE = "the classifier's probabilities are NaN or Inf: the values of its 
 @router.post("")
 async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     """The label of each text, and the probability of every label."""
-    service: Service = http.app.state.service
-    http.state.log_fields |= {"model": body.model, "user": body.user}
-    http.state.principal.check_model(body.model)
-    texts = body.texts()
-    service.loop.check_capacity()
-    timing = Timing(service.metrics, body.model)
-    model = await asyncio.to_thread(lambda: service.adapters.acquire(body.model, classifies=True))
-    try:
-        tokens = await asyncio.to_thread(service.labelling.tokens, texts, model.manifest)
-        asked = service.labelling.wait(model, tokens)
+    async with reading(body, http, classifies=True) as asked:
+        service, model = asked.service, asked.model
+        tokens = await asyncio.to_thread(service.labelling.tokens, asked.texts, model.manifest)
+        waiting = service.labelling.wait(model, tokens)
         try:
             await service.loop.call_as_request(lambda _: service.labelling.run())
         finally:
-            service.labelling.forget(asked)
-        rows = _rows(service, model, asked)
-    except (ManytuneError, HttpError) as error:
-        timing.end("refused")
-        raise (http_error_of(error) if isinstance(error, ManytuneError) else error) from error
-    finally:
-        service.adapters.release(model)
-    timing.end("stop")
-    read = sum(len(text.ids) for text in tokens)
-    service.metrics.prompt_tokens.labels(body.model).inc(read)
-    return {
-        "object": "list",
-        "model": body.model,
-        "system_fingerprint": fingerprint_of(model),
-        "data": rows,
-        "usage": {"prompt_tokens": read, "total_tokens": read},
-    }
+            service.labelling.forget(waiting)
+        rows = _rows(service, model, waiting)
+    return asked.answer(rows, sum(len(text.ids) for text in tokens))
 
 
 def _rows(service: Service, model: Model, asked: Asked) -> list[dict[str, Any]]:

@@ -11,14 +11,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from manytune.engine.encoder import EncoderEngine
-from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
 from manytune.server.any_engine import AnyEngine, ensure_adapter
-from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.metrics import Timing
-from manytune.server.routes.chat import fingerprint_of
+from manytune.server.http_errors import HttpError
+from manytune.server.routes.reading import reading
 from manytune.server.schema import EmbeddingRequest
-from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/embeddings")
 
@@ -26,38 +23,19 @@ router = APIRouter(prefix="/v1/embeddings")
 @router.post("")
 async def embed(body: EmbeddingRequest, http: Request) -> dict[str, Any]:
     """The vectors of texts."""
-    service: Service = http.app.state.service
-    http.state.log_fields |= {"model": body.model, "user": body.user}
-    http.state.principal.check_model(body.model)
-    texts = body.texts()
-    service.loop.check_capacity()
-    timing = Timing(service.metrics, body.model)
-    model = await asyncio.to_thread(service.adapters.acquire, body.model)
-    try:
+    async with reading(body, http) as asked:
+        service, model = asked.service, asked.model
         ids = [
             await asyncio.to_thread(service.prompts.passage, text) if isinstance(text, str) else tuple(text)
-            for text in texts
+            for text in asked.texts
         ]
         vectors = await service.loop.call_as_request(lambda engine: _vectors(engine, model, ids))
-    except ManytuneError as error:
-        timing.end("refused")
-        raise http_error_of(error) from error
-    finally:
-        service.adapters.release(model)
-    _check_dimensions(body, len(vectors[0]))
-    timing.end("stop")
-    read = sum(map(len, ids))
-    service.metrics.prompt_tokens.labels(body.model).inc(read)
-    return {
-        "object": "list",
-        "model": body.model,
-        "system_fingerprint": fingerprint_of(model),
-        "data": [
-            {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
-            for index, vector in enumerate(vectors)
-        ],
-        "usage": {"prompt_tokens": read, "total_tokens": read},
-    }
+        _check_dimensions(body, len(vectors[0]))
+    rows = [
+        {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    return asked.answer(rows, sum(map(len, ids)))
 
 
 def _vectors(engine: AnyEngine, model: Model, ids: Sequence[tuple[int, ...]]) -> list[list[float]]:
