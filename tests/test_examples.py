@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tests.word_base import word_tokenizer
-from transformers import BertConfig, BertModel
+from tests.word_base import save_word_encoder
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -72,18 +70,7 @@ def archive(tmp_path: Path) -> Path:
 def small_bert(tmp_path: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *"abcdefgh"]
     target = tmp_path / "bert"
-    tokenizer = word_tokenizer(words, unknown="[UNK]", pad_token="[PAD]", unk_token="[UNK]")
-    tokenizer.save_pretrained(target)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-    )
-    BertModel(config).save_pretrained(target)
+    save_word_encoder(target, words, initializer_range=0.2)
     return target
 
 

@@ -142,3 +142,19 @@ BERT = Family("bert", _bert, "SEQ_CLS")
 OPT = Family("opt", _opt, "CAUSAL_LM")
 
 FAMILIES = (LLAMA, GPT2, T5, BERT)
+
+
+def move(model: nn.Module) -> None:
+    """Add noise to everything that trains, the same every time."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data.add_(0.1 * noise)
+
+
+def logits_of(model: nn.Module, family: Family) -> Tensor:
+    """The logits for a family's inputs."""
+    with torch.no_grad():
+        found: Tensor = model(**family.inputs()).logits
+    return found

@@ -4,14 +4,14 @@ import contextlib
 
 import pytest
 import torch
-from tests.kernels.machine import assert_near, needs_compiler
+from tests.kernels.machine import assert_near, needs_compiler, without_kernels
 from tests.training.batches.test_batch_exactness import WHOLE_SEQUENCES_AS_PREFIXES
 from tests.training.batches.tiny import SHAPE, Sequence
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from manytune import LoraConfig, get_peft_model
-from manytune.kernels import attention, build, low_rank
+from manytune.kernels import attention, low_rank
 from manytune.kernels.build import load_kernels
 from manytune.kernels.products import fast_products
 from manytune.training.batches import builder, packed_attention
@@ -63,7 +63,7 @@ def attended(*, dtype=torch.float32, dim=16, value_dim=None, softcap=None):
 def test_float32_on_a_cpu_goes_through_the_kernel(taken, monkeypatch):
     found = attended()
     assert taken == ["attention forward", "attention backward"]
-    monkeypatch.setattr(build, "_ready", False)
+    without_kernels(monkeypatch)
     for mine, theirs in zip(found, attended(), strict=True):
         assert_near(mine, theirs)
     assert taken == ["attention forward", "attention backward"]
@@ -159,7 +159,7 @@ def assert_same_training(found, expected):
 def test_a_model_gets_the_loss_and_gradients_it_gets_without_kernels(kind, taken, monkeypatch):
     found = loss_and_gradients(with_lora(kind))
     assert_taken(taken, 1)
-    monkeypatch.setattr(build, "_ready", False)
+    without_kernels(monkeypatch)
     taken.clear()
     assert_same_training(found, loss_and_gradients(with_lora(kind)))
     assert not taken
@@ -173,7 +173,7 @@ def test_compiled_layers_get_the_same_as_well(kind, taken, monkeypatch):
     found = loss_and_gradients(with_lora(kind), compile=True)
     assert_taken(taken, 2)  # when the layers are compiled, and for the batch
     torch._dynamo.reset()
-    monkeypatch.setattr(build, "_ready", False)
+    without_kernels(monkeypatch)
     taken.clear()
     assert_same_training(found, loss_and_gradients(with_lora(kind)))
     assert not taken
