@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
 from manytune.evaluation.records import read_record
+from manytune.experiments.ray_runner import start_ray
 
 
 @pytest.fixture
@@ -43,35 +44,60 @@ def test_compare_prints_the_table_and_what_was_forgotten_and_writes_four_files(r
     assert found["forgetting"][0]["name"] == "letters" and found["shares"]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
-@pytest.mark.parametrize("place", ["here", "ray"])
-def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch, place):
-    if place == "ray":
-        pytest.importorskip("ray", reason="Ray isn't installed here: pip install 'manytune[cluster]'")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    records = {}
-    for name, options in (("one", []), ("two", ["--workers", "2", "--on", place])):
-        directory = tmp_path / name
-        directory.mkdir()
-        path = directory / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content(directory), sort_keys=False))
-        done = call("compare", str(path), *options)
-        assert done.exit_code == 0, done.output
-        kept = directory / "experiment" / "records"
-        records[name] = {
-            str(file.relative_to(kept)): read_record(file) for file in sorted(kept.rglob("*.json"))
-        }
-    assert list(records["one"]) == list(records["two"])
-    for name, one in records["one"].items():
-        other = records["two"][name]
+#: Without a choice of learning rates there is nothing to search, and workers begin once.
+ONE_RATE = {
+    "full": {"method": {"name": "full"}, "learning_rates": [0.03]},
+    "LoRA": {"learning_rates": [0.03]},
+}
+
+
+def records_of(directory, *options, **compare):
+    """What a comparison in this directory leaves."""
+    directory.mkdir()
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content(directory, **compare), sort_keys=False))
+    done = call("compare", str(path), *options)
+    assert done.exit_code == 0, done.output
+    kept = directory / "experiment" / "records"
+    return {str(file.relative_to(kept)): read_record(file) for file in sorted(kept.rglob("*.json"))}
+
+
+def assert_same_records(found, expected):
+    assert list(found) == list(expected)
+    for name, one in expected.items():
+        other = found[name]
         assert (one.answers, one.probes, one.curves, one.steps) == (
             other.answers,
             other.probes,
             other.curves,
             other.steps,
         ), name
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    expected = records_of(tmp_path / "one", systems=ONE_RATE)
+    assert_same_records(records_of(tmp_path / "two", "--workers", "2", systems=ONE_RATE), expected)
+
+
+@pytest.fixture
+def ray_runs():
+    """Started as the runner starts it, once for both of its phases."""
+    ray = pytest.importorskip("ray", reason="Ray isn't installed here: pip install 'manytune[cluster]'")
+    start_ray()
+    yield
+    ray.shutdown()
     gc.collect()  # what Ray leaves behind belongs to this test
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
+def test_two_workers_on_ray_search_and_finish_as_one_does(tmp_path, monkeypatch, request):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    request.getfixturevalue("ray_runs")  # its processes have the environment of their start
+    expected = records_of(tmp_path / "one")
+    assert_same_records(records_of(tmp_path / "two", "--workers", "2", "--on", "ray"), expected)
 
 
 def test_an_override_reaches_the_comparison(recipe):
