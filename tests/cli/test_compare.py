@@ -3,14 +3,17 @@
 import gc
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from tests.experiments.forked import Forked
 from tests.experiments.tiny_experiment import content
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
 from manytune.evaluation.records import read_record
+from manytune.experiments import runner
 from manytune.experiments.ray_runner import start_ray
 
 
@@ -44,18 +47,11 @@ def test_compare_prints_the_table_and_what_was_forgotten_and_writes_four_files(r
     assert found["forgetting"][0]["name"] == "letters" and found["shares"]
 
 
-#: Without a choice of learning rates there is nothing to search, and workers begin once.
-ONE_RATE = {
-    "full": {"method": {"name": "full"}, "learning_rates": [0.03]},
-    "LoRA": {"learning_rates": [0.03]},
-}
-
-
-def records_of(directory, *options, **compare):
+def records_of(directory, *options):
     """What a comparison in this directory leaves."""
     directory.mkdir()
     path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content(directory, **compare), sort_keys=False))
+    path.write_text(yaml.safe_dump(content(directory), sort_keys=False))
     done = call("compare", str(path), *options)
     assert done.exit_code == 0, done.output
     kept = directory / "experiment" / "records"
@@ -74,16 +70,21 @@ def assert_same_records(found, expected):
         ), name
 
 
-@pytest.mark.slow
-def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    expected = records_of(tmp_path / "one", systems=ONE_RATE)
-    assert_same_records(records_of(tmp_path / "two", "--workers", "2", systems=ONE_RATE), expected)
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Those of one worker."""
+    return records_of(tmp_path_factory.mktemp("alone") / "one")
+
+
+def test_two_workers_give_the_same_records_as_one(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=Forked))
+    assert_same_records(records_of(tmp_path / "two", "--workers", "2"), records)
 
 
 @pytest.fixture
-def ray_runs():
+def ray_runs(monkeypatch):
     """Started as the runner starts it, once for both of its phases."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its processes have the environment of their start
     ray = pytest.importorskip("ray", reason="Ray isn't installed here: pip install 'manytune[cluster]'")
     start_ray()
     yield
@@ -93,11 +94,9 @@ def ray_runs():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
-def test_two_workers_on_ray_search_and_finish_as_one_does(tmp_path, monkeypatch, request):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    request.getfixturevalue("ray_runs")  # its processes have the environment of their start
-    expected = records_of(tmp_path / "one")
-    assert_same_records(records_of(tmp_path / "two", "--workers", "2", "--on", "ray"), expected)
+@pytest.mark.usefixtures("ray_runs")
+def test_two_workers_on_ray_give_the_same_records_as_one(records, tmp_path):
+    assert_same_records(records_of(tmp_path / "two", "--workers", "2", "--on", "ray"), records)
 
 
 def test_an_override_reaches_the_comparison(recipe):

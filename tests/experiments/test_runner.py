@@ -1,14 +1,15 @@
 """Trials in several processes: what is reported of a process that failed."""
 
 import json
-import multiprocessing
 import sys
+from types import SimpleNamespace
 
 import pytest
+from tests.experiments.forked import Forked
 from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import RunError
-from manytune.experiments import runner, worker
+from manytune.experiments import runner
 from manytune.experiments.opening import open_workspace
 from manytune.experiments.runner import InProcesses, check_outcomes
 from manytune.experiments.trials import Phase
@@ -35,28 +36,8 @@ def test_no_error_is_none():
     check_outcomes([Outcome(), Outcome()], "workers")
 
 
-class Forked:
-    """A worker's process that begins as a copy of this one; a new one imports for seconds."""
-
-    def __init__(self, command, **_):
-        assert command[:3] == [sys.executable, "-m", worker.__name__]
-        self.process = multiprocessing.get_context("fork").Process(target=self.work, args=command[3:])
-        self.process.start()
-
-    def work(self, *arguments):
-        sys.argv = ["worker", *arguments]
-        worker.main()
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
-
-    def terminate(self):
-        self.process.terminate()
-
-
 def test_a_worker_that_cannot_do_its_work_reports_its_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.subprocess, "Popen", Forked)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=Forked))
     workspace = open_workspace(experiment(tmp_path), Reported())
     trials = [workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=2)]
     facts = workspace.experiment.directory / "experiment.json"
