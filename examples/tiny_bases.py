@@ -51,9 +51,8 @@ def tokenizer(learned: Iterable[str], *special: str) -> Tokenizer:
 def gpt2(directory: Path) -> None:
     """A GPT-2 of two layers."""
     backend = tokenizer(texts(HERE / "forecasts.jsonl"), "<|endoftext|>")
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    ).save_pretrained(directory)
+    ends = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **ends).save_pretrained(directory)
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=backend.get_vocab_size(),
@@ -72,9 +71,8 @@ def t5(directory: Path) -> None:
     """A T5 of two layers in encoder and decoder."""
     backend = tokenizer(texts(HERE / "dialogues.jsonl"), "<pad>", "</s>")
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(
-        directory
-    )
+    special = {"pad_token": "<pad>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(directory)
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=backend.get_vocab_size(),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import Example, Segment
@@ -185,7 +186,7 @@ def test_a_plain_prompt_begins_with_one_bos_whoever_writes_it(
     make_tokenizer: MakeTokenizer, prompt: str, expected: str
 ) -> None:
     tokenizer = make_tokenizer(adds_bos_and_eos=True)
-    encoder = Encoder(tokenizer, max_length=None)
+    encoder = Encoder(tokenizer, max_length=None, special_tokens_in_text=True)
     assert texts(encoder, example(prompt, "Hi!"))[0] == expected
     assert encoder.prompt_ids([Segment("user", prompt)]).count(tokenizer.bos_token_id) == 1
 
@@ -208,7 +209,12 @@ def test_a_chat_completion_ends_with_one_end_token_whoever_writes_it(
 
 
 def test_an_encoder_decoders_texts_begin_and_end_once(make_tokenizer: MakeTokenizer) -> None:
-    encoder = Encoder(make_tokenizer(adds_bos_and_eos=True), max_length=None, encoder_decoder=True)
+    encoder = Encoder(
+        make_tokenizer(adds_bos_and_eos=True),
+        max_length=None,
+        encoder_decoder=True,
+        special_tokens_in_text=True,
+    )
     expected = ("<s>Hello</s>", "<s>Hi!</s>")
     assert texts(encoder, example("Hello", "Hi!")) == expected
     assert texts(encoder, example("<s>Hello</s>", "<s>Hi!</s>")) == expected
@@ -324,7 +330,7 @@ def test_a_completion_survives_whole_or_is_reported(
     tokenizer = make_tokenizer(chat_template=template)
     unlimited = Encoder(tokenizer, max_length=None)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=cases(20), deadline=None)
     @given(TEXT, TEXT, LENGTHS, OVERFLOWS)
     def check(prompt: str, completion: str, length: int, overflow: Any) -> None:
         item = example(prompt, completion)
@@ -345,7 +351,7 @@ def test_the_served_prompt_is_exactly_the_beginning_of_what_was_trained(
 ) -> None:
     encoder = Encoder(make_tokenizer(chat_template=template, adds_bos_and_eos=True), max_length=None)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=cases(20), deadline=None)
     @given(TEXT, TEXT)
     def check(prompt: str, completion: str) -> None:
         item = example(prompt, completion)

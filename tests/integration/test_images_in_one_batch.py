@@ -8,7 +8,8 @@ import torch
 from tests.engine.test_classifier import METHODS, made
 from tests.training.tiny_images import SIDE, save_image_base
 
-from manytune.engine.classifier import Asked, Classifier, ImagePixels, TextTokens
+from manytune.engine.classifier import Classifier
+from manytune.engine.text_runner import ImagePixels, TextJob, TextRunner, TextTokens
 from manytune.errors import RequestError
 from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
@@ -32,8 +33,8 @@ def test_each_image_has_its_own_adapter_and_its_own_head(kind: str, tmp_path: Pa
     images = [ImagePixels(one, base.images.tokens) for one in torch.randn(3, 3, SIDE, SIDE)]
     names = ["lora", "lora-5", "ia3"]
     adapters = [made(tmp_path, base, name) for name in names]
-    asked = [
-        Asked(one, served_terms(one, base.model, encodes=True), images[place % 2 :])
+    jobs = [
+        TextJob(texts=images[place % 2 :], adapter=one, terms=served_terms(one, base.model, encodes=True))
         for place, one in enumerate(adapters)
     ]
     sizes: list[int] = []
@@ -43,11 +44,13 @@ def test_each_image_has_its_own_adapter_and_its_own_head(kind: str, tmp_path: Pa
 
     with base.model.base_model.register_forward_pre_hook(note, with_kwargs=True):
         classifier = Classifier(base.model, pad_id=None)
-        classifier.run(asked)
+        runner = TextRunner(lambda: classifier)
+        for job in jobs:
+            runner.add(job)
+        runner.step()
     assert sizes == [8]
-    for name, one in zip(names, asked, strict=True):
-        assert one.probabilities is not None, one.error
-        for image, found in zip(one.texts, one.probabilities, strict=True):
+    for name, job in zip(names, jobs, strict=True):
+        for image, found in zip(job.texts, job.result.result(timeout=0), strict=True):
             assert isinstance(image, ImagePixels)
             expected = alone(base, tmp_path, name, image.pixels)
             torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manytune.data.records import Record
-from manytune.data.rendering import compile_part, field_as_text, no_field, render_part, used_fields
+from manytune.data.rendering import compile_part, field_as_text, no_field, rendered_part, used_fields
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError, TemplateError
 from manytune.images import image_text
@@ -81,10 +81,10 @@ class LabelledForm:
 
     def _segments(self, record: Record) -> tuple[Segment, ...]:
         if self.image is None:
-            return tuple(
-                Segment("user", render_part(part, template, record.fields))
-                for part, template in self._templates().items()
-            )
+            texts = [
+                rendered_part(part, template, record.fields) for part, template in self._templates().items()
+            ]
+            return tuple(Segment("user", text.text, written=text.written) for text in texts)
         value = record.fields.get(self.image)
         if value is None:
             raise TemplateError(f"image {no_field(self.image, record.fields)}")

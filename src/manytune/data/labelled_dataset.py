@@ -10,6 +10,7 @@ from manytune.data.image_encoder import ImageEncoder
 from manytune.data.label_encoder import LabelEncoder, RowEncoder
 from manytune.data.labelled import Labels, check_labels, labels_of
 from manytune.data.recipe import DataRecipe
+from manytune.data.special_tokens import spelled_in
 from manytune.errors import DataError
 from manytune.images import ImageReading
 
@@ -56,6 +57,9 @@ def encode_labelled(
         train.truncated + validation.truncated,
         "plain",
         max_prompt=_longest_text(data, encoder),
+        spelled=None
+        if data.special_tokens_in_text
+        else spelled_in(splits.train, encoder.spelled_special_token),
     ), labels
 
 
@@ -90,6 +94,7 @@ def row_encoder(
         max_length=min(limits, default=None),
         overflow=data.overflow,
         weights=weights,
+        special_tokens_in_text=data.special_tokens_in_text,
     )
 
 

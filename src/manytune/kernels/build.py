@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from manytune.atomic import atomic_file
 from manytune.caches import cache_directory
 from manytune.kernels.check import difference  # with torch: whose OpenMP the library then shares
+from manytune.kernels.private_files import keep, kept, private_directory
 
 _SOURCES = Path(__file__).with_name("sources")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-fPIC", "-shared")
@@ -61,21 +61,46 @@ class Kernels:
         )
 
 
-_ready = False
+class KernelLoader:
+    """Loads the kernels once, when they are first wanted.
+
+    Args:
+        kernels: What has been loaded already.
+
+    Attributes:
+        ready: Whether there are kernels and they have been loaded.
+    """
+
+    def __init__(self, kernels: Kernels | None = None) -> None:
+        self._kernels = kernels
+        self.ready = kernels is not None and kernels.library is not None
+
+    def load(self) -> Kernels:
+        """See `load_kernels`."""
+        if self._kernels is None:
+            self._kernels = _load()
+            self.ready = self._kernels.library is not None
+        return self._kernels
+
+
+_of_this_process = KernelLoader()
 
 
 def ready() -> bool:
     """Whether the kernels have been loaded; to be asked in each step, and by torch.compile."""
-    return _ready
+    return _of_this_process.ready
 
 
-@functools.cache
 def load_kernels() -> Kernels:
     """Compile the kernels unless that was done before, check them against torch, and load them.
 
     They are left out, and torch's operations do their work, if there is no C++ compiler, if it fails, if what it made
     computes something else, or if the environment has `MANYTUNE_KERNELS=torch`. The note says so.
     """
+    return _of_this_process.load()
+
+
+def _load() -> Kernels:
     if os.environ.get(_OFF) == "torch":
         return Kernels(None, f"torch's own ({_OFF}=torch)")
     if platform.system() != "Linux":
@@ -90,8 +115,6 @@ def load_kernels() -> Kernels:
     found = difference(library)
     if found is not None:
         return Kernels(None, f"torch's own (what {compiler} made of the C++ kernels is wrong: {found})")
-    global _ready
-    _ready = True
     return Kernels(library, "C++")
 
 
@@ -106,6 +129,8 @@ def prepare_kernels(model: nn.Module) -> Kernels | None:
 def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     """The shared library that a compiler makes of the sources, from the cache or made now.
 
+    What is in the cache is used only if nobody else can have written it, and if it is whole; see `private_files.py`.
+
     Args:
         compiler: The program.
         flags: Its arguments but for input and output.
@@ -115,14 +140,16 @@ def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
         subprocess.SubprocessError: The compiler fails.
     """
     files = sorted(_SOURCES.glob("*.cpp"))
-    directory = cache_directory() / "kernels"
-    target = directory / f"{_key(compiler, flags)}.so"
-    if target.exists():
+    directory = private_directory(cache_directory() / "kernels")
+    key = _key(compiler, flags)
+    target = kept(directory, key, ".so")
+    if target is not None:
         return target
-    directory.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as made:  # several processes may make it at once
-        _run([compiler, *flags, *map(str, files), "-o", str(made)], _COMPILE_SECONDS)
-    return target
+    with tempfile.TemporaryDirectory(
+        prefix=".", dir=directory
+    ) as made:  # several processes may make it at once
+        _run([compiler, *flags, *map(str, files), "-o", f"{made}/kernels.so"], _COMPILE_SECONDS)
+        return keep(Path(made, "kernels.so"), directory, key)
 
 
 def _compiler() -> str | None:
@@ -140,7 +167,7 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
 
 def _run(command: list[str], seconds: float) -> str:
     """What a command prints."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  # a compiler, with files of manytune's own
         command,
         check=True,
         capture_output=True,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from manytune.engine.classifier import ImagePixels
+from manytune.engine.text_runner import ImagePixels
 from manytune.errors import DataError
 from manytune.images import ImageReading, image_size, is_data_url
 from manytune.server.http_errors import HttpError

@@ -63,8 +63,9 @@ def no_tokenizer() -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    single = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=single, pad_token="<pad>", unk_token="<pad>")
+    pad = "<pad>"
+    single = Tokenizer(models.WordLevel({pad: 0}, unk_token=pad))
+    return PreTrainedTokenizerFast(tokenizer_object=single, pad_token=pad, unk_token=pad)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
-from manytune.engine.classifier import Asked
-from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
-from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.http_errors import HttpError
 from manytune.server.labelling import labels_of_model
-from manytune.server.metrics import Timing
-from manytune.server.routes.chat import fingerprint_of
+from manytune.server.routes.reading import Read, Reading, respond
 from manytune.server.schema import ClassifyRequest
 from manytune.server.service import Service
 
@@ -25,57 +23,29 @@ _NOT_FINITE = "the classifier's probabilities are NaN or Inf: the values of its 
 
 
 @router.post("")
-async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
+async def classify(body: ClassifyRequest, http: Request) -> Response:
     """The label of each text or image, and the probability of every label."""
-    service: Service = http.app.state.service
-    http.state.log_fields |= {"model": body.model, "user": body.user}
-    http.state.principal.check_model(body.model)
-    texts = body.texts()
-    service.loop.check_capacity()
-    timing = Timing(service.metrics, body.model)
-    model = await asyncio.to_thread(lambda: service.adapters.acquire(body.model, classifies=True))
-    try:
-        inputs = await asyncio.to_thread(service.labelling.inputs, texts, model.manifest)
-        asked = service.labelling.wait(model, inputs)
-        try:
-            await service.loop.call_as_request(lambda _: service.labelling.run())
-        finally:
-            service.labelling.forget(asked)
-        rows = _rows(service, model, asked)
-    except (ManytuneError, HttpError) as error:
-        timing.end("refused")
-        raise (http_error_of(error) if isinstance(error, ManytuneError) else error) from error
-    finally:
-        service.adapters.release(model)
-    timing.end("stop")
-    read = sum(one.size for one in inputs)
-    service.metrics.prompt_tokens.labels(body.model).inc(read)
-    return {
-        "object": "list",
-        "model": body.model,
-        "system_fingerprint": fingerprint_of(model),
-        "data": rows,
-        "usage": {"prompt_tokens": read, "total_tokens": read},
-    }
+    return await respond(body, http, _read, classifies=True)
 
 
-def _rows(service: Service, model: Model, asked: Asked) -> list[dict[str, Any]]:
-    """The answer's rows, one a text."""
-    if asked.error is not None:
-        raise asked.error
-    if asked.probabilities is None:
-        raise HttpError(500, "the classification failed; the server's log has why.", code="internal_error")
-    names = labels_of_model(model, len(asked.probabilities[0]))
-    return [_row(service, model, number, names, found) for number, found in enumerate(asked.probabilities)]
+async def _read(asked: Reading[tuple[str, ...]]) -> Read:
+    service, model = asked.service, asked.model
+    inputs = await asyncio.to_thread(service.labelling.inputs, asked.texts, model.manifest)
+    found = await asked.read(service.labelling.runner, inputs)
+    names = labels_of_model(model, len(found[0]))
+    _check_finite(service, model, found)
+    rows = (_row(number, names, one) for number, one in enumerate(found))
+    return Read(rows, sum(one.size for one in inputs))
 
 
-def _row(
-    service: Service, model: Model, number: int, names: Sequence[str], found: Sequence[float]
-) -> dict[str, Any]:
-    if not all(map(math.isfinite, found)):
+def _check_finite(service: Service, model: Model, found: Sequence[Sequence[float]]) -> None:
+    if not all(math.isfinite(probability) for row in found for probability in row):
         assert model.adapter is not None
         service.adapters.record_failure(model.name, model.adapter.digest, _NOT_FINITE)
         raise HttpError(409, _NOT_FINITE, code="adapter_unusable", param="model")
+
+
+def _row(number: int, names: Sequence[str], found: Sequence[float]) -> dict[str, Any]:
     best = max(range(len(names)), key=found.__getitem__)
     return {
         "object": "classification",
