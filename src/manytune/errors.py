@@ -23,6 +23,7 @@
         ├── NameTakenError               a name belongs to another adapter of the store
         ├── DamagedError                 a file isn't what was written, or can't be trusted
         ├── TargetExistsError            what is to be written exists already
+        ├── WriteError                   the disk is full, read-only, or not the user's
         ├── LockedError                  another process is using a directory
         └── CacheFullError               an adapter exceeds the memory that is free now
 
@@ -146,6 +147,10 @@ class DamagedError(StoreError):
 
 class TargetExistsError(StoreError, FileExistsError):
     """What is to be written exists already, and isn't replaced without being asked to."""
+
+
+class WriteError(StoreError):
+    """A file can't be written: the disk is full or read-only, or permission is missing; nothing of it remains."""
 
 
 class LockedError(StoreError):

@@ -9,6 +9,7 @@ from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.label_encoder import LabelEncoder
 from manytune.data.labelled import Labels, check_labels, labels_of
 from manytune.data.recipe import DataRecipe
+from manytune.data.special_tokens import spelled_in
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def encode_labelled(
         max_length=min(limits, default=None),
         overflow=data.overflow,
         weights=labels.weights(class_weights),
+        special_tokens_in_text=data.special_tokens_in_text,
     )
     train = encoder.encode_all(splits.train, on_error=data.on_error)
     if not train.kept:
@@ -57,4 +59,7 @@ def encode_labelled(
         train.truncated + validation.truncated,
         "plain",
         max_prompt=encoder.longest if data.overflow == "truncate_prompt" else None,
+        spelled=None
+        if data.special_tokens_in_text
+        else spelled_in(splits.train, encoder.spelled_special_token),
     ), labels

@@ -23,6 +23,7 @@ from manytune.errors import (
 from manytune.free_memory import naming_short_memory
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
+from manytune.server.catalogue import Catalogue, Listed
 from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
@@ -31,7 +32,7 @@ from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
 from manytune.store.labels import NAME
-from manytune.store.manifest import Manifest
+from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_classes
 from manytune.store.store import AdapterStore, StoreEntry
@@ -99,6 +100,9 @@ class AdapterRegistry:
         memory: Bytes that their tensors may take.
         base_name: The plain base's name in requests; an adapter of this name isn't accessible.
         limit: What one adapter may take while it runs; see `served_terms`.
+
+    Attributes:
+        catalogue: What listings say of them.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class AdapterRegistry:
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
+        self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
         self._failures: dict[str, Failures] = {}  # by name
         self._states = FileStates(store)
 
@@ -203,22 +208,32 @@ class AdapterRegistry:
         """The digest of each name."""
         return {name: digest for name, digest in self.store.names().items() if name != self.base_name}
 
-    def entries(self) -> Iterator[tuple[str, StoreEntry]]:
-        """All adapters by name, without those whose manifests can't be read."""
-        for entry in self.store.entries(unreadable=lambda digest, error: None):
-            for name in entry.names:
-                if name != self.base_name and NAME.fullmatch(name):
-                    yield name, entry
+    def look_up(self, name: str) -> Listed:
+        """An adapter as the listings have it, read anew if its name means another version by now.
+
+        Raises:
+            HttpError: 404 if there is none.
+        """
+        digest = self.resolve(name)
+        listed = self.catalogue.get(name)
+        if listed is None or listed.digest != digest:
+            listed = self.catalogue.update_one(name, digest)
+        if listed is None:
+            raise model_not_found(name)
+        return listed
+
+    def manifest_of(self, name: str) -> Manifest:
+        """What an adapter says about itself.
+
+        Raises:
+            HttpError: 404 if there is none.
+            StoreError: It can't be read.
+        """
+        return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
         return self._verdicts.of(entry)
-
-    def unreadable(self) -> dict[str, tuple[str, str]]:
-        """The adapters whose manifests can't be read: digest and error message by name."""
-        errors: dict[str, str] = {}
-        self.store.entries(unreadable=lambda digest, error: errors.update({digest: str(error)}))
-        return {name: (digest, errors[digest]) for name, digest in self.names().items() if digest in errors}
 
     def record_failure(self, name: str, digest: str, message: str) -> None:
         """Count that a version of an adapter couldn't be used."""

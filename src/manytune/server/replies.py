@@ -12,14 +12,15 @@ from fastapi.responses import StreamingResponse
 from manytune.engine.request import FinishReason, Output
 from manytune.server.formats import DONE, PartialAnswer, event
 from manytune.server.http_errors import HttpError
+from manytune.server.logs import PROMPTS
 from manytune.server.service import NOT_FINITE, Answers, Service
 
-_log = logging.getLogger("manytune.server.prompts")
+_log = logging.getLogger(PROMPTS)
 
 #: Reasons for an answer's end that are errors of the request.
 FAILURES = ("failed", "constraint", "memory")
 OUT_OF_MEMORY = "the answer ended because the server has no memory left for it; try again shortly."
-NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."
+NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."  # noqa: S105
 
 #: Turns an event into the chunk that the client gets, if any: index of the answer, the event, and the answer so far.
 ToChunk = Callable[[int, Output, PartialAnswer], dict[str, Any] | None]

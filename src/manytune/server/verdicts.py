@@ -63,6 +63,10 @@ class Verdicts:
                     return None
             return self._found[entry.digest]
 
+    def known(self, digest: str) -> str | None:
+        """The same as far as it has been tried, without waiting for anything; None, too, if it hasn't."""
+        return self._found.get(digest)
+
     def note(self, digest: str, reason: str | None) -> None:
         """Take down what loading an adapter for a request has shown."""
         with self._trying:
