@@ -2,6 +2,7 @@
 # make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
 # make check   lint, static checks and types only
 # make test-deep   the tests with ten times as many random cases
+# make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
 # make bench   the benchmarks, one after the other (E2E=devset.csv for those on E2E)
 # make docs    the documentation as a site, in site/
 #
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: demo test test-deep check bench docs clean browser
+.PHONY: attacks demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
@@ -30,6 +31,9 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+attacks: $(VENV)/installed-dev
+	$(BIN)/python -m tests.attacks.report
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/train_step.py

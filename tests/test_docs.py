@@ -97,6 +97,16 @@ def test_yaml_examples_parse(page: Path) -> None:
         assert yaml.safe_load(block)
 
 
+def test_the_tests_that_hold_a_promise_of_security_exist() -> None:
+    named = re.findall(
+        r"`((?:tests/\w+/)?test_\w+\.py)(?:::(\w+))?`", (ROOT / "docs/security.md").read_text()
+    )
+    assert len(named) > 30
+    for file, test in named:
+        source = (ROOT / file if "/" in file else ROOT / "tests/attacks" / file).read_text()
+        assert f"def {test}(" in source if test else source, (file, test)
+
+
 def test_the_readme_begins_with_the_two_commands() -> None:
     lines = [
         line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines() if line.strip()
