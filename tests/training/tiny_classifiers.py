@@ -110,3 +110,25 @@ def classifier_content(directory: Path, kind: str = "bert", **training: Any) -> 
         "training": {"epochs": 4, "batch_size": 4, "learning_rate": 0.02, "checkpoint_every": 4, **training},
         "output": str(directory / "run"),
     }
+
+
+def write_numbers(path: Path, count: int, *, seed: int = 0) -> Path:
+    """Rows whose text has `a` and `z` alone, and ten more than ten times the share of `a` as the label."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(count):
+        text = "".join(draw.choice("az") for _ in range(draw.randint(4, 10)))
+        lines.append(json.dumps({"text": text, "score": round(10 + 10 * text.count("a") / len(text), 2)}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def regression_content(directory: Path, kind: str = "bert", **training: Any) -> dict[str, Any]:
+    """A recipe of a regression over a tiny base and 48 rows, in a directory of its own."""
+    content = classifier_content(directory, kind, **training)
+    rows = str(write_numbers(directory / "numbers.jsonl", 48))
+    return {
+        **content,
+        "task": "regression",
+        "data": {**content["data"], "train": rows, "label": "score"},
+    }

@@ -13,7 +13,7 @@ from manytune.errors import DataError
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
     from manytune.data.encode import Encoder
-    from manytune.data.labelled import Labels
+    from manytune.data.label_kinds import AnyLabels
     from manytune.data.templates import Example
     from manytune.engine.constraint import Constraint
     from manytune.evaluation.answers import Question
@@ -113,23 +113,23 @@ def _constraint(schema: Path, base: Base, encoder: Encoder, questions: Sequence[
 def _ask_classifiers(
     chosen: tuple[Chosen, ...],
     base: Base,
-    labels: Labels,
+    labels: AnyLabels,
     examples: Sequence[Example],
     *,
     limit: int | None,
     batch_size: int,
 ) -> Local:
-    from manytune.cli.classifiers import ask_classifiers, labelled_questions_of, majority_system
+    from manytune.cli.classifiers import ask_classifiers, baseline_system, labelled_questions_of
     from manytune.experiments.classifying import baseline_facts
 
     with_head, questions = labelled_questions_of(chosen, base, labels, examples)
     questions = questions[:limit]
     facts = baseline_facts(labels)
-    answers = ask_classifiers(chosen, with_head, labels, questions, batch_size=batch_size)
+    answers = ask_classifiers(chosen, with_head, questions, batch_size=batch_size)
     return Local(
         chosen,
         tuple(question.item for question in questions),
-        [majority_system(questions, labels), *map(_system, chosen, answers)],
+        [baseline_system(questions, labels), *map(_system, chosen, answers)],
         {"Base": f"{with_head.name} ({with_head.fingerprint})", **facts},
         facts["Answers"],
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Evaluation
 
-Kind = Literal["texts", "documents", "labels"]
+Kind = Literal["texts", "documents", "labels", "numbers"]
 Adapters = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[RUN]...", help="Run or adapter directories.", show_default=False),
@@ -63,7 +63,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
-            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece. For "
+            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece; for "
+            "regressions rmse, mae, pearson, spearman. For "
             "classes that are generated: accuracy, f1. For short facts: contains. For structured answers: tool_calls, "
             "tool_names, json_valid, json_fields."
         ),
@@ -170,9 +171,9 @@ def evaluate(
             "it holds answers that are generated here; name runs or adapters that generate",
             param_hint="--constrained",
         )
-    if kind == "labels" and others:
+    if kind in ("labels", "numbers") and others:
         raise typer.BadParameter(
-            "classifiers answer with labels of their own rows; evaluate them without --answers and --endpoint",
+            "adapters with a head answer with labels of their own rows; evaluate them without --answers and --endpoint",
             param_hint="--answers",
         )
     local = None
@@ -196,7 +197,7 @@ def evaluate(
         items, systems = items[:limit], [replace(one, answers=one.answers[:limit]) for one in systems]
     else:
         # A classifier's rows are its questions; those of others are grouped by their prompts.
-        asked = () if kind == "labels" else by_prompt(examples)[:limit]
+        asked = () if kind in ("labels", "numbers") else by_prompt(examples)[:limit]
         items = items if local is not None else items_from(asked)
         names = [system.name for system in systems]
         systems += others.systems(asked, taken=names, partial=limit is not None)
@@ -233,9 +234,11 @@ def evaluate(
 def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
     """What the answers are."""
     from manytune.cli.classifiers import common_labels
+    from manytune.data.numeric_labels import NumericLabels
 
-    if chosen and common_labels(chosen) is not None:
-        return "labels"
+    labels = common_labels(chosen) if chosen else None
+    if labels is not None:
+        return "numbers" if isinstance(labels, NumericLabels) else "labels"
     documents = examples is not None and all(example.is_document for example in examples)
     return "documents" if documents else "texts"
 
@@ -245,14 +248,25 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
 
     Answers of others have no likelihoods.
     """
-    from manytune.evaluation.metrics import CLASS_METRICS, METRICS, TEXT_METRICS, metrics_named
+    from manytune.evaluation.metrics import (
+        CLASS_METRICS,
+        METRICS,
+        NUMBER_METRICS,
+        TEXT_METRICS,
+        metrics_named,
+    )
     from manytune.evaluation.metrics.recorded import RECORDED
     from manytune.evaluation.metrics.structured import schema_metric, with_schema
 
     try:
         valid = None if schema is None else schema_metric(schema)
         if names is None:
-            usual = {"texts": TEXT_METRICS, "documents": ("perplexity",), "labels": CLASS_METRICS}
+            usual = {
+                "texts": TEXT_METRICS,
+                "documents": ("perplexity",),
+                "labels": CLASS_METRICS,
+                "numbers": NUMBER_METRICS,
+            }
             known = [METRICS[name] for name in usual[kind] if likelihoods or name != "perplexity"]
             return with_schema(known, valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.encoded import Encoded, EncodedSet
+from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled import Labels
 from manytune.data.records import Rejected
 from manytune.data.templates import Example
@@ -28,10 +29,12 @@ class Labelled(Encoded):
     Args:
         token_type_ids: Which of two texts each token is from; empty for a single text.
         weight: What it weighs in the loss.
+        value: For a regression: what the head is to give; the label's place is 0 then.
     """
 
     token_type_ids: tuple[int, ...] = ()
     weight: float = 1.0
+    value: float | None = None
 
     @property
     def label(self) -> int:
@@ -43,13 +46,18 @@ class Labelled(Encoded):
         """What the model reads: the text alone."""
         return self.prompt_ids
 
+    @property
+    def content(self) -> str:
+        """See `Encoded`."""
+        return super().content + ("" if self.value is None else f" {self.value!r}")
+
 
 class LabelEncoder:
     """Encodes a classifier's examples.
 
     Args:
         tokenizer: The base's.
-        labels: The classes.
+        labels: The classes, or how numbers are read.
         max_length: The most tokens of a text; None for no limit but the tokenizer's.
         overflow: What becomes of longer ones.
         weights: What rows of each label weigh in the loss; 1 if not given.
@@ -61,7 +69,7 @@ class LabelEncoder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        labels: Labels,
+        labels: AnyLabels,
         *,
         max_length: int | None = None,
         overflow: str = "error",
@@ -115,7 +123,7 @@ class LabelEncoder:
         """Token ids of an example, and whether it was cut.
 
         Raises:
-            DataError: It is too long and isn't to be cut, or its label is unknown.
+            DataError: It is too long and isn't to be cut, or its label is unknown or no number.
         """
         texts = self.texts(example)
         ids, kinds = self.tokens(texts)
@@ -128,10 +136,21 @@ class LabelEncoder:
             )
         if too_long:
             ids, kinds = self.tokens(texts, cut=True)
-        label = self.labels.index(example)
+        label, value = self._learned(example)
         weight = self._weights.get(example.completion, 1.0)
-        row = Labelled(ids, (label,), example.source, example.row, example.group, (), False, kinds, weight)
+        row = Labelled(
+            ids, (label,), example.source, example.row, example.group, (), False, kinds, weight, value
+        )
         return row, too_long
+
+    def _learned(self, example: Example) -> tuple[int, float | None]:
+        """The place of an example's label, and what a regression's head is to give.
+
+        Raises:
+            DataError: The label is unknown, or no number.
+        """
+        labels = self.labels
+        return (labels.index(example), None) if isinstance(labels, Labels) else (0, labels.target(example))
 
     def encode_all(
         self, examples: Sequence[Example], *, on_error: Literal["error", "skip"] = "error"
@@ -145,7 +164,7 @@ class LabelEncoder:
         dropped: list[Rejected] = []
         truncated = 0
         for example in examples:
-            self.labels.index(example)  # an unknown label is an error, whatever is left out
+            self._learned(example)  # an unknown label is an error, whatever is left out
             try:
                 row, cut = self.encode(example)
             except DataError as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from manytune.data.numeric_labels import not_a_number, number_in
 from manytune.data.records import Record
 from manytune.data.rendering import compile_part, field_as_text, render_part, used_fields
 from manytune.data.templates import Example, Segment
@@ -26,6 +27,7 @@ class LabelledForm:
         label: The field with the label.
         text_pair: Jinja2 template of a second text, such as a hypothesis next to a premise; None for one text.
         group_by: The field whose value keeps rows together in splits, or None.
+        is_numeric: Whether the label is a number.
 
     Raises:
         TemplateError: A template isn't valid Jinja2.
@@ -35,6 +37,7 @@ class LabelledForm:
     label: str
     text_pair: str | None = None
     group_by: str | None = None
+    is_numeric: bool = False
 
     def __post_init__(self) -> None:
         for part, template in self._templates().items():
@@ -44,12 +47,15 @@ class LabelledForm:
         """Return the example that a record makes; see `RowForm`.
 
         Raises:
-            TemplateError: A field is missing or can't be printed, or a text or the label is empty.
+            TemplateError: A field is missing or can't be printed, a text or the label is empty, or a label that is to
+                be a number isn't.
         """
         try:
             label = field_as_text("label", self.label, record.fields).strip()
             if not label:
                 raise TemplateError(f"the label, the field {self.label!r}, is empty")
+            if self.is_numeric and number_in(label) is None:
+                raise TemplateError(not_a_number(label))
             group = self.group_by and field_as_text("group_by", self.group_by, record.fields)
             return Example(
                 segments=tuple(
@@ -84,7 +90,12 @@ class LabelledForm:
 
 
 def labelled_form(
-    text: str | None, label: str | None, text_pair: str | None, group_by: str | None
+    text: str | None,
+    label: str | None,
+    text_pair: str | None,
+    group_by: str | None,
+    *,
+    is_numeric: bool = False,
 ) -> LabelledForm:
     """The form that the keys of a recipe describe.
 
@@ -93,7 +104,7 @@ def labelled_form(
     """
     if text is None or label is None:
         raise TemplateError("text, a template, and label, a field's name, go together")
-    return LabelledForm(text, label, text_pair, group_by)
+    return LabelledForm(text, label, text_pair, group_by, is_numeric)
 
 
 @dataclass(frozen=True)

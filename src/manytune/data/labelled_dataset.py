@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.label_encoder import LabelEncoder
-from manytune.data.labelled import Labels, check_labels, labels_of
+from manytune.data.label_kinds import AnyLabels, check_others, labels_for
+from manytune.data.labelled import Labels
+from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
 from manytune.errors import DataError
 
@@ -22,7 +24,8 @@ def encode_labelled(
     *,
     positions: int | None = None,
     class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
-) -> tuple[TokenSplits, Labels]:
+    scale: Scale | bool = True,
+) -> tuple[TokenSplits, AnyLabels]:
     """Turn a classifier's training and validation examples into token ids and labels.
 
     Args:
@@ -31,20 +34,21 @@ def encode_labelled(
         tokenizer: The base's.
         positions: The most tokens that the base reads; None for no limit.
         class_weights: As in a recipe's training section.
+        scale: What a regression's head learns; see `numeric_labels_of`.
 
     Raises:
-        DataError: The labels are no classes, a row of another split has one of its own, a row is too long and the
-            recipe says that this is an error, or no row is left to train on.
+        DataError: The labels are no classes or no numbers, a row of another split has one of its own, a row is too
+            long and the recipe says that this is an error, or no row is left to train on.
     """
-    labels = labels_of(splits.train)
-    check_labels(labels, splits.validation, splits.test)
+    labels = labels_for(data.labelled_form(), splits.train, scale=scale)
+    check_others(labels, splits.validation, splits.test)
     limits = [limit for limit in (data.max_length, positions) if limit is not None]
     encoder = LabelEncoder(
         tokenizer,
         labels,
         max_length=min(limits, default=None),
         overflow=data.overflow,
-        weights=labels.weights(class_weights),
+        weights=labels.weights(class_weights) if isinstance(labels, Labels) else None,
     )
     train = encoder.encode_all(splits.train, on_error=data.on_error)
     if not train.kept:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from manytune.data.chat_template import uses_date
 from manytune.data.conversation.detect import detect, unknown_form
 from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
-from manytune.data.labelled import labelled_form
+from manytune.data.labelled import LabelledForm, labelled_form
 from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, check_options, mix
 from manytune.data.recipe_values import (
@@ -64,13 +64,13 @@ class DataRecipe(Section):
     system: str | None = None
     """Jinja2 template of a system message."""
     text: str | None = None
-    """For `task: classification`: Jinja2 template of the text, such as `"{{ title }}: {{ body }}"`. Goes with `label`,
-    instead of a template."""
+    """For `task: classification` and `regression`: Jinja2 template of the text, such as `"{{ title }}: {{ body }}"`.
+    Goes with `label`, instead of a template."""
     text_pair: str | None = None
     """Jinja2 template of a second text, such as a hypothesis next to a premise, for tokenizers that take two."""
     label: str | None = None
-    """The field with the label. The classes are the training rows' labels, and splits by shares have an equal share of
-    each."""
+    """The field with the label: the classes are the training rows' labels, and splits by shares have an equal share of
+    each. For `task: regression` it is a number."""
     template: str | None = None
     """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
     none."""
@@ -107,6 +107,7 @@ class DataRecipe(Section):
 
     cache: bool = True
     """Keep the token ids of 200 rows or more for the next run (`manytune data cache`); changes no result."""
+    _numeric: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +149,25 @@ class DataRecipe(Section):
         return self.text is not None or self.label is not None or self.text_pair is not None
 
     @property
+    def has_classes(self) -> bool:
+        """Whether the rows' labels are classes."""
+        return self.is_labelled and not self._numeric
+
+    def of_numbers(self) -> Self:
+        """The section of a recipe whose task is regression: its label is a number."""
+        found = self.model_copy()
+        found._numeric = True
+        return found
+
+    def labelled_form(self) -> LabelledForm:
+        """How a labelled row becomes an example.
+
+        Raises:
+            TemplateError: Text or label is missing, or a template isn't valid Jinja2.
+        """
+        return labelled_form(self.text, self.label, self.text_pair, self.group_by, is_numeric=self._numeric)
+
+    @property
     def described(self) -> bool:
         """Whether a template is described."""
         return self.template is not None or self.prompt is not None or self.completion is not None
@@ -169,7 +189,7 @@ class DataRecipe(Section):
             TemplateError: The template can't be used.
         """
         if self.is_labelled:
-            return labelled_form(self.text, self.label, self.text_pair, self.group_by)
+            return self.labelled_form()
         found: str | None = self.format
         if found == "auto" and not self.described and self.system is None:
             found = detect(records)
@@ -274,7 +294,7 @@ class DataRecipe(Section):
         taken += [] if self.format == "auto" else ["format"]
         if taken:
             raise ValueError(f"give either text and label, for a classifier, or {' and '.join(taken)}")
-        labelled_form(self.text, self.label, self.text_pair, self.group_by)
+        self.labelled_form()
 
     def _check_tasks(self) -> None:
         for key in _OF_A_TASK:

@@ -52,6 +52,7 @@ class Asked:
         terms: What it does in the base's layers; see `served_terms`.
         texts: The texts.
         probabilities: Those of the classes, in the order of the head's outputs, for each text; None until it has run.
+            Of a head with one output, that output: a regression's number on its own scale.
         error: Why these can't be classified; None if they can.
     """
 
@@ -198,12 +199,12 @@ class _Given(nn.Module):
 
 
 def _labelled(head: Any, outputs: _Outputs, places: Sequence[int]) -> Tensor:
-    """The probabilities that a head gives its rows, (rows, classes)."""
+    """The probabilities that a head gives its rows, (rows, classes); of a single output, that output."""
     rows = torch.tensor(places, device=outputs.inputs["input_ids"].device)
     given = {name: value[rows].float() for name, value in outputs.found.items() if isinstance(value, Tensor)}
     head.base_model.outputs = type(outputs.found)(**given)
     logits: Tensor = head(**{name: value[rows] for name, value in outputs.inputs.items()}).logits
-    return logits.softmax(-1)
+    return logits.softmax(-1) if logits.shape[-1] > 1 else logits
 
 
 def _batches(

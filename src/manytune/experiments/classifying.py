@@ -1,4 +1,4 @@
-"""Asking a classifier, and the baseline that classifiers are compared with: the most frequent label."""
+"""Asking a head for labels, and the baseline that it is compared with: the most frequent label, or the mean."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from manytune.data.label_encoder import LabelEncoder, Labelled
-from manytune.data.labelled import Labels
+from manytune.data.label_kinds import AnyLabels
+from manytune.data.numeric_labels import NumericLabels
 from manytune.data.recipe import DataRecipe
 from manytune.evaluation.answers import Question
 from manytune.evaluation.results import Answer
@@ -20,14 +22,16 @@ from manytune.training.batches import labelled
 
 MAJORITY = "majority class"
 """What tables call the baseline: a base without a head gives no labels, and an untrained head random ones."""
-
-NO_SWEEP = (
-    "manytune sweep is for models that generate. Compare a classifier's ranks with manytune compare: a system for each "
-    "in compare.systems, such as r4: {method: {name: lora, r: 4}}."
-)
+MEAN = "mean label"
+"""The same of a regression."""
 
 
-def label_encoder_of(base: Base, labels: Labels, data: DataRecipe) -> LabelEncoder:
+def baseline_name(labels: AnyLabels) -> str:
+    """What tables call the baseline."""
+    return MEAN if isinstance(labels, NumericLabels) else MAJORITY
+
+
+def label_encoder_of(base: Base, labels: AnyLabels, data: DataRecipe) -> LabelEncoder:
     """Makes token ids as the training makes them; a text that is too long is an error unless the training cuts them."""
     limits = [limit for limit in (data.max_length, text_positions(base)) if limit is not None]
     return LabelEncoder(base.tokenizer, labels, max_length=min(limits, default=None), overflow=data.overflow)
@@ -37,17 +41,19 @@ def label_encoder_of(base: Base, labels: Labels, data: DataRecipe) -> LabelEncod
 def ask_classifier(
     model: Any,
     questions: Sequence[Question],
-    labels: Labels,
+    labels: AnyLabels,
     *,
     batch_size: int,
     notice: Notice | None = None,
 ) -> tuple[Answer, ...]:
     """The label that a classifier finds likeliest for each text, its probability, and the right label's likelihood.
 
+    Of a regression the number, in the labels' unit.
+
     Args:
         model: The base with its head, in evaluation mode.
         questions: What to ask, as `labelled_questions` makes them.
-        labels: The classes.
+        labels: The model's own: what it was trained on.
         batch_size: Texts to a batch; batches are of similar lengths.
         notice: Called after each batch.
     """
@@ -58,30 +64,50 @@ def ask_classifier(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = labelled.build([rows[place] for place in places], pad_id=0).to(device)
-        log_probabilities = batch.logits(model).float().log_softmax(-1).cpu()
-        for place, values in zip(places, log_probabilities, strict=True):
-            chosen = int(values.argmax())
-            nll = -float(values[rows[place].label])
-            found[place] = _answer(labels.names[chosen], math.exp(float(values[chosen])), nll)
+        logits = batch.logits(model).float().cpu()
+        for place, values in zip(places, logits, strict=True):
+            found[place] = _read(values, labels, rows[place])
         if notice is not None:
             notice("labels", len(found), len(rows))
     return tuple(found[place] for place in range(len(rows)))
 
 
-def majority_answers(questions: Sequence[Question], labels: Labels) -> tuple[Answer, ...]:
-    """The training rows' most frequent label for every text, with its share of them as the probability.
+def _read(logits: Tensor, labels: AnyLabels, row: Labelled) -> Answer:
+    """The answer that a head's outputs for one text are."""
+    if isinstance(labels, NumericLabels):
+        return number_answer(labels.value(float(logits)))
+    values = logits.log_softmax(-1)
+    chosen = int(values.argmax())
+    return _answer(labels.names[chosen], math.exp(float(values[chosen])), -float(values[row.label]))
+
+
+def number_answer(value: float) -> Answer:
+    """A number as an answer, with as many digits as float32 has."""
+    return Answer(f"{value:.9g}", tokens=1, finished="stop")
+
+
+def baseline_answers(questions: Sequence[Question], labels: AnyLabels) -> tuple[Answer, ...]:
+    """The training rows' most frequent label for every text, with its share of them as the probability; or their mean.
 
     Raises:
         DataError: How many training rows have which label isn't known.
     """
+    if isinstance(labels, NumericLabels):
+        return tuple(number_answer(labels.mean) for _ in questions)
     name, share = labels.majority
     shares = [count / sum(labels.counts) for count in labels.counts]
     rows: list[Labelled] = [question.encoded[0] for question in questions]  # type: ignore[misc]
     return tuple(_answer(name, share, -math.log(shares[row.label])) for row in rows)
 
 
-def baseline_facts(labels: Labels) -> dict[str, str]:
+def baseline_facts(labels: AnyLabels) -> dict[str, str]:
     """What a report says of how labels are chosen, and of the baseline."""
+    if isinstance(labels, NumericLabels):
+        return {
+            "Answers": "the head's number in the labels' unit; a decoder's head reads a text's last token",
+            "Baseline": f"the training rows' mean, {labels.mean:.4g}, for every text, since the untouched base has no "
+            "head",
+        }
     name, share = labels.majority
     return {
         "Answers": "the label with the highest probability; a decoder's head reads a text's last token",

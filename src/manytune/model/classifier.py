@@ -24,7 +24,7 @@ def is_classifier(model: Any) -> bool:
 
 
 def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | None) -> PreTrainedModel:
-    """Make a classifier of transformers around a base, with a head for these classes.
+    """Make a classifier of transformers around a base, with a head for these classes, or for a single number.
 
     The base's layers become the classifier's and stay where they are in memory; a causal language model's own output
     head isn't used. The head's values are zero until `renew_head`. So are a pooler's, if the classifier reads one that
@@ -32,7 +32,7 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
 
     Args:
         model: An encoder without a head, or a causal language model; nothing is attached to it.
-        names: The classes.
+        names: The classes; a single name for a regression's number.
         pad_id: The pad token: decoders find a text's last token by it.
 
     Raises:
@@ -41,13 +41,13 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     kind = type(model.config).__name__
     if model.config.is_encoder_decoder:
         raise ConfigError(
-            f"task: classification takes encoders and decoders; this base is an encoder-decoder ({kind}). Use "
+            f"a head for labels goes on encoders and decoders; this base is an encoder-decoder ({kind}). Use "
             "AutoModelForSequenceClassification with get_peft_model for it."
         )
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: place for place, name in enumerate(names)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = "single_label_classification" if len(names) > 1 else "regression"
     if pad_id is not None:
         config.pad_token_id = pad_id
     backbone: Any = model.base_model
@@ -56,7 +56,7 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
             classifier: Any = AutoModelForSequenceClassification.from_config(config)
     except ValueError as error:
         raise ConfigError(
-            f"task: classification: transformers has no classifier for this base ({kind})."
+            f"a head for labels: transformers has no classifier for this base ({kind})."
         ) from error
     prefix = classifier.base_model_prefix
     mine, theirs = getattr(backbone, POOLER, None), getattr(getattr(classifier, prefix), POOLER, None)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from manytune.data.label_encoder import LabelEncoder
+from manytune.data.label_kinds import AnyLabels, labels_from
 from manytune.data.labelled import Labels
+from manytune.data.numeric_labels import NumericLabels
 from manytune.engine.classifier import Asked, Classifier, TextTokens
 from manytune.errors import ConfigError, DataError
 from manytune.server.adapters import Model
@@ -101,21 +103,24 @@ class Labelling:
         self._classifier.run(waiting)
 
 
-def labels_of_model(model: Model, classes: int) -> list[str]:
-    """The names of a classifier's classes, as in its manifest; `LABEL_0` and so on where there is none.
+def labels_of_model(model: Model, outputs: int) -> AnyLabels:
+    """What a head's outputs are, as in its manifest.
+
+    Where there is none, the classes are `LABEL_0` and so on, and a single output is a number as it is.
 
     Raises:
         ConfigError: Its manifest names another number of them than its head has.
     """
     manifest = model.manifest
     if manifest is None or manifest.labels is None:
-        return [f"LABEL_{number}" for number in range(classes)]
+        names = tuple(f"LABEL_{number}" for number in range(outputs))
+        return Labels(names) if outputs > 1 else NumericLabels(0.0, 1.0, 0)
     try:
-        names = Labels.from_dict(manifest.labels).names
+        labels = labels_from(manifest.labels)
     except DataError as error:
         raise ConfigError(f"{model.name}: its manifest's labels: {error}") from error
-    if len(names) != classes:
+    if len(labels.names) != outputs:
         raise ConfigError(
-            f"{model.name}: its manifest names {len(names)} labels, and its head has {classes} outputs."
+            f"{model.name}: its manifest names {len(labels.names)} labels, and its head has {outputs} outputs."
         )
-    return list(names)
+    return labels

@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
 from manytune.data.encoding_cache import EncodingCache
-from manytune.data.labelled import Labels
+from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled_dataset import encode_labelled
 from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
@@ -35,7 +35,7 @@ class RunInputs:
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
-        labels: A classifier's classes; None for a model that generates.
+        labels: A classifier's classes, or a regression's numbers; None for a model that generates.
         adapter: The adapter that it starts from; None for new weights.
     """
 
@@ -43,7 +43,7 @@ class RunInputs:
     base: Base
     splits: Splits
     data: TokenSplits
-    labels: Labels | None = None
+    labels: AnyLabels | None = None
     adapter: StartingAdapter | None = None
 
     @property
@@ -95,7 +95,7 @@ def read_inputs(
         if base.fingerprint.packing is not None:
             say(f"the base's linear layers are packed as {base.fingerprint.packing}")
     say_precision(asked, recipe.training, say)
-    if recipe.task == "classification":
+    if recipe.task != "generation":
         return _classifier_inputs(recipe, base, splits)
     if base.is_encoder:
         raise RunError(
@@ -123,6 +123,7 @@ def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
         base.tokenizer,
         positions=text_positions(base),
         class_weights=recipe.training.class_weights,
+        scale=recipe.training.scale,
     )
     base = classifier_base(base, labels.names)
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, labels=labels)

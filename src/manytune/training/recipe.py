@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from manytune.data.nearest import did_you_mean
+from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of
@@ -108,6 +109,15 @@ class EarlyStoppingRecipe(Section):
     """Stop after this many validations in a row without a better `best_metric`."""
     min_delta: Annotated[Number, Field(ge=0)] = 0.0
     """By how much it must be better to count."""
+
+
+class ScaleRecipe(Section):
+    """A scale for labels that are numbers: what is learned is `(label - mean) / deviation`."""
+
+    mean: Number
+    """In the labels' unit."""
+    deviation: Annotated[Number, Field(gt=0)]
+    """In the labels' unit."""
 
 
 class TrainingRecipe(Section):
@@ -196,6 +206,10 @@ class TrainingRecipe(Section):
     ] = None
     """For `task: classification`: what rows of each label weigh in the loss, such as `{spam: 3, ham: 1}`, scaled to a
     mean of 1; `balanced` for an equal part of the loss for each label; null for an equal weight for each row."""
+    standardize: bool | ScaleRecipe | None = None
+    """For `task: regression`: learn the labels with mean 0 and standard deviation 1 over the training rows, as null
+    does; `false` learns them as they are, and `{mean: 3, deviation: 1.5}` on this scale. Answers have
+    the labels' unit."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
     """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too: transformers' integrations, which
     their own environment variables configure."""
@@ -211,6 +225,14 @@ class TrainingRecipe(Section):
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
         return one_of(name, OPTIMIZERS)
+
+    @property
+    def scale(self) -> Scale | bool:
+        """What a regression's head learns; see `numeric_labels_of`."""
+        wanted = self.standardize
+        if isinstance(wanted, ScaleRecipe):
+            return Scale(float(wanted.mean), float(wanted.deviation))
+        return wanted is not False
 
     @field_validator("report_to")
     @classmethod
@@ -242,7 +264,7 @@ class TrainingRecipe(Section):
             raise ValueError("best_metric has no effect without keep: best or early_stopping")
 
 
-_OTHER_TASKS = ("regression", "token-classification")
+_OTHER_TASKS = ("token-classification",)
 _NOT_CLASSIFIED = ("token_budget", "group_prefixes", "cache_frozen", "compile")
 
 
@@ -254,9 +276,9 @@ class Recipe(Section):
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
-    task: Literal["generation", "classification"] = "generation"
-    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`) by a
-    new head with the labels of the rows (`data.label`)."""
+    task: Literal["generation", "classification", "regression"] = "generation"
+    """What is learned: `generation` of a completion after a prompt; by a new head, `classification` of a text
+    (`data.text`) with the labels of the rows (`data.label`), or `regression`, whose labels are numbers."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
@@ -275,8 +297,8 @@ class Recipe(Section):
     def _known_task(cls, task: object) -> object:
         if task in _OTHER_TASKS:
             raise ValueError(
-                f"{task} isn't a recipe's task; classification is. Use transformers' AutoModelFor... with "
-                "get_peft_model for it"
+                f"{task} isn't a recipe's task; classification and regression are. Use transformers' "
+                "AutoModelFor... with get_peft_model for it"
             )
         return task
 
@@ -285,23 +307,28 @@ class Recipe(Section):
         if self.task == "generation":
             if self.data.is_labelled:
                 raise ValueError("data.text and data.label are for task: classification; add that line")
-            if self.training.class_weights is not None:
-                raise ValueError("training.class_weights are for task: classification")
+        elif not self.data.is_labelled:
+            raise ValueError(f"task: {self.task} needs data.text, a template, and data.label, a field's name")
+        if self.task != "classification" and self.training.class_weights is not None:
+            raise ValueError("training.class_weights are for task: classification")
+        if self.task != "regression" and self.training.standardize is not None:
+            raise ValueError("training.standardize is for task: regression, whose labels are numbers")
+        if self.task == "generation":
             return self
-        if not self.data.is_labelled:
-            raise ValueError(
-                "task: classification needs data.text, a template, and data.label, a field's name"
-            )
         if self.adapter is not None:
-            raise ValueError("a classifier starts with a new head, so adapter isn't for task: classification")
+            raise ValueError(
+                f"task: {self.task} starts with a new head, so adapter isn't for it; leave it out"
+            )
         if self.training.validation is not None and self.training.validation.scores:
             raise ValueError(
-                "training.validation.scores are of generated answers; for task: classification leave them out, and the "
+                f"training.validation.scores are of generated answers; for task: {self.task} leave them out, and the "
                 "validation loss decides"
             )
         taken = [key for key in _NOT_CLASSIFIED if getattr(self.training, key)]
         if taken:
-            raise ValueError(f"training.{taken[0]} isn't for task: classification; leave it out")
+            raise ValueError(f"training.{taken[0]} isn't for task: {self.task}; leave it out")
+        if self.task == "regression":
+            object.__setattr__(self, "data", self.data.of_numbers())
         return self
 
     def to_yaml(self) -> str:

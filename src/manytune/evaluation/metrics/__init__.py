@@ -13,11 +13,17 @@ from manytune.evaluation.metrics.calibration import CalibrationError
 from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
 from manytune.evaluation.metrics.recorded import Recorded
+from manytune.evaluation.metrics.regression import (
+    MeanAbsoluteError,
+    Pearson,
+    RootMeanSquaredError,
+    Spearman,
+)
 from manytune.evaluation.metrics.rouge import Rouge
 from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
 from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
 
-__all__ = ["CLASS_METRICS", "METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
+__all__ = ["CLASS_METRICS", "METRICS", "NUMBER_METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -33,6 +39,10 @@ METRICS: dict[str, Metric] = {
         Accuracy(),
         MacroF1(),
         CalibrationError(),
+        RootMeanSquaredError(),
+        MeanAbsoluteError(),
+        Pearson(),
+        Spearman(),
         ToolCalls(),
         ToolNames(),
         JsonValid(),
@@ -49,6 +59,9 @@ TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exac
 
 CLASS_METRICS = ("accuracy", "f1", "ece")
 """Those of classifiers."""
+
+NUMBER_METRICS = ("rmse", "mae", "pearson", "spearman")
+"""Those of regressions."""
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:

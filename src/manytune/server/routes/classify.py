@@ -1,4 +1,4 @@
-"""`/v1/classify`: labels with probabilities, from classifiers. Requests that come at the same time share batches."""
+"""`/v1/classify`: labels with probabilities, or numbers. Requests that come at the same time share batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from manytune.data.label_kinds import AnyLabels
+from manytune.data.numeric_labels import NumericLabels
 from manytune.engine.classifier import Asked
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
@@ -21,12 +23,12 @@ from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/classify")
 
-_NOT_FINITE = "the classifier's probabilities are NaN or Inf: the values of its adapter are too large."
+_NOT_FINITE = "the head's outputs are NaN or Inf: the values of its adapter are too large."
 
 
 @router.post("")
 async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
-    """The label of each text, and the probability of every label."""
+    """The label of each text, and the probability of every label; a regression's number."""
     service: Service = http.app.state.service
     http.state.log_fields |= {"model": body.model, "user": body.user}
     http.state.principal.check_model(body.model)
@@ -65,17 +67,20 @@ def _rows(service: Service, model: Model, asked: Asked) -> list[dict[str, Any]]:
         raise asked.error
     if asked.probabilities is None:
         raise HttpError(500, "the classification failed; the server's log has why.", code="internal_error")
-    names = labels_of_model(model, len(asked.probabilities[0]))
-    return [_row(service, model, number, names, found) for number, found in enumerate(asked.probabilities)]
+    labels = labels_of_model(model, len(asked.probabilities[0]))
+    return [_row(service, model, number, labels, found) for number, found in enumerate(asked.probabilities)]
 
 
 def _row(
-    service: Service, model: Model, number: int, names: Sequence[str], found: Sequence[float]
+    service: Service, model: Model, number: int, labels: AnyLabels, found: Sequence[float]
 ) -> dict[str, Any]:
     if not all(map(math.isfinite, found)):
         assert model.adapter is not None
         service.adapters.record_failure(model.name, model.adapter.digest, _NOT_FINITE)
         raise HttpError(409, _NOT_FINITE, code="adapter_unusable", param="model")
+    if isinstance(labels, NumericLabels):
+        return {"object": "regression", "index": number, "value": labels.value(found[0])}
+    names = labels.names
     best = max(range(len(names)), key=found.__getitem__)
     return {
         "object": "classification",

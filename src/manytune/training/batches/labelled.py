@@ -24,7 +24,8 @@ class LabelledBatch:
         input_ids: Shape `(rows, longest)`.
         attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, longest)`.
         token_type_ids: From which of two texts each token is; None where no row has two. Shape `(rows, longest)`.
-        labels: The place of each row's label. Shape `(rows,)`.
+        labels: The place of each row's label; or, as floating point numbers, what a regression's head is to give.
+            Shape `(rows,)`.
         weights: What each row weighs in the loss. Shape `(rows,)`, float32.
         tokens_in: Tokens, pad tokens not counted.
     """
@@ -72,11 +73,14 @@ class LabelledBatch:
         return torch.stack([row for row in found if row is not None])
 
     def loss_sum(self, logits: Tensor) -> Tensor:
-        """Sum over rows of the weighted negative log likelihood of the label, in nats.
+        """Sum over rows of the weighted negative log likelihood of the label, in nats; or of the squared error.
 
         Args:
-            logits: Shape `(rows, labels)`.
+            logits: Shape `(rows, labels)`; `(rows, 1)` of a regression.
         """
+        if self.labels.is_floating_point():
+            errors = logits.float().squeeze(-1) - self.labels
+            return (errors.square() * self.weights).sum()
         each = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
         return (each * self.weights).sum()
 
@@ -118,7 +122,7 @@ def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:
         input_ids=ids,
         attention_mask=mask.long(),
         token_type_ids=kinds,
-        labels=torch.tensor([row.label for row in rows]),
+        labels=torch.tensor([row.label if row.value is None else row.value for row in rows]),
         weights=torch.tensor([row.weight for row in rows]),
         tokens_in=int(mask.sum()),
     )
