@@ -114,8 +114,7 @@ def test_a_server_gives_each_text_the_number_of_its_own_adapter(recipe: Path, tm
         service = client.app.state.service  # type: ignore[attr-defined]
         models = [service.adapters.acquire(name, classifies=True) for name in adapters]
         asked = [
-            service.labelling.wait(model, service.labelling.tokens([("aaza",)], model.manifest))
-            for model in models
+            service.labelling.wait(model, service.labelling.tokens([("aaza",)], model)) for model in models
         ]
         service.labelling.run()  # one batch for the three heads
         sizes = [len(one.probabilities[0]) for one in asked]
@@ -147,10 +146,16 @@ def test_a_sweep_over_rows_has_losses_on_one_scale(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(content))
     found = json.loads(manytune("sweep", path, "--ranks", "1", "--rows", "8,16", "--json").stdout)
-    assert [result["name"] for result in found["results"]] == ["mean label", "r=1 on 8 rows", "r=1 on 16 rows"]
+    assert [result["name"] for result in found["results"]] == [
+        "mean label",
+        "r=1 on 8 rows",
+        "r=1 on 16 rows",
+    ]
     assert len(found["sweep"]["points"]) == 2
     trained = [yaml.safe_load(one.read_text()) for one in (tmp_path / "run").glob("r=*/**/recipe.yaml")]
-    assert len(trained) == 2 and trained[0]["training"]["standardize"] == trained[1]["training"]["standardize"]
+    assert (
+        len(trained) == 2 and trained[0]["training"]["standardize"] == trained[1]["training"]["standardize"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def labelled_questions_of(
     Raises:
         DataError: The adapters were trained with different limits, or a row can't be used.
     """
+    from manytune.data.word_labels import WordLabels
     from manytune.evaluation.answers import labelled_questions
     from manytune.experiments.classifying import label_encoder_of
     from manytune.store.classifier_base import classifier_base
@@ -54,7 +55,8 @@ def labelled_questions_of(
             "different things. Evaluate them one at a time."
         )
     encoder = label_encoder_of(base, labels, chosen[0].data)
-    return classifier_base(base, labels.names), labelled_questions(examples, encoder)
+    with_head = classifier_base(base, labels.names, of_words=isinstance(labels, WordLabels))
+    return with_head, labelled_questions(examples, encoder)
 
 
 def baseline_system(questions: Sequence[Question], labels: AnyLabels) -> System:

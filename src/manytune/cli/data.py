@@ -97,7 +97,7 @@ def check(
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.check import check as examine
     from manytune.data.label_check import labels_in, with_labels
-    from manytune.data.labelled import LabelledForm
+    from manytune.data.label_kinds import AnyLabelledForm
 
     plan = plan_rows_of(
         files, recipe, task, base, chosen_template(template, prompt, completion, system), form
@@ -109,7 +109,7 @@ def check(
     rows_form = plan.form(next(iter(sources.values())).kept)
     if rows_form is None and plan.base is not None:
         raise typer.BadParameter("what the model sees needs --prompt and --completion", param_hint="--base")
-    if isinstance(rows_form, LabelledForm):
+    if isinstance(rows_form, AnyLabelledForm):
         trained = plan.trained or plan.files[:1]
         labels, examples = labels_in(sources, rows_form, [file for file in trained if file in sources])
         checked = examine(sources, template=rows_form)
@@ -143,7 +143,7 @@ def preview(
     from manytune.cli.outputs.data import print_previews
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.label_check import labels_in, preview_labelled
-    from manytune.data.labelled import LabelledForm
+    from manytune.data.label_kinds import AnyLabelledForm
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
     from manytune.data.templates import render_all
@@ -160,7 +160,7 @@ def preview(
     template_in_use = plan.form(records.kept) or ask_for_template(records.kept, plan.files[0])
     rendered = render_all(template_in_use, records.kept[:rows], on_error="skip")
     found: list[Any]
-    if isinstance(template_in_use, LabelledForm):
+    if isinstance(template_in_use, AnyLabelledForm):
         labels, _ = labels_in({plan.files[0]: records}, template_in_use, plan.files[:1])
         found = [preview_labelled(one, plan.label_encoder(labels, limited=True)) for one in rendered.kept]
     else:

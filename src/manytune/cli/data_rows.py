@@ -45,11 +45,11 @@ class RowsPlan:
         """The same for a classifier's rows."""
         if self.base is None or self.data is None:
             return None
-        from manytune.data.label_encoder import LabelEncoder
+        from manytune.data.word_encoder import encoder_for
         from manytune.store.base import load_tokenizer
 
         cuts = limited and self.data.overflow == "truncate_prompt"
-        return LabelEncoder(
+        return encoder_for(
             load_tokenizer(self.base),
             labels,
             max_length=self.data.max_length if limited else None,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Evaluation
 
-Kind = Literal["texts", "documents", "labels", "numbers"]
+Kind = Literal["texts", "documents", "labels", "numbers", "words"]
+_OF_HEADS = ("labels", "numbers", "words")
 Adapters = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[RUN]...", help="Run or adapter directories.", show_default=False),
@@ -64,7 +65,8 @@ def evaluate(
         typer.Option(
             help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
             "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece; for "
-            "regressions rmse, mae, pearson, spearman. For "
+            "regressions rmse, mae, pearson, spearman; for words span_f1, span_f1_macro, span_precision, span_recall, "
+            "tag_accuracy. For "
             "classes that are generated: accuracy, f1. For short facts: contains. For structured answers: tool_calls, "
             "tool_names, json_valid, json_fields."
         ),
@@ -171,7 +173,7 @@ def evaluate(
             "it holds answers that are generated here; name runs or adapters that generate",
             param_hint="--constrained",
         )
-    if kind in ("labels", "numbers") and others:
+    if kind in _OF_HEADS and others:
         raise typer.BadParameter(
             "adapters with a head answer with labels of their own rows; evaluate them without --answers and --endpoint",
             param_hint="--answers",
@@ -197,7 +199,7 @@ def evaluate(
         items, systems = items[:limit], [replace(one, answers=one.answers[:limit]) for one in systems]
     else:
         # A classifier's rows are its questions; those of others are grouped by their prompts.
-        asked = () if kind in ("labels", "numbers") else by_prompt(examples)[:limit]
+        asked = () if kind in _OF_HEADS else by_prompt(examples)[:limit]
         items = items if local is not None else items_from(asked)
         names = [system.name for system in systems]
         systems += others.systems(asked, taken=names, partial=limit is not None)
@@ -235,9 +237,12 @@ def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
     """What the answers are."""
     from manytune.cli.classifiers import common_labels
     from manytune.data.numeric_labels import NumericLabels
+    from manytune.data.word_labels import WordLabels
 
     labels = common_labels(chosen) if chosen else None
     if labels is not None:
+        if isinstance(labels, WordLabels):
+            return "words"
         return "numbers" if isinstance(labels, NumericLabels) else "labels"
     documents = examples is not None and all(example.is_document for example in examples)
     return "documents" if documents else "texts"
@@ -253,6 +258,7 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
         METRICS,
         NUMBER_METRICS,
         TEXT_METRICS,
+        WORD_METRICS,
         metrics_named,
     )
     from manytune.evaluation.metrics.recorded import RECORDED
@@ -266,6 +272,7 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
                 "documents": ("perplexity",),
                 "labels": CLASS_METRICS,
                 "numbers": NUMBER_METRICS,
+                "words": WORD_METRICS,
             }
             known = [METRICS[name] for name in usual[kind] if likelihoods or name != "perplexity"]
             return with_schema(known, valid)

@@ -9,17 +9,18 @@ from statistics import fmean, pstdev
 
 from manytune.data.check import DataCheck, FileCheck, Lengths, NumberCheck, TokenCheck
 from manytune.data.label_encoder import LabelEncoder
-from manytune.data.label_kinds import AnyLabels, labels_for
-from manytune.data.labelled import LabelledForm, Labels
+from manytune.data.label_kinds import AnyLabelledForm, AnyLabels, labels_for
+from manytune.data.labelled import Labels
 from manytune.data.numeric_labels import number_in
 from manytune.data.preview import Part, Preview
 from manytune.data.records import Records, Rejected
 from manytune.data.templates import Example, render_all
+from manytune.data.word_labels import TaggedExample
 from manytune.errors import DataError
 
 
 def labels_in(
-    sources: Mapping[str, Records], form: LabelledForm, train: Collection[str]
+    sources: Mapping[str, Records], form: AnyLabelledForm, train: Collection[str]
 ) -> tuple[AnyLabels, dict[str, tuple[Example, ...]]]:
     """The labels of the training files, and every file's examples.
 
@@ -71,12 +72,12 @@ def _file(
     encoder: LabelEncoder | None,
     limit: int | None,
 ) -> FileCheck:
-    counts = Counter(example.completion for example in examples)
+    counts = Counter(name for example in examples for name in _names(example))
     names = labels.names if isinstance(labels, Labels) else counts  # what isn't a number was rejected before
     unknown = [
-        Rejected(example.source, example.row, f"the label {example.completion!r} is no training row's")
+        Rejected(example.source, example.row, f"the label {odd[0]!r} is no training row's")
         for example in examples
-        if example.completion not in names
+        if (odd := [name for name in _names(example) if name not in names])
     ]
     lengths = (
         {"text, characters": file.lengths["prompt, characters"]}
@@ -100,6 +101,11 @@ def _file(
         else {},
         numbers=None if isinstance(labels, Labels) else _numbers(examples),
     )
+
+
+def _names(example: Example) -> tuple[str, ...]:
+    """An example's label, or the tags of its words."""
+    return example.tags if isinstance(example, TaggedExample) else (example.completion,)
 
 
 def _numbers(examples: Sequence[Example]) -> NumberCheck | None:

@@ -127,6 +127,28 @@ class LabelEncoder:
         """
         texts = self.texts(example)
         ids, kinds = self.tokens(texts)
+        too_long = self._is_too_long(ids, example)
+        if too_long:
+            ids, kinds = self.tokens(texts, cut=True)
+        label, value = self._learned(example)
+        weight = self._weights.get(example.completion, 1.0)
+        where = (example.source, example.row, example.group)
+        return Labelled(ids, (label,), *where, (), False, kinds, weight, value), too_long
+
+    def check(self, example: Example) -> None:
+        """See that an example's label is known.
+
+        Raises:
+            DataError: It isn't, or is no number.
+        """
+        self._learned(example)
+
+    def _is_too_long(self, ids: Sequence[int], example: Example) -> bool:
+        """Whether an example is to be cut.
+
+        Raises:
+            DataError: It is too long and isn't to be cut.
+        """
         too_long = self.longest is not None and len(ids) > self.longest
         if too_long and self._overflow != "truncate_prompt":
             raise DataError(
@@ -134,14 +156,7 @@ class LabelEncoder:
                 "truncate_prompt to cut longer texts, or to drop to leave them out",
                 where=example.where,
             )
-        if too_long:
-            ids, kinds = self.tokens(texts, cut=True)
-        label, value = self._learned(example)
-        weight = self._weights.get(example.completion, 1.0)
-        row = Labelled(
-            ids, (label,), example.source, example.row, example.group, (), False, kinds, weight, value
-        )
-        return row, too_long
+        return too_long
 
     def _learned(self, example: Example) -> tuple[int, float | None]:
         """The place of an example's label, and what a regression's head is to give.
@@ -164,7 +179,7 @@ class LabelEncoder:
         dropped: list[Rejected] = []
         truncated = 0
         for example in examples:
-            self._learned(example)  # an unknown label is an error, whatever is left out
+            self.check(example)  # an unknown label is an error, whatever is left out
             try:
                 row, cut = self.encode(example)
             except DataError as error:

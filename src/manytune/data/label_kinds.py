@@ -1,4 +1,4 @@
-"""The kinds of labels that rows have: classes, or numbers."""
+"""The kinds of labels that rows have: classes, numbers, or tags of words."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any
 from manytune.data.labelled import LabelledForm, Labels, check_labels, labels_of
 from manytune.data.numeric_labels import NumericLabels, Scale, numeric_labels_of
 from manytune.data.templates import Example
+from manytune.data.word_labels import TASK, TaggedForm, WordLabels, word_labels_of
 
 AnyLabels = Labels | NumericLabels
-"""What a head learns, and how its outputs are read."""
+"""What a head learns, and how its outputs are read; `WordLabels`, tags of words, are `Labels`, too."""
+AnyLabelledForm = LabelledForm | TaggedForm
+"""How a row with a label becomes an example."""
 
 
-def labels_for(form: LabelledForm, examples: Sequence[Example], *, scale: Scale | bool = True) -> AnyLabels:
+def labels_for(
+    form: AnyLabelledForm, examples: Sequence[Example], *, scale: Scale | bool = True
+) -> AnyLabels:
     """The labels of training rows.
 
     Args:
@@ -24,6 +29,8 @@ def labels_for(form: LabelledForm, examples: Sequence[Example], *, scale: Scale 
     Raises:
         DataError: They can't be learned.
     """
+    if isinstance(form, TaggedForm):
+        return word_labels_of(examples)
     return numeric_labels_of(examples, scale) if form.is_numeric else labels_of(examples)
 
 
@@ -33,8 +40,10 @@ def labels_from(content: Mapping[str, Any]) -> AnyLabels:
     Raises:
         DataError: They can't be read.
     """
-    kind = NumericLabels if content.get("task") == "regression" else Labels
-    return kind.from_dict(content)
+    task = content.get("task")
+    if task == "regression":
+        return NumericLabels.from_dict(content)
+    return (WordLabels if task == TASK else Labels).from_dict(content)
 
 
 def check_others(labels: AnyLabels, *others: Sequence[Example]) -> None:
@@ -43,9 +52,12 @@ def check_others(labels: AnyLabels, *others: Sequence[Example]) -> None:
     Raises:
         DataError: One has a label that no training row has, or no number; names its file and line.
     """
-    if isinstance(labels, Labels):
+    if isinstance(labels, Labels) and not isinstance(labels, WordLabels):
         check_labels(labels, *others)
         return
     for examples in others:
         for example in examples:
-            labels.target(example)
+            if isinstance(labels, WordLabels):
+                labels.places(example)
+            elif isinstance(labels, NumericLabels):
+                labels.target(example)

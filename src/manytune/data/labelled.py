@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from manytune.data.numeric_labels import not_a_number, number_in
 from manytune.data.records import Record
@@ -175,7 +175,7 @@ class Labels:
         return {"names": list(self.names), "counts": list(self.counts)}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Labels:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote.
 
         Raises:
@@ -192,8 +192,12 @@ class Labels:
         )
 
 
-def labels_of(examples: Sequence[Example]) -> Labels:
+def labels_of(examples: Sequence[Example], *, field: str = "data.label") -> Labels:
     """The labels of training rows.
+
+    Args:
+        examples: At least one.
+        field: The key that says where they are, for messages.
 
     Raises:
         DataError: There is a single label, there are too many, or two differ only in case or white space.
@@ -203,13 +207,13 @@ def labels_of(examples: Sequence[Example]) -> Labels:
     if len(counts) == 1:
         raise DataError(
             f"every training row has the label {next(iter(counts))!r}; a classifier needs two labels or more. Is "
-            "data.label the right field?",
+            f"{field} the right field?",
             where=where,
         )
     if len(counts) > MOST_LABELS:
         raise DataError(
             f"{len(counts):,} different labels in {len(examples):,} training rows; expected at most {MOST_LABELS}. Is "
-            "data.label the right field?",
+            f"{field} the right field?",
             where=where,
         )
     alike: dict[str, str] = {}

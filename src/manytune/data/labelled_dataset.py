@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.dataset import Splits, TokenSplits
-from manytune.data.label_encoder import LabelEncoder
 from manytune.data.label_kinds import AnyLabels, check_others, labels_for
 from manytune.data.labelled import Labels
 from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
+from manytune.data.word_encoder import encoder_for
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def encode_labelled(
     labels = labels_for(data.labelled_form(), splits.train, scale=scale)
     check_others(labels, splits.validation, splits.test)
     limits = [limit for limit in (data.max_length, positions) if limit is not None]
-    encoder = LabelEncoder(
+    encoder = encoder_for(
         tokenizer,
         labels,
         max_length=min(limits, default=None),

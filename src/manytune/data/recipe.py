@@ -12,13 +12,15 @@ from manytune.data.conversation.detect import detect, unknown_form
 from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
-from manytune.data.labelled import LabelledForm, labelled_form
+from manytune.data.label_kinds import AnyLabelledForm
+from manytune.data.labelled import labelled_form
 from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, check_options, mix
 from manytune.data.recipe_values import (
     Files,
     References,
     Rows,
+    as_fields,
     auto_or_bool,
     iso_date,
     json_values,
@@ -33,6 +35,8 @@ from manytune.data.task_recipe import (
     template_of,
 )
 from manytune.data.templates import PromptTemplate, RowForm
+from manytune.data.word_labels import TaggedForm
+from manytune.errors import TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,6 +72,14 @@ class DataRecipe(Section):
     Goes with `label`, instead of a template."""
     text_pair: str | None = None
     """Jinja2 template of a second text, such as a hypothesis next to a premise, for tokenizers that take two."""
+    tokens: str | None = None
+    """For `task: token-classification`: the field with the words, a list of texts or a text with spaces between them.
+    Goes with `tags`, instead of a template."""
+    tags: str | None = None
+    """The field with a tag for each word, such as `B-PER`: a list of texts, or a text with spaces between them; or of
+    numbers, if `tag_names` names them."""
+    tag_names: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
+    """The names of tags that are numbers from 0, in their order, such as `[O, B-PER, I-PER]`."""
     label: str | None = None
     """The field with the label: the classes are the training rows' labels, and splits by shares have an equal share of
     each. For `task: regression` it is a number."""
@@ -146,12 +158,18 @@ class DataRecipe(Section):
     @property
     def is_labelled(self) -> bool:
         """Whether the rows are a classifier's: a text and a label."""
-        return self.text is not None or self.label is not None or self.text_pair is not None
+        keys = (self.text, self.label, self.text_pair, self.tokens, self.tags)
+        return any(key is not None for key in keys) or bool(self.tag_names)
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether they are words with tags."""
+        return self.tokens is not None or self.tags is not None or bool(self.tag_names)
 
     @property
     def has_classes(self) -> bool:
         """Whether the rows' labels are classes."""
-        return self.is_labelled and not self._numeric
+        return self.is_labelled and not self.is_tagged and not self._numeric
 
     def of_numbers(self) -> Self:
         """The section of a recipe whose task is regression: its label is a number."""
@@ -159,12 +177,16 @@ class DataRecipe(Section):
         found._numeric = True
         return found
 
-    def labelled_form(self) -> LabelledForm:
+    def labelled_form(self) -> AnyLabelledForm:
         """How a labelled row becomes an example.
 
         Raises:
-            TemplateError: Text or label is missing, or a template isn't valid Jinja2.
+            TemplateError: Text or label, or tokens or tags, is missing, or a template isn't valid Jinja2.
         """
+        if self.is_tagged:
+            if self.tokens is None or self.tags is None:
+                raise TemplateError("tokens and tags, fields' names, go together")
+            return TaggedForm(self.tokens, self.tags, self.tag_names, self.group_by)
         return labelled_form(self.text, self.label, self.text_pair, self.group_by, is_numeric=self._numeric)
 
     @property
@@ -293,7 +315,11 @@ class DataRecipe(Section):
         taken = [key for key in _OF_A_TASK if key != "group_by" and getattr(self, key)]
         taken += [] if self.format == "auto" else ["format"]
         if taken:
-            raise ValueError(f"give either text and label, for a classifier, or {' and '.join(taken)}")
+            raise ValueError(
+                f"give either text and label, or tokens and tags, for a classifier, or {' and '.join(taken)}"
+            )
+        if self.is_tagged and (self.text, self.text_pair, self.label) != (None, None, None):
+            raise ValueError("give either text and label, or tokens and tags")
         self.labelled_form()
 
     def _check_tasks(self) -> None:
@@ -301,7 +327,9 @@ class DataRecipe(Section):
             if getattr(self, key):
                 raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
         if self.is_labelled:
-            raise ValueError("text and label are a classifier's, which has one task; give train as files")
+            raise ValueError(
+                "text and label, or tokens and tags, are a classifier's, which has one task; give train as files"
+            )
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):
                 raise ValueError(

@@ -27,6 +27,9 @@ from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import digest_of
 from manytune.store.classifier_parts import Classifiers, classifier_parts, head_of
 
+NOT_READ = -1
+"""In the place of a word's first token: it has none, or it was cut off."""
+
 _BATCH_TOKENS = 4096  # of a forward, padding included
 
 
@@ -37,10 +40,12 @@ class TextTokens:
     Attributes:
         ids: The tokens, with the special tokens that the base expects.
         kinds: From which of two texts each token is; empty for one text.
+        read_at: For a classifier of words: the first token of each word; `NOT_READ` for words that have none.
     """
 
     ids: tuple[int, ...]
     kinds: tuple[int, ...] = ()
+    read_at: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -52,7 +57,8 @@ class Asked:
         terms: What it does in the base's layers; see `served_terms`.
         texts: The texts.
         probabilities: Those of the classes, in the order of the head's outputs, for each text; None until it has run.
-            Of a head with one output, that output: a regression's number on its own scale.
+            Of a head with one output, that output: a regression's number on its own scale. Empty for words.
+        words: The same of each word, for a classifier of words; none of a word that isn't read. None for others.
         error: Why these can't be classified; None if they can.
     """
 
@@ -60,6 +66,7 @@ class Asked:
     terms: Terms
     texts: Sequence[TextTokens]
     probabilities: list[list[float]] | None = None
+    words: list[list[list[float]]] | None = None
     error: ManytuneError | None = None
 
 
@@ -132,7 +139,7 @@ class Classifier:
         try:
             names = {digest: digest_of(snapshot) for digest, snapshot in zip(heads, held, strict=True)}
             rows = [(one, number) for one in asked for number in range(len(one.texts))]
-            found: dict[tuple[int, int], list[float]] = {}
+            found: dict[tuple[int, int], Tensor] = {}
             for batch in _batches(rows, self._changes_positions):
                 owners = [one.adapter.digest for one, _ in batch]
                 outputs = self._forward(
@@ -142,7 +149,7 @@ class Classifier:
                 for digest in dict.fromkeys(owners):
                     places = [place for place, owner in enumerate(owners) if owner == digest]
                     values = _labelled(heads[digest], outputs, places)
-                    for place, row in zip(places, values.tolist(), strict=True):
+                    for place, row in zip(places, values.cpu(), strict=True):
                         one, number = batch[place]
                         found[id(one), number] = row
         finally:
@@ -151,7 +158,15 @@ class Classifier:
                 self._slots.release(snapshot)
                 self._slots.unregister(digest)
         for one in asked:
-            one.probabilities = [found[id(one), number] for number in range(len(one.texts))]
+            rows_of_one = [found[id(one), number] for number in range(len(one.texts))]
+            if rows_of_one and rows_of_one[0].dim() > 1:  # (tokens, classes): a classifier of words
+                one.words = [
+                    [row[place].tolist() if place != NOT_READ else [] for place in text.read_at]
+                    for text, row in zip(one.texts, rows_of_one, strict=True)
+                ]
+            one.probabilities = (
+                [row.tolist() for row in values] if one.words is None else [[] for _ in values]
+            )
 
     def _changes_positions(self, terms: Terms) -> bool:
         """Whether an adapter has a table of its own that isn't of tokens, which the base looks up once for all rows."""
@@ -199,7 +214,10 @@ class _Given(nn.Module):
 
 
 def _labelled(head: Any, outputs: _Outputs, places: Sequence[int]) -> Tensor:
-    """The probabilities that a head gives its rows, (rows, classes); of a single output, that output."""
+    """The probabilities that a head gives its rows, (rows, classes), or for words (rows, tokens, classes).
+
+    Of a single output, that output.
+    """
     rows = torch.tensor(places, device=outputs.inputs["input_ids"].device)
     given = {name: value[rows].float() for name, value in outputs.found.items() if isinstance(value, Tensor)}
     head.base_model.outputs = type(outputs.found)(**given)

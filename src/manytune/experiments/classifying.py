@@ -13,6 +13,8 @@ from manytune.data.label_encoder import LabelEncoder, Labelled
 from manytune.data.label_kinds import AnyLabels
 from manytune.data.numeric_labels import NumericLabels
 from manytune.data.recipe import DataRecipe
+from manytune.data.word_encoder import Tagged, encoder_for
+from manytune.data.word_labels import WordLabels
 from manytune.evaluation.answers import Question
 from manytune.evaluation.results import Answer
 from manytune.experiments.answering import Notice
@@ -24,6 +26,8 @@ MAJORITY = "majority class"
 """What tables call the baseline: a base without a head gives no labels, and an untrained head random ones."""
 MEAN = "mean label"
 """The same of a regression."""
+CUT = "<cut>"
+"""What a word is answered with that isn't read, since its text is cut before it."""
 
 
 def baseline_name(labels: AnyLabels) -> str:
@@ -34,7 +38,7 @@ def baseline_name(labels: AnyLabels) -> str:
 def label_encoder_of(base: Base, labels: AnyLabels, data: DataRecipe) -> LabelEncoder:
     """Makes token ids as the training makes them; a text that is too long is an error unless the training cuts them."""
     limits = [limit for limit in (data.max_length, text_positions(base)) if limit is not None]
-    return LabelEncoder(base.tokenizer, labels, max_length=min(limits, default=None), overflow=data.overflow)
+    return encoder_for(base.tokenizer, labels, max_length=min(limits, default=None), overflow=data.overflow)
 
 
 @torch.inference_mode()
@@ -48,7 +52,7 @@ def ask_classifier(
 ) -> tuple[Answer, ...]:
     """The label that a classifier finds likeliest for each text, its probability, and the right label's likelihood.
 
-    Of a regression the number, in the labels' unit.
+    Of a regression the number, in the labels' unit; of words the likeliest tag of each, with spaces between them.
 
     Args:
         model: The base with its head, in evaluation mode.
@@ -77,8 +81,19 @@ def _read(logits: Tensor, labels: AnyLabels, row: Labelled) -> Answer:
     if isinstance(labels, NumericLabels):
         return number_answer(labels.value(float(logits)))
     values = logits.log_softmax(-1)
+    if isinstance(row, Tagged):
+        return _tags(values[torch.tensor(row.first_tokens)], labels.names, row)
     chosen = int(values.argmax())
     return _answer(labels.names[chosen], math.exp(float(values[chosen])), -float(values[row.label]))
+
+
+def _tags(log_probabilities: Tensor, names: Sequence[str], row: Tagged) -> Answer:
+    """The tags of a row's words, one a word that has a token."""
+    chosen = dict(zip(row.words, log_probabilities.argmax(-1).tolist(), strict=True))
+    tags = [names[chosen[word]] if word in chosen else CUT for word in range(row.length)]
+    right = torch.tensor(row.completion_ids)
+    nll = -float(log_probabilities.gather(1, right[:, None]).sum())
+    return Answer(" ".join(tags), tokens=len(chosen), finished="stop", nll=nll, nll_tokens=len(chosen))
 
 
 def number_answer(value: float) -> Answer:
@@ -97,6 +112,18 @@ def baseline_answers(questions: Sequence[Question], labels: AnyLabels) -> tuple[
     name, share = labels.majority
     shares = [count / sum(labels.counts) for count in labels.counts]
     rows: list[Labelled] = [question.encoded[0] for question in questions]  # type: ignore[misc]
+    if isinstance(labels, WordLabels):
+        return tuple(
+            Answer(
+                " ".join([name] * row.length),
+                tokens=row.targets,
+                finished="stop",
+                nll=-sum(math.log(shares[tag]) for tag in row.completion_ids),
+                nll_tokens=row.targets,
+            )
+            for row in rows
+            if isinstance(row, Tagged)
+        )
     return tuple(_answer(name, share, -math.log(shares[row.label])) for row in rows)
 
 
@@ -109,6 +136,12 @@ def baseline_facts(labels: AnyLabels) -> dict[str, str]:
             "head",
         }
     name, share = labels.majority
+    if isinstance(labels, WordLabels):
+        return {
+            "Answers": "the tag with the highest probability at the first token of each word",
+            "Baseline": f"the training words' most frequent tag, {name!r} ({share:.1%} of them), for every word, since "
+            "the untouched base has no head",
+        }
     return {
         "Answers": "the label with the highest probability; a decoder's head reads a text's last token",
         "Baseline": f"the training rows' most frequent label, {name!r} ({share:.1%} of them), since the untouched base "

@@ -16,7 +16,7 @@ from manytune.experiments.reporter import Reporter
 from manytune.experiments.workspace import Workspace
 from manytune.training.inputs import read_inputs
 from manytune.training.loop.arguments import check_device
-from manytune.training.recipe import Recipe, ScaleRecipe
+from manytune.training.recipe import Recipe
 
 
 def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = False) -> Workspace:
@@ -64,5 +64,5 @@ def _on_one_scale(recipe: Recipe, labels: AnyLabels | None) -> Recipe:
     """The recipe with the scale of a regression's labels, so that trainings on fewer rows have comparable losses."""
     if not isinstance(labels, NumericLabels):
         return recipe
-    scale = ScaleRecipe(mean=labels.scale.mean, deviation=labels.scale.deviation)
+    scale = {"mean": labels.scale.mean, "deviation": labels.scale.deviation}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"standardize": scale})})

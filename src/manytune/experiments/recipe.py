@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from manytune.data.nearest import did_you_mean
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
-from manytune.evaluation.metrics import CLASS_METRICS, METRICS, NUMBER_METRICS
+from manytune.evaluation.metrics import CLASS_METRICS, METRICS, NUMBER_METRICS, WORD_METRICS
 from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
 from manytune.experiments.validation_scores import check_scores
@@ -340,7 +340,9 @@ def _of_classifiers(experiment: Experiment, where: str) -> Experiment:
             f"{where}: {found}: shots, rehearsal and probes are for models that generate; leave them out with task: "
             f"{experiment.recipe.task}"
         )
-    usual = NUMBER_METRICS if experiment.recipe.task == "regression" else CLASS_METRICS
+    usual = {"regression": NUMBER_METRICS, "token-classification": WORD_METRICS}.get(
+        experiment.recipe.task, CLASS_METRICS
+    )
     metrics = compare.metrics if "metrics" in compare.model_fields_set else usual
     return replace(experiment, compare=compare.model_copy(update={"metrics": metrics, "shots": ()}))
 

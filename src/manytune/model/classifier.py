@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig
@@ -19,11 +23,18 @@ POOLER = "pooler"
 
 
 def is_classifier(model: Any) -> bool:
-    """Whether a model, without what is attached to it, is one of transformers' classifiers of sequences."""
-    return type(model).__name__.endswith("ForSequenceClassification")
+    """Whether a model, without what is attached to it, is one of transformers' classifiers of sequences or tokens."""
+    return type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification"))
 
 
-def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | None) -> PreTrainedModel:
+def classifies_words(model: Any) -> bool:
+    """Whether it is one of tokens."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def with_head(
+    model: PreTrainedModel, names: Sequence[str], *, pad_id: int | None, of_words: bool = False
+) -> PreTrainedModel:
     """Make a classifier of transformers around a base, with a head for these classes, or for a single number.
 
     The base's layers become the classifier's and stay where they are in memory; a causal language model's own output
@@ -34,6 +45,7 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
         model: An encoder without a head, or a causal language model; nothing is attached to it.
         names: The classes; a single name for a regression's number.
         pad_id: The pad token: decoders find a text's last token by it.
+        of_words: Whether each token gets a class, rather than the whole text.
 
     Raises:
         ConfigError: transformers has no classifier of this kind, or the base is an encoder-decoder.
@@ -47,16 +59,21 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: place for place, name in enumerate(names)}
-    config.problem_type = "single_label_classification" if len(names) > 1 else "regression"
+    if not of_words:
+        config.problem_type = "single_label_classification" if len(names) > 1 else "regression"
     if pad_id is not None:
         config.pad_token_id = pad_id
     backbone: Any = model.base_model
     try:
         with torch.device("meta"):
-            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+            kind_of_head: Any = (
+                AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
+            )
+            classifier: Any = kind_of_head.from_config(config)
     except ValueError as error:
+        what = "words" if of_words else "texts"
         raise ConfigError(
-            f"a head for labels: transformers has no classifier for this base ({kind})."
+            f"a head for labels: transformers has no classifier of {what} for this base ({kind})."
         ) from error
     prefix = classifier.base_model_prefix
     mine, theirs = getattr(backbone, POOLER, None), getattr(getattr(classifier, prefix), POOLER, None)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
+from manytune.methods.config import TaskType
 from manytune.methods.tuners.terms import Terms
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
@@ -59,6 +60,11 @@ class Model:
     def is_classifier(self) -> bool:
         """Whether it answers texts with labels."""
         return self.adapter is not None and is_for_classes(self.adapter.config)
+
+    @property
+    def classifies_words(self) -> bool:
+        """Whether it answers words with labels."""
+        return self.adapter is not None and self.adapter.config.task_type == TaskType.TOKEN_CLS
 
     @property
     def virtual_tokens(self) -> int:

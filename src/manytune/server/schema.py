@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -184,14 +184,27 @@ class ClassifyRequest(Body):
     """`POST /v1/classify`."""
 
     model: str
-    input: str | list[str] = Field(description="One text or more.")
+    input: str | list[str] | None = Field(None, description="One text or more.")
+    words: list[str] | list[list[str]] | None = Field(
+        None,
+        description="Instead of input, for a classifier of words: the words of a text, or of several, as they were "
+        "divided for training.",
+    )
     text_pair: str | list[str] | None = Field(
         None, description="The second text of each, for a classifier of pairs such as premise and hypothesis."
     )
     user: str | None = Field(None, max_length=200, description="Written to the log.")
 
     def texts(self) -> list[tuple[str, ...]]:
-        """One text or two for each row."""
+        """One text or two for each row; the words of each row, if these are given.
+
+        Raises:
+            HttpError: Neither or both of input and words are given, or there are too many.
+        """
+        if (self.input is None) is (self.words is None):
+            raise invalid("expected either input or words.", "input")
+        if self.input is None:
+            return self._rows_of_words()
         firsts = _texts(self.input, "input")
         if self.text_pair is None:
             return [(text,) for text in firsts]
@@ -202,6 +215,19 @@ class ClassifyRequest(Body):
             )
             raise invalid(message, "text_pair")
         return list(zip(firsts, seconds, strict=True))
+
+    def _rows_of_words(self) -> list[tuple[str, ...]]:
+        given: list[Any] = list(self.words or [])
+        rows = [given] if given and isinstance(given[0], str) else given
+        if self.text_pair is not None:
+            raise invalid("text_pair: words are those of one text.", "text_pair")
+        if not 1 <= len(rows) <= _MOST_TEXTS or not all(rows):
+            raise invalid(
+                f"words: expected the words of 1 to {_MOST_TEXTS:,} texts, at least one of each.", "words"
+            )
+        if not all(word.strip() for row in rows for word in row):
+            raise invalid("words: a word is blank.", "words")
+        return [tuple(" ".join(word.split()) for word in row) for row in rows]
 
 
 def _texts(given: str | list[str], name: str) -> list[str]:

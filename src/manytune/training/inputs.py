@@ -12,6 +12,7 @@ from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_split
 from manytune.data.encoding_cache import EncodingCache
 from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled_dataset import encode_labelled
+from manytune.data.word_labels import WordLabels
 from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.classifier import renew_head, train_new_modules
@@ -125,7 +126,7 @@ def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
         class_weights=recipe.training.class_weights,
         scale=recipe.training.scale,
     )
-    base = classifier_base(base, labels.names)
+    base = classifier_base(base, labels.names, of_words=isinstance(labels, WordLabels))
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, labels=labels)
 
 
@@ -142,7 +143,8 @@ def attach_method(inputs: RunInputs) -> PeftModel:
     require_trainable(base.model)
     set_seed(recipe.training.seed)
     if inputs.labels is not None:
-        config = recipe.method.peft_config("SEQ_CLS")
+        of_words = isinstance(inputs.labels, WordLabels)
+        config = recipe.method.peft_config("TOKEN_CLS" if of_words else "SEQ_CLS")
         renew_head(base.model)
         train_new_modules(base.model, config)
         model = get_peft_model(base.model, config)

@@ -111,15 +111,6 @@ class EarlyStoppingRecipe(Section):
     """By how much it must be better to count."""
 
 
-class ScaleRecipe(Section):
-    """A scale for labels that are numbers: what is learned is `(label - mean) / deviation`."""
-
-    mean: Number
-    """In the labels' unit."""
-    deviation: Annotated[Number, Field(gt=0)]
-    """In the labels' unit."""
-
-
 class TrainingRecipe(Section):
     """How it is trained."""
 
@@ -204,9 +195,12 @@ class TrainingRecipe(Section):
         | None,
         BeforeValidator(_as_class_weights),
     ] = None
-    """For `task: classification`: what rows of each label weigh in the loss, such as `{spam: 3, ham: 1}`, scaled to a
-    mean of 1; `balanced` for an equal part of the loss for each label; null for an equal weight for each row."""
-    standardize: bool | ScaleRecipe | None = None
+    """For `task: classification` and `token-classification`: what rows, or words, of each label weigh in the loss, such
+    as `{spam: 3, ham: 1}`, scaled to a mean of 1; `balanced` for an equal part of the loss for each label; null for an
+    equal weight for each."""
+    standardize: bool | Annotated[dict[Literal["mean", "deviation"], Number], Field(min_length=2)] | None = (
+        None
+    )
     """For `task: regression`: learn the labels with mean 0 and standard deviation 1 over the training rows, as null
     does; `false` learns them as they are, and `{mean: 3, deviation: 1.5}` on this scale. Answers have
     the labels' unit."""
@@ -230,9 +224,7 @@ class TrainingRecipe(Section):
     def scale(self) -> Scale | bool:
         """What a regression's head learns; see `numeric_labels_of`."""
         wanted = self.standardize
-        if isinstance(wanted, ScaleRecipe):
-            return Scale(float(wanted.mean), float(wanted.deviation))
-        return wanted is not False
+        return Scale(**wanted) if isinstance(wanted, dict) else wanted is not False
 
     @field_validator("report_to")
     @classmethod
@@ -246,6 +238,8 @@ class TrainingRecipe(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
+        if isinstance(self.standardize, dict) and not self.standardize["deviation"] > 0:
+            raise ValueError("standardize: the deviation must be above 0")
         check_optimizer_options(self.optimizer, self.optimizer_options)
         self._check_best_metric()
         check_schedule(self.lr_scheduler, self.lr_scheduler_options, warmup=self.warmup)
@@ -264,7 +258,6 @@ class TrainingRecipe(Section):
             raise ValueError("best_metric has no effect without keep: best or early_stopping")
 
 
-_OTHER_TASKS = ("token-classification",)
 _NOT_CLASSIFIED = ("token_budget", "group_prefixes", "cache_frozen", "compile")
 
 
@@ -276,9 +269,10 @@ class Recipe(Section):
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
-    task: Literal["generation", "classification", "regression"] = "generation"
+    task: Literal["generation", "classification", "regression", "token-classification"] = "generation"
     """What is learned: `generation` of a completion after a prompt; by a new head, `classification` of a text
-    (`data.text`) with the labels of the rows (`data.label`), or `regression`, whose labels are numbers."""
+    (`data.text`) with the labels of the rows (`data.label`), `regression`, whose labels are numbers, or
+    `token-classification` of words (`data.tokens`) with a tag each (`data.tags`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
@@ -292,25 +286,22 @@ class Recipe(Section):
     """The run directory; `load_recipe` makes it `runs/<name of the recipe file>` when the file doesn't
     say."""
 
-    @field_validator("task", mode="before")
-    @classmethod
-    def _known_task(cls, task: object) -> object:
-        if task in _OTHER_TASKS:
-            raise ValueError(
-                f"{task} isn't a recipe's task; classification and regression are. Use transformers' "
-                "AutoModelFor... with get_peft_model for it"
-            )
-        return task
-
     @model_validator(mode="after")
     def _rows_of_the_task(self) -> Self:
         if self.task == "generation":
             if self.data.is_labelled:
-                raise ValueError("data.text and data.label are for task: classification; add that line")
-        elif not self.data.is_labelled:
+                keys, task = (
+                    ("tokens and data.tags", "token-classification")
+                    if self.data.is_tagged
+                    else ("text and data.label", "classification")
+                )
+                raise ValueError(f"data.{keys} are for task: {task}; add that line")
+        elif self.task == "token-classification" and not self.data.is_tagged:
+            raise ValueError("task: token-classification needs data.tokens and data.tags, fields' names")
+        elif self.task != "token-classification" and (self.data.is_tagged or not self.data.is_labelled):
             raise ValueError(f"task: {self.task} needs data.text, a template, and data.label, a field's name")
-        if self.task != "classification" and self.training.class_weights is not None:
-            raise ValueError("training.class_weights are for task: classification")
+        if self.task in ("generation", "regression") and self.training.class_weights is not None:
+            raise ValueError("training.class_weights are for task: classification and token-classification")
         if self.task != "regression" and self.training.standardize is not None:
             raise ValueError("training.standardize is for task: regression, whose labels are numbers")
         if self.task == "generation":

@@ -20,10 +20,19 @@ from manytune.evaluation.metrics.regression import (
     Spearman,
 )
 from manytune.evaluation.metrics.rouge import Rouge
+from manytune.evaluation.metrics.spans import SpanScore, TagAccuracy
 from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
 from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
 
-__all__ = ["CLASS_METRICS", "METRICS", "NUMBER_METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
+__all__ = [
+    "CLASS_METRICS",
+    "METRICS",
+    "NUMBER_METRICS",
+    "TEXT_METRICS",
+    "WORD_METRICS",
+    "Metric",
+    "metrics_named",
+]
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -43,6 +52,11 @@ METRICS: dict[str, Metric] = {
         MeanAbsoluteError(),
         Pearson(),
         Spearman(),
+        SpanScore("span_f1", "Span F1"),
+        SpanScore("span_f1_macro", "Span F1 (macro)", of="macro"),
+        SpanScore("span_precision", "Span precision", of="precision"),
+        SpanScore("span_recall", "Span recall", of="recall"),
+        TagAccuracy(),
         ToolCalls(),
         ToolNames(),
         JsonValid(),
@@ -62,6 +76,9 @@ CLASS_METRICS = ("accuracy", "f1", "ece")
 
 NUMBER_METRICS = ("rmse", "mae", "pearson", "spearman")
 """Those of regressions."""
+
+WORD_METRICS = ("span_f1", "span_f1_macro", "span_precision", "span_recall", "tag_accuracy")
+"""Those of classifiers of words."""
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:
