@@ -152,7 +152,9 @@ def test_a_sweep_over_rows_has_losses_on_one_scale(tmp_path: Path) -> None:
         "r=1 on 16 rows",
     ]
     assert len(found["sweep"]["points"]) == 2
-    trained = [yaml.safe_load(one.read_text()) for one in (tmp_path / "run").glob("r=*/**/recipe.yaml")]
+    trained = [
+        yaml.safe_load(one.read_text()) for one in (tmp_path / "run").glob("**/r=1-on-*/**/recipe.yaml")
+    ]
     assert (
         len(trained) == 2 and trained[0]["training"]["standardize"] == trained[1]["training"]["standardize"]
     )

@@ -105,10 +105,10 @@ def test_each_request_has_its_own_adapter_and_head_in_one_batch(recipe: Path, tm
     store = AdapterStore(tmp_path / "store")
     for name, path in adapters.items():
         store.add(path, name=name, base=base)
-    words = ["abc", "q", "r", "w"]
+    words = ["abc", "q", "r", "bb", "w"]
     with TestClient(app_of(base, store), base_url="http://localhost") as client:
         for name in ("mine", "other"):
-            answer = client.post("/v1/classify", json={"model": name, "input": ["ab", "abc q r w"]})
+            answer = client.post("/v1/classify", json={"model": name, "input": ["ab", "abc q r bb w"]})
             assert answer.status_code == 200, answer.text
             row = answer.json()["data"][1]
             expected = alone(base, adapters[name], words)
@@ -120,9 +120,9 @@ def test_each_request_has_its_own_adapter_and_head_in_one_batch(recipe: Path, tm
             assert [word["probabilities"] for word in given["words"]] == [
                 word["probabilities"] for word in row["words"]
             ]
-        row = client.post("/v1/classify", json={"model": "mine", "input": "abc q r w"}).json()["data"][0]
+        row = client.post("/v1/classify", json={"model": "mine", "input": "abc q r bb w"}).json()["data"][0]
         entities = [(one["label"], one["text"], one["start"], one["end"]) for one in row["entities"]]
-        assert entities == [("X", "q r", 4, 7), ("Y", "w", 8, 9)]
+        assert entities == [("X", "q r", 4, 7), ("Y", "w", 11, 12)]
         service = client.app.state.service  # type: ignore[attr-defined]
         models = [service.adapters.acquire(name, classifies=True) for name in adapters]
         asked = [

@@ -80,7 +80,7 @@ def ask_here(
     loaded, chosen = load_common_base(chosen, base)
     if labels is not None:
         return _ask_classifiers(chosen, loaded, labels, examples, limit=limit, batch_size=batch_size)
-    encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
+    encoders = encoders_of(chosen, loaded, new_tokens=max_new_tokens)
     longest = _longest(chosen[0], loaded)
     asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
     decoding = Decoding(
@@ -129,7 +129,7 @@ def _ask_classifiers(
     return Local(
         chosen,
         tuple(question.item for question in questions),
-        [baseline_system(questions, labels), *map(_system, chosen, answers)],
+        [baseline_system(questions, labels), *map(system_of, chosen, answers)],
         {"Base": f"{with_head.name} ({with_head.fingerprint})", **facts},
         facts["Answers"],
     )
@@ -170,7 +170,7 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
-def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
+def encoders_of(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
     """Each adapter's encoder. They may differ in the date that a chat template writes, and in nothing else.
 
     Raises:
@@ -222,7 +222,7 @@ def _systems(
                 answers = ask_model(
                     model, base.tokenizer, questions, decoding, likelihoods=likelihoods, notice=notice
                 )
-            systems.append(_system(one, answers) if one else System(name, "base", answers))
+            systems.append(system_of(one, answers) if one else System(name, "base", answers))
     return systems
 
 
@@ -230,7 +230,8 @@ def _search(beams: int) -> str:
     return "greedy" if beams == 1 else f"best of {beams} beams"
 
 
-def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
+def system_of(one: Chosen, answers: tuple[Answer, ...]) -> System:
+    """An adapter that has answered."""
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.results import Curves
     from manytune.evaluation.run_files import read_cost, read_curves

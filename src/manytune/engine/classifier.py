@@ -164,9 +164,7 @@ class Classifier:
                     [row[place].tolist() if place != NOT_READ else [] for place in text.read_at]
                     for text, row in zip(one.texts, rows_of_one, strict=True)
                 ]
-            one.probabilities = (
-                [row.tolist() for row in values] if one.words is None else [[] for _ in values]
-            )
+            one.probabilities = [row.tolist() if one.words is None else [] for row in rows_of_one]
 
     def _changes_positions(self, terms: Terms) -> bool:
         """Whether an adapter has a table of its own that isn't of tokens, which the base looks up once for all rows."""

@@ -10,11 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from manytune.data.label_kinds import AnyLabels
+from manytune.data.labelled import Labels
 from manytune.data.numeric_labels import NumericLabels
 from manytune.engine.classifier import Asked
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
 from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.label_choice import choose_labels
 from manytune.server.labelling import labels_of_model
 from manytune.server.metrics import Timing
 from manytune.server.routes.chat import fingerprint_of
@@ -33,6 +35,15 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     service: Service = http.app.state.service
     http.state.log_fields |= {"model": body.model, "user": body.user}
     http.state.principal.check_model(body.model)
+    words_of_labels = body.labels()
+    if words_of_labels is not None:
+        chosen = await choose_labels(service, http, body, words_of_labels)
+        labels = Labels(words_of_labels.names)
+        rows = [
+            _row(service, chosen.model, number, labels, one)
+            for number, one in enumerate(chosen.probabilities)
+        ]
+        return _answer(body, chosen.model, rows, chosen.read)
     texts = body.texts()
     service.loop.check_capacity()
     timing = Timing(service.metrics, body.model)
@@ -55,6 +66,10 @@ async def classify(body: ClassifyRequest, http: Request) -> dict[str, Any]:
     timing.end("stop")
     read = sum(len(text.ids) for text in tokens)
     service.metrics.prompt_tokens.labels(body.model).inc(read)
+    return _answer(body, model, rows, read)
+
+
+def _answer(body: ClassifyRequest, model: Model, rows: list[dict[str, Any]], read: int) -> dict[str, Any]:
     return {
         "object": "list",
         "model": body.model,
