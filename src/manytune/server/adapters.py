@@ -340,6 +340,8 @@ def _of_the_other_kind(model: Model) -> HttpError:
             "label_words."
         )
     else:
-        message = f"{model.name} is no classifier: it was trained for text or embeddings, and has no labels; give "
+        message = (
+            f"{model.name} is no classifier: it was trained for text or embeddings, and has no labels; give "
             "label_words."
+        )
     return HttpError(400, message, code="unsupported_model", param="model")

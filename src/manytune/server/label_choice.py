@@ -63,7 +63,9 @@ async def choose_labels(service: Service, http: Request, body: ClassifyRequest, 
     made = [_Made(service, body, one, words) for one in given]
     makers: list[PromptMaker] = [partial(one.prompt, label) for one in made for label in range(labels)]
     # What /v1/completions does with echo: the model reads a prompt, here with a word behind it.
-    how = CompletionRequest(model=body.model, prompt="", echo=True, logprobs=0, max_tokens=0)
+    how = CompletionRequest.model_validate(
+        {"model": body.model, "prompt": "", "echo": True, "logprobs": 0, "max_tokens": 0}
+    )
     found: list[PartialAnswer] = []
     models: list[Model] = []
     read, at_once = 0, service.settings.max_choices
