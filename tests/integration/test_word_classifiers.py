@@ -191,3 +191,17 @@ def test_a_recipe_that_mixes_tasks_is_refused(changes: dict[str, Any], message: 
     content = {"task": "token-classification", "data": {"train": "x", "tokens": "t", "tags": "g"}}
     with pytest.raises(RecipeError, match=message):
         recipe_from({**content, **changes})
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_init_takes_lists_of_words_and_of_as_many_tags(numbers: bool, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in write_tagged(tmp_path / "rows.jsonl", 40).read_text().splitlines()]
+    if numbers:
+        rows = [{**row, "ner": [NAMES.index(tag) for tag in row["ner"]]} for row in rows]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    manytune("init", file, "--output", tmp_path / "words.yaml")
+    text = (tmp_path / "words.yaml").read_text()
+    found = recipe_from(yaml.safe_load(text))
+    assert (found.task, found.data.tokens, found.data.tags) == ("token-classification", "tokens", "ner")
+    assert ("tag_names" in text) is numbers

@@ -17,6 +17,7 @@ from manytune.data.strict_json import parse
 from manytune.data.templates import NAMED_TEMPLATES, Example
 from manytune.errors import DataError
 from manytune.training.starting_classifier import labelled_columns, labelled_recipe, numeric_columns
+from manytune.training.starting_tags import tagged_columns, tagged_recipe
 
 _ENOUGH = 30  # rows, of which a tenth is worth setting aside
 _SHARE = 0.1
@@ -49,6 +50,9 @@ def starting_recipe(file: str, *, output: Path) -> str:
     if not records:
         raise DataError("no row can be read", where=file)
     labelled = None if detect(records) is not None else labelled_columns(records)
+    tagged = None if detect(records) is not None else tagged_columns(records)
+    if tagged is not None:
+        return tagged_recipe(file, records, *tagged, output=output, shares=_share_lines(len(records)))
     numeric = None if detect(records) is not None or labelled is not None else numeric_columns(records)
     if found := labelled or numeric:
         shares = _share_lines(len(records))
