@@ -51,7 +51,7 @@ def test_spearman_s_interval_is_that_of_resampled_ranks():
     found = bootstrap_interval(
         METRICS["spearman"].aggregate, rows("spearman", said, right), bounds=(-1, 1), resampling=Resampling()
     )
-    samples = draw.integers(300, size=(1500, 300))
+    samples = draw.integers(300, size=(600, 300))
     again = [stats.spearmanr(said[one], right[one])[0] for one in samples]
     assert found is not None
     assert (found.low, found.high) == pytest.approx(np.quantile(again, [0.025, 0.975]), abs=0.015)
