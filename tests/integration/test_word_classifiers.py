@@ -20,7 +20,7 @@ from manytune.store.classifier_base import classifier_base
 from manytune.store.store import AdapterStore
 from manytune.training.batches import labelled
 from manytune.training.inputs import read_inputs
-from manytune.training.recipe import recipe_from
+from manytune.training.recipe import load_recipe, recipe_from
 from manytune.training.run import run
 
 NAMES = ["B-X", "B-Y", "I-X", "O"]
@@ -202,6 +202,6 @@ def test_init_takes_lists_of_words_and_of_as_many_tags(numbers: bool, tmp_path: 
     file.write_text("\n".join(map(json.dumps, rows)) + "\n")
     manytune("init", file, "--output", tmp_path / "words.yaml")
     text = (tmp_path / "words.yaml").read_text()
-    found = recipe_from(yaml.safe_load(text))
+    found = load_recipe(tmp_path / "words.yaml")
     assert (found.task, found.data.tokens, found.data.tags) == ("token-classification", "tokens", "ner")
     assert ("tag_names" in text) is numbers
