@@ -1,6 +1,6 @@
 # make demo    train, compare and see a first fine-tune (ten minutes on two cores)
 # make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
-# make check   lint and types only
+# make check   lint, static checks and types only
 # make bench   the benchmarks, one after the other (E2E=devset.csv for those on E2E)
 # make docs    the documentation as a site, in site/
 #

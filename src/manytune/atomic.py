@@ -7,8 +7,10 @@ at worst a leftover that `clean_leftovers` finds by its name.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import time
@@ -17,10 +19,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from manytune.errors import TargetExistsError
+from manytune.errors import StoreError, TargetExistsError, WriteError
 
 _WRITING = ".manytune-tmp-"  # a target that isn't complete
 _REPLACED = ".manytune-old-"  # a complete directory that was moved away to make room for its successor
+
+
+_OF_RUST = re.compile(r"\(os error (\d+)\)|code: (\d+)")
+_REASONS = {
+    errno.ENOSPC: "no space is left on the disk. Free some, and run the command again",
+    errno.EDQUOT: "your share of the disk is used up. Free some space, and run the command again",
+    errno.EFBIG: "a file would be larger than is allowed here (`ulimit -f`). Raise the limit, or write somewhere else",
+    errno.EROFS: "the file system is read-only. Write somewhere else",
+    errno.EACCES: "permission is missing. Have it given, or use another place",
+    errno.EPERM: "permission is missing. Have it given, or use another place",
+    errno.EIO: "the disk reports an error. Check it, or use another place",
+}
+
+
+def write_error(error: Exception, path: Path | None = None) -> WriteError | None:
+    """Return an error that names what can't be written, why, and what to do; None for an error of another kind.
+
+    Args:
+        error: What was raised while something was written.
+        path: What was written, if the error doesn't say.
+    """
+    named: object = None
+    if isinstance(error, StoreError):
+        return None
+    if isinstance(error, OSError):
+        number, named = error.errno, error.filename2 or error.filename
+    else:  # safetensors is written in Rust, and has the system's error in its text
+        found = _OF_RUST.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+        number = int(found[1] or found[2]) if found else None
+    reason = _REASONS.get(number or 0)
+    if reason is None:
+        return None
+    is_own = named is None or any(kind in str(named) for kind in (_WRITING, _REPLACED))
+    where = path if is_own and path is not None else named
+    return WriteError(f"{where or 'a file'}: {reason}.")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Let a block write a file, and name it in an error of the disk's.
+
+    Raises:
+        WriteError: The disk is full or read-only, or permission is missing.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = write_error(error, path)
+        if found is None:
+            raise
+        raise found from error
 
 
 @contextmanager
@@ -33,17 +86,21 @@ def atomic_file(path: Path, *, within: Path | None = None) -> Iterator[Path]:
     Args:
         path: The file; its directory must exist.
         within: Directory of the temporary file, on the same file system; None is the target's own.
+
+    Raises:
+        WriteError: The disk is full or read-only, or permission is missing.
     """
     temporary = _sibling(path, _WRITING) if within is None else within / secrets.token_hex(8)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    flush_directory(path.parent)
+    with explained(path):
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        flush_directory(path.parent)
 
 
 def atomic_write(path: Path, content: bytes | str, *, within: Path | None = None) -> None:
@@ -77,19 +134,21 @@ def atomic_directory(
 
     Raises:
         TargetExistsError: `path` exists and `existing` is "error".
+        WriteError: The disk is full or read-only, or permission is missing.
     """
     if existing == "error":
         require_absent(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path, _WRITING)
-    temporary.mkdir()
-    try:
-        yield temporary
-        flush_tree(temporary)
-        _move_into_place(temporary, path, existing)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    flush_directory(path.parent)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            flush_tree(temporary)
+            _move_into_place(temporary, path, existing)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        flush_directory(path.parent)
 
 
 def require_absent(path: Path) -> None:

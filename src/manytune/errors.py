@@ -3,6 +3,7 @@
     ManytuneError
     ├── PeftError                        methods and adapters
     │   ├── ConfigError                  an option is wrong, or belongs to HF PEFT and isn't implemented here
+    │   │   └── OversizedAdapterError    an adapter would take more memory while it runs than one may
     │   ├── NoMatchingPeftModuleError    a target names no module of the model
     │   ├── AdapterError                 an adapter's name is unknown, taken, or in the wrong state
     │   └── CheckpointError              a file, a key or a shape doesn't fit the model
@@ -16,11 +17,13 @@
     │   ├── ContextLengthError           it exceeds the model's positions, or the engine's memory
     │   └── GrammarError                 what its answer must look like isn't valid, isn't supported, or is too complex
     ├── ServeError                       a server can't start as asked
+    ├── ShortMemoryError                 there isn't enough memory for something now
     └── StoreError                       adapters and bases on disk
         ├── UnknownAdapterError          a store has no adapter of this name or digest
         ├── NameTakenError               a name belongs to another adapter of the store
         ├── DamagedError                 a file isn't what was written, or can't be trusted
         ├── TargetExistsError            what is to be written exists already
+        ├── WriteError                   the disk is full, read-only, or not the user's
         ├── LockedError                  another process is using a directory
         └── CacheFullError               an adapter exceeds the memory that is free now
 
@@ -54,6 +57,10 @@ class NoMatchingPeftModuleError(PeftError, ValueError):
 
 class AdapterError(PeftError, ValueError):
     """An adapter's name is unknown or taken, or the adapter is in the wrong state for the call."""
+
+
+class OversizedAdapterError(ConfigError):
+    """Running an adapter would take more memory than one adapter may, whatever else runs."""
 
 
 class CheckpointError(PeftError, ValueError):
@@ -118,6 +125,10 @@ class ServeError(ManytuneError, RuntimeError):
     """A server can't start as it was asked to, or its file of keys can't be used."""
 
 
+class ShortMemoryError(ManytuneError, MemoryError):
+    """The free memory isn't enough for what was asked; it may be later, or with more memory."""
+
+
 class StoreError(ManytuneError, OSError):
     """An adapter or a base on disk can't be read or written."""
 
@@ -136,6 +147,10 @@ class DamagedError(StoreError):
 
 class TargetExistsError(StoreError, FileExistsError):
     """What is to be written exists already, and isn't replaced without being asked to."""
+
+
+class WriteError(StoreError):
+    """A file can't be written: the disk is full or read-only, or permission is missing; nothing of it remains."""
 
 
 class LockedError(StoreError):

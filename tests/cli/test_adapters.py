@@ -108,6 +108,7 @@ def test_verify_checks_everything_in_the_store_and_goes_on_after_a_fault(
     assert len(lines) == 2
     assert all("2 files are intact" in line and "the base fits; logits change by" in line for line in lines)
     file = filled.path("questions") / "adapter_model.safetensors"
+    file.chmod(0o644)
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
     result = adapters("verify")
     assert "2 files are intact, 8 tensors are finite" in result.stdout

@@ -148,7 +148,7 @@ def test_check_counts_tokens_long_examples_and_special_tokens(base: str) -> None
     assert "completion, tokens 3 3 3 3" in lines(result)
     assert "together, tokens 9 9 27 27" in lines(result)
     assert "1 longer than 20 tokens" in lines(result)
-    assert "1 spell a special token in the text" in lines(result)
+    assert "1 spell a special token in the prompt" in lines(result)
 
 
 def test_check_as_json_holds_everything(base: str) -> None:

@@ -185,7 +185,7 @@ def test_a_plain_prompt_begins_with_one_bos_whoever_writes_it(
     make_tokenizer: MakeTokenizer, prompt: str, expected: str
 ) -> None:
     tokenizer = make_tokenizer(adds_bos_and_eos=True)
-    encoder = Encoder(tokenizer, max_length=None)
+    encoder = Encoder(tokenizer, max_length=None, special_tokens_in_text=True)
     assert texts(encoder, example(prompt, "Hi!"))[0] == expected
     assert encoder.prompt_ids([Segment("user", prompt)]).count(tokenizer.bos_token_id) == 1
 
@@ -208,7 +208,12 @@ def test_a_chat_completion_ends_with_one_end_token_whoever_writes_it(
 
 
 def test_an_encoder_decoders_texts_begin_and_end_once(make_tokenizer: MakeTokenizer) -> None:
-    encoder = Encoder(make_tokenizer(adds_bos_and_eos=True), max_length=None, encoder_decoder=True)
+    encoder = Encoder(
+        make_tokenizer(adds_bos_and_eos=True),
+        max_length=None,
+        encoder_decoder=True,
+        special_tokens_in_text=True,
+    )
     expected = ("<s>Hello</s>", "<s>Hi!</s>")
     assert texts(encoder, example("Hello", "Hi!")) == expected
     assert texts(encoder, example("<s>Hello</s>", "<s>Hi!</s>")) == expected

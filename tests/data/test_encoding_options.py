@@ -40,7 +40,8 @@ def test_options_are_kept_as_what_is_set_and_read_back(
     [
         (
             {"dat": "x"},
-            "encoding options are chat_template_kwargs, date, max_prompt, chat_template, not 'dat'",
+            "encoding options are chat_template_kwargs, date, max_prompt, chat_template, special_tokens_in_text, not "
+            "'dat'",
         ),
         ({"date": 7}, "the encoding option date must be text, not int"),
         ({"date": "soon"}, "expected a date such as 2026-01-31, found 'soon'"),

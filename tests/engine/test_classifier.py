@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.training.tiny_classifiers import save_base
 
-from manytune.engine.classifier import Asked, Classifier, TextTokens
+from manytune.engine.classifier import Classifier
+from manytune.engine.text_runner import TextJob, TextRunner, TextTokens
 from manytune.errors import ConfigError, ContextLengthError, RequestError
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
@@ -65,9 +66,9 @@ def test_each_row_has_its_own_adapter_and_its_own_head(base: Base, tmp_path: Pat
     # Where a DistilBERT's sublayers are, the method isn't told here.
     names = [name for name in METHODS if name != "bottleneck" or base.model.config.model_type != "distilbert"]
     adapters = {name: made(tmp_path, base, name) for name in names}
-    classifier = Classifier(base.model, pad_id=base.tokenizer.pad_token_id)
+    runner = TextRunner(lambda: Classifier(base.model, pad_id=base.tokenizer.pad_token_id))
     asked = [
-        Asked(one, served_terms(one, base.model), TEXTS[place % 2 :])
+        TextJob(texts=TEXTS[place % 2 :], adapter=one, terms=served_terms(one, base.model))
         for place, one in enumerate(adapters.values())
     ]
     sizes: list[int] = []
@@ -77,13 +78,15 @@ def test_each_row_has_its_own_adapter_and_its_own_head(base: Base, tmp_path: Pat
         sizes.append(len(kwargs["input_ids"]))
 
     with layers.register_forward_pre_hook(note, with_kwargs=True):
-        classifier.run(asked)
+        for one in asked:
+            runner.add(one)
+        while runner.busy:
+            runner.step()
     # A full fine-tune of an encoder with a table of positions goes through it text by text; all others share a forward.
     rows, alone_in_it = sum(len(one.texts) for one in asked), len(asked[-1].texts) if base.is_encoder else 0
     assert sorted(sizes) == [1] * alone_in_it + [rows - alone_in_it]
     for (name, _), one in zip(adapters.items(), asked, strict=True):
-        assert one.probabilities is not None
-        for text, found in zip(one.texts, one.probabilities, strict=True):
+        for text, found in zip(one.texts, one.result.result(), strict=True):
             expected = alone(base, tmp_path, name, text)
             torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)
 

@@ -14,6 +14,7 @@ from tests.server.world import app_of
 from tests.training.tiny_classifiers import classifier_content, regression_content, write_numbers
 
 from manytune.data.numeric_labels import NumericLabels
+from manytune.engine.text_runner import TextJob
 from manytune.errors import RecipeError
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
@@ -113,12 +114,17 @@ def test_a_server_gives_each_text_the_number_of_its_own_adapter(recipe: Path, tm
             assert [row["value"] for row in answer["data"]] == pytest.approx(expected, abs=1e-4)
         service = client.app.state.service  # type: ignore[attr-defined]
         models = [service.adapters.acquire(name, classifies=True) for name in adapters]
-        asked = [
-            service.labelling.wait(model, service.labelling.tokens([("aaza",)], model)) for model in models
+        jobs = [
+            TextJob(
+                texts=service.labelling.tokens([("aaza",)], model), adapter=model.adapter, terms=model.terms
+            )
+            for model in models
         ]
-        service.labelling.run()  # one batch for the three heads
-        sizes = [len(one.probabilities[0]) for one in asked]
-        assert sizes == [1, 1, 2]
+        runner = service.labelling.runner
+        for job in jobs:
+            runner.add(job)
+        runner.step()  # one batch for the three heads
+        assert not runner.busy and [len(job.result.result()[0]) for job in jobs] == [1, 1, 2]
         for model in models:
             service.adapters.release(model)
 

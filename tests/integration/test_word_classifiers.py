@@ -12,6 +12,7 @@ from tests.integration.test_classifiers import manytune
 from tests.server.world import app_of
 from tests.training.tiny_classifiers import classifier_content, tagged_content, write_tagged
 
+from manytune.engine.text_runner import TextJob
 from manytune.errors import RecipeError
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
@@ -125,14 +126,19 @@ def test_each_request_has_its_own_adapter_and_head_in_one_batch(recipe: Path, tm
         assert entities == [("X", "q r", 4, 7), ("Y", "w", 11, 12)]
         service = client.app.state.service  # type: ignore[attr-defined]
         models = [service.adapters.acquire(name, classifies=True) for name in adapters]
-        asked = [
-            service.labelling.wait(
-                one, service.labelling.tokens([("ab", "q")[: 1 + one.classifies_words]], one)
+        jobs = [
+            TextJob(
+                texts=service.labelling.tokens([("ab", "q")[: 1 + one.classifies_words]], one),
+                adapter=one.adapter,
+                terms=one.terms,
             )
             for one in models
         ]
-        service.labelling.run()  # one batch for the three heads
-        assert [one.words is not None and len(one.words[0]) == 2 for one in asked] == [True, True, False]
+        runner = service.labelling.runner
+        for job in jobs:
+            runner.add(job)
+        runner.step()  # one batch for the three heads
+        assert not runner.busy and [len(job.result.result()[0]) for job in jobs] == [8, 8, 2]
         for model in models:
             service.adapters.release(model)
         for body, message in (

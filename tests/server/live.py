@@ -12,6 +12,9 @@ from typing import Any
 
 import uvicorn
 
+from manytune.server.connections import ConnectionLimits
+from manytune.server.listening import web_server
+
 
 class Live:
     """A running server."""
@@ -48,12 +51,9 @@ def events_of(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def live(app: Any) -> Iterator[Live]:
+def live(app: Any, limits: ConnectionLimits | None = None) -> Iterator[Live]:
     """Serve an application from a thread."""
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, ws="none", timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
+    server = web_server(app, host="127.0.0.1", port=0, drain_seconds=4, limits=limits)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)

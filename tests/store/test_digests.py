@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manytune.store.digests import digest_in, digest_of, digest_of_files, sha256_file
+from manytune.store.digests import digest_in, digest_of, sha256_file
 from manytune.store.manifest import Manifest
 
 #: A manifest as manytune 0.1.0 wrote it, for one task and for several.
@@ -63,12 +63,6 @@ def test_what_only_describes_an_adapter_leaves_its_digest(field: str) -> None:
     manifest = Manifest.from_json(json.dumps(WRITTEN), where="here")
     other = dataclasses.replace(manifest, **{field: {} if field in ("recipe", "scores") else "other"})
     assert digest_of(other) == digest_of(manifest)
-
-
-def test_the_digest_of_files_is_that_of_their_bytes_in_order(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"one")
-    (tmp_path / "b").write_bytes(b"two")
-    assert digest_of_files(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"onetwo").hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,10 @@ def _answer(
 
 def _replies(engine: Engine, stream: AnswerStream) -> Iterator[Reply]:
     """What each step of the engine adds to the answer."""
+    from manytune.engine.memory import check_given
+
     while engine.busy:
         for output in engine.step():
+            check_given(output)
             yield stream.push(output.text)
     yield stream.finish()

@@ -48,11 +48,11 @@ def labelled_questions_of(
     from manytune.experiments.classifying import label_encoder_of
     from manytune.store.classifier_base import classifier_base
 
-    limits = {(one.data.max_length, one.data.overflow) for one in chosen}
+    limits = {(one.data.max_length, one.data.overflow, one.data.special_tokens_in_text) for one in chosen}
     if len(limits) > 1:
         raise DataError(
-            "the adapters were trained with different data.max_length or data.overflow, so they would be asked "
-            "different things. Evaluate them one at a time."
+            "the adapters were trained with different data.max_length, data.overflow or "
+            "data.special_tokens_in_text, so they would be asked different things. Evaluate them one at a time."
         )
     encoder = label_encoder_of(base, labels, chosen[0].data)
     with_head = classifier_base(base, labels.names, of_words=isinstance(labels, WordLabels))

@@ -54,6 +54,7 @@ class RowsPlan:
             labels,
             max_length=self.data.max_length if limited else None,
             overflow="truncate_prompt" if cuts else "drop",
+            special_tokens_in_text=self.data.special_tokens_in_text,
         )
 
     def encoder(self, *, limited: bool) -> Encoder | None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from manytune import __version__
+from manytune.atomic import write_error
 from manytune.errors import ManytuneError
 from manytune.terminal import visible
 
@@ -49,6 +50,12 @@ class _ErrorBoundary(TyperGroup):
         except ManytuneError as error:
             message = Text.assemble(("error: ", "bold red"), visible(str(error)))
             Console(stderr=True).print(message, overflow="fold", soft_wrap=False)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            found = write_error(error)
+            if found is None:
+                raise
+            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), visible(str(found))))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             Console(stderr=True).print("interrupted")

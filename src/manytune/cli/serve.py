@@ -97,9 +97,17 @@ def serve(
     max_queue: Annotated[
         int,
         typer.Option(
-            min=0, help="Requests that may wait in addition to the running ones; more are refused with 429."
+            min=0,
+            help="Answers of each tenant that may wait in addition to --max-batch; more are refused with 429.",
         ),
     ] = 64,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help="Connections at once, of which one client address may have half; those without a request make place.",
+        ),
+    ] = 512,
     kv_tokens: Annotated[
         int, typer.Option(min=16, help="Capacity of the KV cache: tokens of all running requests.")
     ] = 32768,
@@ -108,6 +116,14 @@ def serve(
     ] = 0,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Largest max_tokens of a request.")] = 1024,
     adapter_memory: Annotated[int, typer.Option(min=1, help="MiB that adapters in memory may take.")] = 1024,
+    adapter_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="MiB that one adapter may take while it runs; half of the free memory if not given.",
+            show_default=False,
+        ),
+    ] = None,
     watch_seconds: Annotated[
         float, typer.Option(min=0.1, help="Interval at which the store is checked for new versions.")
     ] = 2.0,
@@ -166,6 +182,7 @@ def serve(
             max_batch=max_batch,
             kv_budget_tokens=kv_tokens,
             prefix_cache_tokens=prefix_tokens,
+            adapter_bytes=None if adapter_limit is None else adapter_limit << 20,
             weights=_IN_ENGINE[weights],
         )
         return create_app(loaded, store, settings, api_keys, options), store, name
@@ -181,23 +198,17 @@ def serve(
         typer.echo(
             f"{adapters}: no adapters yet; those that are put there are served from then on.", err=True
         )
-    _listen(app, host, port, drain_seconds=drain_seconds)
+    _listen(app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 
 
-def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int) -> None:
+def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int, max_connections: int) -> None:
     """Answer requests until the process is asked to end; exit 1 if it couldn't start, or if its engine failed."""
-    import uvicorn
+    from manytune.server.connections import ConnectionLimits
+    from manytune.server.listening import web_server
 
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=drain_seconds + 1,
-    )
-    if not _run(uvicorn.Server(config), app.state.service.loop):
+    limits = ConnectionLimits(most=max_connections, most_of_address=max(1, max_connections // 2))
+    server = web_server(app, host=host, port=port, drain_seconds=drain_seconds, limits=limits)
+    if not _run(server, app.state.service.loop):
         raise typer.Exit(1)
 
 

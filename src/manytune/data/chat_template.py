@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from manytune.chat_rendering import render_chat
 from manytune.data.answer_format import AnswerFormat
 from manytune.data.conversation.chat_messages import chat_messages, chat_tools
 from manytune.data.conversation.conversation import Message, ToolCall
@@ -74,6 +75,7 @@ class ChatTemplate:
         uses_date: Whether the template writes a date.
         answers: What is an answer in generated text.
         suffix: What the template puts after an answer, all of it.
+        probe: What it makes of a short conversation.
 
     Raises:
         DataError: An option isn't a variable of the template.
@@ -97,7 +99,9 @@ class ChatTemplate:
         self._text = _with_date(text, now) if self.uses_date and now is not None else text
         self._marking = marking(self._text)
         self._last: tuple[object, str] | None = None
-        opening, found, self.suffix = self.answered(_ASKED, _ANSWER).rpartition(_PROBE)
+        answered = self.answered(_ASKED, _ANSWER)
+        self.probe = self.prompt(_ASKED) + answered
+        opening, found, self.suffix = answered.rpartition(_PROBE)
         if not found:
             raise TemplateError(
                 f"the tokenizer's chat template leaves out the assistant's answer; {_NO_CHAT}"
@@ -268,13 +272,12 @@ class ChatTemplate:
         self, messages: Messages, tools: Tools, *, generation_prompt: bool, template: str | None = None
     ) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
+            return render_chat(
+                template or self._text,
                 chat_messages(messages),
+                {**self._tokenizer.special_tokens_map, **self._options},
                 tools=[*chat_tools(tools)] or None,
-                chat_template=template or self._text,
-                tokenize=False,
                 add_generation_prompt=generation_prompt,
-                **self._options,
             )
         except jinja2.TemplateError as error:
             roles = ", ".join(message.role for message in messages)
@@ -285,13 +288,12 @@ class ChatTemplate:
             LookupError,
             AttributeError,
             RecursionError,
+            ArithmeticError,
         ) as error:  # it is a program
             roles = ", ".join(message.role for message in messages)
             raise TemplateError(
                 f"the chat template failed on the messages ({roles}): {type(error).__name__}: {error}"
             ) from error
-        assert isinstance(text, str)
-        return text
 
 
 def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[str]) -> str | None:
@@ -303,8 +305,8 @@ def end_token_of(tokenizer: PreTrainedTokenizerBase, special_tokens: Collection[
         return None
     messages = chat_messages([*_ASKED, _ANSWER])
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except jinja2.TemplateError:
+        text = render_chat(str(tokenizer.get_chat_template()), messages, tokenizer.special_tokens_map)
+    except Exception:  # a template is a program: it can raise anything
         return None
     return _ending(text.rpartition(_PROBE)[2], special_tokens, None)[1]
 
@@ -340,6 +342,16 @@ def check_options(tokenizer: PreTrainedTokenizerBase, template: str, options: Ma
             raise DataError(
                 f"chat_template_kwargs: the chat template has no variable {name!r}{did_you_mean(name, words - taken)}"
             )
+
+
+def no_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the message that there are options for a chat template that isn't used."""
+    why = (
+        "chat is turned off"
+        if tokenizer.chat_template
+        else f"{tokenizer.name_or_path!r} has no such template"
+    )
+    return f"chat_template_kwargs go to a chat template, and there is none: {why}"
 
 
 def no_end_token(tokenizer: PreTrainedTokenizerBase) -> str:

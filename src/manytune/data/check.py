@@ -42,7 +42,8 @@ class TokenCheck:
 
     Args:
         over_length: Examples with more tokens than allowed; `None` without a limit.
-        special_tokens: Examples whose text spells a special token, which the model sees in the text's place.
+        special_tokens: Examples whose prompt spells a special token. It is read as text, unless the recipe's
+            `special_tokens_in_text` says otherwise.
     """
 
     over_length: int | None
@@ -227,18 +228,9 @@ def _with_tokens(
         lengths={**file.lengths, **_lengths(lengths)},
         tokens=TokenCheck(
             over_length=None if max_length is None else sum(length > max_length for length in together),
-            special_tokens=_spelling_special_tokens(examples, encoder),
+            special_tokens=sum(encoder.spelled_special_token(example) is not None for example in examples),
         ),
     )
-
-
-def _spelling_special_tokens(examples: Sequence[Example], encoder: Encoder) -> int:
-    specials = encoder.special_tokens()
-    texts = (
-        "\n".join([*(segment.text for segment in example.segments), example.completion])
-        for example in examples
-    )
-    return sum(any(special in text for special in specials) for text in texts)
 
 
 def _lengths(measured: Mapping[str, Collection[int]]) -> dict[str, Lengths]:

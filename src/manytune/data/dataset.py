@@ -21,6 +21,7 @@ from manytune.data.recipe import DataRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
 from manytune.data.row_limit import limited
+from manytune.data.special_tokens import Spelled, spelled_in
 from manytune.data.splits import Leak, group_key, leaks, split
 from manytune.data.task_recipe import TaskRecipe
 from manytune.data.templates import Example, RowForm
@@ -77,6 +78,8 @@ class TokenSplits:
         unused: As in `Splits`.
         turns_dropped: How many answers of conversations aren't learned, since they are too long.
         odd: As in `Splits`.
+        spelled: Training rows whose prompts spell special tokens, which are read as text: where the first is and what
+            it spells, and how many there are; None if special tokens in text are tokens, or there are none.
     """
 
     train: tuple[Encoded, ...]
@@ -89,6 +92,7 @@ class TokenSplits:
     unused: Mapping[str, int] = field(default_factory=dict)
     turns_dropped: int = 0
     odd: tuple[str, ...] = ()
+    spelled: Spelled | None = None
 
     @property
     def train_rows(self) -> int:
@@ -357,6 +361,7 @@ def encode_splits(
         splits.unused,
         sum(part.turns_dropped for part in parts),
         splits.odd,
+        None if data.special_tokens_in_text else spelled_in(splits.train, encoder.spelled_special_token),
     )
 
 

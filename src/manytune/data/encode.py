@@ -6,7 +6,6 @@ a prefix of the sequence that was trained, whatever the tokenizer would merge ac
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import datetime
 import json
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.data.answer_format import AnswerFormat
-from manytune.data.chat_template import ChatTemplate, Tools, no_end_token
+from manytune.data.chat_template import ChatTemplate, Tools, no_chat_template, no_end_token
 from manytune.data.conversation.conversation import Message
 from manytune.data.conversation.packing import packed, parts
 from manytune.data.conversation.tools_as_text import tools_as_text
@@ -22,6 +21,8 @@ from manytune.data.conversation.turns import Spans, Turn, joined, not_in
 from manytune.data.encoded import Encoded, EncodedSet
 from manytune.data.length_limit import LengthLimit, Overflow
 from manytune.data.records import Rejected
+from manytune.data.shortened_prompt import shortened_prompt
+from manytune.data.special_tokens import MARK, SpecialTokens
 from manytune.data.templates import Example, Segment
 from manytune.data.text_ends import leading_bos, once_before, trailing_eos
 from manytune.errors import DataError, TemplateError
@@ -54,6 +55,8 @@ class Encoder:
         now: What a chat template that writes today's date takes for the present; `None` for the time of encoding.
         max_prompt: The most tokens a prompt may have; the last user message of a longer one is cut at its end.
             `None` for no limit.
+        special_tokens_in_text: Whether special tokens that messages spell are tokens; if not, only those that the
+            templates write are, and those of the assistant's own (`special_tokens.py`).
 
     Attributes:
         mode: `"chat"` or `"plain"`.
@@ -77,6 +80,7 @@ class Encoder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         now: datetime.datetime | None = None,
         max_prompt: int | None = None,
+        special_tokens_in_text: bool = False,
     ) -> None:
         has_chat_template = bool(tokenizer.chat_template)
         if chat and not has_chat_template:
@@ -96,6 +100,7 @@ class Encoder:
             "encoder_decoder": encoder_decoder,
             "now": now,
             "max_prompt": max_prompt,
+            "special_tokens_in_text": special_tokens_in_text,
         }
         self.max_length = max_length
         self.max_prompt = max_prompt
@@ -108,31 +113,33 @@ class Encoder:
         self._completion_start = self._bos if encoder_decoder else ()
         eos = None if tokenizer.eos_token is None else str(tokenizer.eos_token)
         self._chat: ChatTemplate | None = None
+        self._tokens = SpecialTokens(
+            tokenizer,
+            str(tokenizer.get_chat_template()) if self.mode == "chat" else None,
+            in_text=special_tokens_in_text,
+        )
         if self.mode == "chat":
             self._chat = ChatTemplate(
                 tokenizer,
-                options=self._template_kwargs,
+                options=self._tokens.of_json(self._template_kwargs),
                 now=now,
                 special_tokens=self.special_tokens(),
                 eos=eos,
             )
             self.answers = self._chat.answers
         elif chat_template_kwargs:
-            raise DataError(
-                "chat_template_kwargs go to a chat template, and there is none: "
-                + (
-                    "chat is turned off"
-                    if has_chat_template
-                    else f"{tokenizer.name_or_path!r} has no such template"
-                )
-            )
+            raise DataError(no_chat_template(tokenizer))
         elif eos is None:
             raise DataError(no_end_token(tokenizer))
         else:
             self.answers = AnswerFormat(opening=self.text(self._completion_start), end=eos)
         self.uses_date = self._chat is not None and self._chat.uses_date
-        self.end_id = self._tokenize(self.answers.end)[-1]
-        self._text_end = self.end_id if eos is None else self._tokenize(eos)[-1]
+        self.end_id = self._tokens.ids(self.answers.end)[-1]
+        self._text_end = self.end_id if eos is None else self._tokens.ids(eos)[-1]
+        # What must not begin or end a turn in an answer that is given.
+        self._turn_marks = {str(token) for token in (eos, tokenizer.bos_token) if token is not None}
+        if self._chat is not None:
+            self._turn_marks |= {token for token in self.special_tokens() if token in self._chat.probe}
 
     def of(self, example: Example) -> Encoder:
         """Return the encoder of an example's own values of the chat template's variables; itself without any.
@@ -273,8 +280,9 @@ class Encoder:
         *asked, begun = segments
         if not begun.is_answer:
             raise DataError(f"only a message of the assistant's can be continued, not one of {begun.role}'s")
-        text = self._chat.begun(asked, begun, tools) if self._chat is not None else begun.text
-        return (*self.prompt_ids(asked, tools), *self._tokenize(text))
+        (*before, answer), written = self._given(segments, tools)
+        text = answer.text if self._chat is None else self._chat.begun(before, answer, written)
+        return (*self.prompt_ids(asked, tools), *self._tokens.ids(text))
 
     def completion_ids(self, example: Example) -> tuple[int, ...]:
         """Return a completion's token ids with the end token; never shortened.
@@ -293,7 +301,7 @@ class Encoder:
         own = self.of(example)
         if not example.tool_calls:
             return own.answers.reference(example.completion)
-        return own.answers.read(own._completion_text(example)).content
+        return own.answers.read(own._completion_text(example).replace(MARK, "")).content
 
     @property
     def writes_tools(self) -> bool:
@@ -305,8 +313,12 @@ class Encoder:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def special_tokens(self) -> tuple[str, ...]:
-        """Return the texts that the tokenizer reads as one special token each, in users' text as well."""
+        """Return the texts that the tokenizer reads as one special token each."""
         return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+
+    def spelled_special_token(self, example: Example) -> str | None:
+        """Return a special token that the text of an example's prompt spells; None if it spells none."""
+        return self._tokens.spelled_by(one for one in example.segments if not one.is_answer)
 
     def _turns(self, example: Example) -> tuple[Turn, ...]:
         """The sequences of a conversation's answers."""
@@ -318,7 +330,8 @@ class Encoder:
 
     def _document(self, example: Example, longest: int | None) -> tuple[Turn, ...]:
         """The sequences of a document: its text between the tokens that begin and end a text."""
-        ids = once_before(self._bos, self._tokenize(example.completion))[len(self._bos) :]
+        text = self._tokens.learned(example.answer).text
+        ids = once_before(self._bos, self._tokens.ids(text))[len(self._bos) :]
         end = () if ids[-1:] == (self._text_end,) else (self._text_end,)
         return parts((*ids, *end), self._bos, longest or self.max_length)
 
@@ -334,15 +347,16 @@ class Encoder:
     def _completion(self, example: Example) -> tuple[tuple[int, ...], Spans]:
         """A completion's token ids with the end token, and the ranges of them that bear no loss."""
         if self._chat is None:
-            ids = once_before(self._completion_start, self._tokenize(self._completion_text(example)))
+            ids = once_before(self._completion_start, self._tokens.ids(self._completion_text(example)))
             return (*ids, self.end_id), ()
+        given = self._given(example.segments, example.tools)
         answer = self._answer(example)
-        text = self._chat.body(example.segments, answer, example.tools) + self.answers.end
-        ids = self._tokenize(text)
-        generated = self._chat.generated(example.segments, answer, example.tools)
+        text = self._chat.body(given[0], answer, given[1]) + self.answers.end
+        ids = self._tokens.ids(text)
+        generated = self._chat.generated(given[0], answer, given[1])
         if generated is None:
             return ids, ()
-        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places = self._tokens.encoded(text, add_special_tokens=False, places=True)
         end = (len(text) - len(self.answers.end), len(text))
         return ids, not_in([*generated, end], places["offset_mapping"])
 
@@ -350,13 +364,19 @@ class Encoder:
         """A completion's text as the model is to generate it, without the end token."""
         answer = self._answer(example)
         if self._chat is not None:
-            return self._chat.body(example.segments, answer, example.tools)
+            segments, tools = self._given(example.segments, example.tools)
+            return self._chat.body(segments, answer, tools)
         if answer.reasoning is not None:
             raise TemplateError("reasoning needs a chat template that writes it, and there is none")
         return tools_as_text([answer], ())[0].text
 
+    def _given(self, segments: Sequence[Segment], tools: Tools) -> tuple[tuple[Segment, ...], Tools]:
+        """Messages and tools with their text as text."""
+        return self._tokens.given(segments, self._turn_marks), self._tokens.of_json(tools)
+
     def _answer(self, example: Example) -> Message:
-        return dataclasses.replace(example.answer, text=self.answers.without_end(example.completion))
+        answer = dataclasses.replace(example.answer, text=self.answers.without_end(example.completion))
+        return self._tokens.learned(answer)
 
     def _cut(self, example: Example, longest: int) -> Encoded | None:
         """An example's sequence with its prompt cut; None if no text of the user's is left."""
@@ -368,27 +388,12 @@ class Encoder:
         return Encoded(prompt, completion, example.source, example.row, example.group, given)
 
     def _shortened_prompt(self, segments: Sequence[Segment], room: int, tools: Tools = ()) -> tuple[int, ...]:
-        """Return the prompt with as much of the last user message as fits, from its start; empty if none does."""
-        last_user = max((i for i, segment in enumerate(segments) if segment.role == "user"), default=None)
-        if last_user is None:
-            return ()
-        text = segments[last_user].text
-
-        def cut(length: int) -> tuple[int, ...]:
-            shorter = dataclasses.replace(segments[last_user], text=text[:length])
-            return self._whole_prompt((*segments[:last_user], shorter, *segments[last_user + 1 :]), tools)
-
-        # Longer text is, nearly always, more tokens; and bisection ends on a length that it has seen to fit.
-        length = bisect.bisect_right(range(len(text)), room, key=lambda length: len(cut(length))) - 1
-        return cut(length) if length > 0 and text[:length].strip() else ()
+        return shortened_prompt(segments, room, lambda shorter: self._whole_prompt(shorter, tools))
 
     def _whole_prompt(self, segments: Sequence[Segment], tools: Tools) -> tuple[int, ...]:
+        segments, tools = self._given(segments, tools)
         if self._chat is not None:
-            return self._tokenize(self._chat.prompt(segments, tools))
+            return self._tokens.ids(self._chat.prompt(segments, tools))
         texts = [segment.text for segment in tools_as_text(segments, tools)]
-        ids = once_before(self._bos, self._tokenize("\n\n".join(texts)))
+        ids = once_before(self._bos, self._tokens.ids("\n\n".join(texts)))
         return ids if self._prompt_end and ids[-1:] == self._prompt_end else ids + self._prompt_end
-
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        # verbose=False: the limit is checked here, and the tokenizer's warning would only repeat it.
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manytune import chat_rendering, template_limits
 from manytune.atomic import atomic_write, clean_leftovers
 from manytune.caches import cache_directory
 from manytune.data.encoded import EncodedSet
@@ -32,6 +33,7 @@ FEWEST = 200
 MOST_BYTES = 4 << 30
 """The most that all entries take together; those that weren't used for longest go first."""
 
+_RENDERING = [Path(str(module.__file__)) for module in (chat_rendering, template_limits)]
 _SUFFIX = ".safetensors"
 _AN_HOUR = 3600.0
 
@@ -169,7 +171,7 @@ def _key(examples: Sequence[Example], rules: str, options: dict[str, Any]) -> st
 def _code() -> list[str]:
     """What encodes: these files, and the releases of the libraries that they call."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in [*sorted(Path(__file__).parent.rglob("*.py")), *_RENDERING]:
         digest.update(file.read_bytes())
     return [
         digest.hexdigest(),

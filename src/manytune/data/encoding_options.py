@@ -25,6 +25,7 @@ class EncodingOptions:
         date: What a chat template that writes today's date takes for today, in ISO format; None for the day it is used.
         max_prompt: The tokens that longer prompts are cut to; None if training cut none.
         chat_template: The chat template of the training, where it isn't that of the base's tokenizer.
+        special_tokens_in_text: Whether special tokens that messages spell are tokens.
 
     Raises:
         DataError: The date isn't one, or `max_prompt` is below 1.
@@ -34,6 +35,7 @@ class EncodingOptions:
     date: str | None = None
     max_prompt: int | None = None
     chat_template: str | None = None
+    special_tokens_in_text: bool = False
 
     def __post_init__(self) -> None:
         self.now()
@@ -69,6 +71,7 @@ class EncodingOptions:
             chat_template_kwargs=self.chat_template_kwargs,
             now=self.now(),
             max_prompt=self.max_prompt,
+            special_tokens_in_text=self.special_tokens_in_text,
         )
 
     def within(self, positions: int | None, new_tokens: int) -> EncodingOptions:
@@ -87,6 +90,10 @@ class EncodingOptions:
         """Return the options with other values of the template's variables on top."""
         return dataclasses.replace(self, chat_template_kwargs={**self.chat_template_kwargs, **more})
 
+    def with_special_tokens_in_text(self, wanted: bool | None) -> EncodingOptions:
+        """Return the options with special tokens in text as tokens, or not; the same for None."""
+        return self if wanted is None else dataclasses.replace(self, special_tokens_in_text=wanted)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what is set, ready for JSON."""
         values = {
@@ -94,6 +101,7 @@ class EncodingOptions:
             "date": self.date,
             "max_prompt": self.max_prompt,
             "chat_template": self.chat_template,
+            "special_tokens_in_text": self.special_tokens_in_text or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -109,11 +117,12 @@ class EncodingOptions:
             "date": (str, "text"),
             "max_prompt": (int, "a number"),
             "chat_template": (str, "text"),
+            "special_tokens_in_text": (bool, "true or false"),
         }
         for name, value in values.items():
             if name not in expected:
                 raise DataError(f"encoding options are {', '.join(expected)}, not {name!r}")
             kind, called = expected[name]
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
                 raise DataError(f"the encoding option {name} must be {called}, not {type(value).__name__}")
         return cls(**values)

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
 from manytune.data.printable import UnprintableError, is_absent, present, printable
-from manytune.data.template_limits import (
+from manytune.template_limits import (
     CALL,
     MAX_TEMPLATE,
     check_call,
@@ -34,6 +34,7 @@ from manytune.data.template_limits import (
     check_sum,
     counted,
     spend,
+    weigh,
 )
 
 #: Filters that take values apart or choose among them: the value itself needn't have a text form.
@@ -73,6 +74,13 @@ class MissingFieldError(jinja2.UndefinedError):
         super().__init__(name)
         self.name = name
         self.siblings = siblings
+
+
+class TemplateText(str):
+    """Text that is a template's own, and not of a row."""
+
+    def __str__(self) -> str:
+        return self  # Jinja2 makes text of all that is written, and this must be known after that
 
 
 class _StrictField(jinja2.StrictUndefined):
@@ -176,6 +184,16 @@ class _Intercepted(NodeTransformer):
             nodes.Const(node.data, lineno=node.lineno), _FIXED, [], [], None, None, lineno=node.lineno
         )
 
+    def visit_Output(self, node: nodes.Output) -> nodes.Output:  # noqa: N802  # Jinja2's name
+        self.generic_visit(node)
+        node.nodes = [
+            self.visit_TemplateData(nodes.TemplateData(one.value, lineno=one.lineno))
+            if isinstance(one, nodes.Const) and isinstance(one.value, str)
+            else one
+            for one in node.nodes
+        ]
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802  # Jinja2's name
         self.generic_visit(node)
         first, *others = node.nodes
@@ -225,7 +243,7 @@ def _written(value: Any) -> Any:
 @jinja2.pass_context  # so that it isn't applied once and for all when the template is compiled
 def _fixed(_: jinja2.runtime.Context, text: str) -> str:
     """A template's own text, which then is counted like all that is written."""
-    return text
+    return TemplateText(text)
 
 
 def _spent_on(value: Any) -> Any:
@@ -298,6 +316,7 @@ def _join(context: jinja2.runtime.Context, value: Any, d: Any = "", attribute: A
 def _to_json(value: Any, indent: int | None = None) -> str:
     """JSON as people write it: no escapes for HTML, and keys in the row's order."""
     check_call("tojson", value, [indent])
+    weigh(value, written=True)
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_without_json)
 
 

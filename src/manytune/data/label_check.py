@@ -88,8 +88,7 @@ def _file(
     if encoder is not None and examples:
         found = [len(encoder.tokens(encoder.texts(example))[0]) for example in examples]
         lengths["text, tokens"] = Lengths.of(found)
-        special = encoder.special_tokens()
-        spelled = sum(any(one in text for one in special for text in encoder.texts(e)) for e in examples)
+        spelled = sum(encoder.spelled_special_token(example) is not None for example in examples)
         tokens = TokenCheck(None if limit is None else sum(length > limit for length in found), spelled)
     return replace(
         file,

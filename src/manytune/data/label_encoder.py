@@ -10,6 +10,7 @@ from manytune.data.encoded import Encoded, EncodedSet
 from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled import Labels
 from manytune.data.records import Rejected
+from manytune.data.special_tokens import SpecialTokens
 from manytune.data.templates import Example
 from manytune.errors import DataError
 
@@ -61,6 +62,8 @@ class LabelEncoder:
         max_length: The most tokens of a text; None for no limit but the tokenizer's.
         overflow: What becomes of longer ones.
         weights: What rows of each label weigh in the loss; 1 if not given.
+        special_tokens_in_text: Whether special tokens that texts spell are tokens; if not, only those that the
+            templates write and the tokenizer adds are.
 
     Raises:
         DataError: `overflow` is for conversations.
@@ -74,6 +77,7 @@ class LabelEncoder:
         max_length: int | None = None,
         overflow: str = "error",
         weights: Mapping[str, float] | None = None,
+        special_tokens_in_text: bool = False,
     ) -> None:
         if overflow not in ("error", "drop", "truncate_prompt"):
             raise DataError(
@@ -85,39 +89,36 @@ class LabelEncoder:
         #: The most tokens of a text; None for no limit.
         self.longest: int | None = min((limit for limit in limits if limit is not None), default=None)
         self._tokenizer = tokenizer
+        self._tokens = SpecialTokens(tokenizer, in_text=special_tokens_in_text)
         self._overflow = overflow
         self._weights = weights or {}
 
-    @staticmethod
-    def texts(example: Example) -> list[str]:
-        """An example's text, or its two."""
-        return [segment.text for segment in example.segments]
+    def texts(self, example: Example) -> list[str]:
+        """An example's text, or its two, ready for `tokens`."""
+        return [self._tokens.as_text(one.text, written=one.written) for one in example.segments]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-    def special_tokens(self) -> tuple[str, ...]:
-        """The texts that the tokenizer reads as one special token each, in users' text as well."""
-        return tuple(
-            token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special
-        )
+    def spelled_special_token(self, example: Example) -> str | None:
+        """A special token that an example's text spells; None if it spells none."""
+        return self._tokens.spelled_by(example.segments)
+
+    def asked(self, texts: Sequence[str]) -> list[str]:
+        """A text to classify, or two, ready for `tokens`."""
+        return [self._tokens.as_text(text) for text in texts]
 
     def tokens(self, texts: Sequence[str], *, cut: bool = False) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The token ids of a text or of two, and from which of the two each token is; empty for one text.
 
         Args:
-            texts: One or two.
+            texts: One or two, of `texts` or `asked`.
             cut: Whether they are cut to the limit.
         """
-        found = self._tokenizer(
-            *texts,
-            truncation=cut and self.longest is not None,
-            max_length=self.longest if cut else None,
-            verbose=False,
-        )
-        kinds = tuple(found.get("token_type_ids", ()))
-        return tuple(found["input_ids"]), kinds if any(kinds) else ()
+        found = self._tokens.encoded(*texts, add_special_tokens=True, longest=self.longest if cut else None)
+        kinds = found.get("token_type_ids", ())
+        return found["input_ids"], kinds if any(kinds) else ()
 
     def encode(self, example: Example) -> tuple[Labelled, bool]:
         """Token ids of an example, and whether it was cut.

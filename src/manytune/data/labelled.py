@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from manytune.data.numeric_labels import not_a_number, number_in
 from manytune.data.records import Record
-from manytune.data.rendering import compile_part, field_as_text, render_part, used_fields
+from manytune.data.rendering import compile_part, field_as_text, rendered_part, used_fields
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError, TemplateError
 
@@ -59,8 +59,11 @@ class LabelledForm:
             group = self.group_by and field_as_text("group_by", self.group_by, record.fields)
             return Example(
                 segments=tuple(
-                    Segment("user", render_part(part, template, record.fields))
-                    for part, template in self._templates().items()
+                    Segment("user", text.text, written=text.written)
+                    for text in (
+                        rendered_part(part, template, record.fields)
+                        for part, template in self._templates().items()
+                    )
                 ),
                 completion=label,
                 source=record.source,

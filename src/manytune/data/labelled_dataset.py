@@ -10,6 +10,7 @@ from manytune.data.label_kinds import AnyLabels, check_others, labels_for
 from manytune.data.labelled import Labels
 from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
+from manytune.data.special_tokens import spelled_in
 from manytune.data.word_encoder import encoder_for
 from manytune.errors import DataError
 
@@ -49,6 +50,7 @@ def encode_labelled(
         max_length=min(limits, default=None),
         overflow=data.overflow,
         weights=labels.weights(class_weights) if isinstance(labels, Labels) else None,
+        special_tokens_in_text=data.special_tokens_in_text,
     )
     train = encoder.encode_all(splits.train, on_error=data.on_error)
     if not train.kept:
@@ -61,4 +63,7 @@ def encode_labelled(
         train.truncated + validation.truncated,
         "plain",
         max_prompt=encoder.longest if data.overflow == "truncate_prompt" else None,
+        spelled=None
+        if data.special_tokens_in_text
+        else spelled_in(splits.train, encoder.spelled_special_token),
     ), labels

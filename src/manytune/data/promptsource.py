@@ -126,7 +126,7 @@ _Loader.add_constructor("!TemplateMetadata", _mapping)
 def _read(file: Path) -> dict[str, Mapping[str, Any]]:
     """Return what the file says of each template, by the templates' names."""
     try:
-        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_Loader)  # a SafeLoader
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_Loader)  # noqa: S506  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TemplateError(f"the promptsource file can't be read: {error}", where=str(file)) from error
     templates = content.get("templates") if isinstance(content, dict) else None

@@ -108,6 +108,10 @@ class DataRecipe(Section):
     date: Annotated[str | None, BeforeValidator(iso_date)] = None
     """What a chat template that writes today's date takes for today, such as 2026-01-31; null for the start of the run,
     which keeps it."""
+    special_tokens_in_text: bool = False
+    """Whether special tokens that fields and messages spell, such as `<|im_end|>`, are tokens: for rows with a chat
+    template written into them. If not, they are read as text, and only those that templates write, and those in
+    answers, are tokens; the adapter keeps it."""
     max_length: Annotated[int, Field(ge=2)] | None = 2048
     """The most tokens of a prompt and its completion together; null for no limit."""
     overflow: Overflow = "error"
@@ -286,12 +290,13 @@ class DataRecipe(Section):
             encoder_decoder=encoder_decoder,
             chat_template_kwargs=self.chat_template_kwargs,
             now=self.encoding_options().now(),
+            special_tokens_in_text=self.special_tokens_in_text,
         )
 
     def deciding_ids(self) -> dict[str, Any]:
         """What decides token ids next to the rows and the tokenizer, as JSON."""
         keys = ("chat", "chat_template_kwargs", "date", "max_length", "overflow", "on_error")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in (*keys, "special_tokens_in_text")}
 
     def encoding_options(self, *, max_prompt: int | None = None) -> EncodingOptions:
         """What an adapter keeps of the encoding.
@@ -299,7 +304,12 @@ class DataRecipe(Section):
         Args:
             max_prompt: The tokens that training cut longer prompts to.
         """
-        return EncodingOptions(self.chat_template_kwargs, self.date, max_prompt)
+        return EncodingOptions(
+            self.chat_template_kwargs,
+            self.date,
+            max_prompt,
+            special_tokens_in_text=self.special_tokens_in_text,
+        )
 
     def dated(self, tokenizer: PreTrainedTokenizerBase, date: str) -> Self:
         """The section with a date, if the chat template writes one and the section doesn't say which."""

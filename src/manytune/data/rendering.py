@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import jinja2
 import jinja2.meta
 from jinja2 import nodes
 
-from manytune.data.jinja_text import MissingFieldError, TextEnvironment
+from manytune.data.jinja_text import MissingFieldError, TemplateText, TextEnvironment
 from manytune.data.nearest import did_you_mean
 from manytune.data.printable import AbsentNumber, UnprintableError, explain, is_absent, kind_of, printable
-from manytune.data.template_limits import TemplateLimitError, limited
 from manytune.errors import TemplateError
+from manytune.template_limits import TemplateLimitError, limited
 
 
 class EmptyPartError(TemplateError):
@@ -33,7 +35,11 @@ def compile_part(part: str, text: str) -> jinja2.Template:
         TemplateError: It isn't valid Jinja2; the message names the part, the line and the line's text.
     """
     try:
-        return _ENVIRONMENT.compiled(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", SyntaxWarning
+            )  # Python's, about the code that Jinja2 makes of `9[0]`
+            return _ENVIRONMENT.compiled(text)
     except jinja2.TemplateSyntaxError as error:
         lines = text.splitlines() or [""]
         line = lines[min(error.lineno, len(lines)) - 1].strip()
@@ -41,6 +47,9 @@ def compile_part(part: str, text: str) -> jinja2.Template:
         raise TemplateError(
             f"the {part} template, line {error.lineno}, isn't valid: {what}: {shorten(line)!r}"
         ) from error
+    except Exception as error:  # what is constant in a template is computed when it is compiled
+        what = f"{type(error).__name__}: {shorten(str(error), 300)}"
+        raise TemplateError(f"the {part} template isn't valid: {what}: {shorten(text)!r}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -84,7 +93,25 @@ def called_functions(text: str) -> list[str]:
     return sorted({call.node.name for call in calls if isinstance(call.node, jinja2.nodes.Name)})
 
 
+@dataclass(frozen=True, slots=True)
+class RenderedPart:
+    """What a template makes of a row.
+
+    Attributes:
+        text: All of it.
+        written: The ranges of characters that are the template's own text, outside of what it prints of the row.
+    """
+
+    text: str
+    written: tuple[tuple[int, int], ...] = ()
+
+
 def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
+    """Return the text of `rendered_part`."""
+    return rendered_part(part, text, values).text
+
+
+def rendered_part(part: str, text: str, values: Mapping[str, object]) -> RenderedPart:
     """Return a template filled with a row's fields.
 
     Args:
@@ -104,7 +131,7 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
         }
     try:
         with limited():
-            rendered = template.render({_ALL: values, **values})
+            rendered = _joined(template.generate({_ALL: values, **values}))
     except MissingFieldError as error:
         found = values if error.siblings is None else error.siblings
         raise TemplateError(f"the {part} template {no_field(error.name, found)}") from error
@@ -114,11 +141,26 @@ def render_part(part: str, text: str, values: Mapping[str, object]) -> str:
         raise TemplateError(f"the {part} template was stopped: {error}") from error
     except Exception as error:  # a template is the user's program: it can raise anything
         raise TemplateError(
-            f"the {part} template failed: {type(error).__name__}: {error}{_absent(_named(text, values))}"
+            f"the {part} template failed: {type(error).__name__}: {shorten(str(error), 300)}"
+            f"{_absent(_named(text, values))}"
         ) from error
-    if not rendered.strip():
+    if not rendered.text.strip():
         raise EmptyPartError(f"the {part} is empty; its template is {shorten(text)!r}")
     return rendered
+
+
+def _joined(pieces: Iterable[str]) -> RenderedPart:
+    """What a template wrote, piece by piece, as one text."""
+    texts: list[str] = []
+    written: list[tuple[int, int]] = []
+    end = 0
+    for piece in pieces:
+        texts.append(piece)
+        start, end = end, end + len(piece)
+        if isinstance(piece, TemplateText):
+            touches = bool(written) and written[-1][1] == start
+            written.append((written.pop()[0] if touches else start, end))
+    return RenderedPart("".join(texts), tuple(written))
 
 
 def field_as_text(purpose: str, name: str, values: Mapping[str, object]) -> str:

@@ -20,6 +20,9 @@ def _whole_as_float(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+_LONGEST = 200
+"""Characters of a value that a message shows."""
+
 Number = Annotated[float, BeforeValidator(_whole_as_float)]
 
 
@@ -36,4 +39,9 @@ def kind_of(value: object) -> str:
         return "nothing"
     if isinstance(value, dict):
         return "a section"
-    return f"{value!r} ({names.get(type(value), type(value).__name__)})"
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a list that holds itself
+        shown = "…"
+    shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+    return f"{shown} ({names.get(type(value), type(value).__name__)})"

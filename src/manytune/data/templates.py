@@ -24,6 +24,7 @@ from manytune.data.rendering import (
     field_as_text,
     named_fields,
     render_part,
+    rendered_part,
     shorten,
     used_fields,
 )
@@ -176,10 +177,12 @@ class PromptTemplate:
         Raises:
             TemplateError: A field is missing or can't be printed, or the prompt is empty.
         """
-        user = Segment("user", render_part("prompt", self.prompt, fields))
+        user = rendered_part("prompt", self.prompt, fields)
+        segments = (Segment("user", user.text, written=user.written),)
         if self.system is None:
-            return (user,)
-        return (Segment("system", render_part("system", self.system, fields)), user)
+            return segments
+        system = rendered_part("system", self.system, fields)
+        return (Segment("system", system.text, written=system.written), *segments)
 
     def fields_used(self) -> frozenset[str] | None:
         """Return the fields that the template's parts may use; None if that can be any of them."""

@@ -54,16 +54,13 @@ class WordEncoder(LabelEncoder):
                 f"{type(self._tokenizer).__name__} doesn't say which word a token is from, so words can't be tagged "
                 "with it; task: token-classification needs a fast tokenizer (tokenizer.json)"
             )
-        found = self._tokenizer(
-            " ".join(words),
-            truncation=cut and self.longest is not None,
-            max_length=self.longest if cut else None,
-            return_offsets_mapping=True,
-            verbose=False,
+        marked = self.asked(words)
+        found = self._tokens.encoded(
+            " ".join(marked), add_special_tokens=True, longest=self.longest if cut else None, places=True
         )
         first: dict[int, int] = {}
         places, end = [], 0
-        for text in words:
+        for text in marked:
             places.append((end, end + len(text)))
             end += len(text) + 1
         word = 0
@@ -118,6 +115,7 @@ def encoder_for(
     max_length: int | None = None,
     overflow: str = "error",
     weights: Mapping[str, float] | None = None,
+    special_tokens_in_text: bool = False,
 ) -> LabelEncoder:
     """The encoder of rows with labels of such a kind; see `LabelEncoder`.
 
@@ -125,4 +123,11 @@ def encoder_for(
         DataError: `overflow` is for conversations.
     """
     kind = WordEncoder if isinstance(labels, WordLabels) else LabelEncoder
-    return kind(tokenizer, labels, max_length=max_length, overflow=overflow, weights=weights)
+    return kind(
+        tokenizer,
+        labels,
+        max_length=max_length,
+        overflow=overflow,
+        weights=weights,
+        special_tokens_in_text=special_tokens_in_text,
+    )

@@ -17,6 +17,7 @@ from manytune.engine.constraint import Constraint
 from manytune.engine.detokenize import decode
 from manytune.engine.engine import Engine
 from manytune.engine.kv_cache import row_width
+from manytune.engine.memory import check_given
 from manytune.engine.options import EngineOptions
 from manytune.engine.prefix_cache import block_keys
 from manytune.engine.request import Request, SamplingParams
@@ -111,6 +112,7 @@ def _answers(engine: Engine, tokenizer: Any, count: int, progress: Progress | No
             index = int(output.request_id)
             if output.token_id is not None:
                 tokens[index].append(output.token_id)
+            check_given(output)
             if output.finish_reason is not None:
                 stopped = output.finish_reason == "stop"
                 # A constrained answer also stops where nothing can follow, and then has no end token.

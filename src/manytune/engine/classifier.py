@@ -1,9 +1,11 @@
 """Labels from one base with any of many adapters, each with its own head: rows of all of them go through it together.
 
-    classifier = Classifier(model, pad_id=0)
-    asked = Asked(adapter, terms, [TextTokens(ids)])   # adapter and terms as the server's registry has them
-    classifier.run([asked, another])
-    asked.probabilities                                # a row for each text
+    runner = TextRunner(lambda: Classifier(model, pad_id=0))
+    job = TextJob(texts=[TextTokens(ids)], adapter=adapter, terms=terms)   # as the server's registry has them
+    runner.add(job)
+    while runner.busy:
+        runner.step()
+    job.result.result()                                # the probabilities of each text's classes
 
 The base's layers run once over a batch, with each row's own adapter in them. What they give goes to the
 adapters' heads, each of which reads its own rows.
@@ -11,7 +13,7 @@ adapters' heads, each of which reads its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,55 +21,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manytune.errors import ContextLengthError, ManytuneError, RequestError
-from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.engine.text_runner import NOT_READ, TextJob, TextTokens, step_tokens_on
+from manytune.errors import ContextLengthError, RequestError
+from manytune.methods.tuners.terms import Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
-from manytune.mixed.stacks import digest_of
+from manytune.mixed.stacks import Snapshot, digest_of
 from manytune.store.classifier_parts import Classifiers, classifier_parts, head_of
 
-NOT_READ = -1
-"""In the place of a word's first token: it has none, or it was cut off."""
 
-_BATCH_TOKENS = 4096  # of a forward, padding included
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A job's adapter in memory."""
 
-
-@dataclass(frozen=True)
-class TextTokens:
-    """A text's token ids, or those of two texts.
-
-    Attributes:
-        ids: The tokens, with the special tokens that the base expects.
-        kinds: From which of two texts each token is; empty for one text.
-        read_at: For a classifier of words: the first token of each word; `NOT_READ` for words that have none.
-    """
-
-    ids: tuple[int, ...]
-    kinds: tuple[int, ...] = ()
-    read_at: tuple[int, ...] = ()
-
-
-@dataclass(eq=False)
-class Asked:
-    """Texts that one adapter is to classify.
-
-    Attributes:
-        adapter: The adapter.
-        terms: What it does in the base's layers; see `served_terms`.
-        texts: The texts.
-        probabilities: Those of the classes, in the order of the head's outputs, for each text; None until it has run.
-            Of a head with one output, that output: a regression's number on its own scale. Empty for words.
-        words: The same of each word, for a classifier of words; none of a word that isn't read. None for others.
-        error: Why these can't be classified; None if they can.
-    """
-
-    adapter: Adapter
-    terms: Terms
-    texts: Sequence[TextTokens]
-    probabilities: list[list[float]] | None = None
-    words: list[list[list[float]]] | None = None
-    error: ManytuneError | None = None
+    snapshot: Snapshot
+    head: Any
+    goes_alone: bool
 
 
 class Classifier:
@@ -109,62 +79,62 @@ class Classifier:
                     f"text {number} contains token {unknown}, and the base has {self._vocabulary} tokens."
                 )
 
-    @torch.inference_mode()
-    def run(self, asked: Sequence[Asked]) -> None:
-        """Classify all texts, those of several adapters in the same forward.
+    # -- what a runner of texts uses
 
-        Mutates: what was asked, which gets its probabilities, or the error for which it has none.
+    @property
+    def step_tokens(self) -> int:
+        """See `TextModel.step_tokens`."""
+        return step_tokens_on(self._whole.device)
+
+    @torch.no_grad()  # not inference mode: the slots' tensors are written again when others come and go
+    def prepare(self, job: TextJob) -> _Held:
+        """See `TextModel.prepare`.
+
+        Raises:
+            RequestError: A text is empty, or has a token that the base doesn't know.
+            ContextLengthError: A text is too long.
+            ConfigError: The adapter is no classifier of this base.
         """
-        heads: dict[str, Any] = {}
-        ready: list[Asked] = []
-        for one in asked:
-            digest = one.adapter.digest
-            try:
-                self.check(one.texts)
-                if digest not in heads:
-                    parts = classifier_parts(one.adapter, self._classifiers)
-                    head = head_of(parts, self._classifiers, _Given())
-                    self._slots.register(digest, parts.trunk, one.terms)
-                    heads[digest] = head
-            except ManytuneError as error:
-                one.error = error
-            else:
-                ready.append(one)
-        self._answer(ready, heads)
+        assert job.adapter is not None and not isinstance(job.adapter, str) and job.terms is not None
+        self.check(job.texts)
+        parts = classifier_parts(job.adapter, self._classifiers)
+        head = head_of(parts, self._classifiers, _Given())
+        self._slots.register(job.adapter.digest, parts.trunk, job.terms)
+        snapshot = self._slots.snapshot(job.adapter.digest)
+        self._slots.unregister(job.adapter.digest)
+        self._slots.acquire(snapshot)
+        return _Held(snapshot, head, self._changes_positions(job.terms))
 
-    def _answer(self, asked: Sequence[Asked], heads: Mapping[str, Any]) -> None:
-        held = [self._slots.snapshot(digest) for digest in heads]
-        for snapshot in held:
-            self._slots.acquire(snapshot)
+    def release(self, prepared: _Held) -> None:
+        """See `TextModel.release`."""
+        self._slots.release(prepared.snapshot)
+
+    def goes_alone(self, prepared: _Held) -> bool:
+        """See `TextModel.goes_alone`."""
+        return prepared.goes_alone
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[tuple[_Held, TextTokens]]) -> list[list[float]]:
+        """See `TextModel.run`: the probabilities of each text's classes, in the order of its head's outputs.
+
+        Of a head with one output, that output: a regression's number on its own scale. For a classifier of words, those
+        of every word that is read, one after the other.
+        """
+        owners = tuple(digest_of(held.snapshot) for held, _ in rows)
+        heads = {held.snapshot.digest: held.head for held, _ in rows}
+        found: list[list[float]] = [[] for _ in rows]
         try:
-            names = {digest: digest_of(snapshot) for digest, snapshot in zip(heads, held, strict=True)}
-            rows = [(one, number) for one in asked for number in range(len(one.texts))]
-            found: dict[tuple[int, int], Tensor] = {}
-            for batch in _batches(rows, self._changes_positions):
-                owners = [one.adapter.digest for one, _ in batch]
-                outputs = self._forward(
-                    [one.texts[number] for one, number in batch],
-                    Owners(tuple(names[digest] for digest in owners)),
-                )
-                for digest in dict.fromkeys(owners):
-                    places = [place for place, owner in enumerate(owners) if owner == digest]
-                    values = _labelled(heads[digest], outputs, places)
-                    for place, row in zip(places, values.cpu(), strict=True):
-                        one, number = batch[place]
-                        found[id(one), number] = row
+            outputs = self._forward([text for _, text in rows], Owners(owners))
+            for digest, head in heads.items():
+                places = [place for place, owner in enumerate(owners) if owner == digest]
+                values = _labelled(head, outputs, places)
+                for place, row in zip(places, values.cpu(), strict=True):
+                    found[place] = _numbers(row, rows[place][1])
         finally:
             self._slots.end_forward()
-            for digest, snapshot in zip(heads, held, strict=True):
-                self._slots.release(snapshot)
-                self._slots.unregister(digest)
-        for one in asked:
-            rows_of_one = [found[id(one), number] for number in range(len(one.texts))]
-            if rows_of_one and rows_of_one[0].dim() > 1:  # (tokens, classes): a classifier of words
-                one.words = [
-                    [row[place].tolist() if place != NOT_READ else [] for place in text.read_at]
-                    for text, row in zip(one.texts, rows_of_one, strict=True)
-                ]
-            one.probabilities = [row.tolist() if one.words is None else [] for row in rows_of_one]
+        return found
+
+    # -- parts
 
     def _changes_positions(self, terms: Terms) -> bool:
         """Whether an adapter has a table of its own that isn't of tokens, which the base looks up once for all rows."""
@@ -223,19 +193,9 @@ def _labelled(head: Any, outputs: _Outputs, places: Sequence[int]) -> Tensor:
     return logits.softmax(-1) if logits.shape[-1] > 1 else logits
 
 
-def _batches(
-    rows: Sequence[tuple[Asked, int]], goes_alone: Callable[[Terms], bool]
-) -> list[list[tuple[Asked, int]]]:
-    """Rows in batches of similar lengths, so that there is little padding; some adapters' in batches of one."""
-    lonely = {id(one) for one, _ in rows if goes_alone(one.terms)}
-    apart = [[row] for row in rows if id(row[0]) in lonely]
-    shared: list[list[tuple[Asked, int]]] = []
-    longest = 0
-    together = (row for row in rows if id(row[0]) not in lonely)
-    for one, number in sorted(together, key=lambda row: -len(row[0].texts[row[1]].ids)):
-        if shared and longest * (len(shared[-1]) + 1) <= _BATCH_TOKENS:
-            shared[-1].append((one, number))
-        else:
-            shared.append([(one, number)])
-            longest = len(one.texts[number].ids)
-    return [*apart, *shared]
+def _numbers(row: Tensor, text: TextTokens) -> list[float]:
+    """What a head gives for a text: (classes,), or for words (tokens, classes), of which those that are read count."""
+    if row.dim() > 1:
+        row = row[[place for place in text.read_at if place != NOT_READ]].flatten()
+    found: list[float] = row.tolist()
+    return found

@@ -4,7 +4,8 @@
     engine.add_adapter("support", adapter)             # as the store's cache returns it
     vectors = engine.embed([ids], "support")
 
-It has the methods of `Engine` that a server's loop calls; it has no queue, so its steps do nothing.
+It has the methods of `Engine` that a server's loop calls. What is to be embedded for requests goes through a
+`TextRunner` over it, which has the queue; its own steps do nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from transformers import PreTrainedModel
 
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
+from manytune.engine.text_runner import TextJob, TextRunner, TextTokens, step_tokens_on
 from manytune.errors import ConfigError, ContextLengthError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
 from manytune.mixed.owners import Owners
+from manytune.mixed.reckoning import AdapterLimit, bytes_for_one
 from manytune.mixed.slots import AdapterSlots
-from manytune.mixed.stacks import LayerTerms, digest_of
-
-_BATCH_TOKENS = 4096  # of a forward, padding included
+from manytune.mixed.stacks import LayerTerms, Snapshot, digest_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class EncoderEngine:
         self._model = model
         self._pooling = pooling
         self._pad_id = pad_id
-        self._slots = AdapterSlots(model)
+        self._slots = AdapterSlots(model, AdapterLimit(nbytes=bytes_for_one(model.device)))
         self._layers = MixedLayers(dict(model.named_modules()), {})
         self._steps = self._read = self._finished = 0
         positions = getattr(model.config, "max_position_embeddings", None)
@@ -66,7 +67,6 @@ class EncoderEngine:
         #: Length of the longest text, in tokens.
         self.max_tokens: int | None = min(limits, default=None)
 
-    @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]], adapter: str | None = None) -> list[list[float]]:
         """The vector of each text.
 
@@ -79,25 +79,62 @@ class EncoderEngine:
             ContextLengthError: A text is too long.
             AdapterError: The adapter isn't registered.
         """
-        for number, ids in enumerate(texts):
-            self._check(number, ids)
-        snapshot = None if adapter is None else self._slots.snapshot(adapter)
-        found: dict[int, list[float]] = {}
-        if snapshot is not None:
-            self._slots.acquire(snapshot)
+        if not texts:
+            return []
+        job = TextJob(texts=[TextTokens(tuple(ids)) for ids in texts], adapter=adapter)
+        runner = TextRunner(lambda: self)
+        runner.add(job)
+        while runner.busy:
+            runner.step()
+        return job.result.result()
+
+    # -- what a runner of texts uses
+
+    @property
+    def step_tokens(self) -> int:
+        """See `TextModel.step_tokens`."""
+        return step_tokens_on(self._model.device)
+
+    def prepare(self, job: TextJob) -> Snapshot | None:
+        """See `TextModel.prepare`.
+
+        Raises:
+            RequestError: A text is empty, or has a token that the model doesn't know.
+            ContextLengthError: A text is too long.
+            AdapterError: The adapter isn't registered.
+            ConfigError: It can't run in a mixed batch, doesn't fit the base, or has virtual tokens.
+        """
+        for number, text in enumerate(job.texts):
+            self._check(number, text.ids)
+        if job.adapter is None:
+            return None
+        if not isinstance(job.adapter, str) and job.adapter.digest not in self.adapters:
+            self.add_adapter(job.adapter.digest, job.adapter, terms=job.terms)
+        snapshot = self._slots.snapshot(job.adapter if isinstance(job.adapter, str) else job.adapter.digest)
+        self._slots.acquire(snapshot)
+        return snapshot
+
+    def release(self, prepared: Snapshot | None) -> None:
+        """See `TextModel.release`."""
+        self._finished += 1
+        if prepared is not None:
+            self._slots.release(prepared)
+
+    def goes_alone(self, prepared: Snapshot | None) -> bool:
+        """See `TextModel.goes_alone`: never."""
+        return False
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[tuple[Snapshot | None, TextTokens]]) -> list[list[float]]:
+        """See `TextModel.run`: the vectors."""
+        owners = Owners(tuple(digest_of(snapshot) for snapshot, _ in rows))
         try:
-            for batch in _batches(texts):
-                rows = [texts[number] for number in batch]
-                owners = Owners((digest_of(snapshot),) * len(rows))
-                vectors = self._forward(rows, self._slots.choose(owners))
-                found |= zip(batch, vectors.tolist(), strict=True)
+            vectors = self._forward([text.ids for _, text in rows], self._slots.choose(owners))
         finally:
             self._slots.end_forward()
-            if snapshot is not None:
-                self._slots.release(snapshot)
-        self._read += sum(map(len, texts))
-        self._finished += 1
-        return [found[number] for number in range(len(texts))]
+        self._read += sum(len(text.ids) for _, text in rows)
+        found: list[list[float]] = vectors.tolist()
+        return found
 
     # -- what a loop uses of an engine
 
@@ -127,7 +164,7 @@ class EncoderEngine:
 
     @property
     def busy(self) -> bool:
-        """False: `embed` returns when it is done."""
+        """False: what waits to be embedded waits in a `TextRunner`."""
         return False
 
     def submit(self, request: Request) -> None:
@@ -199,14 +236,3 @@ class EncoderEngine:
         else:
             vectors = states.masked_fill(~real, 0).sum(1) / real.sum(1)
         return torch.nn.functional.normalize(vectors, dim=1) if self._pooling.normalize else vectors
-
-
-def _batches(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Indices of texts in batches of similar lengths, so that there is little padding."""
-    batches: list[list[int]] = []
-    for number in sorted(range(len(texts)), key=lambda number: -len(texts[number])):
-        if batches and len(texts[batches[-1][0]]) * (len(batches[-1]) + 1) <= _BATCH_TOKENS:
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches

@@ -12,9 +12,13 @@ Each request gets the tokens that it would get alone. An engine must be used fro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.base_model import end_token_ids
@@ -22,17 +26,33 @@ from manytune.engine.counters import Counters
 from manytune.engine.detokenize import TextStream
 from manytune.engine.forced_tokens import ForcedTokens
 from manytune.engine.masks import MaskThread
+from manytune.engine.memory import RequestMemory, adapter_limit, check_given, most_demanding
 from manytune.engine.options import EngineOptions
 from manytune.engine.parts import decoder_parts, encoder_decoder_parts
-from manytune.engine.request import Completion, Output, Request, SamplingParams
+from manytune.engine.request import Completion, Output, Request, SamplingParams, TokenLogprobs
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.sampling import Sampler, sample_tokens
-from manytune.engine.scheduler import Scheduler
+from manytune.engine.scheduler import Plan, Scheduler
 from manytune.engine.support import unsupported_reason
 from manytune.engine.weights import WeightVersions, linear_layers
 from manytune.errors import ConfigError, RequestError
+from manytune.free_memory import is_short_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.slots import AdapterSlots
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """What a forward gives: the next logits of `decoding` and then of `ready`, and those of scored prompts."""
+
+    decoding: list[RunningRequest]
+    ready: list[RunningRequest]
+    logits: Tensor
+    scored: dict[str, Tensor]
+    masks: list[Tensor | None]
 
 
 class Engine:
@@ -66,7 +86,7 @@ class Engine:
         model.eval()
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_token_ids(model, tokenizer)) | frozenset(end_ids)
-        self._slots = AdapterSlots(model)
+        self._slots = AdapterSlots(model, adapter_limit(model, options))
         layers = linear_layers(model, options.weights)
         self._versions = WeightVersions(model, layers)
         self._scheduler = Scheduler(
@@ -78,6 +98,7 @@ class Engine:
         build = encoder_decoder_parts if model.config.is_encoder_decoder else decoder_parts
         parts = build(model, self._slots, layers, self._scheduler, options)
         self._cache, self._runner, self._reading = parts.cache, parts.runner, parts.reading
+        self._memory = RequestMemory(model, self._cache, self._slots, options)
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
         self._masks = MaskThread()
         self._requests: dict[str, RunningRequest] = {}
@@ -100,6 +121,7 @@ class Engine:
 
         Raises:
             ConfigError: It can't run in a mixed batch, or doesn't fit the base.
+            OversizedAdapterError: It would take more memory than one adapter may; see `EngineOptions.adapter_bytes`.
         """
         self._slots.register(name, adapter, terms)
 
@@ -136,12 +158,14 @@ class Engine:
         Raises:
             RequestError: Its id is taken, it has an unknown token, or it could never run.
             AdapterError: Its adapter isn't registered.
+            ShortMemoryError: There isn't enough memory for it now.
         """
         if request.id in self._requests:
             raise RequestError(f"there is a request {request.id!r} already; ids must differ.")
         adapter = None if request.adapter is None else self._slots.snapshot(request.adapter)
         params = request.params
         read = self._reading.input_of(request, adapter)
+        self._memory.check(request.id, read.max_tokens, adapter)
         silent_ids = self._end_ids | request.silent_ids
         text = TextStream(self._tokenizer, params.stop, end_ids=silent_ids, opening=request.opening)
         running = RunningRequest(
@@ -178,53 +202,21 @@ class Engine:
     def step(self) -> list[Output]:
         """One forward: each decoding request gets a token, and chunks of prompts are read; nothing without requests.
 
+        Where there isn't enough memory, requests end with the reason "memory": of those in the step, as many as it
+        takes, those of the adapter that needs the most first. The others go on.
+
         Raises:
             RequestError: The base's weights have changed, and the engine has a copy of them.
         """
         self._versions.check()
+        outputs: list[Output] = []
         for name in self._scheduler.admit():
-            self._begin(self._requests[name])
+            self._shrinking([name], outputs, self._begin)
         plan = self._scheduler.plan()
-        if not plan.decode and not plan.chunks:
-            return []
-        decoding = [self._requests[name] for name in self._cache.order[: self._cache.decoding]]
-        ready = [self._requests[name] for name in plan.ready]
-        chunks = [
-            self._requests[one.id].chunk(one.start, one.count, wants_logits=one.id in plan.ready)
-            for one in plan.chunks
-        ]
-        self._read += self._reading.encode([self._requests[name] for name in plan.encode])
-        choosing = (*decoding, *ready)
-        masks = self._masks.begin([one.mask for one in choosing])
-        logits, scored = self._runner.forward([running.next_token() for running in decoding], chunks)
-        for name, rows in scored.items():
-            self._requests[name].score(rows)
-        self._steps += 1
-        self._read += self._reading.read_tokens(sum(len(chunk.tokens) for chunk in chunks))
-        for running in ready:
-            self._reading.start_decoding(running)
-            self._cache.start_decoding(running.request.id)
-        allowed = masks()
-        stuck = [mask is not None and not mask.numpy().any() for mask in allowed]
-        among = [None if is_stuck else mask for mask, is_stuck in zip(allowed, stuck, strict=True)]
-        sampled = sample_tokens(logits, [running.sampler for running in choosing], among)
-        outputs = []
-        for running, token, is_stuck in zip(choosing, sampled, stuck, strict=True):
-            # Without finite logits there is no answer: the adapter's values have diverged.
-            if token is None or running.has_failed:
-                output = running.end("failed")
-            elif is_stuck:
-                output = running.end_of_constraint()
-            elif running.wants_token:
-                output = running.add_token(*token)
-            else:
-                output = running.end("length")
-            self._chosen += output.token_id is not None
-            if output.finish_reason is not None:
-                self._finished += 1
-                self._remove(running)
-            outputs.append(output)
-        return outputs
+        self._read += self._shrinking(plan.encode, outputs, self._reading.encode) or 0
+        reading = (*plan.decode, *(one.id for one in plan.chunks))
+        forward = self._shrinking(reading, outputs, lambda _: self._forward(plan))
+        return outputs if forward is None else outputs + self._choose(forward)
 
     def generate(self, requests: Iterable[Request]) -> list[Completion]:
         """Answer requests, and return the whole answers in the same order.
@@ -232,6 +224,7 @@ class Engine:
         Raises:
             RequestError: The engine has other requests, or one of these could never run; none is run then.
             AdapterError: An adapter isn't registered; none is run then.
+            ShortMemoryError: There isn't enough memory for one of them.
         """
         if self.busy:
             raise RequestError(
@@ -245,6 +238,7 @@ class Engine:
             outputs: dict[str, list[Output]] = {name: [] for name in submitted}
             while self.busy:
                 for output in self.step():
+                    check_given(output)
                     outputs[output.request_id].append(output)
         except BaseException:
             for name in submitted:
@@ -296,15 +290,103 @@ class Engine:
     def _name(self, token: int) -> str:
         return str(self._tokenizer.convert_ids_to_tokens(token))
 
-    def _begin(self, running: RunningRequest) -> None:
+    def _begin(self, requests: Sequence[RunningRequest]) -> None:
         """Give an admitted request its row in the cache, with what is known of its prompt, and its adapter a slot."""
+        (running,) = requests
         request, adapter = running.request, running.adapter
-        running.is_admitted = True
+        self._memory.check(request.id, running.input.max_tokens, adapter)
         if adapter is not None:
             self._slots.acquire(adapter)
-        self._cache.add(request.id, running.input.max_tokens)
+        try:
+            self._cache.add(request.id, running.input.max_tokens)
+        except BaseException:
+            if adapter is not None:
+                self._slots.release(adapter)
+            raise
+        running.is_admitted = True
         self._reading.begin(running)
         self._cached += running.cached_tokens
+
+    def _forward(self, plan: Plan) -> _Forward:
+        """A forward of a plan's requests, as many as are still there."""
+        decoding = [self._requests[name] for name in self._cache.order[: self._cache.decoding]]
+        ready = [self._requests[name] for name in plan.ready if name in self._requests]
+        chunks = [
+            self._requests[one.id].chunk(one.start, one.count, wants_logits=one.id in plan.ready)
+            for one in plan.chunks
+            if one.id in self._requests
+        ]
+        masks = self._masks.begin([one.mask for one in (*decoding, *ready)])
+        try:
+            logits, scored = self._runner.forward([running.next_token() for running in decoding], chunks)
+        except BaseException:
+            with suppress(Exception):
+                masks()  # nothing of this step is left when the next one begins
+            raise
+        self._steps += 1
+        self._read += self._reading.read_tokens(sum(len(chunk.tokens) for chunk in chunks))
+        return _Forward(decoding, ready, logits, scored, masks())
+
+    def _choose(self, forward: _Forward) -> list[Output]:
+        """The next token of each request that has logits for it."""
+        for running in forward.ready:
+            self._reading.start_decoding(running)
+            self._cache.start_decoding(running.request.id)
+        choosing = (*forward.decoding, *forward.ready)
+        stuck = [mask is not None and not mask.numpy().any() for mask in forward.masks]
+        among = [None if is_stuck else mask for mask, is_stuck in zip(forward.masks, stuck, strict=True)]
+        try:
+            for name, rows in forward.scored.items():
+                self._requests[name].score(rows)
+            sampled = sample_tokens(forward.logits, [running.sampler for running in choosing], among)
+        except Exception as error:
+            if not is_short_memory(error):
+                raise
+            names = dict.fromkeys((*(one.request.id for one in choosing), *forward.scored))
+            return [self._end(self._requests[name], self._requests[name].end("memory")) for name in names]
+        return [
+            self._end(running, self._next(running, token, is_stuck=is_stuck))
+            for running, token, is_stuck in zip(choosing, sampled, stuck, strict=True)
+        ]
+
+    def _next(
+        self, running: RunningRequest, token: tuple[int, TokenLogprobs | None] | None, *, is_stuck: bool
+    ) -> Output:
+        # Without finite logits there is no answer: the adapter's values have diverged.
+        if token is None or running.has_failed:
+            return running.end("failed")
+        if is_stuck:
+            return running.end_of_constraint()
+        return running.add_token(*token) if running.wants_token else running.end("length")
+
+    def _shrinking(
+        self,
+        names: Iterable[str],
+        outputs: list[Output],
+        run: Callable[[Sequence[RunningRequest]], _Result],
+    ) -> _Result | None:
+        """What a function makes of requests; None if there are none left.
+
+        As long as there isn't enough memory for it, those of the adapter that needs the most end.
+        """
+        wanted = tuple(names)
+        while present := [self._requests[name] for name in wanted if name in self._requests]:
+            try:
+                return run(present)
+            except Exception as error:
+                if not is_short_memory(error):
+                    raise
+                _log.warning("there isn't enough memory for a step: %s", str(error)[:200])
+                outputs += [self._end(one, one.end("memory")) for one in most_demanding(present)]
+        return None
+
+    def _end(self, running: RunningRequest, output: Output) -> Output:
+        """Count an output, and free what its request holds if it is the last."""
+        self._chosen += output.token_id is not None
+        if output.finish_reason is not None:
+            self._finished += 1
+            self._remove(running)
+        return output
 
     def _remove(self, running: RunningRequest) -> None:
         """Free all that a request holds."""

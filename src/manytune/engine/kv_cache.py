@@ -101,6 +101,15 @@ class KVCache:
         self._length[sequence] += tokens
         assert self._length[sequence] <= self._max_tokens[sequence], f"{sequence} outgrew its row"
 
+    def needed(self, max_tokens: int) -> int:
+        """Memory that `add` of such a sequence takes, in bytes; rows are written whole when they are first used."""
+        width = row_width(max([max_tokens, *self._max_tokens.values()]))
+        layers, two, heads, size = self._shape
+        row_bytes = layers * two * heads * size * width * self._data.element_size()
+        if width > self._width or len(self._order) == self._data.shape[2]:
+            return (len(self._order) + 1) * row_bytes
+        return row_bytes if len(self._order) == self._used else 0
+
     def add(self, sequence: str, max_tokens: int) -> None:
         """Give a new sequence the row after the others, for up to `max_tokens` tokens.
 

@@ -20,6 +20,8 @@ class EngineOptions:
         max_adapters: Different adapters that may run at once; None for as many as requests.
         prefix_cache_tokens: Prompt tokens whose keys and values are kept for prompts with the same prefix, or for equal
             inputs of an encoder; 0 for none.
+        adapter_bytes: What one adapter may take while it runs, as its weights in slots and as what a step computes with
+            them; None for half of the memory that is free when the engine is made.
         weights: `"reordered"` keeps, on a CPU, a second copy of the linear layers' weights in the memory order that is
             multiplied fastest; `"int8"` and `"int4"` keep a rounded copy in fewer bits; `"plain"` keeps none.
     """
@@ -29,4 +31,5 @@ class EngineOptions:
     prefill_chunk: int = 512
     max_adapters: int | None = None
     prefix_cache_tokens: int = 0
+    adapter_bytes: int | None = None
     weights: Weights = "reordered"

@@ -12,6 +12,7 @@ from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 from manytune.engine.request import Request
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.scheduler import Scheduler
+from manytune.free_memory import is_short_memory
 from manytune.mixed.stacks import Snapshot, digest_of
 
 
@@ -116,11 +117,15 @@ class PromptReading:
     def start_decoding(self, running: RunningRequest) -> None:
         """See `Reading.start_decoding`: keep the prompt's prefix."""
         adapter, name = running.adapter, running.request.id
-        self._prefixes.store(
-            running.input.prefix_keys,
-            virtual_tokens=0 if adapter is None else adapter.terms.virtual_tokens,
-            read=lambda tokens: self._cache.read(name, tokens),
-        )
+        try:
+            self._prefixes.store(
+                running.input.prefix_keys,
+                virtual_tokens=0 if adapter is None else adapter.terms.virtual_tokens,
+                read=lambda tokens: self._cache.read(name, tokens),
+            )
+        except Exception as error:
+            if not is_short_memory(error):  # without the memory to keep it, it is read again
+                raise
 
     def remove(self, request_id: str) -> None:
         """See `Reading.remove`: prefixes stay."""

@@ -11,8 +11,9 @@ from manytune.engine.constraint import Constraint
 from manytune.errors import RequestError
 
 #: Why a request ended: an end token, a stop string or the end of what its constraint allows; its token limit; its
-#: caller; logits with NaN or Inf; or a constraint that no token fits any more, or that is too complex at some point.
-FinishReason = Literal["stop", "length", "cancelled", "failed", "constraint"]
+#: caller; logits with NaN or Inf; a constraint that no token fits any more, or that is too complex at some point; or
+#: memory that there wasn't.
+FinishReason = Literal["stop", "length", "cancelled", "failed", "constraint", "memory"]
 
 
 @dataclass(frozen=True)

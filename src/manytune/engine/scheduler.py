@@ -2,11 +2,15 @@
 
 Each step generates one token for every decoding request, and reads up to `prefill_chunk` tokens of prompts. A request
 is admitted when a row for its `max_tokens` fits into the budget together with those that run, so that no running
-request ever has to be preempted. The next to be admitted is the one with the highest priority, which rises by one for
-each `AGING` steps of waiting; then one of the tenant that has had the fewest tokens; of this tenant's, one of the
-adapter that has had the fewest; then the oldest. If it doesn't fit, no other request overtakes it, so no request
-starves. One exception: a request whose prompt shares a prefix with a prompt in prefill waits until it can take it from
-the cache.
+request ever has to be preempted. The next to be admitted is of the tenant with the highest priority: that of its most
+important request, which rises by one for each `AGING` steps in which the tenant has waited and had none admitted. So
+a tenant's own backlog makes it no more important. Among equals it is the tenant that has had the fewest tokens; of
+its requests the one of the highest priority, which waiting raises too; then one of the adapter that has had the
+fewest tokens; then the oldest. If it doesn't fit, no other request overtakes it, so no request starves. One
+exception: a request whose prompt shares a prefix with a prompt in prefill waits until it can take it from the cache.
+
+Prompts are read in the same spirit: those of the tenant that has had the fewest tokens first, else in the order of
+admission. So a long prompt delays those of its own tenant only.
 
 What an encoder reads of a request is read whole, and once for equal inputs, before the first of the decoder's tokens.
 It takes as many tokens of the step, and the oldest is read even if it is longer than a step. Its keys and values are in
@@ -75,7 +79,7 @@ class Plan:
 
     Attributes:
         decode: Ids of the requests that decode.
-        chunks: Prompt chunks to read, in the order of admission.
+        chunks: Prompt chunks to read.
         ready: Ids of the requests whose prompts end in this step.
         encode: Ids of the requests whose encoder inputs are read first.
     """
@@ -122,6 +126,7 @@ class Scheduler:
         self._waiting: dict[str, _Waiting] = {}
         self._running: dict[str, _Running] = {}
         self._tenants: dict[str, int] = {}  # tokens that each has had
+        self._served: dict[str, int] = {}  # the step in which each last had a request admitted
         self._adapters: dict[tuple[str, str | None], int] = {}
         self._added = 0
         self._steps = 0
@@ -163,6 +168,7 @@ class Scheduler:
         if len(self._tenants) > 2 * len(present) + 64:
             self._tenants = {name: had for name, had in self._tenants.items() if name in present}
             self._adapters = {key: had for key, had in self._adapters.items() if key[0] in present}
+            self._served = {name: step for name, step in self._served.items() if name in present}
 
     def admit(self) -> list[str]:
         """Move requests from the queue to the batch, as many as fit; returns their ids."""
@@ -174,13 +180,14 @@ class Scheduler:
             candidates = self._candidates()
             if not candidates:
                 break
-            job = min(candidates, key=lambda waiting: self._turn(waiting, claimed)).job
+            job = self._next_of(candidates, claimed).job
             needed = adapters | ({job.adapter} - {None})
             width = row_width(max([*lengths, job.widest]))
             if (len(lengths) + 1) * width > self.kv_budget_tokens or len(needed) > self.max_adapters:
                 break
             del self._waiting[job.id]
             self._running[job.id] = _Running(job)
+            self._served[job.tenant] = self._steps
             lengths.append(job.widest)
             adapters = needed
             claimed[job.tenant] = claimed.get(job.tenant, 0) + job.max_tokens + job.source_tokens
@@ -209,13 +216,19 @@ class Scheduler:
         decode, chunks, ready, encode = [], [], [], []
         left = self.prefill_chunk
         encoded: set[bytes] = set()
+        reading = []
         for name, running in self._running.items():
-            unread = running.job.prompt_tokens - running.read
-            if not unread:
-                decode.append(name)
-                self._charge(running.job, 1)
+            if running.read < running.job.prompt_tokens:
+                reading.append((name, running))
                 continue
+            decode.append(name)
+            self._charge(running.job, 1)
+        reading.sort(
+            key=lambda one: self._tenants[one[1].job.tenant]
+        )  # stable: then in the order of admission
+        for name, running in reading:
             job = running.job
+            unread = job.prompt_tokens - running.read
             if job.source_tokens and not running.is_encoded:
                 if job.source_key not in encoded:
                     if job.source_tokens > left < self.prefill_chunk:
@@ -275,12 +288,28 @@ class Scheduler:
             )
         ]
 
-    def _turn(self, waiting: _Waiting, claimed: dict[str, int]) -> tuple[int, int, int, int]:
-        """The sort key of the queue: the smallest is admitted next."""
-        job = waiting.job
-        priority = job.priority + (self._steps - waiting.since) // AGING
-        had = self._tenants[job.tenant] + claimed.get(job.tenant, 0)
-        return -priority, had, self._adapters[job.tenant, job.adapter], waiting.order
+    def _next_of(self, candidates: list[_Waiting], claimed: dict[str, int]) -> _Waiting:
+        """The one that is admitted next; the module's docstring has the order."""
+        urgency: dict[str, int] = {}
+        for waiting in candidates:
+            job = waiting.job
+            since = max(waiting.since, self._served.get(job.tenant, 0))
+            own = job.priority + (self._steps - since) // AGING
+            urgency[job.tenant] = max(own, urgency.get(job.tenant, own))
+
+        def turn(waiting: _Waiting) -> tuple[int, int, int, int, int]:
+            job = waiting.job
+            had = self._tenants[job.tenant] + claimed.get(job.tenant, 0)
+            priority = job.priority + (self._steps - waiting.since) // AGING
+            return (
+                -urgency[job.tenant],
+                had,
+                -priority,
+                self._adapters[job.tenant, job.adapter],
+                waiting.order,
+            )
+
+        return min(candidates, key=turn)
 
     def _charge(self, job: Job, tokens: int) -> None:
         self._tenants[job.tenant] += tokens

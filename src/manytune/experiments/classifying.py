@@ -38,7 +38,13 @@ def baseline_name(labels: AnyLabels) -> str:
 def label_encoder_of(base: Base, labels: AnyLabels, data: DataRecipe) -> LabelEncoder:
     """Makes token ids as the training makes them; a text that is too long is an error unless the training cuts them."""
     limits = [limit for limit in (data.max_length, text_positions(base)) if limit is not None]
-    return encoder_for(base.tokenizer, labels, max_length=min(limits, default=None), overflow=data.overflow)
+    return encoder_for(
+        base.tokenizer,
+        labels,
+        max_length=min(limits, default=None),
+        overflow=data.overflow,
+        special_tokens_in_text=data.special_tokens_in_text,
+    )
 
 
 @torch.inference_mode()

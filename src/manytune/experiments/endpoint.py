@@ -157,7 +157,10 @@ class Endpoint:
         headers = {"content-type": "application/json", "user-agent": "manytune"}
         if self.key is not None:
             headers["authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.address, json.dumps(body).encode(), headers, method="POST")
+        # Its address is one of http or https.
+        request = urllib.request.Request(  # noqa: S310
+            self.address, json.dumps(body).encode(), headers, method="POST"
+        )
         try:
             with _OPENER.open(request, timeout=self.timeout) as reply:
                 content = reply.read(_LONGEST_REPLY + 1)

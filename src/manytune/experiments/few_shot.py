@@ -104,7 +104,7 @@ def _rankings(
     pools = {task: list(examples.values()) for task, examples in tasks.items()}
     if choose == "random":
         for task, pool in pools.items():
-            random.Random(f"{seed}/{task}").shuffle(pool)
+            random.Random(f"{seed}/{task}").shuffle(pool)  # noqa: S311  # no secret
         return lambda example: pools[example.task]
     ranked: dict[tuple[object, ...], Sequence[Example]] = {}
     for task, pool in pools.items():

@@ -24,6 +24,7 @@ from manytune.experiments.forgetting_recipe import ForgettingRecipe
 from manytune.experiments.validation_scores import check_scores
 from manytune.methods.registry import methods
 from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
+from manytune.training.recipe_errors import list_mistakes
 
 REFERENCE = "full"
 """The system whose gain counts as the whole gain, and the method that it trains if the recipe names none."""
@@ -54,6 +55,9 @@ def _as_systems(value: object) -> object:
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",")]
     if isinstance(value, list):
+        odd = [name for name in value if not isinstance(name, str)]
+        if odd:
+            raise ValueError(f"a list names systems; found {kind_of(odd[0])}")
         value = {name: _system_called(name) for name in value if name != BASE}
     if not isinstance(value, Mapping):
         return value
@@ -62,9 +66,7 @@ def _as_systems(value: object) -> object:
     }
 
 
-def _system_called(name: object) -> object:
-    if not isinstance(name, str):
-        return name
+def _system_called(name: str) -> object:
     if _SHOTS.fullmatch(name):
         return {}
     if name not in methods():
@@ -286,8 +288,7 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
     try:
         sections = _Sections.model_validate(own)
     except ValidationError as error:
-        found = [f"{where}: {_explain(problem)}" for problem in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(found))) from error
+        raise RecipeError(list_mistakes(where, error, _explain)) from error
     recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
     if recipe.adapter is not None:
         raise RecipeError(

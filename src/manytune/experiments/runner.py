@@ -71,7 +71,7 @@ class InProcesses:
 
     def _start(self, work: Path, outcome: Path) -> subprocess.Popen[bytes]:
         threads = str(max(1, (os.cpu_count() or 1) // self.workers))
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603  # this program
             [sys.executable, "-m", "manytune.experiments.worker", str(work), str(outcome)],
             env={**os.environ, "OMP_NUM_THREADS": threads},
         )

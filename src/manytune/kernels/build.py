@@ -9,15 +9,16 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from manytune.atomic import atomic_file
 from manytune.caches import cache_directory
 from manytune.kernels.check import difference  # with torch: whose OpenMP the library then shares
+from manytune.kernels.private_files import keep, kept, private_directory
 
 _SOURCES = Path(__file__).with_name("sources")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-fPIC", "-shared")
@@ -106,6 +107,8 @@ def prepare_kernels(model: nn.Module) -> Kernels | None:
 def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
     """The shared library that a compiler makes of the sources, from the cache or made now.
 
+    What is in the cache is used only if nobody else can have written it, and if it is whole; see `private_files.py`.
+
     Args:
         compiler: The program.
         flags: Its arguments but for input and output.
@@ -115,14 +118,16 @@ def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
         subprocess.SubprocessError: The compiler fails.
     """
     files = sorted(_SOURCES.glob("*.cpp"))
-    directory = cache_directory() / "kernels"
-    target = directory / f"{_key(compiler, flags)}.so"
-    if target.exists():
+    directory = private_directory(cache_directory() / "kernels")
+    key = _key(compiler, flags)
+    target = kept(directory, key, ".so")
+    if target is not None:
         return target
-    directory.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as made:  # several processes may make it at once
-        _run([compiler, *flags, *map(str, files), "-o", str(made)], _COMPILE_SECONDS)
-    return target
+    with tempfile.TemporaryDirectory(
+        prefix=".", dir=directory
+    ) as made:  # several processes may make it at once
+        _run([compiler, *flags, *map(str, files), "-o", f"{made}/kernels.so"], _COMPILE_SECONDS)
+        return keep(Path(made, "kernels.so"), directory, key)
 
 
 def _compiler() -> str | None:
@@ -140,7 +145,7 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
 
 def _run(command: list[str], seconds: float) -> str:
     """What a command prints."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  # a compiler, with files of manytune's own
         command,
         check=True,
         capture_output=True,

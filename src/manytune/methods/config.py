@@ -15,6 +15,7 @@ from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError, ConfigError, PeftWarning
 from manytune.methods import load_methods
 from manytune.methods.checkpoint.files import HUB_OPTIONS, find_adapter_file
+from manytune.methods.checkpoint.option_types import check_option_types
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -28,7 +29,7 @@ class TaskType(StrEnum):
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
     CAUSAL_LM = "CAUSAL_LM"
-    TOKEN_CLS = "TOKEN_CLS"
+    TOKEN_CLS = "TOKEN_CLS"  # noqa: S105  # a task
     QUESTION_ANS = "QUESTION_ANS"
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
@@ -79,6 +80,7 @@ class PeftConfig:
     _transient: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
+        check_option_types(self)
         if self.peft_version is None:
             self.peft_version = PEFT_FORMAT
         if self.task_type is not None and self.task_type not in list(TaskType):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from manytune.errors import ConfigError
+from manytune.errors import ConfigError, OversizedAdapterError
+from manytune.free_memory import free_memory
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
@@ -110,6 +111,7 @@ class Projections(nn.Module):
 
     def __init__(self, r: int, in_features: int, out_features: int, seed: int) -> None:
         super().__init__()
+        _require_room(r, in_features + out_features)
         generator = torch.Generator(device="cpu").manual_seed(seed)
         a = torch.empty(r, in_features, device="cpu")
         b = torch.empty(out_features, r, device="cpu")
@@ -307,6 +309,7 @@ class VeraModel(LayerTuner):
             layer.require_linear()
         inputs = max((layer.inputs for layer in found.values()), default=1)
         outputs = max((layer.outputs for layer in found.values()), default=1)
+        _require_room(config.r, sum(layer.outputs for layer in found.values()))
         if not shared:
             shared = dict(Projections(config.r, inputs, outputs, config.projection_prng_key).named_buffers())
         for name, shape in zip(SHARED, ((config.r, inputs), (outputs, config.r)), strict=True):
@@ -342,6 +345,20 @@ def _shared_name(key: str) -> str:
     """`vera_A` or `vera_B` if a name in a file is theirs, else nothing."""
     name = key.removeprefix(VeraModel.file_prefix)
     return name if name in SHARED else ""
+
+
+def _require_room(rank: int, numbers: int) -> None:
+    """Refuse a rank of which an adapter's file says little: it has a number where the matrices have a row.
+
+    Raises:
+        OversizedAdapterError: So many float32 numbers of each rank would take more than half of the free memory.
+    """
+    free, needed = free_memory(), rank * numbers * 4
+    if free is not None and needed > free // 2:
+        raise OversizedAdapterError(
+            f"r={rank:,}: its matrices would take {needed / 2**20:,.0f} MiB; one adapter may take half of the free "
+            f"memory, {free / 2**21:,.0f} MiB. Train one of a smaller r."
+        )
 
 
 register(Method("vera", PeftType.VERA, VeraConfig, VeraModel, in_peft=True, learning_rate=1e-2))

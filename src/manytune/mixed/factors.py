@@ -30,6 +30,15 @@ class Outline:
     groups: tuple[tuple[LayerGroup, tuple[int, ...], tuple[str, ...]], ...]
     dtype: torch.dtype
 
+    @property
+    def slot_bytes(self) -> int:
+        """Size of one adapter's factors."""
+        return self.dtype.itemsize * sum(
+            len(blocks) * (group.inputs if name == "inputs" else group.outputs)
+            for group, blocks, names in self.groups
+            for name in names
+        )
+
 
 def outline_of(factors: Mapping[str, Factors], dtype: torch.dtype) -> Outline | None:
     """The outline of one adapter's factors, by path; None if it has none."""
@@ -144,22 +153,28 @@ class FactorStack:
         self._members = []
 
     @property
+    def next_bytes(self) -> int:
+        """Memory that adding an adapter takes beforehand."""
+        return 2 * self.nbytes if len(self._members) + 1 == self._capacity else 0
+
+    @property
     def nbytes(self) -> int:
         """Size of the factors, free room included."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
 
     def _grow(self, capacity: int) -> None:
-        self._capacity = capacity
-        old, self._tensors = self._tensors, {}
+        """Make room for so many. If there is no memory for it, what is there stays as it was."""
+        tensors: dict[tuple[LayerGroup, str], Tensor] = {}
         for group, blocks, names in self.outline.groups:
             for name in names:
                 size = group.inputs if name == "inputs" else group.outputs
                 start = torch.zeros if name == "shift" else torch.ones
-                self._tensors[group, name] = start(
+                tensors[group, name] = start(
                     (capacity, len(blocks), size), dtype=self.outline.dtype, device=self._device
                 )
-        for key, tensor in old.items():
-            self._tensors[key][: tensor.shape[0]] = tensor
+        for key, tensor in self._tensors.items():
+            tensors[key][: tensor.shape[0]] = tensor
+        self._capacity, self._tensors = capacity, tensors
         self.rescalings = {
             path_of(group, block): Rescaling(
                 self,

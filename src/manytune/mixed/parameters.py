@@ -41,6 +41,12 @@ class HeldUpdate:
     nbytes: int
 
 
+def held_bytes(update: ParameterUpdate, dtype: torch.dtype) -> int:
+    """The size of what `held` makes, before it is made."""
+    down = 0 if update.down.dtype == dtype else update.down.numel()
+    return (down + update.up.numel()) * dtype.itemsize
+
+
 def held(update: ParameterUpdate, device: torch.device, dtype: torch.dtype) -> HeldUpdate:
     """An update on a device, ready to be multiplied."""
     source = update.down.detach()

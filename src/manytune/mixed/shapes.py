@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from manytune.methods.tuners.terms import Terms, Update
-from manytune.mixed.layer_groups import LayerGroup, group_of
+from manytune.mixed.layer_groups import LayerGroup, group_of, with_same_input
 
 _SMALLEST_RANK = 4
 
@@ -45,6 +45,24 @@ class Shape:
     def shared(self) -> bool:
         """Whether layers with the same input share a product; not if they read something of their own."""
         return not (self.whole or self.lookup or self.reads_output or any(self.sources))
+
+    @property
+    def slot_bytes(self) -> int:
+        """Size of one adapter's weights in a stack: every layer has the largest rank, rounded up."""
+        numbers = 0
+        for group, blocks in self.groups:
+            down = 0 if self.whole else self.rank * (group.inputs + self.down_bias)
+            numbers += len(blocks) * (down + group.outputs * (self.rank + self.up_bias))
+        return numbers * self.dtype.itemsize
+
+    @property
+    def bytes_for_token(self) -> int:
+        """Size of what a step computes for a token between D and U, at the layers where that is most."""
+        if self.whole:
+            return 0
+        families = with_same_input([group for group, _ in self.groups]) if self.shared else [()]
+        widest = max(1, *map(len, families)) * self.rank
+        return widest * self.dtype.itemsize * (1 if self.activation is None else 2)
 
 
 def divided(terms: Terms, dtype: torch.dtype) -> dict[Shape, Mapping[str, Update]]:

@@ -11,10 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, ConfigError
+from manytune.free_memory import require_memory
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.targets import adapter_layers
 from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.mixed.reckoning import AdapterLimit
 from manytune.mixed.stacks import AdapterStacks, Snapshot, dtype_for, snapshot_of
 
 
@@ -23,10 +25,12 @@ class AdapterSlots(AdapterStacks):
 
     Args:
         model: The base.
+        limit: What one adapter may take; None for no limit.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, limit: AdapterLimit | None = None) -> None:
         super().__init__(model.device)
+        self._limit = limit
         self._model: nn.Module = model
         self._has_encoder = bool(model.config.is_encoder_decoder)
         self._dtype = dtype_for(model.dtype)
@@ -44,6 +48,7 @@ class AdapterSlots(AdapterStacks):
 
         Raises:
             ConfigError: It can't run in a mixed batch, or doesn't fit the base.
+            OversizedAdapterError: It would take more than one adapter may.
         """
         if self._carrying is not None:
             raise ConfigError(
@@ -53,7 +58,20 @@ class AdapterSlots(AdapterStacks):
         terms = terms_of(adapter, self._model) if terms is None else terms
         if self._has_encoder:
             check_positions(terms)
+        if self._limit is not None:
+            self._limit.check(terms, self._dtype)
         self._names[name] = snapshot_of(adapter.digest, terms, self._dtype)
+
+    def acquire(self, snapshot: Snapshot) -> None:
+        """See `AdapterStacks.acquire`; on a CPU it is refused before there is too little memory left.
+
+        Raises:
+            ShortMemoryError: There isn't enough memory for its weights now.
+        """
+        needed = self.needed(snapshot) if self.device.type == "cpu" else 0
+        if needed:
+            require_memory(needed, "an adapter that is to run")
+        super().acquire(snapshot)
 
     def unregister(self, name: str) -> None:
         """Forget a name.

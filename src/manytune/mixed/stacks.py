@@ -12,7 +12,7 @@ from torch import Tensor
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.factors import FactorStack, Outline, Rescaling, outline_of
 from manytune.mixed.owners import Owners
-from manytune.mixed.parameters import HeldUpdate, ParameterTerms, held
+from manytune.mixed.parameters import HeldUpdate, ParameterTerms, held, held_bytes
 from manytune.mixed.selection import Selection, select_tokens
 from manytune.mixed.shapes import Shape, divided
 from manytune.mixed.updates import Product, UpdateStack
@@ -85,11 +85,32 @@ class AdapterStacks:
 
     @torch.no_grad()
     def acquire(self, snapshot: Snapshot) -> None:
-        """Have an adapter's weights in a slot until it is released as often."""
-        count = self._holders.get(snapshot.digest, 0)
-        self._holders[snapshot.digest] = count + 1
-        if count:
-            return
+        """Have an adapter's weights in a slot until it is released as often.
+
+        If this fails, as it does without the memory for it, the adapter isn't held and all others are as before.
+        """
+        if snapshot.digest not in self._holders:
+            try:
+                self._hold(snapshot)
+            except BaseException:
+                self._drop(snapshot)
+                raise
+        self._holders[snapshot.digest] = self._holders.get(snapshot.digest, 0) + 1
+
+    def needed(self, snapshot: Snapshot) -> int:
+        """Memory that `acquire` of an adapter takes, in bytes."""
+        if snapshot.digest in self._holders:
+            return 0
+        total = sum(held_bytes(update, snapshot.dtype) for update in snapshot.terms.parameters.values())
+        for shape in snapshot.updates:
+            stack = self._updates.get(shape)
+            total += shape.slot_bytes if stack is None else stack.next_bytes
+        if snapshot.outline is not None:
+            factors = self._factors.get(snapshot.outline)
+            total += 2 * snapshot.outline.slot_bytes if factors is None else factors.next_bytes
+        return total
+
+    def _hold(self, snapshot: Snapshot) -> None:
         self._owners = None
         for shape, updates in snapshot.updates.items():
             stack = self._updates.get(shape)
@@ -113,16 +134,22 @@ class AdapterStacks:
         if self._holders[snapshot.digest]:
             return
         del self._holders[snapshot.digest]
+        self._drop(snapshot)
+
+    def _drop(self, snapshot: Snapshot) -> None:
+        """Free an adapter's slots, as many as it has."""
         self._owners = None
         for shape in snapshot.updates:
-            stack = self._updates[shape]
-            stack.remove(snapshot.digest)
-            if not len(stack):
+            stack = self._updates.get(shape)
+            if stack is not None and snapshot.digest in stack:
+                stack.remove(snapshot.digest)
+            if stack is not None and not len(stack):
                 del self._updates[shape]
         if snapshot.outline is not None:
-            factors = self._factors[snapshot.outline]
-            factors.remove(snapshot.digest)
-            if not len(factors):
+            factors = self._factors.get(snapshot.outline)
+            if factors is not None and snapshot.digest in factors:
+                factors.remove(snapshot.digest)
+            if factors is not None and not len(factors):
                 del self._factors[snapshot.outline]
         self._parameters.pop(snapshot.digest, None)
 

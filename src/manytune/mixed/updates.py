@@ -23,6 +23,8 @@ from manytune.mixed.shapes import Shape
 
 # With a CPU the system gives memory to those slots only that are written to, so that many cost no more than few.
 _FIRST_SLOTS, _FIRST_SLOTS_ON_CPU = 8, 32
+# But what isn't used has to be promised, so large slots are few: they take no more than this, or are one.
+_MOST_FIRST_BYTES = 512 << 20
 # Whole weights, such as a trained head, are large: no room is kept for more than there are.
 _FIRST_WHOLE_SLOTS = 1
 
@@ -150,8 +152,8 @@ class UpdateStack:
         )
         self._tensors: dict[tuple[str, LayerGroup], Tensor] = {}
         self.products: dict[str, Product] = {}
-        slots = _FIRST_SLOTS_ON_CPU if device.type == "cpu" else _FIRST_SLOTS
-        self._grow(_FIRST_WHOLE_SLOTS if shape.whole else slots)
+        self._capacity = 0
+        self._grow(_first_slots(shape, device))
 
     def __len__(self) -> int:
         return len(self._members)
@@ -200,6 +202,12 @@ class UpdateStack:
     def clear(self) -> None:
         """Forget all adapters; the memory stays."""
         self._members = []
+
+    @property
+    def next_bytes(self) -> int:
+        """Memory that adding an adapter takes: its slot, and the others' in new memory if there is no room."""
+        moved = len(self._members) if len(self._members) == self._capacity else 0
+        return (moved + 1) * self.shape.slot_bytes
 
     @property
     def nbytes(self) -> int:
@@ -276,26 +284,28 @@ class UpdateStack:
                     self._tensors["up_bias", group][slot, place] = update.up_bias.detach() * update.scaling
 
     def _grow(self, capacity: int) -> None:
-        self._capacity = capacity
-        rank, old = self.shape.rank, self._tensors
-        self._tensors = {}
+        """Make room for so many. If there is no memory for it, what is there stays as it was."""
+        rank = self.shape.rank
+        tensors: dict[tuple[str, LayerGroup], Tensor] = {}
+
+        def empty(*shape: int) -> Tensor:
+            # A slot is written whole before it is read, and the system gives memory to those that are written.
+            return torch.empty((capacity, *shape), dtype=self.shape.dtype, device=self._device)
+
         for family in self._families:
             first, blocks = family[0], len(self._blocks[family[0]])
             if not self.shape.whole:
-                self._tensors["down", first] = self._empty(blocks, rank * len(family), first.inputs)
+                tensors["down", first] = empty(blocks, rank * len(family), first.inputs)
             if self.shape.down_bias:
-                self._tensors["down_bias", first] = self._empty(blocks, rank * len(family))
+                tensors["down_bias", first] = empty(blocks, rank * len(family))
             for group in family:
-                self._tensors["up", group] = self._empty(blocks, rank, group.outputs)
+                tensors["up", group] = empty(blocks, rank, group.outputs)
                 if self.shape.up_bias:
-                    self._tensors["up_bias", group] = self._empty(blocks, group.outputs)
-        for key, tensor in old.items():
-            self._tensors[key][: len(self._members)] = tensor[: len(self._members)]
+                    tensors["up_bias", group] = empty(blocks, group.outputs)
+        for key, tensor in self._tensors.items():
+            tensors[key][: len(self._members)] = tensor[: len(self._members)]
+        self._capacity, self._tensors = capacity, tensors
         self._make_products()
-
-    def _empty(self, *shape: int) -> Tensor:
-        # A slot is written whole before it is read, and the system gives memory to those that are written.
-        return torch.empty((self._capacity, *shape), dtype=self.shape.dtype, device=self._device)
 
     def _make_products(self) -> None:
         rank = self.shape.rank
@@ -322,6 +332,16 @@ class UpdateStack:
                         None if source is None else source.replace("*", str(block), 1),
                         self.shape.reads_output,
                     )
+
+
+def _first_slots(shape: Shape, device: torch.device) -> int:
+    """Adapters that a new stack has room for."""
+    if shape.whole:
+        return _FIRST_WHOLE_SLOTS
+    slots = _FIRST_SLOTS_ON_CPU if device.type == "cpu" else _FIRST_SLOTS
+    while slots > 1 and slots * shape.slot_bytes > _MOST_FIRST_BYTES:
+        slots //= 2
+    return slots
 
 
 def _same_blocks(

@@ -13,17 +13,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from manytune.errors import CacheFullError, ManytuneError, StoreError, UnknownAdapterError
-from manytune.methods.config import TaskType
+from manytune.errors import (
+    CacheFullError,
+    ManytuneError,
+    ShortMemoryError,
+    StoreError,
+    UnknownAdapterError,
+)
+from manytune.free_memory import naming_short_memory
+from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.config import CONFIG_NAME, TaskType
 from manytune.methods.tuners.terms import Terms
+from manytune.mixed.reckoning import AdapterLimit
+from manytune.server.catalogue import Catalogue, Listed
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
+from manytune.store.contents import states_of
 from manytune.store.labels import NAME
-from manytune.store.manifest import Manifest
+from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_classes
 from manytune.store.store import AdapterStore, StoreEntry
@@ -95,9 +106,21 @@ class AdapterRegistry:
         base: What they run on.
         memory: Bytes that their tensors may take.
         base_name: The plain base's name in requests; an adapter of this name isn't accessible.
+        limit: What one adapter may take while it runs; see `served_terms`.
+
+    Attributes:
+        catalogue: What listings say of them.
     """
 
-    def __init__(self, store: AdapterStore, base: Base, *, memory: int, base_name: str) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        base: Base,
+        *,
+        memory: int,
+        base_name: str,
+        limit: AdapterLimit | None = None,
+    ) -> None:
         self.store = store
         self.base_name = base_name
         self.cache = AdapterCache(store, budget=memory, fingerprint=base.fingerprint)
@@ -108,8 +131,10 @@ class AdapterRegistry:
         self._checking = threading.Lock()
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
-        self._verdicts = Verdicts(store, base, max_bytes=memory)
+        self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
+        self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
         self._failures: dict[str, Failures] = {}  # by name
+        self._states: dict[str, object] = {}  # of the files by digest, as they were before they were read
 
     # -- for requests
 
@@ -137,6 +162,7 @@ class AdapterRegistry:
             return Model(name)
         digest = self.resolve(name)
         with self._recording_failures(name, digest):
+            state = self._state(digest)
             if digest not in self._valid:
                 check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
             adapter = self.cache.pin(digest)
@@ -154,6 +180,7 @@ class AdapterRegistry:
                 raise
             self._verdicts.note(digest, None)
         with self._lock:
+            self._states.setdefault(digest, state)
             self._in_use[digest] += 1
         return Model(name, adapter, terms)
 
@@ -188,22 +215,32 @@ class AdapterRegistry:
         """The digest of each name."""
         return {name: digest for name, digest in self.store.names().items() if name != self.base_name}
 
-    def entries(self) -> Iterator[tuple[str, StoreEntry]]:
-        """All adapters by name, without those whose manifests can't be read."""
-        for entry in self.store.entries(unreadable=lambda digest, error: None):
-            for name in entry.names:
-                if name != self.base_name and NAME.fullmatch(name):
-                    yield name, entry
+    def look_up(self, name: str) -> Listed:
+        """An adapter as the listings have it, read anew if its name means another version by now.
+
+        Raises:
+            HttpError: 404 if there is none.
+        """
+        digest = self.resolve(name)
+        listed = self.catalogue.get(name)
+        if listed is None or listed.digest != digest:
+            listed = self.catalogue.update_one(name, digest)
+        if listed is None:
+            raise model_not_found(name)
+        return listed
+
+    def manifest_of(self, name: str) -> Manifest:
+        """What an adapter says about itself.
+
+        Raises:
+            HttpError: 404 if there is none.
+            StoreError: It can't be read.
+        """
+        return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
         return self._verdicts.of(entry)
-
-    def unreadable(self) -> dict[str, tuple[str, str]]:
-        """The adapters whose manifests can't be read: digest and error message by name."""
-        errors: dict[str, str] = {}
-        self.store.entries(unreadable=lambda digest, error: errors.update({digest: str(error)}))
-        return {name: (digest, errors[digest]) for name, digest in self.names().items() if digest in errors}
 
     def record_failure(self, name: str, digest: str, message: str) -> None:
         """Count that a version of an adapter couldn't be used."""
@@ -246,9 +283,30 @@ class AdapterRegistry:
             with suppress(UnknownAdapterError):  # it was evicted meanwhile, and has left the store as well
                 self.cache.evict(digest)
 
+    def note_changed_files(self) -> None:
+        """Refuse adapters in memory whose files were changed; requests that run continue with what was read."""
+        for digest in self.cache.resident:
+            directory, now = self.store.directory(digest), self._state(digest)
+            if self._states.get(digest, now) == now or not directory.is_dir():
+                continue
+            _log.error("%s: files of this adapter were changed while it was in memory", directory)
+            self.drop(digest)
+            try:
+                open_adapter(directory)
+            except ManytuneError as error:
+                self._verdicts.note(digest, str(error))
+            else:
+                with self._lock:
+                    self._states[digest] = now
+
+    def _state(self, digest: str) -> object:
+        return states_of(self.store.directory(digest), (CONFIG_NAME, TENSORS_NAME))
+
     def forget_absent(self) -> None:
         """Drop what is kept for adapters that aren't in memory any more."""
         resident = set(self.cache.resident)
+        with self._lock:
+            self._states = {digest: state for digest, state in self._states.items() if digest in resident}
         with self._checking:
             self._terms = {digest: terms for digest, terms in self._terms.items() if digest in resident}
 
@@ -313,8 +371,9 @@ class AdapterRegistry:
     def _recording_failures(self, name: str, digest: str) -> Iterator[None]:
         """Count errors, and turn whatever a malformed file can raise into a `StoreError`."""
         try:
-            yield
-        except CacheFullError:  # not the adapter's fault
+            with naming_short_memory(f"loading {name}"):
+                yield
+        except (CacheFullError, ShortMemoryError):  # not the adapter's fault
             raise
         except Exception as error:
             self.record_failure(name, digest, str(error))

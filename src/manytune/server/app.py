@@ -6,19 +6,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.resources import files
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 
 from manytune import __version__
 from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
+from manytune.engine.memory import adapter_limit
 from manytune.engine.options import EngineOptions
+from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
@@ -30,6 +32,7 @@ from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
 from manytune.server.middleware import RequestMiddleware
+from manytune.server.places import Places
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.routes import adapters as adapter_routes
@@ -41,7 +44,7 @@ from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
-_LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+_LOOKING_SECONDS = 5.0
 
 
 def create_app(
@@ -81,42 +84,50 @@ def create_app(
     app.add_middleware(
         RequestMiddleware, keys=keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes
     )
-    if not keys:
-        # DNS rebinding: a web page elsewhere may have its own host name resolve to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_HOSTS)
     return app
 
 
 def _service_of(base: Base, store: AdapterStore, settings: Settings, options: EngineOptions) -> Service:
     prompts = Prompts(base, max_chars=settings.max_prompt_chars)
+    limit = adapter_limit(base.model, options)
+    options = replace(options, adapter_bytes=limit.nbytes)
     engine: AnyEngine
+    embedder: TextRunner | None = None
     if base.is_encoder:
-        engine = EncoderEngine(base.model, pooling_of(base.name), pad_id=base.tokenizer.pad_token_id or 0)
+        encoder = EncoderEngine(base.model, pooling_of(base.name), pad_id=base.tokenizer.pad_token_id or 0)
+        engine, embedder = encoder, TextRunner(lambda: encoder)
     else:
         engine = Engine(base.model, base.tokenizer, options, end_ids=prompts.end_ids)
-    loop = EngineLoop(engine, max_running=options.max_batch, max_queue=settings.max_queue)
-    adapters = AdapterRegistry(store, base, memory=settings.adapter_memory, base_name=settings.base_name)
+    loop = EngineLoop(engine)
+    adapters = AdapterRegistry(
+        store, base, memory=settings.adapter_memory, base_name=settings.base_name, limit=limit
+    )
     return Service(
         settings=settings,
         adapters=adapters,
         prompts=prompts,
         loop=loop,
+        places=Places(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(loop, adapters.cache),
         vocabulary=base.model.config.get_text_config().vocab_size,
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,
         labelling=Labelling(base, max_chars=settings.max_prompt_chars),
+        embedder=embedder,
     )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Run the engine and the watcher while the application runs."""
+    _build_routes(app)
     service: Service = app.state.service
     service.loop.start()
     app.state.watcher = Watcher(service.adapters, service.loop, service.settings.watch_seconds)
     watching = asyncio.create_task(app.state.watcher.run())
+    with suppress(TimeoutError):  # of thousands of adapters, the rest is looked at while others are served
+        await asyncio.wait_for(app.state.watcher.ready(), _LOOKING_SECONDS)
     yield
     watching.cancel()
     with suppress(asyncio.CancelledError):
@@ -124,6 +135,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await service.loop.stop(patience=service.settings.drain_seconds)
     service.grammars.close()
     service.adapters.cache.close()
+
+
+def _build_routes(app: FastAPI) -> None:
+    """Have fastapi make what it otherwise makes at the first request, which that request would wait for.
+
+    It silences warnings meanwhile, as looking at adapters does in other threads, and Python can't do both at once.
+    """
+    nowhere = {"type": "http", "method": "GET", "path": "/nowhere", "root_path": "", "headers": []}
+    for route in app.routes:
+        route.matches(nowhere)
 
 
 def _add_pages(app: FastAPI) -> None:

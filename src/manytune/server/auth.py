@@ -27,8 +27,8 @@ class Key(BaseModel):
         tenant: Whose share of the engine its requests count towards; the name if it isn't given.
         models: Patterns of the models that it may use, such as `support-*` or `team/*`; the base is a model like
             others. `*` is for all of them; in any other pattern it doesn't match a slash.
-        requests_per_minute: None for no limit.
-        concurrent: Requests at once; None for no limit.
+        requests_per_minute: None for no limit. Each answer counts: a request with `n` of 4 is four.
+        concurrent: Requests at once, each answer counted; None for no limit.
         admin: Whether it may load and unload adapters, and read the metrics.
     """
 
@@ -85,42 +85,85 @@ class Principal:
         if not self.may_use(model):
             raise model_not_found(model)
 
-    def enter(self) -> None:
+    def enter(self) -> Visit:
         """Count a request that begins.
 
         Raises:
             HttpError: 429 if there are too many at once, or too many in a minute.
         """
+        visit = Visit(self)
+        self._count(1, "this request")
+        visit.answers = 1
+        return visit
+
+    def _count(self, more: int, what: str) -> None:
         if self.key is None:
             return
-        if self.key.concurrent is not None and self._running >= self.key.concurrent:
+        if self.key.concurrent is not None and self._running + more > self.key.concurrent:
             raise HttpError(
                 429,
-                f"this key may have {self.key.concurrent} requests at once.",
+                f"this key may have {self.key.concurrent} answers at once, and {what} would exceed that.",
                 code="concurrency_limit_exceeded",
                 retry_after=1,
             )
         if self.key.requests_per_minute is not None:
-            self._take(self.key.requests_per_minute)
-        self._running += 1
+            self._take(self.key.requests_per_minute, more)
+        self._running += more
 
-    def leave(self) -> None:
-        """Count a request that has ended."""
-        if self.key is not None:
-            self._running -= 1
-
-    def _take(self, per_minute: int) -> None:
+    def _take(self, per_minute: int, count: int) -> None:
         now = time.monotonic()
         self._tokens = min(per_minute, self._tokens + (now - self._filled) * per_minute / 60)
         self._filled = now
-        if self._tokens < 1:
+        if self._tokens < count:
             raise HttpError(
                 429,
-                f"this key may make {per_minute} requests a minute.",
+                f"this key may have {per_minute} answers a minute.",
                 code="rate_limit_exceeded",
-                retry_after=math.ceil((1 - self._tokens) * 60 / per_minute),
+                retry_after=math.ceil((count - self._tokens) * 60 / per_minute),
             )
-        self._tokens -= 1
+        self._tokens -= count
+
+
+class Visit:
+    """A request while it is answered, as it counts towards its key's limits.
+
+    Attributes:
+        answers: How many answers it counts as.
+    """
+
+    def __init__(self, principal: Principal) -> None:
+        self._principal = principal
+        self.answers = 0
+
+    def count_answers(self, answers: int, param: str) -> None:
+        """Count the answers that it asks for; until now it counted as one.
+
+        Args:
+            answers: How many.
+            param: The field that asks for them.
+
+        Raises:
+            HttpError: 400 if the key never has so many, 429 if it hasn't now.
+        """
+        key, more = self._principal.key, answers - self.answers
+        if key is None or more <= 0:
+            return
+        limits = [limit for limit in (key.concurrent, key.requests_per_minute) if limit is not None]
+        if answers > min(limits, default=answers):
+            raise HttpError(
+                400,
+                f"{param} asks for {answers} answers; this key may have {min(limits)} at once or in a minute.",
+                code="invalid_value",
+                param=param,
+            )
+        self._principal._count(more, f"{answers} answers")
+        self.answers += more
+
+    def leave(self) -> None:
+        """Count that it has ended."""
+        if self._principal.key is not None:
+            self._principal._running -= self.answers
+        self.answers = 0
 
 
 def _matches(model: str, pattern: str) -> bool:
@@ -170,17 +213,32 @@ class Keys:
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
     """Keys from a JSON file, from `MANYTUNE_API_KEY` and from `MANYTUNE_ADMIN_KEY`.
 
+    White space around a key in the environment isn't part of it, as a file's line break that a shell passed on.
+
     Raises:
-        ServeError: The file can't be used, or two keys are the same.
+        ServeError: The file or a key can't be used, or two keys are the same.
     """
     keys = [] if file is None else list(_read(file))
     for variable, admin in (("MANYTUNE_API_KEY", False), ("MANYTUNE_ADMIN_KEY", True)):
-        if secret := environment.get(variable, ""):
+        if secret := _secret(variable, environment.get(variable, "")):
             digest = hashlib.sha256(secret.encode()).hexdigest()
             keys.append(Key(name=variable, sha256=digest, tenant=variable, admin=admin))
     if len({key.sha256 for key in keys}) < len(keys):
         raise ServeError("two API keys are the same; each needs its own.")
     return Keys(keys)
+
+
+def _secret(variable: str, value: str) -> str:
+    """A key from the environment; empty for none."""
+    secret = value.strip()
+    if value and not secret:
+        raise ServeError(f"{variable} is blank: set it to a key, or unset it.")
+    if not secret.isprintable() or not secret.isascii() or " " in secret:
+        raise ServeError(
+            f"{variable} has a character that no client can send in `Authorization: Bearer KEY`, such as a space or a "
+            "line break inside the key. Use letters, digits and signs of ASCII."
+        )
+    return secret
 
 
 def _read(file: Path) -> list[Key]:

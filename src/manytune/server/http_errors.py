@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +15,14 @@ from manytune.errors import (
     ManytuneError,
     PeftError,
     RequestError,
+    ShortMemoryError,
     StoreError,
 )
+
+_log = logging.getLogger(__name__)
+#: A message's beginning that says where, and a path anywhere else in it.
+_WHERE = re.compile(r"^(?:/|[A-Za-z]:\\)[^:]*(?=: )")
+_PATH = re.compile(r"(?<![\w./~-])(?:~?/|[A-Za-z]:\\)[^\s'\":;,()<>|]*")
 
 
 class HttpError(Exception):
@@ -65,10 +73,12 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 def http_error_of(error: ManytuneError) -> HttpError:
     """The answer for an error of the engine, the store or a template."""
-    message = str(error)
+    message = for_clients(str(error))
     match error:
         case CacheFullError():
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
+        case ShortMemoryError():
+            return HttpError(503, message, code="out_of_memory", retry_after=5)
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case GrammarError():
@@ -83,6 +93,18 @@ def http_error_of(error: ManytuneError) -> HttpError:
     return HttpError(500, message, code="internal_error")
 
 
+def for_clients(message: str) -> str:
+    """A message without where the server keeps its files: of each path the last name. All of it goes to the log."""
+    found = _PATH.sub(_last_name, _WHERE.sub(_last_name, message))
+    if found != message:
+        _log.warning("%s", message)
+    return found
+
+
+def _last_name(path: re.Match[str]) -> str:
+    return re.split(r"[/\\]", path[0].rstrip("/\\."))[-1] + ("." if path[0].endswith(".") else "")
+
+
 def model_not_found(name: str) -> HttpError:
     """A model doesn't exist, or isn't among those of the key: the answer doesn't say which."""
     return HttpError(
@@ -94,10 +116,10 @@ def model_not_found(name: str) -> HttpError:
 
 
 def queue_full() -> HttpError:
-    """The server has as many requests as it takes."""
+    """A tenant has as many answers waiting or running as the server takes."""
     return HttpError(
         429,
-        "the server has as many requests as it takes; try again shortly.",
+        "as many answers wait or run as the server takes of one tenant; try again shortly.",
         code="queue_full",
         retry_after=1,
     )

@@ -1,11 +1,9 @@
-"""Classifiers of a server: texts of requests to token ids, and the requests that wait into common batches."""
+"""Classifiers of a server: texts of requests to token ids, and what runs them, requests of all classifiers together."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 
 from manytune.data.label_encoder import LabelEncoder
 from manytune.data.label_kinds import AnyLabels, labels_from
@@ -13,7 +11,8 @@ from manytune.data.labelled import Labels
 from manytune.data.numeric_labels import NumericLabels
 from manytune.data.word_encoder import WordEncoder, encoder_for
 from manytune.data.word_labels import WordLabels
-from manytune.engine.classifier import NOT_READ, Asked, Classifier, TextTokens
+from manytune.engine.classifier import Classifier
+from manytune.engine.text_runner import NOT_READ, TextRunner, TextTokens
 from manytune.errors import ConfigError, DataError
 from manytune.server.adapters import Model
 from manytune.server.http_errors import HttpError
@@ -27,15 +26,17 @@ class Labelling:
     Args:
         base: The base of all classifiers.
         max_chars: The most characters of a text.
+
+    Attributes:
+        runner: Runs the classifiers; it is used in the engine's thread.
     """
 
     def __init__(self, base: Base, *, max_chars: int) -> None:
         self._base = base
         self._max_chars = max_chars
         self._positions = text_positions(base)
-        self._classifier: Classifier | None = None
+        self.runner = TextRunner(self._classifier)
         self._tokenizing = threading.Lock()  # a tokenizer keeps the truncation of its last call
-        self._waiting: deque[Asked] = deque()
 
     def tokens(self, texts: Sequence[tuple[str, ...]], model: Model) -> list[TextTokens]:
         """Token ids of a request's texts, or of their words, cut where the classifier's training cut them.
@@ -63,8 +64,12 @@ class Labelling:
             raise HttpError(400, message, code="context_length_exceeded", param="input")
         kept = None if manifest is None else (manifest.encoding_options or {}).get("max_prompt")
         limits = [limit for limit in (kept, self._positions) if isinstance(limit, int)]
-        of_no_label = WordLabels(()) if model.classifies_words else Labels(())
-        encoder = encoder_for(self._base.tokenizer, of_no_label, max_length=min(limits, default=None))
+        encoder = encoder_for(
+            self._base.tokenizer,
+            WordLabels(()) if model.classifies_words else Labels(()),
+            max_length=min(limits, default=None),
+            special_tokens_in_text=bool(recipe.get("special_tokens_in_text")),
+        )
         found = []
         for number, one in enumerate(texts):
             with self._tokenizing:
@@ -81,37 +86,11 @@ class Labelling:
             found.append(text)
         return found
 
-    def wait(self, model: Model, texts: Sequence[TextTokens]) -> Asked:
-        """Put a request with the others that wait; `run` answers them together. Any thread may call it."""
-        assert model.adapter is not None and model.terms is not None
-        asked = Asked(model.adapter, model.terms, texts)
-        self._waiting.append(asked)
-        return asked
-
-    def forget(self, asked: Asked) -> None:
-        """Answer a request no more, if it still waits."""
-        with suppress(ValueError):
-            self._waiting.remove(asked)
-
-    def run(self) -> None:
-        """Classify what waits, the texts of all requests in common batches. For the engine's thread.
-
-        A request that can't be answered has its error, and doesn't concern the others.
-        """
-        waiting: list[Asked] = []
-        with suppress(IndexError):
-            while True:
-                waiting.append(self._waiting.popleft())
-        if not waiting:
-            return  # an earlier call has answered this one's request, too
-        if self._classifier is None:
-            pad_id = self._base.tokenizer.pad_token_id
-            self._classifier = Classifier(
-                self._base.model,
-                pad_id=pad_id if isinstance(pad_id, int) else None,
-                max_tokens=self._positions,
-            )
-        self._classifier.run(waiting)
+    def _classifier(self) -> Classifier:
+        pad_id = self._base.tokenizer.pad_token_id
+        return Classifier(
+            self._base.model, pad_id=pad_id if isinstance(pad_id, int) else None, max_tokens=self._positions
+        )
 
 
 def _tokens_of(encoder: LabelEncoder, texts: Sequence[str], *, cut: bool = False) -> TextTokens:
@@ -119,7 +98,7 @@ def _tokens_of(encoder: LabelEncoder, texts: Sequence[str], *, cut: bool = False
     if isinstance(encoder, WordEncoder):
         ids, first = encoder.words(texts, cut=cut)
         return TextTokens(ids, (), tuple(first.get(word, NOT_READ) for word in range(len(texts))))
-    return TextTokens(*encoder.tokens(texts, cut=cut))
+    return TextTokens(*encoder.tokens(encoder.asked(texts), cut=cut))
 
 
 def labels_of_model(model: Model, outputs: int) -> AnyLabels:

@@ -1,7 +1,8 @@
 """The thread that runs the engine, and the streams that carry its outputs to the web server's event loop.
 
 Requests, cancellations and calls arrive through one queue. Between two steps the thread handles all that have arrived;
-after a step the outputs go to their streams, with one wake-up of the event loop for all of them.
+after a step the outputs go to their streams, with one wake-up of the event loop for all of them. Texts to embed or to
+classify take turns with the engine: one bounded batch of them after each of its steps.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any, TypeVar
 
 from manytune.engine.counters import Counters
 from manytune.engine.request import Output, Request
+from manytune.engine.text_runner import TextJob, TextRunner
 from manytune.errors import ManytuneError
+from manytune.free_memory import naming_short_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.server.any_engine import AnyEngine, ensure_adapter
-from manytune.server.http_errors import HttpError, queue_full
+from manytune.server.http_errors import HttpError
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -94,13 +97,23 @@ class _Call:
     result: Future[Any]
 
 
+@dataclass(frozen=True)
+class _Texts:
+    runner: TextRunner
+    job: TextJob
+
+
+@dataclass(frozen=True)
+class _Forget:
+    runner: TextRunner
+    job: TextJob
+
+
 class EngineLoop:
     """Runs an engine in a thread of its own.
 
     Args:
         engine: The engine; nothing else may use it from now on.
-        max_running: Requests that the engine runs at once.
-        max_queue: Requests that may wait in addition to those that run.
 
     Attributes:
         failure: The exception that the engine failed with; it has stopped then.
@@ -108,10 +121,12 @@ class EngineLoop:
         counters: The engine's counters after the last step.
     """
 
-    def __init__(self, engine: AnyEngine, *, max_running: int, max_queue: int) -> None:
+    def __init__(self, engine: AnyEngine) -> None:
         self._engine = engine
-        self._max_open = max_running + max_queue
-        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Call | None] = queue.SimpleQueue()
+        self._runners: list[TextRunner] = []  # those that were ever used; by the engine's thread only
+        self._commands: queue.SimpleQueue[_Submit | _Cancel | _Call | _Texts | _Forget | None] = (
+            queue.SimpleQueue()
+        )
         self._streams: dict[str, Stream] = {}  # used by the engine's thread only
         self._open: set[str] = set()  # used by the event loop only
         self._event_loop: asyncio.AbstractEventLoop | None = None
@@ -139,16 +154,14 @@ class EngineLoop:
         """Requests that wait or run."""
         return len(self._open)
 
-    def check_capacity(self, requests: int = 1) -> None:
-        """Check that so many more requests can be accepted.
+    def check_ready(self) -> None:
+        """Check that requests are accepted.
 
         Raises:
-            HttpError: 429 if they can't; 503 if the server is stopping or the engine has failed.
+            HttpError: 503 if the server is stopping or the engine has failed.
         """
         if not self.is_ready:
             raise HttpError(503, "the server is stopping or its engine has failed.", code="unavailable")
-        if len(self._open) + requests > self._max_open:
-            raise queue_full()
 
     async def submit(self, submissions: Sequence[Submission], stream: Stream) -> None:
         """Put requests into the engine's queue, all of them or none. They begin in the same step if they fit.
@@ -158,10 +171,10 @@ class EngineLoop:
             stream: Gets their outputs.
 
         Raises:
-            HttpError: They can't be accepted now; see `check_capacity`.
+            HttpError: They can't be accepted now; see `check_ready`.
             ManytuneError: The engine refuses one.
         """
-        self.check_capacity(len(submissions))
+        self.check_ready()
         accepted: Future[None] = Future()
         ids = [one.request.id for one in submissions]
         self._open.update(ids)
@@ -184,20 +197,27 @@ class EngineLoop:
         returned: _Result = await asyncio.wrap_future(result)
         return returned
 
-    async def call_as_request(self, run: Callable[[Any], _Result]) -> _Result:
-        """The same on behalf of a client: it counts as an open request.
+    async def read_texts(self, runner: TextRunner, job: TextJob) -> list[list[float]]:
+        """Have texts read; none of a job that is cancelled meanwhile are read any more.
+
+        Args:
+            runner: What reads them, in the engine's thread.
+            job: The texts.
 
         Raises:
-            HttpError: It can't be accepted now; see `check_capacity`.
-            ManytuneError: The engine refuses.
+            HttpError: They can't be accepted now; see `check_ready`.
+            ManytuneError: They can't be read.
         """
-        self.check_capacity()
+        self.check_ready()
         request_id = uuid.uuid4().hex
         self._open.add(request_id)
+        self._command(_Texts(runner, job))
         try:
-            return await self.call(run)
+            return await asyncio.wrap_future(job.result)
         finally:
             self._open.discard(request_id)
+            if not job.result.done():
+                self._commands.put(_Forget(runner, job))
 
     async def stop(self, *, patience: float) -> None:
         """Accept no more requests, wait up to `patience` seconds for the open ones, then cancel the rest."""
@@ -208,7 +228,7 @@ class EngineLoop:
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _command(self, command: _Submit | _Call) -> None:
+    def _command(self, command: _Submit | _Call | _Texts) -> None:
         self._commands.put(command)
         if self._ended:  # the engine's thread may have read the queue for the last time
             self._refuse_commands()
@@ -227,17 +247,24 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._do_commands():
-                outputs = self._engine.step()
+                outputs = self._engine.step() if self._engine.busy else []
                 self.counters = self._engine.counters()
                 self._send([(self._streams[o.request_id], o.request_id, o) for o in outputs])
                 for output in outputs:
                     if output.finish_reason is not None:
                         del self._streams[output.request_id]
+                for runner in self._runners:
+                    if runner.busy:
+                        runner.step()
+                        self.counters = self._engine.counters()
         except BaseException as error:
             _log.exception("the engine has failed; the server must be started again")
             self.failure = error
         self._send([(stream, name, _stopped()) for name, stream in self._streams.items()])
         self._streams.clear()
+        for runner in self._runners:
+            for job in runner.jobs:
+                job.result.set_exception(_stopped())
         self._ended = True
         self._refuse_commands()
         if self.failure is not None:
@@ -247,7 +274,8 @@ class EngineLoop:
         """Handle all commands in the queue; wait for one if there is nothing to compute. False to stop."""
         while True:
             try:
-                command = self._commands.get(block=not self._engine.busy)
+                is_busy = self._engine.busy or any(runner.busy for runner in self._runners)
+                command = self._commands.get(block=not is_busy)
             except queue.Empty:
                 return True
             if command is None:
@@ -256,6 +284,10 @@ class EngineLoop:
                 self._submit(command)
             elif isinstance(command, _Cancel):
                 self._cancel(command.request_id)
+            elif isinstance(command, _Texts):
+                self._add_texts(command)
+            elif isinstance(command, _Forget):
+                command.runner.forget(command.job)
             else:
                 _call(command, self._engine)
             self.counters = self._engine.counters()
@@ -266,8 +298,9 @@ class EngineLoop:
         submitted: list[str] = []
         try:
             for one in command.submissions:
-                ensure_adapter(self._engine, one.adapter, one.terms)
-                self._engine.submit(one.request)
+                with naming_short_memory("the request"):
+                    ensure_adapter(self._engine, one.adapter, one.terms)
+                    self._engine.submit(one.request)
                 submitted.append(one.request.id)
         except ManytuneError as error:
             for request_id in submitted:
@@ -288,6 +321,16 @@ class EngineLoop:
         elif self._event_loop is not None and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(self._open.discard, request_id)
 
+    def _add_texts(self, command: _Texts) -> None:
+        if command.runner not in self._runners:
+            self._runners.append(command.runner)
+        try:
+            command.runner.add(command.job)
+        except BaseException:
+            if command.job not in command.runner.jobs:  # those get it at the end
+                command.job.result.set_exception(_stopped())
+            raise
+
     def _refuse_commands(self) -> None:
         with suppress(queue.Empty):
             while True:
@@ -297,6 +340,8 @@ class EngineLoop:
                     future = command.accepted
                 elif isinstance(command, _Call):
                     future = command.result
+                elif isinstance(command, _Texts):
+                    future = command.job.result
                 if future is not None and future.set_running_or_notify_cancel():
                     future.set_exception(_stopped())
 
@@ -309,7 +354,9 @@ def _call(command: _Call, engine: AnyEngine) -> None:
     if not command.result.set_running_or_notify_cancel():
         return
     try:
-        command.result.set_result(command.run(engine))
+        with naming_short_memory("the request"):
+            result = command.run(engine)
+        command.result.set_result(result)
     except (ManytuneError, HttpError) as error:
         command.result.set_exception(error)
     except BaseException:

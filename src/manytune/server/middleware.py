@@ -18,9 +18,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manytune.server.auth import Keys, Principal
+from manytune.server.auth import Keys, Principal, Visit
 from manytune.server.http_errors import HttpError
 from manytune.server.metrics import Metrics
+from manytune.server.origins import check_sender
 
 #: Paths that need no key, and contain nothing that does.
 PUBLIC_PATHS = frozenset({"/", "/operator", "/healthz", "/readyz"})
@@ -80,24 +81,25 @@ class RequestMiddleware:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        entered: Principal | None = None
+        visit: Visit | None = None
         try:
             try:
+                is_page = scope["path"] in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD")
+                check_sender(headers, is_page=is_page, is_keyless=not self._keys)
                 principal = self._authorize(scope["path"], headers.get("authorization"))
                 log_fields["key"] = principal.name
                 if scope["path"] not in PUBLIC_PATHS:
-                    principal.enter()
-                    entered = principal
+                    visit = principal.enter()
                 body = await self._body(headers, receive)
             except HttpError as error:
                 response = JSONResponse(error.body(), error.status, error.headers)
                 await response(scope, receive, answer)
                 return
-            scope.setdefault("state", {}).update(principal=principal, log_fields=log_fields)
+            scope.setdefault("state", {}).update(principal=principal, visit=visit, log_fields=log_fields)
             await self._app(scope, _replay(body, receive), answer)
         finally:
-            if entered is not None:
-                entered.leave()
+            if visit is not None:
+                visit.leave()
             if status >= 400:
                 self._metrics.http_errors.labels(str(status)).inc()
             log_fields |= {"status": status, "seconds": round(time.perf_counter() - began, 4)}

@@ -15,6 +15,7 @@ from manytune.data.chat_template import end_token_of
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
 from manytune.data.label_words import LabelWords
+from manytune.data.special_tokens import SpecialTokens
 from manytune.data.templates import Example, PromptTemplate, Segment
 from manytune.engine.base_model import end_token_ids
 from manytune.engine.constraints.grammar import Grammar
@@ -22,7 +23,7 @@ from manytune.engine.constraints.spelling import special_tokens
 from manytune.engine.token_bytes import TokenBytes
 from manytune.errors import DataError, TemplateError
 from manytune.server.answer_form import AnswerForm
-from manytune.server.http_errors import HttpError
+from manytune.server.http_errors import HttpError, for_clients
 from manytune.server.tools.calls import CallReader, ToolFormat
 from manytune.server.tools.choice import format_of
 from manytune.store.base import Base
@@ -64,6 +65,8 @@ class PromptOptions:
         form: What the answer may be.
         continues: Whether the last message is the beginning of the answer.
         skips_special: Whether special tokens are left out of the answer's text.
+        special_tokens_in_text: Whether special tokens that text spells are tokens; None for what the route, or the
+            adapter's training, has.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class PromptOptions:
     form: AnswerForm = field(default_factory=AnswerForm)
     continues: bool = False
     skips_special: bool = False
+    special_tokens_in_text: bool | None = None
 
 
 class Prompts:
@@ -91,9 +95,15 @@ class Prompts:
         self._lock = threading.Lock()
         self._encoders: dict[str, _KnownEncoder] = {}
         self._special = special_tokens(self._tokenizer)
+        self._as_text = SpecialTokens(self._tokenizer)
+        self._as_text.prepare()
         if not base.is_encoder:
-            self._plain = Encoder(
-                self._tokenizer, max_length=None, chat=False, encoder_decoder=base.is_encoder_decoder
+            # A prompt that comes without a template may be one that the client has put into words and special tokens.
+            self._plain, self._plain_text = (
+                EncodingOptions(special_tokens_in_text=in_text).encoder(
+                    self._tokenizer, chat=False, encoder_decoder=base.is_encoder_decoder
+                )
+                for in_text in (True, False)
             )
             # What an encoder-decoder's answers begin with, as BART's do.
             self._bare = replace(BARE, opening=self._plain.answers.opening)
@@ -190,14 +200,15 @@ class Prompts:
                 return self._prompt(tuple(text), self._bare, None, options)
         self._check_length([text])
         self._check_generates()
+        plain = self._plain_text if options.special_tokens_in_text is False else self._plain
         with self._lock:
-            return self._prompt(self._plain.prompt_ids([Segment("user", text)]), self._bare, None, options)
+            return self._prompt(plain.prompt_ids([Segment("user", text)]), self._bare, None, options)
 
     def passage(self, text: str) -> tuple[int, ...]:
         """The tokens of a text to embed, with the special tokens that the tokenizer adds."""
         self._check_length([text])
         with self._lock:
-            return tuple(self._tokenizer(text, verbose=False)["input_ids"])
+            return self._as_text.ids(self._as_text.as_text(text), add_special_tokens=True)
 
     def fields(
         self,
@@ -245,7 +256,12 @@ class Prompts:
 
         And how its chat template writes calls, if there are tools.
         """
-        options = options_of(manifest).with_kwargs(asked.kwargs).within(self._positions, asked.new_tokens)
+        options = (
+            options_of(manifest)
+            .with_kwargs(asked.kwargs)
+            .with_special_tokens_in_text(asked.special_tokens_in_text)
+            .within(self._positions, asked.new_tokens)
+        )
         chat = False if manifest is not None and manifest.encoding == "plain" else None
         key = json.dumps([chat, options.to_dict()], sort_keys=True)
         if key not in self._encoders:
@@ -324,7 +340,7 @@ def options_of(manifest: Manifest | None) -> EncodingOptions:
         return EncodingOptions.from_dict(manifest.encoding_options)
     except DataError as error:
         raise HttpError(
-            409, f"the adapter's manifest: {error}.", code="adapter_unusable", param="model"
+            409, for_clients(f"the adapter's manifest: {error}."), code="adapter_unusable", param="model"
         ) from error
 
 

@@ -12,13 +12,15 @@ from fastapi.responses import StreamingResponse
 from manytune.engine.request import FinishReason, Output
 from manytune.server.formats import DONE, PartialAnswer, event
 from manytune.server.http_errors import HttpError
+from manytune.server.logs import PROMPTS
 from manytune.server.service import NOT_FINITE, Answers, Service
 
-_log = logging.getLogger("manytune.server.prompts")
+_log = logging.getLogger(PROMPTS)
 
 #: Reasons for an answer's end that are errors of the request.
-FAILURES = ("failed", "constraint")
-NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."
+FAILURES = ("failed", "constraint", "memory")
+OUT_OF_MEMORY = "the answer ended because the server has no memory left for it; try again shortly."
+NO_TOKEN_FITS = "the answer can't go on: its grammar allows no token here, or is too complex at this point."  # noqa: S105
 
 #: Turns an event into the chunk that the client gets, if any: index of the answer, the event, and the answer so far.
 ToChunk = Callable[[int, Output, PartialAnswer], dict[str, Any] | None]
@@ -45,7 +47,9 @@ async def collect(service: Service, http: Request, answers: Answers) -> list[Par
 
 
 def failed(reason: FinishReason | None) -> HttpError:
-    """There is no answer: the model's logits are NaN or Inf, or the answer can't go on within its grammar."""
+    """There is no answer: the model's logits are NaN or Inf, its grammar allows no token, or there is no memory."""
+    if reason == "memory":
+        return HttpError(503, OUT_OF_MEMORY, code="out_of_memory", retry_after=5)
     if reason == "constraint":
         return HttpError(400, NO_TOKEN_FITS, code="invalid_value")
     return HttpError(409, NOT_FINITE, code="adapter_unusable", param="model")

@@ -50,6 +50,11 @@ class GenerationBody(Body):
         default_factory=list, max_length=64, description="Tokens that end the answer and aren't part of it."
     )
     skip_special_tokens: bool = Field(False, description="Leave special tokens out of the text.")
+    special_tokens_in_text: bool | None = Field(
+        None,
+        description="Whether special tokens that text spells are tokens. If not given, they are in `prompt`; in "
+        "messages and fields they are read as in the adapter's training, as text if it doesn't say.",
+    )
     regex: str | None = Field(None, description="A regular expression that matches all of the answer.")
     grammar: str | None = Field(
         None, description="A grammar of the answer, in llguidance's variant of Lark; its rule `start`."

@@ -13,21 +13,24 @@ from itertools import islice
 from starlette.requests import Request as HttpRequest
 
 from manytune.engine.request import Output, Request, SamplingParams
+from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
 from manytune.server.adapters import AdapterRegistry, Model
-from manytune.server.auth import Principal
+from manytune.server.auth import Principal, Visit
 from manytune.server.formats import PartialAnswer
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.labelling import Labelling
+from manytune.server.logs import PROMPTS
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
+from manytune.server.places import Places, Taken
 from manytune.server.prompts import Prompt, Prompts
 from manytune.server.schema import GenerationBody
 from manytune.server.settings import Settings
 from manytune.store.manifest import Manifest
 
-_log = logging.getLogger("manytune.server.prompts")
+_log = logging.getLogger(PROMPTS)
 
 #: The error of an answer that failed.
 NOT_FINITE = "the model's logits for the next token are NaN or Inf: the values of its adapter are too large."
@@ -60,6 +63,7 @@ class Service:
         adapters: Names to adapters in memory.
         prompts: Makes prompts of what clients send.
         loop: Runs the engine.
+        places: How many answers each tenant may have waiting or running.
         grammars: Compiles what answers must look like.
         metrics: Counts and times.
         vocabulary: Number of tokens that the base knows.
@@ -67,17 +71,20 @@ class Service:
             longest answer.
         has_encoder: Whether prompts go to an encoder, so that they take no positions of an answer.
         labelling: Runs classifiers; it is used in the engine's thread.
+        embedder: Embeds texts, in the engine's thread; None if the base is no encoder.
     """
 
     settings: Settings
     adapters: AdapterRegistry
     prompts: Prompts
     loop: EngineLoop
+    places: Places
     grammars: Grammars
     metrics: Metrics
     vocabulary: int
     positions: int | None
     labelling: Labelling
+    embedder: TextRunner | None = None
     has_encoder: bool = False
 
 
@@ -89,8 +96,9 @@ class Answers:
         prompts: What was asked, for each answer.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, places: Taken) -> None:
         self._service = service
+        self._places = places
         self._stream = Stream(service.loop)
         self._timings: list[Timing] = []
         self._running: dict[str, int] = {}  # request id to index of the answer
@@ -105,6 +113,7 @@ class Answers:
             index = self._running[output.request_id]
             if output.finish_reason is not None:
                 del self._running[output.request_id]
+                self._places.free()
             self._timings[index].observe(output)
             if output.finish_reason == "failed":
                 self._record_failure(self.models[index])
@@ -122,6 +131,7 @@ class Answers:
             return
         self._is_closed = True
         self._stream.close()
+        self._places.free_all()
         for index in self._running.values():
             self._timings[index].end("cancelled")
         for model in self.models:
@@ -214,12 +224,16 @@ async def generate(
         )
     for name in dict.fromkeys(one.model for one in answers_wanted):
         principal.check_model(name)
-    service.loop.check_capacity(len(answers_wanted))
-    if service.settings.log_prompts:
-        prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_unset=True)
-        _log.info("prompt", extra={"fields": {"request_id": http.state.log_fields["request_id"], **prompt}})
-    answers = Answers(service)
+    service.loop.check_ready()
+    visit: Visit = http.state.visit
+    visit.count_answers(len(answers_wanted), body.count_field)
+    answers = Answers(service, service.places.take(principal.tenant, len(answers_wanted)))
     try:
+        if service.settings.log_prompts:
+            prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_unset=True)
+            _log.info(
+                "prompt", extra={"fields": {"request_id": http.state.log_fields["request_id"], **prompt}}
+            )
         await answers._submit(answers_wanted, body, principal)
     except ManytuneError as error:
         answers.close()

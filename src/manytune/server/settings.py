@@ -11,7 +11,7 @@ class Settings:
 
     Attributes:
         base_name: The plain base's name in requests.
-        max_queue: Requests that may wait in addition to those that run; further ones are refused with 429.
+        max_queue: Answers of one tenant that may wait in addition to as many as run; further ones are refused with 429.
         max_answer_tokens: Largest `max_tokens` of a request, and the limit of an answer without one.
         max_choices: Largest number of answers to one request: prompts times `n`, or models to compare.
         max_body_bytes: Size of the largest request body.

@@ -8,17 +8,20 @@ from collections.abc import Callable
 
 import torch
 
-from manytune.errors import ManytuneError
+from manytune.errors import ManytuneError, ShortMemoryError
+from manytune.free_memory import naming_short_memory
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig
-from manytune.methods.tuners.terms import Terms
+from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.validation import MetaBase, check_files, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
 from manytune.store.classifier_parts import Classifiers, classifier_parts
-from manytune.store.resident import MappedTensors, ResidentAdapter
+from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import check_task, is_for_classes, served_terms
 from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.tensors_in_memory import TensorsInMemory
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +33,13 @@ class Verdicts:
         store: Where the adapters are kept.
         base: What they run on.
         max_bytes: Largest size of an adapter's tensors.
+        limit: What one adapter may take while it runs; see `served_terms`.
     """
 
-    def __init__(self, store: AdapterStore, base: Base, *, max_bytes: int) -> None:
+    def __init__(
+        self, store: AdapterStore, base: Base, *, max_bytes: int, limit: AdapterLimit | None = None
+    ) -> None:
+        self._limit = limit
         self._store = store
         self._base = base
         self._max_bytes = max_bytes
@@ -50,8 +57,15 @@ class Verdicts:
         """
         with self._trying:
             if entry.digest not in self._found:
-                self._found[entry.digest] = _message(lambda: self._try(entry))
+                try:
+                    self._found[entry.digest] = _message(lambda: self._try(entry))
+                except ShortMemoryError:  # it isn't known; nothing speaks against the adapter
+                    return None
             return self._found[entry.digest]
+
+    def known(self, digest: str) -> str | None:
+        """The same as far as it has been tried, without waiting for anything; None, too, if it hasn't."""
+        return self._found.get(digest)
 
     def note(self, digest: str, reason: str | None) -> None:
         """Take down what loading an adapter for a request has shown."""
@@ -78,7 +92,10 @@ class Verdicts:
             check_task(adapter.config)
             if not is_valid:
                 self._meta_base_of(adapter).check(adapter)
-            return served_terms(adapter, self._base.model, encodes=self._base.is_encoder)
+            return self._terms(adapter)
+
+    def _terms(self, adapter: Adapter) -> Terms:
+        return served_terms(adapter, self._base.model, encodes=self._base.is_encoder, limit=self._limit)
 
     def _meta_base_of(self, adapter: ResidentAdapter) -> MetaBase:
         """What an adapter's tensors are compared with: the base, or a classifier of its kind around it."""
@@ -102,15 +119,18 @@ class Verdicts:
         config = PeftConfig.from_pretrained(entry.path)
         check_options(config)
         check_task(config)
-        tensors = MappedTensors(entry.path / TENSORS_NAME)
+        tensors = TensorsInMemory(entry.path / TENSORS_NAME)
         adapter = ResidentAdapter(entry.digest, config, tensors, tensors.nbytes, entry.manifest)
         self._meta_base_of(adapter).check_shapes(adapter)
-        served_terms(adapter, self._base.model, encodes=self._base.is_encoder)
+        self._terms(adapter)
 
 
 def _message(attempt: Callable[[], None]) -> str | None:
     try:
-        attempt()
+        with naming_short_memory("checking the adapter"):
+            attempt()
+    except ShortMemoryError:
+        raise
     except ManytuneError as error:
         return str(error)
     except Exception as error:  # whatever a malformed file can make of a library

@@ -18,7 +18,9 @@ class Watcher:
     """Compares the store's names with those of the last time.
 
     A request always gets the present version of its adapter. The watcher loads new versions of adapters that are in
-    memory, moves pins to them, and removes versions without a name from memory and evicted ones from the engine.
+    memory, moves pins to them, and removes versions without a name from memory and evicted ones from the engine. It
+    also keeps the catalogue, from which listings are answered.
+    Adapters whose files were changed in place are taken out of memory and refused.
 
     Args:
         adapters: Names to adapters.
@@ -33,9 +35,15 @@ class Watcher:
         self._names = adapters.names()
         self._former: set[str] = set()  # digests of former versions that may still be in memory
         self._checking = asyncio.Lock()
+        self._ready = asyncio.Event()
 
     async def run(self) -> None:
-        """Check at intervals, until cancelled."""
+        """Make the catalogue, and check at intervals, until cancelled."""
+        try:
+            async with self._checking:
+                await asyncio.to_thread(self._adapters.catalogue.update, self._names)
+        finally:
+            self._ready.set()
         while True:
             await asyncio.sleep(self._seconds)
             try:
@@ -43,12 +51,17 @@ class Watcher:
             except (ManytuneError, OSError, HttpError) as error:
                 _log.warning("the store can't be checked for new versions: %s", error)
 
+    async def ready(self) -> None:
+        """Wait until the store has been looked at once, so that listings are complete."""
+        await self._ready.wait()
+
     async def check(self) -> dict[str, list[str]]:
         """Follow changes of the store; returns the names that were added, updated and removed since the last time."""
         async with self._checking:
             await asyncio.to_thread(self._adapters.store.refresh)
             before, now = self._names, await asyncio.to_thread(self._adapters.names)
             self._names = now
+            await asyncio.to_thread(self._adapters.catalogue.update, now)
             changed = {
                 "added": sorted(now.keys() - before.keys()),
                 "updated": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
@@ -60,6 +73,7 @@ class Watcher:
             self._former = (self._former & set(self._adapters.cache.resident)) - set(now.values())
             for digest in self._former:
                 self._adapters.drop(digest)
+            await asyncio.to_thread(self._adapters.note_changed_files)
             await self.forget_absent()
             return changed
 

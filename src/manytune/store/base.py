@@ -118,7 +118,9 @@ def load_base(
 
 
 def _load_model(auto_class: Any, source: Source, **options: Any) -> Any:
-    model, loading = from_pretrained(auto_class, source, output_loading_info=True, **options)
+    model, loading = from_pretrained(
+        auto_class, source, output_loading_info=True, use_safetensors=True, **options
+    )
     if any(name.startswith("pooler.") for name in loading["missing_keys"]):
         model.pooler = None  # the checkpoint has none: its values would be random, others at every load
     return model

@@ -31,6 +31,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SNAPSHOT = re.compile(
     r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<revision>[0-9a-f]{40})/?$"
 )
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "pytorch_model.pt", "model.bin")
 _CONVERSION = "v1"  # part of the cache key: change it when the conversion writes something else
 # What transformers and safetensors raise for absent, unknown, cut off and damaged models.
 _UNLOADABLE = (OSError, ValueError, LookupError, struct.error, SafetensorError)
@@ -84,6 +85,7 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
                 f"base {spec!r}: the directory holds {kind}. A base directory has a config.json, weights and "
                 "a tokenizer, as written by save_pretrained."
             )
+        _refuse_a_pickle(path, spec)
         return Source(str(path), str(path))
     if path.exists() or not _HUB_ID.fullmatch(spec):
         found = "this is another kind of file" if path.exists() else "there is no such file or directory"
@@ -97,6 +99,18 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
         f'"{EMBEDDED}".'
     )
     return Source(spec, spec, hint)
+
+
+def _refuse_a_pickle(directory: Path, spec: str) -> None:
+    """Refuse a directory whose only weights are pickles, which transformers would read."""
+    pickles = [name for name in _PICKLES if (directory / name).is_file()]
+    if pickles and not any(directory.glob("*.safetensors")):
+        raise StoreError(
+            f"base {spec!r}: its weights are in {pickles[0]}, a pickle, which can run any program when it is loaded. "
+            'manytune reads safetensors only. If you trust its origin, convert it: python -c "from transformers import '
+            "AutoModelForCausalLM as M, AutoTokenizer as T; "
+            f"[c.from_pretrained({str(directory)!r}).save_pretrained('converted') for c in (M, T)]\""
+        )
 
 
 def hub_origin(source: Source) -> tuple[str, str | None] | None:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from manytune.errors import CacheFullError, StoreError
+from manytune.errors import CacheFullError, ShortMemoryError, StoreError
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.resident import ResidentAdapter, read_resident
 from manytune.store.store import AdapterStore
@@ -84,6 +84,7 @@ class AdapterCache:
             DamagedError: It is damaged.
             BaseMismatchError: It was trained on another base.
             CacheFullError: It exceeds what pinned adapters leave of the budget; it may fit later.
+            ShortMemoryError: There isn't enough memory for it now, even without those that aren't in use.
             StoreError: It exceeds the whole budget.
         """
         return self._get(self.store.resolve(reference), asked=True)
@@ -187,7 +188,7 @@ class AdapterCache:
     def _load(self, digest: str, promise: Future[ResidentAdapter]) -> ResidentAdapter:
         start = time.perf_counter()
         try:
-            adapter = read_resident(self.store.directory(digest), fingerprint=self._fingerprint)
+            adapter = self._read(digest)
             with self._lock:
                 self._evict_for(adapter)
                 self._resident[digest] = adapter
@@ -202,6 +203,19 @@ class AdapterCache:
             self._load_seconds += time.perf_counter() - start
         promise.set_result(adapter)
         return adapter
+
+    def _read(self, digest: str) -> ResidentAdapter:
+        """Read an adapter; if there isn't enough memory for it, in the place of all that aren't in use."""
+        directory = self.store.directory(digest)
+        try:
+            return read_resident(directory, fingerprint=self._fingerprint)
+        except ShortMemoryError:
+            with self._lock:
+                idle = [other for other in self._resident if other not in self._pins]
+                self._evictions += sum(map(self._drop, idle))
+            if not idle:
+                raise
+            return read_resident(directory, fingerprint=self._fingerprint)
 
     def _evict_for(self, adapter: ResidentAdapter) -> None:
         pinned = sum(self._resident[digest].nbytes for digest in self._pins if digest in self._resident)

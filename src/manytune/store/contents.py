@@ -102,6 +102,19 @@ def refuse_links(directory: Path, names: Iterable[str]) -> None:
             )
 
 
+def states_of(directory: Path, names: Iterable[str]) -> tuple[tuple[int, int, int] | None, ...]:
+    """What tells one state of files from another: inode, size and time of each; None for one that isn't there."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in names:
+        try:
+            status = (directory / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
 def checkpoints_in(directory: Path) -> list[str]:
     """The names of subdirectories that hold an adapter each, such as Trainer's checkpoints; the newest is the last."""
     found = [path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}")]

@@ -36,14 +36,6 @@ def digest_of(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def digest_of_files(*paths: Path) -> str:
-    """The digest of an adapter without a manifest: the SHA-256 of its files, one after another."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def digest_in(file: Path) -> str | None:
     """The digest that a file holds; None if there is no such file, or something else in it."""
     if not file.is_file():

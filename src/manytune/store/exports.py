@@ -15,7 +15,7 @@ from manytune.methods.registry import method_of
 from manytune.store.adapters import open_adapter
 from manytune.store.contents import CARD_NAME, TEMPLATE_NAME, contents_of, refuse_links
 from manytune.store.labels import NAME, file_name
-from manytune.store.resident import MappedTensors
+from manytune.store.tensors_in_memory import TensorsInMemory
 
 #: Values that vLLM takes for --max-lora-rank.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -37,7 +37,7 @@ def export_peft(directory: str | Path, target: Path) -> None:
     stored = open_adapter(directory)
     refuse_links(stored.path, contents_of(stored.path).files)
     config = PeftConfig.from_pretrained(stored.path)
-    parts = method_of(config).tuner.separated(config, MappedTensors(stored.path / TENSORS_NAME))
+    parts = method_of(config).tuner.separated(config, TensorsInMemory(stored.path / TENSORS_NAME))
     for own in [part for part, _ in parts.values()] or [config]:
         if not method_of(own).in_peft:
             raise StoreError(
@@ -83,7 +83,7 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
         )
     ranks = []
     for path in adapters.values():
-        config, tensors = PeftConfig.from_pretrained(path), MappedTensors(Path(path) / TENSORS_NAME)
+        config, tensors = PeftConfig.from_pretrained(path), TensorsInMemory(Path(path) / TENSORS_NAME)
         try:
             ranks.append(method_of(config).tuner.vllm_rank(config, tensors))
         except ConfigError as error:

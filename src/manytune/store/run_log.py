@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from manytune.atomic import atomic_write
+from manytune.atomic import atomic_write, explained
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class RunLog:
     def __init__(self, path: Path, *, after: int | None) -> None:
         before = () if after is None else read_reports(path)
         atomic_write(path, "".join(_line(report) for report in before if report.step <= (after or 0)))
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
@@ -95,8 +96,9 @@ class RunLog:
 
     def write(self, report: Report) -> None:
         """Append one report."""
-        self._file.write(_line(report))
-        self._file.flush()
+        with explained(self._path):
+            self._file.write(_line(report))
+            self._file.flush()
 
 
 def read_reports(path: Path) -> tuple[Report, ...]:

@@ -20,9 +20,11 @@ from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.terms import Adapter, Terms
+from manytune.mixed.reckoning import AdapterLimit, bytes_for_one
+from manytune.mixed.stacks import dtype_for
 from manytune.store.classifier_parts import Classifiers, classifier_parts, trunk_terms
 from manytune.store.manifest import MANIFEST_NAME, Manifest
-from manytune.store.resident import MappedTensors
+from manytune.store.tensors_in_memory import TensorsInMemory
 
 _log = logging.getLogger(__name__)
 
@@ -62,25 +64,34 @@ def check_task(config: PeftConfig) -> None:
         )
 
 
-def served_terms(adapter: Adapter, model: nn.Module, *, encodes: bool = False) -> Terms:
+def served_terms(
+    adapter: Adapter, model: nn.Module, *, encodes: bool = False, limit: AdapterLimit | None = None
+) -> Terms:
     """The terms with which a server runs an adapter; a classifier's are those of what it does in the base's layers.
 
     Args:
         adapter: The adapter.
         model: Its base; adapters may be attached to it.
         encodes: Whether the base gives vectors and writes no text.
+        limit: What one adapter may take; None for half of the memory that is free now.
 
     Raises:
         ConfigError: A server can't run it, and what to do instead; see `terms_of`.
+        OversizedAdapterError: It would take more than it may.
     """
     check_task(adapter.config)
+    base = cast(PreTrainedModel, model)
+    limit = AdapterLimit(nbytes=bytes_for_one(base.device)) if limit is None else limit
     if is_for_classes(adapter.config):
-        classifiers = Classifiers(cast(PreTrainedModel, model))
-        return trunk_terms(classifier_parts(adapter, classifiers), classifiers)
+        classifiers = Classifiers(base)
+        terms = trunk_terms(classifier_parts(adapter, classifiers), classifiers)
+        limit.check(terms, dtype_for(base.dtype))
+        return terms
     with torch.no_grad():
         terms = terms_of(adapter, model)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         check_positions(terms)
+    limit.check(terms, dtype_for(base.dtype))
     if encodes and terms.virtual_tokens:
         raise ConfigError(
             f"{adapter.config.peft_type} adapters put virtual tokens before a text, which embeddings don't support. "
@@ -100,7 +111,7 @@ def why_not_served(directory: Path, model: nn.Module, *, encodes: bool = False) 
     config = PeftConfig.from_pretrained(directory)
     try:
         served_terms(
-            _OnDisk(str(directory), config, MappedTensors(directory / TENSORS_NAME)), model, encodes=encodes
+            _OnDisk(str(directory), config, TensorsInMemory(directory / TENSORS_NAME)), model, encodes=encodes
         )
     except ConfigError as error:
         return str(error)

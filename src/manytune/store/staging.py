@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -81,3 +81,10 @@ class Staging:
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+def seal(directory: Path, names: Iterable[str]) -> None:
+    """Make files read-only, so that nothing writes into them by mistake; what is to change is replaced."""
+    if sys.platform != "win32":  # where a read-only file couldn't be removed
+        for name in names:
+            (directory / name).chmod(0o444)

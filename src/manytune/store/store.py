@@ -32,7 +32,7 @@ from manytune.store.digests import digest_of
 from manytune.store.intake import gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
-from manytune.store.staging import Staging
+from manytune.store.staging import Staging, seal
 
 _FORMAT = 1
 _DESCRIPTION = "store.json"
@@ -202,6 +202,7 @@ class AdapterStore:
         with self._staging.filling() as staged:
             manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
             flush_tree(staged)
+            seal(staged, manifest.files)
             digest = digest_of(manifest)
             with self._lock():
                 if name is not None and not move:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manytune.chat_rendering import render_chat
 from manytune.errors import DamagedError, StoreError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _try(directory: Path, names: Collection[str], template: str, tokenizer: Any)
     answered = [*asked, {"role": "assistant", "content": "Yes"}]
     try:
         prompt, whole = (
-            str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **more))
+            render_chat(template, messages, tokenizer.special_tokens_map, **more)
             for messages, more in ((asked, {"add_generation_prompt": True}), (answered, {}))
         )
     except Exception as error:  # a template is a program of its author's: it can raise anything

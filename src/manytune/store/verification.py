@@ -15,8 +15,8 @@ from manytune.methods.config import PeftConfig
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
 from manytune.store.base import Base
-from manytune.store.resident import MappedTensors
 from manytune.store.servability import is_for_a_head, why_not_served
+from manytune.store.tensors_in_memory import TensorsInMemory
 
 _PROBE_TOKENS = 16
 
@@ -62,7 +62,7 @@ def verify_adapter(directory: str | Path, *, base: Base | None = None) -> Verifi
         CheckpointError: A tensor is missing, left over or of another shape than the base needs.
     """
     stored = open_adapter(directory, base=base)
-    tensors = MappedTensors(stored.path / TENSORS_NAME)
+    tensors = TensorsInMemory(stored.path / TENSORS_NAME)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise StoreError(

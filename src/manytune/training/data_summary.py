@@ -36,6 +36,12 @@ def describe_data(say: Callable[[str], None], data: TokenSplits, *, leaks: int) 
         )
     elif data.truncated:
         say(f"{data.truncated:,} prompts were cut to data.max_length")
+    if data.spelled is not None:
+        found = data.spelled
+        say(
+            f"warning: {found.rows:,} prompts spell special tokens, such as {found.name!r} ({found.where}): they are "
+            "read as text, as users' text is; with data.special_tokens_in_text: true they are tokens"
+        )
     if leaks:
         say(f"warning: {leaks:,} prompts occur in more than one split, so scores partly measure memory")
     if data.odd:

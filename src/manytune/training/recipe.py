@@ -8,6 +8,7 @@ was expected.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,9 +35,12 @@ from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
 from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
 from manytune.training.optimizers import OPTIMIZERS
-from manytune.training.recipe_errors import explain, keys_of
+from manytune.training.recipe_errors import explain, keys_of, list_mistakes
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
 from manytune.training.schedules import SCHEDULES
+
+_LARGEST = 1 << 20
+"""Bytes of a recipe's file."""
 
 LOSS = "validation_loss"
 """What the validation loss is called among the metrics that decide which step is best."""
@@ -349,7 +353,13 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: The file can't be read, isn't YAML, or holds something else than a mapping.
     """
     try:
-        content = parse_yaml(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            text = opened.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise RecipeError(
+                f"{file}: expected a recipe of at most {_LARGEST:,} bytes; this file is larger."
+            )
+        content = parse_yaml(text.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file}: the recipe can't be read: {error}") from error
     except yaml.YAMLError as error:
@@ -377,5 +387,4 @@ def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        found = [f"{where}: {explain(Recipe, problem)}" for problem in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(found))) from error
+        raise RecipeError(list_mistakes(where, error, partial(explain, Recipe))) from error

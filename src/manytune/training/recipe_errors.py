@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe
@@ -14,6 +14,7 @@ from manytune.data.section import kind_of, no_such_key
 from manytune.data.task_recipe import TaskRecipe
 
 _ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
+_MOST, _LONGEST = 20, 1500  # mistakes in a message, and characters about each
 _TYPES = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -34,7 +35,7 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     path = [
         key for before, key in zip(("", *place), place, strict=False) if (before, key) not in _ALTERNATIVES
     ]
-    name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, path)))
+    name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(str(key)[:100] for key in path))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
         return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
@@ -49,6 +50,21 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     if kind == "literal_error":
         nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
     return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
+
+
+def list_mistakes(where: str, error: ValidationError, explained: Callable[[Any], str]) -> str:
+    """A message of a line for each mistake, or for the first of very many.
+
+    Args:
+        where: What was read.
+        error: What pydantic found.
+        explained: Returns one of its findings in a recipe's words.
+    """
+    lines = [explained(problem) for problem in error.errors()[:_MOST]]
+    if error.error_count() > _MOST:
+        lines.append(f"there are {error.error_count() - _MOST:,} more mistakes")
+    short = (line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in dict.fromkeys(lines))
+    return "\n".join(f"{where}: {line}" for line in short)
 
 
 def _section_at(recipe: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:

@@ -19,11 +19,22 @@ class Loader(yaml.SafeLoader):
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
+            if not isinstance(key, Hashable) or key_node.id != "scalar":
+                problem = "a key is one word or number, not a list or a section"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            if key in seen:
                 problem = f"the key {key!r} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; one that Python can't hold, such as the 45th of a month, is a mistake of the file's."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            problem = f"{node.tag.removeprefix('tag:yaml.org,2002:')} that can't be read: {error}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 Loader.add_implicit_resolver(
@@ -37,9 +48,12 @@ def parse_yaml(text: str) -> Any:
     """The content of a recipe's text.
 
     Raises:
-        yaml.YAMLError: It isn't YAML, or a key is given twice.
+        yaml.YAMLError: It isn't YAML, a key is given twice, or sections are nested hundreds deep.
     """
-    return yaml.load(text, Loader=Loader)
+    try:
+        return yaml.load(text, Loader=Loader)  # noqa: S506  # a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("its values are nested too deeply") from None
 
 
 def line_of(error: yaml.YAMLError) -> str:
@@ -50,7 +64,7 @@ def line_of(error: yaml.YAMLError) -> str:
 
 def problem_of(error: yaml.YAMLError) -> str:
     """What is wrong."""
-    return str(getattr(error, "problem", None) or error)
+    return str(getattr(error, "problem", None) or error)[:500]
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -45,6 +45,7 @@ def test_verify_says_what_is_wrong_on_disk(admin, own_store):
     file = own_store.path("one") / "adapter_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
+    file.chmod(0o644)
     file.write_bytes(content)
     wrong = admin.post("/v1/adapters/one/verify")
     assert wrong.status_code == 409 and "changed or damaged" in wrong.json()["error"]["message"]

@@ -16,7 +16,8 @@ from tests.server.world import app_of
 from tests.store.adapters_made import make_adapter
 from tests.training.tiny_classifiers import classifier_content, write_labelled
 
-from manytune.engine.classifier import Classifier, TextTokens
+from manytune.engine.classifier import Classifier
+from manytune.engine.text_runner import TextJob, TextTokens
 from manytune.store.adapters import open_adapter
 from manytune.store.attaching import attached
 from manytune.store.base import Base, load_base
@@ -105,26 +106,26 @@ def test_requests_at_the_same_time_have_their_own_heads(world: World) -> None:
             assert row["probabilities"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_requests_that_wait_are_answered_in_one_run_and_a_bad_one_alone_has_an_error(
+def test_requests_that_wait_are_answered_in_one_forward_and_a_bad_one_alone_has_an_error(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[int] = []
     plain = Classifier.run
-    monkeypatch.setattr(
-        Classifier, "run", lambda self, asked: (runs.append(len(asked)), plain(self, asked))[1]
-    )
+    monkeypatch.setattr(Classifier, "run", lambda self, rows: (runs.append(len(rows)), plain(self, rows))[1])
     service = world.client.app.state.service  # type: ignore[attr-defined]
     models = [service.adapters.acquire(name, classifies=True) for name in ("two", "ia3", "two")]
-    texts = [(TextTokens((5, 6)),), (TextTokens((7,)),), (TextTokens((999,)),)]
-    asked = [service.labelling.wait(model, text) for model, text in zip(models, texts, strict=True)]
-    service.labelling.run()
-    service.labelling.run()  # a later request's call finds nothing left
-    assert runs == [3]
-    assert (
-        [one.error is None for one in asked]
-        == [one.probabilities is not None for one in asked]
-        == [True, True, False]
-    )
+    texts = [TextTokens((5, 6)), TextTokens((7,)), TextTokens((999,))]
+    jobs = [
+        TextJob(texts=[text], adapter=model.adapter, terms=model.terms)
+        for model, text in zip(models, texts, strict=True)
+    ]
+    runner = service.labelling.runner
+    for job in jobs:
+        runner.add(job)
+    while runner.busy:
+        runner.step()
+    assert runs == [2]
+    assert [job.result.exception() is None for job in jobs] == [True, True, False]
     for model in models:
         service.adapters.release(model)
 

@@ -104,7 +104,7 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
         counts["same prompt as an earlier row"] = file.duplicate_prompts
     counts |= {f"empty: {name}": count for name, count in file.empty.items()}
     if file.tokens is not None:
-        counts["spell a special token in the text"] = file.tokens.special_tokens
+        counts["spell a special token in the prompt"] = file.tokens.special_tokens
         if file.tokens.over_length is not None:
             counts[f"longer than {limit:,} tokens"] = file.tokens.over_length
     if file.roles:

@@ -38,6 +38,7 @@ class Message:
         tool_calls: The functions that the assistant calls.
         tool_call_id: The call that a tool's message answers.
         learned: Whether an assistant's message bears the loss; false for `weight: 0`.
+        written: Ranges of the text that the author of a prompt template wrote: special tokens named there are tokens.
     """
 
     role: Role
@@ -47,6 +48,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     learned: bool = True
+    written: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
     def is_answer(self) -> bool:

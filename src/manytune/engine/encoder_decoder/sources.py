@@ -59,7 +59,8 @@ class Sources:
         key = self._key.pop(sequence, None)
         if key is not None and key not in self._kept and key not in self._key.values():
             self._keep(key, sequence)
-        self.cache.remove(sequence)
+        if sequence in self.cache:  # not if there wasn't enough memory for its row
+            self.cache.remove(sequence)
 
     def check_integrity(self) -> None:
         """Assert that the bookkeeping is consistent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from manytune.evaluation.learning_curve import curve_sentence
@@ -55,7 +56,7 @@ def render_markdown(evaluation: Evaluation, *, title: str) -> str:
         "",
         *(line for key in files for line in (f"{_text(key)}:", "", *_code(provenance[key]), "")),
     ]
-    return "\n".join(parts)
+    return "\n".join(map(_inert, parts))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -123,6 +124,13 @@ def _reference(evaluation: Evaluation) -> str:
 def _code(text: str) -> list[str]:
     """A block of text, verbatim."""
     return [f"    {line}" for line in text.rstrip().splitlines()]
+
+
+def _inert(line: str) -> str:
+    """A line in which text of others makes no HTML and no link; code is shown as it is anyway."""
+    if line.startswith("    "):
+        return line
+    return re.sub(r"\](?=\()", r"]\\", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line))
 
 
 def _text(text: str) -> str:

@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.http_errors import HttpError
+from manytune.server.json_lists import list_response
 from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/adapters")
 
 
 @router.get("")
-async def list_adapters(http: Request) -> dict[str, Any]:
+async def list_adapters(http: Request) -> Response:
     """All adapters with size, errors, and whether they are in memory, pinned and in use."""
     service: Service = http.app.state.service
-    entries = await asyncio.to_thread(lambda: list(service.adapters.entries()))
-    unreadable = await asyncio.to_thread(service.adapters.unreadable)
-    verdicts = await asyncio.to_thread(lambda: [service.adapters.unservable(entry) for _, entry in entries])
+    await http.app.state.watcher.ready()
     resident = set(service.adapters.cache.resident)
-    readable = [
+    rows = (
         {
-            **_state(service, name, entry.digest),
-            "method": entry.manifest.method,
-            "created": entry.manifest.created,
-            "bytes": entry.nbytes,
-            "resident": entry.digest in resident,
-            "scores": {
-                key: score if math.isfinite(score) else None for key, score in entry.manifest.scores.items()
-            },
-            "unservable": reason,
+            **_state(service, one.name, one.digest),
+            **one.facts,
+            "resident": one.digest in resident,
+            "unservable": service.adapters.catalogue.unservable(one),
+            **({} if one.error is None else {"last_error": one.error}),
         }
-        for (name, entry), reason in zip(entries, verdicts, strict=True)
-    ]
-    others = [
-        {
-            **_state(service, name, digest),
-            "method": None,
-            "created": None,
-            "bytes": None,
-            "resident": False,
-            "scores": {},
-            "unservable": message,
-            "last_error": message,
-        }
-        for name, (digest, message) in unreadable.items()
-    ]
-    return {"object": "list", "data": sorted([*readable, *others], key=lambda one: one["id"])}
+        for one in service.adapters.catalogue.listed
+    )
+    return await list_response(rows, object="list")
 
 
 @router.post("/reload")

@@ -57,6 +57,7 @@ def prompt_maker(service: Service, body: Conversation) -> PromptMaker:
             form=body.form(),
             continues=body.continue_final_message,
             skips_special=body.skip_special_tokens,
+            special_tokens_in_text=body.special_tokens_in_text,
         )
         if body.fields is not None:
             return service.prompts.fields(body.fields, body.task, manifest, options)

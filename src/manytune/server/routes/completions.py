@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from manytune.engine.request import Output
 from manytune.server.completion_parts import CompletionParts
 from manytune.server.formats import Envelope, PartialAnswer, usage_of
+from manytune.server.json_lists import list_response
 from manytune.server.prompts import Prompt, PromptOptions
 from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
@@ -35,7 +36,7 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
     if body.stream:
         return _stream(service, http, body, answers, envelope)
     found = await collect(service, http, answers)
-    choices = [
+    choices = (
         {
             "index": index,
             "text": text,
@@ -44,13 +45,20 @@ async def complete(body: CompletionRequest, http: Request) -> Response:
         }
         for index, (one, parts) in enumerate(zip(found, _parts(service, body, answers), strict=True))
         for text, logprobs in [parts.part(one)]
-    ]
-    return JSONResponse(envelope.wrap("text_completion", choices, usage=usage_of(found, found[:: body.n])))
+    )
+    # With `echo` there may be hundreds of thousands of log probabilities.
+    others = envelope.wrap("text_completion", [], usage=usage_of(found, found[:: body.n]))
+    del others["choices"]
+    return await list_response(choices, field="choices", **others)
 
 
 def _prompt_maker(service: Service, body: CompletionRequest, prompt: str | list[int]) -> PromptMaker:
     def make(_: Manifest | None) -> Prompt:
-        options = PromptOptions(form=body.form(), skips_special=body.skip_special_tokens)
+        options = PromptOptions(
+            form=body.form(),
+            skips_special=body.skip_special_tokens,
+            special_tokens_in_text=body.special_tokens_in_text,
+        )
         return service.prompts.text(prompt, options)
 
     return make

@@ -1,8 +1,8 @@
 """What rendering a template may take. A template can come with somebody else's adapter, and is a program.
 
 Jinja2's sandbox keeps a template from reaching anything, and not from going on forever or filling the memory. Here
-every operation that makes something larger than what went in asks first; steps of loops and calls are counted.
-Nothing is measured in time, so the same template passes or fails everywhere.
+every operation that makes something larger than what went in asks first; steps of loops and calls are counted, and what
+operations read. Nothing is measured in time, so the same template passes or fails everywhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MAX_TEXT = 1 << 24
 """Characters, or elements of a list, that one operation may make."""
 MAX_WRITTEN = 1 << 26
 """Characters that all operations together may make."""
+MAX_READ = 1 << 28
+"""Characters that all operations together may compare, search and copy."""
 _MAX_BITS = 1 << 14  # of a whole number
 _WIDE_PLACE = re.compile(r"%(\([^()]*\))?[-#0 +]*(\d{5}|\*|\d*\.(\d{5}|\*))")
 
@@ -37,23 +39,29 @@ class TemplateLimitError(jinja2.TemplateRuntimeError):
 class _Spent:
     steps: int = 0
     characters: int = 0
+    read: int = 0
+    more_steps: int = 0
 
 
 _spent: ContextVar[_Spent | None] = ContextVar("spent", default=None)
 
 
 @contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Count what the templates that are rendered in a block take, from nothing."""
-    before = _spent.set(_Spent())
+def limited(more_steps: int = 0) -> Iterator[None]:
+    """Count what the templates that are rendered in a block take, from nothing.
+
+    Args:
+        more_steps: What they may take in addition to `MAX_STEPS`, for what they are given.
+    """
+    before = _spent.set(_Spent(more_steps=more_steps))
     try:
         yield
     finally:
         _spent.reset(before)
 
 
-def spend(*, steps: int = 0, characters: int = 0) -> None:
-    """Count steps, and characters that an operation makes.
+def spend(*, steps: int = 0, characters: int = 0, read: int = 0) -> None:
+    """Count steps, and characters that an operation makes or reads.
 
     Raises:
         TemplateLimitError: They exceed a limit.
@@ -61,8 +69,11 @@ def spend(*, steps: int = 0, characters: int = 0) -> None:
     spent = _spent.get() or _Spent()  # a constant that is computed when a template is compiled
     spent.steps += steps
     spent.characters += characters
-    if spent.steps > MAX_STEPS:
-        raise TemplateLimitError(f"it takes more than {MAX_STEPS:,} steps")
+    spent.read += read
+    if spent.steps > MAX_STEPS + spent.more_steps:
+        raise TemplateLimitError(f"it takes more than {MAX_STEPS + spent.more_steps:,} steps")
+    if spent.read > MAX_READ:
+        raise TemplateLimitError(f"it reads more than {MAX_READ:,} characters")
     if characters > MAX_TEXT or spent.characters > MAX_WRITTEN:
         raise TemplateLimitError(f"it makes texts or lists of more than {MAX_TEXT:,} characters or elements")
 
@@ -79,6 +90,57 @@ def _one_by_one(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         spend(steps=1)
         yield value
+
+
+def weigh(value: Any, *, written: bool = False) -> Any:
+    """Count what it takes to go through all of a value, and return it.
+
+    A list that holds another one twice, and that one another, is short and has no end.
+
+    Args:
+        value: The value.
+        written: Whether it becomes text.
+
+    Raises:
+        TemplateLimitError: It is too much.
+    """
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, str):
+            spend(characters=len(one) if written else 0, read=len(one))
+        elif isinstance(one, Mapping):
+            spend(steps=1 + len(one))
+            pending += one
+            pending += one.values()
+        elif isinstance(one, list | tuple | set | frozenset):
+            spend(steps=1 + len(one))
+            pending += one
+    return value
+
+
+def skim(value: Any) -> Any:
+    """Count what it takes to copy or count a value's elements, not what is in them, and return it.
+
+    Raises:
+        TemplateLimitError: It is too much.
+    """
+    if isinstance(value, str):
+        spend(steps=1, read=len(value))
+    elif isinstance(value, list | tuple | range | Mapping):
+        spend(steps=1 + len(value) // 10)
+    return value
+
+
+def check_numbers(left: Any, right: Any) -> None:
+    """Refuse to compute with whole numbers of thousands of digits.
+
+    Raises:
+        TemplateLimitError: One of them is.
+    """
+    for number in (left, right):
+        if isinstance(number, int):
+            _check_bits(number.bit_length())
 
 
 def check_power(base: Any, exponent: Any) -> None:
@@ -153,6 +215,12 @@ def check_call(name: str, value: Any, arguments: Sequence[Any]) -> None:
         check_percent(text)
     elif name == "sum" and any(isinstance(argument, Sized) for argument in arguments):
         raise TemplateLimitError("the filter 'sum' adds numbers, and found lists or texts")
+    elif name == "round" and longest > 300:
+        raise TemplateLimitError("the filter 'round' rounds to at most 300 digits")
+    elif name == "split":
+        spend(steps=(text.count(texts[0]) if texts and texts[0] else len(text) // 2) // 10)
+    elif name == "splitlines":
+        spend(steps=text.count("\n") // 10)
     elif name == "tojson" and longest > 100:
         raise TemplateLimitError("the filter 'tojson' indents by at most 100")
 

@@ -1,0 +1,179 @@
+"""What `/v1/models` and `/v1/adapters` list, in memory: read from the store by the watcher, never for a request.
+
+Each adapter is read once, and again when its name means another version or its manifest was written anew (its scores
+changed). What a listing says of it is written then, too, so that to list thousands is to join ready lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import jinja2
+
+from manytune.data.rendering import named_fields
+from manytune.errors import ManytuneError, StoreError
+from manytune.server.json_lists import json_bytes
+from manytune.server.verdicts import Verdicts
+from manytune.store.labels import NAME
+from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.store import AdapterStore, StoreEntry
+
+_Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An adapter in the listings.
+
+    Attributes:
+        name: Its name.
+        digest: The version that has it.
+        error: Why its manifest can't be read; None if it can.
+        model: It as a model, in JSON; empty if its manifest can't be read.
+        facts: What `/v1/adapters` says of it beyond its state in the server.
+        stamp: Changes if its manifest does.
+    """
+
+    name: str
+    digest: str
+    error: str | None
+    model: bytes
+    facts: Mapping[str, Any]
+    stamp: _Stamp | None
+
+
+class Catalogue:
+    """The adapters of a store as listings show them. One thread at a time may update it, any may read.
+
+    Args:
+        store: The store.
+        verdicts: Which of them can be served.
+        base_name: The base's name.
+    """
+
+    def __init__(self, store: AdapterStore, verdicts: Verdicts, *, base_name: str) -> None:
+        self._store = store
+        self._verdicts = verdicts
+        self._base_name = base_name
+        self._listed: dict[str, Listed] = {}  # replaced as a whole, never changed
+        self._base = json_bytes(
+            {"id": base_name, "object": "model", "created": 0, "owned_by": "manytune", "parent": None}
+        )
+
+    def update(self, names: Mapping[str, str]) -> None:
+        """Take over the store's present state.
+
+        Args:
+            names: The digest of each name.
+        """
+        former = self._listed
+        found: dict[str, Listed] = {}
+        for name in sorted(filter(NAME.fullmatch, names)):
+            known, digest = former.get(name), names[name]
+            stamp = self._stamp(digest)
+            if known is not None and known.digest == digest and known.stamp == stamp:
+                found[name] = known
+            elif stamp is not None:  # else another process has removed it meanwhile
+                found[name] = self._read(name, digest, stamp)
+        self._listed = found
+
+    def update_one(self, name: str, digest: str) -> Listed | None:
+        """Take over one name, which a request has shown to mean another version than was known. None if it is gone."""
+        stamp = self._stamp(digest)
+        if stamp is None:
+            return None
+        listed = self._read(name, digest, stamp)
+        self._listed = dict(sorted({**self._listed, name: listed}.items()))
+        return listed
+
+    # -- reading
+
+    @property
+    def listed(self) -> Iterable[Listed]:
+        """All adapters, by name."""
+        return self._listed.values()
+
+    def get(self, name: str) -> Listed | None:
+        """The adapter of a name, as far as the catalogue knows."""
+        return self._listed.get(name)
+
+    @property
+    def base(self) -> bytes:
+        """The base as a model, in JSON."""
+        return self._base
+
+    def unservable(self, listed: Listed) -> str | None:
+        """Why the server can't run an adapter; None if nothing is known against it."""
+        return listed.error if listed.error is not None else self._verdicts.known(listed.digest)
+
+    # -- parts
+
+    def _stamp(self, digest: str) -> _Stamp | None:
+        try:
+            status = (self._store.directory(digest) / MANIFEST_NAME).stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
+        path = self._store.directory(digest)
+        try:
+            manifest = Manifest.read(path / MANIFEST_NAME)
+            nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        except (StoreError, OSError) as error:
+            return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
+        self._verdicts.of(StoreEntry(digest, path, manifest, (name,), (), nbytes))
+        model = json_bytes(_model(name, digest, manifest, self._base_name))
+        return Listed(name, digest, None, model, _facts(manifest, nbytes), stamp)
+
+
+def _facts(manifest: Manifest | None, nbytes: int | None) -> dict[str, Any]:
+    scores = {} if manifest is None else manifest.scores
+    return {
+        "method": None if manifest is None else manifest.method,
+        "created": None if manifest is None else manifest.created,
+        "bytes": nbytes,
+        "scores": {key: score if math.isfinite(score) else None for key, score in scores.items()},
+    }
+
+
+def _model(name: str, digest: str, manifest: Manifest, base_name: str) -> dict[str, Any]:
+    """A model; in addition to OpenAI's keys, with its version, and its templates' fields and tasks, or its labels."""
+    templates: list[Mapping[str, str]] = [*(manifest.templates or {}).values()]
+    if manifest.template is not None:
+        templates.append(manifest.template)
+    return {
+        "id": name,
+        "object": "model",
+        "created": _seconds(manifest.created),
+        "owned_by": "manytune",
+        "parent": base_name,
+        "root": digest,
+        "method": manifest.method,
+        "fields": sorted({one for parts in templates for one in _fields(parts)}),
+        "tasks": list(manifest.templates or {}),
+        "labels": list((manifest.labels or {}).get("names", ())),
+    }
+
+
+def _fields(parts: Mapping[str, str]) -> frozenset[str]:
+    texts = [parts[part] for part in ("prompt", "system") if part in parts]
+    try:
+        return frozenset(one for text in texts for one in named_fields(text)) - {"fields"}
+    except (
+        ManytuneError,
+        jinja2.TemplateError,
+        RecursionError,
+    ):  # malformed: requests with fields get the error
+        return frozenset()
+
+
+def _seconds(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except (ValueError, OverflowError, OSError):
+        return 0

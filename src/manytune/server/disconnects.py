@@ -1,0 +1,43 @@
+"""Work for a client that may hang up before it is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from manytune.server.http_errors import HttpError
+
+_Result = TypeVar("_Result")
+
+
+async def unless_disconnected(http: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What the work gives; it is cancelled as soon as the client disconnects.
+
+    Args:
+        http: The request, whose body has been read.
+        work: What to do for it.
+
+    Raises:
+        HttpError: 499, which nobody will read: the client has disconnected.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise HttpError(499, "the client disconnected.", code="disconnected")
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await working  # it releases what it holds
+
+
+async def _disconnected(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

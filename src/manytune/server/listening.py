@@ -1,0 +1,66 @@
+"""The web server that an application is run by: uvicorn, with connections within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from manytune.server.connections import ConnectionLimits, Connections, RequestsOnConnections
+
+_IDLE_SECONDS = 5  # between two requests of a connection
+_HEADER_BYTES = 16 << 10
+_ACCEPTED_AT_ONCE = 128  # connections that the system keeps for the server, and that it takes in one go
+_OTHER_FILES = 512  # that may be open: libraries, adapters, connections that are being closed
+
+
+def web_server(
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    limits: ConnectionLimits | None = None,
+) -> uvicorn.Server:
+    """A server that hasn't started.
+
+    Args:
+        app: The application.
+        host: The address to listen on.
+        port: The port; 0 for any free one.
+        drain_seconds: How long running requests may continue when it stops.
+        limits: What connections may take; None for the defaults. There are never more than the system has files for.
+    """
+    limits = ConnectionLimits() if limits is None else limits
+    connections = Connections(limits, most=_files_for(limits.most))
+    config = uvicorn.Config(
+        RequestsOnConnections(app),
+        host=host,
+        port=port,
+        http=cast("type[asyncio.Protocol]", connections.protocol(H11Protocol)),
+        ws="none",
+        interface="asgi3",
+        log_config=None,
+        server_header=False,
+        backlog=_ACCEPTED_AT_ONCE,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=int(drain_seconds) + 1,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+    )
+    return uvicorn.Server(config)
+
+
+def _files_for(connections: int) -> int:
+    """How many connections there may be, of so many, after the process's limit of open files was raised for them."""
+    wanted = connections + _ACCEPTED_AT_ONCE + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return max(16, min(connections, soft - _ACCEPTED_AT_ONCE - _OTHER_FILES // 2))
