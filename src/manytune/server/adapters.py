@@ -389,18 +389,11 @@ class AdapterRegistry:
 
 def _of_the_other_kind(model: Model) -> HttpError:
     if model.is_classifier:
-        message = (
-            f"{model.name} is a classifier, which answers texts with labels; send them to /v1/classify, without "
-            "label_words."
-        )
+        message = "is a classifier, which answers texts with labels; send them to /v1/classify, without label_words."
     elif model.adapter is None:
-        message = (
-            f"{model.name} is the base, which has no head for labels; name an adapter that is a classifier, or give "
-            "label_words."
-        )
+        message = "is the base, which has no head for labels; name a classifier, or give label_words."
     else:
         message = (
-            f"{model.name} is no classifier: it was trained for text or embeddings, and has no labels; give "
-            "label_words."
+            "is no classifier: it was trained for text or embeddings, and has no labels; give label_words."
         )
-    return HttpError(400, message, code="unsupported_model", param="model")
+    return HttpError(400, f"{model.name} {message}", code="unsupported_model", param="model")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,16 +14,14 @@ from fastapi.responses import Response
 from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled import Labels
 from manytune.data.numeric_labels import NumericLabels
-from manytune.engine.text_runner import NOT_READ, TextJob, TextTokens
-from manytune.errors import ManytuneError
+from manytune.engine.text_runner import NOT_READ, TextTokens
 from manytune.server.adapters import Model
-from manytune.server.disconnects import unless_disconnected
-from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.http_errors import HttpError
 from manytune.server.json_lists import list_response
 from manytune.server.label_choice import choose_labels
 from manytune.server.labelling import labels_of_model
-from manytune.server.metrics import Timing
 from manytune.server.routes.chat import fingerprint_of
+from manytune.server.routes.reading import Read, Reading, respond
 from manytune.server.schema import ClassifyRequest
 from manytune.server.service import Service
 from manytune.server.word_answers import WordsOfText, row_of_words, words_in
@@ -35,62 +34,30 @@ _NOT_FINITE = "the head's outputs are NaN or Inf: the values of its adapter are 
 @router.post("")
 async def classify(body: ClassifyRequest, http: Request) -> Response:
     """The label of each text, and the probability of every label; a regression's number; or the same of each word."""
-    service: Service = http.app.state.service
-    http.state.log_fields |= {"model": body.model, "user": body.user}
-    http.state.principal.check_model(body.model)
     words = body.labels()
-    if words is not None:
-        chosen = await choose_labels(service, http, body, words)
-        rows = [_row(number, Labels(words.names), one) for number, one in enumerate(chosen.probabilities)]
-        return await _list_of(body, chosen.model, rows, chosen.read)
-    texts = body.texts()
-    service.loop.check_ready()
-    places = service.places.take(http.state.principal.tenant)
-    try:
-        return await unless_disconnected(http, _answer(service, http, body, texts))
-    finally:
-        places.free()
-
-
-async def _answer(
-    service: Service, http: Request, body: ClassifyRequest, texts: Sequence[tuple[str, ...]]
-) -> Response:
-    timing = Timing(service.metrics, body.model)
-    model = await asyncio.to_thread(lambda: service.adapters.acquire(body.model, classifies=True))
-    try:
-        words = _words(body, texts, model)
-        texts = texts if words is None else [one.words for one in words]
-        tokens = await asyncio.to_thread(service.labelling.tokens, texts, model)
-        job = TextJob(
-            texts=tokens, adapter=model.adapter, terms=model.terms, tenant=http.state.principal.tenant
-        )
-        found = await service.loop.read_texts(service.labelling.runner, job)
-        _check_finite(service, model, found)
-        rows = _rows(model, found) if words is None else _rows_of_words(model, tokens, found, words)
-    except (ManytuneError, HttpError) as error:
-        timing.end("refused")
-        raise (http_error_of(error) if isinstance(error, ManytuneError) else error) from error
-    except asyncio.CancelledError:
-        timing.end("cancelled")
-        raise
-    finally:
-        service.adapters.release(model)
-    timing.end("stop")
-    read = sum(len(text.ids) for text in tokens)
-    service.metrics.prompt_tokens.labels(body.model).inc(read)
-    return await _list_of(body, model, rows, read)
-
-
-async def _list_of(
-    body: ClassifyRequest, model: Model, rows: Iterable[dict[str, Any]], read: int
-) -> Response:
+    if words is None:
+        return await respond(body, http, partial(_read, body), classifies=True)
+    http.state.log_fields |= {"model": body.model, "user": body.user}
+    chosen = await choose_labels(http.app.state.service, http, body, words)
+    labels = Labels(words.names)
     return await list_response(
-        rows,
+        [_row(number, labels, one) for number, one in enumerate(chosen.probabilities)],
         object="list",
         model=body.model,
-        system_fingerprint=fingerprint_of(model),
-        usage={"prompt_tokens": read, "total_tokens": read},
+        system_fingerprint=fingerprint_of(chosen.model),
+        usage={"prompt_tokens": chosen.read, "total_tokens": chosen.read},
     )
+
+
+async def _read(body: ClassifyRequest, asked: Reading[tuple[str, ...]]) -> Read:
+    service, model, texts = asked.service, asked.model, asked.texts
+    words = _words(body, texts, model)
+    texts = texts if words is None else [one.words for one in words]
+    tokens = await asyncio.to_thread(service.labelling.tokens, texts, model)
+    found = await asked.read(service.labelling.runner, tokens)
+    _check_finite(service, model, found)
+    rows = _rows(model, found) if words is None else _rows_of_words(model, tokens, found, words)
+    return Read(rows, sum(len(text.ids) for text in tokens))
 
 
 def _words(body: ClassifyRequest, texts: Sequence[tuple[str, ...]], model: Model) -> list[WordsOfText] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from manytune.data.label_encoder import Labelled
 from manytune.data.word_encoder import Tagged
 from manytune.errors import DataError
-from manytune.training.batches.batch import base_model
+from manytune.training.batches.batch import LaidOut, base_model
 from manytune.training.batches.support import virtual_tokens
 
 IGNORED = -100
@@ -21,7 +20,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledBatch:
+class LabelledBatch(LaidOut):
     """Texts laid out for one forward pass of a classifier.
 
     Attributes:
@@ -97,15 +96,6 @@ class LabelledBatch:
             return (errors.square() * self.weights).sum()
         each = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
         return (each * self.weights).sum()
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelledBatch:
-        """The same batch on another device."""
-        tensors: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
 
 
 def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:
