@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from manytune.engine.kv_cache import KVCache
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.engine.runner import Runner
+from manytune.engine.text_runner import TextJob, TextRunner, TextTokens
 from manytune.errors import ShortMemoryError
 from manytune.methods.lora.config import LoraConfig
 from manytune.methods.tuners.terms import Terms, Update
@@ -226,10 +227,46 @@ def test_an_encoders_adapter_is_refused_before_it_is_put_into_a_slot(short: pyte
     update = Update(torch.eye(2, 8), 9 * torch.eye(8, 2))
     terms = Terms(updates={"encoder.layer.0.attention.self.query": update})
     engine.add_adapter("one", InMemory("1" * 64, LoraConfig(), {}), terms=terms)
+    for adapter in ("one", None):
+        with pytest.raises(ShortMemoryError, match="a request with texts needs"):
+            engine.embed([[1, 2]], adapter)
+    left = iter([500 * MIB])
+    short.setattr(free_memory, "free_memory", lambda: next(left, 30 * MIB))
     with pytest.raises(ShortMemoryError, match="an adapter that is to run needs"):
         engine.embed([[1, 2]], "one")
     short.undo()
     assert engine.embed([[1, 2]], "one") != engine.embed([[1, 2]])
+
+
+class Numbers:
+    """A model of texts that has no memory for more than four tokens."""
+
+    step_tokens = 512
+
+    def prepare(self, job: TextJob) -> TextJob:
+        return job
+
+    def release(self, prepared: TextJob) -> None:
+        pass
+
+    def goes_alone(self, prepared: TextJob) -> bool:
+        return False
+
+    def run(self, rows: Sequence[tuple[TextJob, TextTokens]]) -> list[list[float]]:
+        if sum(len(text.ids) for _, text in rows) > 4:
+            raise MemoryError
+        return [[float(sum(text.ids))] for _, text in rows]
+
+
+def test_texts_that_there_is_no_memory_for_fail_alone() -> None:
+    runner = TextRunner(Numbers)
+    small, large = (TextJob(texts=[TextTokens((1,) * length)]) for length in (3, 7))
+    for job in (small, large):
+        runner.add(job)
+    while runner.busy:
+        runner.step()
+    assert small.result.result() == [[3.0]]
+    assert isinstance(large.result.exception(), ShortMemoryError) and not runner.jobs
 
 
 # -- a server

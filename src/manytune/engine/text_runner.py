@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from manytune.engine.text_queue import TextQueue
-from manytune.errors import ManytuneError
+from manytune.errors import ManytuneError, ShortMemoryError
+from manytune.free_memory import naming_short_memory, require_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 
 NOT_READ = -1
@@ -111,7 +112,9 @@ class TextRunner:
         if not job.result.set_running_or_notify_cancel():
             return
         try:
-            prepared = self._model.prepare(job)
+            with naming_short_memory("a request with texts"):
+                require_memory(0, "a request with texts")
+                prepared = self._model.prepare(job)
         except ManytuneError as error:
             job.result.set_exception(error)
             return
@@ -128,13 +131,29 @@ class TextRunner:
             del self._found[job]
 
     def step(self) -> None:
-        """One forward. Mutates: jobs whose last text was in it have their results."""
+        """One forward. Mutates: jobs whose last text was in it have their results.
+
+        If there isn't enough memory for it, one for each job, so that only those that need too much have none.
+        """
         batch = self._queue.next_batch(self._model.step_tokens)
+        jobs = dict.fromkeys(job for job, _ in batch)
+        parts = [[one for one in batch if one[0] is job] for job in jobs]
+        try:
+            self._read(batch, raises=len(jobs) > 1)
+        except ShortMemoryError:
+            for part in parts:
+                self._read(part, raises=False)
+
+    def _read(self, batch: Sequence[tuple[TextJob, int]], *, raises: bool) -> None:
+        """One forward of some texts; an error is that of their jobs, unless it is to be raised for want of memory."""
         if not batch:
             return
         try:
-            rows = self._model.run([(self._prepared[job], job.texts[number]) for job, number in batch])
+            with naming_short_memory("reading these texts"):
+                rows = self._model.run([(self._prepared[job], job.texts[number]) for job, number in batch])
         except ManytuneError as error:
+            if raises and isinstance(error, ShortMemoryError):
+                raise
             for job in dict.fromkeys(job for job, _ in batch):
                 self.forget(job)
                 job.result.set_exception(error)

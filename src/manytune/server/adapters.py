@@ -21,18 +21,17 @@ from manytune.errors import (
     UnknownAdapterError,
 )
 from manytune.free_memory import naming_short_memory
-from manytune.methods.checkpoint.format import TENSORS_NAME
-from manytune.methods.config import CONFIG_NAME, TaskType
+from manytune.methods.config import TaskType
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.catalogue import Catalogue, Listed
+from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
-from manytune.store.contents import states_of
 from manytune.store.labels import NAME
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.resident import ResidentAdapter
@@ -134,7 +133,7 @@ class AdapterRegistry:
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
         self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
         self._failures: dict[str, Failures] = {}  # by name
-        self._states: dict[str, object] = {}  # of the files by digest, as they were before they were read
+        self._states = FileStates(store)
 
     # -- for requests
 
@@ -162,7 +161,7 @@ class AdapterRegistry:
             return Model(name)
         digest = self.resolve(name)
         with self._recording_failures(name, digest):
-            state = self._state(digest)
+            state = self._states.now(digest)
             if digest not in self._valid:
                 check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
             adapter = self.cache.pin(digest)
@@ -179,8 +178,8 @@ class AdapterRegistry:
                 self.drop(digest)
                 raise
             self._verdicts.note(digest, None)
+        self._states.remember(digest, state)
         with self._lock:
-            self._states.setdefault(digest, state)
             self._in_use[digest] += 1
         return Model(name, adapter, terms)
 
@@ -285,28 +284,19 @@ class AdapterRegistry:
 
     def note_changed_files(self) -> None:
         """Refuse adapters in memory whose files were changed; requests that run continue with what was read."""
-        for digest in self.cache.resident:
-            directory, now = self.store.directory(digest), self._state(digest)
-            if self._states.get(digest, now) == now or not directory.is_dir():
-                continue
+        for digest in self._states.changed():
+            directory = self.store.directory(digest)
             _log.error("%s: files of this adapter were changed while it was in memory", directory)
             self.drop(digest)
             try:
                 open_adapter(directory)
             except ManytuneError as error:
                 self._verdicts.note(digest, str(error))
-            else:
-                with self._lock:
-                    self._states[digest] = now
-
-    def _state(self, digest: str) -> object:
-        return states_of(self.store.directory(digest), (CONFIG_NAME, TENSORS_NAME))
 
     def forget_absent(self) -> None:
         """Drop what is kept for adapters that aren't in memory any more."""
         resident = set(self.cache.resident)
-        with self._lock:
-            self._states = {digest: state for digest, state in self._states.items() if digest in resident}
+        self._states.keep(resident)
         with self._checking:
             self._terms = {digest: terms for digest, terms in self._terms.items() if digest in resident}
 
