@@ -76,8 +76,22 @@ def test_a_comparison_has_full_fine_tuning_lora_and_the_majority_class(recipe: P
     pairs = {(test["system"], test["baseline"]) for test in found["mcnemar"]}
     assert ("lora", "full") in pairs and ("lora", "majority class") in pairs
     assert found["primary"] == "accuracy" and found["forgetting"] == []
-    again = manytune("sweep", path, "--ranks", "1,2", fails=True).output
-    assert "manytune sweep is for models that generate" in again
+
+
+def test_a_sweep_finds_the_rank_by_validation_loss_and_scores_every_one(recipe: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["output"] = str(recipe.parent / "sweep")
+    content["training"]["epochs"] = 1
+    path = recipe.parent / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content))
+    found = json.loads(manytune("sweep", path, "--ranks", "1,2", "--json").stdout)
+    assert [result["name"] for result in found["results"]] == ["majority class", "r=1", "r=2"]
+    assert [score["metric"] for score in found["results"][1]["scores"]] == ["accuracy", "f1", "ece"]
+    points = {point["system"]: point for point in found["sweep"]["points"]}
+    assert found["sweep"]["best"] == min(points, key=lambda name: points[name]["validation_loss"])
+    assert found["sweep"]["rows"] == 12 and points["r=2"]["spectrum"]["effective_rank"] <= 2
+    scores = json.loads(next((recipe.parent / "sweep").glob("**/r=1/**/scores.json")).read_text())
+    assert points["r=1"]["validation_loss"] == pytest.approx(scores["validation_loss"], abs=1e-5)
 
 
 def test_data_check_counts_labels_and_refuses_those_that_no_training_row_has(recipe: Path) -> None:

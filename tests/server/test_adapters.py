@@ -131,7 +131,7 @@ UNSERVABLE = {
         {"method": "bottleneck", "bottleneck_size": 4, "modules_to_save": ["lm_head"]},
         "PeftModel.from_pretrained",
     ),
-    "classifier of tokens": ({"task_type": "TOKEN_CLS"}, "AutoPeftModelForTokenClassification"),
+    "finder of answers": ({"task_type": "QUESTION_ANS"}, "AutoPeftModelForQuestionAnswering"),
 }
 
 
@@ -140,7 +140,7 @@ def test_an_adapter_that_cannot_be_served_is_no_model_and_every_route_gives_the_
     admin, base, own_store, tmp_path, case
 ):
     options, way_out = UNSERVABLE[case]
-    if case == "classifier of tokens":
+    if case == "finder of answers":
         made = save_peft(tmp_path / "made", **options)
     else:
         made = make_adapter(tmp_path / "made", base, **options)

@@ -28,7 +28,7 @@ UNSERVABLE: dict[str, tuple[dict[str, Any], str]] = {
         "next to a changed base",
     ),
     "a changed base": ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
-    "another task": ({"task_type": "TOKEN_CLS"}, "AutoPeftModelForTokenClassification"),
+    "another task": ({"task_type": "QUESTION_ANS"}, "AutoPeftModelForQuestionAnswering"),
     "two forms of updates": (
         {"method": "bottleneck", "bottleneck_size": 4, "modules_to_save": ["lm_head"]},
         "PeftModel.from_pretrained",

@@ -125,7 +125,7 @@ def test_balanced_weights_give_each_label_the_same_part_of_the_loss(tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "regression"}, "regression isn't a recipe's task; classification is"),
+        ({"task": "tagging"}, "task"),
         ({"task": "generation"}, "data.text and data.label are for task: classification"),
         ({"data": {"train": "x", "text": "{{ t }}"}}, "go together"),
         (

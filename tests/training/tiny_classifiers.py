@@ -110,3 +110,50 @@ def classifier_content(directory: Path, kind: str = "bert", **training: Any) -> 
         "training": {"epochs": 4, "batch_size": 4, "learning_rate": 0.02, "checkpoint_every": 4, **training},
         "output": str(directory / "run"),
     }
+
+
+def write_numbers(path: Path, count: int, *, seed: int = 0) -> Path:
+    """Rows whose text has `a` and `z` alone, and ten more than ten times the share of `a` as the label."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(count):
+        text = "".join(draw.choice("az") for _ in range(draw.randint(4, 10)))
+        lines.append(json.dumps({"text": text, "score": round(10 + 10 * text.count("a") / len(text), 2)}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def regression_content(directory: Path, kind: str = "bert", **training: Any) -> dict[str, Any]:
+    """A recipe of a regression over a tiny base and 48 rows, in a directory of its own."""
+    content = classifier_content(directory, kind, **training)
+    rows = str(write_numbers(directory / "numbers.jsonl", 48))
+    return {
+        **content,
+        "task": "regression",
+        "data": {**content["data"], "train": rows, "label": "score"},
+    }
+
+
+def write_tagged(path: Path, count: int, *, seed: int = 0) -> Path:
+    """Rows of words: `q` and `qr` are a name of type X, `w` one of type Y, and everything else is outside."""
+    draw = random.Random(seed)
+    names = [(["q"], ["B-X"]), (["q", "r"], ["B-X", "I-X"]), (["w"], ["B-Y"])]
+    lines = []
+    for _ in range(count):
+        words, tags = [], []
+        for _ in range(draw.randint(1, 3)):
+            plain = "".join(draw.choice("abc") for _ in range(draw.randint(1, 3)))
+            marked = draw.choice(names)
+            words += [plain, *marked[0]]
+            tags += ["O", *marked[1]]
+        lines.append(json.dumps({"tokens": words, "ner": tags}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def tagged_content(directory: Path, kind: str = "bert", **training: Any) -> dict[str, Any]:
+    """A recipe of a classifier of words over a tiny base and 48 rows, in a directory of its own."""
+    content = classifier_content(directory, kind, **training)
+    rows = str(write_tagged(directory / "tagged.jsonl", 48))
+    data = {"train": rows, "validation": 0.25, "test": 0.25, "tokens": "tokens", "tags": "ner"}
+    return {**content, "task": "token-classification", "data": data}

@@ -13,7 +13,7 @@ from manytune.errors import DataError
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
     from manytune.data.encode import Encoder
-    from manytune.data.labelled import Labels
+    from manytune.data.label_kinds import AnyLabels
     from manytune.data.templates import Example
     from manytune.engine.constraint import Constraint
     from manytune.evaluation.answers import Question
@@ -80,7 +80,7 @@ def ask_here(
     loaded, chosen = load_common_base(chosen, base)
     if labels is not None:
         return _ask_classifiers(chosen, loaded, labels, examples, limit=limit, batch_size=batch_size)
-    encoders = _encoders(chosen, loaded, new_tokens=max_new_tokens)
+    encoders = encoders_of(chosen, loaded, new_tokens=max_new_tokens)
     longest = _longest(chosen[0], loaded)
     asked = [questions_from(examples, encoder, longest=longest)[:limit] for encoder in encoders]
     decoding = Decoding(
@@ -113,23 +113,23 @@ def _constraint(schema: Path, base: Base, encoder: Encoder, questions: Sequence[
 def _ask_classifiers(
     chosen: tuple[Chosen, ...],
     base: Base,
-    labels: Labels,
+    labels: AnyLabels,
     examples: Sequence[Example],
     *,
     limit: int | None,
     batch_size: int,
 ) -> Local:
-    from manytune.cli.classifiers import ask_classifiers, labelled_questions_of, majority_system
+    from manytune.cli.classifiers import ask_classifiers, baseline_system, labelled_questions_of
     from manytune.experiments.classifying import baseline_facts
 
     with_head, questions = labelled_questions_of(chosen, base, labels, examples)
     questions = questions[:limit]
     facts = baseline_facts(labels)
-    answers = ask_classifiers(chosen, with_head, labels, questions, batch_size=batch_size)
+    answers = ask_classifiers(chosen, with_head, questions, batch_size=batch_size)
     return Local(
         chosen,
         tuple(question.item for question in questions),
-        [majority_system(questions, labels), *map(_system, chosen, answers)],
+        [baseline_system(questions, labels), *map(system_of, chosen, answers)],
         {"Base": f"{with_head.name} ({with_head.fingerprint})", **facts},
         facts["Answers"],
     )
@@ -170,7 +170,7 @@ def _examples(chosen: Chosen, data: str | None, task: str | None) -> tuple[Examp
     return tuple(example for example in found if wanted is None or example.task in wanted)
 
 
-def _encoders(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
+def encoders_of(chosen: Sequence[Chosen], base: Base, *, new_tokens: int) -> list[Encoder]:
     """Each adapter's encoder. They may differ in the date that a chat template writes, and in nothing else.
 
     Raises:
@@ -222,7 +222,7 @@ def _systems(
                 answers = ask_model(
                     model, base.tokenizer, questions, decoding, likelihoods=likelihoods, notice=notice
                 )
-            systems.append(_system(one, answers) if one else System(name, "base", answers))
+            systems.append(system_of(one, answers) if one else System(name, "base", answers))
     return systems
 
 
@@ -230,7 +230,8 @@ def _search(beams: int) -> str:
     return "greedy" if beams == 1 else f"best of {beams} beams"
 
 
-def _system(one: Chosen, answers: tuple[Answer, ...]) -> System:
+def system_of(one: Chosen, answers: tuple[Answer, ...]) -> System:
+    """An adapter that has answered."""
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.results import Curves
     from manytune.evaluation.run_files import read_cost, read_curves

@@ -16,7 +16,7 @@ from manytune.store.run_directory import RunDirectory, adapter_at
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.encoding_options import EncodingOptions
-    from manytune.data.labelled import Labels
+    from manytune.data.label_kinds import AnyLabels
     from manytune.data.recipe import DataRecipe
     from manytune.data.templates import PromptTemplate, RowForm
     from manytune.store.base import Base
@@ -63,16 +63,16 @@ class Chosen:
         return name
 
     @property
-    def labels(self) -> Labels | None:
-        """A classifier's classes; None for a model that generates.
+    def labels(self) -> AnyLabels | None:
+        """A classifier's classes, or a regression's numbers; None for a model that generates.
 
         Raises:
             DataError: Its manifest doesn't say them in a way that can be read.
         """
-        from manytune.data.labelled import Labels
+        from manytune.data.label_kinds import labels_from
 
         manifest = self.stored.manifest
-        return None if manifest is None or manifest.labels is None else Labels.from_dict(manifest.labels)
+        return None if manifest is None or manifest.labels is None else labels_from(manifest.labels)
 
     @property
     def data(self) -> DataRecipe:
@@ -107,7 +107,7 @@ class Chosen:
         manifest = self.stored.manifest
         if self.labels is not None:
             raise StoreError(
-                f"{self.name} is a classifier: it answers a text with a label, and has no prompt template. "
+                f"{self.name} answers a text with a label or a number, and has no prompt template. "
                 "Evaluate it, or serve it and ask /v1/classify."
             )
         if manifest is not None and manifest.template is None and manifest.templates is None and self.recipe:

@@ -97,6 +97,7 @@ def check(
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.check import check as examine
     from manytune.data.label_check import labels_in, with_labels
+    from manytune.data.label_kinds import AnyLabelledForm
     from manytune.data.labelled import LabelledForm
 
     plan = plan_rows_of(
@@ -109,12 +110,12 @@ def check(
     rows_form = plan.form(next(iter(sources.values())).kept)
     if rows_form is None and plan.base is not None:
         raise typer.BadParameter("what the model sees needs --prompt and --completion", param_hint="--base")
-    if isinstance(rows_form, LabelledForm):
+    if isinstance(rows_form, AnyLabelledForm):
         trained = plan.trained or plan.files[:1]
         labels, examples = labels_in(sources, rows_form, [file for file in trained if file in sources])
         checked = examine(sources, template=rows_form)
         encoder = plan.label_encoder(labels, limited=False)
-        is_image = rows_form.image is not None
+        is_image = isinstance(rows_form, LabelledForm) and rows_form.image is not None
         found = with_labels(checked, examples, labels, encoder=encoder, limit=limit, images=is_image)
     else:
         found = examine(sources, template=rows_form, encoder=plan.encoder(limited=False), max_length=limit)
@@ -143,6 +144,7 @@ def preview(
     from manytune.cli.outputs.data import print_previews
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.label_check import labels_in, preview_labelled
+    from manytune.data.label_kinds import AnyLabelledForm
     from manytune.data.labelled import LabelledForm
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
@@ -160,9 +162,10 @@ def preview(
     template_in_use = plan.form(records.kept) or ask_for_template(records.kept, plan.files[0])
     rendered = render_all(template_in_use, records.kept[:rows], on_error="skip")
     found: list[Any]
-    if isinstance(template_in_use, LabelledForm):
+    if isinstance(template_in_use, AnyLabelledForm):
         labels, _ = labels_in({plan.files[0]: records}, template_in_use, plan.files[:1])
-        label_encoder, is_image = plan.label_encoder(labels, limited=True), template_in_use.image is not None
+        label_encoder = plan.label_encoder(labels, limited=True)
+        is_image = isinstance(template_in_use, LabelledForm) and template_in_use.image is not None
         found = [preview_labelled(one, label_encoder, image=is_image) for one in rendered.kept]
     else:
         encoder = plan.encoder(limited=True)

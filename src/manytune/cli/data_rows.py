@@ -14,7 +14,7 @@ from manytune.errors import DataError
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
     from manytune.data.label_encoder import LabelEncoder
-    from manytune.data.labelled import Labels
+    from manytune.data.label_kinds import AnyLabels
     from manytune.data.length_limit import Overflow
     from manytune.data.recipe import DataRecipe
     from manytune.data.records import Record
@@ -41,15 +41,15 @@ class RowsPlan:
             return self.data.form(records, self.files[0])
         return form_of(records)
 
-    def label_encoder(self, labels: Labels, *, limited: bool) -> LabelEncoder | None:
+    def label_encoder(self, labels: AnyLabels, *, limited: bool) -> LabelEncoder | None:
         """The same for a classifier's texts; None for its images, which become no tokens."""
         if self.base is None or self.data is None or self.data.image is not None:
             return None
-        from manytune.data.label_encoder import LabelEncoder
+        from manytune.data.word_encoder import encoder_for
         from manytune.store.base import load_tokenizer
 
         cuts = limited and self.data.overflow == "truncate_prompt"
-        return LabelEncoder(
+        return encoder_for(
             load_tokenizer(self.base),
             labels,
             max_length=self.data.max_length if limited else None,

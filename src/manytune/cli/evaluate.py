@@ -16,13 +16,15 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
+    from manytune.data.label_words import LabelWords
     from manytune.data.templates import Example
     from manytune.evaluation.equivalence import Margin
     from manytune.evaluation.evaluate import System
     from manytune.evaluation.metrics import Metric
     from manytune.evaluation.results import Evaluation
 
-Kind = Literal["texts", "documents", "labels"]
+Kind = Literal["texts", "documents", "labels", "numbers", "words"]
+_OF_HEADS = ("labels", "numbers", "words")
 Adapters = Annotated[
     list[Path] | None,
     typer.Argument(metavar="[RUN]...", help="Run or adapter directories.", show_default=False),
@@ -63,7 +65,9 @@ def evaluate(
         str | None,
         typer.Option(
             help="Metrics, separated by commas; the first decides the verdict. Without it: rouge1, rouge2, "
-            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece. For "
+            "rougeL, rougeLsum, bleu, chrf, exact_match, perplexity; for classifiers accuracy, f1, ece; for "
+            "regressions rmse, mae, pearson, spearman; for words span_f1, span_f1_macro, span_precision, span_recall, "
+            "tag_accuracy. For "
             "classes that are generated: accuracy, f1. For short facts: contains. For structured answers: tool_calls, "
             "tool_names, json_valid, json_fields."
         ),
@@ -91,6 +95,21 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    label_words: Annotated[
+        str | None,
+        typer.Option(
+            help="Classify without a head: of labels such as positive=great,negative=terrible (or yes,no) the one "
+            "whose word is the likeliest completion of a prompt. Rows have a label or its word as their completion.",
+            show_default=False,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Divide the probability of each of --label-words by its probability where every field is N/A.",
+        ),
+    ] = False,
     constrained: Annotated[
         bool, typer.Option("--constrained", help="Hold every answer to --schema while it is generated.")
     ] = False,
@@ -120,10 +139,12 @@ def evaluate(
 
     Systems are the adapters and their untouched base; answers that were made elsewhere; and models behind an
     OpenAI-compatible address. A run gets evaluation.json with every answer, and an adapter's manifest gets the scores,
-    unless --limit, --task or --constrained is given. An adapter trained on several tasks also gets the scores of each.
+    unless --limit, --task, --constrained or --label-words is given. An adapter trained on several tasks also gets the
+    scores of each.
     """
     from manytune.cli.asked_here import ask_here, common_examples
     from manytune.cli.chosen import choose
+    from manytune.cli.label_words import choose_here
     from manytune.cli.outputs.evaluation import print_evaluation, summary
     from manytune.cli.outputs.json_output import print_json
     from manytune.evaluation.answers import by_prompt, each_turn, items_from
@@ -135,6 +156,7 @@ def evaluate(
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
     if constrained and schema is None:
         raise typer.BadParameter("it holds answers to --schema; give that, too", param_hint="--constrained")
+    words = _label_words(label_words, calibrate=calibrate, with_schema=schema is not None)
     others = elsewhere.Elsewhere(
         answers=answers or [],
         field=answer_field,
@@ -165,30 +187,47 @@ def evaluate(
     if examples is not None and turns == "each":
         examples = each_turn(examples)
     kind = _kind(chosen, examples)
+    if words is not None and (kind != "texts" or not chosen or others):
+        raise typer.BadParameter(
+            "they are for adapters that generate, and for nothing from elsewhere", param_hint="--label-words"
+        )
     if constrained and (kind != "texts" or not chosen):
         raise typer.BadParameter(
             "it holds answers that are generated here; name runs or adapters that generate",
             param_hint="--constrained",
         )
-    if kind == "labels" and others:
+    if kind in _OF_HEADS and others:
         raise typer.BadParameter(
-            "classifiers answer with labels of their own rows; evaluate them without --answers and --endpoint",
+            "adapters with a head answer with labels of their own rows; evaluate them without --answers and --endpoint",
             param_hint="--answers",
         )
     local = None
     systems: list[System] = []
     if chosen and examples is not None:
-        wanted = _metrics(metrics, schema, kind, likelihoods=not others)
-        local = ask_here(
-            chosen,
-            examples,
-            base,
-            wanted,
-            limit=limit,
-            max_new_tokens=max_new_tokens,
-            beams=beams,
-            batch_size=batch_size,
-            held_to=schema if constrained else None,
+        wanted = _metrics(metrics, schema, "labels" if words else kind, likelihoods=not others)
+        local = (
+            ask_here(
+                chosen,
+                examples,
+                base,
+                wanted,
+                limit=limit,
+                max_new_tokens=max_new_tokens,
+                beams=beams,
+                batch_size=batch_size,
+                held_to=schema if constrained else None,
+            )
+            if words is None
+            else choose_here(
+                chosen,
+                examples,
+                base,
+                words,
+                limit=limit,
+                batch_size=batch_size,
+                task=task,
+                calibrate=calibrate,
+            )
         )
         chosen, items, systems = local.chosen, local.items, local.systems
     if examples is None:
@@ -196,7 +235,7 @@ def evaluate(
         items, systems = items[:limit], [replace(one, answers=one.answers[:limit]) for one in systems]
     else:
         # A classifier's rows are its questions; those of others are grouped by their prompts.
-        asked = () if kind == "labels" else by_prompt(examples)[:limit]
+        asked = () if kind in _OF_HEADS or words else by_prompt(examples)[:limit]
         items = items if local is not None else items_from(asked)
         names = [system.name for system in systems]
         systems += others.systems(asked, taken=names, partial=limit is not None)
@@ -220,7 +259,9 @@ def evaluate(
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(evaluation, chosen, whole=limit is None and task is None and not constrained)
+    written = _save(
+        evaluation, chosen, whole=limit is None and task is None and not constrained and words is None
+    )
     if report is not None:
         write_report(evaluation, report, title=_title([system.name for system in systems]))
         written.append(report)
@@ -230,12 +271,33 @@ def evaluate(
         print_evaluation(evaluation, written)
 
 
+def _label_words(text: str | None, *, calibrate: bool, with_schema: bool) -> LabelWords | None:
+    """The label words that the options name; None for none."""
+    from manytune.data.label_words import label_words
+
+    if text is None:
+        if calibrate:
+            raise typer.BadParameter("it is for --label-words; give these, too", param_hint="--calibrate")
+        return None
+    if with_schema:
+        raise typer.BadParameter("nothing is generated that could have a schema", param_hint="--schema")
+    try:
+        return label_words(text)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--label-words") from None
+
+
 def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
     """What the answers are."""
     from manytune.cli.classifiers import common_labels
+    from manytune.data.numeric_labels import NumericLabels
+    from manytune.data.word_labels import WordLabels
 
-    if chosen and common_labels(chosen) is not None:
-        return "labels"
+    labels = common_labels(chosen) if chosen else None
+    if labels is not None:
+        if isinstance(labels, WordLabels):
+            return "words"
+        return "numbers" if isinstance(labels, NumericLabels) else "labels"
     documents = examples is not None and all(example.is_document for example in examples)
     return "documents" if documents else "texts"
 
@@ -245,14 +307,27 @@ def _metrics(names: str | None, schema: Path | None, kind: Kind, *, likelihoods:
 
     Answers of others have no likelihoods.
     """
-    from manytune.evaluation.metrics import CLASS_METRICS, METRICS, TEXT_METRICS, metrics_named
+    from manytune.evaluation.metrics import (
+        CLASS_METRICS,
+        METRICS,
+        NUMBER_METRICS,
+        TEXT_METRICS,
+        WORD_METRICS,
+        metrics_named,
+    )
     from manytune.evaluation.metrics.recorded import RECORDED
     from manytune.evaluation.metrics.structured import schema_metric, with_schema
 
     try:
         valid = None if schema is None else schema_metric(schema)
         if names is None:
-            usual = {"texts": TEXT_METRICS, "documents": ("perplexity",), "labels": CLASS_METRICS}
+            usual = {
+                "texts": TEXT_METRICS,
+                "documents": ("perplexity",),
+                "labels": CLASS_METRICS,
+                "numbers": NUMBER_METRICS,
+                "words": WORD_METRICS,
+            }
             known = [METRICS[name] for name in usual[kind] if likelihoods or name != "perplexity"]
             return with_schema(known, valid)
         found = metrics_named([name.strip() for name in names.split(",") if name.strip()])

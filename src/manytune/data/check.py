@@ -60,6 +60,16 @@ class Oddity(Located):
 
 
 @dataclass(frozen=True)
+class NumberCheck:
+    """What is known about labels that are numbers: the lowest and highest, their mean and standard deviation."""
+
+    minimum: float
+    mean: float
+    deviation: float
+    maximum: float
+
+
+@dataclass(frozen=True)
 class FileCheck:
     """What is known about one file.
 
@@ -80,6 +90,7 @@ class FileCheck:
         odd: What is probably not meant in conversations that can be used all the same.
         tools_as_text: In how many conversations tools are written as text, since the chat template knows none.
         labels: How many rows have which label, for a classifier.
+        numbers: The labels of a regression; `None` for others.
     """
 
     source: str
@@ -96,6 +107,7 @@ class FileCheck:
     odd: tuple[Oddity, ...] = ()
     tools_as_text: int = 0
     labels: Mapping[str, int] = field(default_factory=dict)
+    numbers: NumberCheck | None = None
 
 
 @dataclass(frozen=True)

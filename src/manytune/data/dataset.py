@@ -206,7 +206,7 @@ class _Rows:
                 fractions,
                 key=lambda row: row.key,
                 seed=_SPLIT_SEED,
-                stratum=(lambda row: row.examples[0].completion) if self._data.is_labelled else None,
+                stratum=(lambda row: row.examples[0].completion) if self._data.has_classes else None,
             )
         return {
             role: tuple(example for row in found for example in row.examples) for role, found in rows.items()
@@ -377,6 +377,5 @@ def tokens_digest(sequences: Sequence[Encoded]) -> str:
     """A hash of the token ids and their order: what a resumed run must find unchanged."""
     digest = hashlib.sha256()
     for sequence in sequences:
-        more = f"{sequence.given}{sequence.follows}" if sequence.given or sequence.follows else ""
-        digest.update(f"{sequence.prompt_ids}{sequence.completion_ids}{more}".encode())
+        digest.update(sequence.content.encode())
     return digest.hexdigest()

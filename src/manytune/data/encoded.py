@@ -42,6 +42,12 @@ class Encoded:
         """The whole sequence."""
         return self.prompt_ids + self.completion_ids
 
+    @property
+    def content(self) -> str:
+        """What it makes a model learn, as a text: what a resumed run must find unchanged."""
+        more = f"{self.given}{self.follows}" if self.given or self.follows else ""
+        return f"{self.prompt_ids}{self.completion_ids}{more}"
+
 
 @dataclass(frozen=True)
 class EncodedSet:

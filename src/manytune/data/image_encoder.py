@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manytune.data.label_encoder import Labelled, RowEncoder
-from manytune.data.labelled import Labels
+from manytune.data.label_kinds import AnyLabels
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.images import ImageReading, image_name
@@ -49,12 +49,12 @@ class ImageEncoder(RowEncoder):
 
     Args:
         reading: How the base reads images.
-        labels: The classes.
+        labels: The classes, or how numbers are read.
         weights: What rows of each label weigh in the loss; 1 if not given.
     """
 
     def __init__(
-        self, reading: ImageReading, labels: Labels, *, weights: Mapping[str, float] | None = None
+        self, reading: ImageReading, labels: AnyLabels, *, weights: Mapping[str, float] | None = None
     ) -> None:
         super().__init__(labels, weights=weights)
         self._reading = reading
@@ -69,7 +69,8 @@ class ImageEncoder(RowEncoder):
         Raises:
             DataError: It can't be decoded, or its label is unknown.
         """
-        label, text = self.labels.index(example), example.segments[0].text
+        text = example.segments[0].text
+        label, value = self._learned(example)
         try:
             ids = (self._reading.digest(text), *[0] * (self._reading.tokens - 1))
         except DataError as error:
@@ -81,6 +82,7 @@ class ImageEncoder(RowEncoder):
             example.row,
             example.group,
             weight=self.weight(example),
+            value=value,
             image=text,
             reading=self._reading,
         )

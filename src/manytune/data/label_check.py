@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean, pstdev
 
-from manytune.data.check import DataCheck, FileCheck, Lengths, TokenCheck
+from manytune.data.check import DataCheck, FileCheck, Lengths, NumberCheck, TokenCheck
 from manytune.data.label_encoder import LabelEncoder
-from manytune.data.labelled import LabelledForm, Labels, labels_of
+from manytune.data.label_kinds import AnyLabelledForm, AnyLabels, labels_for
+from manytune.data.labelled import Labels
+from manytune.data.numeric_labels import number_in
 from manytune.data.preview import Part, Preview
 from manytune.data.records import Records, Rejected
 from manytune.data.templates import Example, render_all
+from manytune.data.word_labels import TaggedExample
 from manytune.errors import DataError
 from manytune.images import decoded, image_name
 
 
 def labels_in(
-    sources: Mapping[str, Records], form: LabelledForm, train: Collection[str]
-) -> tuple[Labels, dict[str, tuple[Example, ...]]]:
+    sources: Mapping[str, Records], form: AnyLabelledForm, train: Collection[str]
+) -> tuple[AnyLabels, dict[str, tuple[Example, ...]]]:
     """The labels of the training files, and every file's examples.
 
     Args:
@@ -27,7 +31,7 @@ def labels_in(
         train: The training files.
 
     Raises:
-        DataError: No training row can be used, or their labels aren't classes.
+        DataError: No training row can be used, or their labels can't be learned.
     """
     examples = {
         source: render_all(form, records.kept, on_error="skip").kept for source, records in sources.items()
@@ -35,13 +39,13 @@ def labels_in(
     learned = [example for source in train for example in examples[source]]
     if not learned:
         raise DataError("no row can be used", where=", ".join(train))
-    return labels_of(learned), examples
+    return labels_for(form, learned), examples
 
 
 def with_labels(
     found: DataCheck,
     examples: Mapping[str, Sequence[Example]],
-    labels: Labels,
+    labels: AnyLabels,
     *,
     encoder: LabelEncoder | None = None,
     limit: int | None = None,
@@ -83,15 +87,16 @@ def _why_undecodable(example: Example) -> str | None:
 def _file(
     file: FileCheck,
     examples: Sequence[Example],
-    labels: Labels,
+    labels: AnyLabels,
     encoder: LabelEncoder | None,
     limit: int | None,
 ) -> FileCheck:
-    counts = Counter(example.completion for example in examples)
+    counts = Counter(name for example in examples for name in _names(example))
+    names = labels.names if isinstance(labels, Labels) else counts  # what isn't a number was rejected before
     unknown = [
-        Rejected(example.source, example.row, f"the label {example.completion!r} is no training row's")
+        Rejected(example.source, example.row, f"the label {odd[0]!r} is no training row's")
         for example in examples
-        if example.completion not in labels.names
+        if (odd := [name for name in _names(example) if name not in names])
     ]
     lengths = (
         {"text, characters": file.lengths["prompt, characters"]}
@@ -109,8 +114,21 @@ def _file(
         rejected=tuple(sorted((*file.rejected, *unknown), key=lambda row: row.row)),
         lengths=lengths,
         tokens=tokens,
-        labels={name: counts[name] for name in (*labels.names, *sorted(set(counts) - set(labels.names)))},
+        labels={name: counts[name] for name in (*names, *sorted(set(counts) - set(names)))}
+        if isinstance(labels, Labels)
+        else {},
+        numbers=None if isinstance(labels, Labels) else _numbers(examples),
     )
+
+
+def _names(example: Example) -> tuple[str, ...]:
+    """An example's label, or the tags of its words."""
+    return example.tags if isinstance(example, TaggedExample) else (example.completion,)
+
+
+def _numbers(examples: Sequence[Example]) -> NumberCheck | None:
+    values = [value for example in examples if (value := number_in(example.completion)) is not None]
+    return NumberCheck(min(values), fmean(values), pstdev(values), max(values)) if values else None
 
 
 def preview_labelled(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from manytune.data.encoded import Encoded, EncodedSet
+from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled import Labels
 from manytune.data.records import Rejected
 from manytune.data.special_tokens import SpecialTokens
@@ -30,10 +31,12 @@ class Labelled(Encoded):
     Args:
         token_type_ids: Which of two texts each token is from; empty for a single text.
         weight: What it weighs in the loss.
+        value: For a regression: what the head is to give; the label's place is 0 then.
     """
 
     token_type_ids: tuple[int, ...] = ()
     weight: float = 1.0
+    value: float | None = None
 
     @property
     def label(self) -> int:
@@ -44,6 +47,11 @@ class Labelled(Encoded):
     def input_ids(self) -> tuple[int, ...]:
         """What the model reads: the text alone."""
         return self.prompt_ids
+
+    @property
+    def content(self) -> str:
+        """See `Encoded`."""
+        return super().content + ("" if self.value is None else f" {self.value!r}")
 
 
 class RowEncoder(ABC):
@@ -56,7 +64,7 @@ class RowEncoder(ABC):
     """
 
     def __init__(
-        self, labels: Labels, *, weights: Mapping[str, float] | None = None, drops: bool = False
+        self, labels: AnyLabels, *, weights: Mapping[str, float] | None = None, drops: bool = False
     ) -> None:
         self.labels = labels
         self._weights = weights or {}
@@ -82,6 +90,23 @@ class RowEncoder(ABC):
         """What an example weighs in the loss."""
         return self._weights.get(example.completion, 1.0)
 
+    def check(self, example: Example) -> None:
+        """See that an example's label is known.
+
+        Raises:
+            DataError: It isn't, or is no number.
+        """
+        self._learned(example)
+
+    def _learned(self, example: Example) -> tuple[int, float | None]:
+        """The place of an example's label, and what a regression's head is to give.
+
+        Raises:
+            DataError: The label is unknown, or no number.
+        """
+        labels = self.labels
+        return (labels.index(example), None) if isinstance(labels, Labels) else (0, labels.target(example))
+
     def encode_all(
         self, examples: Sequence[Example], *, on_error: Literal["error", "skip"] = "error"
     ) -> EncodedSet:
@@ -98,7 +123,7 @@ class RowEncoder(ABC):
         dropped: list[Rejected] = []
         truncated = 0
         for example in examples:
-            self.labels.index(example)  # an unknown label is an error, whatever is left out
+            self.check(example)  # an unknown label is an error, whatever is left out
             try:
                 row, cut = self.encode(example)
             except DataError as error:
@@ -117,7 +142,7 @@ class LabelEncoder(RowEncoder):
 
     Args:
         tokenizer: The base's.
-        labels: The classes.
+        labels: The classes, or how numbers are read.
         max_length: The most tokens of a text; None for no limit but the tokenizer's.
         overflow: What becomes of longer ones.
         weights: What rows of each label weigh in the loss; 1 if not given.
@@ -131,7 +156,7 @@ class LabelEncoder(RowEncoder):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        labels: Labels,
+        labels: AnyLabels,
         *,
         max_length: int | None = None,
         overflow: str = "error",
@@ -186,20 +211,14 @@ class LabelEncoder(RowEncoder):
         """Token ids of an example, and whether it was cut.
 
         Raises:
-            DataError: It is too long and isn't to be cut, or its label is unknown.
+            DataError: It is too long and isn't to be cut, or its label is unknown or no number.
         """
         texts = self.texts(example)
         ids, kinds = self.tokens(texts)
-        too_long = self.longest is not None and len(ids) > self.longest
-        if too_long and self._overflow != "truncate_prompt":
-            raise DataError(
-                f"{len(ids):,} tokens; data.max_length and the base allow {self.longest:,}. Set data.overflow to "
-                "truncate_prompt to cut longer texts, or to drop to leave them out",
-                where=example.where,
-            )
+        too_long = self._is_too_long(ids, example)
         if too_long:
             ids, kinds = self.tokens(texts, cut=True)
-        label = self.labels.index(example)
+        label, value = self._learned(example)
         row = Labelled(
             ids,
             (label,),
@@ -208,5 +227,21 @@ class LabelEncoder(RowEncoder):
             example.group,
             token_type_ids=kinds,
             weight=self.weight(example),
+            value=value,
         )
         return row, too_long
+
+    def _is_too_long(self, ids: Sequence[int], example: Example) -> bool:
+        """Whether an example is to be cut.
+
+        Raises:
+            DataError: It is too long and isn't to be cut.
+        """
+        too_long = self.longest is not None and len(ids) > self.longest
+        if too_long and self._overflow != "truncate_prompt":
+            raise DataError(
+                f"{len(ids):,} tokens; data.max_length and the base allow {self.longest:,}. Set data.overflow to "
+                "truncate_prompt to cut longer texts, or to drop to leave them out",
+                where=example.where,
+            )
+        return too_long

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from manytune.data.numeric_labels import not_a_number, number_in
 from manytune.data.records import Record
 from manytune.data.rendering import compile_part, field_as_text, no_field, rendered_part, used_fields
 from manytune.data.templates import Example, Segment
@@ -29,6 +30,7 @@ class LabelledForm:
         text_pair: Jinja2 template of a second text, such as a hypothesis next to a premise; None for one text.
         group_by: The field whose value keeps rows together in splits, or None.
         image: The field with the image, instead of a text.
+        is_numeric: Whether the label is a number.
 
     Raises:
         TemplateError: A template isn't valid Jinja2.
@@ -39,6 +41,7 @@ class LabelledForm:
     text_pair: str | None = None
     group_by: str | None = None
     image: str | None = None
+    is_numeric: bool = False
 
     def __post_init__(self) -> None:
         for part, template in self._templates().items():
@@ -48,12 +51,15 @@ class LabelledForm:
         """Return the example that a record makes; see `RowForm`.
 
         Raises:
-            TemplateError: A field is missing or can't be printed, a text or the label is empty, or the image is none.
+            TemplateError: A field is missing or can't be printed, a text or the label is empty, the image is none, or a
+                label that is to be a number isn't.
         """
         try:
             label = field_as_text("label", self.label, record.fields).strip()
             if not label:
                 raise TemplateError(f"the label, the field {self.label!r}, is empty")
+            if self.is_numeric and number_in(label) is None:
+                raise TemplateError(not_a_number(label))
             group = self.group_by and field_as_text("group_by", self.group_by, record.fields)
             return Example(
                 segments=self._segments(record),
@@ -100,7 +106,13 @@ class LabelledForm:
 
 
 def labelled_form(
-    text: str | None, label: str | None, text_pair: str | None, group_by: str | None, image: str | None = None
+    text: str | None,
+    label: str | None,
+    text_pair: str | None,
+    group_by: str | None,
+    image: str | None = None,
+    *,
+    is_numeric: bool = False,
 ) -> LabelledForm:
     """The form that the keys of a recipe describe.
 
@@ -114,7 +126,7 @@ def labelled_form(
         raise TemplateError(
             "text, a template, or image, a field's name, and label, a field's name, go together"
         )
-    return LabelledForm(text, label, text_pair, group_by, image)
+    return LabelledForm(text, label, text_pair, group_by, image, is_numeric)
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,7 @@ class Labels:
         return {"names": list(self.names), "counts": list(self.counts)}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Labels:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Read what `to_dict` wrote.
 
         Raises:
@@ -202,8 +214,12 @@ class Labels:
         )
 
 
-def labels_of(examples: Sequence[Example]) -> Labels:
+def labels_of(examples: Sequence[Example], *, field: str = "data.label") -> Labels:
     """The labels of training rows.
+
+    Args:
+        examples: At least one.
+        field: The key that says where they are, for messages.
 
     Raises:
         DataError: There is a single label, there are too many, or two differ only in case or white space.
@@ -213,13 +229,13 @@ def labels_of(examples: Sequence[Example]) -> Labels:
     if len(counts) == 1:
         raise DataError(
             f"every training row has the label {next(iter(counts))!r}; a classifier needs two labels or more. Is "
-            "data.label the right field?",
+            f"{field} the right field?",
             where=where,
         )
     if len(counts) > MOST_LABELS:
         raise DataError(
             f"{len(counts):,} different labels in {len(examples):,} training rows; expected at most {MOST_LABELS}. Is "
-            "data.label the right field?",
+            f"{field} the right field?",
             where=where,
         )
     alike: dict[str, str] = {}

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.image_encoder import ImageEncoder
 from manytune.data.label_encoder import LabelEncoder, RowEncoder
-from manytune.data.labelled import Labels, check_labels, labels_of
+from manytune.data.label_kinds import AnyLabels, check_others, labels_for
+from manytune.data.labelled import Labels
+from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
 from manytune.data.special_tokens import spelled_in
+from manytune.data.word_encoder import encoder_for
 from manytune.errors import DataError
 from manytune.images import ImageReading
 
@@ -26,7 +29,8 @@ def encode_labelled(
     positions: int | None = None,
     class_weights: Literal["balanced"] | Mapping[str, float] | None = None,
     images: ImageReading | None = None,
-) -> tuple[TokenSplits, Labels]:
+    scale: Scale | bool = True,
+) -> tuple[TokenSplits, AnyLabels]:
     """Turn a classifier's training and validation examples into token ids, or images, and labels.
 
     Args:
@@ -36,16 +40,16 @@ def encode_labelled(
         positions: The most tokens that the base reads; None for no limit.
         class_weights: As in a recipe's training section.
         images: How a base of images reads them; None for one that reads text.
+        scale: What a regression's head learns; see `numeric_labels_of`.
 
     Raises:
-        DataError: The labels are no classes, a row of another split has one of its own, a row is too long or its image
-            can't be read and the recipe says that this is an error, or no row is left to train on.
+        DataError: The labels are no classes or no numbers, a row of another split has one of its own, a row is too
+            long or its image can't be read and the recipe says that this is an error, or no row is left to train on.
     """
-    labels = labels_of(splits.train)
-    check_labels(labels, splits.validation, splits.test)
-    encoder = row_encoder(
-        data, tokenizer, labels, positions=positions, images=images, weights=labels.weights(class_weights)
-    )
+    labels = labels_for(data.labelled_form(), splits.train, scale=scale)
+    check_others(labels, splits.validation, splits.test)
+    weights = labels.weights(class_weights) if isinstance(labels, Labels) else None
+    encoder = row_encoder(data, tokenizer, labels, positions=positions, images=images, weights=weights)
     train = encoder.encode_all(splits.train, on_error=data.on_error)
     if not train.kept:
         raise DataError(f"none of the training rows can be used; the first: {train.dropped[0].reason}")
@@ -66,7 +70,7 @@ def encode_labelled(
 def row_encoder(
     data: DataRecipe,
     tokenizer: PreTrainedTokenizerBase,
-    labels: Labels,
+    labels: AnyLabels,
     *,
     positions: int | None = None,
     images: ImageReading | None = None,
@@ -88,7 +92,7 @@ def row_encoder(
     if images is not None:
         return ImageEncoder(images, labels, weights=weights)
     limits = [limit for limit in (data.max_length, positions) if limit is not None]
-    return LabelEncoder(
+    return encoder_for(
         tokenizer,
         labels,
         max_length=min(limits, default=None),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from manytune.data.chat_template import uses_date
 from manytune.data.conversation.detect import detect, unknown_form
 from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
+from manytune.data.label_kinds import AnyLabelledForm
 from manytune.data.labelled import labelled_form
 from manytune.data.length_limit import Overflow
 from manytune.data.mixing import Mixture, check_options, mix
@@ -19,6 +20,7 @@ from manytune.data.recipe_values import (
     Files,
     References,
     Rows,
+    as_fields,
     auto_or_bool,
     iso_date,
     json_values,
@@ -33,6 +35,8 @@ from manytune.data.task_recipe import (
     template_of,
 )
 from manytune.data.templates import PromptTemplate, RowForm
+from manytune.data.word_labels import TaggedForm
+from manytune.errors import TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,16 +68,24 @@ class DataRecipe(Section):
     system: str | None = None
     """Jinja2 template of a system message."""
     text: str | None = None
-    """For `task: classification`: Jinja2 template of the text, such as `"{{ title }}: {{ body }}"`. Goes with `label`,
-    instead of a template."""
+    """For `task: classification` and `regression`: Jinja2 template of the text, such as `"{{ title }}: {{ body }}"`.
+    Goes with `label`, instead of a template."""
     text_pair: str | None = None
     """Jinja2 template of a second text, such as a hypothesis next to a premise, for tokenizers that take two."""
     image: str | None = None
     """For `task: classification`, instead of `text`: the field with an image: a file's path, relative to the data file;
     a data URL; or rows of pixels."""
+    tokens: str | None = None
+    """For `task: token-classification`: the field with the words, a list of texts or a text with spaces between them.
+    Goes with `tags`, instead of a template."""
+    tags: str | None = None
+    """The field with a tag for each word, such as `B-PER`: a list of texts, or a text with spaces between them; or of
+    numbers, if `tag_names` names them."""
+    tag_names: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
+    """The names of tags that are numbers from 0, in their order, such as `[O, B-PER, I-PER]`."""
     label: str | None = None
-    """The field with the label. The classes are the training rows' labels, and splits by shares have an equal share of
-    each."""
+    """The field with the label: the classes are the training rows' labels, and splits by shares have an equal share of
+    each. For `task: regression` it is a number."""
     template: str | None = None
     """A named template or a template file, instead of `prompt` and `completion`; `prompt-completion` if
     none."""
@@ -114,6 +126,7 @@ class DataRecipe(Section):
 
     cache: bool = True
     """Keep the token ids of 200 rows or more for the next run (`manytune data cache`); changes no result."""
+    _numeric: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -152,7 +165,38 @@ class DataRecipe(Section):
     @property
     def is_labelled(self) -> bool:
         """Whether the rows are a classifier's: a text or an image, and a label."""
-        return any(part is not None for part in (self.text, self.label, self.text_pair, self.image))
+        keys = (self.text, self.label, self.text_pair, self.image, self.tokens, self.tags)
+        return any(key is not None for key in keys) or bool(self.tag_names)
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether they are words with tags."""
+        return self.tokens is not None or self.tags is not None or bool(self.tag_names)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the rows' labels are classes."""
+        return self.is_labelled and not self.is_tagged and not self._numeric
+
+    def of_numbers(self) -> Self:
+        """The section of a recipe whose task is regression: its label is a number."""
+        found = self.model_copy()
+        found._numeric = True
+        return found
+
+    def labelled_form(self) -> AnyLabelledForm:
+        """How a labelled row becomes an example.
+
+        Raises:
+            TemplateError: Text (or image) or label, or tokens or tags, is missing, or a template isn't valid Jinja2.
+        """
+        if self.is_tagged:
+            if self.tokens is None or self.tags is None:
+                raise TemplateError("tokens and tags, fields' names, go together")
+            return TaggedForm(self.tokens, self.tags, self.tag_names, self.group_by)
+        return labelled_form(
+            self.text, self.label, self.text_pair, self.group_by, self.image, is_numeric=self._numeric
+        )
 
     @property
     def described(self) -> bool:
@@ -176,7 +220,7 @@ class DataRecipe(Section):
             TemplateError: The template can't be used.
         """
         if self.is_labelled:
-            return labelled_form(self.text, self.label, self.text_pair, self.group_by, self.image)
+            return self.labelled_form()
         found: str | None = self.format
         if found == "auto" and not self.described and self.system is None:
             found = detect(records)
@@ -287,9 +331,11 @@ class DataRecipe(Section):
         taken += [] if self.format == "auto" else ["format"]
         if taken:
             raise ValueError(
-                f"give either text and label (or image and label), for a classifier, or {' and '.join(taken)}"
+                f"give either text (or image) and label, or tokens and tags, for a classifier, or {' and '.join(taken)}"
             )
-        labelled_form(self.text, self.label, self.text_pair, self.group_by, self.image)
+        if self.is_tagged and (self.text, self.text_pair, self.label, self.image) != (None, None, None, None):
+            raise ValueError("give either text (or image) and label, or tokens and tags")
+        self.labelled_form()
         if self.image is not None and self.overflow != "error":
             raise ValueError("overflow is for texts; an image has no length, so leave it out")
 
@@ -299,7 +345,7 @@ class DataRecipe(Section):
                 raise ValueError(f"with a list of tasks, {key} belongs in each task, not next to the list")
         if self.is_labelled:
             raise ValueError(
-                "text, image and label are a classifier's, which has one task; give train as files"
+                "text, image and label, or tokens and tags, are a classifier's, which has one task; give train as files"
             )
         for key in ("validation", "test"):
             if isinstance(getattr(self, key), str):

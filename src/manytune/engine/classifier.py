@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from manytune.engine.text_runner import ImagePixels, TextInput, TextJob, TextTokens, step_tokens_on
+from manytune.engine.text_runner import NOT_READ, ImagePixels, TextInput, TextJob, TextTokens, step_tokens_on
 from manytune.errors import ContextLengthError, RequestError
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.layers import MixedLayers
@@ -122,7 +122,11 @@ class Classifier:
 
     @torch.inference_mode()
     def run(self, rows: Sequence[tuple[_Held, TextInput]]) -> list[list[float]]:
-        """See `TextModel.run`: the probabilities of each text's classes, in the order of its head's outputs."""
+        """See `TextModel.run`: the probabilities of each text's classes, in the order of its head's outputs.
+
+        Of a head with one output, that output: a regression's number on its own scale. For a classifier of words, those
+        of every word that is read, one after the other.
+        """
         owners = tuple(digest_of(held.snapshot) for held, _ in rows)
         heads = {held.snapshot.digest: held.head for held, _ in rows}
         found: list[list[float]] = [[] for _ in rows]
@@ -131,8 +135,8 @@ class Classifier:
             for digest, head in heads.items():
                 places = [place for place, owner in enumerate(owners) if owner == digest]
                 values = _labelled(head, outputs, places)
-                for place, row in zip(places, values.tolist(), strict=True):
-                    found[place] = row
+                for place, row in zip(places, values.cpu(), strict=True):
+                    found[place] = _numbers(row, rows[place][1])
         finally:
             self._slots.end_forward()
         return found
@@ -193,9 +197,21 @@ class _Given(nn.Module):
 
 
 def _labelled(head: Any, outputs: _Outputs, places: Sequence[int]) -> Tensor:
-    """The probabilities that a head gives its rows, (rows, classes)."""
+    """The probabilities that a head gives its rows, (rows, classes), or for words (rows, tokens, classes).
+
+    Of a single output, that output.
+    """
     rows = torch.tensor(places, device=next(iter(outputs.inputs.values())).device)
     given = {name: value[rows].float() for name, value in outputs.found.items() if isinstance(value, Tensor)}
     head.base_model.outputs = type(outputs.found)(**given)
     logits: Tensor = head(**{name: value[rows] for name, value in outputs.inputs.items()}).logits
-    return logits.softmax(-1)
+    return logits.softmax(-1) if logits.shape[-1] > 1 else logits
+
+
+def _numbers(row: Tensor, text: TextInput) -> list[float]:
+    """What a head gives for a text: (classes,), or for words (tokens, classes), of which those that are read count."""
+    if row.dim() > 1:
+        assert isinstance(text, TextTokens)
+        row = row[[place for place in text.read_at if place != NOT_READ]].flatten()
+    found: list[float] = row.tolist()
+    return found

@@ -23,6 +23,9 @@ from manytune.errors import ManytuneError, ShortMemoryError
 from manytune.free_memory import naming_short_memory, require_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 
+NOT_READ = -1
+"""In the place of a word's first token: it has none, or it was cut off."""
+
 
 @dataclass(frozen=True)
 class TextTokens:
@@ -31,10 +34,12 @@ class TextTokens:
     Attributes:
         ids: The tokens, with the special tokens that the base expects.
         kinds: From which of two texts each token is; empty for one text.
+        read_at: For a classifier of words: the first token of each word; `NOT_READ` for words that have none.
     """
 
     ids: tuple[int, ...]
     kinds: tuple[int, ...] = ()
+    read_at: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:

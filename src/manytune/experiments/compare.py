@@ -21,7 +21,7 @@ from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Curves, Evaluation
 from manytune.experiments.budget import beyond, budget_of
-from manytune.experiments.classifying import MAJORITY, baseline_facts
+from manytune.experiments.classifying import baseline_facts, baseline_name
 from manytune.experiments.inference_costs import inference_costs
 from manytune.experiments.probes import probe_results
 from manytune.experiments.provenance import describe_sources
@@ -143,7 +143,7 @@ def score(
     compare_recipe = experiment.compare
     read = mean(len(question.prompt_ids) for question in workspace.questions)
     labels = workspace.labels
-    called = BASE if labels is None else MAJORITY
+    called = BASE if labels is None else baseline_name(labels)
     baseline = System(called, BASE, base.answers, dataclasses.replace(base.cost, prompt_tokens=read))
     free = [
         baseline,

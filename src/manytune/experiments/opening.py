@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from manytune.data.label_kinds import AnyLabels
+from manytune.data.numeric_labels import NumericLabels
 from manytune.errors import DataError, RecipeError
 from manytune.evaluation.answers import labelled_questions, questions_from
-from manytune.experiments.classifying import NO_SWEEP, label_encoder_of
+from manytune.experiments.classifying import label_encoder_of
 from manytune.experiments.conditions import date_of, keep_conditions
 from manytune.experiments.probes import LoadedProbe, load_probes, write_rehearsal
 from manytune.experiments.recipe import Experiment
@@ -14,6 +16,7 @@ from manytune.experiments.reporter import Reporter
 from manytune.experiments.workspace import Workspace
 from manytune.training.inputs import read_inputs
 from manytune.training.loop.arguments import check_device
+from manytune.training.recipe import Recipe
 
 
 def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = False) -> Workspace:
@@ -28,20 +31,18 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
         RunError: The directory holds something else, or the data, the base or the training's settings changed since
             the experiment began.
         DataError: A row or a file can't be used.
-        RecipeError: Ranks of a classifier are to be compared.
+        RecipeError: A classifier's answers are to be held to a schema.
         StoreError: The base can't be loaded.
     """
     recipe = experiment.recipe
     check_device(recipe.training)
     inputs = read_inputs(recipe, date=date_of(experiment), notify=reporter.line)
-    experiment = dataclasses.replace(experiment, recipe=inputs.recipe)
+    experiment = dataclasses.replace(experiment, recipe=_on_one_scale(inputs.recipe, inputs.labels))
     splits, base, data = inputs.splits, inputs.base, inputs.data
     if not data.validation:
         raise DataError("no validation row is short enough; the learning rate is chosen on validation rows")
     workspace = Workspace(experiment, base, splits, data, (), (), ranks, reporter, inputs.labels)
     if inputs.labels is not None:
-        if ranks:
-            raise RecipeError(NO_SWEEP)
         if experiment.compare.constrained or experiment.compare.json_schema is not None:
             raise RecipeError(
                 "compare.json_schema and compare.constrained are for answers that are generated"
@@ -57,3 +58,11 @@ def open_workspace(experiment: Experiment, reporter: Reporter, *, ranks: bool = 
     if rehearsing and experiment.forgetting.rehearsal is None:
         write_rehearsal(workspace.variants.rehearsal_file)
     return dataclasses.replace(workspace, probes=probes, questions=questions)
+
+
+def _on_one_scale(recipe: Recipe, labels: AnyLabels | None) -> Recipe:
+    """The recipe with the scale of a regression's labels, so that trainings on fewer rows have comparable losses."""
+    if not isinstance(labels, NumericLabels):
+        return recipe
+    scale = {"mean": labels.scale.mean, "deviation": labels.scale.deviation}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"standardize": scale})})

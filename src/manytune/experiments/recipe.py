@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from manytune.data.nearest import did_you_mean
 from manytune.data.section import Number, Section, kind_of, no_such_key
 from manytune.errors import RecipeError
-from manytune.evaluation.metrics import CLASS_METRICS, METRICS
+from manytune.evaluation.metrics import CLASS_METRICS, METRICS, NUMBER_METRICS, WORD_METRICS
 from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
 from manytune.experiments.validation_scores import check_scores
@@ -297,7 +297,7 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
         )
     check_scores(recipe)
     experiment = Experiment(recipe, sections.compare, sections.forgetting, content)
-    if recipe.task == "classification":
+    if recipe.task != "generation":
         experiment = _of_classifiers(experiment, where)
     tasks = recipe.data.tasks
     if not any(rows.test is not None for rows in tasks or (recipe.data,)):
@@ -339,9 +339,12 @@ def _of_classifiers(experiment: Experiment, where: str) -> Experiment:
         found = f"compare.systems.{about_text[0]}" if about_text else "forgetting"
         raise RecipeError(
             f"{where}: {found}: shots, rehearsal and probes are for models that generate; leave them out with task: "
-            "classification"
+            f"{experiment.recipe.task}"
         )
-    metrics = compare.metrics if "metrics" in compare.model_fields_set else CLASS_METRICS
+    usual = {"regression": NUMBER_METRICS, "token-classification": WORD_METRICS}.get(
+        experiment.recipe.task, CLASS_METRICS
+    )
+    metrics = compare.metrics if "metrics" in compare.model_fields_set else usual
     return replace(experiment, compare=compare.model_copy(update={"metrics": metrics, "shots": ()}))
 
 

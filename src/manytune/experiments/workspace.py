@@ -14,10 +14,10 @@ from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
 from manytune.data.encode import Encoder
-from manytune.data.labelled import Labels
+from manytune.data.label_kinds import AnyLabels
 from manytune.data.row_limit import limited
 from manytune.engine.constraint import Constraint
-from manytune.errors import DivergedError, RecipeError
+from manytune.errors import ConfigError, DivergedError, RecipeError
 from manytune.evaluation.answers import Question
 from manytune.evaluation.metrics import Metric, metrics_named
 from manytune.evaluation.metrics.structured import SchemaValid, schema_metric, with_schema
@@ -25,10 +25,7 @@ from manytune.evaluation.ranks import Spectrum
 from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
-from manytune.experiments.classifying import (
-    ask_classifier,
-    majority_answers,
-)
+from manytune.experiments.classifying import ask_classifier, baseline_answers
 from manytune.experiments.constrained import schema_constraint
 from manytune.experiments.few_shot import FewShot
 from manytune.experiments.probes import (
@@ -42,11 +39,10 @@ from manytune.experiments.reporter import Reporter
 from manytune.experiments.spectra import spectrum_of
 from manytune.experiments.trials import Phase, Trial, train
 from manytune.experiments.variants import Variants
-from manytune.methods.registry import terms_of
-from manytune.methods.tuners.terms import TermsError
 from manytune.store.attaching import attached
 from manytune.store.base import Base
 from manytune.store.resident import read_resident
+from manytune.store.servability import served_terms
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.training_plan import count_steps
 
@@ -74,7 +70,7 @@ class Workspace:
         probes: What else is asked.
         ranks: Whether records keep what a rank sweep needs: validation losses by group, and spectra.
         reporter: Where progress goes.
-        labels: A classifier's classes; None for models that generate.
+        labels: A classifier's classes, or a regression's numbers; None for models that generate.
     """
 
     experiment: Experiment
@@ -85,7 +81,7 @@ class Workspace:
     probes: tuple[LoadedProbe, ...]
     ranks: bool
     reporter: Reporter
-    labels: Labels | None = None
+    labels: AnyLabels | None = None
 
     @property
     def variants(self) -> Variants:
@@ -128,7 +124,7 @@ class Workspace:
             return self.steps
         kept = {(row.source, row.row) for row in limited(self.splits.train, rows)}
         train = tuple(one for one in self.data.train if (one.source, one.row) in kept)
-        found = TrainingRows(train=train, mixture=None, pad_id=0)
+        found = TrainingRows(train=train, mixture=None, pad_id=0, by_length=self.labels is not None)
         return count_steps(self.base.model, self.experiment.recipe.training, found)
 
     @cached_property
@@ -238,8 +234,8 @@ class Workspace:
 
     def _spectrum(self, adapter: Path) -> Spectrum | None:
         try:
-            return spectrum_of(terms_of(read_resident(adapter), self.base.model))
-        except TermsError:
+            return spectrum_of(served_terms(read_resident(adapter), self.base.model))
+        except ConfigError:
             return None
 
     def ask_base(self) -> RunRecord:
@@ -264,7 +260,7 @@ class Workspace:
     def _ask_untouched(self) -> _Replies:
         """The base's answers; for classifiers those of their baseline, since it has no head."""
         if self.labels is not None:
-            return _Replies(majority_answers(self.questions, self.labels))
+            return _Replies(baseline_answers(self.questions, self.labels))
         self.reporter.line("asking the untouched base")
         return self._ask({None: None})
 

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftConfig
@@ -19,13 +24,23 @@ POOLER = "pooler"
 """What encoders call the layer between the first token's vector and the head."""
 
 
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")
+
+
 def is_classifier(model: Any) -> bool:
-    """Whether a model, without what is attached to it, is one of transformers' classifiers of sequences or images."""
-    return type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    """Whether a model, without what is attached to it, is one of transformers' classifiers."""
+    return type(model).__name__.endswith(_CLASSIFIERS)
 
 
-def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | None) -> PreTrainedModel:
-    """Make a classifier of transformers around a base, with a head for these classes.
+def classifies_words(model: Any) -> bool:
+    """Whether it is one of tokens."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
+def with_head(
+    model: PreTrainedModel, names: Sequence[str], *, pad_id: int | None, of_words: bool = False
+) -> PreTrainedModel:
+    """Make a classifier of transformers around a base, with a head for these classes, or for a single number.
 
     The base's layers become the classifier's and stay where they are in memory; a causal language model's own output
     head isn't used. The head's values are zero until `renew_head`. So are a pooler's, if the classifier reads one that
@@ -33,8 +48,9 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
 
     Args:
         model: An encoder of text or images without a head, or a causal language model; nothing is attached to it.
-        names: The classes.
+        names: The classes; a single name for a regression's number.
         pad_id: The pad token: decoders find a text's last token by it.
+        of_words: Whether each token gets a class, rather than the whole text.
 
     Raises:
         ConfigError: transformers has no classifier of this kind, or the base is an encoder-decoder.
@@ -42,24 +58,27 @@ def with_head(model: PreTrainedModel, names: Sequence[str], *, pad_id: int | Non
     kind = type(model.config).__name__
     if model.config.is_encoder_decoder:
         raise ConfigError(
-            f"task: classification takes encoders and decoders; this base is an encoder-decoder ({kind}). Use "
+            f"a head for labels goes on encoders and decoders; this base is an encoder-decoder ({kind}). Use "
             "AutoModelForSequenceClassification with get_peft_model for it."
         )
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: place for place, name in enumerate(names)}
-    config.problem_type = "single_label_classification"
+    if not of_words:
+        config.problem_type = "single_label_classification" if len(names) > 1 else "regression"
     if pad_id is not None:
         config.pad_token_id = pad_id
     backbone: Any = model.base_model
     images = reads_images(config)
-    auto_class: Any = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    text_class: Any = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
+    auto_class: Any = AutoModelForImageClassification if images else text_class
     try:
         with torch.device("meta"):
             classifier: Any = auto_class.from_config(config)
     except ValueError as error:
+        what = "words" if of_words else "texts"
         raise ConfigError(
-            f"task: classification: transformers has no classifier for this base ({kind})."
+            f"a head for labels: transformers has no classifier of {what} for this base ({kind})."
         ) from error
     prefix = classifier.base_model_prefix
     mine, theirs = getattr(backbone, POOLER, None), getattr(getattr(classifier, prefix), POOLER, None)

@@ -21,6 +21,7 @@ from manytune.errors import (
     UnknownAdapterError,
 )
 from manytune.free_memory import naming_short_memory
+from manytune.methods.config import TaskType
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.catalogue import Catalogue, Listed
@@ -69,6 +70,11 @@ class Model:
     def is_classifier(self) -> bool:
         """Whether it answers texts with labels."""
         return self.adapter is not None and is_for_classes(self.adapter.config)
+
+    @property
+    def classifies_words(self) -> bool:
+        """Whether it answers words with labels."""
+        return self.adapter is not None and self.adapter.config.task_type == TaskType.TOKEN_CLS
 
     @property
     def virtual_tokens(self) -> int:
@@ -373,11 +379,11 @@ class AdapterRegistry:
 
 def _of_the_other_kind(model: Model) -> HttpError:
     if model.is_classifier:
-        message = f"{model.name} is a classifier, which answers texts with labels; send them to /v1/classify."
+        message = "is a classifier, which answers texts with labels; send them to /v1/classify, without label_words."
     elif model.adapter is None:
-        message = (
-            f"{model.name} is the base, which has no head for labels; name an adapter that is a classifier."
-        )
+        message = "is the base, which has no head for labels; name a classifier, or give label_words."
     else:
-        message = f"{model.name} is no classifier: it was trained for text or embeddings, and has no labels."
-    return HttpError(400, message, code="unsupported_model", param="model")
+        message = (
+            "is no classifier: it was trained for text or embeddings, and has no labels; give label_words."
+        )
+    return HttpError(400, f"{model.name} {message}", code="unsupported_model", param="model")

@@ -14,8 +14,9 @@ from manytune.data.answer_format import BARE, AnswerFormat
 from manytune.data.chat_template import end_token_of
 from manytune.data.encode import Encoder
 from manytune.data.encoding_options import EncodingOptions
+from manytune.data.label_words import LabelWords
 from manytune.data.special_tokens import SpecialTokens
-from manytune.data.templates import PromptTemplate, Segment
+from manytune.data.templates import Example, PromptTemplate, Segment
 from manytune.engine.base_model import end_token_ids
 from manytune.engine.constraints.grammar import Grammar
 from manytune.engine.constraints.spelling import special_tokens
@@ -170,6 +171,26 @@ class Prompts:
                 tokens = encoder.prompt_ids(segments, options.tools)
             prompt = self._prompt(tokens, answers, written, options)
             return prompt if encoder.end_id in self._ends else replace(prompt, end_id=encoder.end_id)
+
+    def answered(
+        self, segments: Sequence[Segment], words: LabelWords, manifest: Manifest | None
+    ) -> list[tuple[Prompt, int]]:
+        """The prompt of messages with each label's word as its answer, and how many tokens the word has.
+
+        Raises:
+            HttpError: As for `conversation`; or a word has no tokens, or begins another's.
+        """
+        options = PromptOptions()
+        prompt = self.conversation(segments, manifest, options)
+        with self._lock:
+            encoder, _ = self._encoder(manifest, options)
+            try:
+                rows = words.sequences(Example(tuple(segments), "", "label_words", 1), encoder)
+            except TemplateError:
+                raise
+            except DataError as error:
+                raise HttpError(400, f"{error}.", code="invalid_value", param="label_words") from error
+        return [(replace(prompt, tokens=row.input_ids), len(row.completion_ids)) for row in rows]
 
     def text(self, text: str | Sequence[int], options: PromptOptions) -> Prompt:
         """The prompt of text without a template, with the tokens that the tokenizer adds; or tokens as they are."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from manytune.data.label_words import LabelWords
 from manytune.engine.constraints.grammar import lark_grammar, regex_grammar
 from manytune.engine.request import SamplingParams
+from manytune.errors import DataError
 from manytune.server.answer_form import AnswerForm
 from manytune.server.body import Body, Refused, invalid
 from manytune.server.field_types import Items, Prompts, Stops, at_most
@@ -189,8 +192,26 @@ class ClassifyRequest(Body):
     """`POST /v1/classify`."""
 
     model: str
-    input: str | list[str] = Field(
-        description="One text or more; for a base that reads images, data URLs (data:image/png;base64,...)."
+    input: str | list[str] | None = Field(
+        None,
+        description="One text or more; for a base that reads images, data URLs (data:image/png;base64,...).",
+    )
+    words: list[str] | list[list[str]] | None = Field(
+        None,
+        description="Instead of input, for a classifier of words: the words of a text, or of several, as they were "
+        "divided for training.",
+    )
+    label_words: list[str] | dict[str, str] | None = Field(
+        None,
+        description="Labels for a model that generates: the one whose word is its likeliest answer to input is chosen. "
+        "A list of labels that are their own words, or each label's word.",
+    )
+    fields: dict[str, Any] | list[dict[str, Any]] | None = Field(
+        None, description="Instead of input, with label_words: the fields of the adapter's prompt template."
+    )
+    calibrate: bool = Field(
+        False,
+        description="With label_words: divide each word's probability by that after a prompt that says N/A.",
     )
     text_pair: str | list[str] | None = Field(
         None, description="The second text of each, for a classifier of pairs such as premise and hypothesis."
@@ -198,7 +219,18 @@ class ClassifyRequest(Body):
     user: str | None = Field(None, max_length=200, description="Written to the log.")
 
     def texts(self) -> list[tuple[str, ...]]:
-        """One text or two for each row."""
+        """One text or two for each row; the words of each row, if these are given.
+
+        Raises:
+            HttpError: Neither or both of input and words are given, or there are too many.
+        """
+        for name in ("fields", "calibrate"):
+            if getattr(self, name):
+                raise invalid(f"{name}: it goes with label_words.", name)
+        if (self.input is None) is (self.words is None):
+            raise invalid("expected either input or words.", "input")
+        if self.input is None:
+            return self._rows_of_words()
         firsts = _texts(self.input, "input")
         if self.text_pair is None:
             return [(text,) for text in firsts]
@@ -209,6 +241,57 @@ class ClassifyRequest(Body):
             )
             raise invalid(message, "text_pair")
         return list(zip(firsts, seconds, strict=True))
+
+    def prompts(self) -> Sequence[str | dict[str, Any]]:
+        """What a model that generates is asked: texts, or fields of its template.
+
+        Raises:
+            HttpError: Neither or both are given, or there are too many.
+        """
+        for name in ("words", "text_pair"):
+            if getattr(self, name) is not None:
+                raise invalid(f"{name}: it doesn't go with label_words.", name)
+        if (self.input is None) is (self.fields is None):
+            raise invalid("expected either input or fields.", "input")
+        if self.input is not None:
+            found: Sequence[str | dict[str, Any]] = _texts(self.input, "input")
+        else:
+            found = [self.fields] if isinstance(self.fields, dict) else self.fields or []
+        most = _MOST_TEXTS // max(1, len(self.label_words or ()))
+        if not 1 <= len(found) <= most:
+            raise invalid(
+                f"expected 1 to {most:,} prompts with so many label words, found {len(found):,}.", "input"
+            )
+        return found
+
+    def labels(self) -> LabelWords | None:
+        """The labels and their words; None for an adapter with a head.
+
+        Raises:
+            HttpError: They can't be told apart, or there are too few or too many.
+        """
+        if self.label_words is None:
+            return None
+        given = self.label_words
+        if isinstance(given, list) and len(set(given)) < len(given):
+            raise invalid("label_words: a label is given twice.", "label_words")
+        try:
+            return LabelWords(dict(zip(given, given, strict=True)) if isinstance(given, list) else given)
+        except DataError as error:
+            raise invalid(f"label_words: {error}.", "label_words") from error
+
+    def _rows_of_words(self) -> list[tuple[str, ...]]:
+        given: list[Any] = list(self.words or [])
+        rows = [given] if given and isinstance(given[0], str) else given
+        if self.text_pair is not None:
+            raise invalid("text_pair: words are those of one text.", "text_pair")
+        if not 1 <= len(rows) <= _MOST_TEXTS or not all(rows):
+            raise invalid(
+                f"words: expected the words of 1 to {_MOST_TEXTS:,} texts, at least one of each.", "words"
+            )
+        if not all(word.strip() for row in rows for word in row):
+            raise invalid("words: a word is blank.", "words")
+        return [tuple(" ".join(word.split()) for word in row) for row in rows]
 
 
 def _texts(given: str | list[str], name: str) -> list[str]:

@@ -45,7 +45,7 @@ class Verdicts:
         self._max_bytes = max_bytes
         self._meta_base = MetaBase(base.model)
         self._classifiers = Classifiers(base.model)
-        self._meta_classifiers: dict[int, MetaBase] = {}
+        self._meta_classifiers: dict[tuple[int, bool], MetaBase] = {}
         self._trying = threading.Lock()
         self._found: dict[str, str | None] = {}
 
@@ -98,15 +98,18 @@ class Verdicts:
         return served_terms(adapter, self._base.model, encodes=self._base.is_encoder, limit=self._limit)
 
     def _meta_base_of(self, adapter: ResidentAdapter) -> MetaBase:
-        """What an adapter's tensors are compared with: the base, or a classifier around it with as many classes."""
+        """What an adapter's tensors are compared with: the base, or a classifier of its kind around it."""
         if not is_for_classes(adapter.config):
             return self._meta_base
-        classes = classifier_parts(adapter, self._classifiers).classes
-        if classes not in self._meta_classifiers:
+        parts = classifier_parts(adapter, self._classifiers)
+        kind = (parts.classes, parts.of_words)
+        if kind not in self._meta_classifiers:
             if len(self._meta_classifiers) >= 8:
                 self._meta_classifiers.clear()
-            self._meta_classifiers[classes] = MetaBase(self._classifiers.of(classes))
-        return self._meta_classifiers[classes]
+            self._meta_classifiers[kind] = MetaBase(
+                self._classifiers.of(parts.classes, of_words=parts.of_words)
+            )
+        return self._meta_classifiers[kind]
 
     def _try(self, entry: StoreEntry) -> None:
         check_files(self._store.root, entry.path, max_bytes=self._max_bytes)

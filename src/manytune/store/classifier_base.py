@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from manytune.errors import DataError
-from manytune.model.classifier import is_classifier, with_head
+from manytune.model.classifier import classifies_words, is_classifier, with_head
 from manytune.store.base import Base
 
 
-def classifier_base(base: Base, names: Sequence[str]) -> Base:
+def classifier_base(base: Base, names: Sequence[str], *, of_words: bool = False) -> Base:
     """The base with transformers' classifier around its layers, which aren't copied; name and fingerprint stay.
 
     Args:
         base: With nothing attached; one that is a classifier for these classes already is given back as it is.
-        names: The classes.
+        names: The classes; a single name for a regression's number.
+        of_words: Whether each token gets a class, rather than the whole text.
 
     Raises:
         DataError: It is a classifier for other labels.
@@ -25,12 +26,18 @@ def classifier_base(base: Base, names: Sequence[str]) -> Base:
     if is_classifier(base.model):
         config: Any = base.model.config
         present = [config.id2label[place] for place in range(config.num_labels)]
-        if present != list(names):
-            raise DataError(f"the base has a head for the labels {present}, and the rows have {list(names)}")
+        if present != list(names) or classifies_words(base.model) is not of_words:
+            raise DataError(
+                f"the base has a head for {'words' if classifies_words(base.model) else 'texts'} with the labels "
+                f"{present}, and the rows are {'words' if of_words else 'texts'} with {list(names)}"
+            )
         return base
     pad_id = None if base.images is not None else base.tokenizer.pad_token_id
     return dataclasses.replace(
-        base, model=with_head(base.model, names, pad_id=pad_id if isinstance(pad_id, int) else None)
+        base,
+        model=with_head(
+            base.model, names, pad_id=pad_id if isinstance(pad_id, int) else None, of_words=of_words
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.errors import ConfigError
-from manytune.methods.config import PeftConfig
+from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.task_heads import new_parts
 from manytune.methods.tuners.terms import FILE_PREFIX, Adapter, Terms
@@ -22,7 +22,7 @@ _MOST_CLASSES = 10_000
 
 
 class Classifiers:
-    """Classifiers around one base, one for each number of classes; they share the base's layers. Not thread-safe.
+    """Classifiers around one base, one for each kind and number of classes; they share its layers. Not thread-safe.
 
     Args:
         model: The base, or a classifier around it.
@@ -32,19 +32,25 @@ class Classifiers:
     def __init__(self, model: PreTrainedModel, *, pad_id: int | None = None) -> None:
         self._model = model
         self._pad_id = pad_id
-        self._made: dict[int, PreTrainedModel] = {}
+        self._made: dict[tuple[int, bool], PreTrainedModel] = {}
 
-    def of(self, classes: int) -> PreTrainedModel:
+    def of(self, classes: int, *, of_words: bool = False) -> PreTrainedModel:
         """The one with so many classes; its head's values are zero.
+
+        Args:
+            classes: How many.
+            of_words: Whether each token gets a class, rather than the whole text.
 
         Raises:
             ConfigError: transformers has no classifier of the base's kind.
         """
-        if classes not in self._made:
+        key = (classes, of_words)
+        if key not in self._made:
             if len(self._made) >= 8:
                 self._made.clear()
-            self._made[classes] = with_head(self._model, list(map(str, range(classes))), pad_id=self._pad_id)
-        return self._made[classes]
+            names = list(map(str, range(classes)))
+            self._made[key] = with_head(self._model, names, pad_id=self._pad_id, of_words=of_words)
+        return self._made[key]
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,13 @@ class ClassifierParts:
         classes: How many there are.
         trunk: What it does in the layers.
         head: The head's values, by their names in the classifier.
+        of_words: Whether each token gets a class, rather than the whole text.
     """
 
     classes: int
     trunk: Trunk
     head: Mapping[str, Tensor]
+    of_words: bool = False
 
 
 def classifier_parts(adapter: Adapter, classifiers: Classifiers) -> ClassifierParts:
@@ -82,7 +90,8 @@ def classifier_parts(adapter: Adapter, classifiers: Classifiers) -> ClassifierPa
             f"{adapter.config.peft_type} adapters put virtual tokens before a text, which /v1/classify doesn't "
             "support. Use an adapter in the layers, such as LoRA."
         )
-    smallest = classifiers.of(2)
+    of_words = adapter.config.task_type == TaskType.TOKEN_CLS
+    smallest = classifiers.of(2, of_words=of_words)
     parts = tuple(f"{FILE_PREFIX}{part}." for part in new_parts(smallest))
     head = {n.removeprefix(FILE_PREFIX): t for n, t in adapter.tensors.items() if n.startswith(parts)}
     rest = {n: t for n, t in adapter.tensors.items() if not n.startswith(parts)}
@@ -95,7 +104,8 @@ def classifier_parts(adapter: Adapter, classifiers: Classifiers) -> ClassifierPa
         odd = min(set(head) ^ set(expected))
         raise ConfigError(
             f"the adapter's head {'lacks' if odd in expected else 'also has'} {odd!r}; expected that of a "
-            f"{type(smallest).__name__}. Was it trained on a base of this kind, with task_type SEQ_CLS?"
+            f"{type(smallest).__name__}. Was it trained on a base of this kind, with task_type "
+            f"{adapter.config.task_type}?"
         )
     sizes = {
         head[name].shape[0] for name, shape in expected.items() if len(shape) and head[name].shape != shape
@@ -105,7 +115,7 @@ def classifier_parts(adapter: Adapter, classifiers: Classifiers) -> ClassifierPa
         raise ConfigError(
             "the adapter's head doesn't fit the base: its layers differ in more than the classes"
         )
-    return ClassifierParts(classes, Trunk(adapter.digest, adapter.config, rest), head)
+    return ClassifierParts(classes, Trunk(adapter.digest, adapter.config, rest), head, of_words)
 
 
 def trunk_terms(parts: ClassifierParts, classifiers: Classifiers) -> Terms:
@@ -117,7 +127,7 @@ def trunk_terms(parts: ClassifierParts, classifiers: Classifiers) -> Terms:
     if not parts.trunk.tensors:
         return Terms()
     with torch.no_grad():
-        return terms_of(parts.trunk, classifiers.of(parts.classes))
+        return terms_of(parts.trunk, classifiers.of(parts.classes, of_words=parts.of_words))
 
 
 def head_of(parts: ClassifierParts, classifiers: Classifiers, given: torch.nn.Module) -> Any:
@@ -131,7 +141,7 @@ def head_of(parts: ClassifierParts, classifiers: Classifiers, given: torch.nn.Mo
     Raises:
         ConfigError: A value doesn't fit.
     """
-    template: Any = classifiers.of(parts.classes)
+    template: Any = classifiers.of(parts.classes, of_words=parts.of_words)
     head = copy.copy(template)
     head._modules = dict(template._modules)
     head._modules[template.base_model_prefix] = given

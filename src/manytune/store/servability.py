@@ -29,7 +29,6 @@ from manytune.store.tensors_in_memory import TensorsInMemory
 _log = logging.getLogger(__name__)
 
 _OF_HEADS: dict[str, str] = {
-    TaskType.TOKEN_CLS: "AutoPeftModelForTokenClassification",
     TaskType.QUESTION_ANS: "AutoPeftModelForQuestionAnswering",
 }
 
@@ -47,12 +46,12 @@ def is_for_a_head(config: PeftConfig) -> bool:
 
 
 def is_for_classes(config: PeftConfig) -> bool:
-    """Whether an adapter is a classifier's of whole texts, with a head of its own."""
-    return config.task_type == TaskType.SEQ_CLS
+    """Whether an adapter is a classifier's, of whole texts or of words, with a head of its own."""
+    return config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS)
 
 
 def check_task(config: PeftConfig) -> None:
-    """Refuse an adapter whose answers aren't text, embeddings or labels of whole texts.
+    """Refuse an adapter whose answers aren't text, embeddings or labels.
 
     Raises:
         ConfigError: It is for a model with another head.
@@ -60,7 +59,7 @@ def check_task(config: PeftConfig) -> None:
     loader = _OF_HEADS.get(config.task_type or "")
     if loader is not None:
         raise ConfigError(
-            f"its task is {config.task_type}, and a server gives text, embeddings or labels of whole texts. Use it "
+            f"its task is {config.task_type}, and a server gives text, embeddings or labels. Use it "
             f"with {loader}."
         )
 

@@ -10,8 +10,9 @@ from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
 from manytune.data.encoding_cache import EncodingCache
-from manytune.data.labelled import Labels
+from manytune.data.label_kinds import AnyLabels
 from manytune.data.labelled_dataset import encode_labelled
+from manytune.data.word_labels import WordLabels
 from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.classifier import renew_head, train_new_modules
@@ -35,7 +36,7 @@ class RunInputs:
         base: The base, with nothing attached.
         splits: The rows, rendered.
         data: Their token ids.
-        labels: A classifier's classes; None for a model that generates.
+        labels: A classifier's classes, or a regression's numbers; None for a model that generates.
         adapter: The adapter that it starts from; None for new weights.
     """
 
@@ -43,7 +44,7 @@ class RunInputs:
     base: Base
     splits: Splits
     data: TokenSplits
-    labels: Labels | None = None
+    labels: AnyLabels | None = None
     adapter: StartingAdapter | None = None
 
     @property
@@ -96,7 +97,7 @@ def read_inputs(
         if base.fingerprint.packing is not None:
             say(f"the base's linear layers are packed as {base.fingerprint.packing}")
     say_precision(asked, recipe.training, say)
-    if recipe.task == "classification":
+    if recipe.task != "generation":
         return _classifier_inputs(recipe, base, splits)
     if base.is_encoder:
         raise RunError(
@@ -133,8 +134,9 @@ def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
         positions=text_positions(base),
         class_weights=recipe.training.class_weights,
         images=base.images,
+        scale=recipe.training.scale,
     )
-    base = classifier_base(base, labels.names)
+    base = classifier_base(base, labels.names, of_words=isinstance(labels, WordLabels))
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, labels=labels)
 
 
@@ -151,7 +153,8 @@ def attach_method(inputs: RunInputs) -> PeftModel:
     require_trainable(base.model)
     set_seed(recipe.training.seed)
     if inputs.labels is not None:
-        config = recipe.method.peft_config("SEQ_CLS")
+        of_words = isinstance(inputs.labels, WordLabels)
+        config = recipe.method.peft_config("TOKEN_CLS" if of_words else "SEQ_CLS")
         renew_head(base.model)
         train_new_modules(base.model, config)
         model = get_peft_model(base.model, config)

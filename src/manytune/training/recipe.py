@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from manytune.data.nearest import did_you_mean
+from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of
@@ -198,8 +199,15 @@ class TrainingRecipe(Section):
         | None,
         BeforeValidator(_as_class_weights),
     ] = None
-    """For `task: classification`: what rows of each label weigh in the loss, such as `{spam: 3, ham: 1}`, scaled to a
-    mean of 1; `balanced` for an equal part of the loss for each label; null for an equal weight for each row."""
+    """For `task: classification` and `token-classification`: what rows, or words, of each label weigh in the loss, such
+    as `{spam: 3, ham: 1}`, scaled to a mean of 1; `balanced` for an equal part of the loss for each label; null for an
+    equal weight for each."""
+    standardize: bool | Annotated[dict[Literal["mean", "deviation"], Number], Field(min_length=2)] | None = (
+        None
+    )
+    """For `task: regression`: learn the labels with mean 0 and standard deviation 1 over the training rows, as null
+    does; `false` learns them as they are, and `{mean: 3, deviation: 1.5}` on this scale. Answers have
+    the labels' unit."""
     report_to: Annotated[tuple[str, ...], BeforeValidator(as_fields)] = ()
     """Report losses and scores to `tensorboard`, `wandb`, `mlflow` or `trackio` too: transformers' integrations, which
     their own environment variables configure."""
@@ -216,6 +224,12 @@ class TrainingRecipe(Section):
     def _known_optimizer(cls, name: str) -> str:
         return one_of(name, OPTIMIZERS)
 
+    @property
+    def scale(self) -> Scale | bool:
+        """What a regression's head learns; see `numeric_labels_of`."""
+        wanted = self.standardize
+        return Scale(**wanted) if isinstance(wanted, dict) else wanted is not False
+
     @field_validator("report_to")
     @classmethod
     def _known_reporters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -228,6 +242,8 @@ class TrainingRecipe(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
+        if isinstance(self.standardize, dict) and not self.standardize["deviation"] > 0:
+            raise ValueError("standardize: the deviation must be above 0")
         check_optimizer_options(self.optimizer, self.optimizer_options)
         self._check_best_metric()
         check_schedule(self.lr_scheduler, self.lr_scheduler_options, warmup=self.warmup)
@@ -246,7 +262,6 @@ class TrainingRecipe(Section):
             raise ValueError("best_metric has no effect without keep: best or early_stopping")
 
 
-_OTHER_TASKS = ("regression", "token-classification")
 _NOT_CLASSIFIED = ("token_budget", "group_prefixes", "cache_frozen", "compile")
 
 
@@ -258,9 +273,10 @@ class Recipe(Section):
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
     `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
-    task: Literal["generation", "classification"] = "generation"
-    """What is learned: `generation` of a completion after a prompt, or `classification` of a text (`data.text`)
-    or an image (`data.image`) by a new head with the labels of the rows (`data.label`)."""
+    task: Literal["generation", "classification", "regression", "token-classification"] = "generation"
+    """What is learned: `generation` of a completion after a prompt; by a new head, `classification` of a text
+    (`data.text`) or an image (`data.image`) with the labels of the rows (`data.label`), `regression`, whose labels are
+    numbers, or `token-classification` of words (`data.tokens`) with a tag each (`data.tags`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
     method: MethodRecipe = MethodRecipe()
@@ -274,41 +290,42 @@ class Recipe(Section):
     """The run directory; `load_recipe` makes it `runs/<name of the recipe file>` when the file doesn't
     say."""
 
-    @field_validator("task", mode="before")
-    @classmethod
-    def _known_task(cls, task: object) -> object:
-        if task in _OTHER_TASKS:
-            raise ValueError(
-                f"{task} isn't a recipe's task; classification is. Use transformers' AutoModelFor... with "
-                "get_peft_model for it"
-            )
-        return task
-
     @model_validator(mode="after")
     def _rows_of_the_task(self) -> Self:
         if self.task == "generation":
             if self.data.is_labelled:
-                raise ValueError(
-                    "data.image, data.text and data.label are for task: classification; add that line"
+                keys, task = (
+                    ("tokens and data.tags", "token-classification")
+                    if self.data.is_tagged
+                    else ("text (or data.image) and data.label", "classification")
                 )
-            if self.training.class_weights is not None:
-                raise ValueError("training.class_weights are for task: classification")
-            return self
-        if not self.data.is_labelled:
+                raise ValueError(f"data.{keys} are for task: {task}; add that line")
+        elif self.task == "token-classification" and not self.data.is_tagged:
+            raise ValueError("task: token-classification needs data.tokens and data.tags, fields' names")
+        elif self.task != "token-classification" and (self.data.is_tagged or not self.data.is_labelled):
             raise ValueError(
-                "task: classification needs data.text, a template, or data.image, a field's name; and data.label, a "
-                "field's name"
+                f"task: {self.task} needs data.text, a template, or data.image, a field's name; and data.label"
             )
+        if self.task in ("generation", "regression") and self.training.class_weights is not None:
+            raise ValueError("training.class_weights are for task: classification and token-classification")
+        if self.task != "regression" and self.training.standardize is not None:
+            raise ValueError("training.standardize is for task: regression, whose labels are numbers")
+        if self.task == "generation":
+            return self
         if self.adapter is not None:
-            raise ValueError("a classifier starts with a new head, so adapter isn't for task: classification")
+            raise ValueError(
+                f"task: {self.task} starts with a new head, so adapter isn't for it; leave it out"
+            )
         if self.training.validation is not None and self.training.validation.scores:
             raise ValueError(
-                "training.validation.scores are of generated answers; for task: classification leave them out, and the "
+                f"training.validation.scores are of generated answers; for task: {self.task} leave them out, and the "
                 "validation loss decides"
             )
         taken = [key for key in _NOT_CLASSIFIED if getattr(self.training, key)]
         if taken:
-            raise ValueError(f"training.{taken[0]} isn't for task: classification; leave it out")
+            raise ValueError(f"training.{taken[0]} isn't for task: {self.task}; leave it out")
+        if self.task == "regression":
+            object.__setattr__(self, "data", self.data.of_numbers())
         return self
 
     def to_yaml(self) -> str:

@@ -16,7 +16,8 @@ from manytune.data.rendering import field_reference, shorten
 from manytune.data.strict_json import parse
 from manytune.data.templates import NAMED_TEMPLATES, Example
 from manytune.errors import DataError
-from manytune.training.starting_classifier import labelled_columns, labelled_recipe
+from manytune.training.starting_classifier import labelled_columns, labelled_recipe, numeric_columns
+from manytune.training.starting_tags import tagged_columns, tagged_recipe
 
 _ENOUGH = 30  # rows, of which a tenth is worth setting aside
 _SHARE = 0.1
@@ -49,8 +50,15 @@ def starting_recipe(file: str, *, output: Path) -> str:
     if not records:
         raise DataError("no row can be read", where=file)
     labelled = None if detect(records) is not None else labelled_columns(records)
-    if labelled is not None:
-        return labelled_recipe(file, records, *labelled, output=output, shares=_share_lines(len(records)))
+    tagged = None if detect(records) is not None else tagged_columns(records)
+    if tagged is not None:
+        return tagged_recipe(file, records, *tagged, output=output, shares=_share_lines(len(records)))
+    numeric = None if detect(records) is not None or labelled is not None else numeric_columns(records)
+    if found := labelled or numeric:
+        shares = _share_lines(len(records))
+        return labelled_recipe(
+            file, records, *found, output=output, shares=shares, numbers=numeric is not None
+        )
     return "\n".join(
         [
             f"# manytune train {output}",

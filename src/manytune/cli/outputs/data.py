@@ -92,6 +92,13 @@ def _print_file(console: Console, file: FileCheck, limit: int | None) -> None:
         whole = max(1, sum(file.labels.values()))
         listed = ", ".join(f"{label} {count:,} ({count / whole:.0%})" for label, count in file.labels.items())
         console.print(Padding(Text(visible(f"labels: {listed}")), (0, 0, 0, 2)))
+    if file.numbers is not None:
+        found = file.numbers
+        listed = (
+            f"labels: {found.minimum:g} to {found.maximum:g}, mean {found.mean:.4g}, "
+            f"standard deviation {found.deviation:.4g}"
+        )
+        console.print(Padding(Text(listed), (0, 0, 0, 2)))
     counts = {"can't be used": len(file.rejected), "equal to an earlier row": file.duplicate_rows}
     if file.duplicate_prompts is not None:
         counts["same prompt as an earlier row"] = file.duplicate_prompts

@@ -13,11 +13,26 @@ from manytune.evaluation.metrics.calibration import CalibrationError
 from manytune.evaluation.metrics.classification import Accuracy, MacroF1
 from manytune.evaluation.metrics.perplexity import Perplexity
 from manytune.evaluation.metrics.recorded import Recorded
+from manytune.evaluation.metrics.regression import (
+    MeanAbsoluteError,
+    Pearson,
+    RootMeanSquaredError,
+    Spearman,
+)
 from manytune.evaluation.metrics.rouge import Rouge
+from manytune.evaluation.metrics.spans import SpanScore, TagAccuracy
 from manytune.evaluation.metrics.structured import JsonFields, JsonValid, SchemaValid
 from manytune.evaluation.metrics.tool_calls import ToolCalls, ToolNames
 
-__all__ = ["CLASS_METRICS", "METRICS", "TEXT_METRICS", "Metric", "metrics_named"]
+__all__ = [
+    "CLASS_METRICS",
+    "METRICS",
+    "NUMBER_METRICS",
+    "TEXT_METRICS",
+    "WORD_METRICS",
+    "Metric",
+    "metrics_named",
+]
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -33,6 +48,15 @@ METRICS: dict[str, Metric] = {
         Accuracy(),
         MacroF1(),
         CalibrationError(),
+        RootMeanSquaredError(),
+        MeanAbsoluteError(),
+        Pearson(),
+        Spearman(),
+        SpanScore("span_f1", "Span F1"),
+        SpanScore("span_f1_macro", "Span F1 (macro)", of="macro"),
+        SpanScore("span_precision", "Span precision", of="precision"),
+        SpanScore("span_recall", "Span recall", of="recall"),
+        TagAccuracy(),
         ToolCalls(),
         ToolNames(),
         JsonValid(),
@@ -49,6 +73,12 @@ TEXT_METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exac
 
 CLASS_METRICS = ("accuracy", "f1", "ece")
 """Those of classifiers."""
+
+NUMBER_METRICS = ("rmse", "mae", "pearson", "spearman")
+"""Those of regressions."""
+
+WORD_METRICS = ("span_f1", "span_f1_macro", "span_precision", "span_recall", "tag_accuracy")
+"""Those of classifiers of words."""
 
 
 def metrics_named(names: Sequence[str]) -> tuple[Metric, ...]:

@@ -9,7 +9,7 @@ import jinja2
 
 from manytune.atomic import atomic_write
 from manytune.evaluation.learning_curve import curve_sentence
-from manytune.evaluation.metrics import METRICS
+from manytune.evaluation.metrics import METRICS, NUMBER_METRICS
 from manytune.evaluation.report import class_tables, tables
 from manytune.evaluation.report.charts import loss_chart, score_charts, whisker_chart
 from manytune.evaluation.report.documents import documents, featured
@@ -80,6 +80,7 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         ticked=_ticked(evaluation, shown),
         signatures=[(METRICS[found.metric].label, found.signature) for found in evaluation.results[0].scores],
         marks=MARKS,
+        numbers=evaluation.primary in NUMBER_METRICS,
     )
 
 

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from manytune.data.image_encoder import LabelledImage
 from manytune.data.label_encoder import Labelled
+from manytune.data.word_encoder import Tagged
 from manytune.errors import DataError
 from manytune.training.batches.batch import LaidOut, base_model
 from manytune.training.batches.support import virtual_tokens
+
+IGNORED = -100
+"""Where a token has no label, as in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,10 @@ class LabelledBatch(LaidOut):
         input_ids: Shape `(rows, longest)`; of images, as many as the model makes vectors of each.
         attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, longest)`.
         token_type_ids: From which of two texts each token is; None where no row has two. Shape `(rows, longest)`.
-        labels: The place of each row's label; each is a target. Shape `(rows,)`.
-        weights: What each row weighs in the loss. Shape `(rows,)`, float32.
+        labels: The place of each row's label; or, as floating point numbers, what a regression's head is to give.
+            Shape `(rows,)`. Of words: the place of the tag of each word's first token, and `IGNORED` elsewhere. Shape
+            `(rows, longest)`.
+        weights: What each label weighs in the loss. The labels' shape, float32.
         tokens_in: Tokens, pad tokens not counted.
         pixel_values: Of images, shape `(rows, channels, height, width)`; None for texts.
     """
@@ -38,6 +44,11 @@ class LabelledBatch(LaidOut):
     weights: Tensor
     tokens_in: int
     pixel_values: Tensor | None = None
+
+    @property
+    def targets(self) -> float:
+        """Number of labels: one a row, or one a word."""
+        return float((self.labels != IGNORED).sum() if self.labels.dim() > 1 else self.labels.numel())
 
     def model_inputs(self, model: nn.Module | None = None) -> dict[str, Any]:
         """Keyword arguments for the forward of a transformers classifier.
@@ -54,11 +65,14 @@ class LabelledBatch(LaidOut):
         return inputs if self.token_type_ids is None else {**inputs, "token_type_ids": self.token_type_ids}
 
     def logits(self, model: Any) -> Tensor:
-        """The model's logits, `(rows, labels)`.
+        """The model's logits, `(rows, labels)`; of words `(rows, longest, labels)`.
 
         With virtual tokens that are read before the text, transformers' decoders take the last column for a text's
         end, whatever fills it; so rows of each length go through the model on their own.
         """
+        if self.labels.dim() > 1:
+            of_words: Tensor = model(**self.model_inputs(model)).logits
+            return of_words[:, -self.input_ids.shape[1] :]  # without virtual tokens
         if virtual_tokens(model) is None:
             logits: Tensor = model(**self.model_inputs(model)).logits
             return logits
@@ -72,11 +86,20 @@ class LabelledBatch(LaidOut):
         return torch.stack([row for row in found if row is not None])
 
     def loss_sum(self, logits: Tensor) -> Tensor:
-        """Sum over rows of the weighted negative log likelihood of the label, in nats.
+        """Sum over labels of the weighted negative log likelihood, in nats; or of the squared error.
 
         Args:
-            logits: Shape `(rows, labels)`.
+            logits: As `logits` gives them.
         """
+        if self.labels.dim() > 1:
+            there = self.labels != IGNORED
+            of_words = torch.nn.functional.cross_entropy(
+                logits[there].float(), self.labels[there], reduction="none"
+            )
+            return (of_words * self.weights[there]).sum()
+        if self.labels.is_floating_point():
+            errors = logits.float().squeeze(-1) - self.labels
+            return (errors.square() * self.weights).sum()
         each = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
         return (each * self.weights).sum()
 
@@ -105,12 +128,21 @@ def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:
         kinds = torch.zeros_like(ids)
         for place, row in enumerate(rows):
             kinds[place, : len(row.token_type_ids)] = torch.tensor(row.token_type_ids)
+    labels: Tensor = torch.tensor([row.label if row.value is None else row.value for row in rows])
+    weights = torch.tensor([row.weight for row in rows])
+    if any(isinstance(row, Tagged) for row in rows):
+        labels, weights = torch.full(mask.shape, IGNORED), torch.zeros(mask.shape)
+        for place, row in enumerate(rows):
+            assert isinstance(row, Tagged)  # rows of one recipe are of one kind
+            tokens = torch.tensor(row.first_tokens)
+            labels[place, tokens] = torch.tensor(row.completion_ids)
+            weights[place, tokens] = torch.tensor(row.weights)
     return LabelledBatch(
         input_ids=ids,
         attention_mask=mask.long(),
         token_type_ids=kinds,
-        labels=torch.tensor([row.label for row in rows]),
-        weights=torch.tensor([row.weight for row in rows]),
+        labels=labels,
+        weights=weights,
         tokens_in=int(mask.sum()),
         pixel_values=_pixel_values(rows),
     )
