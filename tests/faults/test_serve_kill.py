@@ -36,7 +36,7 @@ def serve(root: Path, base: Base, sender: Connection) -> None:
     torch.set_num_threads(1)
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    app = app_of(base, AdapterStore(root), Keys([ROOT]), watch_seconds=0.05, adapter_memory=4096)
+    app = app_of(base, AdapterStore(root), Keys([ROOT]), watch_seconds=0.05, adapter_memory=8192)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     sender.send(bound.getsockname()[1])
     server.run(sockets=[bound])
