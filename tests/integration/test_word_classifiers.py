@@ -189,7 +189,7 @@ def test_words_with_virtual_tokens_before_them_keep_their_places(tmp_path: Path)
         ({"data": {"train": "x", "text": "{{ t }}", "label": "l"}}, "needs data.tokens and data.tags"),
         (
             {"data": {"train": "x", "tokens": "t", "tags": "g", "label": "l"}},
-            "either text and label, or tokens",
+            "either text and label, image and label, or tokens",
         ),
     ],
 )

@@ -331,10 +331,11 @@ class DataRecipe(Section):
         taken += [] if self.format == "auto" else ["format"]
         if taken:
             raise ValueError(
-                f"give either text (or image) and label, or tokens and tags, for a classifier, or {' and '.join(taken)}"
+                f"give either text and label, image and label, or tokens and tags, for a classifier, or "
+                f"{' and '.join(taken)}"
             )
         if self.is_tagged and (self.text, self.text_pair, self.label, self.image) != (None, None, None, None):
-            raise ValueError("give either text (or image) and label, or tokens and tags")
+            raise ValueError("give either text and label, image and label, or tokens and tags")
         self.labelled_form()
         if self.image is not None and self.overflow != "error":
             raise ValueError("overflow is for texts; an image has no length, so leave it out")

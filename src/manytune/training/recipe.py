@@ -297,7 +297,10 @@ class Recipe(Section):
                 keys, task = (
                     ("tokens and data.tags", "token-classification")
                     if self.data.is_tagged
-                    else ("text (or data.image) and data.label", "classification")
+                    else (
+                        f"{'text' if self.data.image is None else 'image'} and data.label",
+                        "classification",
+                    )
                 )
                 raise ValueError(f"data.{keys} are for task: {task}; add that line")
         elif self.task == "token-classification" and not self.data.is_tagged:

@@ -33,7 +33,7 @@ _NOT_FINITE = "the head's outputs are NaN or Inf: the values of its adapter are 
 
 @router.post("")
 async def classify(body: ClassifyRequest, http: Request) -> Response:
-    """The label of each text or image with every label's probability, or a regression's number, or those of each word."""
+    """The label of each text or image and every label's probability; a regression's number; or those of each word."""
     words = body.labels()
     if words is None:
         return await respond(body, http, partial(_read, body), classifies=True)
