@@ -9,17 +9,29 @@ from manytune.evaluation.metrics import METRICS, metrics_named
 
 def test_scores_lie_in_their_stated_bounds_and_a_perfect_answer_reaches_the_best():
     texts = ["The quick brown fox jumps over the lazy dog.", "Dogs ran home at night. Foxes slept."]
+    of_another_form = {
+        "perplexity",
+        "ece",
+        "tool_calls",
+        "tool_names",
+        "json_valid",
+        "json_schema",
+        "json_fields",
+        "recorded",
+    }
+    of_numbers_or_words = {
+        "rmse",
+        "mae",
+        "pearson",
+        "spearman",
+        "span_f1",
+        "span_f1_macro",
+        "span_precision",
+        "span_recall",
+        "tag_accuracy",
+    }
     for name, metric in METRICS.items():
-        if name not in (
-            "perplexity",
-            "ece",
-            "tool_calls",
-            "tool_names",
-            "json_valid",
-            "json_schema",
-            "json_fields",
-            "recorded",
-        ):
+        if name not in of_another_form | of_numbers_or_words:
             assert total(name, texts, [[text] for text in texts]) == pytest.approx(metric.bounds[1])
             assert total(name, ["", ""], [[text] for text in texts]) == metric.bounds[0]
 

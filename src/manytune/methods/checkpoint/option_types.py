@@ -13,12 +13,11 @@ from typing import Any
 
 from manytune.errors import ConfigError
 
-_CHECKED_BY_METHODS = frozenset({"target_parameters"})
 _LISTS = (list, set, tuple)
 _LONGEST = 100  # characters of a value that a message shows
 
 
-def check_option_types(config: Any) -> None:
+def check_option_types(config: Any, *, besides: Set[str] = frozenset()) -> None:
     """Compare every option of a configuration whose annotation is a mapping, a list or a `float` with it.
 
     Any sequence or set passes for a list, a dataclass for a mapping of anything, a whole number for a number. Whole
@@ -26,6 +25,7 @@ def check_option_types(config: Any) -> None:
 
     Args:
         config: A dataclass.
+        besides: Fields that aren't checked.
 
     Raises:
         ConfigError: An option's value is of another kind, or is NaN or Inf.
@@ -33,7 +33,7 @@ def check_option_types(config: Any) -> None:
     kind: Any = type(config)
     for name, annotation in _annotations(kind).items():
         value = getattr(config, name)
-        if not _fits(value, annotation):
+        if name not in besides and not _fits(value, annotation):
             expected = str(annotation) if typing.get_args(annotation) else annotation.__name__
             raise ConfigError(
                 f"{kind.__name__}: {name}: expected {expected.replace('typing.', '')}; "
@@ -45,11 +45,7 @@ def check_option_types(config: Any) -> None:
 def _annotations(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     found = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    return {
-        name: annotation
-        for name, annotation in found.items()
-        if name not in _CHECKED_BY_METHODS and _is_checked(annotation)
-    }
+    return {name: annotation for name, annotation in found.items() if _is_checked(annotation)}
 
 
 def _is_checked(annotation: Any) -> bool:
