@@ -1,6 +1,7 @@
 # make demo    train, compare and see a first fine-tune (ten minutes on two cores)
 # make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
 # make check   lint, static checks and types only
+# make test-deep   the tests with ten times as many random cases
 # make bench   the benchmarks, one after the other (E2E=devset.csv for those on E2E)
 # make docs    the documentation as a site, in site/
 #
@@ -13,13 +14,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: demo test check bench docs clean browser
+.PHONY: demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
 
+# Many tests start processes, which find the package compiled, whatever the environment says of bytecode.
 test: check browser
-	$(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
+
+test-deep: $(VENV)/installed-dev browser
+	MANYTUNE_DEPTH=10 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

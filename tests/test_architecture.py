@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,11 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def nodes(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(tree):
         yield child
@@ -91,11 +97,11 @@ def package_of(module: str) -> str | None:
     return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else None
 
 
-def forbidden_imports(source: str, importer: str, *, is_package: bool = False) -> list[str]:
+def forbidden_imports(tree: ast.Module, importer: str, *, is_package: bool = False) -> list[str]:
     """Each import of one module that goes up or sideways, as `line: imported`."""
     package = package_of(importer)
     found = []
-    for imported, line in imports_in(ast.parse(source), importer, is_package=is_package):
+    for imported, line in imports_in(tree, importer, is_package=is_package):
         target = package_of(imported) if imported.split(".")[0] == "manytune" else None
         if target is None or target == package:
             continue
@@ -108,10 +114,15 @@ def forbidden_imports(source: str, importer: str, *, is_package: bool = False) -
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_imports_go_down_only(path: Path) -> None:
-    found = forbidden_imports(path.read_text(), module_of(path), is_package=path.name == "__init__.py")
-    assert found == [], f"{module_of(path)} imports what stands above or next to it"
+def test_imports_go_down_only() -> None:
+    found = {
+        module_of(path): forbidden_imports(
+            tree_of(path), module_of(path), is_package=path.name == "__init__.py"
+        )
+        for path in FILES
+    }
+    upwards = {module: imports for module, imports in found.items() if imports}
+    assert not upwards, "these import what stands above or next to them"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +138,7 @@ def test_imports_go_down_only(path: Path) -> None:
     ],
 )
 def test_an_import_against_the_direction_is_seen_wherever_it_stands(importer: str, line: str) -> None:
-    assert len(forbidden_imports(line, importer)) == 1
+    assert len(forbidden_imports(ast.parse(line), importer)) == 1
 
 
 def test_every_package_has_a_place_in_the_architecture() -> None:
@@ -143,41 +154,40 @@ def test_the_allowed_imports_have_no_cycle() -> None:
         settled |= ready
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_file_has_one_responsibility_and_a_name_for_it(path: Path) -> None:
-    assert path.stem not in VAGUE
-    lines = len(path.read_text().splitlines())
-    assert lines <= LONGEST_FILE, f"{lines} lines: split it"
+def test_a_file_has_one_responsibility_and_a_name_for_it() -> None:
+    assert not [module_of(path) for path in FILES if path.stem in VAGUE]
+    lines = {module_of(path): len(path.read_text().splitlines()) for path in FILES}
+    assert not {module: count for module, count in lines.items() if count > LONGEST_FILE}, "split them"
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_nothing_reads_or_writes_pickle(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    imported = {name.split(".")[0] for name, _ in imports_in(tree, module_of(path), is_package=False)}
-    assert not imported & PICKLES
-    attributes = {
-        (node.value.id, node.attr)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    }
-    assert not attributes & PICKLES_OF_TORCH
+def test_nothing_reads_or_writes_pickle() -> None:
+    for path in FILES:
+        tree = tree_of(path)
+        imported = {name.split(".")[0] for name, _ in imports_in(tree, module_of(path), is_package=False)}
+        assert not imported & PICKLES, module_of(path)
+        attributes = {
+            (node.value.id, node.attr)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        assert not attributes & PICKLES_OF_TORCH, module_of(path)
 
 
-@pytest.mark.parametrize("path", sorted((SRC / "methods").rglob("*.py")), ids=module_of)
-def test_methods_know_no_trainer_and_no_file_layout_outside_checkpoint(path: Path) -> None:
-    names = [name for name, _ in imports_in(ast.parse(path.read_text()), module_of(path), is_package=False)]
-    assert not any(name.startswith(("transformers.Trainer", "transformers.trainer")) for name in names)
-    if path.parent.name != "checkpoint":
-        assert not any(name.split(".")[0] == "safetensors" for name in names)
+def test_methods_know_no_trainer_and_no_file_layout_outside_checkpoint() -> None:
+    for path in sorted((SRC / "methods").rglob("*.py")):
+        names = [name for name, _ in imports_in(tree_of(path), module_of(path), is_package=False)]
+        trainers = ("transformers.Trainer", "transformers.trainer")
+        assert not any(name.startswith(trainers) for name in names), module_of(path)
+        if path.parent.name != "checkpoint":
+            assert not any(name.split(".")[0] == "safetensors" for name in names), module_of(path)
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_cluster_is_imported_only_when_asked_for(path: Path) -> None:
-    importer, is_package = module_of(path), path.name == "__init__.py"
-    at_import = imports_in(
-        ast.parse(path.read_text()), importer, is_package=is_package, inside_functions=False
-    )
-    assert package_of(importer) == "cluster" or "cluster" not in {package_of(name) for name, _ in at_import}
+def test_cluster_is_imported_only_when_asked_for() -> None:
+    for path in FILES:
+        importer, is_package = module_of(path), path.name == "__init__.py"
+        at_import = imports_in(tree_of(path), importer, is_package=is_package, inside_functions=False)
+        packages = {package_of(name) for name, _ in at_import}
+        assert package_of(importer) == "cluster" or "cluster" not in packages, importer
 
 
 def is_named_after_a_source(test: Path) -> bool:
@@ -188,17 +198,14 @@ def is_named_after_a_source(test: Path) -> bool:
     return any(subject == name or subject.startswith(f"{name}_") for name in sources)
 
 
-@pytest.mark.parametrize(
-    "test",
-    [
+def test_a_test_file_carries_the_name_of_the_source_that_it_covers() -> None:
+    own = [
         test
         for test in sorted(TESTS.glob("*/**/test_*.py"))
         if test.relative_to(TESTS).parts[0] not in ACROSS_ROOMS
-    ],
-    ids=lambda test: str(test.relative_to(TESTS)),
-)
-def test_a_test_file_carries_the_name_of_the_source_that_it_covers(test: Path) -> None:
-    assert is_named_after_a_source(test), (
+    ]
+    unnamed = [str(test.relative_to(TESTS)) for test in own if not is_named_after_a_source(test)]
+    assert own and not unnamed, (
         "no source of this name in the mirrored folder: rename it, or move it to tests/integration"
     )
 

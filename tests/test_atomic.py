@@ -1,4 +1,5 @@
 import os
+import posix
 import signal
 import subprocess
 import sys
@@ -8,6 +9,12 @@ import pytest
 
 from manytune.atomic import atomic_directory, atomic_file, atomic_write, clean_leftovers
 from manytune.errors import TargetExistsError
+
+
+@pytest.fixture(autouse=True)
+def flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real one, which other tests do without."""
+    monkeypatch.setattr(os, "fsync", posix.fsync)
 
 
 def names(directory: Path) -> list[str]:

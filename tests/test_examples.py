@@ -2,19 +2,16 @@
 
 import importlib
 import json
-import os
 import random
 import re
-import subprocess
+import runpy
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tests.word_base import word_tokenizer
-from transformers import BertConfig, BertModel
+from tests.word_base import save_word_encoder
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -23,20 +20,25 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINED_WITH = ["accelerate_loop.py", "bare_loop.py", "hf_trainer.py", "seq2seq_trainer.py"]
 
 
+def run_example(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python name` would in the examples' folder, without a process of its own, which imports for seconds."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore")  # other libraries' own
 @pytest.mark.parametrize("name", TRAINED_WITH)
-def test_a_manytune_model_trains_with(name: str) -> None:
-    ran = subprocess.run(
-        [sys.executable, name],
-        cwd=EXAMPLES,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    found = re.search(r"^loss: ([\d.]+) -> ([\d.]+)$", ran.stdout, re.MULTILINE)
-    assert found is not None, ran.stdout
+def test_a_manytune_model_trains_with(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    run_example(name, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    found = re.search(r"^loss: ([\d.]+) -> ([\d.]+)$", printed, re.MULTILINE)
+    assert found is not None, printed
     assert float(found[2]) < 0.8 * float(found[1])
-    assert "different" not in ran.stdout
+    assert "different" not in printed
 
 
 def reviews() -> str:
@@ -72,18 +74,7 @@ def archive(tmp_path: Path) -> Path:
 def small_bert(tmp_path: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *"abcdefgh"]
     target = tmp_path / "bert"
-    tokenizer = word_tokenizer(words, unknown="[UNK]", pad_token="[PAD]", unk_token="[UNK]")
-    tokenizer.save_pretrained(target)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.2,
-    )
-    BertModel(config).save_pretrained(target)
+    save_word_encoder(target, words, initializer_range=0.2)
     return target
 
 
@@ -100,10 +91,9 @@ def test_reviews_become_rows_with_neighbours_and_no_text_twice(sentiment: Any, a
 def test_the_recipe_of_reviews_compares_lora_with_full_fine_tuning(
     archive: Path, small_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = [sys.executable, EXAMPLES / "sentiment.py", "--data", archive, "--base", small_bert]
-    ran = subprocess.run([*prepare, "--snippets", "200"], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
     monkeypatch.chdir(tmp_path)
+    prepare = ["--data", str(archive), "--base", str(small_bert), "--snippets", "200"]
+    run_example("sentiment.py", *prepare, monkeypatch=monkeypatch)
     changes = ["compare.seeds=[0]", "training.max_steps=40", "compare.systems.full.learning_rates=2e-3"]
     options = [part for change in changes for part in ("--set", change)]
     found = CliRunner().invoke(

@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 
 def word_tokenizer(words: Sequence[str], *, unknown: str, **options: Any) -> PreTrainedTokenizerFast:
@@ -35,6 +41,25 @@ def save_word_base(directory: Path, words: Sequence[str]) -> None:
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def save_word_encoder(directory: Path, words: Sequence[str], **options: Any) -> None:
+    """A BERT of two layers; the first word is the pad token, the second the unknown one, then begin and end.
+
+    Args:
+        directory: Where to.
+        words: The vocabulary.
+        options: Further options of its configuration.
+    """
+    pad, unknown, begin, end, *_ = words
+    tokenizer = word_tokenizer(words, unknown=unknown, pad_token=pad, unk_token=unknown)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        f"{begin} $A {end}", None, [(begin, 2), (end, 3)]
+    )
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    BertModel(BertConfig(vocab_size=len(words), **sizes, **options)).save_pretrained(directory)
 
 
 def write_nothing_between_tokens(base: Path) -> None:

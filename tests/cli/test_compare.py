@@ -3,14 +3,18 @@
 import gc
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from tests.experiments.forked import Forked
 from tests.experiments.tiny_experiment import content
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
 from manytune.evaluation.records import read_record
+from manytune.experiments import runner
+from manytune.experiments.ray_runner import start_ray
 
 
 @pytest.fixture
@@ -43,35 +47,56 @@ def test_compare_prints_the_table_and_what_was_forgotten_and_writes_four_files(r
     assert found["forgetting"][0]["name"] == "letters" and found["shares"]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
-@pytest.mark.parametrize("place", ["here", "ray"])
-def test_two_workers_give_the_same_records_as_one(tmp_path, monkeypatch, place):
-    if place == "ray":
-        pytest.importorskip("ray", reason="Ray isn't installed here: pip install 'manytune[cluster]'")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    records = {}
-    for name, options in (("one", []), ("two", ["--workers", "2", "--on", place])):
-        directory = tmp_path / name
-        directory.mkdir()
-        path = directory / "recipe.yaml"
-        path.write_text(yaml.safe_dump(content(directory), sort_keys=False))
-        done = call("compare", str(path), *options)
-        assert done.exit_code == 0, done.output
-        kept = directory / "experiment" / "records"
-        records[name] = {
-            str(file.relative_to(kept)): read_record(file) for file in sorted(kept.rglob("*.json"))
-        }
-    assert list(records["one"]) == list(records["two"])
-    for name, one in records["one"].items():
-        other = records["two"][name]
+def records_of(directory, *options):
+    """What a comparison in this directory leaves."""
+    directory.mkdir()
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content(directory), sort_keys=False))
+    done = call("compare", str(path), *options)
+    assert done.exit_code == 0, done.output
+    kept = directory / "experiment" / "records"
+    return {str(file.relative_to(kept)): read_record(file) for file in sorted(kept.rglob("*.json"))}
+
+
+def assert_same_records(found, expected):
+    assert list(found) == list(expected)
+    for name, one in expected.items():
+        other = found[name]
         assert (one.answers, one.probes, one.curves, one.steps) == (
             other.answers,
             other.probes,
             other.curves,
             other.steps,
         ), name
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Those of one worker."""
+    return records_of(tmp_path_factory.mktemp("alone") / "one")
+
+
+def test_two_workers_give_the_same_records_as_one(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=Forked))
+    assert_same_records(records_of(tmp_path / "two", "--workers", "2"), records)
+
+
+@pytest.fixture
+def ray_runs(monkeypatch):
+    """Started as the runner starts it, once for both of its phases."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its processes have the environment of their start
+    ray = pytest.importorskip("ray", reason="Ray isn't installed here: pip install 'manytune[cluster]'")
+    start_ray()
+    yield
+    ray.shutdown()
     gc.collect()  # what Ray leaves behind belongs to this test
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
+@pytest.mark.usefixtures("ray_runs")
+def test_two_workers_on_ray_give_the_same_records_as_one(records, tmp_path):
+    assert_same_records(records_of(tmp_path / "two", "--workers", "2", "--on", "ray"), records)
 
 
 def test_an_override_reaches_the_comparison(recipe):

@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ from tests.store.adapters_made import make_adapter
 from tests.store.peft_made import save_peft
 from typer.testing import CliRunner
 
-from manytune.cli.main import build_app
+from manytune.cli.main import build_app, main
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
@@ -195,25 +196,37 @@ def test_it_serves_until_sigterm_and_lets_the_running_answer_end(world):
     assert "secret" not in log and '"a"' not in log
 
 
+def fail_in_its_engine(arguments, stderr):
+    """`manytune ARGUMENTS` in a process that is like a new one, but for the imports, which take seconds."""
+    os.dup2(stderr, 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.argv = ["manytune", *arguments]
+    Engine.step = lambda engine: 1 / 0
+    main()
+
+
 @pytest.mark.slow
 def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
     directory, _, store = world
-    broken = "import manytune.engine.engine as engine; engine.Engine.step = lambda self: 1 / 0; "
-    command = [sys.executable, "-c", broken + "from manytune.cli.main import main; main()", "serve"]
-    options = ["--base", str(directory), "--adapters", str(store.root), "--port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        lines = (re.search(r"running on http://127.0.0.1:(\d+)", line) for line in process.stderr)
+    arguments = ["serve", "--base", str(directory), "--adapters", str(store.root), "--port", "0"]
+    read, write = os.pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=fail_in_its_engine, args=(arguments, write), daemon=True
+    )
+    process.start()
+    os.close(write)
+    with open(read) as stderr:
+        lines = (re.search(r"running on http://127.0.0.1:(\d+)", line) for line in stderr)
         port = next(int(found[1]) for found in lines if found)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         body = json.dumps({"model": "one", "messages": [{"role": "user", "content": "a"}]})
         connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
         assert connection.getresponse().status == 503
         connection.close()
-        assert process.wait(30) == 1
-        assert "ZeroDivisionError" in process.stderr.read()
+        log = stderr.read()
+    process.join(30)
+    assert process.exitcode == 1
+    assert "ZeroDivisionError" in log
 
 
 def test_chat_keeps_the_conversation_until_an_empty_line(world):

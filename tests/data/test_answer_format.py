@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.data.answer_format import AnswerFormat, AnswerStream, Reply
 
@@ -76,7 +77,7 @@ def test_text_is_given_out_as_soon_as_it_is_certain() -> None:
     assert stream.push(" end") == Reply(" end")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(70), deadline=None)
 @given(
     st.sampled_from([QWEN3, GLM, OPENED, GPT_OSS, LINE_BEFORE_END]),
     st.text(alphabet="<think>/\n ab|", max_size=40),

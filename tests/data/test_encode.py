@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.data.encode import Encoder
 from manytune.data.templates import Example, Segment
@@ -329,7 +330,7 @@ def test_a_completion_survives_whole_or_is_reported(
     tokenizer = make_tokenizer(chat_template=template)
     unlimited = Encoder(tokenizer, max_length=None)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=cases(20), deadline=None)
     @given(TEXT, TEXT, LENGTHS, OVERFLOWS)
     def check(prompt: str, completion: str, length: int, overflow: Any) -> None:
         item = example(prompt, completion)
@@ -350,7 +351,7 @@ def test_the_served_prompt_is_exactly_the_beginning_of_what_was_trained(
 ) -> None:
     encoder = Encoder(make_tokenizer(chat_template=template, adds_bos_and_eos=True), max_length=None)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=cases(20), deadline=None)
     @given(TEXT, TEXT)
     def check(prompt: str, completion: str) -> None:
         item = example(prompt, completion)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
 from manytune.data.encoded import Encoded, EncodedSet
@@ -34,7 +35,7 @@ REJECTED = st.builds(Rejected, st.just("a.jsonl"), st.integers(1, 9), st.text(ma
 
 
 @given(st.lists(SEQUENCES, max_size=5), st.lists(REJECTED, max_size=2), st.integers(0, 9), st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=cases(15), deadline=None)
 def test_a_file_holds_all_of_a_set(kept: Any, dropped: Any, truncated: int, turns: int) -> None:
     encoded = EncodedSet(tuple(kept), tuple(dropped), truncated, turns)
     assert from_bytes(to_bytes(encoded), where="x") == encoded

@@ -4,6 +4,7 @@ import json
 import random
 import shlex
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -23,21 +24,24 @@ from manytune.training.recipe import load_recipe
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A tiny base in place of the embedded one, invented papers in place of ACLSum's, and few steps."""
-    base = str(save_tiny_base(tmp_path / "base"))
-    for module in (recipes, story, systems):
-        monkeypatch.setattr(module, "BASE", base)
-    monkeypatch.setattr(aclsum, "_installed", lambda: invented_papers(tmp_path / "aclsum"))
-    monkeypatch.setattr(aclsum, "QUESTIONS", {"challenge": "abc", "approach": "bcd", "outcome": "cde"})
-    monkeypatch.setattr(recipes, "MAX_NEW_TOKENS", 4)
-    monkeypatch.setattr(systems, "MAX_NEW_TOKENS", 4)
-    monkeypatch.setattr(story, "measure", lambda: Machine(50.0, 1, "cpu"))
-    monkeypatch.setattr(plan, "LORA_STEPS", plan.Limits(2, 4, 0.3))
-    monkeypatch.setattr(plan, "FULL_STEPS", plan.Limits(2, 3, 0.2))
-    monkeypatch.setattr(plan, "LONG_LORA_STEPS", 5)
-    monkeypatch.setattr(plan, "LONG_FULL_STEPS", 4)
+    directory = tmp_path_factory.mktemp("tiny")
+    base = str(save_tiny_base(directory / "base"))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (recipes, story, systems):
+            patch.setattr(module, "BASE", base)
+        patch.setattr(aclsum, "_installed", lambda: invented_papers(directory / "aclsum"))
+        patch.setattr(aclsum, "QUESTIONS", {"challenge": "abc", "approach": "bcd", "outcome": "cde"})
+        patch.setattr(recipes, "MAX_NEW_TOKENS", 4)
+        patch.setattr(systems, "MAX_NEW_TOKENS", 4)
+        patch.setattr(story, "measure", lambda: Machine(50.0, 1, "cpu"))
+        patch.setattr(plan, "LORA_STEPS", plan.Limits(2, 4, 0.3))
+        patch.setattr(plan, "FULL_STEPS", plan.Limits(2, 3, 0.2))
+        patch.setattr(plan, "LONG_LORA_STEPS", 5)
+        patch.setattr(plan, "LONG_FULL_STEPS", 4)
+        yield
 
 
 def invented_papers(directory: Path) -> Path:
@@ -69,9 +73,19 @@ def run_demo(directory: Path, minutes: float | None = 5.0) -> tuple[story.Finish
     ), out.getvalue()
 
 
-@pytest.mark.usefixtures("tiny")
-def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> None:
-    finished, printed = run_demo(tmp_path / "demo")
+#: What a demo gives, what it prints, and its directory.
+Demo = tuple[story.Finished, str, Path]
+
+
+@pytest.fixture(scope="module")
+def demo(tiny: None, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """One that is only looked at."""
+    directory = tmp_path_factory.mktemp("once") / "demo"
+    return *run_demo(directory), directory
+
+
+def test_it_leaves_a_report_results_two_runs_and_the_rows(demo: Demo) -> None:
+    finished, printed, _ = demo
     assert "<html" in finished.report.read_text()
     evaluation = read_evaluation(finished.results)
     assert evaluation == finished.evaluation
@@ -90,9 +104,10 @@ def test_it_leaves_a_report_results_two_runs_and_the_rows(tmp_path: Path) -> Non
     assert {found.system for found in evaluation.shares} == {"LoRA", "full"}
 
 
-@pytest.mark.usefixtures("tiny")
-def test_the_adapter_is_one_like_any_other_and_its_recipe_can_be_run_again(tmp_path: Path) -> None:
-    finished, _ = run_demo(tmp_path / "demo")
+def test_the_adapter_is_one_like_any_other_and_its_recipe_can_be_run_again(
+    demo: Demo, tmp_path: Path
+) -> None:
+    finished, _, _ = demo
     scores = {score.metric: score.value for score in finished.evaluation.result("LoRA").scores}
     manifest = open_adapter(finished.lora.adapter).manifest
     assert manifest is not None
@@ -108,11 +123,10 @@ def test_the_adapter_is_one_like_any_other_and_its_recipe_can_be_run_again(tmp_p
     assert (again / weights).read_bytes() == (finished.lora.directory / weights).read_bytes()
 
 
-@pytest.mark.usefixtures("tiny")
-def test_the_base_answers_as_if_nothing_had_been_trained(tmp_path: Path) -> None:
-    finished, _ = run_demo(tmp_path / "demo")
+def test_the_base_answers_as_if_nothing_had_been_trained(demo: Demo) -> None:
+    finished, _, directory = demo
     respond = systems.load_systems(finished.lora, finished.lora, device="cpu")
-    questions = story.read_questions(tmp_path / "demo")[:6]
+    questions = story.read_questions(directory)[:6]
     before = respond["base"](questions)
     assert respond["LoRA"](questions) == respond["full"](
         questions

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from tests.built_once import built_once
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -47,12 +48,14 @@ LLAMA = {
 }
 
 
+@built_once
 def llama(*, spread=0.2):
     """Two layers; weights of a size (`spread`) that gives varied answers without amplifying rounding errors."""
     torch.manual_seed(3)
     return LlamaForCausalLM(LlamaConfig(**LLAMA, initializer_range=spread)).eval()
 
 
+@built_once
 def gpt2(*, spread=0.2):
     """The same, with biases, learned positions and weights stored transposed."""
     torch.manual_seed(4)
@@ -76,6 +79,12 @@ class InMemory:
     digest: str
     config: PeftConfig
     tensors: Mapping[str, Tensor]
+
+
+def of_all_tokens(top):
+    """The log probabilities of every token of the vocabulary, given in any order with their tokens."""
+    values = dict(top)
+    return torch.tensor([values[token] for token in range(VOCABULARY)])
 
 
 def llama_configs():

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -40,7 +41,7 @@ def streamed(tokenizer, tokens, stop=(), **more):
     return [*parts, text], stopped
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(30), deadline=None)
 @given(text=st.text(alphabet=SAMPLE, max_size=30))
 def test_parts_are_whole_characters_and_add_up(tokenizer, text):
     parts, _ = streamed(tokenizer, ids(tokenizer, text))
@@ -48,7 +49,7 @@ def test_parts_are_whole_characters_and_add_up(tokenizer, text):
     assert not any("\ufffd" in part for part in parts)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(30), deadline=None)
 @given(tokens=st.lists(st.integers(0, 255), max_size=20))
 def test_broken_bytes_add_up_to_what_the_tokenizer_makes_of_them(tokenizer, tokens):
     parts, _ = streamed(tokenizer, tokens)
@@ -103,7 +104,7 @@ def test_no_stop_string_is_found_in_what_the_template_writes_before_an_answer(
     assert ("".join(parts), found) == (expected, stopped)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(70), deadline=None)
 @given(
     text=st.text(alphabet="abé", max_size=20),
     stop=st.lists(st.text(alphabet="abé", min_size=1, max_size=4), min_size=1, max_size=2),

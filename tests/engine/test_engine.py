@@ -7,7 +7,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.adapters import END, VOCABULARY, attached, configs_for, gpt2, in_memory, llama
+from tests.engine.adapters import (
+    END,
+    VOCABULARY,
+    attached,
+    configs_for,
+    gpt2,
+    in_memory,
+    llama,
+    of_all_tokens,
+)
+from tests.engine.arrivals import Arrival
+from tests.engine.arrivals import check as check_arrivals
+from tests.engine.arrivals import run as run_arrivals
+from tests.random_cases import cases
 from tests.reference.single_adapter import answer
 
 from manytune.engine.engine import Engine
@@ -69,11 +82,8 @@ def check(world, name, number, outputs, limit=LIMIT):
     tokens, logprobs = world.expected[name, number]
     tokens = tokens[:limit]
     assert [output.token_id for output in outputs] == tokens, (name, number)
-    for place, output in enumerate(outputs):
-        found = torch.empty(VOCABULARY)
-        for token, value in output.logprobs.top:
-            found[token] = value
-        torch.testing.assert_close(found, logprobs[place], atol=1e-5, rtol=0)
+    found = torch.stack([of_all_tokens(output.logprobs.top) for output in outputs])
+    torch.testing.assert_close(found, logprobs[: len(found)], atol=1e-5, rtol=0)
     ended = tokens[-1] == END
     assert outputs[-1].finish_reason == ("stop" if ended else "length")
 
@@ -111,7 +121,7 @@ def test_every_adapter_in_one_batch_answers_as_alone(world, tokenizer, options):
         check(world, name, number, outputs[f"{name}/{number}"])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=cases(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_arrivals_lengths_and_cancellations_change_no_answer(world, tokenizer, data):
     engine = world.engine(
@@ -129,27 +139,19 @@ def test_arrivals_lengths_and_cancellations_change_no_answer(world, tokenizer, d
             max_size=14,
         )
     )
-    cancelled = data.draw(st.dictionaries(st.integers(0, len(arrivals) - 1), st.integers(0, 20), max_size=4))
-    outputs = {str(place): [] for place in range(len(arrivals))}
-    step = 0
-    while engine.busy or step <= 20:
-        for place, (name, number, limit, at) in enumerate(arrivals):
-            if at == step:
-                engine.submit(Request(str(place), PROMPTS[number], params(limit), name, priority=place % 3))
-        for place, at in cancelled.items():
-            if at == step and (last := engine.cancel(str(place))) is not None:
-                outputs[str(place)].append(last)
-        for output in engine.step():
-            outputs[output.request_id].append(output)
-        engine.check_integrity()
-        step += 1
-    for place, (name, number, limit, _) in enumerate(arrivals):
-        got = outputs[str(place)]
-        if got and got[-1].finish_reason == "cancelled":
-            tokens = [output.token_id for output in got[:-1]]
-            assert tokens == world.expected[name, number][0][: len(tokens)]
-        elif place not in cancelled or got:
-            check(world, name, number, got, limit)
+    names = st.sampled_from([str(place) for place in range(len(arrivals))])
+    cancelled = data.draw(st.dictionaries(names, st.integers(0, 20), max_size=4))
+    requests = [
+        Arrival(Request(str(place), PROMPTS[number], params(limit), name, priority=place % 3), at)
+        for place, (name, number, limit, at) in enumerate(arrivals)
+    ]
+
+    def whole(place, outputs):
+        name, number, limit, _ = arrivals[int(place)]
+        check(world, name, number, outputs, limit)
+
+    outputs = run_arrivals(engine, requests, cancelled)
+    check_arrivals(outputs, cancelled, lambda place: world.expected[arrivals[int(place)][:2]][0], whole)
 
 
 def test_the_model_is_untouched_between_steps(llama_world, tokenizer):

@@ -7,6 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.engine.adapters import END, VOCABULARY, attached, in_memory
+from tests.engine.arrivals import Arrival
+from tests.engine.arrivals import check as check_arrivals
+from tests.engine.arrivals import run as run_arrivals
 from tests.engine.encoder_decoder.bases import BASES, configs_for
 from tests.reference.single_adapter import answer
 
@@ -103,24 +106,16 @@ def test_arrivals_lengths_and_cancellations_change_no_answer(tokenizer, data):
             max_size=10,
         )
     )
-    cancelled = data.draw(st.dictionaries(st.integers(0, len(arrivals) - 1), st.integers(0, 10), max_size=3))
-    outputs = {str(place): [] for place in range(len(arrivals))}
-    step = 0
-    while engine.busy or step <= 10:
-        for place, (name, number, limit, at) in enumerate(arrivals):
-            if at == step:
-                engine.submit(Request(str(place), PROMPTS[number], params(limit), name, priority=place % 3))
-        for place, at in cancelled.items():
-            if at == step and (last := engine.cancel(str(place))) is not None:
-                outputs[str(place)].append(last)
-        for output in engine.step():
-            outputs[output.request_id].append(output)
-        engine.check_integrity()
-        step += 1
-    for place, (name, number, limit, _) in enumerate(arrivals):
-        got = outputs[str(place)]
-        if got and got[-1].finish_reason == "cancelled":
-            tokens = [output.token_id for output in got[:-1]]
-            assert tokens == world.expected(name, number, limit)[0][: len(tokens)]
-        elif place not in cancelled or got:
-            world.check(name, number, got, limit)
+    names = st.sampled_from([str(place) for place in range(len(arrivals))])
+    cancelled = data.draw(st.dictionaries(names, st.integers(0, 10), max_size=3))
+    requests = [
+        Arrival(Request(str(place), PROMPTS[number], params(limit), name, priority=place % 3), at)
+        for place, (name, number, limit, at) in enumerate(arrivals)
+    ]
+
+    def whole(place, outputs):
+        name, number, limit, _ = arrivals[int(place)]
+        world.check(name, number, outputs, limit)
+
+    outputs = run_arrivals(engine, requests, cancelled)
+    check_arrivals(outputs, cancelled, lambda place: world.expected(*arrivals[int(place)][:3])[0], whole)

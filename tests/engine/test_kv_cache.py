@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.engine.kv_cache import WIDTH_MULTIPLE, KVCache, row_width
 
@@ -24,7 +25,7 @@ def values(seed, tokens):
     return torch.randn(2, 2, 2, tokens, 4, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(70), deadline=None)
 @given(data=st.data())
 def test_each_sequence_keeps_its_own_values(data):
     kept = cache()

@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.engine.prefix_cache import BLOCK, PrefixCache, block_keys
 
@@ -70,7 +71,7 @@ def test_nothing_is_kept_without_a_budget():
     assert len(stored(budget=0)) == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(30), deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("tu"), st.lists(st.integers(0, 1), min_size=1, max_size=5)), max_size=20

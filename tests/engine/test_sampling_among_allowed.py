@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.reference.sampling import probabilities
 
 from manytune.engine.request import SamplingParams
@@ -29,7 +30,7 @@ PROMPT = (3, 4, 5)
         },
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(15), deadline=None)
 def test_the_distribution_is_the_references_over_masked_logits(seed: int, options: dict) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(VOCABULARY, generator=generator)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.engine.kv_cache import row_width
 from manytune.engine.scheduler import AGING, Job, ScheduledChunk, Scheduler
@@ -180,7 +181,7 @@ def test_a_request_larger_than_the_budget_could_never_run():
     assert not make_scheduler(kv_budget_tokens=128).fits(job("a", max_tokens=129))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(60), deadline=None)
 @given(data=st.data())
 def test_everything_ends_within_the_limits_whatever_comes_and_goes(data):
     scheduler = make_scheduler(

@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.store.tiny import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, WordPiece
@@ -65,7 +66,7 @@ def parts(tokenizer, tokens):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(70), deadline=None)
 @given(text=st.text(alphabet=SAMPLE, max_size=20) | st.text(max_size=6))
 def test_the_bytes_of_all_tokens_are_those_of_the_text(name, text):
     tokenizer = TOKENIZERS[name]
@@ -74,7 +75,7 @@ def test_the_bytes_of_all_tokens_are_those_of_the_text(name, text):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(70), deadline=None)
 @given(data=st.data())
 def test_any_tokens_have_the_bytes_of_what_they_decode_to(name, data):
     tokenizer = TOKENIZERS[name]

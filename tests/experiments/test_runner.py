@@ -2,8 +2,10 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+from tests.experiments.forked import Forked
 from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import RunError
@@ -34,7 +36,8 @@ def test_no_error_is_none():
     check_outcomes([Outcome(), Outcome()], "workers")
 
 
-def test_a_worker_that_cannot_do_its_work_reports_its_error(tmp_path):
+def test_a_worker_that_cannot_do_its_work_reports_its_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=Forked))
     workspace = open_workspace(experiment(tmp_path), Reported())
     trials = [workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=2)]
     facts = workspace.experiment.directory / "experiment.json"

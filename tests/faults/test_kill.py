@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.faults.slow_run import slow_run
+from tests.random_cases import cases
 from tests.training.tiny_run import adapter_digest, recipe_content
 
 from manytune.training.recipe import recipe_from
 from manytune.training.run import run
 
-MOMENTS = 10
+MOMENTS = cases(6)
 SEED = 20240607
 
 # Each run is a fresh process; the server that they are forked from has paid for the imports once.

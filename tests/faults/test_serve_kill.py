@@ -17,6 +17,7 @@ import pytest
 import torch
 import uvicorn
 from tests.faults.test_store_kill import PROCESSES, check_whole
+from tests.random_cases import cases
 from tests.server.api_client import ROOT, Client
 from tests.server.world import alone, app_of, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
@@ -27,7 +28,7 @@ from manytune.store.base import Base, load_base
 from manytune.store.store import AdapterStore
 
 SEED = 20261122
-ROUNDS = int(os.environ.get("MANYTUNE_CASES", "8"))
+ROUNDS = int(os.environ.get("MANYTUNE_CASES", cases(4)))
 NAMES = ["one", "two", "three"]
 
 

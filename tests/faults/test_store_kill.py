@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.random_cases import cases
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_base
 
@@ -21,7 +22,7 @@ from manytune.store.store import AdapterStore
 
 PROCESSES = multiprocessing.get_context("fork")
 SEED = 20240811
-MOMENTS = 25
+MOMENTS = cases(15)
 #: What changes the disk, and so the moments between which a kill can make a difference.
 CALLS = ("rename", "replace", "mkdir", "unlink", "rmdir", "fsync", "open")
 

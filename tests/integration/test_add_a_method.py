@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,23 +27,23 @@ def save_script(folder: Path) -> Path:
     return path
 
 
-def test_the_script_attaches_trains_saves_switches_merges_serves_and_exports(tmp_path: Path) -> None:
-    save_script(tmp_path)
+@pytest.mark.filterwarnings("ignore")  # other libraries' own
+def test_the_script_attaches_trains_saves_switches_merges_serves_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `python rank_one.py BASE` would, without a process of its own, which imports for seconds."""
+    monkeypatch.setattr(registry, "_METHODS", registry.methods())
+    monkeypatch.chdir(tmp_path)
     base = save_tiny_base(tmp_path / "tiny")
-    ran = subprocess.run(
-        [sys.executable, "rank_one.py", str(base)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    monkeypatch.setattr(sys, "argv", ["rank_one.py", str(base)])
+    runpy.run_path(str(save_script(tmp_path)), run_name="__main__")
+    printed = capsys.readouterr().out
     # Two layers of seven projections: 16 -> 16 four times, 16 -> 32 twice and 32 -> 16.
-    assert f"trainable params: {2 * (4 * 32 + 3 * 48)} ||" in ran.stdout
-    first, last = map(float, re.search(r"^loss: (\S+) -> (\S+)$", ran.stdout, re.M).groups())  # type: ignore[union-attr]
+    assert f"trainable params: {2 * (4 * 32 + 3 * 48)} ||" in printed
+    first, last = map(float, re.search(r"^loss: (\S+) -> (\S+)$", printed, re.M).groups())  # type: ignore[union-attr]
     assert last < first
-    assert "14 layers, such as rank-one.RankOneLayer at model.model.layers.0.self_attn.q_proj" in ran.stdout
-    answers = re.search(r"^fox: '(.*)'\nbase: '(.*)'\nfor llama.cpp: \d+ bytes$", ran.stdout, re.M)
+    assert "14 layers, such as rank-one.RankOneLayer at model.model.layers.0.self_attn.q_proj" in printed
+    answers = re.search(r"^fox: '(.*)'\nbase: '(.*)'\nfor llama.cpp: \d+ bytes$", printed, re.M)
     assert answers is not None and answers[1] != answers[2]
 
 

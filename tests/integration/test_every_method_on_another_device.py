@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ OPTIONS = {
     ),
     "vera/not-saved": ("vera", {"r": 8, "target_modules": "all-linear", "save_projection": False}),
     "selective/weights": ("selective", {"parameters": ["c_fc.weight"]}),
-    "selective/layer": ("selective", {"parameters": ["h.1"]}),
+    "selective/layer": ("selective", {"parameters": ["h.0"]}),
 }
 
 
@@ -60,6 +60,8 @@ class Optioned(Case):
 #: Tied tables, biases and transposed weights; encoder-decoders; classifiers. Variants on plain linear layers.
 CASES = [case for case in cases() if (case.family is tiny_models.LLAMA) == bool(case.variant)]
 CASES += [Optioned(method, tiny_models.GPT2, variant) for variant, (method, _) in OPTIONS.items()]
+# Every operation on the device takes many times its time.
+CASES = [replace(case, family=tiny_models.ONE_LAYER[case.family.name]) for case in CASES]
 
 
 def _mixture() -> nn.Module:
@@ -326,6 +328,35 @@ def test_every_adapter_in_one_batch_answers_as_on_the_cpu(
     call: Call,
 ) -> None:
     call(answers_in_one_batch, build, tokenizer)
+
+
+def computes_with_float32_activations() -> None:
+    inputs = tiny_models.GPT2.inputs()
+
+    def run(device: torch.device) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        config = manytune.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = manytune.get_peft_model(tiny_models.GPT2.build().to(torch.bfloat16).eval(), config)
+        disturb(model)
+        with manytune.float32_activations(model):
+            model.to(device)  # as a trainer moves it
+            found = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            found.loss.backward()
+        results = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        norm = model.get_parameter("base_model.model.transformer.ln_f.weight")
+        assert norm.dtype == torch.bfloat16 and norm.device.type == device.type
+        return {"logits": found.logits.detach().cpu(), **results}
+
+    expected = run(CPU)
+    with strict_device() as device:
+        found = run(device)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_hidden_states_in_float32_over_a_base_in_half_precision_are_as_on_the_cpu(call: Call) -> None:
+    call(computes_with_float32_activations)
 
 
 def mixes_devices() -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from tests.random_cases import cases
 from tests.server.api_client import ROOT
 from tests.server.live import live
 from tests.server.world import app_of, fill_store
@@ -27,7 +28,7 @@ from tests.server.world import app_of, fill_store
 from manytune.server.auth import Keys
 from manytune.store.base import Base
 
-CASES = int(os.environ.get("MANYTUNE_CASES", "300"))
+CASES = int(os.environ.get("MANYTUNE_CASES", cases(100)))
 NAMES = st.sampled_from(["base", "one", "two", "three"])
 #: Half of the requests name somebody who is there, and most are for short answers: the rest would all end at once.
 SHORT = st.integers(1, 3)
@@ -48,11 +49,11 @@ def test_no_request_of_the_schema_makes_the_server_fail(base: Base, tmp_path: Pa
         each = min(50, -(-CASES // (2 * sum(weights))))
 
         def run(
-            operation: schemathesis.schemas.APIOperation, mode: GenerationMode, cases: int, turn: int
+            operation: schemathesis.schemas.APIOperation, mode: GenerationMode, count: int, turn: int
         ) -> None:
             @seed(turn)
             @settings(
-                max_examples=cases,
+                max_examples=count,
                 deadline=None,
                 database=None,
                 phases=[Phase.generate],

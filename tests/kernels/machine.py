@@ -24,3 +24,9 @@ def assert_near(found, expected, what="", *, tolerance=2e-5):
     torch.testing.assert_close(
         found, expected, atol=tolerance * size, rtol=0, msg=lambda said: f"{what}: {said}"
     )
+
+
+def without_kernels(monkeypatch):
+    """From here on as in a process whose machine has none."""
+    none = build.KernelLoader(build.Kernels(None, "torch's own"))
+    monkeypatch.setattr(build, "_of_this_process", none)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.kernels.machine import assert_near, needs_compiler
+from tests.random_cases import cases
 from tests.reference.one_sequence_a_forward import attention as one_at_a_time
 from tests.training.batches.attention.test_packed import visible_rows
 from tests.training.batches.tiny import Sequence, batches
@@ -75,7 +76,7 @@ def assert_agrees(found, expected, **tolerance):
 )
 @example([Sequence((1,), (2,))], None, (3, 1), 16, ("rows first",) * 4)
 @example([Sequence((1,), (2,)), Sequence((3,), (4,))], 1, (1, 1), 16, ("heads first",) * 4)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(30), deadline=None)
 def test_it_is_attention_along_each_rows_path(sequences, window, heads, dim, memory):
     batch = builder("shared-prefix")(sequences, pad_id=0)
     given = operands(batch.tokens_computed, heads, dim)

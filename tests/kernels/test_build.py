@@ -1,7 +1,6 @@
 """The kernels are compiled once, checked before use, and done without where that fails."""
 
 import ctypes
-import functools
 import os
 import platform
 import types
@@ -35,12 +34,7 @@ def no_kernels_yet(library, monkeypatch, tmp_path):
     monkeypatch.setenv("MANYTUNE_CACHE", str(tmp_path / "cache"))
     for name in ("MANYTUNE_KERNELS", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    forget(monkeypatch)
-
-
-def forget(monkeypatch):
-    monkeypatch.setattr(build, "_ready", False)
-    monkeypatch.setattr(build, "load_kernels", functools.cache(build.load_kernels.__wrapped__))
+    monkeypatch.setattr(build, "_of_this_process", build.KernelLoader())
 
 
 @pytest.fixture
@@ -88,7 +82,7 @@ def test_they_are_compiled_once_and_read_from_the_cache_after(compiler, tmp_path
     assert build.load_kernels() is first
     (file,) = kept()
     assert file.endswith(".so") and runs(tmp_path) == 1
-    forget(monkeypatch)
+    monkeypatch.setattr(build, "_of_this_process", build.KernelLoader())
     second = build.load_kernels()
     assert second is not first and second.note == "C++" and build.ready()
     assert kept() == [file] and runs(tmp_path) == 1

@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
-from tests.kernels.machine import assert_near, needs_compiler
+from tests.kernels.machine import assert_near, needs_compiler, without_kernels
 from tests.reference import lora as slow
 
-from manytune.kernels import build, low_rank, products
 from manytune.kernels import lora_linear as kernel
+from manytune.kernels import low_rank, products
 from manytune.kernels.build import load_kernels
 from manytune.methods.lora import fused
 
@@ -86,7 +86,7 @@ def test_a_layer_gives_what_torchs_operations_give(shape, bias, transposed, take
     given = operands(shape, bias=bias, transposed=transposed)
     found = outcome(lora_linear, given)
     assert taken == ["forward", "backward"]
-    monkeypatch.setattr(build, "_ready", False)
+    without_kernels(monkeypatch)
     assert_agrees(found, outcome(lora_linear, given))
     assert taken == ["forward", "backward"]
     assert_agrees(found, outcome(slow.lora_linear, wide(given)))

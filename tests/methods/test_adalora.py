@@ -247,6 +247,20 @@ def test_importance_is_that_of_the_papers_triplets() -> None:
     assert float(allocator.scores("x")) == pytest.approx(4 / 8 + (1 / 8 + 9 / 8) / 2 + (16 / 8 + 0) / 2)
 
 
+def test_a_training_of_one_step_cuts_the_ranks_by_that_steps_gradients(tmp_path: Path) -> None:
+    """HF PEFT fails there with a KeyError."""
+    config = AdaLoraConfig(target_modules=["lin"], init_r=4, target_r=1, total_step=1)
+    model = get_peft_model(Net().double(), config)
+    loss_of(model, 0).backward()
+    torch.optim.SGD(trained(model).values(), lr=0.1).step()
+    model.base_model.update_and_allocate(1)
+    ((key, kept),) = model.peft_config["default"].rank_pattern.items()
+    assert key.startswith("lin.") and sum(kept) == 1
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(Net().double(), tmp_path)
+    torch.testing.assert_close(loaded(batch(1)), model.eval()(batch(1)))
+
+
 def test_no_penalty_is_added_to_the_base_or_to_a_frozen_adapters_loss(tmp_path: Path) -> None:
     plain = float(LLAMA.build()(**LLAMA.inputs()).loss.detach())
     model = get_peft_model(LLAMA.build(), AdaLoraConfig(task_type="CAUSAL_LM", total_step=5))

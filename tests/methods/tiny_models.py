@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+from tests.built_once import built_once
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -51,14 +53,15 @@ class Family:
         return self.name
 
 
-def _llama() -> nn.Module:
+@built_once
+def _llama(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=64,
@@ -67,13 +70,14 @@ def _llama() -> nn.Module:
     )
 
 
-def _gpt2() -> nn.Module:
+@built_once
+def _gpt2(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,
             n_embd=32,
-            n_layer=2,
+            n_layer=layers,
             n_head=4,
             n_positions=64,
             bos_token_id=1,
@@ -86,7 +90,8 @@ def _gpt2() -> nn.Module:
     )
 
 
-def _t5() -> nn.Module:
+@built_once
+def _t5(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     return T5ForConditionalGeneration(
         T5Config(
@@ -94,7 +99,7 @@ def _t5() -> nn.Module:
             d_model=32,
             d_ff=48,
             d_kv=8,
-            num_layers=2,
+            num_layers=layers,
             num_heads=4,
             dropout_rate=0.0,
             decoder_start_token_id=0,
@@ -102,14 +107,15 @@ def _t5() -> nn.Module:
     )
 
 
-def _bert() -> nn.Module:
+@built_once
+def _bert(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=VOCABULARY,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=64,
             hidden_dropout_prob=0.0,
@@ -118,6 +124,7 @@ def _bert() -> nn.Module:
     )
 
 
+@built_once
 def _opt() -> nn.Module:
     torch.manual_seed(0)
     return OPTForCausalLM(
@@ -142,3 +149,22 @@ BERT = Family("bert", _bert, "SEQ_CLS")
 OPT = Family("opt", _opt, "CAUSAL_LM")
 
 FAMILIES = (LLAMA, GPT2, T5, BERT)
+
+#: The same by name, with half of the layers.
+ONE_LAYER = {family.name: replace(family, build=partial(family.build, layers=1)) for family in FAMILIES}
+
+
+def move(model: nn.Module) -> None:
+    """Add noise to everything that trains, the same every time."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.data.add_(0.1 * noise)
+
+
+def logits_of(model: nn.Module, family: Family) -> Tensor:
+    """The logits for a family's inputs."""
+    with torch.no_grad():
+        found: Tensor = model(**family.inputs()).logits
+    return found

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.methods.tiny_moe import DEEPSEEK, GPT_OSS, MIXTRAL, MIXTURES, QWEN3
+from tests.random_cases import cases
 from tests.reference import mixed_experts
 
 from manytune.methods.tuners.terms import ParameterUpdate, Terms
@@ -92,7 +93,7 @@ def check(mixture, stacks, adapters, owners, rows):
 
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=cases(12), deadline=None)
 @given(data=st.data())
 def test_every_token_gets_its_own_adapter_at_its_own_experts(mixture, data):
     parts = [(0, 1), (1, 2), (2, 3), (0, 2), (0, 3)]  # adapters differ in what they adapt, too

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.reference.mixed_batch import mixed
 from torch import nn
 
@@ -124,7 +125,7 @@ def check(base, stacks, layers, adapters, owners, rows_of):
                 torch.testing.assert_close(result[mine], expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(40), deadline=None)
 @given(data=st.data())
 def test_every_token_gets_its_own_adapters_terms_at_every_layer(data):
     kinds = data.draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=7))

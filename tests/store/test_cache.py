@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tests.random_cases import cases
 from tests.store.adapters_made import make_adapter
 
 from manytune.errors import BaseMismatchError, CacheFullError, StoreError, UnknownAdapterError
@@ -175,7 +176,7 @@ def test_who_holds_an_adapter_keeps_it_whatever_becomes_of_the_cache_and_the_fil
     assert all(torch.equal(held.tensors[name], expected[name]) for name in expected)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=cases(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["get", "pin", "unpin", "evict"]), st.sampled_from(NAMES)), max_size=20

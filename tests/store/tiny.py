@@ -1,8 +1,11 @@
 """A base small enough to build in a moment, saved as a directory."""
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
+from tests.built_once import built_once
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -22,6 +25,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>")
 
 
+@built_once
 def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -38,9 +42,22 @@ def tiny_model(seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+@cache
+def _saved(seed: int) -> tuple[dict[str, bytes], torch.Tensor]:
+    """The files of a base, by name, and the state of torch's random numbers after it was drawn."""
+    with tempfile.TemporaryDirectory() as directory:
+        tiny_model(seed).save_pretrained(directory)
+        tiny_tokenizer().save_pretrained(directory)
+        files = {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+        return files, torch.get_rng_state()
+
+
 def save_tiny_base(directory: Path, seed: int = 0) -> Path:
-    tiny_model(seed).save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    files, state = _saved(seed)
+    torch.set_rng_state(state)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,11 +134,16 @@ def wide_base() -> nn.Module:
 
 
 def test_a_bfloat16_base_learns_what_a_float32_base_learns() -> None:
-    expected = learned(torch.float32, "float32")
+    expected = learned_in_float32()
     ours, rounded = learned(HALF, "float32"), learned(HALF, "base")
     assert expected > 0
     assert ours == pytest.approx(expected, rel=0.05)
     assert rounded < 0.8 * expected, "HF PEFT's way, by its name"
+
+
+@functools.cache
+def learned_in_float32() -> float:
+    return learned(torch.float32, "float32")
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler trips over deprecations of its own
@@ -152,8 +158,13 @@ def test_a_bfloat16_base_learns_what_a_float32_base_learns() -> None:
     ],
     ids=str,
 )
-def test_that_holds_for_every_way_of_running_it(changes: dict[str, Any]) -> None:
-    assert learned(HALF, "float32", **changes) == pytest.approx(learned(torch.float32, "float32"), rel=0.05)
+def test_that_holds_for_every_way_of_running_it(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is computed in which dtype is settled before the compiler's last stage, which takes most of the time.
+    traced = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    assert learned(HALF, "float32", **changes) == pytest.approx(learned_in_float32(), rel=0.05)
 
 
 def test_upper_layers_alone_learn_the_same_with_the_lower_ones_results_kept() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ def train(
     name: str = "lora",
     **changes: Any,
 ) -> tuple[nn.Module, TrainingResult]:
-    """Train on 11 rows, 2 a batch: 6 batches an epoch, the last of one row."""
-    usual: dict[str, Any] = {"epochs": 3.0, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 1}
+    """Two epochs of 11 rows, 2 a batch: 6 batches an epoch, the last of one row."""
+    usual: dict[str, Any] = {"epochs": 2.0, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 1}
     model = lora(dropout=0.2 if name == "lora" else 0.0, name=name)
 
     def stop(report: Report) -> None:
@@ -58,13 +60,43 @@ def interrupted(directory: Path, stop_after: int, **changes: Any) -> None:
         train(directory, stop_after=stop_after, **changes)
 
 
-@pytest.mark.parametrize("stop_after", [2, 5, 6, 7, 12, 17])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
-    """At the start, inside an epoch, at its end, at the start of the next, before the last step."""
-    whole, result = train(tmp_path / "whole")
-    interrupted(tmp_path / "parts", stop_after)
-    resumed, rest = train(tmp_path / "parts", resume=True)
-    assert weights_digest(resumed) == weights_digest(whole)
+@dataclass(frozen=True)
+class Whole:
+    """A run that nothing interrupts, and the digest of its weights at the end."""
+
+    directory: Path
+    digest: str
+    result: TrainingResult
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    directory = tmp_path_factory.mktemp("whole")
+    model, result = train(directory)
+    return Whole(directory, weights_digest(model), result)
+
+
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("stopped")
+    interrupted(directory, 4)
+    return directory
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, tmp_path: Path) -> Path:
+    """A copy of what a run leaves that ends in its fourth step: the checkpoints of steps 2 and 3."""
+    shutil.copytree(stopped_once, tmp_path / "stopped")
+    return tmp_path / "stopped"
+
+
+@pytest.mark.parametrize("stop_after", [2, 5, 6, 7, 11, 12])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, whole: Whole, stop_after: int) -> None:
+    """At the start, inside an epoch, at its end, at the start of the next, before the last step and in it."""
+    result = whole.result
+    interrupted(tmp_path, stop_after)
+    resumed, rest = train(tmp_path, resume=True)
+    assert weights_digest(resumed) == whole.digest
     # The step at which it stopped wasn't saved yet, so it is done again; its numbers are the same.
     assert [r.loss for r in rest.step_reports] == [r.loss for r in result.step_reports[stop_after - 1 :]]
     assert [r.learning_rate for r in rest.step_reports] == [
@@ -90,7 +122,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
         {"epochs": 1.5, "batching": "shared-prefix"},
         {"gradient_checkpointing": True},
         {"name": "full"},
-        {"token_budget": 30, "accumulation": 2},  # stopped in an epoch with another number of batches
+        {
+            "token_budget": 30,
+            "accumulation": 2,
+            "epochs": 3.0,
+        },  # stopped in an epoch with another number of batches
         {"max_steps": 4, "optimizer": "adafactor", "lora_fa": True},
         {"max_steps": 4, "optimizer": "adamw_8bit", "optimizer_options": {"min_8bit_size": 1}},
         {
@@ -125,13 +161,12 @@ def test_that_holds_for_every_setting(tmp_path: Path, changes: dict[str, Any]) -
     assert weights_digest(resumed) == weights_digest(whole)
 
 
-def test_a_run_may_be_interrupted_many_times(tmp_path: Path) -> None:
-    whole, _ = train(tmp_path / "whole")
-    interrupted(tmp_path / "parts", 3)
-    for stop_after in (7, 8, 13):
-        interrupted(tmp_path / "parts", stop_after, resume=True)
-    resumed, _ = train(tmp_path / "parts", resume=True)
-    assert weights_digest(resumed) == weights_digest(whole)
+def test_a_run_may_be_interrupted_many_times(tmp_path: Path, whole: Whole) -> None:
+    interrupted(tmp_path, 3)
+    for stop_after in (7, 8, 11):
+        interrupted(tmp_path, stop_after, resume=True)
+    resumed, _ = train(tmp_path, resume=True)
+    assert weights_digest(resumed) == whole.digest
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_steps": 8}])
@@ -144,10 +179,10 @@ def test_after_the_last_step_only_the_validation_is_repeated(tmp_path: Path, cha
     assert rest.validation_loss == result.validation_loss
 
 
-def test_the_last_two_checkpoints_are_kept_without_a_pickle(tmp_path: Path) -> None:
-    train(tmp_path)
-    assert [path.name for path in checkpoints_in(tmp_path)] == ["step-00000017", "step-00000018"]
-    assert sorted(file.name for file in checkpoints_in(tmp_path)[0].iterdir()) == [
+def test_the_last_two_checkpoints_are_kept_without_a_pickle(whole: Whole) -> None:
+    kept = checkpoints_in(whole.directory)
+    assert [path.name for path in kept] == ["step-00000011", "step-00000012"]
+    assert sorted(file.name for file in kept[0].iterdir()) == [
         "digests.json",
         "optimizer.safetensors",
         "random.safetensors",
@@ -157,20 +192,17 @@ def test_the_last_two_checkpoints_are_kept_without_a_pickle(tmp_path: Path) -> N
     ]
 
 
-def test_an_unfinished_checkpoint_is_ignored_and_removed(tmp_path: Path) -> None:
-    whole, _ = train(tmp_path / "whole")
-    interrupted(tmp_path / "parts", 5)
-    unfinished = tmp_path / "parts" / ".step-00000005.manytune-tmp-00000000"
+def test_an_unfinished_checkpoint_is_ignored_and_removed(stopped: Path, whole: Whole) -> None:
+    unfinished = stopped / ".step-00000004.manytune-tmp-00000000"
     unfinished.mkdir()
     (unfinished / "weights.safetensors").write_bytes(b"half")
-    resumed, _ = train(tmp_path / "parts", resume=True)
-    assert weights_digest(resumed) == weights_digest(whole)
+    resumed, _ = train(stopped, resume=True)
+    assert weights_digest(resumed) == whole.digest
     assert not unfinished.exists()
 
 
-def test_every_random_generator_is_put_back(tmp_path: Path) -> None:
-    interrupted(tmp_path, 3)
-    checkpoint = latest_checkpoint(tmp_path)
+def test_every_random_generator_is_put_back(stopped_once: Path) -> None:
+    checkpoint = latest_checkpoint(stopped_once)
     assert checkpoint is not None
 
     def draw() -> tuple[float, float, float, float]:
@@ -203,63 +235,57 @@ FILES = (
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_checkpoint_with_one_flipped_bit_is_passed_over_for_the_one_before(
-    tmp_path: Path, name: str
+    stopped: Path, name: str
 ) -> None:
-    interrupted(tmp_path, 4)
-    file = checkpoints_in(tmp_path)[-1] / name
+    file = checkpoints_in(stopped)[-1] / name
     whole, draw = file.read_bytes(), random.Random(name)
     for position in {0, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(12))}:
         content = bytearray(whole)
         content[position] ^= 1 << draw.randrange(8)
         file.write_bytes(content)
         said: list[str] = []
-        found = latest_checkpoint(tmp_path, said.append)
+        found = latest_checkpoint(stopped, said.append)
         assert found is not None and found.position.step == 2
         where = "step-00000003/" if name == "digests.json" else f"step-00000003/{name}"
         assert len(said) == 1 and where in said[0] and "the checkpoint is damaged" in said[0]
     file.unlink()
-    again = latest_checkpoint(tmp_path)
+    again = latest_checkpoint(stopped)
     assert again is not None and again.position.step == 2
 
 
-def test_a_run_whose_last_checkpoint_is_damaged_ends_as_it_would_have(tmp_path: Path) -> None:
-    whole, _ = train(tmp_path / "whole")
-    interrupted(tmp_path / "parts", 6)
-    weights = checkpoints_in(tmp_path / "parts")[-1] / "weights.safetensors"
+def test_a_run_whose_last_checkpoint_is_damaged_ends_as_it_would_have(stopped: Path, whole: Whole) -> None:
+    weights = checkpoints_in(stopped)[-1] / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-20])
-    resumed, _ = train(tmp_path / "parts", resume=True)
-    assert weights_digest(resumed) == weights_digest(whole)
+    resumed, _ = train(stopped, resume=True)
+    assert weights_digest(resumed) == whole.digest
 
 
 @pytest.mark.parametrize("damage", ["[]", "{", "null", '{"format": 4}', "[" * 100_000, ""])
-def test_where_every_checkpoint_is_damaged_the_error_names_the_file(tmp_path: Path, damage: str) -> None:
-    interrupted(tmp_path, 4)
-    for path in checkpoints_in(tmp_path):
+def test_where_every_checkpoint_is_damaged_the_error_names_the_file(stopped: Path, damage: str) -> None:
+    for path in checkpoints_in(stopped):
         (path / "state.json").write_text(damage)
     with pytest.raises(
         RunError, match=r"step-00000003/state\.json: the checkpoint is damaged.*no whole one.*--overwrite"
     ):
-        latest_checkpoint(tmp_path)
+        latest_checkpoint(stopped)
 
 
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path, 2)
-    state = checkpoints_in(tmp_path)[-1] / "state.json"
+def test_a_checkpoint_of_another_format_is_refused(stopped: Path) -> None:
+    state = checkpoints_in(stopped)[-1] / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 99}))
     digests = state.with_name("digests.json")
     known = {**json.loads(digests.read_text()), "state.json": hashlib.sha256(state.read_bytes()).hexdigest()}
     digests.write_text(json.dumps(known))
     with pytest.raises(RunError, match="has format 99 and this manytune reads 5"):
-        latest_checkpoint(tmp_path)
+        latest_checkpoint(stopped)
     state.write_text(json.dumps({**json.loads(state.read_text()), "format": 3}))
     digests.unlink()  # as earlier releases wrote it
     with pytest.raises(RunError, match="has format 3 and this manytune reads 5"):
-        latest_checkpoint(tmp_path)
+        latest_checkpoint(stopped)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path, 2)
-    checkpoint = latest_checkpoint(tmp_path)
+def test_a_checkpoint_of_another_model_is_refused(stopped_once: Path) -> None:
+    checkpoint = latest_checkpoint(stopped_once)
     assert checkpoint is not None
     with pytest.raises(
         RunError, match=r"28 trainable .* and the model 28; they differ in a shape.*--overwrite"

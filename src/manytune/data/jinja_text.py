@@ -264,28 +264,23 @@ def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     through = f"the filter '{name}'"
     text_arguments = _TEXT_ARGUMENTS.get(name, 0)
 
-    def check_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        for value in [*args, *kwargs.values()][:text_arguments]:
-            printable(value, through)
+    def examine(value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if type(value) is not str:
+            check(value, through)
+        if args or kwargs or name == "format":
+            arguments = [*args, *kwargs.values()]
+            for argument in arguments[:text_arguments]:
+                printable(argument, through)
+            check_call(name, value, arguments)
 
     @functools.wraps(function)
     def checked(value: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(value) is not str:
-            check(value, through)
-        if text_arguments != 0:
-            check_arguments(args, kwargs)
-        if args or kwargs or name == "format":
-            check_call(name, value, [*args, *kwargs.values()])
+        examine(value, args, kwargs)
         return function(value, *args, **kwargs)
 
     @functools.wraps(function)
     def checked_with_context(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(value) is not str:
-            check(value, through)
-        if text_arguments != 0:
-            check_arguments(args, kwargs)
-        if args or kwargs or name == "format":
-            check_call(name, value, [*args, *kwargs.values()])
+        examine(value, args, kwargs)
         return function(context, value, *args, **kwargs)
 
     # Filters that ask for it get the context or the environment before the value.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from manytune.mixed.layers import Forward, MixedLayers
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import Snapshot, digest_of
+
+_StepT = TypeVar("_StepT", bound=AttentionStep)
 
 
 @dataclass(frozen=True)
@@ -163,15 +166,7 @@ class Runner:
 
     def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
         """Logits of the tokens that the head reads."""
-        step = AttentionStep(
-            self._cache,
-            rows=index[1],
-            positions=index[2],
-            decoding=decoding,
-            longest=max(tokens.positions[:decoding], default=0) + 1,
-            chunks=tuple(tokens.chunks),
-            guarded=bool(owners.digests),
-        )
+        step = self._step(AttentionStep, index, tokens, decoding, owners)
         with self._running(attention.NAME, owners):
             inputs: dict[str, Tensor] = {"input_ids": index[:1]}
             if tokens.virtual:
@@ -187,6 +182,27 @@ class Runner:
                 manytune_step=step,
             ).logits[0]
         return logits
+
+    def _step(
+        self,
+        kind: type[_StepT],
+        index: Tensor,
+        tokens: TokenRow,
+        decoding: int,
+        owners: Owners,
+        **more: Any,
+    ) -> _StepT:
+        """Which parts of the cache the forward's tokens write and read; `more` is what this kind knows besides."""
+        return kind(
+            self._cache,
+            rows=index[1],
+            positions=index[2],
+            decoding=decoding,
+            longest=max(tokens.positions[:decoding], default=0) + 1,
+            chunks=tuple(tokens.chunks),
+            guarded=bool(owners.digests),
+            **more,
+        )
 
     @contextmanager
     def _running(self, attention_function: str, owners: Owners) -> Iterator[None]:

@@ -52,7 +52,7 @@ class OnRay:
 
         started_here = not ray.is_initialized()
         if started_here:
-            _start()
+            start_ray()
         try:
             task: Any = ray.remote(num_cpus=self.cores)(_work)
             directory = str(Path.cwd())  # paths in a recipe are relative to it
@@ -65,7 +65,7 @@ class OnRay:
         return outcomes
 
 
-def _start() -> None:
+def start_ray() -> None:
     """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
 
     Its own processes must come up within seconds, which a machine that is busy with trainings may not manage, so a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import platform
@@ -62,21 +61,46 @@ class Kernels:
         )
 
 
-_ready = False
+class KernelLoader:
+    """Loads the kernels once, when they are first wanted.
+
+    Args:
+        kernels: What has been loaded already.
+
+    Attributes:
+        ready: Whether there are kernels and they have been loaded.
+    """
+
+    def __init__(self, kernels: Kernels | None = None) -> None:
+        self._kernels = kernels
+        self.ready = kernels is not None and kernels.library is not None
+
+    def load(self) -> Kernels:
+        """See `load_kernels`."""
+        if self._kernels is None:
+            self._kernels = _load()
+            self.ready = self._kernels.library is not None
+        return self._kernels
+
+
+_of_this_process = KernelLoader()
 
 
 def ready() -> bool:
     """Whether the kernels have been loaded; to be asked in each step, and by torch.compile."""
-    return _ready
+    return _of_this_process.ready
 
 
-@functools.cache
 def load_kernels() -> Kernels:
     """Compile the kernels unless that was done before, check them against torch, and load them.
 
     They are left out, and torch's operations do their work, if there is no C++ compiler, if it fails, if what it made
     computes something else, or if the environment has `MANYTUNE_KERNELS=torch`. The note says so.
     """
+    return _of_this_process.load()
+
+
+def _load() -> Kernels:
     if os.environ.get(_OFF) == "torch":
         return Kernels(None, f"torch's own ({_OFF}=torch)")
     if platform.system() != "Linux":
@@ -91,8 +115,6 @@ def load_kernels() -> Kernels:
     found = difference(library)
     if found is not None:
         return Kernels(None, f"torch's own (what {compiler} made of the C++ kernels is wrong: {found})")
-    global _ready
-    _ready = True
     return Kernels(library, "C++")
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.chat_templates import FAMILIES, tokenizer_of
+from tests.random_cases import cases
 
 from manytune.data.conversation.conversation import Message
 from manytune.data.conversation.form import ConversationForm
@@ -46,7 +47,7 @@ def spans(sequence: Encoded) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=cases(20), deadline=None)
 def test_each_answer_is_learned_once_after_exactly_what_is_served(family: str, data: st.DataObject) -> None:
     kind = FAMILIES[family]
     example = data.draw(conversations(system=kind.system))

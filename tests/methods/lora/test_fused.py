@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.reference import lora as slow
 from torch import Tensor
 
@@ -104,7 +105,7 @@ setups = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=cases(70), deadline=None)
 @given(setup=setups)
 @example(setup=Setup(shape=()))
 @example(setup=Setup(shape=(0,)))

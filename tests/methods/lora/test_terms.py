@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engine.adapters import InMemory, in_memory
-from tests.methods.tiny_models import BERT, GPT2, LLAMA, Family
+from tests.methods.tiny_models import BERT, GPT2, LLAMA, Family, logits_of, move
 from tests.reference import terms as twin
 from torch import Tensor, nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -48,18 +48,8 @@ def adapted(family: Family, **options: Any) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PeftWarning)
         model = get_peft_model(base, LoraConfig(**{"r": 3, "lora_alpha": 6, **options}))
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.data.add_(0.1 * noise)
+    move(model)
     return model
-
-
-def logits(model: nn.Module, family: Family) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(**family.inputs()).logits
-    return found
 
 
 def assert_computed_by(terms: Terms, family: Family, expected: Tensor) -> None:
@@ -96,8 +86,8 @@ def assert_computed_by(terms: Terms, family: Family, expected: Tensor) -> None:
 )
 def test_terms_of_every_kind_of_layer_say_what_it_computes(family: Family, options: dict[str, Any]) -> None:
     model = adapted(family, **options)
-    expected = logits(model, family)
-    assert not torch.allclose(expected, logits(family.build().double().eval(), family), atol=1e-4)
+    expected = logits_of(model, family)
+    assert not torch.allclose(expected, logits_of(family.build().double().eval(), family), atol=1e-4)
     assert_computed_by(model.tuner.live_terms("default"), family, expected)
     adapter = in_memory(model)
     assert_computed_by(terms_of(adapter, family.build().double()), family, expected)
@@ -139,14 +129,14 @@ def test_live_terms_follow_the_scaling_and_share_the_parameters() -> None:
     assert update.down.data_ptr() == layer.lora_A["default"].weight.data_ptr()
     assert update.up.data_ptr() == layer.lora_B["default"].weight.data_ptr()
     assert not update.down.requires_grad
-    assert_computed_by(terms, LLAMA, logits(model, LLAMA))
+    assert_computed_by(terms, LLAMA, logits_of(model, LLAMA))
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_live_terms_hold_what_an_adapter_took_out_of_the_weight(init: str, options: dict[str, Any]) -> None:
     model = adapted(LLAMA, target_modules=["q_proj"], init_lora_weights=init, **options)
-    expected = logits(model, LLAMA)
+    expected = logits_of(model, LLAMA)
     terms = model.tuner.live_terms("default")
     assert {update.rank for update in terms.updates.values()} == {6}
     assert_computed_by(terms, LLAMA, expected)
@@ -175,12 +165,12 @@ def test_a_converted_adapter_has_terms_of_twice_the_rank(tmp_path: Path) -> None
     config, tensors = PeftConfig.from_pretrained(tmp_path / "plain"), read_tensors(tmp_path / "plain")
     terms = terms_of(InMemory("x", config, tensors), LLAMA.build().double())
     assert {update.rank for update in terms.updates.values()} == {6}
-    assert_computed_by(terms, LLAMA, logits(model, LLAMA))
+    assert_computed_by(terms, LLAMA, logits_of(model, LLAMA))
 
 
 def test_a_merged_adapter_has_the_terms_of_the_unmerged_one() -> None:
     model = adapted(GPT2, target_modules=["c_attn", "c_fc"], use_dora=True)
-    expected = logits(model, GPT2)
+    expected = logits_of(model, GPT2)
     model.merge_adapter()
     assert_computed_by(model.tuner.live_terms("default"), GPT2, expected)
 
@@ -198,7 +188,7 @@ def test_a_table_saved_along_is_ignored_if_it_is_the_bases_and_in_the_terms_if_i
     tmp_path: Path,
 ) -> None:
     model = adapted(LLAMA, target_modules=["embed_tokens"])
-    expected = logits(model, LLAMA)
+    expected = logits_of(model, LLAMA)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PeftWarning)
         model.save_pretrained(tmp_path)
@@ -210,7 +200,7 @@ def test_a_table_saved_along_is_ignored_if_it_is_the_bases_and_in_the_terms_if_i
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1)
     assert_computed_by(
-        terms_of(InMemory("x", config, changed), LLAMA.build().double()), LLAMA, logits(model, LLAMA)
+        terms_of(InMemory("x", config, changed), LLAMA.build().double()), LLAMA, logits_of(model, LLAMA)
     )
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.store.tiny import tiny_model
 
 from manytune.errors import NoMatchingPeftModuleError
@@ -53,7 +54,7 @@ PATTERNS = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(100), deadline=None)
 @given(pattern=PATTERNS, text=st.text("ab.1_", max_size=8))
 def test_they_match_what_re_matches(pattern: str, text: str) -> None:
     assert patterns.fullmatch(pattern, text) == (re.fullmatch(pattern, text) is not None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engine.adapters import InMemory, in_memory
-from tests.methods.tiny_models import BERT, GPT2, LLAMA, OPT, T5, Family
+from tests.methods.tiny_models import BERT, GPT2, LLAMA, OPT, T5, Family, logits_of, move
 from tests.reference import terms as twin
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3TextScaledWordEmbedding
@@ -199,18 +199,8 @@ def test_values_that_do_not_fit_are_refused(values: dict[str, Tensor], message: 
 
 def trained(family: Family, config: PeftConfig) -> Any:
     model = get_peft_model(family.build().double().eval(), config)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.data.add_(0.1 * noise)
+    move(model)
     return model
-
-
-def logits(model: nn.Module, family: Family) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model(**family.inputs()).logits
-    return found
 
 
 EVERYTHING = [
@@ -228,7 +218,7 @@ EVERYTHING = [
 @pytest.mark.parametrize(("family", "config"), EVERYTHING, ids=lambda v: getattr(v, "peft_type", str(v)))
 def test_modules_and_parameters_trained_in_full_have_terms(family: Family, config: PeftConfig) -> None:
     model = trained(family, copy.deepcopy(config))
-    expected, base = logits(model, family), family.build().double().eval()
+    expected, base = logits_of(model, family), family.build().double().eval()
     for terms in (model.tuner.live_terms("default"), terms_of(in_memory(model), base)):
         found = twin.logits(family.build().double().eval(), terms, family.inputs())
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -243,7 +233,7 @@ def test_a_tied_table_is_replaced_at_both_of_its_places_by_full_fine_tuning_alon
 
 def test_an_adapter_that_is_not_in_use_has_its_own_terms_against_the_same_base() -> None:
     model = trained(GPT2, SelectiveConfig(parameters="bias", task_type="CAUSAL_LM"))
-    expected = logits(model, GPT2)
+    expected = logits_of(model, GPT2)
     model.add_adapter("second", SelectiveConfig(parameters=["layernorm"], task_type="CAUSAL_LM"))
     model.set_adapter("second")
     for parameter in model.parameters():
@@ -259,7 +249,7 @@ def test_without_the_bases_weights_there_is_nothing_that_terms_could_refer_to() 
     with pytest.raises(TermsError, match=r"trained with keep_base=False, so the base's weights .* are gone"):
         model.tuner.live_terms("default")
     saved = terms_of(in_memory(model), GPT2.build().double())
-    expected = logits(model, GPT2)
+    expected = logits_of(model, GPT2)
     found = twin.logits(GPT2.build().double().eval(), saved, GPT2.inputs())
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 

@@ -14,8 +14,8 @@ import torch
 from starlette.testclient import TestClient
 from tests.server.live import live
 from tests.server.world import app_of
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
+from tests.word_base import save_word_encoder
+from transformers import AutoModel
 
 from manytune.server.app import create_app
 from manytune.server.pooling import pooling_of
@@ -39,23 +39,7 @@ CONFIGS: dict[str, Any] = {
 
 def save_encoder(folder: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdef"]
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        folder
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        initializer_range=0.3,
-    )
-    BertModel(config).save_pretrained(folder)
+    save_word_encoder(folder, words, max_position_embeddings=16, initializer_range=0.3)
     return folder
 
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.server.tools.reading import read
 
 from manytune.server.tools.hermes import Hermes
@@ -29,7 +30,7 @@ FORMS = [Hermes(), Mistral(named=False), Llama3(), Plain()]
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @given(pieces=st.lists(st.sampled_from(PIECES), min_size=1, max_size=8), data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 def test_parts_make_no_difference_and_what_is_no_call_is_text(form, pieces, data) -> None:
     text = "".join(pieces)
     places = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=3)))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from tests.random_cases import cases
 from tests.training.batches.tiny import Sequence, batches
 
 from manytune.errors import DataError, RecipeError
@@ -61,7 +62,7 @@ def test_a_token_may_be_a_target_of_one_sequence_and_the_prompt_of_another():
 
 
 @given(batches())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=cases(30), deadline=None)
 def test_a_trie_has_one_row_for_each_distinct_prefix(sequences):
     prefixes = set()
     targets = 0

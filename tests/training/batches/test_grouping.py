@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.training.batches.tiny import Sequence, sequences
 
 from manytune.errors import DataError, RecipeError
@@ -18,7 +19,7 @@ def planned(items, **options):
 
 
 @given(examples, st.integers(1, 5), st.booleans(), st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 def test_each_example_comes_exactly_once_an_epoch(items, size, grouped, epoch):
     plan = planned(items, seed=1, epoch=epoch, batch_size=size, group_prefixes=grouped)
     assert sorted(index for batch in plan for index in batch) == list(range(len(items)))
@@ -27,7 +28,7 @@ def test_each_example_comes_exactly_once_an_epoch(items, size, grouped, epoch):
 
 @pytest.mark.parametrize("layout", BUILDERS)
 @given(examples, st.integers(16, 60), st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 def test_a_token_budget_bounds_what_each_batch_computes(layout, items, budget, grouped):
     plan = planned(items, seed=1, token_budget=budget, layout=layout, group_prefixes=grouped)
     assert sorted(index for batch in plan for index in batch) == list(range(len(items)))
@@ -37,7 +38,7 @@ def test_a_token_budget_bounds_what_each_batch_computes(layout, items, budget, g
 
 @pytest.mark.parametrize("layout", BUILDERS)
 @given(examples)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=cases(15), deadline=None)
 def test_a_token_budget_is_filled(layout, items):
     budget = 40
     plan = planned(items, seed=1, token_budget=budget, layout=layout)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from tests.random_cases import cases
 from tests.training.batches.tiny import batches
 
 from manytune.training.batches import BUILDERS, builder
@@ -35,7 +36,7 @@ def prefixes(batch: Any) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("layout", BUILDERS)
 @given(first=batches(), second=batches())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=cases(15), deadline=None)
 def test_a_number_belongs_to_one_prefix_in_every_batch(layout: str, first: Any, second: Any) -> None:
     numbers = PrefixNumbers()
     numbered: dict[int, tuple[int, ...]] = {}

@@ -22,17 +22,30 @@ from manytune.engine.kv_cache import KVCache
 NAME = "manytune-encoder-decoder"
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What a module asks its attention function for.
+
+    Attributes:
+        module: The calling module.
+        query: (1, heads, T, size).
+        key: As `query`.
+        value: As `query`.
+        scaling: Factor of the scores.
+        bias: Added to the scores of tokens that are neighbours, (1, heads, T, T), or None.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    bias: Tensor | None
+
+
 class _Step(Protocol):
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        bias: Tensor | None,
-    ) -> Tensor:
-        """Attention of (1, heads, T, size); returns (1, T, heads, size)."""
+    def attend(self, call: AttentionCall) -> Tensor:
+        """The attention, (1, T, heads, size)."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +58,14 @@ class EncoderStep:
 
     inputs: tuple[slice, ...]
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        bias: Tensor | None,
-    ) -> Tensor:
-        """Each input attends to itself.
-
-        Args:
-            module: The calling module.
-            query: (1, heads, T, size).
-            key: As `query`.
-            value: As `query`.
-            scaling: Factor of the scores.
-            bias: Added to them, (1, heads, T, T), or None. It depends on distances alone, so that each input finds its
-                own on the diagonal.
-        """
-        out = torch.empty_like(query)
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Each input attends to itself; the bias depends on distances alone, so each finds its own on the diagonal."""
+        out = torch.empty_like(call.query)
         for span in self.inputs:
-            own = None if bias is None else bias[:, :, span, span]
+            query, key, value = (part[:, :, span] for part in (call.query, call.key, call.value))
+            own = None if call.bias is None else call.bias[:, :, span, span]
             out[:, :, span] = F.scaled_dot_product_attention(
-                query[:, :, span], key[:, :, span], value[:, :, span], attn_mask=own, scale=scaling
+                query, key, value, attn_mask=own, scale=call.scaling
             )
         return out.transpose(1, 2)
 
@@ -116,26 +112,19 @@ class DecoderStep(AttentionStep):
     _of: nn.Module | None = None
     _seen: Tensor | None = field(default=None)
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        bias: Tensor | None,
-    ) -> Tensor:
+    def attend(self, call: AttentionCall) -> Tensor:
         """Attention over a sequence's own tokens, or over what the encoder made of its input.
 
-        `bias` isn't used: it is for tokens that are neighbours in one sequence.
+        The call's bias isn't used: it is for tokens that are neighbours in one sequence.
         """
-        if key is _ENCODED:
-            return self._attend_to_source(query, int(module.layer_idx), scaling)  # type: ignore[arg-type]
+        module: Any = call.module
+        if call.key is _ENCODED:
+            return self._attend_to_source(call.query, int(module.layer_idx), call.scaling)
         if getattr(module, "has_relative_attention_bias", False):
             self._of = module
             self._masks.clear()
         out, _ = engine_attention_forward(
-            module, query, key, value, None, scaling=scaling, manytune_step=self
+            module, call.query, call.key, call.value, None, scaling=call.scaling, manytune_step=self
         )
         return out
 
@@ -268,7 +257,8 @@ def encoder_decoder_attention(
             "manytune_step, a mask, or dropout. Call the model outside of Engine.step()."
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return manytune_step.attend(module, query, key, value, scaling, position_bias), None
+    call = AttentionCall(module, query, key, value, scaling, position_bias)
+    return manytune_step.attend(call), None
 
 
 AttentionInterface.register(NAME, encoder_decoder_attention)

@@ -134,14 +134,12 @@ class EncoderDecoderRunner(Runner):
         assert owners.kept is None and not tokens.virtual
         order = self._sources.order
         rows = [*range(decoding), *(chunk.row for chunk in tokens.chunks)]
-        step = DecoderStep(
-            self._cache,
-            rows=index[1],
-            positions=index[2],
-            decoding=decoding,
-            longest=max(tokens.positions[:decoding], default=0) + 1,
-            chunks=tuple(tokens.chunks),
-            guarded=bool(owners.digests),
+        step = self._step(
+            DecoderStep,
+            index,
+            tokens,
+            decoding,
+            owners,
             sources=self._sources,
             lengths=[self._sources.length(order[row]) for row in rows],
             bias=self._bias,

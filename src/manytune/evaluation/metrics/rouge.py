@@ -16,9 +16,6 @@ from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
-
 from manytune.evaluation.metrics.base import MeanOfItems, number_of_references
 from manytune.evaluation.results import Answer
 
@@ -64,6 +61,8 @@ class _RememberingTokenizer:
     """The tokenizer of `rouge-score`; four metrics stem the same texts, so the latest are remembered."""
 
     def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
         self.tokenize = lru_cache(maxsize=4096)(DefaultTokenizer(use_stemmer=True).tokenize)
 
 
@@ -74,4 +73,6 @@ def _tokenizer() -> _RememberingTokenizer:
 
 @cache
 def _scorer(name: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # with nltk and scikit-learn, which take a second
+
     return RougeScorer([name], tokenizer=_tokenizer())

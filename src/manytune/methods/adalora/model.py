@@ -158,7 +158,8 @@ class AdaLoraModel(LoraModel):
         config, layers = self._config(adapter_name), self._triplets(adapter_name)
         if step <= config.final_step:
             allocator = self._allocators.setdefault(adapter_name, RankAllocator(config))
-            if step < config.final_step:
+            # The last cut takes in no gradients of its own, unless there were none before: a training of one step.
+            if step < config.final_step or not allocator.averages:
                 allocator.observe(layers)
             if step != config.final_step and (step <= config.tinit or step % config.deltaT):
                 return

@@ -30,18 +30,19 @@ def check_option_types(config: Any) -> None:
     Raises:
         ConfigError: An option's value is of another kind, or is NaN or Inf.
     """
-    for name, annotation in _annotations(type(config)).items():
+    kind: Any = type(config)
+    for name, annotation in _annotations(kind).items():
         value = getattr(config, name)
         if not _fits(value, annotation):
             expected = str(annotation) if typing.get_args(annotation) else annotation.__name__
             raise ConfigError(
-                f"{type(config).__name__}: {name}: expected {expected.replace('typing.', '')}; "
+                f"{kind.__name__}: {name}: expected {expected.replace('typing.', '')}; "
                 f"found {_shown(value)} ({type(value).__name__})."
             )
 
 
 @functools.cache
-def _annotations(kind: type) -> dict[str, Any]:
+def _annotations(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     found = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     return {

@@ -21,13 +21,14 @@ from manytune.methods.lora.config import LoraConfig
 from manytune.methods.lora.init import initialise, refuse_beyond_linear
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.linear import Linear
+from manytune.methods.tuners.base_layers import AsksBase
 from manytune.methods.tuners.targets import base_of
 
 #: Where the output projection is, seen from the attention layer with adapters.
 OUTPUT = "base_layer.out_proj"
 
 
-class MultiheadAttention(LoraLayer):
+class MultiheadAttention(AsksBase, LoraLayer):
     """Attention with W_in + Σ s·BA and W_out + Σ s·BA over the active adapters.
 
     Shapes: W_in is (3 · dim, dim), so B is (3 · dim, r) and A is (r, dim); W_out is (dim, dim).
@@ -111,15 +112,6 @@ class MultiheadAttention(LoraLayer):
         if not weights:
             return self.base_layer(*args, **kwargs)
         return functional_call(self.base_layer, weights, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        # torch's transformer layers ask their attention for its sizes, weights and masks.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "_modules" not in self.__dict__ or "base_layer" not in self._modules:
-                raise
-            return getattr(self.base_layer, name)
 
 
 def with_output_projections(

@@ -31,7 +31,7 @@ from manytune.methods.lora.factor import Factor, draw_fresh, skip_draws
 from manytune.methods.lora.init import initialise, refuse_beyond_linear
 from manytune.methods.lora.layer import LoraLayer
 from manytune.methods.lora.parameter_terms import by_expert, terms_at
-from manytune.methods.tuners.base_layers import BaseLayer
+from manytune.methods.tuners.base_layers import AsksBase, BaseLayer
 from manytune.methods.tuners.grouped_experts import (
     Routing,
     each_expert,
@@ -68,7 +68,7 @@ class _LowRank(NamedTuple):
     dropout: nn.Module
 
 
-class ParamWrapper(LoraLayer):
+class ParamWrapper(AsksBase, LoraLayer):
     """A layer of which one parameter is adapted.
 
     Args:
@@ -252,15 +252,6 @@ class ParamWrapper(LoraLayer):
         base = replace(base, path=holder(base.path), module=self.get_base_layer())
         rank, scaling = self.r[adapter_name], self.scaling[adapter_name]
         return terms_at(base, self.parameter_name, tensors, rank, scaling)
-
-    def __getattr__(self, name: str) -> Any:
-        # Mixtures of experts ask their experts and routers for sizes and biases.
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "_modules" not in self.__dict__ or "base_layer" not in self._modules:
-                raise
-            return getattr(self.base_layer, name)
 
     def extra_repr(self) -> str:
         """The parameter's name, which alone tells apart the wrappers around one layer."""

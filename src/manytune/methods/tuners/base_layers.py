@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -272,3 +272,19 @@ class BaseLayers:
         while isinstance(module, Wrapper):
             wrapper, module = module, module.wrapped
         return BaseLayer(path, module, wrapper, parent, self._kept)
+
+
+class AsksBase(nn.Module):
+    """Mixed into an adapter layer that is asked for its base layer's attributes, which it then gives.
+
+    torch's transformer layers ask their attention for sizes, weights and masks, and mixtures of experts their experts
+    and routers for sizes and biases.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_modules" not in self.__dict__ or "base_layer" not in self._modules:
+                raise
+            return getattr(self.base_layer, name)

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,30 @@ class TokenSequence(Protocol):
         """The example's record number in its source, from 1; for error messages."""
 
 
+class LaidOut:
+    """What is common to batches of all kinds, which are dataclasses."""
+
+    __slots__ = ()
+    labels: Tensor
+
+    @property
+    def targets(self) -> float:
+        """Number of targets, which divides the loss's sum."""
+        return float(self.labels.numel())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        batch: Any = self
+        moved = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in dataclasses.fields(batch)
+            if isinstance(value := getattr(self, field.name), (Tensor, Layout))
+        }
+        return dataclasses.replace(batch, **moved)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(LaidOut):
     """Sequences laid out for one forward pass of a causal language model.
 
     A *target* is a completion token that bears the loss. Its logits are those of the token before it.
@@ -124,17 +146,6 @@ class Batch:
             return outputs
         virtual = outputs.shape[1] - self.input_ids.shape[1]
         return outputs[:, self.logit_positions + virtual]
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-
-        def moved(value: object) -> object:
-            if isinstance(value, (Tensor, Layout)):
-                return value.to(device, non_blocking=non_blocking)
-            return value
-
-        fields = {field.name: moved(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return Batch(**fields)  # type: ignore[arg-type]
 
 
 def learned(sequence: TokenSequence) -> list[bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +11,19 @@ from torch import Tensor, nn
 
 from manytune.data.label_encoder import Labelled
 from manytune.errors import DataError
-from manytune.training.batches.batch import base_model
+from manytune.training.batches.batch import LaidOut, base_model
 from manytune.training.batches.support import virtual_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledBatch:
+class LabelledBatch(LaidOut):
     """Texts laid out for one forward pass of a classifier.
 
     Attributes:
         input_ids: Shape `(rows, longest)`.
         attention_mask: 1 for tokens and 0 for pad tokens. Shape `(rows, longest)`.
         token_type_ids: From which of two texts each token is; None where no row has two. Shape `(rows, longest)`.
-        labels: The place of each row's label. Shape `(rows,)`.
+        labels: The place of each row's label; each is a target. Shape `(rows,)`.
         weights: What each row weighs in the loss. Shape `(rows,)`, float32.
         tokens_in: Tokens, pad tokens not counted.
     """
@@ -35,11 +34,6 @@ class LabelledBatch:
     labels: Tensor
     weights: Tensor
     tokens_in: int
-
-    @property
-    def targets(self) -> float:
-        """Number of rows; each has one label."""
-        return float(self.labels.numel())
 
     def model_inputs(self, model: nn.Module | None = None) -> dict[str, Any]:
         """Keyword arguments for the forward of a transformers classifier.
@@ -79,15 +73,6 @@ class LabelledBatch:
         """
         each = torch.nn.functional.cross_entropy(logits.float(), self.labels, reduction="none")
         return (each * self.weights).sum()
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelledBatch:
-        """The same batch on another device."""
-        tensors: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
 
 
 def build(sequences: Sequence[Any], *, pad_id: int) -> LabelledBatch:

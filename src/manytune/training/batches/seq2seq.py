@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import RunError
-from manytune.training.batches.batch import Batch, TokenSequence, base_model, check_sequences, learned
+from manytune.training.batches.batch import (
+    Batch,
+    LaidOut,
+    TokenSequence,
+    base_model,
+    check_sequences,
+    learned,
+)
 from manytune.training.batches.labelled import LabelledBatch
 from manytune.training.batches.target_loss import weighted_nll
 
@@ -25,7 +31,7 @@ class Builder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Seq2SeqBatch:
+class Seq2SeqBatch(LaidOut):
     """Sequences laid out for one forward pass of an encoder-decoder, one a row, padded on the right.
 
     Attributes:
@@ -46,11 +52,6 @@ class Seq2SeqBatch:
     labels: Tensor
     weights: Tensor
     tokens_in: int
-
-    @property
-    def targets(self) -> float:
-        """Number of targets."""
-        return float(self.labels.numel())
 
     def model_inputs(self, model: nn.Module | None = None) -> dict[str, Any]:
         """Keyword arguments for the forward of a transformers encoder-decoder."""
@@ -73,15 +74,6 @@ class Seq2SeqBatch:
     def kept(self, outputs: Tensor) -> Tensor:
         """The columns that `target_rows` counts in: those after a soft prompt's virtual tokens."""
         return outputs[:, -self.decoder_input_ids.shape[1] :]
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Seq2SeqBatch:
-        """The same batch on another device."""
-        tensors: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
 
 
 AnyBatch = Batch | Seq2SeqBatch | LabelledBatch

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.random_cases import cases
 from tests.reference.one_sequence_a_forward import attention
 from tests.training.batches.tiny import Sequence, batches, model
 
@@ -38,7 +39,7 @@ def visible_rows(sequences, batch, window):
     st.sampled_from([2, 64]),  # so that some rectangles take several calls
     st.sampled_from([8, 6]),  # values as wide as keys, which the CPU's own kernel asks for, and narrower
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=cases(25), deadline=None)
 def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads, queries, value_dim):
     batch = builder("shared-prefix")(sequences, pad_id=0)
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +77,7 @@ def test_each_row_attends_along_its_own_path(sequences, window, softcap, heads, 
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=cases(20), deadline=None)
 def test_each_row_is_a_query_of_one_rectangle(sizes):
     starts = np.array([start for start, _ in sizes])
     lengths = starts + np.array([own for _, own in sizes])
