@@ -125,7 +125,7 @@ def test_any_body_is_answered_or_refused_while_others_are_served(tmp_path: Path)
     total, warm = 0, 0
     with live(app) as server, Watchdog(server.port, ("base", "one")) as others:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        for case, draw in cases(250):
+        for case, draw in cases(120):
             path, body = draw.choice(BODIES)
             content = content_of(draw, body)
             try:

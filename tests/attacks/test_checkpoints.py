@@ -103,7 +103,7 @@ DAMAGES: list[Callable[[random.Random, Path], None]] = [
 def test_any_damaged_checkpoint_is_passed_over_for_a_whole_one(tmp_path: Path) -> None:
     digests = write(tmp_path / "sound")
     continued = {0: 0, 1: 0, 2: 0}
-    for case, draw in cases(150):
+    for case, draw in cases(50):
         directory = tmp_path / "damaged"
         shutil.rmtree(directory, ignore_errors=True)
         shutil.copytree(tmp_path / "sound", directory)

@@ -209,7 +209,7 @@ def row(draw: random.Random) -> dict[str, Any]:
 @pytest.mark.timeout(900)
 def test_any_template_gives_text_or_is_refused() -> None:
     rendered = refused = 0
-    for case, draw in cases(300):
+    for case, draw in cases(120):
         text = template(draw)
         try:
             compile_part("prompt", text)
