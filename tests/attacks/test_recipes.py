@@ -168,6 +168,10 @@ def same_again(recipe: Recipe) -> bool:
         ("method: {name: lora, alpha_pattern: {q_proj: abc}}", "alpha_pattern: expected dict"),
         ("method: {name: lora, lora_alpha: .nan}", "lora_alpha: expected float; found nan"),
         ("method: {name: ia3, init_ia3_weights: true, modules_to_save: 3}", "modules_to_save"),
+        (
+            "method: {name: prefix-tuning, num_virtual_tokens: 4, encoder_hidden_size: 1.0e+308}",
+            "expected int",
+        ),
         ("method: {name: bottleneck, scaling: .inf}", "scaling: expected float; found inf"),
         ("task: 2001-13-45", "recipe.yaml:1: this isn't valid YAML: timestamp that can't be read"),
         ("task: !!bool 3", "recipe.yaml:1: this isn't valid YAML: bool that can't be read"),

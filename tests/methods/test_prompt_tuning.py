@@ -93,7 +93,7 @@ def test_sample_vocab_takes_rows_of_the_embeddings() -> None:
         ({"num_virtual_tokens": 0}, "num_virtual_tokens should be a positive integer, found 0"),
         (
             {"num_transformer_submodules": "1"},
-            "num_transformer_submodules should be a positive integer, found '1'",
+            r"num_transformer_submodules: expected int \| None; found '1'",
         ),
         ({"num_layers": 0}, "num_layers should be a positive integer, found 0"),
         ({"token_dim": 8}, "token_dim=8, but LlamaForCausalLM reads embeddings of size 32"),

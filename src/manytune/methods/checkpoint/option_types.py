@@ -18,10 +18,10 @@ _LONGEST = 100  # characters of a value that a message shows
 
 
 def check_option_types(config: Any, *, besides: Set[str] = frozenset()) -> None:
-    """Compare every option of a configuration whose annotation is a mapping, a list or a `float` with it.
+    """Compare every option of a configuration whose annotation is a mapping, a list or a number with it.
 
-    Any sequence or set passes for a list, a dataclass for a mapping of anything, a whole number for a number. Whole
-    numbers, and what is a name or a list, are checked by the methods that have them, in their own words.
+    Any sequence or set passes for a list, a dataclass for a mapping of anything, a whole number for a number. Texts and
+    what is a name or a list of names are checked by the methods that have them, in their own words.
 
     Args:
         config: A dataclass.
@@ -52,7 +52,7 @@ def _is_checked(annotation: Any) -> bool:
     parts = [part for part in typing.get_args(annotation) if part is not type(None)]
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     only = parts[0] if is_union and len(parts) == 1 else annotation
-    return only is float or typing.get_origin(only) in (dict, list)
+    return only in (float, int) or typing.get_origin(only) in (dict, list)
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -110,7 +110,7 @@ class LoraConfig(PeftConfig):
     velora_config: dict[str, Any] | None = None
 
     _transient: ClassVar[frozenset[str]] = frozenset({"runtime_config", "freeze_a"})
-    _self_checked: ClassVar[frozenset[str]] = frozenset({"target_parameters"})
+    _self_checked: ClassVar[frozenset[str]] = frozenset({"r", "target_parameters"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
