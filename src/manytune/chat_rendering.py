@@ -52,7 +52,7 @@ _EACH = {"batch", "map", "reject", "rejectattr", "select", "selectattr", "slice"
 #: Filters whose time isn't in proportion to what they are given; no chat template needs them.
 _LEFT_OUT = {"pprint", "striptags", "urlize", "wordcount", "wordwrap", "xmlattr"}
 _ESCAPES = {"e", "escape", "forceescape", "urlencode"}
-_MOST_ESCAPED = 9  # characters that stand for one
+_MOST_ESCAPED = 9  # characters of the longest escape of one character
 _COMPARING = {
     "==",
     "eq",

@@ -19,7 +19,7 @@ CONTENT_FREE = "N/A"
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The labels, and the word that stands for each in an answer.
+    """The labels, and the word of each in an answer.
 
     Attributes:
         words: The word of each label; it may be several words.

@@ -61,7 +61,7 @@ class ImagePixels:
 
 
 TextInput = TextTokens | ImagePixels
-"""What stands for a text: its tokens, or an image."""
+"""What a model reads: a text's tokens, or an image."""
 
 
 @dataclass(eq=False, kw_only=True)

@@ -215,7 +215,7 @@ class AdapterRegistry:
         return {name: digest for name, digest in self.store.names().items() if name != self.base_name}
 
     def look_up(self, name: str) -> Listed:
-        """An adapter as the listings have it, read anew if its name means another version by now.
+        """An adapter as the listings have it, read again if its name means another version by now.
 
         Raises:
             HttpError: 404 if there is none.

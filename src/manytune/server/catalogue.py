@@ -1,6 +1,6 @@
 """What `/v1/models` and `/v1/adapters` list, in memory: read from the store by the watcher, never for a request.
 
-Each adapter is read once, and again when its name means another version or its manifest was written anew (its scores
+Each adapter is read once, and again when its name means another version or its manifest was written again (its scores
 changed). What a listing says of it is written then, too, so that to list thousands is to join ready lines.
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from manytune.data.numeric_labels import number_in
 from manytune.data.records import Record
 from manytune.data.rendering import field_reference, shorten
+from manytune.training.starting_tags import HOW_A_HEAD_TRAINS
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "target", "topic")
 _NUMBER_NAMES = ("label", "score", "rating", "similarity", "similarity_score", "value", "target")
@@ -125,17 +126,7 @@ def labelled_recipe(
             "  overflow: truncate_prompt",
             *shares,
             "",
-            "method:",
-            "  # Others: docs/methods.md. The new head trains in full with any.",
-            "  name: lora",
-            "  r: 8",
-            "  lora_alpha: 16",
-            "  target_modules: all-linear",
-            "",
-            "training:",
-            "  epochs: 3",
-            "  batch_size: 16",
-            "  learning_rate: 1e-3",
+            *HOW_A_HEAD_TRAINS,
             "  # The number is learned with mean 0 and deviation 1; as it is with standardize: false"
             if numbers
             else "  # Where labels are rare: class_weights: balanced",

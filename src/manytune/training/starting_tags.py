@@ -10,6 +10,21 @@ from pathlib import Path
 from manytune.data.records import Record
 from manytune.data.rendering import shorten
 
+#: The sections of a recipe that say how a new head is trained; a line may follow in `training`.
+HOW_A_HEAD_TRAINS = (
+    "method:",
+    "  # Others: docs/methods.md. The new head trains in full with any.",
+    "  name: lora",
+    "  r: 8",
+    "  lora_alpha: 16",
+    "  target_modules: all-linear",
+    "",
+    "training:",
+    "  epochs: 3",
+    "  batch_size: 16",
+    "  learning_rate: 1e-3",
+)
+
 
 def tagged_columns(records: Sequence[Record]) -> tuple[str, str] | None:
     """The columns of words and of their tags; None if there are none.
@@ -66,17 +81,7 @@ def tagged_recipe(
             "  overflow: truncate_prompt",
             *shares,
             "",
-            "method:",
-            "  # Others: docs/methods.md. The new head trains in full with any.",
-            "  name: lora",
-            "  r: 8",
-            "  lora_alpha: 16",
-            "  target_modules: all-linear",
-            "",
-            "training:",
-            "  epochs: 3",
-            "  batch_size: 16",
-            "  learning_rate: 1e-3",
+            *HOW_A_HEAD_TRAINS,
             "",
         ]
     )

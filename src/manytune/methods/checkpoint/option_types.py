@@ -52,7 +52,7 @@ def _is_checked(annotation: Any) -> bool:
     parts = [part for part in typing.get_args(annotation) if part is not type(None)]
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     only = parts[0] if is_union and len(parts) == 1 else annotation
-    return only in (float, int) or typing.get_origin(only) in (dict, list)
+    return only in (bool, float, int) or typing.get_origin(only) in (dict, list)
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -71,6 +71,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         if value is None:  # no pattern, as files say it
             return True
         return isinstance(value, Mapping) and all(_fits(one, arguments[1]) for one in value.values())
+    if annotation is bool:  # null and 0 are false to readers of these files
+        return value is None or isinstance(value, Integral)
     if annotation is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if annotation is float:
