@@ -173,6 +173,12 @@ def same_again(recipe: Recipe) -> bool:
             "expected int",
         ),
         ("method: {name: prefix-tuning, num_virtual_tokens: 4, prefix_projection: {a: 1}}", "expected bool"),
+        (
+            "method: {name: prefix-tuning, num_virtual_tokens: 4, encoder_hidden_size: -1}",
+            "a positive integer",
+        ),
+        ("method: {name: p-tuning, num_virtual_tokens: 4, encoder_hidden_size: -1}", "a positive integer"),
+        ("method: {name: p-tuning, num_virtual_tokens: 4, encoder_num_layers: 0}", "a positive integer"),
         ("method: {name: bottleneck, scaling: .inf}", "scaling: expected float; found inf"),
         ("task: 2001-13-45", "recipe.yaml:1: this isn't valid YAML: timestamp that can't be read"),
         ("task: !!bool 3", "recipe.yaml:1: this isn't valid YAML: bool that can't be read"),

@@ -58,6 +58,10 @@ class PromptEncoderConfig(PromptLearningConfig):
                 f"encoder_reparameterization_type should be one of {', '.join(PromptEncoderReparameterizationType)}, "
                 f"found {self.encoder_reparameterization_type!r}."
             )
+        for name in ("encoder_hidden_size", "encoder_num_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} should be a positive integer, found {value!r}.")
         if not 0.0 <= self.encoder_dropout < 1.0:
             raise ConfigError(f"encoder_dropout is a probability below 1, found {self.encoder_dropout!r}.")
 

@@ -39,7 +39,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             key gets some attention.
 
     Raises:
-        ConfigError: `init_weights` is neither.
+        ConfigError: `init_weights` is neither, or `encoder_hidden_size` isn't positive.
     """
 
     encoder_hidden_size: int | None = None
@@ -49,6 +49,10 @@ class PrefixTuningConfig(PromptLearningConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.PREFIX_TUNING
+        if self.encoder_hidden_size is not None and self.encoder_hidden_size < 1:
+            raise ConfigError(
+                f"encoder_hidden_size should be a positive integer, found {self.encoder_hidden_size!r}."
+            )
         if self.init_weights not in (None, "zero"):
             raise ConfigError(f"init_weights should be None or 'zero', found {self.init_weights!r}.")
 
