@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from tests.server.conftest import base, client, store  # noqa: F401 - fixtures
+from tests.server.conftest import base, client, own_store, store  # noqa: F401 - fixtures
 
 from manytune.engine.engine import Engine
 

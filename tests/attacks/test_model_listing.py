@@ -143,3 +143,42 @@ def test_listing_many_is_watched(base, crowded, watched) -> None:
             connection.request("GET", "/v1/models")
             assert len(json.loads(connection.getresponse().read())["data"]) == MANY + 3
         connection.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {"names": 5}},
+        {"labels": {"names": [{}]}},
+        {"scores": {"a": 10**400}},
+        {"templates": {"a": 5}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_a_manifest_says_hides_no_other_adapter(base, own_store, changes: dict[str, object]) -> None:
+    change_manifest(own_store, "two", changes)
+    with TestClient(app_of(base, own_store, Keys([ROOT])), headers=ROOT_HEADERS) as client:
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["base", "one"]
+        assert "manifest" in client.get("/v1/models/two").json()["error"]["message"]
+
+
+def test_an_adapter_whose_reading_fails_unforeseen_hides_no_other(
+    base, own_store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Manifest.read
+
+    def fail_for_two(path: Path) -> Manifest:
+        if path == own_store.path("two") / "manifest.json":
+            raise TypeError("nobody thought of this")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "read", staticmethod(fail_for_two))
+        with TestClient(app_of(base, own_store, Keys([ROOT])), headers=ROOT_HEADERS) as client:
+            assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["base", "one"]
+
+
+def change_manifest(store: AdapterStore, name: str, changes: dict[str, object]) -> None:
+    file = store.path(name) / "manifest.json"
+    file.chmod(0o644)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

@@ -6,6 +6,7 @@ changed). What a listing says of it is written then, too, so that to list thousa
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from manytune.server.verdicts import Verdicts
 from manytune.store.labels import NAME
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.store import AdapterStore, StoreEntry
+
+_log = logging.getLogger(__name__)
 
 _Stamp = tuple[int, int, int]
 
@@ -78,7 +81,7 @@ class Catalogue:
             if known is not None and known.digest == digest and known.stamp == stamp:
                 found[name] = known
             elif stamp is not None:  # else another process has removed it meanwhile
-                found[name] = self._read(name, digest, stamp)
+                found[name] = self._read_or_why_not(name, digest, stamp)
         self._listed = found
 
     def update_one(self, name: str, digest: str) -> Listed | None:
@@ -86,7 +89,7 @@ class Catalogue:
         stamp = self._stamp(digest)
         if stamp is None:
             return None
-        listed = self._read(name, digest, stamp)
+        listed = self._read_or_why_not(name, digest, stamp)
         self._listed = dict(sorted({**self._listed, name: listed}.items()))
         return listed
 
@@ -118,6 +121,15 @@ class Catalogue:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read_or_why_not(self, name: str, digest: str, stamp: _Stamp) -> Listed:
+        """One adapter's entry, whatever is in its directory: the others have to be listed all the same."""
+        try:
+            return self._read(name, digest, stamp)
+        except Exception as error:
+            _log.exception("adapter %s can't be listed", name)
+            why = f"the adapter can't be read: {type(error).__name__}"
+            return Listed(name, digest, why, b"", _facts(None, None), stamp)
 
     def _read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
         path = self._store.directory(digest)

@@ -181,7 +181,13 @@ def _is_task(_: str, value: object) -> bool:
 
 
 def _is_number(_: str, value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int):  # JSON has whole numbers that no float can hold
+        return not isinstance(value, bool) and value.bit_length() < 1024
+    return isinstance(value, float)
+
+
+def _is_part_of_labels(name: str, value: object) -> bool:
+    return name != "names" or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def _is_file(name: str, value: object) -> bool:
@@ -198,6 +204,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _INNER: dict[str, tuple[Callable[[str, object], bool], str]] = {
     "template": (_is_text, "texts by name"),
     "templates": (_is_task, "the texts of each task by name"),
+    "labels": (_is_part_of_labels, "the labels' names as a list of texts"),
     "scores": (_is_number, "numbers by name"),
     "files": (_is_file, "SHA-256 hashes by paths inside the adapter's directory"),
 }
