@@ -78,3 +78,12 @@ def test_rows_without_a_number_are_left_out_and_counted_if_the_recipe_says_so(tm
     data = {"train": str(file), "text": "{{ t }}", "label": "y", "validation": None, "on_error": "skip"}
     found = read_splits(DataRecipe.model_validate(data).of_numbers())
     assert [row.row for row in found.left_out] == [1, 5] and len(found.train) == 6
+
+
+@pytest.mark.parametrize(
+    "odd", [10**400, float("nan"), float("inf"), "1", None, 1e31], ids=lambda value: repr(value)[:20]
+)
+def test_a_scale_in_a_manifest_has_finite_numbers(odd: object) -> None:
+    content = {"mean": 1.0, "deviation": 1.0, "rows": 3, "scale": {"mean": odd, "deviation": 1.0}}
+    with pytest.raises(DataError, match="expected a mean, a deviation"):
+        NumericLabels.from_dict(content)

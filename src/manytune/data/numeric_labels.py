@@ -95,7 +95,7 @@ class NumericLabels:
         scale, rows = content.get("scale"), content.get("rows")
         if isinstance(scale, Mapping) and type(rows) is int:
             found = (content.get("mean"), content.get("deviation"), scale.get("mean"), scale.get("deviation"))
-            numbers = [float(one) for one in found if isinstance(one, int | float) and math.isfinite(one)]
+            numbers = [float(one) for one in found if isinstance(one, int | float) and abs(one) <= _LARGEST]
             if len(numbers) == len(found) and numbers[3] > 0:
                 return cls(numbers[0], numbers[1], rows, Scale(*numbers[2:]))
         raise DataError(

@@ -23,7 +23,7 @@ def pixels_of(texts: Sequence[tuple[str, ...]], reading: ImageReading) -> list[I
     """What a base reads of a request's images.
 
     Args:
-        texts: What stands in the request: a data URL each. Nothing else is opened, a path least of all.
+        texts: What the request has: a data URL each. Nothing else is opened, a path least of all.
         reading: How the base reads images.
 
     Raises:
