@@ -25,6 +25,7 @@
         ├── TargetExistsError            what is to be written exists already
         ├── WriteError                   the disk is full, read-only, or not the user's
         ├── LockedError                  another process is using a directory
+        ├── StoreUnreachableError        shared storage can't be reached now
         └── CacheFullError               an adapter exceeds the memory that is free now
 
     PeftWarning, DataWarning             warnings of the same origin
@@ -155,6 +156,10 @@ class WriteError(StoreError):
 
 class LockedError(StoreError):
     """Another process is writing in a directory; it may be free later."""
+
+
+class StoreUnreachableError(StoreError):
+    """A store on shared storage can't be reached: the network, or the storage itself, may be down for a while."""
 
 
 class CacheFullError(StoreError):

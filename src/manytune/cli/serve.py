@@ -60,12 +60,15 @@ def serve(
         str, typer.Option(help="A hub id, a directory, a .gguf file, or embedded.", show_default=False)
     ],
     adapters: Annotated[
-        Path,
+        str,
         typer.Option(
+            "--adapters",
+            "--store",
             envvar="MANYTUNE_STORE",
-            help="A store of adapters, or a directory with a subdirectory for each; or set MANYTUNE_STORE.",
+            help="A store of adapters, a URL of one such as s3://bucket/prefix, or a directory with a subdirectory for "
+            "each; or set MANYTUNE_STORE.",
         ),
-    ] = Path("adapters"),
+    ] = "adapters",
     host: Annotated[
         str, typer.Option(help="The address to listen on; others than loopback need keys.")
     ] = "127.0.0.1",
@@ -227,7 +230,7 @@ def _run(server: Server, loop: EngineLoop) -> bool:
 
 
 def _load(
-    base: str, adapters: Path, base_name: str | None, dtype: str | None, packing: Packing | None
+    base: str, adapters: str, base_name: str | None, dtype: str | None, packing: Packing | None
 ) -> tuple[Base, AdapterStore, str]:
     """The base, the store, and the base's name in requests."""
     from manytune.cli.chosen import answering_device
@@ -235,16 +238,25 @@ def _load(
     from manytune.store.base import load_base
     from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
     from manytune.store.labels import NAME
+    from manytune.store.remote.location import local_directory
+    from manytune.store.remote.store import SharedStore
 
     name = base_name if base_name is not None else Path(base).expanduser().resolve().name
     if not NAME.fullmatch(name):
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    if name in adapters_in(adapters.expanduser()):
+    folder = local_directory(adapters)
+    if folder is None:
+        shared = SharedStore(adapters)
+        shared.refresh_or_begin_with_saved()
+    if name in (shared.names() if folder is None else adapters_in(folder)):
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
-    require_adapters_or_nothing(adapters)
+    if folder is not None:
+        require_adapters_or_nothing(folder)
     loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
-    store = store_at(adapters, loaded)
+    if folder is None:
+        return loaded, shared, name
+    store = store_at(folder, loaded)
     store.refresh()
     return loaded, store, name

@@ -18,6 +18,7 @@ from manytune.errors import (
     ManytuneError,
     ShortMemoryError,
     StoreError,
+    StoreUnreachableError,
     UnknownAdapterError,
 )
 from manytune.free_memory import naming_short_memory
@@ -32,11 +33,12 @@ from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
+from manytune.store.entry import StoreEntry
 from manytune.store.labels import NAME
-from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_classes
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.store import AdapterStore
 from manytune.store.verification import Verification, verify_adapter
 
 _log = logging.getLogger(__name__)
@@ -161,6 +163,8 @@ class AdapterRegistry:
             return Model(name)
         digest = self.resolve(name)
         with self._recording_failures(name, digest):
+            if not self.cache.holds(digest):
+                self.store.fetch(digest)
             state = self._states.now(digest)
             if digest not in self._valid:
                 check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
@@ -200,8 +204,7 @@ class AdapterRegistry:
         """
         if not NAME.fullmatch(name):
             raise model_not_found(name)
-        link = self.store.name_file(name)
-        if link.is_symlink() or not link.is_file():
+        if not self.store.has_name(name):
             raise model_not_found(name)
         try:
             return self.store.resolve(name)
@@ -235,7 +238,7 @@ class AdapterRegistry:
             HttpError: 404 if there is none.
             StoreError: It can't be read.
         """
-        return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
+        return self.store.described(self.resolve(name)).manifest
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
@@ -327,8 +330,8 @@ class AdapterRegistry:
             BaseMismatchError: It was trained on another base.
         """
         digest = self.resolve(name)
-        directory = self.store.directory(digest)
         with self._recording_failures(name, digest):
+            directory = self.store.fetch(digest)
             check_files(self.store.root, directory, max_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
             found = verify_adapter(directory)
@@ -363,7 +366,7 @@ class AdapterRegistry:
         try:
             with naming_short_memory(f"loading {name}"):
                 yield
-        except (CacheFullError, ShortMemoryError):  # not the adapter's fault
+        except (CacheFullError, ShortMemoryError, StoreUnreachableError):  # not the adapter's fault
             raise
         except Exception as error:
             self.record_failure(name, digest, str(error))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,12 +20,10 @@ from manytune.errors import ManytuneError, StoreError
 from manytune.server.json_lists import json_bytes
 from manytune.server.verdicts import Verdicts
 from manytune.store.labels import NAME
-from manytune.store.manifest import MANIFEST_NAME, Manifest
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.manifest import Manifest
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
-
-_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Listed:
     error: str | None
     model: bytes
     facts: Mapping[str, Any]
-    stamp: _Stamp | None
+    stamp: Hashable | None
 
 
 class Catalogue:
@@ -77,7 +75,7 @@ class Catalogue:
         found: dict[str, Listed] = {}
         for name in sorted(filter(NAME.fullmatch, names)):
             known, digest = former.get(name), names[name]
-            stamp = self._stamp(digest)
+            stamp = self._store.stamp(digest)
             if known is not None and known.digest == digest and known.stamp == stamp:
                 found[name] = known
             elif stamp is not None:  # else another process has removed it meanwhile
@@ -86,7 +84,7 @@ class Catalogue:
 
     def update_one(self, name: str, digest: str) -> Listed | None:
         """Take over one name, which a request has shown to mean another version than was known. None if it is gone."""
-        stamp = self._stamp(digest)
+        stamp = self._store.stamp(digest)
         if stamp is None:
             return None
         listed = self._read_or_why_not(name, digest, stamp)
@@ -115,14 +113,7 @@ class Catalogue:
 
     # -- parts
 
-    def _stamp(self, digest: str) -> _Stamp | None:
-        try:
-            status = (self._store.directory(digest) / MANIFEST_NAME).stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
-    def _read_or_why_not(self, name: str, digest: str, stamp: _Stamp) -> Listed:
+    def _read_or_why_not(self, name: str, digest: str, stamp: Hashable) -> Listed:
         """One adapter's entry, whatever is in its directory: the others have to be listed all the same."""
         try:
             return self._read(name, digest, stamp)
@@ -131,16 +122,14 @@ class Catalogue:
             why = f"the adapter can't be read: {type(error).__name__}"
             return Listed(name, digest, why, b"", _facts(None, None), stamp)
 
-    def _read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
-        path = self._store.directory(digest)
+    def _read(self, name: str, digest: str, stamp: Hashable) -> Listed:
         try:
-            manifest = Manifest.read(path / MANIFEST_NAME)
-            nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            entry = self._store.described(digest, (name,))
         except (StoreError, OSError) as error:
             return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
-        self._verdicts.of(StoreEntry(digest, path, manifest, (name,), (), nbytes))
-        model = json_bytes(_model(name, digest, manifest, self._base_name))
-        return Listed(name, digest, None, model, _facts(manifest, nbytes), stamp)
+        self._verdicts.of(entry)
+        model = json_bytes(_model(name, digest, entry.manifest, self._base_name))
+        return Listed(name, digest, None, model, _facts(entry.manifest, entry.nbytes), stamp)
 
 
 def _facts(manifest: Manifest | None, nbytes: int | None) -> dict[str, Any]:

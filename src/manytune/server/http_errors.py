@@ -17,11 +17,12 @@ from manytune.errors import (
     RequestError,
     ShortMemoryError,
     StoreError,
+    StoreUnreachableError,
 )
 
 _log = logging.getLogger(__name__)
 #: A message's beginning that says where, and a path anywhere else in it.
-_WHERE = re.compile(r"^(?:/|[A-Za-z]:\\)[^:]*(?=: )")
+_WHERE = re.compile(r"^(?:[a-z][a-z0-9]+:/|/|[A-Za-z]:\\)[^:]*(?=: )")
 _PATH = re.compile(r"(?<![\w./~-])(?:~?/|[A-Za-z]:\\)[^\s'\":;,()<>|]*")
 
 
@@ -79,6 +80,14 @@ def http_error_of(error: ManytuneError) -> HttpError:
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
         case ShortMemoryError():
             return HttpError(503, message, code="out_of_memory", retry_after=5)
+        case StoreUnreachableError():
+            _log.warning("%s", error)
+            return HttpError(
+                503,
+                "the store of adapters can't be reached now, and this adapter isn't on this machine yet; try again.",
+                code="store_unreachable",
+                retry_after=5,
+            )
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case GrammarError():

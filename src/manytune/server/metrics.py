@@ -113,6 +113,11 @@ class _StateCollector(Collector):
             ("adapters_pinned", "Adapters in memory that can't be evicted now.", cache.pinned),
             ("adapter_bytes", "Size of the adapters in memory.", cache.nbytes),
             ("adapter_budget_bytes", "Limit of that size.", cache.budget),
+            (
+                "store_reachable",
+                "1 if the store of adapters could be read when it was last checked, 0 if not.",
+                int(self._cache.store.unreachable is None),
+            ),
         ):
             yield GaugeMetricFamily(f"manytune_{name}", text, value)
         for name, text, count in (

@@ -132,6 +132,11 @@ class AdapterCache:
         with self._lock:
             return digest not in self._pins and self._drop(digest)
 
+    def holds(self, digest: str) -> bool:
+        """Whether an adapter is in memory."""
+        with self._lock:
+            return digest in self._resident
+
     @property
     def resident(self) -> tuple[str, ...]:
         """The digests of the adapters in memory."""
@@ -206,7 +211,7 @@ class AdapterCache:
 
     def _read(self, digest: str) -> ResidentAdapter:
         """Read an adapter; if there isn't enough memory for it, in the place of all that aren't in use."""
-        directory = self.store.directory(digest)
+        directory = self.store.fetch(digest)
         try:
             return read_resident(directory, fingerprint=self._fingerprint)
         except ShortMemoryError:

@@ -32,6 +32,9 @@ TOKENIZER_NAMES = frozenset(
     }
 )
 
+#: Inode, size and time of each of some files; None for one that isn't there.
+State = tuple[tuple[int, int, int] | None, ...]
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -102,7 +105,7 @@ def refuse_links(directory: Path, names: Iterable[str]) -> None:
             )
 
 
-def states_of(directory: Path, names: Iterable[str]) -> tuple[tuple[int, int, int] | None, ...]:
+def states_of(directory: Path, names: Iterable[str]) -> State:
     """What tells one state of files from another: inode, size and time of each; None for one that isn't there."""
     found: list[tuple[int, int, int] | None] = []
     for name in names:
@@ -119,3 +122,18 @@ def checkpoints_in(directory: Path) -> list[str]:
     """The names of subdirectories that hold an adapter each, such as Trainer's checkpoints; the newest is the last."""
     found = [path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}")]
     return sorted(found, key=lambda name: (len(name), name))
+
+
+def no_store(root: Path) -> str:
+    """What to say about a directory that should be a store of adapters, and holds something else."""
+    inside = checkpoints_in(root)
+    if inside:
+        return (
+            f"{root}: this directory isn't a store of adapters; its subdirectories hold {len(inside)} ({inside[0]} …). "
+            f"`manytune serve --adapters {root}` serves them as they are; `manytune adapters add {root}/* --base BASE` "
+            "puts copies into a store."
+        )
+    return (
+        f"{root}: this directory isn't a store of adapters, has no subdirectories with an adapter, and isn't empty. "
+        "Name another directory."
+    )

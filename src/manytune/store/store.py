@@ -17,21 +17,23 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from manytune.atomic import atomic_write, flush_directory, flush_tree
 from manytune.errors import StoreError, UnknownAdapterError
+from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import put_scores_on_card
 from manytune.store.base import Base
-from manytune.store.contents import checkpoints_in
+from manytune.store.contents import State, no_store, states_of
 from manytune.store.digests import digest_of
+from manytune.store.entry import StoreEntry
 from manytune.store.intake import gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.remote.location import is_url
 from manytune.store.staging import Staging, seal
 
 _FORMAT = 1
@@ -39,41 +41,22 @@ _DESCRIPTION = "store.json"
 _DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
 
-@dataclass(frozen=True)
-class StoreEntry:
-    """An adapter in a store.
-
-    Attributes:
-        digest: Identifies its content; see `digests.digest_of`.
-        path: Its directory, which HF PEFT reads, too.
-        manifest: What it says about itself.
-        names: What it is called, sorted.
-        tags: Its tags, sorted.
-        nbytes: The size of its files.
-    """
-
-    digest: str
-    path: Path
-    manifest: Manifest
-    names: tuple[str, ...]
-    tags: tuple[str, ...]
-    nbytes: int
-
-    def __str__(self) -> str:
-        return self.names[0] if self.names else self.digest[:12]
-
-
 class AdapterStore:
     """Adapters by content, name and tag. Any number of threads and processes may use one directory at once.
 
     Args:
-        root: The store's directory; made by the first `add`.
+        root: The store's directory; made by the first `add`. A URL is for `open_store`.
 
     Raises:
         StoreError: The directory holds something else, or a store of a newer format.
     """
 
+    #: Why a store elsewhere couldn't be reached when it was last tried; always None for a directory.
+    unreachable: str | None = None
+
     def __init__(self, root: str | Path) -> None:
+        if is_url(root):
+            raise StoreError(f"{root}: expected a directory; manytune.store.opening.open_store opens a URL.")
         self.root = Path(root).expanduser()
         self._staging = Staging(self.root / "staging", self.root / ".lock")
         self._labels = Labels(self.root, self._staging)
@@ -105,9 +88,13 @@ class AdapterStore:
         """The directory of the adapter with a digest, whether it is there or not."""
         return self.root / "objects" / digest[:2] / digest
 
+    def fetch(self, digest: str) -> Path:
+        """The directory of the adapter with a digest; a store elsewhere brings its files here first."""
+        return self.directory(digest)
+
     def path(self, reference: str) -> Path:
-        """The directory of an adapter; see `resolve`."""
-        return self.directory(self.resolve(reference))
+        """The directory of an adapter, with its files; see `resolve`."""
+        return self.fetch(self.resolve(reference))
 
     def __contains__(self, reference: str) -> bool:
         try:
@@ -150,9 +137,29 @@ class AdapterStore:
                 found.append(entry)
         return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
 
-    def name_file(self, name: str) -> Path:
-        """The file of a valid name, whether it is there or not."""
-        return self._labels.file(name)
+    def has_name(self, name: str) -> bool:
+        """Whether an adapter has a name. A link in the place of a name's file leads anywhere, and is none."""
+        return self._labels.has_name(name) and not self._labels.file(name).is_symlink()
+
+    def described(self, digest: str, names: Iterable[str] = ()) -> StoreEntry:
+        """The adapter with a digest as its manifest describes it, without looking for its names and tags.
+
+        Raises:
+            FileNotFoundError: It isn't there.
+            StoreError: Its manifest can't be read.
+        """
+        path = self.directory(digest)
+        manifest = Manifest.read(path / MANIFEST_NAME)
+        nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return StoreEntry(digest, path, manifest, tuple(names), (), nbytes)
+
+    def stamp(self, digest: str) -> Hashable | None:
+        """Changes if an adapter's manifest does; None if it isn't there."""
+        return states_of(self.directory(digest), [MANIFEST_NAME])[0]
+
+    def files_state(self, digest: str) -> State:
+        """Changes if somebody writes into an adapter's files."""
+        return states_of(self.directory(digest), (CONFIG_NAME, TENSORS_NAME))
 
     def names(self) -> dict[str, str]:
         """All names, sorted, with the digests of the adapters that have them."""
@@ -211,7 +218,7 @@ class AdapterStore:
                 if is_new:
                     self._put_files(digest, staged)
                 else:
-                    self._put_again(digest, manifest, tried=base is not None)
+                    self._put_manifest(digest, lambda kept: kept.joined(manifest, is_tried=base is not None))
                 if name is not None:
                     self._labels.put_name(name, digest)
                 for tag in tags:
@@ -278,7 +285,10 @@ class AdapterStore:
     def add_scores(self, reference: str, scores: Mapping[str, float]) -> None:
         """Add scores to those that an adapter has; a score of the same name is replaced."""
         with self._lock():
-            self._put_scores(self.resolve(reference), scores)
+            self._put_manifest(
+                self.resolve(reference),
+                lambda kept: dataclasses.replace(kept, scores={**kept.scores, **scores}),
+            )
 
     def remove(self, reference: str) -> None:
         """Remove an adapter with all its names and tags. A process that has its files open keeps them.
@@ -302,7 +312,7 @@ class AdapterStore:
             content = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir()):
-                raise StoreError(_no_store(self.root)) from None
+                raise StoreError(no_store(self.root)) from None
             return
         except NotADirectoryError:
             raise StoreError(f"{self.root}: expected a directory, found a file.") from None
@@ -338,15 +348,11 @@ class AdapterStore:
     def _entry(
         self, digest: str, names: Mapping[str, list[str]], tags: Mapping[str, list[str]]
     ) -> StoreEntry | None:
-        path = self.directory(digest)
         try:
-            manifest = Manifest.read(path / MANIFEST_NAME)
-            nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found = self.described(digest, names.get(digest, ()))
         except FileNotFoundError:
             return None
-        return StoreEntry(
-            digest, path, manifest, tuple(names.get(digest, ())), tuple(tags.get(digest, ())), nbytes
-        )
+        return dataclasses.replace(found, tags=tuple(tags.get(digest, ())))
 
     def _put_files(self, digest: str, staged: Path) -> None:
         target = self.directory(digest)
@@ -354,20 +360,10 @@ class AdapterStore:
         staged.rename(target)
         flush_directory(target.parent)
 
-    def _put_again(self, digest: str, again: Manifest, *, tried: bool) -> None:
-        """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
+    def _put_manifest(self, digest: str, change: Callable[[Manifest], Manifest]) -> None:
         file = self.directory(digest) / MANIFEST_NAME
         manifest = Manifest.read(file)
-        unservable = again.unservable if tried else manifest.unservable or again.unservable
-        self._put_manifest(file, manifest, scores={**manifest.scores, **again.scores}, unservable=unservable)
-
-    def _put_scores(self, digest: str, scores: Mapping[str, float]) -> None:
-        file = self.directory(digest) / MANIFEST_NAME
-        manifest = Manifest.read(file)
-        self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
-
-    def _put_manifest(self, file: Path, manifest: Manifest, **changes: Any) -> None:
-        changed = dataclasses.replace(manifest, **changes)
+        changed = change(manifest)
         if changed != manifest:
             self._staging.put(file, changed.to_json())
             put_scores_on_card(file.parent, changed)
@@ -381,18 +377,3 @@ class AdapterStore:
 def is_store(directory: Path) -> bool:
     """Whether a directory is a store of adapters."""
     return (directory / _DESCRIPTION).is_file()
-
-
-def _no_store(root: Path) -> str:
-    """What to say about a directory that holds something else."""
-    inside = checkpoints_in(root)
-    if inside:
-        return (
-            f"{root}: this directory isn't a store of adapters; its subdirectories hold {len(inside)} ({inside[0]} …). "
-            f"`manytune serve --adapters {root}` serves them as they are; `manytune adapters add {root}/* --base BASE` "
-            "puts copies into a store."
-        )
-    return (
-        f"{root}: this directory isn't a store of adapters, has no subdirectories with an adapter, and isn't empty. "
-        "Name another directory."
-    )

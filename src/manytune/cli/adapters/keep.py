@@ -151,7 +151,8 @@ def verify(
 
     paths = [directory_of(adapter, store) for adapter in adapters or ()]
     if not paths:
-        paths = [entry.path for entry in store_at(store).entries()]
+        kept = store_at(store)
+        paths = [kept.fetch(entry.digest) for entry in kept.entries()]
     loaded = None if base is None else load_base(base)
     results: list[dict[str, object]] = []
     failed = False

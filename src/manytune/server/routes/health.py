@@ -8,14 +8,20 @@ from fastapi.responses import PlainTextResponse, Response
 from manytune.server.service import Service
 
 router = APIRouter()
+_CUT_OFF = "the store of adapters can't be reached; those fetched before are served, and no new versions\n"
 
 
 @router.get("/healthz")
 async def healthz(http: Request) -> Response:
-    """200 while the engine works, 503 once it has failed and the server must be restarted."""
+    """200 while the engine works, 503 once it has failed and the server must be restarted.
+
+    A store that can't be reached is said, and is no reason to restart: adapters that are here are served.
+    """
     service: Service = http.app.state.service
-    failed = service.loop.failure is not None
-    return PlainTextResponse("failed\n" if failed else "ok\n", 503 if failed else 200)
+    if service.loop.failure is not None:
+        return PlainTextResponse("failed\n", 503)
+    cut_off = service.adapters.store.unreachable is not None
+    return PlainTextResponse("ok\n" + (_CUT_OFF if cut_off else ""))
 
 
 @router.get("/readyz")

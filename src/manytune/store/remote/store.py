@@ -1,0 +1,362 @@
+"""A store of adapters on shared storage, of which this machine keeps what it has used.
+
+    index/0000000042.json.gz      which adapters there are, their names, tags and manifests; see `index`
+    objects/ab/abcdef…/UPLOAD/    an adapter's files
+
+Reads see the index of the last `refresh` or write of this object; the first one reads it. So a server that has many
+requests for names doesn't ask the storage for each, and a storage that can't be reached takes away nothing that is
+here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+
+from manytune.errors import (
+    DamagedError,
+    ManytuneError,
+    StoreError,
+    StoreUnreachableError,
+    UnknownAdapterError,
+    WriteError,
+)
+from manytune.store.base import Base
+from manytune.store.contents import State
+from manytune.store.digests import digest_of
+from manytune.store.entry import StoreEntry
+from manytune.store.intake import gather
+from manytune.store.labels import check_name, check_tag, suggestions
+from manytune.store.manifest import Manifest
+from manytune.store.remote.index import Index, Kept, object_name
+from manytune.store.remote.journal import Journal
+from manytune.store.remote.location import Location, location_of
+from manytune.store.remote.mirror import Mirror
+from manytune.store.remote.objects import AbsentError, Objects
+from manytune.store.remote.uploads import (
+    remove_abandoned,
+    remove_upload,
+    require_recent,
+    upload_adapter,
+)
+from manytune.store.store import AdapterStore
+
+_log = logging.getLogger(__name__)
+_DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
+
+
+class SharedStore(AdapterStore):
+    """Adapters in a bucket, which any number of machines may use at once. Nothing is asked of it before it is needed.
+
+    Args:
+        url: Such as `s3://bucket/prefix`.
+
+    Raises:
+        StoreError: It is no URL of a bucket, or the driver isn't installed.
+    """
+
+    def __init__(self, url: str | Path | Location) -> None:
+        self.location = url if isinstance(url, Location) else location_of(url)
+        self._mirror = Mirror(self.location)
+        super().__init__(self._mirror.root)
+        self._objects = Objects(self.location)
+        self._journal = Journal(self._objects)
+        self._index: Index | None = None
+        self.unreachable = None
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    # -- reading
+
+    def refresh(self) -> None:
+        """Read the index again, if it has changed.
+
+        Raises:
+            StoreUnreachableError: The storage can't be reached; what was read before stays.
+            StoreError: There is no bucket, or it can't be read with these credentials.
+        """
+        try:
+            self._take(self._journal.newest(self._index))
+        except StoreError as error:
+            self.unreachable = str(error)
+            raise
+
+    def refresh_or_begin_with_saved(self) -> None:
+        """Read the index; if the storage can't be reached, that which this machine saw last.
+
+        Raises:
+            StoreUnreachableError: It can't be reached, and this machine has never seen it.
+            StoreError: There is no bucket, or it can't be read with these credentials.
+        """
+        try:
+            self.refresh()
+        except StoreUnreachableError as error:
+            self._index = self._mirror.saved()
+            if self._index is None:
+                raise
+            _log.warning("%s Until then what is on this machine is used.", error)
+
+    def resolve(self, reference: str) -> str:
+        """See `AdapterStore.resolve`."""
+        return self._find(self._known(), reference)
+
+    def fetch(self, digest: str) -> Path:
+        """The directory of an adapter on this machine, with its files, which are fetched and checked if need be.
+
+        Raises:
+            UnknownAdapterError: It isn't in the store.
+            StoreUnreachableError: It isn't on this machine, and the storage can't be reached.
+            DamagedError: A file in the storage isn't what was uploaded.
+        """
+        kept = self._kept(digest)
+        try:
+            return self._bring(digest, kept)
+        except AbsentError as error:
+            self.refresh()
+            present = self._kept(digest)  # else it was removed meanwhile
+            if present.upload == kept.upload:
+                raise DamagedError(
+                    f"{error}: the object is missing. Add the adapter again from its source."
+                ) from None
+            return self._bring(digest, present)
+
+    def entry(self, reference: str) -> StoreEntry:
+        """See `AdapterStore.entry`."""
+        digest = self.resolve(reference)
+        return self._entry_of(digest, self._kept(digest), self._known().names_of(digest))
+
+    def entries(
+        self, *, tag: str | None = None, unreadable: Callable[[str, StoreError], None] | None = None
+    ) -> tuple[StoreEntry, ...]:
+        """See `AdapterStore.entries`."""
+        index, found = self._known(), []
+        names = index.names_by_digest()
+        for digest, kept in index.adapters.items():
+            if tag is not None and tag not in kept.tags:
+                continue
+            try:
+                found.append(self._entry_of(digest, kept, names.get(digest, ())))
+            except StoreError as error:
+                if unreadable is None:
+                    raise
+                unreadable(digest, error)
+        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
+
+    def names(self) -> dict[str, str]:
+        """See `AdapterStore.names`."""
+        return dict(sorted(self._known().names.items()))
+
+    def has_name(self, name: str) -> bool:
+        """See `AdapterStore.has_name`."""
+        return name in self._known().names
+
+    def described(self, digest: str, names: Iterable[str] = ()) -> StoreEntry:
+        """See `AdapterStore.described`."""
+        kept = self._known().adapters.get(digest)
+        if kept is None:
+            raise FileNotFoundError(self.location.url(f"objects/{digest[:2]}/{digest}"))
+        return self._entry_of(digest, kept, names)
+
+    def stamp(self, digest: str) -> Hashable | None:
+        """See `AdapterStore.stamp`."""
+        kept = self._known().adapters.get(digest)
+        return None if kept is None else (kept.upload, kept.revision)
+
+    def files_state(self, digest: str) -> State:
+        """Never changes: what is in the storage isn't written again, and what is here may be fetched again."""
+        return ()
+
+    # -- writing
+
+    def add(
+        self,
+        source: str | Path,
+        *,
+        name: str | None = None,
+        move: bool = False,
+        tags: Iterable[str] = (),
+        base: Base | None = None,
+        base_tokenizer: bool = False,
+    ) -> StoreEntry:
+        """See `AdapterStore.add`. The adapter is in the storage, and its name in the index, once this returns."""
+        tags = tuple(tags)
+        if name is not None:
+            check_name(name)
+        for tag in tags:
+            check_tag(tag)
+        self._objects.require_writable()
+        self.refresh()
+        with self._mirror.filling() as staged:
+            manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
+            digest = digest_of(manifest)
+
+            def change(index: Index, uploaded: Kept | None) -> Index:
+                if name is not None:
+                    index = index.with_name(name, digest, move=move, where=str(self))
+                kept = index.adapters.get(digest, uploaded)
+                if kept is None:
+                    raise _NotUploadedError
+                joined = kept.read_manifest(digest, str(self)).joined(manifest, is_tried=base is not None)
+                return index.with_adapter(digest, kept.with_manifest(joined)).with_tags(digest, add=tags)
+
+            self._add(digest, staged, manifest, change)
+        return self.entry(digest)
+
+    def alias(self, reference: str, name: str, *, move: bool = False) -> None:
+        """See `AdapterStore.alias`."""
+        check_name(name)
+        self._change(
+            lambda index: index.with_name(name, self._find(index, reference), move=move, where=str(self))
+        )
+
+    def unalias(self, name: str) -> None:
+        """See `AdapterStore.unalias`."""
+
+        def change(index: Index) -> Index:
+            if name not in index.names:
+                raise self._unknown(name)
+            return index.without_name(name)
+
+        self._change(change)
+
+    def tag(self, reference: str, *tags: str) -> None:
+        """See `AdapterStore.tag`."""
+        for tag in tags:
+            check_tag(tag)
+        self._change(lambda index: index.with_tags(self._find(index, reference), add=tags))
+
+    def untag(self, reference: str, *tags: str) -> None:
+        """See `AdapterStore.untag`."""
+        self._change(lambda index: index.with_tags(self._find(index, reference), take=tags))
+
+    def add_scores(self, reference: str, scores: Mapping[str, float]) -> None:
+        """See `AdapterStore.add_scores`."""
+
+        def change(index: Index) -> Index:
+            digest = self._find(index, reference)
+            kept = index.adapters[digest]
+            manifest = kept.read_manifest(digest, str(self))
+            changed = dataclasses.replace(manifest, scores={**manifest.scores, **scores})
+            return index.with_adapter(digest, kept.with_manifest(changed))
+
+        self._change(change)
+
+    def remove(self, reference: str) -> None:
+        """See `AdapterStore.remove`. Machines that have fetched it keep their copies until they need the room."""
+        removed: dict[str, Kept] = {}
+
+        def change(index: Index) -> Index:
+            removed.clear()
+            digest = self._find(index, reference)
+            removed[digest] = index.adapters[digest]
+            return index.without_adapter(digest)
+
+        self._change(change)
+        for digest, kept in removed.items():
+            remove_upload(self._objects, digest, kept)
+            self._mirror.remove(digest)
+        remove_abandoned(self._objects, self._known())
+
+    # -- parts
+
+    def _known(self) -> Index:
+        if self._index is None:
+            self.refresh()
+        assert self._index is not None
+        return self._index
+
+    def _take(self, index: Index) -> None:
+        if index is not self._index:
+            try:
+                self._mirror.save(index)
+            except WriteError as error:  # it is needed only by a server that starts while the storage is away
+                _log.warning("the index isn't kept on this machine: %s", error)
+        self._index, self.unreachable = index, None
+
+    def _kept(self, digest: str) -> Kept:
+        kept = self._known().adapters.get(digest)
+        if kept is None:
+            raise self._unknown(digest)
+        return kept
+
+    def _entry_of(self, digest: str, kept: Kept, names: Iterable[str]) -> StoreEntry:
+        path, where = (
+            self.directory(digest),
+            self.location.url(f"objects/{digest[:2]}/{digest}/{kept.upload}"),
+        )
+        manifest = kept.read_manifest(digest, where)
+        return StoreEntry(
+            digest, path, manifest, tuple(names), tuple(sorted(kept.tags)), kept.nbytes, is_here=path.is_dir()
+        )
+
+    def _bring(self, digest: str, kept: Kept) -> Path:
+        manifest = self._entry_of(digest, kept, ()).manifest
+
+        def fetch(name: str, target: Path) -> None:
+            file = kept.files[name]
+            self._objects.download(
+                object_name(digest, kept.upload, name), target, size=file.size, sha256=file.sha256
+            )
+
+        return self._mirror.bring(digest, kept, manifest, fetch)
+
+    def _find(self, index: Index, reference: str) -> str:
+        """The digest that a reference means in an index."""
+        if reference in index.names:
+            return index.names[reference]
+        if reference in index.adapters:
+            return reference
+        if _DIGEST_START.fullmatch(reference):
+            found = sorted(digest for digest in index.adapters if digest.startswith(reference))
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise UnknownAdapterError(
+                    f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}. Give more digits."
+                )
+        raise self._unknown(reference)
+
+    def _change(self, change: Callable[[Index], Index]) -> None:
+        self._take(self._journal.change(change, known=self._index))
+
+    def _add(
+        self,
+        digest: str,
+        staged: Path,
+        manifest: Manifest,
+        change: Callable[[Index, Kept | None], Index],
+    ) -> None:
+        """Make the change that adds an adapter, after uploading it if nobody has."""
+        try:
+            self._change(lambda index: change(index, None))
+            return
+        except _NotUploadedError:
+            uploaded = upload_adapter(self._objects, digest, staged, manifest)
+
+        def enter(index: Index) -> Index:
+            require_recent(uploaded, self._objects)
+            return change(index, uploaded)
+
+        try:
+            self._change(enter)
+        except StoreUnreachableError:  # it may be in the index
+            raise
+        except ManytuneError:
+            remove_upload(self._objects, digest, uploaded)
+            raise
+        if self._kept(digest).upload != uploaded.upload:  # another writer has added it meanwhile
+            remove_upload(self._objects, digest, uploaded)
+
+    def _unknown(self, reference: str) -> UnknownAdapterError:
+        names = [] if self._index is None else sorted(self._index.names)
+        return UnknownAdapterError(
+            f"{self}: there is no adapter {reference!r}. {suggestions(reference, names)}"
+        )
+
+
+class _NotUploadedError(Exception):
+    """An adapter is in no index yet."""
