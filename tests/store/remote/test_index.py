@@ -75,7 +75,9 @@ def test_a_value_that_is_wrong_or_leads_out_is_refused(
     keys: tuple[str, ...], value: Any, message: str, index: Index
 ) -> None:
     with pytest.raises(DamagedError, match=message):
-        Index.from_bytes(changed(index, *keys, value=value), number=1, where="s3://b/index/0000000001.json.gz")
+        Index.from_bytes(
+            changed(index, *keys, value=value), number=1, where="s3://b/index/0000000001.json.gz"
+        )
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.store.remote.changes import entering, numbers_in
 
 from manytune.errors import StoreError, StoreUnreachableError
-from manytune.store.remote.index import Index, Kept, index_name
+from manytune.store.remote.index import Index, index_name
 from manytune.store.remote.journal import Journal
 from manytune.store.remote.location import location_of
 from manytune.store.remote.objects import Objects
@@ -19,21 +19,6 @@ def objects(url: str) -> Objects:
     found = Objects(location_of(url))
     found.pauses = ()
     return found
-
-
-def entering(number: int) -> Callable[[Index], Index]:
-    """A change of its own for each number, that refuses to be made twice."""
-    digest = f"{number:064x}"
-
-    def change(index: Index) -> Index:
-        assert digest not in index.adapters
-        return index.with_adapter(digest, Kept("20261130T041300Z-0123456789abcdef", {}, {}))
-
-    return change
-
-
-def numbers_in(index: Index) -> list[int]:
-    return sorted(int(digest, 16) for digest in index.adapters)
 
 
 def test_a_store_that_nobody_has_written_to_has_the_empty_index(objects: Objects) -> None:
@@ -126,5 +111,7 @@ def test_storage_that_may_overwrite_is_read_and_never_written(objects: Objects) 
     Journal(objects).change(entering(1))
     objects.location = dataclasses.replace(objects.location, protocol="sftp")
     assert numbers_in(Journal(objects).newest()) == [1]
-    with pytest.raises(StoreError, match="'sftp' can be read, but not written.*Use s3, gs, az or a directory"):
+    with pytest.raises(
+        StoreError, match="'sftp' can be read, but not written.*Use s3, gs, az or a directory"
+    ):
         Journal(objects).change(entering(2))

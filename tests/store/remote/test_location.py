@@ -11,7 +11,9 @@ from manytune.store.remote.store import SharedStore
 from manytune.store.store import AdapterStore
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a/prefix", "s3://bucket/a/prefix/", Path("s3://bucket/a/prefix")])
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a/prefix", "s3://bucket/a/prefix/", Path("s3://bucket/a/prefix")]
+)
 def test_a_url_names_a_bucket_and_a_prefix(url: str | Path) -> None:
     location = location_of(url)
     assert (location.protocol, location.bucket, str(location)) == ("s3", "bucket", "s3://bucket/a/prefix")
@@ -23,7 +25,9 @@ def test_paths_are_no_urls(place: str) -> None:
     assert not is_url(place) and local_directory(place) == Path(place).expanduser()
 
 
-@pytest.mark.parametrize("url", ["file:///data/adapters", Path("file:///data/adapters"), "file:/data/adapters"])
+@pytest.mark.parametrize(
+    "url", ["file:///data/adapters", Path("file:///data/adapters"), "file:/data/adapters"]
+)
 def test_a_file_url_is_a_directory(url: str | Path) -> None:
     assert local_directory(url) == Path("/data/adapters")
 
@@ -34,7 +38,8 @@ def test_a_file_url_of_another_host_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://", "s3://bucket/../other", "s3://bucket/a//b", "s3://b/a?versionId=1", "s3://b/*", "s3://b/a b"]
+    "url",
+    ["s3://", "s3://bucket/../other", "s3://bucket/a//b", "s3://b/a?versionId=1", "s3://b/*", "s3://b/a b"],
 )
 def test_a_url_that_could_mean_something_else_is_refused(url: str) -> None:
     with pytest.raises(StoreError, match="can't be a part of a store's URL"):
@@ -59,7 +64,9 @@ def test_an_unknown_kind_of_storage_is_named() -> None:
         open_store("nothing://bucket/prefix")
 
 
-@pytest.mark.parametrize(("url", "how"), [("gs://b/p", r"gcsfs.*manytune\[gs\]"), ("az://c/p", r"adlfs.*manytune\[az\]")])
+@pytest.mark.parametrize(
+    ("url", "how"), [("gs://b/p", r"gcsfs.*manytune\[gs\]"), ("az://c/p", r"adlfs.*manytune\[az\]")]
+)
 def test_a_driver_that_is_not_installed_is_named(url: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

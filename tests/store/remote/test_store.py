@@ -77,7 +77,11 @@ def test_an_object_that_was_changed_is_named_and_not_kept(how: str, url: str, so
     store = SharedStore(url)
     digest = store.add(sources[0], name="one").digest
     content = (sources[0] / "adapter_model.safetensors").read_bytes()
-    changed = {"flipped": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[:-1], "longer": content + b"x"}
+    changed = {
+        "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+        "cut": content[:-1],
+        "longer": content + b"x",
+    }
     overwrite(store, "adapter_model.safetensors", changed[how])
     with pytest.raises(DamagedError, match=rf"{digest}/.*/adapter_model\.safetensors: .*wasn't kept"):
         store.path("one")
@@ -105,7 +109,9 @@ def test_an_interrupted_download_leaves_nothing(
     open_adapter(store.path("one"))
 
 
-def test_names_move_only_when_asked_to_and_an_equal_adapter_is_kept_once(url: str, sources: list[Path]) -> None:
+def test_names_move_only_when_asked_to_and_an_equal_adapter_is_kept_once(
+    url: str, sources: list[Path]
+) -> None:
     store, other = SharedStore(url), SharedStore(url)
     first = store.add(sources[0], name="one").digest
     with pytest.raises(NameTakenError, match=f"belongs to adapter {first[:12]}"):

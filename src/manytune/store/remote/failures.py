@@ -90,6 +90,11 @@ def is_absent(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) and not _lacks_bucket(error)
 
 
+def is_past_the_end(error: BaseException) -> bool:
+    """Whether a part of an object was asked for that begins after its last byte."""
+    return not {"InvalidRange", "416"}.isdisjoint(_words(error))
+
+
 def explained(error: Exception, location: Location, name: str = "") -> StoreError:
     """What to raise for an error of a driver; a `StoreUnreachableError` for what may pass.
 

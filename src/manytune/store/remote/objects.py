@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manytune.errors import DamagedError, StoreError, StoreUnreachableError
-from manytune.store.remote.failures import explained, is_absent, is_lost_race
+from manytune.store.remote.failures import explained, is_absent, is_lost_race, is_past_the_end
 from manytune.store.remote.location import Location
 
 _T = TypeVar("_T")
@@ -161,7 +161,17 @@ class Objects:
 
     def _read(self, name: str, start: int, end: int) -> bytes:
         path = f"{self.location.path}/{name}"
-        content: bytes | None = self._tried(name, lambda: self._files.cat_file(path, start=start, end=end))
+
+        def read() -> bytes:
+            try:
+                found: bytes = self._files.cat_file(path, start=start, end=end)
+            except Exception as error:
+                if is_past_the_end(error):
+                    return b""
+                raise
+            return found
+
+        content = self._tried(name, read)
         if content is None:
             raise AbsentError(self.location.url(name))
         return content
