@@ -112,6 +112,6 @@ def test_storage_that_may_overwrite_is_read_and_never_written(objects: Objects) 
     objects.location = dataclasses.replace(objects.location, protocol="sftp")
     assert numbers_in(Journal(objects).newest()) == [1]
     with pytest.raises(
-        StoreError, match="'sftp' can be read, but not written.*Use s3, gs, az or a directory"
+        StoreError, match=r"'sftp' can be read, but not written.*Use s3, gs, az or a directory"
     ):
         Journal(objects).change(entering(2))

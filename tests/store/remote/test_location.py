@@ -60,7 +60,7 @@ def test_a_store_is_opened_where_it_is(tmp_path: Path, url: str) -> None:
 
 
 def test_an_unknown_kind_of_storage_is_named() -> None:
-    with pytest.raises(StoreError, match="no storage of the kind 'nothing'.*Expected s3, gs, az"):
+    with pytest.raises(StoreError, match=r"no storage of the kind 'nothing'.*Expected s3, gs, az"):
         open_store("nothing://bucket/prefix")
 
 
