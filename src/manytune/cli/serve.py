@@ -136,7 +136,7 @@ def serve(
 ) -> None:
     """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
-    The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
+    Choose the adapter with the request's `model` field. The API is under /v1, a playground at /, metrics at /metrics.
 
     Without any adapters it serves the base, and those that are added later.
 
