@@ -34,6 +34,7 @@ COMMAND_MODULES = (
     "chat",
     "adapters.group",
     "serve",
+    "keys",
 )
 
 
