@@ -81,7 +81,6 @@ def http_error_of(error: ManytuneError) -> HttpError:
         case ShortMemoryError():
             return HttpError(503, message, code="out_of_memory", retry_after=5)
         case StoreUnreachableError():
-            _log.warning("%s", error)
             return HttpError(
                 503,
                 "the store of adapters can't be reached now, and this adapter isn't on this machine yet; try again.",

@@ -116,7 +116,7 @@ def test_a_thousand_adapters_are_listed_in_two_requests_and_looked_at_again_in_o
 
 def test_a_bucket_that_is_not_there_is_named(url: str, sources: list[Path]) -> None:
     for operation in (SharedStore.names, lambda store: store.add(sources[0])):
-        with pytest.raises(StoreError, match="there is no bucket 'no-such-bucket'.*check the URL"):
+        with pytest.raises(StoreError, match=r"there is no bucket 'no-such-bucket'.*check the URL"):
             operation(SharedStore("s3://no-such-bucket/adapters"))
 
 
@@ -126,7 +126,7 @@ def test_credentials_that_are_missing_are_named(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(StoreError, match="refuses your credentials.*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match=r"refuses your credentials.*AWS_ACCESS_KEY_ID"):
         SharedStore(url).names()
 
 

@@ -195,10 +195,14 @@ def _filesystem(location: Location) -> Any:
     import fsspec
 
     protocol = location.protocol
+    if protocol not in fsspec.available_protocols():
+        raise StoreError(
+            f"{location}: there is no storage of the kind {protocol!r}. Expected s3, gs, az, file or a directory."
+        )
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if protocol in ("s3", "s3a"):
         own = dict(fsspec.config.conf.get("s3", {}).get("config_kwargs", {}))
-        retries = {"mode": "standard", "max_attempts": 2}
+        retries = {"mode": "standard", "total_max_attempts": 2}
         limits = {"connect_timeout": _CONNECTING, "read_timeout": _READING, "retries": retries}
         options["config_kwargs"] = {**limits, **own}
     try:
@@ -207,10 +211,8 @@ def _filesystem(location: Location) -> Any:
         driver, extra = _DRIVERS.get(protocol, (None, None))
         how = f"pip install {driver}, or pip install 'manytune[{extra}]'" if driver else f"{error}"
         raise StoreError(f"{location}: the driver for {protocol} isn't installed: {how}.") from error
-    except ValueError as error:
-        raise StoreError(
-            f"{location}: there is no storage of the kind {protocol!r}. Expected s3, gs, az, file or a directory."
-        ) from error
+    except Exception as error:  # an account isn't named, say
+        raise explained(error, location) from error
     if protocol in ("s3", "s3a"):
-        files.retries = 2  # of its own, around botocore's
+        files.retries = 1  # botocore tries again, and so does `Objects`
     return files

@@ -65,7 +65,7 @@ class SharedStore(AdapterStore):
         self._objects = Objects(self.location)
         self._journal = Journal(self._objects)
         self._index: Index | None = None
-        self.unreachable = None
+        self._is_away = False
 
     def __str__(self) -> str:
         return str(self.location)
@@ -82,7 +82,7 @@ class SharedStore(AdapterStore):
         try:
             self._take(self._journal.newest(self._index))
         except StoreError as error:
-            self.unreachable = str(error)
+            self.unreachable, self._is_away = str(error), isinstance(error, StoreUnreachableError)
             raise
 
     def refresh_or_begin_with_saved(self) -> None:
@@ -113,6 +113,8 @@ class SharedStore(AdapterStore):
             DamagedError: A file in the storage isn't what was uploaded.
         """
         kept = self._kept(digest)
+        if self._is_away and not self.directory(digest).is_dir():  # `refresh` finds out when it is back
+            raise StoreUnreachableError(self.unreachable)
         try:
             return self._bring(digest, kept)
         except AbsentError as error:
@@ -275,7 +277,7 @@ class SharedStore(AdapterStore):
                 self._mirror.save(index)
             except WriteError as error:  # it is needed only by a server that starts while the storage is away
                 _log.warning("the index isn't kept on this machine: %s", error)
-        self._index, self.unreachable = index, None
+        self._index, self.unreachable, self._is_away = index, None, False
 
     def _kept(self, digest: str) -> Kept:
         kept = self._known().adapters.get(digest)
