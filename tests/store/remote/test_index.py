@@ -68,6 +68,9 @@ HASH = "0" * 64
         (("adapters", "DIGEST", "manifest"), "text", "manifest must be"),
         (("names",), {"../up": HASH}, "names must be"),
         (("names",), {"one": HASH}, "names must be"),
+        (("names",), {"one": []}, "names must be"),
+        (("adapters", "DIGEST", "files"), {"a" * 300: [1, HASH]}, "files must be"),
+        (("adapters", "DIGEST", "files"), {str(n): [1, HASH] for n in range(1001)}, "files must be"),
         (("recent",), ["x"], "recent must be"),
     ],
 )
@@ -107,3 +110,14 @@ def test_files_are_those_of_the_manifest(name: str, index: Index) -> None:
     other = Kept(kept.upload, {**kept.files, name: File(1, HASH)}, kept.manifest)
     with pytest.raises(DamagedError, match=name):
         other.read_manifest(digest, "here")
+
+
+def test_a_manifest_that_cannot_be_written_down_hides_no_other_and_keeps_nobody_from_writing(
+    index: Index,
+) -> None:
+    ((digest, kept),) = index.adapters.items()
+    odd = Kept(kept.upload, kept.files, {**kept.manifest, "base": "\ud800"})
+    index = index.with_adapter(digest, odd)
+    again = Index.from_bytes(index.to_bytes(), number=3, where="here")
+    with pytest.raises(DamagedError, match="can't be written down"):
+        again.adapters[digest].read_manifest(digest, "here")

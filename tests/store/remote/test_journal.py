@@ -79,6 +79,17 @@ def test_a_change_that_never_arrived_is_made_again(objects: Objects, monkeypatch
     assert numbers_in(Journal(objects).change(entering(7))) == [7]
 
 
+def test_a_storage_that_is_read_and_takes_no_writes_is_an_outage(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> bool:
+        raise StoreUnreachableError("503 SlowDown")
+
+    monkeypatch.setattr(objects, "create", fail)
+    with pytest.raises(StoreUnreachableError, match="SlowDown"):
+        Journal(objects).change(entering(7))
+
+
 def test_an_index_whose_number_was_passed_long_ago_does_not_count(objects: Objects) -> None:
     """A writer was held up for so long that the number it is about to write was used, passed and removed."""
     journal = Journal(objects)

@@ -17,6 +17,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from manytune.errors import DamagedError
@@ -28,6 +29,8 @@ from manytune.store.manifest import MANIFEST_NAME, Manifest
 MOST_BYTES = 64 << 20
 _MOST_UNPACKED = 512 << 20
 _FORMAT = 1
+_MOST_FILES = 1000  # of an adapter
+_LONGEST_NAME = 200
 _RECENT = 256  # ids of changes that an index remembers
 _DIGEST = re.compile("[0-9a-f]{64}")
 _UPLOAD = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{16}")
@@ -78,14 +81,23 @@ class Kept:
         Raises:
             DamagedError: It isn't one, or isn't that of the adapter and the files under which it is kept.
         """
-        manifest = Manifest.from_json(json.dumps(self.manifest), where=where)
-        if digest_of(manifest) != digest:
+        try:
+            manifest = Manifest.from_json(json.dumps(self.manifest), where=where)
+            found = digest_of(manifest)
+            manifest.to_json().encode()
+        except (ValueError, TypeError, RecursionError) as error:  # half of a surrogate pair, say
+            raise DamagedError(f"{where}: the manifest can't be written down: {error}.") from error
+        if found != digest:
             raise DamagedError(f"{where}: this is the manifest of another adapter than {digest[:12]}.")
         for name, sha256 in manifest.files.items():
             if name not in self.files or self.files[name].sha256 != sha256:
                 raise DamagedError(f"{where}: {name} isn't the file that the manifest names.")
         if extra := self.files.keys() - manifest.files.keys() - {CARD_NAME, MANIFEST_NAME}:
             raise DamagedError(f"{where}: {min(extra)[:200]!r} is no file of the adapter.")
+        if both := self.files.keys() & {
+            str(above) for name in self.files for above in PurePosixPath(name).parents
+        }:
+            raise DamagedError(f"{where}: {min(both)[:200]!r} is a file and a folder.")
         return manifest
 
     def with_manifest(self, manifest: Manifest) -> Kept:
@@ -189,7 +201,7 @@ class Index:
                 for digest, kept in self.adapters.items()
             },
         }
-        return gzip.compress(json.dumps(content, ensure_ascii=False).encode(), compresslevel=6, mtime=0)
+        return gzip.compress(json.dumps(content).encode(), compresslevel=6, mtime=0)
 
     @classmethod
     def from_bytes(cls, content: bytes, *, number: int, where: str) -> Index:
@@ -210,7 +222,10 @@ class Index:
         _check(isinstance(adapters, dict), where, "adapters", "an object")
         kept = {digest: _kept(digest, value, where) for digest, value in adapters.items()}
         _check(
-            _all_in(names, lambda name, named: bool(NAME.fullmatch(name)) and named in kept),
+            _all_in(
+                names,
+                lambda name, named: bool(NAME.fullmatch(name)) and isinstance(named, str) and named in kept,
+            ),
             where,
             "names",
             "digests of its adapters by name",
@@ -268,10 +283,10 @@ def _kept(digest: str, value: Any, where: str) -> Kept:
     are_tags = isinstance(tags, list) and all(isinstance(tag, str) and TAG.fullmatch(tag) for tag in tags)
     _check(are_tags, here, "tags", "words")
     _check(
-        _all_in(files, _is_file),
+        _all_in(files, _is_file) and len(files) <= _MOST_FILES,
         here,
         "files",
-        "a size and a SHA-256 by paths inside the adapter's directory",
+        f"a size and a SHA-256 by at most {_MOST_FILES:,} paths inside the adapter's directory",
     )
     _check(isinstance(manifest, dict), here, "manifest", "an object")
     found = {name: File(size, sha256) for name, (size, sha256) in files.items()}
@@ -284,6 +299,7 @@ def _is_file(name: str, value: Any) -> bool:
     size, sha256 = value
     return (
         not {"", ".", ".."} & set(name.split("/"))
+        and max(map(len, name.split("/"))) <= _LONGEST_NAME
         and "\0" not in name
         and "\\" not in name
         and type(size) is int

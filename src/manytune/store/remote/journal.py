@@ -25,6 +25,7 @@ from manytune.store.remote.objects import AbsentError, Objects
 
 _log = logging.getLogger(__name__)
 _PATIENCE = 120.0  # seconds
+_FAILURES = 3  # tries to write whose outcome was unknown, and which hadn't arrived
 _PAUSE = 0.02  # seconds after the first lost race
 _LONGEST_PAUSE = 1.0
 _KEPT = 20  # former indexes that stay, so that a reader finds the one it has just seen in a listing
@@ -85,15 +86,18 @@ class Journal:
         """
         self._objects.require_writable()
         change_id = secrets.token_hex(16)
-        deadline, pause = time.monotonic() + _PATIENCE, _PAUSE
+        deadline, pause, failed = time.monotonic() + _PATIENCE, _PAUSE, 0
         present = self.newest(known)
         while True:
             changed = change(present)
             if changed is present:
                 return present
-            present, is_made = self._put(present.succeeded_by(changed, change_id), change_id)
+            present, is_made, failure = self._put(present.succeeded_by(changed, change_id), change_id)
             if is_made:
                 return present
+            failed += failure is not None
+            if failure is not None and failed == _FAILURES:
+                raise failure
             if time.monotonic() > deadline:
                 raise LockedError(
                     f"{self._objects.location}: other writers were faster for {_PATIENCE:.0f} s. Try again."
@@ -103,29 +107,33 @@ class Journal:
 
     # -- parts
 
-    def _put(self, index: Index, change_id: str) -> tuple[Index, bool]:
-        """Try to make an index the present one; returns the present one, and whether the change is in it."""
+    def _put(self, index: Index, change_id: str) -> tuple[Index, bool, StoreUnreachableError | None]:
+        """Try to make an index the present one.
+
+        Returns:
+            The present one, whether the change is in it, and why it isn't known from the answer.
+        """
         content = index.to_bytes()
         if len(content) > MOST_BYTES:
             raise StoreError(
                 f"{self._objects.location}: the index would have {len(content):,} bytes; at most {MOST_BYTES:,} are "
                 "read. Remove adapters, or use another prefix for some."
             )
-        name = index_name(index.number)
+        name, failure = index_name(index.number), None
         try:
             is_created = self._objects.create(name, content)
-        except StoreUnreachableError:
-            is_created = False  # or it is: the present index shows it
+        except StoreUnreachableError as error:
+            is_created, failure = False, error  # or it is created: the present index shows it
         if is_created:
             numbers = self._numbers()
             if max(numbers, default=0) == index.number:
                 self._remove_former(numbers)
-                return index, True
+                return index, True, None
         present = self.newest()
         is_made = change_id in present.recent
         if is_created and not is_made:  # its number was passed by others long ago
             self._objects.delete([name])
-        return present, is_made
+        return present, is_made, failure
 
     def _numbers(self) -> list[int]:
         found = map(index_number, self._objects.list("index"))

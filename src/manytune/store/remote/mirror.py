@@ -97,14 +97,12 @@ class Mirror:
 
     def save(self, index: Index) -> None:
         """Keep an index, from which a server starts if the storage can't be reached."""
-        folder = self._create() / "index"
-        folder.mkdir(exist_ok=True)
-        file = self.root / index_name(index.number)
-        if index.number and not file.is_file():
-            atomic_write(file, index.to_bytes())
-            for number, former in self._saved():
-                if number < index.number:
-                    former.unlink(missing_ok=True)
+        if index.number:
+            (self._create() / "index").mkdir(exist_ok=True)
+            atomic_write(self.root / index_name(index.number), index.to_bytes())
+            for number, other in self._saved():
+                if number != index.number:
+                    other.unlink(missing_ok=True)
 
     def saved(self) -> Index | None:
         """The newest index that was kept; None if there is none."""

@@ -22,7 +22,6 @@ from manytune.errors import (
     StoreError,
     StoreUnreachableError,
     UnknownAdapterError,
-    WriteError,
 )
 from manytune.store.base import Base
 from manytune.store.contents import State
@@ -275,7 +274,7 @@ class SharedStore(AdapterStore):
         if index is not self._index:
             try:
                 self._mirror.save(index)
-            except WriteError as error:  # it is needed only by a server that starts while the storage is away
+            except OSError as error:  # it is needed only by a server that starts while the storage is away
                 _log.warning("the index isn't kept on this machine: %s", error)
         self._index, self.unreachable, self._is_away = index, None, False
 
