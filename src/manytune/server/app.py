@@ -22,6 +22,7 @@ from manytune.engine.memory import adapter_limit
 from manytune.engine.options import EngineOptions
 from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
+from manytune.examination.examiner import Examiner, shared_examiner
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.auth import Keys
@@ -53,6 +54,7 @@ def create_app(
     settings: Settings,
     keys: Keys | None = None,
     engine_options: EngineOptions | None = None,
+    examiner: Examiner | None = None,
 ) -> FastAPI:
     """A server of one base and the adapters of a store.
 
@@ -62,12 +64,15 @@ def create_app(
         settings: Limits and behaviour of the server.
         keys: The API keys. Without keys only requests to this machine's own host names are answered.
         engine_options: Memory and batching of the engine; None for the defaults.
+        examiner: Examines adapters before they are read; None for the one that all servers of this process share.
 
     Raises:
         ConfigError: The engine can't run the base.
     """
     keys = keys if keys is not None else Keys()
-    service = _service_of(base, store, settings, engine_options or EngineOptions())
+    examiner = examiner if examiner is not None else shared_examiner()
+    examiner.begin()
+    service = _service_of(base, store, settings, engine_options or EngineOptions(), examiner)
     app = FastAPI(
         title="manytune",
         version=__version__,
@@ -87,7 +92,9 @@ def create_app(
     return app
 
 
-def _service_of(base: Base, store: AdapterStore, settings: Settings, options: EngineOptions) -> Service:
+def _service_of(
+    base: Base, store: AdapterStore, settings: Settings, options: EngineOptions, examiner: Examiner
+) -> Service:
     prompts = Prompts(base, max_chars=settings.max_prompt_chars)
     limit = adapter_limit(base.model, options)
     options = replace(options, adapter_bytes=limit.nbytes)
@@ -100,7 +107,12 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         engine = Engine(base.model, base.tokenizer, options, end_ids=prompts.end_ids)
     loop = EngineLoop(engine)
     adapters = AdapterRegistry(
-        store, base, memory=settings.adapter_memory, base_name=settings.base_name, limit=limit
+        store,
+        base,
+        memory=settings.adapter_memory,
+        base_name=settings.base_name,
+        limit=limit,
+        examiner=examiner,
     )
     return Service(
         settings=settings,
@@ -134,6 +146,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await watching
     await service.loop.stop(patience=service.settings.drain_seconds)
     service.grammars.close()
+    service.adapters.examined.close()
     service.adapters.cache.close()
 
 
