@@ -21,7 +21,7 @@ from manytune import errors
 from manytune.errors import ManytuneError, StoreError
 from manytune.examination.directory import Task
 from manytune.examination.limits import MEMORY, Limits
-from manytune.examination.messages import MessageError, receive, send
+from manytune.examination.messages import MessageError, is_silent, receive, send
 from manytune.examination.worker import command
 from manytune.free_memory import naming_short_memory
 
@@ -82,7 +82,7 @@ class Examiner:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._is_fresh = False  # it has been asked nothing yet
-        self._short_lives = 0  # processes in succession that ended before they had answered anything
+        self._short_lives = 0  # processes in succession that have ended without an answer
         self._not_before = 0.0
         atexit.register(self.close)
 
@@ -122,6 +122,9 @@ class Examiner:
                     _log.warning("%s: %s", directory, reason)
                     if was_fresh or not error.maybe_others:
                         break
+                except BaseException:  # else the next question would get this one's answer
+                    self._stop()
+                    raise
         return Verdict(refused=f"{path}: {reason}. {_AGAIN}")
 
     def require_source(self, directory: Path) -> None:
@@ -174,12 +177,12 @@ class Examiner:
 
     def _make_ready(self) -> None:
         """Have a process that waits for a question."""
-        if self._process is not None and self._process.poll() is not None:
-            self._stop()  # ended by somebody while it had nothing to do
-        if self._process is None:
+        if self._channel is not None and not self._is_fresh:
+            if is_silent(self._channel):
+                return
+            self._stop()  # nobody has asked it anything: it was ended, or says what it shouldn't
+        if self._channel is None:
             self._launch()
-        elif not self._is_fresh:
-            return
         assert self._channel is not None
         try:
             absent = receive(self._channel, 1 << 16, deadline=time.monotonic() + _STARTING).get("without")
@@ -225,7 +228,7 @@ class Examiner:
         self._channel.close()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()  # what had ended it before, if anything had
+        code = self._process.wait()  # it tells what had ended it before, if anything had
         self._process = self._channel = None
         pause = min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2.0**self._short_lives)
         self._short_lives = min(self._short_lives + 1, 10)
@@ -254,4 +257,4 @@ def _verdict_of(answer: dict[str, Any]) -> Verdict | None:
 def _environment() -> dict[str, str]:
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    return {**kept, "PYTHONPATH": paths, "LC_ALL": "C.UTF-8"}
+    return {**kept, "PYTHONPATH": paths, "LC_ALL": "C.UTF-8", "TOKENIZERS_PARALLELISM": "false"}

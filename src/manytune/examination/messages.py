@@ -55,6 +55,18 @@ def receive(channel: socket.socket, most: int, *, deadline: float | None = None)
     return content
 
 
+def is_silent(channel: socket.socket) -> bool:
+    """Whether the other side is there, and has said nothing."""
+    channel.settimeout(0)
+    try:
+        channel.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _read(channel: socket.socket, length: int, deadline: float | None) -> bytes:
     content = bytearray()
     while len(content) < length:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+from manytune.errors import StoreError
 from manytune.examination.examiner import Examiner, Verdict
 from manytune.methods.checkpoint.files import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
@@ -90,15 +91,16 @@ class Examined:
         """What `call(name)` returns, in another thread, once the adapter that it needs was examined.
 
         Raises:
-            NotExaminedError: Its files change all the time.
-            StoreError, ShortMemoryError: As for `examine`; and whatever the call raises.
+            StoreError: Its files change all the time, or nothing can be examined.
+            ShortMemoryError: Nothing can be examined now.
+            Exception: Whatever the call raises.
         """
         for _ in range(_MOST_CHANGES):
             try:
                 return await asyncio.to_thread(call, name)
             except NotExaminedError as error:
                 await asyncio.wrap_future(self._waiting.submit(self.examine, error.digest))
-        return await asyncio.to_thread(call, name)
+        raise StoreError(f"the files of {name} are being changed. Try again when that is done.")
 
     def close(self) -> None:
         """Examine nothing more for those who wait."""
