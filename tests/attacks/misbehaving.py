@@ -14,10 +14,6 @@ from manytune.examination.directory import Task, examine_directory
 from manytune.examination.worker import serve
 
 
-def hang(_: Path) -> None:
-    time.sleep(3600)
-
-
 def wait(directory: Path) -> None:
     while not (directory / "go").exists():
         time.sleep(0.01)
@@ -95,7 +91,6 @@ ATTACKS: dict[str, Callable[[Path], list[Any] | None]] = {
     one.__name__: one
     for one in (
         *(
-            hang,
             wait,
             compute,
             allocate,

@@ -202,7 +202,7 @@ class Examiner:
             with naming_short_memory("starting the process that examines adapters"):
                 self._process = subprocess.Popen(  # noqa: S603  # this program
                     command(self._program, self._limits),
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     env=_environment(),
@@ -245,8 +245,9 @@ def shared_examiner() -> Examiner:
 def _verdict_of(answer: dict[str, Any]) -> Verdict | None:
     refused, kind = answer.get("refused"), getattr(errors, str(answer.get("kind")), None)
     if refused is not None:
-        is_known = isinstance(kind, type) and issubclass(kind, ManytuneError)
-        return Verdict(refused=str(refused), kind=kind if is_known else StoreError)
+        if not (isinstance(kind, type) and issubclass(kind, ManytuneError)):
+            kind = StoreError
+        return Verdict(refused=str(refused), kind=kind)
     found = answer.get("found")
     fields = found.get("fields") if isinstance(found, dict) else None
     if not isinstance(fields, list) or not all(isinstance(one, str) for one in fields):
