@@ -11,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 from tests.attacks.mutation import cases
+from tests.attacks.small_server import ask_of
 from tests.attacks.watchdog import Watchdog
-from tests.server.api_client import ROOT, Client
+from tests.server.api_client import ROOT, ROOT_HEADERS, Client
 from tests.server.live import live, until
 from tests.server.world import fill_store
 from tests.store.adapters_made import make_adapter
@@ -224,6 +226,29 @@ def test_others_are_answered_while_many_wait_for_an_examination(
         (directory / "go").touch()
         assert [one.result() for one in asked] == [200] * waiting
     examiner.close()
+
+
+def test_what_could_not_be_examined_is_refused_with_the_reason_and_tried_again(
+    base: Base, own_store: AdapterStore, examiner: Examiner
+) -> None:
+    class Absent(Examiner):
+        is_absent = True
+
+        def examine(self, directory: Path, *, root: Path | None = None, max_bytes: int = 0) -> Verdict:
+            if self.is_absent:
+                raise StoreError("adapters can't be examined")
+            return examiner.examine(directory, root=root, max_bytes=max_bytes)
+
+    absent = Absent()
+    with TestClient(app_with(absent, base, own_store), headers=ROOT_HEADERS) as client:
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["base"]
+        status, answer = ask_of(client, "one")
+        assert status == 409 and "can't be examined" in answer["error"]["message"]
+        absent.is_absent = False
+        assert client.post("/v1/adapters/reload").status_code == 200
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["base", "one", "two"]
+        assert ask_of(client, "one")[0] == 200
+    absent.close()
 
 
 def test_a_version_is_examined_once_and_again_when_its_files_change(
