@@ -21,14 +21,13 @@ from torch import Tensor
 
 from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError
+from manytune.methods.checkpoint.files import PICKLE_NAME as PICKLE_NAME
+from manytune.methods.checkpoint.files import TENSORS_NAME as TENSORS_NAME
 from manytune.methods.checkpoint.files import find_adapter_file
 from manytune.methods.checkpoint.renaming import present_names
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.embeddings import load_tables
-
-TENSORS_NAME = "adapter_model.safetensors"
-PICKLE_NAME = "adapter_model.bin"
 
 _CONVERSION = (
     "pickle files can run code when they are read. Convert it once, where you trust the file: "
