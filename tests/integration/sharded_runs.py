@@ -32,7 +32,7 @@ from manytune.training.speed.chunked_cross_entropy import loss_sum
 
 PROCESSES = 2
 VOCABULARY = 32
-#: Steps of each method; 20 for those that have most to get wrong.
+#: Steps of each method.
 METHODS: dict[str, tuple[int, Callable[[], Any]]] = {
     "lora": (20, lambda: manytune.LoraConfig(r=3, target_modules="all-linear")),
     "dora": (20, lambda: manytune.LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "down_proj"])),
@@ -47,13 +47,16 @@ METHODS: dict[str, tuple[int, Callable[[], Any]]] = {
     "prompt": (3, lambda: manytune.PromptTuningConfig(num_virtual_tokens=3)),
     "p-tuning": (3, lambda: manytune.PromptEncoderConfig(num_virtual_tokens=3)),
     "bias": (3, lambda: manytune.SelectiveConfig()),
-    "adalora": (3, lambda: manytune.AdaLoraConfig(total_step=30, target_modules=["q_proj"])),
     "vera": (3, lambda: manytune.VeraConfig(r=4, target_modules=["q_proj"])),
-    "heads": (
-        3,
-        lambda: manytune.LoraConfig(target_modules=["q_proj", "embed_tokens"], modules_to_save=["lm_head"]),
-    ),
+    "trained head": (3, lambda: manytune.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])),
 }
+#: Every method in FSDP2, and those of many steps under DistributedDataParallel, too.
+WRAPPED = [
+    (name, mode)
+    for name, (steps, _) in METHODS.items()
+    for mode in ("ddp", "fsdp")
+    if mode == "fsdp" or steps > 3
+]
 #: Heads for the loss in chunks: an adapter's options, and whether the base's embeddings are tied.
 HEADS: dict[str, tuple[dict[str, Any], bool]] = {
     "tied": ({"target_modules": ["q_proj"]}, True),
@@ -249,7 +252,9 @@ def refused(rank: int, directory: Path) -> dict[str, str]:
         "state_dict of a wrapper": lambda: model.save_pretrained(
             directory / "no", state_dict={"module.x": torch.zeros(1)}
         ),
+        "state_dict of parts": lambda: model.save_pretrained(directory / "no", state_dict=model.state_dict()),
         "p-tuning": lambda: load_computed(directory),
+        "adalora": lambda: loss_of(sharded(adapted(adalora())), 0, rank),
     }
     assert inner is model.get_base_model()
     return {name: said(call) for name, call in calls.items()}
@@ -257,6 +262,10 @@ def refused(rank: int, directory: Path) -> dict[str, str]:
 
 def sharded_base() -> nn.Module:
     return fully_shard(base())
+
+
+def adalora() -> Any:
+    return manytune.AdaLoraConfig(total_step=30, target_modules=["q_proj"])
 
 
 def load_computed(directory: Path) -> None:
@@ -286,8 +295,7 @@ def main(directory: Path) -> None:
     with together() as rank:
         cases: dict[str, Callable[[], Any]] = {
             f"{name} {mode}": lambda n=name, m=mode: method(n, m, rank, directory)  # type: ignore[misc]
-            for name in METHODS
-            for mode in ("ddp", "fsdp")
+            for name, mode in WRAPPED
         }
         cases |= {
             f"chunked {head} {mode}": lambda h=head, m=mode: chunked(h, m, rank)  # type: ignore[misc]
@@ -302,14 +310,12 @@ def main(directory: Path) -> None:
             for mode in ("ddp", "fsdp")
         }
         cases["refused"] = lambda: refused(rank, directory)
-        wanted = sys.argv[2:]
         for name, case in cases.items():
-            if wanted and not any(part in name for part in wanted):
-                continue
             try:
                 found[name] = case()
             except Exception:
                 found[name] = {"error": traceback.format_exc()}
+                print(name, found[name]["error"], flush=True)
     if rank == 0:
         torch.save(found, directory / "found.pt")
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.integration.sharded_runs import (
     HEADS,
     METHODS,
     PROCESSES,
+    WRAPPED,
     adapted,
     base,
     chunked,
@@ -24,6 +26,8 @@ from tests.integration.sharded_runs import (
 )
 
 from manytune import get_peft_model_state_dict
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,20 +63,19 @@ def found(runs: Path) -> dict[str, dict[str, Any]]:
     return findings
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def alone(request: pytest.FixtureRequest) -> tuple[str, list[float], dict[str, torch.Tensor], float]:
+@cache
+def alone(name: str) -> tuple[list[float], dict[str, torch.Tensor], float]:
     """A method trained in one process: its losses, its tensors, and the loss of rows that it hasn't seen."""
-    name: str = request.param
     steps, config = METHODS[name]
     model = adapted(config())
     _, _, losses = train(model, "alone", steps, None)
     unseen = evaluated(model, None)
-    return name, losses, get_peft_model_state_dict(model), unseen
+    return losses, get_peft_model_state_dict(model), unseen
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_two_processes_train_what_one_does(alone: Any, mode: str, runs: Path, found: Any) -> None:
-    name, losses, tensors, unseen = alone
+@pytest.mark.parametrize(("name", "mode"), WRAPPED)
+def test_two_processes_train_what_one_does(name: str, mode: str, runs: Path, found: Any) -> None:
+    losses, tensors, unseen = alone(name)
     mine = found[f"{name} {mode}"]
     assert "error" not in mine, mine["error"]
     assert mine["losses"] == pytest.approx(losses, abs=1e-6)
@@ -86,8 +89,7 @@ def test_two_processes_train_what_one_does(alone: Any, mode: str, runs: Path, fo
         assert mine["base_released"]
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "mode"), WRAPPED)
 def test_adapters_load_and_switch_in_a_wrapped_model(name: str, mode: str, found: Any) -> None:
     mine = found[f"{name} {mode}"]
     if "set" in mine:

@@ -80,7 +80,7 @@ def get_peft_model_state_dict(
     if state_dict is None:
         found = get_state(tuner, adapter_name, prefix=prefix)
     else:
-        inside = {name.removeprefix(prefix): t for name, t in state_dict.items() if name.startswith(prefix)}
+        inside = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
         found = {f"{prefix}{key}": t for key, t in tuner.state_within(adapter_name, inside).items()}
     tables = {
         f"{prefix}{tuner.parameter_prefix}{name}": table.detach()

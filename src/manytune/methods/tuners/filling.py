@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import CheckpointError
-from manytune.sharded import fill
+from manytune.sharded import fill, is_sharded
 
 
 class ShapeMismatchError(CheckpointError, RuntimeError):
@@ -73,7 +73,7 @@ def taken(adapter_name: str, state_dict: Mapping[str, Tensor], names: Mapping[st
         names: For each tensor's name to give, its name there.
 
     Raises:
-        CheckpointError: One isn't there.
+        CheckpointError: One isn't there, or is sharded.
     """
     missing = [name for name in names.values() if name not in state_dict]
     if missing:
@@ -84,4 +84,10 @@ def taken(adapter_name: str, state_dict: Mapping[str, Tensor], names: Mapping[st
             "accelerator.get_state_dict(model) gives it on the main process: without the `module.` of a wrapper such "
             "as DistributedDataParallel."
         )
-    return {key: state_dict[name] for key, name in names.items()}
+    found = {key: state_dict[name] for key, name in names.items()}
+    if any(map(is_sharded, found.values())):
+        raise CheckpointError(
+            f"state_dict has parts of the tensors of adapter '{adapter_name}': its weights are sharded (FSDP2). Gather "
+            "them with accelerator.get_state_dict(model), or leave state_dict out and call this on all processes."
+        )
+    return found
