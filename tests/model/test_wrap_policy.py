@@ -42,6 +42,7 @@ def test_each_layer_is_a_unit_for_fsdp_and_for_fsdp2() -> None:
     assert units_of_fsdp(model) == ["LlamaDecoderLayer"] * 2
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # HF PEFT's model
 def test_hf_pefts_policy_is_none_that_accelerates_fsdp2_knows() -> None:
     """Its layers are one unit then, which is why this one has another form."""
     model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"]))
@@ -52,7 +53,7 @@ def test_hf_pefts_policy_is_none_that_accelerates_fsdp2_knows() -> None:
 
 def test_the_users_choice_of_classes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CHOSEN, "LlamaMLP")
-    assert units_of_fsdp2(lora()) == ["LlamaMLP"] * 2
+    assert units_of_fsdp(lora()) == ["LlamaMLP"] * 2
 
 
 def test_a_class_that_is_not_there_is_named_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
