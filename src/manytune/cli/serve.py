@@ -238,6 +238,7 @@ def _load(
     """The base, the store, and the base's name in requests."""
     from manytune.cli.chosen import answering_device
     from manytune.errors import ServeError
+    from manytune.examination.examiner import shared_examiner
     from manytune.store.base import load_base
     from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
     from manytune.store.labels import NAME
@@ -257,9 +258,11 @@ def _load(
         )
     if folder is not None:
         require_adapters_or_nothing(folder)
+    examiner = shared_examiner()
+    examiner.begin()  # while the base is loaded
     loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
     if folder is None:
         return loaded, shared, name
-    store = store_at(folder, loaded)
+    store = store_at(folder, loaded, examiner.require_source)
     store.refresh()
     return loaded, store, name

@@ -132,11 +132,6 @@ class AdapterCache:
         with self._lock:
             return digest not in self._pins and self._drop(digest)
 
-    def holds(self, digest: str) -> bool:
-        """Whether an adapter is in memory."""
-        with self._lock:
-            return digest in self._resident
-
     @property
     def resident(self) -> tuple[str, ...]:
         """The digests of the adapters in memory."""

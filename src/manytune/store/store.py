@@ -23,7 +23,7 @@ from pathlib import Path
 
 from manytune.atomic import atomic_write, flush_directory, flush_tree
 from manytune.errors import StoreError, UnknownAdapterError
-from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.checkpoint.files import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import put_scores_on_card
 from manytune.store.base import Base
@@ -91,6 +91,10 @@ class AdapterStore:
     def fetch(self, digest: str) -> Path:
         """The directory of the adapter with a digest; a store elsewhere brings its files here first."""
         return self.directory(digest)
+
+    def is_here(self, digest: str) -> bool:
+        """Whether an adapter's files need no `fetch`."""
+        return True
 
     def path(self, reference: str) -> Path:
         """The directory of an adapter, with its files; see `resolve`."""

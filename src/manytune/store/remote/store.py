@@ -112,7 +112,7 @@ class SharedStore(AdapterStore):
             DamagedError: A file in the storage isn't what was uploaded.
         """
         kept = self._kept(digest)
-        if self._is_away and not self.directory(digest).is_dir():  # `refresh` finds out when it is back
+        if self._is_away and not self.is_here(digest):  # `refresh` finds out when it is back
             raise StoreUnreachableError(self.unreachable)
         try:
             return self._bring(digest, kept)
@@ -124,6 +124,10 @@ class SharedStore(AdapterStore):
                     f"{error}: the object is missing. Add the adapter again from its source."
                 ) from None
             return self._bring(digest, present)
+
+    def is_here(self, digest: str) -> bool:
+        """See `AdapterStore.is_here`."""
+        return self.directory(digest).is_dir()
 
     def entry(self, reference: str) -> StoreEntry:
         """See `AdapterStore.entry`."""
