@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.training.distributed.together import together
@@ -14,12 +15,12 @@ from tests.training.distributed.trainings import METHODS, Trained, trained, trai
 
 from manytune.errors import RunError
 from manytune.training.distributed.failures import said_once
-from manytune.training.distributed.processes import Processes
+from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.loop.validation import ValidationScores
 
 # float32 rounds sums by where they are cut; each step's loss is about 3, and its last bit 2.4e-7.
 LOSS, WEIGHT = 1e-6, 1e-5
-SHORT: dict[str, Any] = {"max_steps": 5}
+SHORT: dict[str, Any] = {"max_steps": 5, "warmup": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole batches dealt": {"accumulation": 2},
     "batches divided by rows": {"accumulation": 3},
@@ -37,7 +38,7 @@ CONTINUED: dict[str, Any] = {"max_steps": 8}
 
 
 def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
-    return {"w": float(next(p for p in model.parameters() if p.requires_grad).abs().sum())}
+    return {"w": float(next(p for p in model.parameters() if p.requires_grad).detach().abs().sum())}
 
 
 def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
@@ -72,8 +73,6 @@ def on_three(processes: Processes, directory: Path) -> None:
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the first steps of a run on one process."""
     found = tmp_path_factory.mktemp("runs")
-    from manytune.training.distributed.processes import ALONE
-
     trained(ALONE, checkpoints=found / "continued", stop_after=2, **CONTINUED)
     return found
 
@@ -90,7 +89,7 @@ def assert_same(found: Trained, expected: Trained, *, loss: float = LOSS, weight
     assert found.validations == pytest.approx(expected.validations, abs=loss, rel=0)
     assert found.weights.keys() == expected.weights.keys()
     for name, value in found.weights.items():
-        torch.testing.assert_close(value, expected.weights[name], atol=weight, rtol=0)
+        np.testing.assert_allclose(value, expected.weights[name], atol=weight, rtol=0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -101,7 +100,7 @@ def test_two_processes_train_what_one_does(name: str, both: list[dict[str, Any]]
     assert both[0][name].epochs == pytest.approx(expected.epochs)
     assert both[0][name].epochs[-1] == 4.0
     for weight, value in both[1][name].weights.items():  # both end with the same bits
-        assert torch.equal(value, both[0][name].weights[weight])
+        assert np.array_equal(value, both[0][name].weights[weight])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -128,9 +127,9 @@ def test_a_run_with_dropout_resumed_on_as_many_processes_ends_with_the_same_bits
     both: list[dict[str, Any]],
 ) -> None:
     whole, resumed = both[0]["dropout"], both[0]["dropout, resumed"]
-    assert len(resumed.losses) == 3
+    assert len(resumed.losses) == 4  # it stopped in its third step, and went on after the second
     for name, value in whole.weights.items():
-        assert torch.equal(value, resumed.weights[name])
+        assert np.array_equal(value, resumed.weights[name])
 
 
 def test_a_checkpoint_is_continued_on_two_processes_on_three_and_on_one(
@@ -139,12 +138,12 @@ def test_a_checkpoint_is_continued_on_two_processes_on_three_and_on_one(
     expected = trained_alone(**CONTINUED)
     shutil.copytree(directory / "continued", directory / "on-three")
     together(3, on_three, directory / "on-three")
-    for name, steps in (("continued", 4), ("on-three", 2)):
+    for name, steps in (("continued", 5), ("on-three", 3)):
         found = trained_alone(checkpoints=directory / name, **CONTINUED)
         assert found.losses == pytest.approx(expected.losses[-steps:], abs=LOSS, rel=0)
         assert found.tokens == expected.tokens
         for weight, value in found.weights.items():
-            torch.testing.assert_close(value, expected.weights[weight], atol=WEIGHT, rtol=0)
+            np.testing.assert_allclose(value, expected.weights[weight], atol=WEIGHT, rtol=0)
 
 
 def test_an_error_of_all_processes_is_raised_in_one_of_them(both: list[dict[str, Any]]) -> None:

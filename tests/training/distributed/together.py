@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import socket
+import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -35,11 +36,16 @@ def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
         members.append(member)
         receivers.append(receiver)
     try:
-        return [receiver.recv() for receiver in receivers]
-    finally:
+        found = [receiver.recv() for receiver in receivers]
+        assert not [error for _, error in found if error], "\n".join(error for _, error in found)
+    except BaseException:
         for member in members:
             member.kill()
+        raise
+    finally:
+        for member in members:
             member.join()
+    return [result for result, _ in found]
 
 
 def _member(
@@ -57,6 +63,10 @@ def _member(
     gc.freeze()  # as in tests/conftest.py
     warnings.simplefilter("error")
     processes: Processes = joined("cpu")
-    sender.send(work(processes, *arguments))
+    try:
+        sender.send((work(processes, *arguments), ""))
+    except BaseException:
+        sender.send((None, f"process {rank}:\n{traceback.format_exc()}"))
+        raise
     processes.wait()
     leave()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tests.store.tiny import tiny_model
 from tests.training.tiny_run import VOCABULARY, as_rows, settings
-from torch import Tensor, nn
+from torch import nn
 
 from manytune.data.encoded import Encoded
 from manytune.methods.registry import peft_config_from
@@ -25,7 +26,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"r": 2, "target_modules": "all-linear"}),
     "dora": ("lora", {"r": 2, "target_modules": "all-linear", "use_dora": True}),
     "ia3": ("ia3", {}),
-    "prefix": ("prefix", {"num_virtual_tokens": 3}),
+    "prefix": ("prefix-tuning", {"num_virtual_tokens": 3}),
     "bottleneck": ("bottleneck", {"bottleneck_size": 4}),
     "full": ("full", {}),
 }
@@ -61,7 +62,7 @@ class Trained:
     rates: list[float]
     epochs: list[float]
     tokens: tuple[int, ...]
-    weights: dict[str, Tensor]
+    weights: dict[str, np.ndarray]  # torch's tensors don't outlive the process that sends them
 
 
 def model_of(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
@@ -115,7 +116,7 @@ def trained(
         rates=[report.learning_rate for report in result.step_reports],
         epochs=[report.epoch for report in result.step_reports],
         tokens=(counted.tokens.tokens_in, counted.tokens.targets, counted.logit_rows),
-        weights={n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad},
+        weights={n: p.detach().numpy().copy() for n, p in model.named_parameters() if p.requires_grad},
     )
 
 

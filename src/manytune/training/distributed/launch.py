@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from manytune.errors import RunError
 from manytune.training.distributed.launchers import OF_MANYTUNE
 
+_SIGNALS = [one for one in signal.Signals if one.name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")]
 _ENDING = 10  # seconds that processes have to end before they are killed
 
 
@@ -38,7 +39,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="manytune-processes-") as logs, _threads(processes):
+    with (
+        tempfile.TemporaryDirectory(prefix="manytune-processes-") as logs,
+        _threads(processes),
+        _own_handlers(),
+    ):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -48,6 +53,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             shutdown_timeout=_ENDING,
+            signals_to_handle=",".join(number.name for number in _SIGNALS),
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         _silence()
@@ -67,6 +73,17 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                 raise KeyboardInterrupt from None
             raise SystemExit(128 + ended.sigval) from None
     return 0
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Put back how this process takes signals, which the launcher changes."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

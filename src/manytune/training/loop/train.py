@@ -22,6 +22,7 @@ from manytune.training.batches import builder
 from manytune.training.batches.batch import base_model
 from manytune.training.distributed.division import passes_of
 from manytune.training.distributed.generators import own_stream
+from manytune.training.distributed.gradients import note_on_statistics
 from manytune.training.distributed.processes import Processes, joined
 from manytune.training.loop.arguments import training_arguments
 from manytune.training.loop.background import BackgroundBuilder
@@ -123,8 +124,9 @@ def _train(
     trainable = _trainable(model)
     builder(settings.batching)  # a name that is wrong is an error on any model
     layout = choose_layout(model, settings.batching)
-    if layout.note is not None and notify is not None:
-        notify(layout.note)
+    for note in (layout.note, note_on_statistics(model, processes)):
+        if note is not None and notify is not None:
+            notify(note)
     plan = plan_training(settings, rows, layout=layout)
     callbacks = method_callbacks(model, steps=plan.steps)
     if processes.is_first:
