@@ -154,6 +154,7 @@ def _train(
     from manytune.experiments.validation_scores import validation_scores
     from manytune.store.run_directory import RunDirectory
     from manytune.training.distributed.failures import said_once
+    from manytune.training.distributed.launch import end_with_launcher
     from manytune.training.distributed.processes import join, leave
     from manytune.training.distributed.silence import silence_libraries
     from manytune.training.progress import ProgressDisplay
@@ -161,6 +162,8 @@ def _train(
 
     if found is not None and found.restarts and RunDirectory(Path(recipe.output)).begun:
         resume, overwrite = True, False  # torchrun --max-restarts
+    if found is not None and found.by_manytune:
+        end_with_launcher()
     processes = join(found, device=recipe.training.device)
     if not processes.is_first:
         silence_libraries()

@@ -89,8 +89,8 @@ def check_agreement(identity: Mapping[str, object], processes: Processes) -> Non
         for what, odd in zip(_DECIDING.values(), differs, strict=True):
             if odd:
                 raise RunError(
-                    f"the {what} of process {rank} of {processes.count} isn't that of process 0. Give all machines the "
-                    "same files."
+                    f"process {rank} of {processes.count} doesn't have the {what} that process 0 has. Give all "
+                    "machines the same files."
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from manytune.errors import RunError
 from manytune.training.distributed.launchers import OF_MANYTUNE
 
 _SIGNALS = [one for one in signal.Signals if one.name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")]
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in Linux's prctl.h
 _ENDING = 10  # seconds that processes have to end before they are killed
 
 
@@ -73,6 +75,12 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                 raise KeyboardInterrupt from None
             raise SystemExit(128 + ended.sigval) from None
     return 0
+
+
+def end_with_launcher() -> None:
+    """Let the system end this process when the one that started it ends, even by SIGKILL. Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
 
 
 @contextmanager

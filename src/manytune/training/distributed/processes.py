@@ -57,7 +57,7 @@ class Processes:
             return list(numbers)
         values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         distributed.all_reduce(values, how)
-        return values.tolist()  # type: ignore[no-any-return]
+        return values.tolist()
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Each process's tensor, which has the same shape and dtype in all, on the CPU."""
@@ -101,13 +101,13 @@ class Processes:
             return True
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         try:
-            store = distributed.TCPStore(
+            store = distributed.TCPStore(  # type: ignore[attr-defined]  # torch documents it
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 is_master=False,
                 timeout=datetime.timedelta(seconds=10),
             )
-            return store.add(f"{_FAILED}/{attempt}", 1) == 1
+            return bool(store.add(f"{_FAILED}/{attempt}", 1) == 1)
         except RuntimeError:  # it ended with the process that held it, which has said why
             return self.is_first
 
