@@ -86,12 +86,14 @@ def train(
 def _load(recipe: Path, overrides: list[str], found: Launched | None) -> Recipe:
     """Read the recipe; of several processes that can't, one on each machine says why."""
     from manytune.errors import ManytuneError
-    from manytune.experiments.validation_scores import check_scores
     from manytune.training.recipe import load_recipe
 
     try:
         loaded = load_recipe(recipe, overrides)
-        check_scores(loaded)
+        if loaded.training.validation is not None:
+            from manytune.experiments.validation_scores import check_scores
+
+            check_scores(loaded)
     except ManytuneError:
         if found is not None and found.local_rank > 0:
             raise SystemExit(1) from None
