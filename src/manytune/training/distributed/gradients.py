@@ -35,7 +35,10 @@ class LossOfModel(nn.Module):
         """The sum of the negative log likelihoods of the batch's target tokens, in nats; 0 without a batch."""
         if batch is not None:
             return loss_sum(self._model[0], batch)
-        return self.trained[0].flatten()[:1].sum() * 0.0  # so that there is a backward pass to take part in
+        nothing: Tensor = (
+            self.trained[0].flatten()[:1].sum() * 0.0
+        )  # there is a backward pass to take part in
+        return nothing
 
 
 def note_on_statistics(model: nn.Module, processes: Processes) -> str | None:

@@ -56,12 +56,12 @@ def mean_loss(
     starts = range(0, len(by_length), batch_size)
     sums, targets = [0.0] * len(starts), [0.0] * len(starts)
     try:
-        for place in range(processes.rank, len(starts), processes.count):
-            start = starts[place]
+        for index in range(processes.rank, len(starts), processes.count):
+            start = starts[index]
             batch = build(by_length[start : start + batch_size], pad_id=pad_id).to(device)
             with lower(batch):
-                sums[place] = loss_sum(model, batch).item()
-            targets[place] = batch.targets
+                sums[index] = loss_sum(model, batch).item()
+            targets[index] = batch.targets
     finally:
         model.train(was_training)
     return sum(processes.sum(sums)) / sum(processes.sum(targets))
