@@ -50,9 +50,10 @@ ALLOWED = {
         "model",
         "methods",
     },
+    "__main__": {"cli"},  # python -m manytune
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "examination", "cluster"}
+NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "examination", "cluster", "__main__"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}
