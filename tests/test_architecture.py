@@ -32,10 +32,13 @@ ALLOWED = {
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
     "server": {"engine", "data", "store", "mixed", "methods"},
     "cluster": {"training", "data", "methods", "store"},
+    # Sizes and formulas alone: of training those files that need no torch.
+    "planner": {"training", "data", "mixed"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "model", "methods"},
     "cli": {
         "demo",
+        "planner",
         "experiments",
         "server",
         "cluster",
@@ -49,7 +52,7 @@ ALLOWED = {
     },
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "cluster"}
+NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "cluster", "planner"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

@@ -30,6 +30,7 @@ COMMAND_MODULES = (
     "evaluate",
     "compare",
     "sweep",
+    "plan",
     "generate",
     "chat",
     "adapters.group",
