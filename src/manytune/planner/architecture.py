@@ -158,7 +158,7 @@ def architecture_of(config: Mapping[str, Any], *, where: str, strict: bool = Fal
     family, model_type = _family(config, where)
     names = dict(family.renamed)
     read = {*_SIZES, *_OPTIONAL, *names.values(), "max_position_embeddings", family.expert_size_key}
-    read |= {family.experts_key} if family.experts_key else set()
+    read |= set(family.experts_keys)
     unread = sorted(str(key) for key in config if key not in read | HARMLESS)
     if unread and strict:
         raise RecipeError(
@@ -167,7 +167,7 @@ def architecture_of(config: Mapping[str, Any], *, where: str, strict: bool = Fal
         )
     sizes = _Sizes(config, names, where)
     hidden, layers, heads = (sizes.of(key) for key in _SIZES[:3])
-    inner_key = family.expert_size_key if family.experts_key else "intermediate_size"
+    inner_key = family.expert_size_key if family.experts_keys else "intermediate_size"
     inner = sizes.of(inner_key, default=4 * hidden if model_type == "gpt2" else None)
     key_heads = heads
     if not family.fused or model_type == "phi3":
@@ -177,7 +177,8 @@ def architecture_of(config: Mapping[str, Any], *, where: str, strict: bool = Fal
     matrices = tuple(_matrices(family, config, hidden, heads * head_dim, key_heads * head_dim, inner))
     norm = hidden * (2 if family.layer_norm else 1)
     head_norms = {"none": 0, "head": 2 * head_dim, "all": (heads + key_heads) * head_dim}[family.head_norms]
-    experts = sizes.of(family.experts_key) if family.experts_key else 0
+    experts_key = next((key for key in family.experts_keys if key in config), "".join(family.experts_keys[:1]))
+    experts = sizes.of(experts_key) if family.experts_keys else 0
     expert_weights = experts * 3 * hidden * inner
     positions = 0
     if family.positions is not None:
@@ -264,7 +265,7 @@ def _matrices(
         for outputs in (width, key_width, key_width):
             yield Matrix(names.pop(0), hidden, outputs, qkv, "attention")
     yield Matrix(names.pop(0), width, hidden, out, "heads")
-    if family.experts_key:
+    if family.experts_keys:
         return
     if family.gated and not family.fused:
         yield Matrix(names.pop(0), hidden, inner, mlp, "mlp")

@@ -30,7 +30,7 @@ class Family:
         head_dim: The size of a head where the config doesn't say; None for the hidden size over the heads.
         bias_key: Default of the key that `qkv_bias` or `out_bias` names.
         as_many_key_heads: Whether keys have as many heads as queries where the config doesn't say.
-        experts_key: The key of the number of experts; None for a dense model.
+        experts_keys: Keys of the number of experts, of which configs have one; none for a dense model.
         expert_size_key: The key of an expert's inner size.
         renamed: The config's names for the usual keys.
     """
@@ -51,7 +51,7 @@ class Family:
     head_dim: int | None = None
     bias_key: bool = False
     as_many_key_heads: bool = True
-    experts_key: str | None = None
+    experts_keys: tuple[str, ...] = ()
     expert_size_key: str = "intermediate_size"
     renamed: tuple[tuple[str, str], ...] = ()
 
@@ -135,13 +135,13 @@ FAMILIES: dict[str, Family] = {
         tied=True,
         renamed=(("intermediate_size", "ffn_dim"),),
     ),
-    "mixtral": Family(as_many_key_heads=False, experts_key="num_local_experts", ia3_targets=None),
+    "mixtral": Family(as_many_key_heads=False, experts_keys=("num_local_experts",), ia3_targets=None),
     "qwen3_moe": Family(
         qkv_bias="attention_bias",
         out_bias="attention_bias",
         head_norms="head",
         as_many_key_heads=False,
-        experts_key="num_experts",
+        experts_keys=("num_experts", "num_local_experts"),
         expert_size_key="moe_intermediate_size",
         query_targets=("q_proj", "v_proj"),
         ia3_targets=None,
@@ -153,7 +153,7 @@ HARMLESS = frozenset(
     [
         *("_name_or_path", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
-        *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "pretraining_tp", "is_decoder"),
+        *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "pretraining_tp", "is_decoder", "is_encoder_decoder"),
         *("hidden_act", "hidden_activation", "activation_function", "rope_theta", "rope_scaling", "rope_parameters"),
         *("rope_local_base_freq", "attention_dropout", "hidden_dropout", "dropout", "resid_pdrop", "embd_pdrop"),
         *("attn_pdrop", "resid_dropout", "max_position_embeddings", "model_max_length", "task_specific_params"),

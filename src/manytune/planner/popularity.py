@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,12 +45,3 @@ def lru_hit_rate(shares: Shares, places: int) -> float:
 
 def _asked_within(shares: Shares, time: float) -> float:
     return float(-np.expm1(-shares * time).sum())
-
-
-def places_for(shares: Shares, hit_rate: float) -> int:
-    """The fewest places with which such a cache reaches a hit rate."""
-    low, high = 0, len(shares)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if lru_hit_rate(shares, middle) >= hit_rate else (middle, high)
-    return max(1, math.ceil(high))
