@@ -256,7 +256,12 @@ FIGURES: tuple[Figure, ...] = (
         "MB",
         35,
         LORA_PAPER,
-        {"model": GPT_3, "method": {"name": "lora", "r": 4}, "serving": {"devices": 8}, "hardware": "b200-sxm"},
+        {
+            "model": GPT_3,
+            "method": {"name": "lora", "r": 4},
+            "serving": {"devices": 8},
+            "hardware": "b200-sxm",
+        },
         "adapter",
     ),
     Figure(
@@ -278,13 +283,27 @@ FIGURES: tuple[Figure, ...] = (
     _torchtune("LoRA on Llama 3.1 8B, RTX 4090", 16.2, "memory", "rtx-4090", LLAMA_3_8B, **_CHECKPOINTED),
     _torchtune("LoRA on Llama 3.1 8B, RTX A6000", 30.3, "memory", "rtx-a6000", LLAMA_3_8B),
     _torchtune(
-        "QLoRA on Llama 3.1 8B, RTX 4090", 7.4, "memory", "rtx-4090", LLAMA_3_8B, weights="nf4", **_CHECKPOINTED
+        "QLoRA on Llama 3.1 8B, RTX 4090",
+        7.4,
+        "memory",
+        "rtx-4090",
+        LLAMA_3_8B,
+        weights="nf4",
+        **_CHECKPOINTED,
     ),
-    _torchtune("LoRA on Llama 3.1 70B, each of 8 A100", 27.6, "memory", "a100-sxm-80gb", LLAMA_3_70B, **_ON_EIGHT),
+    _torchtune(
+        "LoRA on Llama 3.1 70B, each of 8 A100", 27.6, "memory", "a100-sxm-80gb", LLAMA_3_70B, **_ON_EIGHT
+    ),
     _torchtune("LoRA on Llama 3.1 8B, RTX 4090", 3083, "speed", "rtx-4090", LLAMA_3_8B, **_CHECKPOINTED),
     _torchtune("LoRA on Llama 3.1 8B, RTX A6000", 4699, "speed", "rtx-a6000", LLAMA_3_8B),
     _torchtune(
-        "QLoRA on Llama 3.1 8B, RTX 4090", 2413, "speed", "rtx-4090", LLAMA_3_8B, weights="nf4", **_CHECKPOINTED
+        "QLoRA on Llama 3.1 8B, RTX 4090",
+        2413,
+        "speed",
+        "rtx-4090",
+        LLAMA_3_8B,
+        weights="nf4",
+        **_CHECKPOINTED,
     ),
     _torchtune("LoRA on Llama 3.1 70B, 8 A100", 3497, "speed", "a100-sxm-80gb", LLAMA_3_70B, **_ON_EIGHT),
     _torchtune(
@@ -297,7 +316,13 @@ FIGURES: tuple[Figure, ...] = (
         **_ON_EIGHT,
     ),
     _torchtune(
-        "QLoRA on Llama 3.1 405B, 8 A100", 653, "speed", "a100-sxm-80gb", LLAMA_3_405B, weights="nf4", **_ON_EIGHT
+        "QLoRA on Llama 3.1 405B, 8 A100",
+        653,
+        "speed",
+        "a100-sxm-80gb",
+        LLAMA_3_405B,
+        weights="nf4",
+        **_ON_EIGHT,
     ),
     *(figure for row in _QWEN_LORA for figure in _qwen("bfloat16", *row)),
     *(figure for row in _QWEN_QLORA for figure in _qwen("nf4", *row)),

@@ -25,7 +25,14 @@ def config(tmp_path: Path) -> Path:
 def test_a_model_is_planned_in_few_columns(config: Path, width: int) -> None:
     result = manytune(config, "--price", "2", "--set", "serving.adapters=100", width=width)
     assert result.exit_code == 0, result.output
-    for expected in ("Training: peak", "optimizer, adamw", "Fits into 80 GiB", "replicas", "an hour", "100 of"):
+    for expected in (
+        "Training: peak",
+        "optimizer, adamw",
+        "Fits into 80 GiB",
+        "replicas",
+        "an hour",
+        "100 of",
+    ):
         assert expected in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= width
 

@@ -21,7 +21,9 @@ def kept_by_autograd(model_type: str, method: dict[str, Any], layers: int, token
     """Bytes that autograd keeps of one forward pass through the layers, weights not counted, each tensor once."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(
-        config_of(model_type, num_hidden_layers=layers, **({"n_layer": layers} if model_type == "gpt2" else {}))
+        config_of(
+            model_type, num_hidden_layers=layers, **({"n_layer": layers} if model_type == "gpt2" else {})
+        )
     )
     options = {key: value for key, value in method.items() if key != "name"}
     model = get_peft_model(model, peft_config_from(method["name"], task_type="CAUSAL_LM", **options))

@@ -20,7 +20,9 @@ def test_dense_figures_are_not_those_with_sparsity() -> None:
     assert device.bandwidth == 3350e9 and device.memory == 80 * 2**30
 
 
-def test_eight_bits_are_as_fast_as_sixteen_where_they_have_no_units_and_half_precision_is_half_precision() -> None:
+def test_eight_bits_are_as_fast_as_sixteen_where_they_have_no_units_and_half_precision_is_half_precision() -> (
+    None
+):
     assert table()["a100-sxm-80gb"].flops("float8") == 312e12
     assert table()["t4"].flops("bfloat16") == 65e12
 
@@ -36,7 +38,10 @@ def test_a_dtype_without_a_figure_is_refused() -> None:
     [
         ("h100", r"found 'h100' \(text\); did you mean 'h\d00-"),
         ({"memory_gib": 8}, "hardware: bandwidth_gb_s: this key is missing"),
-        ({"memory_gib": 0, "bandwidth_gb_s": 1, "tflops": {"bfloat16": 1}}, "memory_gib: expected greater than 0"),
+        (
+            {"memory_gib": 0, "bandwidth_gb_s": 1, "tflops": {"bfloat16": 1}},
+            "memory_gib: expected greater than 0",
+        ),
         ({"memory_gb": 8, "bandwidth_gb_s": 1, "tflops": {"bfloat16": 1}}, "did you mean 'memory_gib'"),
         ({"memory_gib": 8, "bandwidth_gb_s": 1, "tflops": {}}, "tflops"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What is further off than 30%, as the page says too: compiled layers, rows too short for an A100, and three batches of long
+# What is further off than 30%, as the page says too: compiled layers, rows too short for an A100, and batches of long
 # answers.
 FURTHER_OFF = 8
 
@@ -57,4 +57,4 @@ def test_a_65b_model_trains_in_four_bits_on_one_gpu_of_48_gb(tables: Any) -> Non
     method = {"name": "lora", "r": 64, "target_modules": "all-linear"}
     found = make_plan(plan_from({"model": tables.LLAMA_65B, "method": method, "training": training})).training
     assert found is not None
-    assert 33e9 < found.memory.low and found.memory.expected < 48e9
+    assert found.memory.low > 33e9 and found.memory.expected < 48e9

@@ -26,7 +26,10 @@ def test_a_plan_is_read_with_its_overrides(tmp_path: Path) -> None:
         ("- 1", "expected a mapping with the keys model"),
         ("model: x\nserving: {zipf: 9}", "serving.zipf: expected less than or equal to 4"),
         ("model: x\nmodel: y", "the key 'model' is given twice"),
-        ("model: x\nserving: {adapters: 2000000}", "serving.adapters: expected less than or equal to 1000000"),
+        (
+            "model: x\nserving: {adapters: 2000000}",
+            "serving.adapters: expected less than or equal to 1000000",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:

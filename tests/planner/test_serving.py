@@ -98,7 +98,9 @@ def test_a_cpu_keeps_its_linear_layers_twice() -> None:
     cpu = {**HARDWARE, "kind": "cpu"}
     plain = served(hardware=cpu, adapters=0, reordered=False).weight_bytes
     assert plain == 2 * MODEL.parameters
-    assert served(hardware=cpu, adapters=0).weight_bytes == plain + 2 * (MODEL.layer_weights + MODEL.head_weights)
+    assert served(hardware=cpu, adapters=0).weight_bytes == plain + 2 * (
+        MODEL.layer_weights + MODEL.head_weights
+    )
 
 
 def test_a_model_that_is_too_large_for_one_device_is_shared_by_several() -> None:

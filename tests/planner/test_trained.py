@@ -90,12 +90,17 @@ def test_inputs_are_kept_where_a_trained_product_reads_them() -> None:
         ({"name": "lorra"}, r"found 'lorra'; did you mean 'lora'\?"),
         ({"name": "ia3", "r": 8}, "r: ia3 has no such option; it has none"),
         ({"name": "other"}, "trained_parameters: other needs them"),
-        ({"name": "lora", "target_modules": ["q_porj"]}, r"no linear layer 'q_porj'.*did you mean 'q_proj'\?"),
+        (
+            {"name": "lora", "target_modules": ["q_porj"]},
+            r"no linear layer 'q_porj'.*did you mean 'q_proj'\?",
+        ),
         ({"name": "lora", "target_modules": "q_proj"}, "expected all-linear, or a list of names"),
         ({"name": "lora", "r": 0}, "greater than or equal to 1"),
     ],
 )
-def test_a_method_that_cannot_be_planned_is_refused_in_a_sentence(method: dict[str, Any], message: str) -> None:
+def test_a_method_that_cannot_be_planned_is_refused_in_a_sentence(
+    method: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         planned(llama(), **method)
 

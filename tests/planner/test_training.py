@@ -56,12 +56,16 @@ def test_full_fine_tuning_takes_sixteen_bytes_a_weight_and_its_copy() -> None:
     found = training({"name": "full"})
     assert part(found, "weights") + part(found, "gradients") + part(found, "optimizer") == 16 * ALL
     assert part(found, "a copy of the base") == 2 * ALL
-    assert "a copy of the base" not in [one.name for one in training({"name": "full", "keep_base": False}).parts]
+    assert "a copy of the base" not in [
+        one.name for one in training({"name": "full", "keep_base": False}).parts
+    ]
 
 
 def test_four_bits_are_qloras_4_127_for_the_layers_alone() -> None:
     packed = 4 * LAYER
-    assert part(training(weights="nf4"), "base") == pytest.approx(packed * 4.127 / 8 + 2 * (ALL - packed), rel=1e-3)
+    assert part(training(weights="nf4"), "base") == pytest.approx(
+        packed * 4.127 / 8 + 2 * (ALL - packed), rel=1e-3
+    )
 
 
 def test_logits_are_held_a_chunk_at_a_time() -> None:
@@ -104,7 +108,9 @@ def test_reading_the_weights_bounds_a_small_batch() -> None:
 
 
 def test_steps_and_cost() -> None:
-    found = training(rows=1000, epochs=2, batch_size=4, accumulation=2, hardware={**HARDWARE, "price_per_hour": 3})
+    found = training(
+        rows=1000, epochs=2, batch_size=4, accumulation=2, hardware={**HARDWARE, "price_per_hour": 3}
+    )
     assert found.steps == 250
     assert found.cost is not None
     assert found.cost.expected == pytest.approx(3 * found.seconds.expected / 3600)
@@ -160,7 +166,12 @@ def test_checkpointing_trades_time_for_memory(rows: int, tokens: int) -> None:
     usual = training(batch_size=rows, tokens=tokens)
     checkpointed = training(batch_size=rows, tokens=tokens, gradient_checkpointing=True)
     assert checkpointed.memory.expected <= usual.memory.expected
-    assert checkpointed.computed_flops > usual.computed_flops == usual.required_flops == checkpointed.required_flops
+    assert (
+        checkpointed.computed_flops
+        > usual.computed_flops
+        == usual.required_flops
+        == checkpointed.required_flops
+    )
 
 
 def test_what_would_save_memory_is_named() -> None:
@@ -172,7 +183,11 @@ def test_what_would_save_memory_is_named() -> None:
     ("method", "keys", "message"),
     [
         ({"name": "full"}, {"weights": "nf4"}, "full fine-tuning can't train weights in nf4"),
-        ({"name": "prefix-tuning"}, {"gradient_checkpointing": True}, "without the cache that holds a prefix"),
+        (
+            {"name": "prefix-tuning"},
+            {"gradient_checkpointing": True},
+            "without the cache that holds a prefix",
+        ),
         (None, {"weights": "float8"}, "can be served, not trained on"),
         (None, {"tokens": 10, "target_tokens": 11}, "more of them"),
         (None, {"tokens": 10, "longest_tokens": 9}, "less than the mean"),

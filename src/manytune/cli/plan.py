@@ -20,8 +20,8 @@ def plan(
         str | None,
         typer.Argument(
             metavar="PLAN|MODEL",
-            help="A plan in YAML; or a model: its config.json, the directory that holds one, or a hub id whose config is in "
-            "the hub's cache.",
+            help="A plan in YAML; or a model: its config.json, the directory that holds one, or a hub id whose config is "
+            "in the hub's cache.",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +39,9 @@ def plan(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a key, as in method.r=16 or serving.adapters=1000; repeatable."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key, as in method.r=16 or serving.adapters=1000; repeatable.",
         ),
     ] = None,
     list_hardware: Annotated[

@@ -6,5 +6,5 @@ _SMALLEST = 4
 
 
 def slot_rank(rank: int) -> int:
-    """The rank that one is filled up to, so that adapters of similar ranks share a stack: a power of two, at least 4."""
+    """The power of two, at least 4, that a rank is filled up to, so that adapters of similar ranks share a stack."""
     return max(_SMALLEST, 1 << (rank - 1).bit_length())

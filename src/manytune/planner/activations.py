@@ -1,7 +1,7 @@
 """What a forward pass keeps for the backward pass, in bytes a token.
 
-Korthikanti et al. ("Reducing activation recomputation", arXiv 2205.05198, section 4) count what each operation of a layer
-keeps; here the same is counted for the layers of today, whose base is frozen. A frozen product keeps nothing, since the
+Korthikanti et al. ("Reducing activation recomputation", arXiv 2205.05198, section 4) count what each operation of a
+layer keeps; here the same is counted for the layers of today, whose base is frozen. A frozen product keeps nothing, since the
 gradient of its input needs the weight alone; one with an adapter, or whose weight trains, keeps its input. Attention
 never holds its scores (FlashAttention, arXiv 2205.14135; manytune's packed attention). For a token and a layer:
 
@@ -37,7 +37,7 @@ class ActivationBytes:
     gradients: float
 
     def kept(self, layers: int, *, checkpointing: bool) -> float:
-        """Bytes that a token takes when the backward pass begins (Chen et al., arXiv 1604.06174, with checkpointing)."""
+        """Bytes that a token takes when the backward pass begins; checkpointing: Chen et al., arXiv 1604.06174."""
         if checkpointing:
             return layers * self.boundary + self.layer
         return layers * self.layer

@@ -59,7 +59,7 @@ class Architecture:
         vocabulary: Rows of the embedding.
         matrices: The linear layers of one block.
         tied: Whether the head is the embedding.
-        other_layer_parameters: Numbers of a block that are no linear layer's: norms, and a mixture's experts and router.
+        other_layer_parameters: Numbers of a block that are no linear layer's: norms, experts and their router.
         other_parameters: Numbers outside of blocks but embedding and head: the last norm, a table of positions.
         expert_weights: Of `other_layer_parameters`, those of experts.
         experts: How many there are; 0 for a dense model.
@@ -177,7 +177,9 @@ def architecture_of(config: Mapping[str, Any], *, where: str, strict: bool = Fal
     matrices = tuple(_matrices(family, config, hidden, heads * head_dim, key_heads * head_dim, inner))
     norm = hidden * (2 if family.layer_norm else 1)
     head_norms = {"none": 0, "head": 2 * head_dim, "all": (heads + key_heads) * head_dim}[family.head_norms]
-    experts_key = next((key for key in family.experts_keys if key in config), "".join(family.experts_keys[:1]))
+    experts_key = next(
+        (key for key in family.experts_keys if key in config), "".join(family.experts_keys[:1])
+    )
     experts = sizes.of(experts_key) if family.experts_keys else 0
     expert_weights = experts * 3 * hidden * inner
     positions = 0
@@ -245,8 +247,8 @@ def _require_plain(config: Mapping[str, Any], hidden: int, where: str) -> None:
     uneven = config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1
     if uneven or config.get("word_embed_proj_dim", hidden) not in (None, hidden):
         raise RecipeError(
-            f"{where}: planning takes all layers to be of one kind, and the embedding to have the hidden size; this config "
-            "has mlp_only_layers, decoder_sparse_step or word_embed_proj_dim that say otherwise."
+            f"{where}: planning takes all layers to be of one kind, and the embedding to have the hidden size; this "
+            "config has mlp_only_layers, decoder_sparse_step or word_embed_proj_dim that say otherwise."
         )
 
 

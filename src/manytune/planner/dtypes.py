@@ -11,8 +11,8 @@ Kept = Literal["float32", "bfloat16", "float8", "int8", "nf4"]
 
 BYTES: dict[str, float] = {"float32": 4, "bfloat16": 2, "float8": 1}
 
-#: Bytes of a packed weight. 4 bits, and for each 64 of them a constant of 8 bits, whose own constants are of 32 bits for
-#: each 256: 4.127 bits (Dettmers et al., "QLoRA", arXiv 2305.14314, section 3, double quantization).
+#: Bytes of a packed weight. 4 bits, and for each 64 of them a constant of 8 bits, whose own constants are of 32 bits
+#: for each 256: 4.127 bits (Dettmers et al., "QLoRA", arXiv 2305.14314, section 3, double quantization).
 PACKED: dict[str, float] = {
     "nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8,
     "int8": 1 + 4 / 4096,

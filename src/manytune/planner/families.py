@@ -57,9 +57,7 @@ class Family:
 
 
 _KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
-_LLAMA = Family(
-    qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=None, ia3_targets=_KV_DOWN
-)
+_LLAMA = Family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=None, ia3_targets=_KV_DOWN)
 _GEMMA = {"qkv_bias": "attention_bias", "out_bias": "attention_bias", "tied": True, "head_dim": 256}
 
 FAMILIES: dict[str, Family] = {
@@ -75,12 +73,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": Family(as_many_key_heads=False, ia3_targets=_KV_DOWN),
     "qwen2": Family(qkv_bias="always"),
-    "qwen3": Family(
-        qkv_bias="attention_bias", out_bias="attention_bias", head_norms="head", head_dim=128
-    ),
-    "olmo2": Family(
-        qkv_bias="attention_bias", out_bias="attention_bias", head_norms="all", ia3_targets=None
-    ),
+    "qwen3": Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms="head", head_dim=128),
+    "olmo2": Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms="all", ia3_targets=None),
     "gemma": Family(**_GEMMA),  # type: ignore[arg-type]
     "gemma2": Family(**_GEMMA, norms=4, as_many_key_heads=False),  # type: ignore[arg-type]
     "gemma3_text": Family(**_GEMMA, norms=4, head_norms="head", as_many_key_heads=False),  # type: ignore[arg-type]
@@ -151,23 +145,129 @@ FAMILIES: dict[str, Family] = {
 #: What configs hold that changes no size, or that says again what is read elsewhere.
 HARMLESS = frozenset(
     [
-        *("_name_or_path", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache"),
+        *(
+            "_name_or_path",
+            "architectures",
+            "auto_map",
+            "transformers_version",
+            "torch_dtype",
+            "dtype",
+            "use_cache",
+        ),
         *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id"),
-        *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "initializer_range", "pretraining_tp", "is_decoder", "is_encoder_decoder"),
-        *("hidden_act", "hidden_activation", "activation_function", "rope_theta", "rope_scaling", "rope_parameters"),
-        *("rope_local_base_freq", "attention_dropout", "hidden_dropout", "dropout", "resid_pdrop", "embd_pdrop"),
-        *("attn_pdrop", "resid_dropout", "max_position_embeddings", "model_max_length", "task_specific_params"),
-        *("partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rope_interleaved", "use_parallel_residual"),
-        *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "cache_implementation"),
-        *("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "is_llama_config"),
-        *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "n_ctx", "layerdrop"),
-        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "do_layer_norm_before"),
-        *("summary_proj_to_labels", "original_max_position_embeddings", "embd_layer_norm", "classifier_dropout"),
-        *("router_aux_loss_coef", "router_jitter_noise", "output_router_logits", "norm_topk_prob", "init_std"),
-        *("no_rope_layers", "no_rope_layer_interval", "max_window_layers", "use_sliding_window", "sliding_window"),
-        *("sliding_window_pattern", "layer_types", "attn_implementation", "chunk_size_feed_forward", "id2label"),
-        *("label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states", "vocab_size"),
-        *("_remove_final_layer_norm", "layer_norm_elementwise_affine", "prefix", "resid_mlp_pdrop", "gradient_checkpointing"),
-        *("use_bidirectional_attention", "_sliding_window_pattern", "transformers.js_config", "add_cross_attention"),
+        *(
+            "rms_norm_eps",
+            "layer_norm_eps",
+            "layer_norm_epsilon",
+            "initializer_range",
+            "pretraining_tp",
+            "is_decoder",
+            "is_encoder_decoder",
+        ),
+        *(
+            "hidden_act",
+            "hidden_activation",
+            "activation_function",
+            "rope_theta",
+            "rope_scaling",
+            "rope_parameters",
+        ),
+        *(
+            "rope_local_base_freq",
+            "attention_dropout",
+            "hidden_dropout",
+            "dropout",
+            "resid_pdrop",
+            "embd_pdrop",
+        ),
+        *(
+            "attn_pdrop",
+            "resid_dropout",
+            "max_position_embeddings",
+            "model_max_length",
+            "task_specific_params",
+        ),
+        *(
+            "partial_rotary_factor",
+            "rotary_pct",
+            "rotary_emb_base",
+            "rope_interleaved",
+            "use_parallel_residual",
+        ),
+        *(
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "cache_implementation",
+        ),
+        *(
+            "attention_multiplier",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+            "is_llama_config",
+        ),
+        *(
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "reorder_and_upcast_attn",
+            "n_ctx",
+            "layerdrop",
+        ),
+        *(
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_first_dropout",
+            "do_layer_norm_before",
+        ),
+        *(
+            "summary_proj_to_labels",
+            "original_max_position_embeddings",
+            "embd_layer_norm",
+            "classifier_dropout",
+        ),
+        *(
+            "router_aux_loss_coef",
+            "router_jitter_noise",
+            "output_router_logits",
+            "norm_topk_prob",
+            "init_std",
+        ),
+        *(
+            "no_rope_layers",
+            "no_rope_layer_interval",
+            "max_window_layers",
+            "use_sliding_window",
+            "sliding_window",
+        ),
+        *(
+            "sliding_window_pattern",
+            "layer_types",
+            "attn_implementation",
+            "chunk_size_feed_forward",
+            "id2label",
+        ),
+        *(
+            "label2id",
+            "problem_type",
+            "return_dict",
+            "output_attentions",
+            "output_hidden_states",
+            "vocab_size",
+        ),
+        *(
+            "_remove_final_layer_norm",
+            "layer_norm_elementwise_affine",
+            "prefix",
+            "resid_mlp_pdrop",
+            "gradient_checkpointing",
+        ),
+        *(
+            "use_bidirectional_attention",
+            "_sliding_window_pattern",
+            "transformers.js_config",
+            "add_cross_attention",
+        ),
     ]
 )

@@ -65,8 +65,8 @@ class Hardware(Section):
                 if name == known:
                     return found * 1e12
         raise RecipeError(
-            f"hardware: no FLOP/s are known of products in {dtype}; known: {', '.join(self.tflops)}. Add them to tflops, or "
-            "plan with another dtype."
+            f"hardware: no FLOP/s are known of products in {dtype}; known: {', '.join(self.tflops)}. Add them to "
+            "tflops, or plan with another dtype."
         )
 
     @property
@@ -126,7 +126,5 @@ def hardware_of(asked: str | Mapping[str, object], *, where: str) -> Hardware:
     except (ValidationError, TypeError) as error:
         if isinstance(error, TypeError):
             raise RecipeError(f"{where}: hardware: keys are text.") from None
-        mistakes = list_mistakes(
-            f"{where}: hardware", error, lambda problem: explain(Hardware, problem)
-        )
+        mistakes = list_mistakes(f"{where}: hardware", error, lambda problem: explain(Hardware, problem))
         raise RecipeError(mistakes) from error

@@ -56,7 +56,10 @@ class Plan:
         if section.weights not in PACKED and not self.trained.whole:
             found.append("weights: nf4")
         if self.trained.whole:
-            found += ["a method that trains less", *(["keep_base: false"] if self.trained.copies_base else [])]
+            found += [
+                "a method that trains less",
+                *(["keep_base: false"] if self.trained.copies_base else []),
+            ]
         if section.activations == "float32" and section.weights != "float32":
             found.append("activations: base")
         if not section.sharded:
@@ -139,7 +142,8 @@ def _notes(recipe: PlanRecipe, model: Architecture, trained: Trained) -> Iterato
         )
     if model.experts:
         yield (
-            f"A token uses {model.experts_used} of {model.experts} experts; LoRA is planned on attention's linear layers."
+            f"A token uses {model.experts_used} of {model.experts} experts; LoRA is planned on attention's "
+            "linear layers."
         )
     if recipe.serving is not None and trained.whole and recipe.serving.adapters > 1:
         yield "Fully fine-tuned models share nothing: each of them is counted as large as the base."

@@ -42,7 +42,7 @@ class TrainingPlanSection(Section):
     accumulation: Count = 1
     """Forward passes in one optimizer step."""
     tokens: Positive = 512.0
-    """Tokens of a row that are computed, on average: without those that rows share, with pad tokens if there are any."""
+    """Tokens of a row that are computed, on average: without those that rows share, with pad tokens if any."""
     longest_tokens: Positive | None = None
     """Tokens of a row in the batch that decides the memory; null for `tokens`."""
     target_tokens: Positive | None = None
@@ -50,7 +50,7 @@ class TrainingPlanSection(Section):
     weights: Kept = "bfloat16"
     """How the base's weights are kept: `float32`, `bfloat16`, `int8` or `nf4` (4 bits)."""
     activations: Literal["float32", "base"] = "float32"
-    """The type of hidden states, as the recipe's key of this name: `base` is bfloat16 where the weights aren't float32."""
+    """The type of hidden states, as the recipe's key of this name: `base` is bfloat16 unless the weights are float32."""
     trained: Literal["float32", "bfloat16"] = "float32"
     """The type of what trains and of its gradients; manytune always takes float32."""
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = "adamw"
@@ -135,7 +135,8 @@ class PlanRecipe(Section):
             return self
         if self.method.name == "full" and training.weights in PACKED:
             raise ValueError(
-                f"training.weights: full fine-tuning can't train weights in {training.weights}; take bfloat16 or float32."
+                f"training.weights: full fine-tuning can't train weights in {training.weights}; take bfloat16 or "
+                "float32."
             )
         if self.method.name == "prefix-tuning" and training.gradient_checkpointing:
             raise ValueError(

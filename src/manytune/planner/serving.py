@@ -1,10 +1,10 @@
 """What a service would take: memory, tokens a second, replicas and cost.
 
-A decoding step reads the weights, the keys and values of every running request and the adapters of these, and computes 2
-FLOPs a weight and request: it takes the longer of the two (the roofline model: Williams et al., CACM 52(4), 2009; for
-transformers Pope et al., arXiv 2211.05102). Reading a prompt computes 2 FLOPs a weight and token, and takes its turn with
-the steps. All adapters stay in main memory, those of running requests on the device (S-LoRA, arXiv 2311.03285), where one
-batch mixes them (Punica, arXiv 2310.18547).
+A decoding step reads the weights, the keys and values of every running request and the adapters of these, and computes
+2 FLOPs a weight and request: it takes the longer of the two (the roofline model: Williams et al., CACM 52(4), 2009; for
+transformers Pope et al., arXiv 2211.05102). Reading a prompt computes 2 FLOPs a weight and token, and takes its turn
+with the steps. All adapters stay in main memory, those of running requests on the device (S-LoRA, arXiv 2311.03285),
+where one batch mixes them (Punica, arXiv 2310.18547).
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def estimate_serving(
     if found:  # of equally many devices in all, the smaller replicas
         return min(found, key=lambda estimate: estimate.all_devices.expected)
     return NoRoom(
-        f"{sizes[-1]} device{'s' if sizes[-1] > 1 else ''} of {hardware.memory_gib:g} GiB hold too little for a replica: "
-        f"the weights take {held_bytes(model, section, hardware) / GIB:,.0f} GiB, and one request with its adapter has to "
-        "fit next to them. Take larger devices, or pack the weights (serving.weights: nf4)."
+        f"{sizes[-1]} device{'s' if sizes[-1] > 1 else ''} of {hardware.memory_gib:g} GiB hold too little for a "
+        f"replica: the weights take {held_bytes(model, section, hardware) / GIB:,.0f} GiB, and one request with its adapter "
+        "has to fit next to them. Take larger devices, or pack the weights (serving.weights: nf4)."
     )
 
 
@@ -182,12 +182,8 @@ class _Replica:
         batches = Range(few, (few + many) / 2, many)
         steps = {batch: self._step_seconds(batch) for batch in {batches.low, batches.expected, batches.high}}
         step = Range(steps[many].low, steps[batches.expected].expected, steps[few].high)
-        rate = Range(
-            few / steps[few].high, batches.expected / step.expected, many / steps[many].low
-        )
-        streams = Range(
-            1 / steps[many].high, 1 / steps[batches.expected].expected, 1 / steps[few].low
-        )
+        rate = Range(few / steps[few].high, batches.expected / step.expected, many / steps[many].low)
+        streams = Range(1 / steps[many].high, 1 / steps[batches.expected].expected, 1 / steps[few].low)
         requests = rate / section.answer_tokens
         replicas = Range(
             *(
@@ -275,9 +271,7 @@ class _Replica:
             + (distinct_in(self._shares, batch) * self._slot_bytes if self._shares is not None else 0)
         )
         flops = batch * (
-            2 * self._weights_of_a_token()
-            + 2 * model.head_weights
-            + 4 * model.attention_width * context
+            2 * self._weights_of_a_token() + 2 * model.head_weights + 4 * model.attention_width * context
         )
         peak = hardware.flops(product_dtype(section.weights)) * self._devices
         decoding = longer(

@@ -247,9 +247,7 @@ def _step_seconds(
     step = compute * section.accumulation + optimizer
     if section.devices == 1:
         return step
-    return Range(
-        step.low / _TOGETHER.best, step.expected / _TOGETHER.expected, step.high / _TOGETHER.worst
-    )
+    return Range(step.low / _TOGETHER.best, step.expected / _TOGETHER.expected, step.high / _TOGETHER.worst)
 
 
 def _largest_batch(

@@ -88,7 +88,9 @@ def _print_training(plan: Plan, found: TrainingEstimate, console: Console) -> No
     table.add_row("steps", f"{found.steps:,}")
     table.add_row("in all", _range(found.seconds, seconds))
     if found.cost is not None:
-        table.add_row("cost", f"{_range(found.cost, _money)} for {_range(found.device_hours, _hours)} of a device")
+        table.add_row(
+            "cost", f"{_range(found.cost, _money)} for {_range(found.device_hours, _hours)} of a device"
+        )
     console.print(table)
 
 
@@ -105,7 +107,9 @@ def _verdict(found: TrainingEstimate, rows: int, plan: Plan) -> Text:
         return Text.assemble(("May fit ", "bold yellow"), f"into {capacity}. {largest}")
     hints = ", ".join(plan.savings)
     return Text.assemble(
-        ("Doesn't fit ", "bold red"), f"into {capacity}. {largest}", f" What saves memory: {hints}." if hints else ""
+        ("Doesn't fit ", "bold red"),
+        f"into {capacity}. {largest}",
+        f" What saves memory: {hints}." if hints else "",
     )
 
 
@@ -177,7 +181,11 @@ def _range(found: Range, shown: Callable[[float], str]) -> str:
 def _without_unit(low: str, high: str) -> str:
     """`3.1` for `3.1 GiB`, if the other has the same unit."""
     number, _, unit = low.partition(" ")
-    return number if unit.isalpha() and high.endswith(f" {unit}") and number.replace(".", "").replace(",", "").isdigit() else low
+    return (
+        number
+        if unit.isalpha() and high.endswith(f" {unit}") and number.replace(".", "").replace(",", "").isdigit()
+        else low
+    )
 
 
 def _size(value: float) -> str:

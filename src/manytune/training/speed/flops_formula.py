@@ -7,9 +7,9 @@ computed (pad tokens not counted), R tokens that predict a target and P pairs of
     backward    as much for gradients of inputs, twice for attention's, and
                 2 W' T + 2 H' R             for the weights W' and H' that are trained
 
-So full fine-tuning takes 6 W T (Kaplan et al., arXiv 2001.08361, section 2.1) and an adapter on a frozen base 4 W T; the
-term of attention is that of Hoffmann et al. (arXiv 2203.15556, appendix F) with causal pairs. An adapter's matrices count
-among W and W'. W and A of layers below everything that is trained have no part in the backward pass; with
+So full fine-tuning takes 6 W T (Kaplan et al., arXiv 2001.08361, section 2.1) and an adapter on a frozen base 4 W T;
+the term of attention is that of Hoffmann et al. (arXiv 2203.15556, appendix F) with causal pairs. An adapter's matrices
+count among W and W'. W and A of layers below everything that is trained have no part in the backward pass; with
 `training.cache_frozen`, in the forward pass only for tokens that didn't skip them. Not counted are norms, activations,
 the optimizer, and what is computed twice with gradient checkpointing.
 """
