@@ -20,8 +20,8 @@ def plan(
         str | None,
         typer.Argument(
             metavar="PLAN|MODEL",
-            help="A plan in YAML; or a model: its config.json, the directory that holds one, or a hub id whose config is "
-            "in the hub's cache.",
+            help="A plan in YAML; or a model: its config.json, the directory that holds one, or a hub id whose "
+            "config is in the hub's cache.",
             show_default=False,
         ),
     ] = None,

@@ -1,11 +1,12 @@
 """What a forward pass keeps for the backward pass, in bytes a token.
 
 Korthikanti et al. ("Reducing activation recomputation", arXiv 2205.05198, section 4) count what each operation of a
-layer keeps; here the same is counted for the layers of today, whose base is frozen. A frozen product keeps nothing, since the
-gradient of its input needs the weight alone; one with an adapter, or whose weight trains, keeps its input. Attention
-never holds its scores (FlashAttention, arXiv 2205.14135; manytune's packed attention). For a token and a layer:
+layer keeps; here the same is counted for the layers of today, whose base is frozen. A frozen product keeps nothing,
+since the gradient of its input needs the weight alone; one with an adapter, or whose weight trains, keeps its input.
+Attention never holds its scores (FlashAttention, arXiv 2205.14135; manytune's packed attention). For a token and a
+layer:
 
-    norms            the hidden state in float32, each
+    norms            the hidden state in float32, each; and, if weights of the base train, what they scale
     attention        queries, keys, values and the result
     MLP              3 inner sizes where it is gated: both projections and the activated one
     an adapter       the inputs of the layers that it adapts, once each, and its own small ones
@@ -57,6 +58,8 @@ def activation_bytes(model: Architecture, trained: Trained, *, size: float) -> A
     norms = model.family.norms * hidden * norm_size
     if model.family.head_norms != "none":
         norms += (queries + keys) * norm_size
+    if trained.whole:
+        norms += model.family.norms * hidden * size
     activated = 3 * inner if model.family.gated else _ACTIVATION_COPIES.get(model.model_type, 1) * inner
     inputs = {"attention": hidden, "heads": 0, "mlp": hidden, "inner": inner}  # heads' input is kept already
     saved = sum(inputs[name] for name in trained.saved_inputs) + trained.saved_numbers

@@ -50,7 +50,7 @@ class TrainingPlanSection(Section):
     weights: Kept = "bfloat16"
     """How the base's weights are kept: `float32`, `bfloat16`, `int8` or `nf4` (4 bits)."""
     activations: Literal["float32", "base"] = "float32"
-    """The type of hidden states, as the recipe's key of this name: `base` is bfloat16 unless the weights are float32."""
+    """The type of hidden states, as the recipe's key of this name: `base` is bfloat16 unless weights are float32."""
     trained: Literal["float32", "bfloat16"] = "float32"
     """The type of what trains and of its gradients; manytune always takes float32."""
     optimizer: Literal["adamw", "adamw_8bit", "adafactor", "sgd"] = "adamw"

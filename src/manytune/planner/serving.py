@@ -112,8 +112,8 @@ def estimate_serving(
         return min(found, key=lambda estimate: estimate.all_devices.expected)
     return NoRoom(
         f"{sizes[-1]} device{'s' if sizes[-1] > 1 else ''} of {hardware.memory_gib:g} GiB hold too little for a "
-        f"replica: the weights take {held_bytes(model, section, hardware) / GIB:,.0f} GiB, and one request with its adapter "
-        "has to fit next to them. Take larger devices, or pack the weights (serving.weights: nf4)."
+        f"replica: the weights take {held_bytes(model, section, hardware) / GIB:,.0f} GiB, and one request with its "
+        "adapter has to fit next to them. Take larger devices, or pack the weights (serving.weights: nf4)."
     )
 
 
