@@ -19,7 +19,7 @@ def plan(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="PLAN|MODEL",
+            metavar="PLAN",
             help="A plan in YAML; or a model: its config.json, the directory that holds one, or a hub id whose "
             "config is in the hub's cache.",
             show_default=False,
@@ -34,7 +34,7 @@ def plan(
     ] = None,
     price: Annotated[
         float | None,
-        typer.Option(min=0, help="What an hour of one device costs, in any currency.", show_default=False),
+        typer.Option(min=0, max=1e9, help="What an hour of one device costs, in any currency.", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -65,7 +65,7 @@ def plan(
             print_hardware(table())
         return
     if what is None:
-        raise typer.BadParameter("expected a plan or a model", param_hint="PLAN|MODEL")
+        raise typer.BadParameter("expected a plan or a model", param_hint="PLAN")
     from manytune.planner.plan import make_plan
     from manytune.planner.recipe import plan_from
     from manytune.planner.this_machine import measure_this_machine

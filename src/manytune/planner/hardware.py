@@ -18,7 +18,11 @@ from manytune.training.recipe_yaml import parse_yaml
 THIS_MACHINE = "this-machine"
 GIB = 1 << 30
 
-Positive = Annotated[Number, Field(gt=0)]
+Positive = Annotated[Number, Field(gt=0, le=1e15)]
+
+
+Products = Literal["float32", "float16", "bfloat16", "float8"]
+"""The dtypes of products whose FLOP/s a device may have."""
 
 
 class Hardware(Section):
@@ -28,13 +32,11 @@ class Hardware(Section):
     """Its memory in GiB."""
     bandwidth_gb_s: Positive
     """Reading its memory, in GB/s."""
-    tflops: Annotated[
-        dict[Literal["float32", "float16", "bfloat16", "float8"], Positive], Field(min_length=1)
-    ]
+    tflops: Annotated[dict[Products, Positive], Field(min_length=1)]
     """Dense matrix products in 10^12 FLOP/s, by dtype."""
     kind: Literal["gpu", "cpu"] = "gpu"
     """Whether it is a GPU."""
-    price_per_hour: Annotated[Number, Field(ge=0)] | None = None
+    price_per_hour: Annotated[Number, Field(ge=0, le=1e9)] | None = None
     """What an hour of it costs, in any currency; null for no costs."""
     source: str = "given in the plan"
     """Where its figures are from."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from manytune.planner.architecture import Architecture
 from manytune.planner.dtypes import PACKED
-from manytune.planner.hardware import THIS_MACHINE, Hardware, hardware_of
+from manytune.planner.hardware import THIS_MACHINE, Hardware, Products, hardware_of
 from manytune.planner.recipe import PlanRecipe
 from manytune.planner.serving import NoRoom, ServingEstimate, estimate_serving
 from manytune.planner.source import architecture_from
@@ -98,7 +98,7 @@ def make_plan(
     recipe: PlanRecipe,
     *,
     where: str = "plan",
-    measure: Callable[[Architecture, str], Hardware] | None = None,
+    measure: Callable[[Architecture, Products], Hardware] | None = None,
     price: float | None = None,
 ) -> Plan:
     """Plan what a recipe says.
@@ -128,7 +128,7 @@ def make_plan(
     return Plan(recipe, model, trained, hardware, training, serving, tuple(_notes(recipe, model, trained)))
 
 
-def _products(recipe: PlanRecipe) -> str:
+def _products(recipe: PlanRecipe) -> Products:
     """The dtype that this machine is measured in."""
     sections = [section for section in (recipe.training, recipe.serving) if section is not None]
     return "float32" if any(section.weights == "float32" for section in sections) else "bfloat16"

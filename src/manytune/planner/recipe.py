@@ -18,7 +18,7 @@ from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, p
 
 _LARGEST = 1 << 20
 
-Positive = Annotated[Number, Field(gt=0)]
+Positive = Annotated[Number, Field(gt=0, le=1e15)]
 
 
 def _named_or_described(value: object) -> object:

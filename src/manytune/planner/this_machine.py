@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from manytune.planner.architecture import Architecture
-from manytune.planner.hardware import GIB, Hardware
+from manytune.planner.hardware import GIB, Hardware, Products
 
 _ROWS = 256
 _COPIED = 1 << 26  # numbers: larger than any cache
@@ -14,7 +14,7 @@ _ROUNDS = 5
 _MOST_WEIGHTS = 1 << 30
 
 
-def measure_this_machine(model: Architecture, dtype: str, *, seconds: float = 2.0) -> Hardware:
+def measure_this_machine(model: Architecture, dtype: Products, *, seconds: float = 2.0) -> Hardware:
     """Measure FLOP/s and bandwidth. Imports torch.
 
     Args:
@@ -31,10 +31,14 @@ def measure_this_machine(model: Architecture, dtype: str, *, seconds: float = 2.
     kind = getattr(torch, dtype)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    block = nn.ModuleList()
+    chosen, weights = [], 0
     for matrix in model.matrices:
-        if sum(layer.weight.numel() for layer in block) + matrix.weights <= _MOST_WEIGHTS:  # type: ignore[union-attr,operator]
-            block.append(nn.Linear(matrix.inputs, matrix.outputs, bias=False, device=device, dtype=kind))
+        if not chosen or weights + matrix.weights <= _MOST_WEIGHTS:
+            chosen.append(matrix)
+            weights += matrix.weights
+    block = nn.ModuleList(
+        nn.Linear(matrix.inputs, matrix.outputs, bias=False, device=device, dtype=kind) for matrix in chosen
+    )
     flops = matmul_flops_per_second(block, rows=_ROWS, seconds=seconds)
     numbers, copy = (torch.ones(_COPIED, device=device) for _ in range(2))
     times = []

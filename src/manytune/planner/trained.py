@@ -26,7 +26,7 @@ def _as_targets(value: object) -> object:
     raise ValueError(f"expected {ALL_LINEAR}, or a list of names of linear layers; found {kind_of(value)}")
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
 
 class MethodPlan(Section):
