@@ -34,7 +34,9 @@ def plan(
     ] = None,
     price: Annotated[
         float | None,
-        typer.Option(min=0, max=1e9, help="What an hour of one device costs, in any currency.", show_default=False),
+        typer.Option(
+            min=0, max=1e9, help="What an hour of one device costs, in any currency.", show_default=False
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
