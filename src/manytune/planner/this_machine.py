@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from manytune.planner.architecture import Architecture
+from manytune.planner.architecture import Architecture, Matrix
 from manytune.planner.hardware import GIB, Hardware, Products
 
 _ROWS = 256
@@ -31,7 +31,8 @@ def measure_this_machine(model: Architecture, dtype: Products, *, seconds: float
     kind = getattr(torch, dtype)
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    chosen, weights = [], 0
+    chosen: list[Matrix] = []
+    weights = 0
     for matrix in model.matrices:
         if not chosen or weights + matrix.weights <= _MOST_WEIGHTS:
             chosen.append(matrix)
