@@ -34,10 +34,13 @@ ALLOWED = {
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
     "server": {"engine", "examination", "data", "store", "mixed", "methods"},
     "cluster": {"training", "data", "methods", "store"},
+    # Sizes and formulas alone: of training those files that need no torch.
+    "planner": {"training", "data", "mixed"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "model", "methods"},
     "cli": {
         "demo",
+        "planner",
         "experiments",
         "server",
         "examination",
@@ -53,7 +56,7 @@ ALLOWED = {
     "__main__": {"cli"},  # python -m manytune
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "examination", "cluster", "__main__"}
+NOT_IN_THE_PUBLIC_NAMES = {"__main__", "cli", "cluster", "demo", "examination", "experiments", "planner", "server"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

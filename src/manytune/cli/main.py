@@ -31,6 +31,7 @@ COMMAND_MODULES = (
     "evaluate",
     "compare",
     "sweep",
+    "plan",
     "generate",
     "chat",
     "adapters.group",

@@ -29,6 +29,11 @@ class Counters:
     skipped_tokens: int = 0
     skipped_pairs: int = 0
 
+    @property
+    def real_tokens(self) -> int:
+        """Computed tokens that aren't pad tokens."""
+        return self.tokens.tokens_computed - self.tokens.pad_tokens
+
     @staticmethod
     def of(batch: AnyBatch, *, skipped: bool = False) -> Counters:
         """The counters of one batch.
