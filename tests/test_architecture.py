@@ -31,12 +31,14 @@ ALLOWED = {
     "engine": {"store", "model", "mixed", "methods"},
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
     "server": {"engine", "data", "store", "mixed", "methods"},
+    "handover": {"server", "data", "store", "methods"},
     "cluster": {"training", "data", "methods", "store"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "model", "methods"},
     "cli": {
         "demo",
         "experiments",
+        "handover",
         "server",
         "cluster",
         "training",
@@ -49,7 +51,7 @@ ALLOWED = {
     },
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "cluster"}
+NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "handover", "server", "cluster"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from manytune.errors import ServeError
 from manytune.server.http_errors import HttpError, model_not_found
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 class Key(BaseModel):
     """One entry of a key file.
@@ -226,6 +228,19 @@ def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
     if len({key.sha256 for key in keys}) < len(keys):
         raise ServeError("two API keys are the same; each needs its own.")
     return Keys(keys)
+
+
+def require_keys_for(host: str, keys: Keys) -> None:
+    """Refuse to listen for others than this machine without keys.
+
+    Raises:
+        ServeError: There are none.
+    """
+    if host not in _LOOPBACK and not keys:
+        raise ServeError(
+            f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
+            "or listen on 127.0.0.1."
+        )
 
 
 def _secret(variable: str, value: str) -> str:

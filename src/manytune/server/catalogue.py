@@ -11,14 +11,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 
 from manytune.data.rendering import named_fields
 from manytune.errors import ManytuneError, StoreError
 from manytune.server.json_lists import json_bytes
-from manytune.server.verdicts import Verdicts
 from manytune.store.labels import NAME
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.store import AdapterStore, StoreEntry
@@ -49,6 +48,16 @@ class Listed:
     stamp: _Stamp | None
 
 
+class KnownVerdicts(Protocol):
+    """Which adapters can be served."""
+
+    def of(self, entry: StoreEntry) -> str | None:
+        """Why an adapter can't be served; None if it can."""
+
+    def known(self, digest: str) -> str | None:
+        """The same as far as it has been tried, without waiting for anything."""
+
+
 class Catalogue:
     """The adapters of a store as listings show them. One thread at a time may update it, any may read.
 
@@ -58,7 +67,7 @@ class Catalogue:
         base_name: The base's name.
     """
 
-    def __init__(self, store: AdapterStore, verdicts: Verdicts, *, base_name: str) -> None:
+    def __init__(self, store: AdapterStore, verdicts: KnownVerdicts, *, base_name: str) -> None:
         self._store = store
         self._verdicts = verdicts
         self._base_name = base_name

@@ -251,12 +251,14 @@ class Tuner(nn.Module, ABC):
         return {}
 
     @classmethod
-    def vllm_rank(cls, config: PeftConfig, names: Iterable[str]) -> int:
+    def vllm_rank(cls, config: PeftConfig, names: Iterable[str], *, patterns: bool = False) -> int:
         """The rank that vLLM has to make room for.
 
         Args:
             config: An adapter's options.
             names: The names of its tensors in its file.
+            patterns: Whether this vLLM reads `rank_pattern` and `alpha_pattern`; releases that don't give every layer
+                the same rank and alpha in silence.
 
         Raises:
             ConfigError: vLLM can't run it.
