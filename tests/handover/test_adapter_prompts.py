@@ -10,7 +10,7 @@ from tests.store.adapters_made import make_adapter
 
 from manytune.store.manifest import Manifest
 
-OWN = CHAT.replace("assistant ", "answer ")
+OWN = CHAT.replace("{{ m.role }} ", "{{ m.role }}  ").replace("assistant ", "assistant  ")
 
 
 def add(store, base, tmp_path, name, **changes):
@@ -77,10 +77,9 @@ def test_an_adapter_of_which_vllm_makes_other_prompts_is_refused_with_the_first_
 
 
 def test_another_end_token_of_an_adapters_own_template_ends_its_answers(client, base, store, tmp_path, fake):
-    end = base.tokenizer.convert_ids_to_tokens(5)
-    own = CHAT.replace("<end>", end)
+    own = CHAT.replace("<end>", "<unk>")
     add(store, base, tmp_path, "other-end", encoding="chat", encoding_options={"chat_template": own})
     assert chat(client, "other-end", stop_token_ids=[3]).status_code == 200
-    assert fake.asked[-1]["stop_token_ids"] == [3, 5]
+    assert fake.asked[-1]["stop_token_ids"] == [3, base.tokenizer.unk_token_id]
     assert chat(client, "other-end", ignore_eos=True).status_code == 200
     assert "stop_token_ids" not in fake.asked[-1]

@@ -31,16 +31,16 @@ def write(base, store, tmp_path):
     return write
 
 
-def test_the_configuration_is_one_that_ray_takes_and_its_adapters_name_the_base(write, tmp_path):
-    from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
-
+def test_the_configuration_has_the_fields_of_rays_llmconfig_and_its_adapters_name_the_base(write, tmp_path):
     said = write()
     assert str(tmp_path / "ray" / "serve.yaml") in said and "s3://bucket/adapters/" in said
     (application,) = yaml.safe_load((tmp_path / "ray" / "serve.yaml").read_text())["applications"]
     assert application["import_path"] == "ray.serve.llm:build_openai_app"
-    config = LLMConfig(**application["args"]["llm_configs"][0])
-    assert config.model_id == "tiny" and config.engine_kwargs["max_lora_rank"] == 16
-    assert config.lora_config.dynamic_lora_loading_path == "s3://bucket/adapters"
+    (config,) = application["args"]["llm_configs"]
+    assert config["model_loading_config"] == {"model_id": "tiny", "model_source": "hub/tiny"}
+    assert config["lora_config"]["dynamic_lora_loading_path"] == "s3://bucket/adapters"
+    kwargs = config["engine_kwargs"]
+    assert kwargs["enable_lora"] and kwargs["max_lora_rank"] == 16 and kwargs["max_loras"] == 2
     for name in ("one", "two"):
         options = json.loads((tmp_path / "ray" / "adapters" / name / "adapter_config.json").read_text())
         assert options["base_model_name_or_path"] == "hub/tiny"

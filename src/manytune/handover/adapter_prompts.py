@@ -25,9 +25,13 @@ from manytune.store.manifest import Manifest
 _PLAIN = (
     "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
 )
-_TRIED: tuple[tuple[tuple[str, str], ...], ...] = (
-    (("user", "What is 12 + 30?"),),
-    (("user", "Hello  there."), ("assistant", "Hi!"), ("user", "Name two rivers,\nplease.")),
+_TRIED = (
+    (Segment("user", "What is 12 + 30?"),),
+    (
+        Segment("user", "Hello  there."),
+        Segment("assistant", "Hi!"),
+        Segment("user", "Name two rivers,\nplease."),
+    ),
 )
 
 
@@ -90,7 +94,7 @@ class AdapterPrompts:
         if manifest is None and not self._tokenizer.chat_template:
             return None  # the base has /v1/completions only
         for conversation, tokens in zip(_TRIED, expected, strict=True):
-            messages = [{"role": role, "content": text} for role, text in conversation]
+            messages = [{"role": one.role, "content": one.text} for one in conversation]
             body = {"model": model, "messages": messages, **additions.fields}
             if additions.kwargs:
                 body["chat_template_kwargs"] = dict(additions.kwargs)
@@ -99,7 +103,7 @@ class AdapterPrompts:
                 return f"vLLM can't make its prompts ({_shown(found)})."
             if tuple(found.get("tokens", ())) != tokens:
                 return (
-                    f"vLLM makes other prompts than its training did: of {conversation[-1][1]!r} "
+                    f"vLLM makes other prompts than its training did: of {conversation[-1].text!r} "
                     f"{_first_difference(found.get('tokens', ()), tokens)}. Serve it with --engine manytune."
                 )
         return None
@@ -119,10 +123,7 @@ class AdapterPrompts:
         self, options: EncodingOptions, *, is_plain: bool
     ) -> tuple[ChatAdditions, list[tuple[int, ...]]]:
         encoder = options.encoder(self._tokenizer, chat=False if is_plain else None)
-        expected = [
-            encoder.prompt_ids([Segment(role, text) for role, text in conversation])
-            for conversation in _TRIED
-        ]
+        expected = [encoder.prompt_ids(conversation) for conversation in _TRIED]
         fields: dict[str, Any] = {}
         if is_plain:
             fields = {"chat_template": _PLAIN, "add_special_tokens": True}

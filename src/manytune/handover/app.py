@@ -93,8 +93,11 @@ def create_front(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Follow the store while the application runs."""
     front: Front = app.state.front
-    await front.versions.check_base()
-    await front.versions.check()
+    try:
+        await front.versions.check_base()
+        await front.versions.check()
+    except HttpError as error:  # its end is reported by its process
+        _log.warning("vLLM doesn't answer: %s", error.message)
     watching = asyncio.create_task(_watch(front))
     yield
     watching.cancel()

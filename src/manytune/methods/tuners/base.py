@@ -257,8 +257,7 @@ class Tuner(nn.Module, ABC):
         Args:
             config: An adapter's options.
             names: The names of its tensors in its file.
-            patterns: Whether this vLLM reads `rank_pattern` and `alpha_pattern`; releases that don't give every layer
-                the same rank and alpha in silence.
+            patterns: Whether this vLLM reads `rank_pattern` and `alpha_pattern`; others ignore them in silence.
 
         Raises:
             ConfigError: vLLM can't run it.
