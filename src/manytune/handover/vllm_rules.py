@@ -1,8 +1,8 @@
 """Which adapters of a store vLLM can serve, and why not the others.
 
-The rules are those of vLLM's own checks when it loads an adapter, and further ones for what it would leave out without
-a word: a classifier's head, LoRA on an output head that is the embeddings' table, and, before release 0.32, ranks and
-alphas that differ between layers.
+The rules are those of vLLM's own checks when it loads an adapter, and further ones for what some of its releases leave
+out without a word: a start from the base's weights, LoRA on an output head that is the embeddings' table, and, before
+release 0.32, ranks and alphas that differ between layers.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def check_adapter(config: PeftConfig, names: list[str], *, patterns: bool, tied:
     head = next((name for name in names if _HEAD in name), None)
     if tied and head is not None:
         raise ConfigError(
-            f"it has {head}, and the base's output head is its embeddings' table, which vLLM doesn't adapt there. "
-            "Merge it into its base instead."
+            f"it has {head}, and the base's output head is its embeddings' table: whether vLLM adapts that depends on "
+            "its release, so it isn't handed over. Merge it into its base instead."
         )
     return rank
 
