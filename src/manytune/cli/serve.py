@@ -164,12 +164,12 @@ def serve(
     ] = None,
     vllm_options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- VLLM OPTIONS]", help="Options for vLLM, after --.", show_default=False),
+        typer.Argument(metavar="-- VLLM-OPTIONS", help="Options for vLLM, after --.", show_default=False),
     ] = None,
 ) -> None:
     """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
-    The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
+    Choose the adapter with the request's `model` field. The API is under /v1, a playground at /, metrics at /metrics.
 
     Without any adapters it serves the base, and those that are added later.
 
@@ -189,7 +189,8 @@ def serve(
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.app import create_app
-        from manytune.server.auth import read_keys, require_keys_for
+        from manytune.server.key_file import KeySource, require_keys_for
+        from manytune.server.listening import check_address
         from manytune.server.logs import log_to_stderr
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
@@ -198,8 +199,10 @@ def serve(
     from manytune.server.images import MOST_BODY_BYTES
     from manytune.server.settings import Settings
 
-    api_keys = read_keys(keys, os.environ)
+    api_keys = KeySource(keys, os.environ)
     require_keys_for(host, api_keys)
+
+    check_address(host, port)
 
     def make() -> tuple[FastAPI, AdapterStore, str]:
         packing: Packing | None = "nf4" if weights is _Weights.nf4 else None

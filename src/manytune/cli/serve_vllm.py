@@ -92,14 +92,15 @@ def _serve(
 ) -> None:
     from manytune.errors import ServeError
     from manytune.handover.vllm_engine import running_vllm
-    from manytune.server.auth import read_keys, require_keys_for
     from manytune.server.connections import ConnectionLimits
-    from manytune.server.listening import web_server
+    from manytune.server.key_file import KeySource, require_keys_for
+    from manytune.server.listening import check_address, web_server
     from manytune.server.logs import log_to_stderr
 
     host, port, most = given["host"], given["port"], given["max_connections"]
-    keys = read_keys(given["keys"], os.environ)
+    keys = KeySource(given["keys"], os.environ)
     require_keys_for(host, keys)
+    check_address(host, port)
     log_to_stderr()
     with running_vllm(vllm, base, store, verdicts, checked, settings, keys) as (app, process):
         limits = ConnectionLimits(most=most, most_of_address=max(1, most // 2))

@@ -20,6 +20,7 @@ from manytune.handover.vllm_client import VllmClient
 from manytune.server.app import add_error_handlers
 from manytune.server.auth import Keys
 from manytune.server.http_errors import HttpError
+from manytune.server.key_file import KeySource, follow_keys
 from manytune.server.metrics import Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.places import Places
@@ -51,7 +52,7 @@ def create_front(
     settings: FrontSettings,
     versions: Versions,
     client: VllmClient,
-    keys: Keys | None = None,
+    keys: Keys | KeySource | None = None,
     *,
     failure: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
@@ -61,10 +62,13 @@ def create_front(
         settings: Limits and behaviour.
         versions: The store's adapters in vLLM.
         client: Reaches vLLM.
-        keys: The API keys. Without keys only requests to this machine's own host names are answered.
+        keys: The API keys, or where they come from, which is followed. Without keys only requests to this machine's own
+            host names are answered.
         failure: How vLLM ended; None while it runs.
     """
-    keys = keys if keys is not None else Keys()
+    source = keys if isinstance(keys, KeySource) else None
+    found = Keys(source.read()) if source else keys
+    keys = found if isinstance(found, Keys) else Keys()
     metrics = Metrics(VersionsState(versions))
     app = FastAPI(
         title="manytune",
@@ -74,6 +78,7 @@ def create_front(
         lifespan=_lifespan,
         redirect_slashes=False,
     )
+    app.state.key_source, app.state.keys = source, keys
     app.state.front = Front(
         settings=settings,
         versions=versions,
@@ -98,11 +103,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await front.versions.check()
     except HttpError as error:  # its end is reported by its process
         _log.warning("vLLM doesn't answer: %s", error.message)
-    watching = asyncio.create_task(_watch(front))
+    watching = [asyncio.create_task(_watch(front))]
+    if app.state.key_source is not None:
+        keys, source = app.state.keys, app.state.key_source
+        watching.append(asyncio.create_task(follow_keys(keys, source, front.settings.watch_seconds)))
     yield
-    watching.cancel()
-    with suppress(asyncio.CancelledError):
-        await watching
+    for task in watching:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def _watch(front: Front) -> None:

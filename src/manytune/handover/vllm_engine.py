@@ -26,6 +26,7 @@ from manytune.handover.vllm_process import VllmProcess
 from manytune.handover.vllm_release import Vllm
 from manytune.handover.vllm_rules import RANKS, Verdict, VllmVerdicts, rank_for
 from manytune.server.auth import Keys
+from manytune.server.key_file import KeySource
 from manytune.store.store import AdapterStore, StoreEntry
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def running_vllm(
     verdicts: VllmVerdicts,
     checked: Sequence[Checked],
     settings: HandoverSettings,
-    keys: Keys,
+    keys: Keys | KeySource,
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[FastAPI, VllmProcess]]:
     """Start vLLM, and give the application before it; vLLM ends with the block.
@@ -116,7 +117,7 @@ def running_vllm(
         verdicts: Which of them it can serve; the rank is decided.
         checked: What `check_store` found.
         settings: How they are handed over.
-        keys: The API keys.
+        keys: The API keys, or where they come from.
         environment: What vLLM's own is made from.
 
     Raises:
