@@ -41,7 +41,7 @@ PROMPTS = (
     "In the year 1969,",
     "A function that adds two numbers:",
 )
-SCALE = 0.02  # of B's values, with A's as they are drawn: answers change, and stay text
+SCALE = 0.08  # of B's values, with A's as they are drawn: every answer changes
 RANKS = (2, 4, 8)
 
 
