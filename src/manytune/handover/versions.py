@@ -85,7 +85,7 @@ class Versions:
         self._copies = copies
         self._location = location
         self._base_name = base_name
-        self.catalogue = Catalogue(store, verdicts, base_name=base_name)
+        self.catalogue = Catalogue(store, verdicts, verdicts.examined, base_name=base_name)
         self.loads = 0
         self._loaded: dict[str, StoreEntry] = {}  # by digest: what vLLM has
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -143,7 +143,11 @@ class Versions:
         digest = await asyncio.to_thread(self._resolve, name)
         listed = self.catalogue.get(name)
         if listed is None or listed.digest != digest:
-            listed = await asyncio.to_thread(self.catalogue.update_one, name, digest)
+
+            def read(name: str) -> Listed | None:
+                return self.catalogue.update_one(name, digest)
+
+            listed = await self._verdicts.examined.when_examined(read, name)
         if listed is None:
             raise model_not_found(name)
         return listed
@@ -235,6 +239,7 @@ class Versions:
 
     def _prepared(self, digest: str) -> StoreEntry:
         """A version whose files were checked and lie where vLLM's resolver looks for them."""
+        self._verdicts.examined.examine(digest).require()
         entry = self._store.entry(digest)
         reason = self._verdicts.of(entry)
         if reason is not None:

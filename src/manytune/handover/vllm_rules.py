@@ -15,10 +15,13 @@ import torch
 
 from manytune.data.encoding_options import EncodingOptions
 from manytune.errors import ConfigError, DataError, ManytuneError, StoreError
+from manytune.examination.examiner import shared_examiner
+from manytune.examination.plain_files import check_files
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.server.validation import MetaBase, check_files, check_options
+from manytune.server.examined import Examined
+from manytune.server.validation import MetaBase, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
 from manytune.store.manifest import Manifest
@@ -26,6 +29,7 @@ from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_a_head
 from manytune.store.store import AdapterStore, StoreEntry
 from manytune.store.tensor_header import read_header
+from manytune.store.tensors_in_memory import DTYPES
 
 #: Values of vLLM's --max-lora-rank.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -57,9 +61,14 @@ class VllmVerdicts:
         store: Where they are kept.
         base: Their base; its model may be on the meta device.
         patterns: Whether this vLLM reads `rank_pattern` and `alpha_pattern`.
+
+    Attributes:
+        examined: What is known of them from their examination, before which nothing of them is read.
+        most_rank: The rank that vLLM was started for; None before that.
     """
 
     def __init__(self, store: AdapterStore, base: Base, *, patterns: bool) -> None:
+        self.examined = Examined(store, shared_examiner(), max_bytes=_MOST_BYTES)
         self._store = store
         self._base = base
         self._patterns = patterns
@@ -68,7 +77,6 @@ class VllmVerdicts:
         self._trying = threading.Lock()
         self._found: dict[str, Verdict] = {}
         self._noted: dict[str, str] = {}
-        #: The rank that vLLM was started for; None before that.
         self.most_rank: int | None = None
 
     def of(self, entry: StoreEntry) -> str | None:
@@ -111,6 +119,7 @@ class VllmVerdicts:
             return Verdict(reason=f"it can't be read ({type(error).__name__}: {str(error)[:200]}).")
 
     def _checked(self, entry: StoreEntry) -> Verdict:
+        self.examined.examine(entry.digest).require()
         check_files(self._store.root, entry.path, max_bytes=_MOST_BYTES)
         packed = check_base(entry.path, entry.manifest, self._base.fingerprint, name=self._base.name)
         config = PeftConfig.from_pretrained(entry.path)
@@ -120,7 +129,7 @@ class VllmVerdicts:
             header = read_header(opened, file)
         rank = check_adapter(config, list(header.places), patterns=self._patterns, tied=self._tied)
         shapes = {
-            name: torch.empty(place.shape, dtype=place.dtype, device="meta")
+            name: torch.empty(place.shape, dtype=DTYPES[place.dtype], device="meta")
             for name, place in header.places.items()
         }
         self._meta.check_shapes(ResidentAdapter(entry.digest, config, shapes, header.nbytes, entry.manifest))
