@@ -271,9 +271,8 @@ class Tuner(nn.Module, ABC):
         Raises:
             ConfigError: vLLM can't run it.
         """
-        raise ConfigError(
-            f"vLLM runs plain LoRA adapters only, and it is of type {config.peft_type}. Merge it into its base instead."
-        )
+        reason = f"vLLM runs plain LoRA adapters only, and it is of type {config.peft_type}"
+        raise ConfigError(f"{reason}. Merge it into its base instead.")
 
     @classmethod
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:
