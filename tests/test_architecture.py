@@ -33,6 +33,7 @@ ALLOWED = {
     "examination": {"data", "store", "methods"},
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
     "server": {"engine", "examination", "data", "store", "mixed", "methods"},
+    "handover": {"server", "examination", "data", "store", "methods"},
     "cluster": {"training", "data", "methods", "store"},
     # Sizes and formulas alone: of training those files that need no torch.
     "planner": {"training", "data", "mixed"},
@@ -42,6 +43,7 @@ ALLOWED = {
         "demo",
         "planner",
         "experiments",
+        "handover",
         "server",
         "examination",
         "cluster",
@@ -56,7 +58,7 @@ ALLOWED = {
     "__main__": {"cli"},  # python -m manytune
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"__main__", "cli", "cluster", "demo", "examination", "experiments", "planner", "server"}
+NOT_IN_THE_PUBLIC_NAMES = {"__main__", "cli", "cluster", "demo", "examination", "experiments", "handover", "planner", "server"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

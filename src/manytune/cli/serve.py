@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.options import AsJson
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+class _Engine(StrEnum):
+    manytune = "manytune"
+    vllm = "vllm"
 
 
 class _Weights(StrEnum):
@@ -56,6 +61,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
+    context: typer.Context,
     base: Annotated[
         str, typer.Option(help="A hub id, a directory, a .gguf file, or embedded.", show_default=False)
     ],
@@ -133,6 +139,33 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers as well.")
     ] = False,
+    engine: Annotated[
+        _Engine,
+        typer.Option(help="What generates: manytune itself, or a vLLM that it starts and keeps in step."),
+    ] = _Engine.manytune,
+    vllm: Annotated[str, typer.Option(help="vLLM's executable, in an environment of its own.")] = "vllm",
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only list which adapters vLLM can serve, and why not the others."),
+    ] = False,
+    as_json: AsJson = False,
+    ray_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Only write what ray.serve.llm takes, a new directory with serve.yaml and the adapters.",
+            show_default=False,
+        ),
+    ] = None,
+    ray_adapters: Annotated[
+        str | None,
+        typer.Option(
+            help="Where Ray will find those adapters, such as s3://bucket/adapters.", show_default=False
+        ),
+    ] = None,
+    vllm_options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- VLLM-OPTIONS", help="Options for vLLM, after --.", show_default=False),
+    ] = None,
 ) -> None:
     """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
@@ -144,14 +177,19 @@ def serve(
 
     Without keys the server answers this machine only, and admin routes are off. The log is JSON, on stderr.
     """
+    from manytune.cli.serve_vllm import require_vllm, serve_with_vllm
     from manytune.errors import ServeError
 
+    if engine is _Engine.vllm:
+        serve_with_vllm(context)
+        return
+    require_vllm(context)
     try:
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.app import create_app
-        from manytune.server.key_file import KeySource
+        from manytune.server.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address
         from manytune.server.logs import log_to_stderr
     except ImportError as error:
@@ -162,11 +200,7 @@ def serve(
     from manytune.server.settings import Settings
 
     api_keys = KeySource(keys, os.environ)
-    if not api_keys.read() and host not in _LOOPBACK:
-        raise ServeError(
-            f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
-            "or listen on 127.0.0.1."
-        )
+    require_keys_for(host, api_keys)
 
     check_address(host, port)
 
