@@ -31,6 +31,8 @@ ALLOWED = {
     "engine": {"store", "model", "mixed", "methods"},
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
     "server": {"engine", "data", "store", "mixed", "methods"},
+    # Many servers as one: of what a server computes it knows nothing, and loads it in other processes only.
+    "replicas": {"server", "store"},
     "cluster": {"training", "data", "methods", "store"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "model", "methods"},
@@ -38,6 +40,7 @@ ALLOWED = {
         "demo",
         "experiments",
         "server",
+        "replicas",
         "cluster",
         "training",
         "evaluation",
@@ -49,7 +52,7 @@ ALLOWED = {
     },
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "cluster"}
+NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "replicas", "cluster"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
 
-    from manytune.engine.weights import Weights
+    from manytune.server.auth import Keys
     from manytune.server.loop import EngineLoop
-    from manytune.store.base import Base
-    from manytune.store.quantization import Packing
-    from manytune.store.store import AdapterStore
+    from manytune.server.opening import ServeOptions
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -30,16 +28,6 @@ class _Weights(StrEnum):
     int8 = "int8"
     int4 = "int4"
     nf4 = "nf4"
-
-
-#: What the engine does with them; those that are packed stay as they are.
-_IN_ENGINE: dict[_Weights, Weights] = {
-    _Weights.reordered: "reordered",
-    _Weights.plain: "plain",
-    _Weights.int8: "int8",
-    _Weights.int4: "int4",
-    _Weights.nf4: "plain",
-}
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -93,6 +81,14 @@ def serve(
             metavar=f"[{'|'.join(_Weights)}]",
         ),
     ] = _Weights.reordered,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Server processes, each with an engine of its own; requests for one adapter go to the same one. "
+            "--max-batch, --kv-tokens, --adapter-memory and the like are those of each.",
+        ),
+    ] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[
         int,
@@ -150,15 +146,16 @@ def serve(
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.app import create_app
         from manytune.server.auth import read_keys
         from manytune.server.logs import log_to_stderr
+
+        if workers == 1:  # else this process loads nothing that models need
+            import manytune.server.app  # noqa: F401 - the same
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
-    from manytune.engine.options import EngineOptions
-    from manytune.server.images import MOST_BODY_BYTES
-    from manytune.server.settings import Settings
+    from manytune.cli.chosen import answering_device
+    from manytune.server.opening import ServeOptions, open_server
 
     api_keys = read_keys(keys, os.environ)
     if host not in _LOOPBACK and not api_keys:
@@ -167,40 +164,66 @@ def serve(
             "or listen on 127.0.0.1."
         )
 
-    def make() -> tuple[FastAPI, AdapterStore, str]:
-        packing: Packing | None = "nf4" if weights is _Weights.nf4 else None
-        loaded, store, name = _load(base, adapters, base_name, dtype, packing)
-        settings = Settings(
-            base_name=name,
-            max_body_bytes=MOST_BODY_BYTES if loaded.images is not None else Settings.max_body_bytes,
-            max_queue=max_queue,
-            max_answer_tokens=max_answer_tokens,
-            adapter_memory=adapter_memory << 20,
-            watch_seconds=watch_seconds,
-            drain_seconds=drain_seconds,
-            log_prompts=log_prompts,
-        )
-        options = EngineOptions(
-            max_batch=max_batch,
-            kv_budget_tokens=kv_tokens,
-            prefix_cache_tokens=prefix_tokens,
-            adapter_bytes=None if adapter_limit is None else adapter_limit << 20,
-            weights=_IN_ENGINE[weights],
-        )
-        return create_app(loaded, store, settings, api_keys, options), store, name
+    options = ServeOptions(
+        base=base,
+        adapters=adapters,
+        base_name=base_name,
+        dtype=dtype,
+        weights=weights.value,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        kv_tokens=kv_tokens,
+        prefix_tokens=prefix_tokens,
+        max_answer_tokens=max_answer_tokens,
+        adapter_memory=adapter_memory,
+        adapter_limit=adapter_limit,
+        watch_seconds=watch_seconds,
+        drain_seconds=drain_seconds,
+        log_prompts=log_prompts,
+    )
+    if workers > 1:
+        _serve_by_workers(options, api_keys, workers, host, port, max_connections)
+        return
 
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
-        app, store, name = loading.submit(make).result()
+        opened = loading.submit(open_server, options, api_keys, device=answering_device()).result()
     log_to_stderr()
-    found = len(store.names())
+    _say_what_is_served(opened.base_name, len(opened.store.names()), options, host, port)
+    _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
+
+
+def _say_what_is_served(name: str, found: int, options: ServeOptions, host: str, port: int) -> None:
     typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
     if not found:
         typer.echo(
-            f"{adapters}: no adapters yet; those that are put there are served from then on.", err=True
+            f"{options.adapters}: no adapters yet; those that are put there are served from then on.",
+            err=True,
         )
-    _listen(app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
+
+
+def _serve_by_workers(
+    options: ServeOptions, keys: Keys, workers: int, host: str, port: int, max_connections: int
+) -> None:
+    """Answer requests by several processes; exit 1 if none of them could start."""
+    from manytune.replicas.local import serve_by_workers
+
+    def ready(name: str, adapters: int) -> None:
+        _say_what_is_served(name, adapters, options, host, port)
+        typer.echo(f"{workers} workers", err=True)
+
+    started = serve_by_workers(
+        options,
+        keys,
+        workers=workers,
+        host=host,
+        port=port,
+        max_connections=max_connections,
+        on_ready=ready,
+    )
+    if not started:
+        raise typer.Exit(1)
 
 
 def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int, max_connections: int) -> None:
@@ -224,27 +247,3 @@ def _run(server: Server, loop: EngineLoop) -> bool:
     with suppress(KeyboardInterrupt):  # raised after the orderly shutdown
         server.run()
     return loop.failure is None and server.started
-
-
-def _load(
-    base: str, adapters: Path, base_name: str | None, dtype: str | None, packing: Packing | None
-) -> tuple[Base, AdapterStore, str]:
-    """The base, the store, and the base's name in requests."""
-    from manytune.cli.chosen import answering_device
-    from manytune.errors import ServeError
-    from manytune.store.base import load_base
-    from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
-    from manytune.store.labels import NAME
-
-    name = base_name if base_name is not None else Path(base).expanduser().resolve().name
-    if not NAME.fullmatch(name):
-        raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    if name in adapters_in(adapters.expanduser()):
-        raise ServeError(
-            f"an adapter is called {name!r} like the base; give the base another name with --base-name."
-        )
-    require_adapters_or_nothing(adapters)
-    loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
-    store = store_at(adapters, loaded)
-    store.refresh()
-    return loaded, store, name

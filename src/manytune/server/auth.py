@@ -183,6 +183,11 @@ class Keys:
     def __len__(self) -> int:
         return len(self._principals)
 
+    @property
+    def all(self) -> tuple[Key, ...]:
+        """The keys."""
+        return tuple(one.key for one in self._principals if one.key is not None)
+
     def authenticate(self, authorization: str | None) -> Principal:
         """The owner of the key in a request.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from pathlib import Path
 from typing import cast
 
 import uvicorn
@@ -21,8 +22,9 @@ _OTHER_FILES = 512  # that may be open: libraries, adapters, connections that ar
 def web_server(
     app: ASGIApp,
     *,
-    host: str,
-    port: int,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    socket: Path | None = None,
     drain_seconds: float,
     limits: ConnectionLimits | None = None,
 ) -> uvicorn.Server:
@@ -32,6 +34,7 @@ def web_server(
         app: The application.
         host: The address to listen on.
         port: The port; 0 for any free one.
+        socket: The Unix socket to listen on instead; who may enter its directory may connect.
         drain_seconds: How long running requests may continue when it stops.
         limits: What connections may take; None for the defaults. There are never more than the system has files for.
     """
@@ -41,6 +44,8 @@ def web_server(
         RequestsOnConnections(app),
         host=host,
         port=port,
+        uds=None if socket is None else str(socket),
+        loop="asyncio",  # whose transports connections are made for, also where uvloop is installed
         http=cast("type[asyncio.Protocol]", connections.protocol(H11Protocol)),
         ws="none",
         interface="asgi3",
