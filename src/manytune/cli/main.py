@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib import import_module
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from typer.core import TyperGroup
 from manytune import __version__
 from manytune.atomic import write_error
 from manytune.errors import ManytuneError
-from manytune.terminal import visible
+from manytune.terminal import quiet_libraries, visible
 
 # In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
 # needs inside the command, so that `manytune --help` answers at once.
@@ -35,10 +34,6 @@ COMMAND_MODULES = (
     "adapters.group",
     "serve",
 )
-
-
-# transformers imports torchao wherever it is installed, which warns of kernels for other devices, and through torch.
-_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 class _ErrorBoundary(TyperGroup):
@@ -75,8 +70,7 @@ def _root(
     ] = False,
 ) -> None:
     """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them."""
-    for library in _CHATTY:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_libraries()
 
 
 def build_app() -> typer.Typer:

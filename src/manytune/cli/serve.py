@@ -154,7 +154,6 @@ def serve(
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
-    from manytune.cli.chosen import answering_device
     from manytune.server.opening import ServeOptions, open_server
 
     api_keys = read_keys(keys, os.environ)
@@ -182,8 +181,11 @@ def serve(
         log_prompts=log_prompts,
     )
     if workers > 1:
+        log_to_stderr()
         _serve_by_workers(options, api_keys, workers, host, port, max_connections)
         return
+
+    from manytune.cli.chosen import answering_device
 
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.

@@ -79,8 +79,9 @@ def _answers(path: str, fields: dict[str, Any], models: int) -> tuple[int, str]:
     wanted = fields.get("n")
     n = wanted if type(wanted) is int and wanted > 0 else 1
     prompt = fields.get("prompt")
-    is_list = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-    prompts = len(prompt) if path == _COMPLETIONS and is_list else 1
+    prompts = 1
+    if path == _COMPLETIONS and isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        prompts = len(prompt)
     return n * prompts, "n" if n > 1 or path == _CHAT else "prompt"
 
 

@@ -24,6 +24,7 @@ from manytune.errors import ManytuneError, ServeError
 from manytune.replicas.contract import Facts
 from manytune.server.auth import Key, Keys
 from manytune.server.opening import Opened, ServeOptions, open_server
+from manytune.terminal import quiet_libraries
 
 #: Connections come from the front alone, which limits those of clients.
 _CONNECTIONS = 1 << 16
@@ -71,6 +72,7 @@ def main() -> int:
         return 1
     front = _standard_output()
     order = Order.from_line(line)
+    quiet_libraries()
     try:
         # As in a server of one process, the thread that has computed something ends, and its OpenMP threads with it.
         with ThreadPoolExecutor(1) as loading:
