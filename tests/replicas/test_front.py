@@ -9,13 +9,15 @@ from starlette.testclient import TestClient
 from tests.replicas.fakes import DIGESTS, FACTS, FakeReplicas, stream, text, whole
 
 from manytune.replicas.front import front_app
+from manytune.replicas.vouching import VouchedKeys
 from manytune.server.auth import Key, Keys
 
 CHAT = "/v1/chat/completions"
+SECRET = "between-them"
 
 
 def client_of(replicas, *keys, **headers):
-    app = front_app(replicas, FACTS, Keys(keys), DIGESTS.get)
+    app = front_app(replicas, FACTS, Keys(keys), DIGESTS.get, SECRET if keys else None)
     return TestClient(app, base_url="http://localhost", headers=headers)
 
 
@@ -40,12 +42,15 @@ def test_requests_for_an_adapter_go_to_one_replica_and_different_adapters_to_dif
 
 def test_a_replica_gets_the_request_as_it_came_with_the_id_that_the_client_sees():
     replicas = FakeReplicas(lambda *_: whole({}))
-    client = client_of(replicas, key("k"), authorization="Bearer k")
+    shown = key("k", requests_per_minute=9, concurrent=9, models=("one",), tenant="t")
+    client = client_of(replicas, shown, authorization="Bearer k")
     answer = client.post(CHAT + "?a=%20b", json={"model": "one"}, headers={"cookie": "c", "x-other": "x"})
     ((_, request),) = replicas.asked
     assert (request.method, request.target, request.body) == ("POST", CHAT + "?a=%20b", b'{"model":"one"}')
     headers = dict(request.headers)
-    assert headers["authorization"] == "Bearer k" and headers["host"] == "localhost"
+    sender = VouchedKeys(SECRET).authenticate(headers["authorization"])
+    assert sender.key == key("k", models=("one",), tenant="t")  # its limits are the front's to count
+    assert "Bearer" not in headers["authorization"] and headers["host"] == "localhost"
     assert headers["x-request-id"] == answer.headers["x-request-id"]
     assert not headers.keys() & {"cookie", "x-other", "connection"}
 
@@ -229,7 +234,7 @@ def test_the_server_is_healthy_while_one_replica_is():
 
 def test_a_path_that_no_url_has_is_refused():
     replicas = FakeReplicas(lambda *_: whole({}))
-    app = front_app(replicas, FACTS, Keys([key("root", admin=True)]), DIGESTS.get)
+    app = front_app(replicas, FACTS, Keys([key("root", admin=True)]), DIGESTS.get, SECRET)
     sent = []
 
     async def ask():

@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
 
-    from manytune.server.auth import Keys
     from manytune.server.loop import EngineLoop
     from manytune.server.opening import ServeOptions
 
@@ -28,6 +28,10 @@ class _Weights(StrEnum):
     int8 = "int8"
     int4 = "int4"
     nf4 = "nf4"
+
+
+class _Cluster(StrEnum):
+    ray = "ray"
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -89,6 +93,20 @@ def serve(
             "--max-batch, --kv-tokens, --adapter-memory and the like are those of each.",
         ),
     ] = 1,
+    on: Annotated[
+        _Cluster | None,
+        typer.Option(help="Serve by replicas on a cluster: Ray Serve (pip install 'manytune[ray-serve]')."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="With --on: how many servers there are.")] = 2,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --on: how many there may be while more than --max-batch requests of each are in work.",
+            show_default=False,
+        ),
+    ] = None,
+    cores: Annotated[int, typer.Option(min=1, help="With --on: cores of each.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[
         int,
@@ -132,7 +150,7 @@ def serve(
 ) -> None:
     """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
-    The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
+    Choose the adapter with the request's `model` field. The API is under /v1, a playground at /, metrics at /metrics.
 
     Without any adapters it serves the base, and those that are added later.
 
@@ -142,27 +160,32 @@ def serve(
     """
     from manytune.errors import ServeError
 
+    if on is not None and workers > 1:
+        raise typer.BadParameter("--workers is for one machine; with --on, give --replicas.")
     try:
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.auth import read_keys
+        from manytune.server.key_file import KeySource
+        from manytune.server.listening import check_address
         from manytune.server.logs import log_to_stderr
 
-        if workers == 1:  # else this process loads nothing that models need
+        if workers == 1 and on is None:  # else this process loads nothing that models need
             import manytune.server.app  # noqa: F401 - the same
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
+    from manytune.cli.serve_replicas import serve_by_workers, serve_on_ray
     from manytune.server.opening import ServeOptions, open_server
 
-    api_keys = read_keys(keys, os.environ)
-    if host not in _LOOPBACK and not api_keys:
+    api_keys = KeySource(keys, os.environ)
+    if not api_keys.read() and host not in _LOOPBACK:
         raise ServeError(
             f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
             "or listen on 127.0.0.1."
         )
 
+    check_address(host, port)
     options = ServeOptions(
         base=base,
         adapters=adapters,
@@ -180,9 +203,28 @@ def serve(
         drain_seconds=drain_seconds,
         log_prompts=log_prompts,
     )
+    say = partial(_say_what_is_served, options, host, port)
+    if on is not None:
+        serve_on_ray(
+            options,
+            api_keys,
+            replicas=replicas,
+            most_replicas=max_replicas,
+            cores=cores,
+            host=host,
+            port=port,
+        )
+        return
     if workers > 1:
-        log_to_stderr()
-        _serve_by_workers(options, api_keys, workers, host, port, max_connections)
+        serve_by_workers(
+            options,
+            api_keys,
+            workers=workers,
+            host=host,
+            port=port,
+            max_connections=max_connections,
+            say=say,
+        )
         return
 
     from manytune.cli.chosen import answering_device
@@ -192,40 +234,17 @@ def serve(
     with ThreadPoolExecutor(1) as loading:
         opened = loading.submit(open_server, options, api_keys, device=answering_device()).result()
     log_to_stderr()
-    _say_what_is_served(opened.base_name, len(opened.store.names()), options, host, port)
+    say(opened.base_name, len(opened.store.names()))
     _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 
 
-def _say_what_is_served(name: str, found: int, options: ServeOptions, host: str, port: int) -> None:
+def _say_what_is_served(options: ServeOptions, host: str, port: int, name: str, found: int) -> None:
     typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
     if not found:
         typer.echo(
             f"{options.adapters}: no adapters yet; those that are put there are served from then on.",
             err=True,
         )
-
-
-def _serve_by_workers(
-    options: ServeOptions, keys: Keys, workers: int, host: str, port: int, max_connections: int
-) -> None:
-    """Answer requests by several processes; exit 1 if none of them could start."""
-    from manytune.replicas.local import serve_by_workers
-
-    def ready(name: str, adapters: int) -> None:
-        _say_what_is_served(name, adapters, options, host, port)
-        typer.echo(f"{workers} workers", err=True)
-
-    started = serve_by_workers(
-        options,
-        keys,
-        workers=workers,
-        host=host,
-        port=port,
-        max_connections=max_connections,
-        on_ready=ready,
-    )
-    if not started:
-        raise typer.Exit(1)
 
 
 def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int, max_connections: int) -> None:

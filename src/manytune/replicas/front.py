@@ -1,8 +1,7 @@
 """The application in front of replicas: the same routes as theirs, each request answered by the right one.
 
-It reads of a request what decides its replica, and passes on the rest as it came. Replicas authenticate a request and
-check it as a single server does; the front does as well, since it counts what a key's limits are about, once for all of
-them.
+It checks the key, counts what the key is limited to, once for all replicas, and reads of a request what decides its
+replica. The rest it passes on as it came: replicas check it as a single server does.
 """
 
 from __future__ import annotations
@@ -20,15 +19,14 @@ from manytune.replicas.contract import Facts, Forwarded, Replicas, Route
 from manytune.replicas.forwarding import forward, send_whole
 from manytune.replicas.metrics import FrontMetrics
 from manytune.replicas.operators import ask_all, is_for_all, loaded_adapter
+from manytune.replicas.vouching import vouch
 from manytune.server.auth import Keys, Visit
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError
 from manytune.server.middleware import LOGGED_BY_REPLICA, RequestMiddleware
 
 #: What replicas look at. All else is of the client's connection, or of no use to them.
-_PASSED_ON = frozenset(
-    {"accept", "authorization", "content-type", "host", "origin", "sec-fetch-site", "user-agent"}
-)
+_PASSED_ON = frozenset({"accept", "content-type", "host", "origin", "sec-fetch-site", "user-agent"})
 _DISCONNECTED = 499
 _TARGET = re.compile(r"/[!-~]*")
 
@@ -41,6 +39,7 @@ class Front:
         facts: What they serve.
         digest_of: The digest of the adapter that has a name now.
         metrics: Counts what clients get.
+        secret: What it proves to the replicas that it is the front; None on a server without keys.
     """
 
     def __init__(
@@ -49,11 +48,13 @@ class Front:
         facts: Facts,
         digest_of: Callable[[str], str | None],
         metrics: FrontMetrics,
+        secret: str | None,
     ) -> None:
         self._replicas = replicas
         self._facts = facts
         self._digest_of = digest_of
         self._metrics = metrics
+        self._secret = secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, whose body arrives in one message."""
@@ -68,7 +69,7 @@ class Front:
 
     async def _answer(self, http: Request, body: bytes, send: Send) -> None:
         path, method = http.scope["path"], http.method
-        request = _forwarded(http, body)
+        request = self._forwarded(http, body)
         if path in ("/healthz", "/readyz", "/metrics") and method in ("GET", "HEAD"):
             response = await self._state(path, request)
             await response(http.scope, http.receive, send)
@@ -87,6 +88,25 @@ class Front:
         except HttpError:
             del log_fields[LOGGED_BY_REPLICA]
             raise
+
+    def _forwarded(self, http: Request, body: bytes) -> Forwarded:
+        """A request as a replica gets it.
+
+        Raises:
+            HttpError: 404 if its path can't be one.
+        """
+        scope = http.scope
+        target = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
+        if query := scope.get("query_string"):
+            target += "?" + query.decode("latin-1")
+        if not _TARGET.fullmatch(target):
+            raise HttpError(404, "there is no such URL.", code="unknown_url")
+        headers = [pair for pair in Headers(scope=scope).items() if pair[0] in _PASSED_ON]
+        headers.append(("x-request-id", scope["state"]["log_fields"]["request_id"]))
+        key = scope["state"]["principal"].key
+        if self._secret is not None and key is not None:
+            headers.append(("authorization", vouch(self._secret, key)))
+        return Forwarded(http.method, target, tuple(headers), body)
 
     def _route(self, method: str, path: str, asked: Asked | None) -> Route:
         name = loaded_adapter(method, path)
@@ -120,7 +140,11 @@ class Front:
 
 
 def front_app(
-    replicas: Replicas, facts: Facts, keys: Keys, digest_of: Callable[[str], str | None]
+    replicas: Replicas,
+    facts: Facts,
+    keys: Keys,
+    digest_of: Callable[[str], str | None],
+    secret: str | None,
 ) -> ASGIApp:
     """The application in front of replicas.
 
@@ -129,24 +153,8 @@ def front_app(
         facts: What they serve.
         keys: The API keys, with their limits.
         digest_of: The digest of the adapter that has a name now.
+        secret: What the front proves itself with to the replicas; None on a server without keys.
     """
     metrics = FrontMetrics()
-    front = Front(replicas, facts, digest_of, metrics)
+    front = Front(replicas, facts, digest_of, metrics, secret)
     return RequestMiddleware(front, keys=keys, metrics=metrics, max_body_bytes=facts.max_body_bytes)
-
-
-def _forwarded(http: Request, body: bytes) -> Forwarded:
-    """A request as a replica gets it.
-
-    Raises:
-        HttpError: 404 if its path can't be one.
-    """
-    scope = http.scope
-    target = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
-    if query := scope.get("query_string"):
-        target += "?" + query.decode("latin-1")
-    if not _TARGET.fullmatch(target):
-        raise HttpError(404, "there is no such URL.", code="unknown_url")
-    headers = [pair for pair in Headers(scope=scope).items() if pair[0] in _PASSED_ON]
-    request_id = scope["state"]["log_fields"]["request_id"]
-    return Forwarded(http.method, target, (*headers, ("x-request-id", request_id)), body)

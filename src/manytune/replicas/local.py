@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from manytune.errors import ServeError
 from manytune.replicas.front import front_app
 from manytune.replicas.names import Names
 from manytune.replicas.workers import Workers
-from manytune.server.auth import Key, Keys
+from manytune.server.auth import Keys
 from manytune.server.connections import ConnectionLimits
+from manytune.server.key_file import KeySource, follow_keys
 from manytune.server.listening import web_server
 from manytune.server.opening import ServeOptions
 
@@ -26,7 +28,7 @@ _LONGEST_SOCKET = 100
 
 def serve_by_workers(
     options: ServeOptions,
-    keys: Keys,
+    keys: KeySource,
     *,
     workers: int,
     host: str,
@@ -38,7 +40,7 @@ def serve_by_workers(
 
     Args:
         options: What each worker serves.
-        keys: The API keys.
+        keys: Where the API keys come from; their file is followed.
         workers: How many.
         host: The address to listen on.
         port: The port; 0 for any free one.
@@ -53,12 +55,12 @@ def serve_by_workers(
     """
 
     async def serve() -> bool:
-        found = Workers(
-            options, unlimited(keys), count=workers, threads=threads_of_each(workers), folder=folder
-        )
+        known = Keys(keys.read())
+        secret = secrets.token_urlsafe(32) if known else None
+        found = Workers(options, secret, count=workers, threads=threads_of_each(workers), folder=folder)
         facts = await found.start()
         on_ready(facts.base_name, facts.adapters)
-        app = front_app(found, facts, keys, Names(facts.store).digest_of)
+        app = front_app(found, facts, known, Names(facts.store).digest_of, secret)
         server = web_server(
             EndingWorkers(app, found),
             host=host,
@@ -66,9 +68,11 @@ def serve_by_workers(
             drain_seconds=options.drain_seconds,
             limits=ConnectionLimits(most=max_connections, most_of_address=max(1, max_connections // 2)),
         )
+        following = asyncio.create_task(follow_keys(known, keys, options.watch_seconds))
         try:
             await server.serve()
         finally:
+            following.cancel()
             await found.stop()
         return server.started
 
@@ -100,11 +104,6 @@ class EndingWorkers:
         await receive()
         await self._workers.stop()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def unlimited(keys: Keys) -> Sequence[Key]:
-    """Keys without the limits that are counted in front of the workers."""
-    return [key.model_copy(update={"requests_per_minute": None, "concurrent": None}) for key in keys.all]
 
 
 def threads_of_each(workers: int) -> int:

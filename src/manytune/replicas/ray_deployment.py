@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -27,6 +29,7 @@ from manytune.replicas.front import front_app
 from manytune.replicas.names import Names
 from manytune.replicas.ray_replicas import RayReplicas
 from manytune.replicas.ray_router import AffinityRouter
+from manytune.replicas.vouching import VouchedKeys
 from manytune.server.auth import Key, Keys
 from manytune.server.opening import ServeOptions, open_server
 
@@ -38,13 +41,15 @@ class Replica:
 
     Args:
         options: What it serves.
-        keys: The API keys, without limits.
+        secret: What the front proves itself with; None on a server without keys.
         threads: Over how many cores it spreads its products.
     """
 
-    async def __init__(self, options: ServeOptions, keys: tuple[Key, ...], threads: int) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # read when torch is first imported, which is below
-        self._opened = await asyncio.to_thread(_open, options, keys, threads)
+    async def __init__(self, options: ServeOptions, secret: str | None, threads: int) -> None:
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", str(threads)
+        )  # read when torch is first imported, which is below
+        self._opened = await asyncio.to_thread(_open, options, secret, threads)
         self._app: Any = self._opened.app
         self._name = serve.get_replica_context().replica_id.unique_id
         self._life = AsyncExitStack()
@@ -91,24 +96,27 @@ class Front:
 
     Args:
         replicas: The replicas' handle.
-        keys: The API keys, with their limits.
+        keys: The API keys.
+        secret: What it proves itself with; None on a server without keys.
     """
 
-    def __init__(self, replicas: DeploymentHandle, keys: tuple[Key, ...]) -> None:
+    def __init__(self, replicas: DeploymentHandle, keys: tuple[Key, ...], secret: str | None) -> None:
         self._handle = replicas
         self._keys = Keys(keys)
+        self._secret = secret
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """See `serve.ingress`."""
-        return _WhenReplicasAre(self._handle, self._keys)
+        return _WhenReplicasAre(self._handle, self._keys, self._secret)
 
 
 class _WhenReplicasAre:
     """The front's application, made at the first request of what a replica says it serves."""
 
-    def __init__(self, handle: DeploymentHandle, keys: Keys) -> None:
+    def __init__(self, handle: DeploymentHandle, keys: Keys, secret: str | None) -> None:
         self._handle = handle
         self._keys = keys
+        self._secret = secret
         self._making = asyncio.Lock()
         self._app: ASGIApp | None = None
 
@@ -123,15 +131,14 @@ class _WhenReplicasAre:
         async with self._making:
             if self._app is None:
                 facts: Facts = await self._handle.facts.remote()
-                self._app = front_app(
-                    RayReplicas(self._handle), facts, self._keys, Names(facts.store).digest_of
-                )
+                digest_of = Names(facts.store).digest_of
+                self._app = front_app(RayReplicas(self._handle), facts, self._keys, digest_of, self._secret)
         await self._app(scope, receive, send)
 
 
 def application(
     options: ServeOptions,
-    keys: Keys | None = None,
+    keys: Sequence[Key] = (),
     *,
     replicas: int,
     most_replicas: int | None = None,
@@ -158,10 +165,7 @@ def application(
             f"{options.adapters}: expected a store of adapters, which replicas read at the same time. Make one with "
             "manytune adapters add."
         )
-    keys = keys or Keys()
-    unlimited = tuple(
-        key.model_copy(update={"requests_per_minute": None, "concurrent": None}) for key in keys.all
-    )
+    secret = secrets.token_urlsafe(32) if keys else None
     scaling = AutoscalingConfig(
         min_replicas=replicas,
         max_replicas=max(replicas, most_replicas or replicas),
@@ -175,7 +179,7 @@ def application(
         ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
         request_router_config=RequestRouterConfig(request_router_class=AffinityRouter),
         graceful_shutdown_timeout_s=options.drain_seconds,
-    ).bind(options, unlimited, threads)
+    ).bind(options, secret, threads)
     front = serve.deployment(
         serve.ingress()(Front),
         name="front",
@@ -184,12 +188,13 @@ def application(
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.drain_seconds,
     )
-    return front.bind(servers, keys.all)
+    return front.bind(servers, tuple(keys), secret)
 
 
-def _open(options: ServeOptions, keys: tuple[Key, ...], threads: int) -> Any:
+def _open(options: ServeOptions, secret: str | None, threads: int) -> Any:
     import torch
 
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return open_server(options, Keys(keys), device=device, store=options.adapters.expanduser())
+    keys = Keys() if secret is None else VouchedKeys(secret)
+    return open_server(options, keys, device=device, store=options.adapters.expanduser())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
@@ -21,8 +21,8 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc] # ray has no annotati
         routed: Requests by replica and by how it was chosen; see `router.Router`.
     """
 
-    replicas: tuple[str, ...] = ()
-    routed: Counter[tuple[str, str]] = Counter()
+    replicas: ClassVar[tuple[str, ...]] = ()
+    routed: ClassVar[Counter[tuple[str, str]]] = Counter()
 
     def initialize_state(self, **_: Any) -> None:
         """See `RequestRouter`."""

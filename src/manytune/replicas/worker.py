@@ -4,8 +4,7 @@
 
 What it is to serve comes as one line of JSON on its standard input, which stays open for as long as there is a front:
 when it ends, the worker lets running answers end and ends, too. What the front has to know goes to its standard output,
-in one line: what it serves, or why it can't. A worker authenticates every request by the same keys as a single server;
-their limits are the front's to count.
+in one line: what it serves, or why it can't.
 """
 
 from __future__ import annotations
@@ -22,12 +21,15 @@ from typing import Any, BinaryIO
 
 from manytune.errors import ManytuneError, ServeError
 from manytune.replicas.contract import Facts
-from manytune.server.auth import Key, Keys
+from manytune.replicas.vouching import VouchedKeys
+from manytune.server.auth import Keys
 from manytune.server.opening import Opened, ServeOptions, open_server
 from manytune.terminal import quiet_libraries
 
 #: Connections come from the front alone, which limits those of clients.
 _CONNECTIONS = 1 << 16
+#: The front's word for a key has the names of all models that it may use.
+_HEADER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -38,31 +40,26 @@ class Order:
         number: Which of the workers it is.
         socket: Where to listen.
         options: What to serve.
-        keys: The API keys, without limits.
+        secret: What the front proves itself with; None on a server without keys.
         store: The store to read; None for the worker that keeps it in step with `options.adapters`.
     """
 
     number: int
     socket: str
     options: ServeOptions
-    keys: tuple[Key, ...]
+    secret: str | None
     store: str | None
 
     def to_line(self) -> bytes:
         """One line of JSON."""
-        values = {
-            **{name: getattr(self, name) for name in ("number", "socket", "store")},
-            "options": self.options.to_json(),
-            "keys": [key.model_dump() for key in self.keys],
-        }
-        return json.dumps(values).encode() + b"\n"
+        values = {name: getattr(self, name) for name in ("number", "socket", "secret", "store")}
+        return json.dumps({**values, "options": self.options.to_json()}).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Order:
         """The inverse of `to_line`."""
         values: dict[str, Any] = json.loads(line)
-        keys = tuple(Key.model_validate(key) for key in values.pop("keys"))
-        return cls(options=ServeOptions.from_json(values.pop("options")), keys=keys, **values)
+        return cls(options=ServeOptions.from_json(values.pop("options")), **values)
 
 
 def main() -> int:
@@ -89,8 +86,9 @@ def _open(order: Order) -> Opened:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     store = None if order.store is None else Path(order.store)
+    keys = Keys() if order.secret is None else VouchedKeys(order.secret)
     try:
-        return open_server(order.options, Keys(order.keys), device=device, store=store)
+        return open_server(order.options, keys, device=device, store=store)
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
@@ -103,7 +101,11 @@ def _serve(order: Order, opened: Opened, front: BinaryIO) -> int:
     log_to_stderr(replica=str(order.number))
     limits = ConnectionLimits(most=_CONNECTIONS, most_of_address=_CONNECTIONS)
     server = web_server(
-        opened.app, socket=Path(order.socket), drain_seconds=order.options.drain_seconds, limits=limits
+        opened.app,
+        unix_socket=Path(order.socket),
+        header_bytes=_HEADER_BYTES,
+        drain_seconds=order.options.drain_seconds,
+        limits=limits,
     )
 
     def end() -> None:

@@ -31,7 +31,6 @@ from manytune.replicas.process import Worker
 from manytune.replicas.router import Router
 from manytune.replicas.unix_client import UnixClient
 from manytune.replicas.worker import Order
-from manytune.server.auth import Key
 from manytune.server.opening import ServeOptions
 
 _log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Workers:
 
     Args:
         options: What each serves.
-        keys: The API keys, without limits.
+        secret: What the front proves itself with; None on a server without keys.
         count: How many.
         threads: Over how many cores each spreads its products.
         folder: A directory for their sockets that only this user can enter; removed at the end.
@@ -71,7 +70,7 @@ class Workers:
     def __init__(
         self,
         options: ServeOptions,
-        keys: Sequence[Key],
+        secret: str | None,
         *,
         count: int,
         threads: int,
@@ -83,7 +82,7 @@ class Workers:
         self._folder = folder
         self._backoff = backoff or Backoff()
         self._orders = {
-            name: Order(number, str(folder / name), options, tuple(keys), None)
+            name: Order(number, str(folder / name), options, secret, None)
             for number, name in enumerate(names)
         }
         self._clients = {name: UnixClient(name, folder / name) for name in names}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
+import socket
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from manytune.errors import ServeError
 from manytune.server.connections import ConnectionLimits, Connections, RequestsOnConnections
 
 _IDLE_SECONDS = 5  # between two requests of a connection
@@ -24,7 +27,8 @@ def web_server(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    socket: Path | None = None,
+    unix_socket: Path | None = None,
+    header_bytes: int = _HEADER_BYTES,
     drain_seconds: float,
     limits: ConnectionLimits | None = None,
 ) -> uvicorn.Server:
@@ -34,7 +38,8 @@ def web_server(
         app: The application.
         host: The address to listen on.
         port: The port; 0 for any free one.
-        socket: The Unix socket to listen on instead; who may enter its directory may connect.
+        unix_socket: Where to listen instead; who may enter its directory may connect.
+        header_bytes: Size of the largest head of a request.
         drain_seconds: How long running requests may continue when it stops.
         limits: What connections may take; None for the defaults. There are never more than the system has files for.
     """
@@ -44,7 +49,7 @@ def web_server(
         RequestsOnConnections(app),
         host=host,
         port=port,
-        uds=None if socket is None else str(socket),
+        uds=None if unix_socket is None else str(unix_socket),
         loop="asyncio",  # whose transports connections are made for, also where uvloop is installed
         http=cast("type[asyncio.Protocol]", connections.protocol(H11Protocol)),
         ws="none",
@@ -54,9 +59,38 @@ def web_server(
         backlog=_ACCEPTED_AT_ONCE,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=int(drain_seconds) + 1,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
+        h11_max_incomplete_event_size=header_bytes,
     )
     return uvicorn.Server(config)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise if a server can't listen there, so that nobody waits for a base to be loaded in vain.
+
+    Args:
+        host: A name or an address of this machine.
+        port: The port; 0 for any free one.
+
+    Raises:
+        ServeError: Another program listens there, or the address isn't this machine's; says what to do.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} of {host} is in use by another program. Stop that one, or give another --port (0 for any "
+                "free one)."
+            ) from None
+        reason = error.strerror or error
+        raise ServeError(
+            f"can't listen on port {port} of {host}: {reason}. Give another --host or --port."
+        ) from None
 
 
 def _files_for(connections: int) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from manytune.engine.weights import Weights
     from manytune.server.auth import Keys
+    from manytune.server.key_file import KeySource
     from manytune.store.base import Base
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
@@ -98,12 +99,14 @@ class Opened:
     max_choices: int
 
 
-def open_server(options: ServeOptions, keys: Keys, *, device: str, store: Path | None = None) -> Opened:
+def open_server(
+    options: ServeOptions, keys: Keys | KeySource, *, device: str, store: Path | None = None
+) -> Opened:
     """Load the base and make the application.
 
     Args:
         options: What is asked.
-        keys: The API keys.
+        keys: The API keys, or where they come from.
         device: Where to put the base.
         store: Read this store, which another process keeps in step with `options.adapters`; None to do so here.
 
