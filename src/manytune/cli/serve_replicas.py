@@ -6,7 +6,7 @@ import importlib.util
 import signal
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -79,23 +79,41 @@ def serve_on_ray(
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("aiohttp") is None:
         raise ServeError("--on ray needs Ray Serve. Run: pip install 'manytune[ray-serve]'")
     import ray
-    from ray import serve
+    import ray.serve
 
     from manytune.replicas.ray_deployment import application
 
     deployed = application(
         options, keys.read(), replicas=replicas, most_replicas=most_replicas, threads=cores
     )
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=True)
+    ray_serve: Any = ray.serve
+    _start_ray()
     try:
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(deployed, name="manytune", route_prefix="/")
+        ray_serve.start(http_options={"host": host, "port": port})
+        ray_serve.run(deployed, name="manytune", route_prefix="/")
         typer.echo(f"{replicas} replicas on Ray Serve at http://{host}:{port}", err=True)
         _wait_for_the_end()
     finally:
-        serve.shutdown()
+        ray_serve.shutdown()
         ray.shutdown()
+
+
+def _start_ray() -> None:
+    """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
+
+    Raises:
+        ServeError: It failed twice: its processes must come up within seconds, which a busy machine may not manage.
+    """
+    import ray
+
+    for last in (False, True):
+        try:
+            ray.init(include_dashboard=False)
+            return
+        except Exception as error:  # Ray raises plain ones, too
+            ray.shutdown()
+            if last:
+                raise ServeError(f"Ray could not be started, or not be reached: {error}") from error
 
 
 def _wait_for_the_end() -> None:

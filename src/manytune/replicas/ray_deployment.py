@@ -45,7 +45,9 @@ class Replica:
         threads: Over how many cores it spreads its products.
     """
 
-    async def __init__(self, options: ServeOptions, secret: str | None, threads: int) -> None:
+    async def __init__(  # type: ignore[misc] # Ray Serve awaits it
+        self, options: ServeOptions, secret: str | None, threads: int
+    ) -> None:
         os.environ.setdefault(
             "OMP_NUM_THREADS", str(threads)
         )  # read when torch is first imported, which is below
@@ -100,7 +102,7 @@ class Front:
         secret: What it proves itself with; None on a server without keys.
     """
 
-    def __init__(self, replicas: DeploymentHandle, keys: tuple[Key, ...], secret: str | None) -> None:
+    def __init__(self, replicas: DeploymentHandle[Any], keys: tuple[Key, ...], secret: str | None) -> None:
         self._handle = replicas
         self._keys = Keys(keys)
         self._secret = secret
@@ -113,7 +115,7 @@ class Front:
 class _WhenReplicasAre:
     """The front's application, made at the first request of what a replica says it serves."""
 
-    def __init__(self, handle: DeploymentHandle, keys: Keys, secret: str | None) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], keys: Keys, secret: str | None) -> None:
         self._handle = handle
         self._keys = keys
         self._secret = secret
@@ -171,16 +173,19 @@ def application(
         max_replicas=max(replicas, most_replicas or replicas),
         target_ongoing_requests=options.max_batch,
     )
-    servers = serve.deployment(
+    deployment: Any = serve.deployment  # its annotations are for its use as a decorator without arguments
+    servers = deployment(
         Replica,
         name="replica",
         autoscaling_config=scaling,
         max_ongoing_requests=options.max_batch + options.max_queue,
         ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
-        request_router_config=RequestRouterConfig(request_router_class=AffinityRouter),
+        request_router_config=RequestRouterConfig(
+            request_router_class=f"{AffinityRouter.__module__}:{AffinityRouter.__qualname__}"
+        ),
         graceful_shutdown_timeout_s=options.drain_seconds,
     ).bind(options, secret, threads)
-    front = serve.deployment(
+    front = deployment(
         serve.ingress()(Front),
         name="front",
         num_replicas=1,
@@ -188,7 +193,8 @@ def application(
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.drain_seconds,
     )
-    return front.bind(servers, tuple(keys), secret)
+    bound: serve.Application = front.bind(servers, tuple(keys), secret)
+    return bound
 
 
 def _open(options: ServeOptions, secret: str | None, threads: int) -> Any:

@@ -24,8 +24,8 @@ class RayReplicas:
         handle: The deployment's handle.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle: Any = handle
 
     def states(self) -> dict[str, bool]:
         """See `Replicas`; Ray Serve says nothing of those that don't work."""

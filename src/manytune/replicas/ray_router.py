@@ -11,7 +11,7 @@ from manytune.replicas.contract import Route
 from manytune.replicas.hashing import Ring, choose
 
 
-class AffinityRouter(RequestRouter):  # type: ignore[misc] # ray has no annotations
+class AffinityRouter(RequestRouter):
     """Sends a request to the replica that its key belongs to, unless that has more than its share.
 
     A handle has one router, in the process that uses it: the front's says here what it does.
