@@ -173,6 +173,7 @@ def application(
         max_replicas=max(replicas, most_replicas or replicas),
         target_ongoing_requests=options.max_batch,
     )
+    router: Any = f"{AffinityRouter.__module__}:{AffinityRouter.__qualname__}"
     deployment: Any = serve.deployment  # its annotations are for its use as a decorator without arguments
     servers = deployment(
         Replica,
@@ -180,9 +181,7 @@ def application(
         autoscaling_config=scaling,
         max_ongoing_requests=options.max_batch + options.max_queue,
         ray_actor_options={"num_cpus": threads, "num_gpus": gpus},
-        request_router_config=RequestRouterConfig(
-            request_router_class=f"{AffinityRouter.__module__}:{AffinityRouter.__qualname__}"
-        ),
+        request_router_config=RequestRouterConfig(request_router_class=router),
         graceful_shutdown_timeout_s=options.drain_seconds,
     ).bind(options, secret, threads)
     front = deployment(

@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from manytune.replicas.asgi_call import Head
 from manytune.replicas.contract import Answer, Forwarded, ReplicaLostError, Route, WholeAnswer, no_replica
-from manytune.replicas.ray_router import AffinityRouter
+from manytune.replicas.placements import PLACEMENTS
 
 _UNKNOWN = "of Ray Serve"
 
@@ -29,11 +29,11 @@ class RayReplicas:
 
     def states(self) -> dict[str, bool]:
         """See `Replicas`; Ray Serve says nothing of those that don't work."""
-        return dict.fromkeys(AffinityRouter.replicas, True)
+        return dict.fromkeys(PLACEMENTS.replicas, True)
 
     def routed(self) -> Mapping[tuple[str, str], int]:
         """See `Replicas`."""
-        return AffinityRouter.routed
+        return PLACEMENTS.routed
 
     def restarts(self) -> Mapping[str, int]:
         """See `Replicas`; a replica that Ray Serve starts in another's place has a name of its own."""

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from manytune.replicas.contract import Route
 from manytune.replicas.hashing import Ring, choose
+from manytune.replicas.placements import PLACEMENTS
 
 
 class AffinityRouter(RequestRouter):
     """Sends a request to the replica that its key belongs to, unless that has more than its share.
 
-    A handle has one router, in the process that uses it: the front's says here what it does.
-
-    Attributes:
-        replicas: The replicas that take requests.
-        routed: Requests by replica and by how it was chosen; see `router.Router`.
+    A handle has one router, in the process that uses it; it says in `PLACEMENTS` what it does.
     """
-
-    replicas: ClassVar[tuple[str, ...]] = ()
-    routed: ClassVar[Counter[tuple[str, str]]] = Counter()
 
     def initialize_state(self, **_: Any) -> None:
         """See `RequestRouter`."""
@@ -54,7 +47,7 @@ class AffinityRouter(RequestRouter):
             order = [name for name in self._ring.order(route.key) if name in loads]
             first = choose(self._ring, route.key, loads) if order else min(possible)
             how = "first" if order and first == next(self._ring.order(route.key)) else "overflow"
-        AffinityRouter.routed[first, how] += 1
+        PLACEMENTS.routed[first, how] += 1
         others = sorted(possible.keys() - {first})
         return [[possible[name]] for name in (first, *others)]
 
@@ -63,9 +56,9 @@ class AffinityRouter(RequestRouter):
 
     def _follow(self) -> None:
         names = tuple(sorted(one.unique_id for one in self.curr_replicas))
-        if names != AffinityRouter.replicas or self._ring.members != frozenset(names):
+        if names != PLACEMENTS.replicas or self._ring.members != frozenset(names):
             self._ring = Ring(names)
-            AffinityRouter.replicas = names
+            PLACEMENTS.replicas = names
 
 
 def _route_of(pending: PendingRequest | None) -> Route:
