@@ -6,9 +6,9 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from manytune.replicas import placements
 from manytune.replicas.contract import Route
 from manytune.replicas.hashing import Ring, choose
-from manytune.replicas.placements import PLACEMENTS
 
 
 class AffinityRouter(RequestRouter):
@@ -47,7 +47,7 @@ class AffinityRouter(RequestRouter):
             order = [name for name in self._ring.order(route.key) if name in loads]
             first = choose(self._ring, route.key, loads) if order else min(possible)
             how = "first" if order and first == next(self._ring.order(route.key)) else "overflow"
-        PLACEMENTS.routed[first, how] += 1
+        placements.PLACEMENTS.routed[first, how] += 1
         others = sorted(possible.keys() - {first})
         return [[possible[name]] for name in (first, *others)]
 
@@ -56,9 +56,9 @@ class AffinityRouter(RequestRouter):
 
     def _follow(self) -> None:
         names = tuple(sorted(one.unique_id for one in self.curr_replicas))
-        if names != PLACEMENTS.replicas or self._ring.members != frozenset(names):
+        if names != placements.PLACEMENTS.replicas or self._ring.members != frozenset(names):
             self._ring = Ring(names)
-            PLACEMENTS.replicas = names
+            placements.PLACEMENTS.replicas = names
 
 
 def _route_of(pending: PendingRequest | None) -> Route:

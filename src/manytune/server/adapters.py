@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from manytune.errors import (
     CacheFullError,
@@ -20,14 +21,17 @@ from manytune.errors import (
     StoreError,
     UnknownAdapterError,
 )
+from manytune.examination.examiner import Examiner, shared_examiner
+from manytune.examination.plain_files import check_files
 from manytune.free_memory import naming_short_memory
 from manytune.methods.config import TaskType
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.catalogue import Catalogue, Listed
+from manytune.server.examined import Examined
+from manytune.server.failures import Failures
 from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
-from manytune.server.validation import check_files
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
@@ -82,21 +86,6 @@ class Model:
         return 0 if self.terms is None else self.terms.virtual_tokens
 
 
-@dataclass(frozen=True)
-class Failures:
-    """The errors of one version of an adapter.
-
-    Attributes:
-        digest: The version.
-        count: How many there were.
-        last: The last message.
-    """
-
-    digest: str
-    count: int
-    last: str
-
-
 class AdapterRegistry:
     """Names to adapters in memory. Any number of threads may use it.
 
@@ -106,9 +95,11 @@ class AdapterRegistry:
         memory: Bytes that their tensors may take.
         base_name: The plain base's name in requests; an adapter of this name isn't accessible.
         limit: What one adapter may take while it runs; see `served_terms`.
+        examiner: Examines adapters before anything of them is read; None for the one that the process's servers share.
 
     Attributes:
         catalogue: What listings say of them.
+        examined: What is known of them from their examination.
     """
 
     def __init__(
@@ -119,6 +110,7 @@ class AdapterRegistry:
         memory: int,
         base_name: str,
         limit: AdapterLimit | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
         self.store = store
         self.base_name = base_name
@@ -131,38 +123,48 @@ class AdapterRegistry:
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
-        self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
+        self.examined = Examined(store, examiner or shared_examiner(), max_bytes=memory)
+        self.catalogue = Catalogue(store, self._verdicts, self.examined, base_name=base_name)
         self._failures: dict[str, Failures] = {}  # by name
         self._states = FileStates(store)
 
     # -- for requests
 
-    def acquire(self, name: str, *, classifies: bool = False) -> Model:
+    def acquire(self, name: str, *, classifies: bool = False, waits: bool = True) -> Model:
         """The model of a name; an adapter stays in memory until `release`.
 
         Args:
             name: The name.
             classifies: Whether it is to answer with labels, rather than with text or embeddings.
+            waits: Whether to wait for the examination of an adapter that is new.
 
         Raises:
+            NotExaminedError: It wasn't examined yet.
             HttpError: 404 if there is none, 400 if it is of the other kind.
             StoreError: It is damaged, or there is no memory for it now.
             BaseMismatchError: It was trained on another base.
             ConfigError: It can't run in a mixed batch.
         """
-        model = self._acquire(name)
+        model = self._acquire(name, waits=waits)
         if model.is_classifier != classifies:
             self.release(model)
             raise _of_the_other_kind(model)
         return model
 
-    def _acquire(self, name: str) -> Model:
+    async def acquire_when_examined(self, name: str, *, classifies: bool = False) -> Model:
+        """`acquire` in another thread; the event loop waits for the examination of an adapter that is new."""
+        acquire = partial(self.acquire, classifies=classifies, waits=False)
+        return await self.examined.when_examined(acquire, name)
+
+    def _acquire(self, name: str, *, waits: bool = True) -> Model:
         if name == self.base_name:
             return Model(name)
         digest = self.resolve(name)
+        found = None if waits or digest in self._valid else self.examined.known(digest)
         with self._recording_failures(name, digest):
             state = self._states.now(digest)
             if digest not in self._valid:
+                (found or self.examined.examine(digest)).require()
                 check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
             adapter = self.cache.pin(digest)
             if adapter.digest != digest:
@@ -219,6 +221,7 @@ class AdapterRegistry:
 
         Raises:
             HttpError: 404 if there is none.
+            NotExaminedError: That version wasn't examined yet.
         """
         digest = self.resolve(name)
         listed = self.catalogue.get(name)
@@ -234,8 +237,11 @@ class AdapterRegistry:
         Raises:
             HttpError: 404 if there is none.
             StoreError: It can't be read.
+            NotExaminedError: It wasn't examined yet.
         """
-        return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
+        digest = self.resolve(name)
+        self.examined.known(digest).require()
+        return Manifest.read(self.store.directory(digest) / MANIFEST_NAME)
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
@@ -289,6 +295,7 @@ class AdapterRegistry:
             _log.error("%s: files of this adapter were changed while it was in memory", directory)
             self.drop(digest)
             try:
+                self.examined.examine(digest).require()
                 open_adapter(directory)
             except ManytuneError as error:
                 self._verdicts.note(digest, str(error))
@@ -329,6 +336,8 @@ class AdapterRegistry:
         digest = self.resolve(name)
         directory = self.store.directory(digest)
         with self._recording_failures(name, digest):
+            self.examined.forget(digest)
+            self.examined.examine(digest).require()
             check_files(self.store.root, directory, max_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
             found = verify_adapter(directory)

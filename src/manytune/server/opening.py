@@ -144,6 +144,7 @@ def open_server(
 
 def _load(options: ServeOptions, device: str, store: Path | None) -> tuple[Base, AdapterStore, str]:
     """The base, the store, and the base's name in requests."""
+    from manytune.examination.examiner import shared_examiner
     from manytune.store.base import load_base
     from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
     from manytune.store.labels import NAME
@@ -159,8 +160,13 @@ def _load(options: ServeOptions, device: str, store: Path | None) -> tuple[Base,
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
     require_adapters_or_nothing(options.adapters)
+    examiner = shared_examiner()
+    examiner.begin()  # while the base is loaded
     packing: Packing | None = "nf4" if options.weights == "nf4" else None
     base = load_base(options.base, dtype=options.dtype, device=device, weights=packing)
-    adapters = store_at(options.adapters, base) if store is None else AdapterStore(store)
+    if store is None:
+        adapters = store_at(options.adapters, base, examiner.require_source)
+    else:
+        adapters = AdapterStore(store)
     adapters.refresh()
     return base, adapters, name

@@ -158,7 +158,7 @@ class Answers:
         """Acquire the adapter, and make the prompt."""
         service = self._service
         self._timings.append(Timing(service.metrics, wanted.model))
-        model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
+        model = await service.adapters.acquire_when_examined(wanted.model)
         self.models.append(model)
         prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
         self.prompts.append(prompt)

@@ -102,7 +102,7 @@ async def _answered(
     classifies: bool,
 ) -> Response:
     timing = Timing(service.metrics, name)
-    model = await asyncio.to_thread(lambda: service.adapters.acquire(name, classifies=classifies))
+    model = await service.adapters.acquire_when_examined(name, classifies=classifies)
     try:
         found = await read(Reading(service, model, texts, tenant))
     except (ManytuneError, HttpError) as error:
