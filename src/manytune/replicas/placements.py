@@ -1,7 +1,7 @@
 """What Ray Serve's router has done, for the front in the same process.
 
-Ray copies a router's class with its module, and the objects in it, into the processes that use it. So what it has done is
-kept in another module, which it reaches as a module: of these a process has one.
+Ray copies a router's class, with its module and the objects in it, into the processes that use it. So what it has done
+is kept in another module, which it reaches as a module: of these a process has one.
 """
 
 from __future__ import annotations

@@ -164,9 +164,8 @@ def _load(options: ServeOptions, device: str, store: Path | None) -> tuple[Base,
     examiner.begin()  # while the base is loaded
     packing: Packing | None = "nf4" if options.weights == "nf4" else None
     base = load_base(options.base, dtype=options.dtype, device=device, weights=packing)
-    if store is None:
-        adapters = store_at(options.adapters, base, examiner.require_source)
-    else:
-        adapters = AdapterStore(store)
+    if store is not None:
+        return base, AdapterStore(store), name
+    adapters = store_at(options.adapters, base, examiner.require_source)
     adapters.refresh()
     return base, adapters, name
