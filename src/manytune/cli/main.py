@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib import import_module
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from manytune import __version__
 from manytune.atomic import write_error
 from manytune.cli.command_line import CommandGroup, CommandLine
 from manytune.errors import ManytuneError
-from manytune.terminal import visible
+from manytune.terminal import quiet_libraries, visible
 from manytune.training.distributed.launchers import check_alone
 
 # In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
@@ -38,10 +37,6 @@ COMMAND_MODULES = (
     "serve",
     "keys",
 )
-
-
-# transformers imports torchao wherever it is installed, which warns of kernels for other devices, and through torch.
-_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 class _ErrorBoundary(CommandGroup):
@@ -79,8 +74,7 @@ def _root(
     ] = False,
 ) -> None:
     """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them."""
-    for library in _CHATTY:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_libraries()
     if context.invoked_subcommand not in (None, "train"):
         check_alone(context.invoked_subcommand)
 
