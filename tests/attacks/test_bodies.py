@@ -35,6 +35,8 @@ SCHEMA = {
     "type": "json_schema",
     "json_schema": {"name": "a", "schema": {"type": "object", "properties": {"b": {"type": "string"}}}},
 }
+#: Characters; the server takes a MiB.
+MOST = 4 << 20
 BODIES: list[tuple[str, dict[str, Any]]] = [
     (
         "/v1/chat/completions",
@@ -86,9 +88,23 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def written(tree: Any, *, ensure_ascii: bool) -> str:
+    """A tree as JSON, or its beginning, which is too large for the server.
+
+    Written in steps: `json.dumps` of some hundred MB keeps the server, which is in this process, from answering.
+    """
+    parts, size = [], 0
+    for part in json.JSONEncoder(ensure_ascii=ensure_ascii).iterencode(tree):
+        parts.append(part)
+        size += len(part)
+        if size > MOST:
+            break
+    return "".join(parts)
+
+
 def content_of(draw: random.Random, body: dict[str, Any]) -> bytes:
     """A body as bytes: mostly JSON, sometimes JSON that somebody has cut or doubled."""
-    text = json.dumps(mutated(draw, body), ensure_ascii=draw.random() < 0.7)
+    text = written(mutated(draw, body), ensure_ascii=draw.random() < 0.7)
     shape = draw.randrange(20)
     if shape == 0:
         text = text[: draw.randrange(len(text) + 1)]
