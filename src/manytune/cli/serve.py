@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +18,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
 
-    from manytune.engine.weights import Weights
     from manytune.server.loop import EngineLoop
-    from manytune.store.base import Base
-    from manytune.store.quantization import Packing
-    from manytune.store.store import AdapterStore
+    from manytune.server.opening import ServeOptions
 
 
 class _Engine(StrEnum):
@@ -37,14 +35,8 @@ class _Weights(StrEnum):
     nf4 = "nf4"
 
 
-#: What the engine does with them; those that are packed stay as they are.
-_IN_ENGINE: dict[_Weights, Weights] = {
-    _Weights.reordered: "reordered",
-    _Weights.plain: "plain",
-    _Weights.int8: "int8",
-    _Weights.int4: "int4",
-    _Weights.nf4: "plain",
-}
+class _Cluster(StrEnum):
+    ray = "ray"
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -99,6 +91,28 @@ def serve(
             metavar=f"[{'|'.join(_Weights)}]",
         ),
     ] = _Weights.reordered,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Server processes, each with an engine of its own; requests for one adapter go to the same one. "
+            "--max-batch, --kv-tokens, --adapter-memory and the like are those of each.",
+        ),
+    ] = 1,
+    on: Annotated[
+        _Cluster | None,
+        typer.Option(help="Serve by replicas on a cluster: Ray Serve (pip install 'manytune[ray-serve]')."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="With --on: how many servers there are.")] = 2,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --on: how many there may be while more than --max-batch requests of each are in work.",
+            show_default=False,
+        ),
+    ] = None,
+    cores: Annotated[int, typer.Option(min=1, help="With --on: cores of each.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[
         int,
@@ -184,60 +198,87 @@ def serve(
         serve_with_vllm(context)
         return
     require_vllm(context)
+    if on is not None and workers > 1:
+        raise typer.BadParameter("--workers is for one machine; with --on, give --replicas.")
     try:
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.app import create_app
         from manytune.server.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address
         from manytune.server.logs import log_to_stderr
+
+        if workers == 1 and on is None:  # else this process loads nothing that models need
+            import manytune.server.app  # noqa: F401 - the same
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
-    from manytune.engine.options import EngineOptions
-    from manytune.server.images import MOST_BODY_BYTES
-    from manytune.server.settings import Settings
+    from manytune.cli.serve_replicas import serve_by_workers, serve_on_ray
+    from manytune.server.opening import ServeOptions, open_server
 
     api_keys = KeySource(keys, os.environ)
     require_keys_for(host, api_keys)
 
     check_address(host, port)
+    options = ServeOptions(
+        base=base,
+        adapters=adapters,
+        base_name=base_name,
+        dtype=dtype,
+        weights=weights.value,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        kv_tokens=kv_tokens,
+        prefix_tokens=prefix_tokens,
+        max_answer_tokens=max_answer_tokens,
+        adapter_memory=adapter_memory,
+        adapter_limit=adapter_limit,
+        watch_seconds=watch_seconds,
+        drain_seconds=drain_seconds,
+        log_prompts=log_prompts,
+    )
+    say = partial(_say_what_is_served, options, host, port)
+    if on is not None:
+        serve_on_ray(
+            options,
+            api_keys,
+            replicas=replicas,
+            most_replicas=max_replicas,
+            cores=cores,
+            host=host,
+            port=port,
+        )
+        return
+    if workers > 1:
+        serve_by_workers(
+            options,
+            api_keys,
+            workers=workers,
+            host=host,
+            port=port,
+            max_connections=max_connections,
+            say=say,
+        )
+        return
 
-    def make() -> tuple[FastAPI, AdapterStore, str]:
-        packing: Packing | None = "nf4" if weights is _Weights.nf4 else None
-        loaded, store, name = _load(base, adapters, base_name, dtype, packing)
-        settings = Settings(
-            base_name=name,
-            max_body_bytes=MOST_BODY_BYTES if loaded.images is not None else Settings.max_body_bytes,
-            max_queue=max_queue,
-            max_answer_tokens=max_answer_tokens,
-            adapter_memory=adapter_memory << 20,
-            watch_seconds=watch_seconds,
-            drain_seconds=drain_seconds,
-            log_prompts=log_prompts,
-        )
-        options = EngineOptions(
-            max_batch=max_batch,
-            kv_budget_tokens=kv_tokens,
-            prefix_cache_tokens=prefix_tokens,
-            adapter_bytes=None if adapter_limit is None else adapter_limit << 20,
-            weights=_IN_ENGINE[weights],
-        )
-        return create_app(loaded, store, settings, api_keys, options), store, name
+    from manytune.cli.chosen import answering_device
 
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
-        app, store, name = loading.submit(make).result()
+        opened = loading.submit(open_server, options, api_keys, device=answering_device()).result()
     log_to_stderr()
-    found = len(store.names())
+    say(opened.base_name, len(opened.store.names()))
+    _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
+
+
+def _say_what_is_served(options: ServeOptions, host: str, port: int, name: str, found: int) -> None:
     typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
     if not found:
         typer.echo(
-            f"{adapters}: no adapters yet; those that are put there are served from then on.", err=True
+            f"{options.adapters}: no adapters yet; those that are put there are served from then on.",
+            err=True,
         )
-    _listen(app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 
 
 def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int, max_connections: int) -> None:
@@ -261,30 +302,3 @@ def _run(server: Server, loop: EngineLoop) -> bool:
     with suppress(KeyboardInterrupt):  # raised after the orderly shutdown
         server.run()
     return loop.failure is None and server.started
-
-
-def _load(
-    base: str, adapters: Path, base_name: str | None, dtype: str | None, packing: Packing | None
-) -> tuple[Base, AdapterStore, str]:
-    """The base, the store, and the base's name in requests."""
-    from manytune.cli.chosen import answering_device
-    from manytune.errors import ServeError
-    from manytune.examination.examiner import shared_examiner
-    from manytune.store.base import load_base
-    from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
-    from manytune.store.labels import NAME
-
-    name = base_name if base_name is not None else Path(base).expanduser().resolve().name
-    if not NAME.fullmatch(name):
-        raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    if name in adapters_in(adapters.expanduser()):
-        raise ServeError(
-            f"an adapter is called {name!r} like the base; give the base another name with --base-name."
-        )
-    require_adapters_or_nothing(adapters)
-    examiner = shared_examiner()
-    examiner.begin()  # while the base is loaded
-    loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
-    store = store_at(adapters, loaded, examiner.require_source)
-    store.refresh()
-    return loaded, store, name
