@@ -66,6 +66,11 @@ def test_check_knows_what_the_installed_release_can_do(world, tmp_path):
             ["--engine", "vllm", "--weights", "int8"],
             "--weights is for manytune's own engine: give vLLM's --quantization",
         ),
+        (["--engine", "vllm", "--workers", "2"], "--workers is for manytune's own engine"),
+        (
+            ["--engine", "vllm", "--on", "ray"],
+            "--on is for manytune's own engine: for vLLM on Ray see --ray-config",
+        ),
         (
             ["--engine", "vllm", "--check", "--", "--port", "1"],
             "--port after --: manytune gives vLLM its address",

@@ -24,6 +24,11 @@ _NOT_FOR_VLLM = {
     "kv_tokens": "give vLLM's --gpu-memory-utilization or --kv-cache-memory-bytes after --",
     "prefix_tokens": "give vLLM's --enable-prefix-caching or --no-enable-prefix-caching after --",
     "adapter_limit": "vLLM has room for adapters up to --max-lora-rank",
+    "workers": "give vLLM's --api-server-count or --data-parallel-size after --",
+    "on": "for vLLM on Ray see --ray-config",
+    "replicas": "for vLLM on Ray see --ray-config",
+    "max_replicas": "for vLLM on Ray see --ray-config",
+    "cores": "for vLLM on Ray see --ray-config",
     "log_prompts": "give vLLM's --enable-log-requests and --enable-log-outputs after --",
 }
 
