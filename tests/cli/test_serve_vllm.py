@@ -1,6 +1,8 @@
 """`manytune serve --engine vllm` up to where vLLM starts."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ from tests.store.adapters_made import make_adapter
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
+from manytune.cli.serve_vllm import unwound_by_sigterm
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,11 @@ def test_check_knows_what_the_installed_release_can_do(world, tmp_path):
             ["--engine", "vllm", "--weights", "int8"],
             "--weights is for manytune's own engine: give vLLM's --quantization",
         ),
+        (["--engine", "vllm", "--workers", "2"], "--workers is for manytune's own engine"),
+        (
+            ["--engine", "vllm", "--on", "ray"],
+            "--on is for manytune's own engine: for vLLM on Ray see --ray-config",
+        ),
         (
             ["--engine", "vllm", "--check", "--", "--port", "1"],
             "--port after --: manytune gives vLLM its address",
@@ -84,3 +92,14 @@ def test_a_vllm_that_dies_is_reported_with_its_last_lines(world, tmp_path):
     vllm.chmod(0o755)
     code, _, error = run(world, "--engine", "vllm", "--vllm", str(vllm))
     assert code == 1 and "vLLM ended with status 1. Its last lines: ValueError: no free memory" in error
+
+
+def test_sigterm_unwinds_what_runs_so_that_vllm_ends_before_its_server():
+    former, ended = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(SystemExit) as left, unwound_by_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            ended.append(True)
+    assert left.value.code == 128 + signal.SIGTERM and ended
+    assert signal.getsignal(signal.SIGTERM) is former

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,11 @@ _NOT_FOR_VLLM = {
     "kv_tokens": "give vLLM's --gpu-memory-utilization or --kv-cache-memory-bytes after --",
     "prefix_tokens": "give vLLM's --enable-prefix-caching or --no-enable-prefix-caching after --",
     "adapter_limit": "vLLM has room for adapters up to --max-lora-rank",
+    "workers": "give vLLM's --api-server-count or --data-parallel-size after --",
+    "on": "for vLLM on Ray see --ray-config",
+    "replicas": "for vLLM on Ray see --ray-config",
+    "max_replicas": "for vLLM on Ray see --ray-config",
+    "cores": "for vLLM on Ray see --ray-config",
     "log_prompts": "give vLLM's --enable-log-requests and --enable-log-outputs after --",
 }
 
@@ -102,7 +109,10 @@ def _serve(
     require_keys_for(host, keys)
     check_address(host, port)
     log_to_stderr()
-    with running_vllm(vllm, base, store, verdicts, checked, settings, keys) as (app, process):
+    with (
+        unwound_by_sigterm(),
+        running_vllm(vllm, base, store, verdicts, checked, settings, keys) as (app, process),
+    ):
         limits = ConnectionLimits(most=most, most_of_address=max(1, most // 2))
         server = web_server(app, host=host, port=port, drain_seconds=given["drain_seconds"], limits=limits)
 
@@ -123,6 +133,23 @@ def _serve(
         raise ServeError(failure)
     if not started:
         raise typer.Exit(1)
+
+
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM leave the block as an exception does, so that vLLM is ended and its files are removed.
+
+    uvicorn lets running answers end at a SIGTERM, and then sends it again to whoever handled it before.
+    """
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _settings(context: typer.Context) -> HandoverSettings:
