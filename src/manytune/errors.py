@@ -25,6 +25,7 @@
         ├── TargetExistsError            what is to be written exists already
         ├── WriteError                   the disk is full, read-only, or not the user's
         ├── LockedError                  another process is using a directory
+        ├── UnreachableError             a store that was there isn't, or its disk or network reports an error
         └── CacheFullError               an adapter exceeds the memory that is free now
 
     PeftWarning, DataWarning             warnings of the same origin
@@ -155,6 +156,10 @@ class WriteError(StoreError):
 
 class LockedError(StoreError):
     """Another process is writing in a directory; it may be free later."""
+
+
+class UnreachableError(StoreError):
+    """A store can't be reached: its directory has gone, or its disk or network reports an error."""
 
 
 class CacheFullError(StoreError):

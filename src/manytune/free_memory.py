@@ -57,11 +57,12 @@ def require_memory(needed: int, what: str, *, spare: int = SPARE) -> None:
 
 
 @contextmanager
-def naming_short_memory(what: str) -> Iterator[None]:
+def naming_short_memory(what: str, *, instead: str = "") -> Iterator[None]:
     """Within this context, memory that isn't given raises an error that says for what; see `is_short_memory`.
 
     Args:
         what: What it is for, as the beginning of a sentence.
+        instead: What else helps, as a sentence.
 
     Raises:
         ShortMemoryError: There isn't enough memory.
@@ -75,7 +76,7 @@ def naming_short_memory(what: str) -> Iterator[None]:
             raise
         raise ShortMemoryError(
             f"{what} needs more memory than there is. Try again when other work has ended, or give the process more "
-            "memory."
+            f"memory.{instead and ' '}{instead}"
         ) from error
 
 

@@ -117,7 +117,14 @@ class Trial:
     def divergence(self) -> Divergence | None:
         """How an earlier training of it broke off; None if none did."""
         path = self.directory / _DIVERGENCE
-        return Divergence(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return Divergence(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{path}: how the training diverged can't be read ({error}). Remove the file to try it again."
+            ) from error
 
     def keep_divergence(self, error: DivergedError) -> None:
         """Write down how its training broke off, so that it isn't tried again."""

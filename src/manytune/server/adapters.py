@@ -19,6 +19,7 @@ from manytune.errors import (
     ShortMemoryError,
     StoreError,
     UnknownAdapterError,
+    UnreachableError,
 )
 from manytune.free_memory import naming_short_memory
 from manytune.methods.config import TaskType
@@ -133,6 +134,7 @@ class AdapterRegistry:
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
         self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
         self._failures: dict[str, Failures] = {}  # by name
+        self._resolved: dict[str, str] = {}  # what each name meant when the store was last asked
         self._states = FileStates(store)
 
     # -- for requests
@@ -193,26 +195,46 @@ class AdapterRegistry:
         self.cache.unpin(model.adapter)
 
     def resolve(self, name: str) -> str:
-        """The digest of the version that a name means now.
+        """The digest of the version that a name means now; while the store can't be reached, that of the one in memory.
 
         Raises:
             HttpError: It isn't the name of an adapter in the store.
+            UnreachableError: The store can't be reached, and the adapter isn't in memory.
         """
         if not NAME.fullmatch(name):
             raise model_not_found(name)
+        try:
+            with self.store.description.naming_unreachable():
+                found = self._named(name)
+        except UnreachableError:
+            known = self._resolved.get(name)
+            if known is None or known not in self.cache.resident:
+                raise
+            return known
+        except UnknownAdapterError:
+            self._resolved.pop(name, None)
+            raise model_not_found(name) from None
+        self._resolved[name] = found
+        return found
+
+    def _named(self, name: str) -> str:
         link = self.store.name_file(name)
         if link.is_symlink() or not link.is_file():
-            raise model_not_found(name)
-        try:
-            return self.store.resolve(name)
-        except UnknownAdapterError:
-            raise model_not_found(name) from None
+            raise UnknownAdapterError(name)
+        return self.store.resolve(name)
 
     # -- for operators
 
     def names(self) -> dict[str, str]:
-        """The digest of each name."""
-        return {name: digest for name, digest in self.store.names().items() if name != self.base_name}
+        """The digest of each name.
+
+        Raises:
+            UnreachableError: The store can't be reached.
+        """
+        with self.store.description.naming_unreachable():
+            names = self.store.names()
+        self.store.description.require_reachable()  # else it would look empty
+        return {name: digest for name, digest in names.items() if name != self.base_name}
 
     def look_up(self, name: str) -> Listed:
         """An adapter as the listings have it, read again if its name means another version by now.
@@ -361,9 +383,9 @@ class AdapterRegistry:
     def _recording_failures(self, name: str, digest: str) -> Iterator[None]:
         """Count errors, and turn whatever a malformed file can raise into a `StoreError`."""
         try:
-            with naming_short_memory(f"loading {name}"):
+            with naming_short_memory(f"loading {name}"), self.store.description.naming_unreachable():
                 yield
-        except (CacheFullError, ShortMemoryError):  # not the adapter's fault
+        except (CacheFullError, ShortMemoryError, UnreachableError):  # not the adapter's fault
             raise
         except Exception as error:
             self.record_failure(name, digest, str(error))

@@ -17,6 +17,7 @@ from manytune.errors import (
     RequestError,
     ShortMemoryError,
     StoreError,
+    UnreachableError,
 )
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def http_error_of(error: ManytuneError) -> HttpError:
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
         case ShortMemoryError():
             return HttpError(503, message, code="out_of_memory", retry_after=5)
+        case UnreachableError():
+            return HttpError(503, message, code="store_unreachable", retry_after=5)
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case GrammarError():

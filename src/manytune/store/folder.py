@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 
 from manytune.caches import cache_directory
-from manytune.errors import ManytuneError
+from manytune.errors import ManytuneError, UnreachableError
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.store.base import Base
 from manytune.store.contents import contents_of
+from manytune.store.description import is_store
 from manytune.store.run_directory import adapter_at
-from manytune.store.store import AdapterStore, is_store
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
 _QUIET = 1.0  # seconds after which a file that was written counts as whole
@@ -48,7 +49,16 @@ class FolderStore(AdapterStore):
         self._is_first = True
 
     def refresh(self) -> None:
-        """Take over what has changed in the directory: new adapters, new versions, and that some are gone."""
+        """Take over what has changed in the directory: new adapters, new versions, and that some are gone.
+
+        Raises:
+            UnreachableError: The directory was there and isn't; what was taken over stays.
+        """
+        if self._seen and not self.folder.is_dir():
+            raise UnreachableError(
+                f"{self.folder}: the directory was here and isn't now. Mount it again, or restore it; its adapters are "
+                "served meanwhile. To have them served no more, remove them one by one, or restart the server."
+            )
         found = adapters_in(self.folder)
         changed = False
         for name, directory in found.items():
@@ -112,7 +122,7 @@ class FolderStore(AdapterStore):
         """Remove versions that had no name at the last change already; a request may still be on its way to others."""
         without = {entry.digest for entry in self.entries() if not entry.names}
         for digest in without if self._is_first else without & self._without_name:
-            self.remove(digest)
+            self.remove_unnamed(digest)
         self._without_name = without
 
 

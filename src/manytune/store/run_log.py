@@ -102,10 +102,10 @@ class RunLog:
 
 
 def read_reports(path: Path) -> tuple[Report, ...]:
-    """Read `log.jsonl`; no file has no reports. Half a line, which a killed process leaves, is passed over."""
+    """Read `log.jsonl`; no file has no reports. Lines that aren't whole, as a killed process leaves, are passed over."""
     if not path.is_file():
         return ()
-    return tuple(_reports(path.read_text(encoding="utf-8").splitlines()))
+    return tuple(_reports(path.read_text(encoding="utf-8", errors="replace").splitlines()))
 
 
 def _line(report: Report) -> str:

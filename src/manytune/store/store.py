@@ -14,28 +14,25 @@ and see whole adapters only, whenever a writer is killed. What it leaves in `sta
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manytune.atomic import atomic_write, flush_directory, flush_tree
-from manytune.errors import StoreError, UnknownAdapterError
-from manytune.store.adapters import put_scores_on_card
+from manytune.atomic import clean_leftovers, explained, flush_directory, flush_tree, make_directory
+from manytune.errors import DamagedError, ManytuneError, StoreError, UnknownAdapterError
+from manytune.store.adapters import open_adapter, put_scores_on_card
 from manytune.store.base import Base
-from manytune.store.contents import checkpoints_in
+from manytune.store.description import StoreDescription
 from manytune.store.digests import digest_of
 from manytune.store.intake import gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.staging import Staging, seal
 
-_FORMAT = 1
-_DESCRIPTION = "store.json"
 _DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -69,6 +66,9 @@ class AdapterStore:
     Args:
         root: The store's directory; made by the first `add`.
 
+    Attributes:
+        description: What says that there is a store, and whether it can be reached.
+
     Raises:
         StoreError: The directory holds something else, or a store of a newer format.
     """
@@ -77,7 +77,7 @@ class AdapterStore:
         self.root = Path(root).expanduser()
         self._staging = Staging(self.root / "staging", self.root / ".lock")
         self._labels = Labels(self.root, self._staging)
-        self._check_format()
+        self.description = StoreDescription(self.root)
 
     # -- reading
 
@@ -106,8 +106,15 @@ class AdapterStore:
         return self.root / "objects" / digest[:2] / digest
 
     def path(self, reference: str) -> Path:
-        """The directory of an adapter; see `resolve`."""
-        return self.directory(self.resolve(reference))
+        """The directory of an adapter; see `resolve`.
+
+        Raises:
+            DamagedError: What its manifest says of it isn't what was added.
+        """
+        digest = self.resolve(reference)
+        with suppress(FileNotFoundError):
+            self._manifest(digest)
+        return self.directory(digest)
 
     def __contains__(self, reference: str) -> bool:
         try:
@@ -177,6 +184,8 @@ class AdapterStore:
     ) -> StoreEntry:
         """Put a copy of an adapter into the store. One with the same content is kept once, with the scores of both.
 
+        A copy that was damaged there is replaced.
+
         Args:
             source: A run, an adapter's directory, or a checkpoint of HF PEFT.
             name: What to call it; None for its digest alone.
@@ -192,6 +201,7 @@ class AdapterStore:
             NameTakenError: The name is taken.
             BaseMismatchError: The adapter was trained on another base.
             ConfigError: manytune doesn't implement its options.
+            WriteError: The disk is full or read-only, or permission is missing.
         """
         tags = tuple(tags)
         if name is not None:
@@ -207,16 +217,16 @@ class AdapterStore:
             with self._lock():
                 if name is not None and not move:
                     self._labels.require_free(name, digest)
-                is_new = not self.directory(digest).is_dir()
-                if is_new:
+                present = self._whole(digest)
+                if present is None:
                     self._put_files(digest, staged)
                 else:
-                    self._put_again(digest, manifest, tried=base is not None)
+                    self._put_again(digest, present, manifest, tried=base is not None)
                 if name is not None:
                     self._labels.put_name(name, digest)
                 for tag in tags:
                     self._labels.put_tag(tag, digest)
-        if not is_new:
+        if present is not None:
             return self.entry(digest)
         # The same, without looking through all names and tags for those of an adapter that was just added.
         names = {digest: [name]} if name is not None else {}
@@ -287,43 +297,32 @@ class AdapterStore:
             UnknownAdapterError: There is no such adapter.
         """
         with self._lock():
-            digest = self.resolve(reference)
-            self._labels.take_names(*self._labels.names().get(digest, ()))
-            for tag in self._labels.tags().get(digest, ()):
-                self._labels.take_tag(tag, digest)
-            removed = self._staging.take(self.directory(digest))
+            removed = self._taken(self.resolve(reference))
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def remove_unnamed(self, digest: str) -> None:
+        """Remove an adapter unless another process has named or removed it meanwhile."""
+        with self._lock():
+            if digest in self._labels.names() or not self.directory(digest).is_dir():
+                return
+            removed = self._taken(digest)
         shutil.rmtree(removed, ignore_errors=True)
 
     # -- parts
 
-    def _check_format(self) -> None:
-        file = self.root / _DESCRIPTION
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir()):
-                raise StoreError(_no_store(self.root)) from None
-            return
-        except NotADirectoryError:
-            raise StoreError(f"{self.root}: expected a directory, found a file.") from None
-        except ValueError as error:
-            raise StoreError(f"{file}: expected JSON: {error}.") from None
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise StoreError(
-                f"{file}: expected format {_FORMAT}, found {content!r}. A newer manytune may have written it: update."
-            )
-
     def _create(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        with explained(self.root):
+            make_directory(self.root)
         with self._staging.lock():
-            if not (self.root / _DESCRIPTION).is_file():
+            clean_leftovers(self.root)
+            if not self.description.is_there:
                 # Before anything else: a directory that has anything in it, but not this, isn't a store.
-                atomic_write(self.root / _DESCRIPTION, json.dumps({"format": _FORMAT}) + "\n")
+                self.description.write()
             for part in ("objects", "names", "tags", "staging"):
-                (self.root / part).mkdir(exist_ok=True)
+                make_directory(self.root / part)
 
     def _lock(self) -> AbstractContextManager[None]:
-        if not (self.root / _DESCRIPTION).is_file():
+        if not self.description.is_there:
             raise StoreError(
                 f"{self.root}: there is no store of adapters here. The first adapter added makes one."
             )
@@ -340,7 +339,7 @@ class AdapterStore:
     ) -> StoreEntry | None:
         path = self.directory(digest)
         try:
-            manifest = Manifest.read(path / MANIFEST_NAME)
+            manifest = self._manifest(digest)
             nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         except FileNotFoundError:
             return None
@@ -348,22 +347,50 @@ class AdapterStore:
             digest, path, manifest, tuple(names.get(digest, ())), tuple(tags.get(digest, ())), nbytes
         )
 
-    def _put_files(self, digest: str, staged: Path) -> None:
-        target = self.directory(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.rename(target)
-        flush_directory(target.parent)
-
-    def _put_again(self, digest: str, again: Manifest, *, tried: bool) -> None:
-        """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
+    def _manifest(self, digest: str) -> Manifest:
+        """What an adapter says about itself, which must be what was added under its digest."""
         file = self.directory(digest) / MANIFEST_NAME
         manifest = Manifest.read(file)
+        if digest_of(manifest) != digest:
+            raise DamagedError(
+                f"{file}: the manifest isn't the one that was added with the adapter; its digest differs. Add the "
+                "adapter again from its source."
+            )
+        return manifest
+
+    def _whole(self, digest: str) -> Manifest | None:
+        """What an adapter says about itself; None if it isn't there, or isn't what was added."""
+        try:
+            open_adapter(self.directory(digest))
+            return self._manifest(digest)
+        except (ManytuneError, FileNotFoundError):
+            return None
+
+    def _taken(self, digest: str) -> Path:
+        """An adapter, without names and tags, where it is removed; with the lock in hand."""
+        self._labels.take_names(*self._labels.names().get(digest, ()))
+        for tag in self._labels.tags().get(digest, ()):
+            self._labels.take_tag(tag, digest)
+        return self._staging.take(self.directory(digest))
+
+    def _put_files(self, digest: str, staged: Path) -> None:
+        target = self.directory(digest)
+        make_directory(target.parent)
+        damaged = self._staging.take(target) if target.is_dir() else None
+        staged.rename(target)
+        flush_directory(target.parent)
+        if damaged is not None:
+            shutil.rmtree(damaged, ignore_errors=True)
+
+    def _put_again(self, digest: str, manifest: Manifest, again: Manifest, *, tried: bool) -> None:
+        """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
+        file = self.directory(digest) / MANIFEST_NAME
         unservable = again.unservable if tried else manifest.unservable or again.unservable
         self._put_manifest(file, manifest, scores={**manifest.scores, **again.scores}, unservable=unservable)
 
     def _put_scores(self, digest: str, scores: Mapping[str, float]) -> None:
+        manifest = self._manifest(digest)
         file = self.directory(digest) / MANIFEST_NAME
-        manifest = Manifest.read(file)
         self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
 
     def _put_manifest(self, file: Path, manifest: Manifest, **changes: Any) -> None:
@@ -376,23 +403,3 @@ class AdapterStore:
         return UnknownAdapterError(
             f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
         )
-
-
-def is_store(directory: Path) -> bool:
-    """Whether a directory is a store of adapters."""
-    return (directory / _DESCRIPTION).is_file()
-
-
-def _no_store(root: Path) -> str:
-    """What to say about a directory that holds something else."""
-    inside = checkpoints_in(root)
-    if inside:
-        return (
-            f"{root}: this directory isn't a store of adapters; its subdirectories hold {len(inside)} ({inside[0]} …). "
-            f"`manytune serve --adapters {root}` serves them as they are; `manytune adapters add {root}/* --base BASE` "
-            "puts copies into a store."
-        )
-    return (
-        f"{root}: this directory isn't a store of adapters, has no subdirectories with an adapter, and isn't empty. "
-        "Name another directory."
-    )

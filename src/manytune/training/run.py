@@ -13,6 +13,7 @@ from manytune.atomic import atomic_write, clean_leftovers
 from manytune.data.mixing import Mixture
 from manytune.data.records import Rejected
 from manytune.errors import RunError
+from manytune.free_memory import naming_short_memory
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
@@ -35,6 +36,11 @@ from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
 from manytune.training.starting_adapter import with_its_method
+
+_LESS_MEMORY = (
+    "A smaller training.batch_size with more training.accumulation needs less, as does a shorter data.max_length. What "
+    "is done is kept: continue with --resume, or with --overwrite if the recipe changes."
+)
 
 Scorer = Callable[[RunInputs], ValidationScores]
 """From what a run starts from, its validation rows among it, to what scores the model's answers to them."""
@@ -157,6 +163,7 @@ def run(
         DivergedError: The loss or the gradient became NaN or Inf.
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded, or another process is training in the directory.
+        ShortMemoryError: There isn't enough memory; `resume` goes on from the last checkpoint.
     """
     check_optimizer(recipe.training)
     check_reporters(recipe.training)
@@ -164,7 +171,7 @@ def run(
     directory = RunDirectory(Path(recipe.output))
     say = notify or (lambda _: None)
     _check_place(directory, resume=resume, overwrite=overwrite)
-    with held(directory.path):
+    with held(directory.path), naming_short_memory(f"{directory.path}: training", instead=_LESS_MEMORY):
         _enter(
             directory, settled(recipe, base=base.model if base else None), resume=resume, overwrite=overwrite
         )
