@@ -13,12 +13,12 @@ from tests.faults.injector import KINDS, Fault
 from tests.faults.scenario import Scenario, checked, faults, run_case
 
 #: How many faults of each kind at points of one training, of a training over a former run, ...
-TRAINING = {"kill": 4, "cut": 4, "power": 4, "full": 3, "read-only": 2, "io": 2}
-REPLACING = {"kill": 6, "cut": 6, "power": 6, "full": 3, "read-only": 2, "io": 3}
-STORE = {"kill": 25, "cut": 25, "power": 25, "full": 15, "read-only": 10, "io": 15}
-SMALL = dict.fromkeys(KINDS, 5)
-COMPARING = {"kill": 5, "cut": 4, "power": 4, "full": 3, "read-only": 2, "io": 3}
-PARTITION = dict.fromkeys(partition.KINDS, 12)
+TRAINING = {"kill": 2, "cut": 2, "power": 2, "full": 1, "read-only": 1, "io": 1}
+REPLACING = {"kill": 4, "cut": 4, "power": 4, "full": 2, "read-only": 1, "io": 1}
+STORE = {"kill": 40, "cut": 40, "power": 40, "full": 25, "read-only": 15, "io": 20}
+SMALL = dict.fromkeys(KINDS, 8)
+COMPARING = {"kill": 3, "cut": 3, "power": 3, "full": 1, "read-only": 1, "io": 1}
+PARTITION = dict.fromkeys(partition.KINDS, 15)
 
 
 @dataclass(frozen=True)
@@ -83,38 +83,38 @@ def groups(folder: Path, seed: int, scale: float = 1.0) -> list[Group]:
     )
     trainers = "SIGKILL to one of them, or nothing"
     found += [
-        seeded("two trainings in one directory", trainers, "two trainers", 12, rivals.run_two_trainers),
+        seeded("two trainings in one directory", trainers, "two trainers", 6, rivals.run_two_trainers),
         seeded(
             "training, then adding to a store",
             "a small disk that fills up",
             "disk",
-            12,
+            8,
             machines.run_on_a_small_disk,
         ),
         seeded(
             "training, then adding to a store",
             "a disk that is remounted read-only",
             "read-only disk",
-            3,
+            2,
             partial(machines.run_on_a_small_disk, read_only=True),
         ),
-        seeded("training", "0 to 80 MiB of memory are left", "memory", 12, machines.run_short_of_memory),
+        seeded("training", "0 to 80 MiB of memory are left", "memory", 8, machines.run_short_of_memory),
         seeded(
             "training, resuming, a store's changes",
             "the clock jumps by up to 3 years",
             "clock",
-            6,
+            4,
             machines.run_with_a_jumping_clock,
         ),
         seeded(
-            "a run, interrupted or finished", "a damaged file", "damaged run", 20, machines.run_with_damage
+            "a run, interrupted or finished", "a damaged file", "damaged run", 12, machines.run_with_damage
         ),
     ]
     writing = partial(stores.writing, folder / "common")
     found += at_points(writing, "a store's add, promotion, tags, scores, remove", "store", STORE)
     found += [
         seeded(
-            "two writers to one store", "SIGKILL to one of them", "two writers", 12, stores.run_two_writers
+            "two writers to one store", "SIGKILL to one of them", "two writers", 20, stores.run_two_writers
         ),
         seeded("a store", "a damaged file", "damaged store", 30, _damaged_store),
         seeded(
@@ -138,7 +138,7 @@ def groups(folder: Path, seed: int, scale: float = 1.0) -> list[Group]:
         )
     )
     found += at_points(partial(records.comparing, folder), "an experiment", "compare", COMPARING)
-    found.append(seeded("an experiment", "a damaged file", "damaged experiment", 6, _damaged_experiment))
+    found.append(seeded("an experiment", "a damaged file", "damaged experiment", 4, _damaged_experiment))
     found += at_points(answering, "answers of another server", "answers", SMALL)
     damaged_answers = _of("answers", records.damage_answers, begin=Path.mkdir)
     found.append(seeded("answers of another server", "a damaged file", "damaged answers", 6, damaged_answers))

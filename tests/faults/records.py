@@ -68,7 +68,7 @@ def _said(root: Path) -> dict[str, Any]:
             one.seed,
             one.learning_rate,
             one.steps,
-            one.curves.train,
+            one.curves,
         )
         for name, one in sorted(records.items())
     }

@@ -24,7 +24,7 @@ from tests.faults.plan import Group, groups
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults -->\n", "<!-- end of faults -->"
 _HEAD = "| going on | fault | times | what came of it |\n|---|---|---:|---|\n"
-_JOBS = 3  # processes at once: each waits for the disk now and then
+_JOBS = 4  # processes at once: each waits for the disk now and then
 
 
 def main() -> int:

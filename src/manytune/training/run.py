@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from manytune.atomic import atomic_write, clean_leftovers
@@ -254,7 +254,7 @@ def _train(
             inputs.recipe.training,
             report=record,
             notify=say,
-            checkpoints=checkpoints,
+            checkpoints=replace(checkpoints, flush=log.flush),
             tensorboard_directory=directory.tensorboard,
             measure_flops=measure_flops,
             scores=scores,
