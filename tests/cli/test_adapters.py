@@ -176,7 +176,7 @@ def test_exports_that_cannot_be_are_refused(filled: AdapterStore, folder: Path, 
 def test_a_checkpoint_of_peft_is_added_with_its_base(folder: Path, base: Base) -> None:
     bare = folder / "runs" / "summaries" / "adapter"
     (bare / "manifest.json").unlink()
-    assert "doesn't say what its base looked like. Give the base" in message(
+    assert "doesn't say what its base looked like. Pass --base" in message(
         adapters("add", bare, "--name", "s")
     )
     done("add", bare, "--name", "s", "--base", base.name)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -87,10 +88,21 @@ def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
         assert result.exit_code == 1 and re.search(message, " ".join(result.stderr.split())), result.stderr
 
 
+def test_a_port_in_use_is_said_before_a_base_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = run("serve", "--base", "nowhere", "--port", port)
+    assert result.exit_code == 1
+    assert f"port {port} of 127.0.0.1 is in use by another program" in " ".join(result.stderr.split())
+    result = run("serve", "--base", "nowhere", "--host", "localhost", "--port", "0")
+    assert "nowhere" in result.stderr
+
+
 @pytest.fixture
 def started(monkeypatch, tmp_path):
     """What the command would serve."""
     apps = []
+    monkeypatch.setattr("manytune.server.listening.check_address", lambda host, port: None)
     monkeypatch.setenv("MANYTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("manytune.cli.serve._listen", lambda app, *_, **__: apps.append(app))
     return apps

@@ -201,7 +201,7 @@ def test_unpaired_or_empty_statistics_are_refused():
 
 
 SIMULATIONS = 2_000
-INTERVALS = cases(1_000)
+INTERVALS = cases(500)
 RESAMPLES = 500
 
 

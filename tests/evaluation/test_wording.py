@@ -44,7 +44,7 @@ def test_a_loss_is_called_worse():
 
 def test_no_evidence_is_said_plainly_and_not_called_equal():
     evaluation, found = compared("cannot tell", ours=(0.29, 0.27, 0.32), p_value=0.4321)
-    assert wording.claim(found) == "lora is not shown to be better than base, nor worse"
+    assert wording.claim(found) == "lora shows no clear difference from base"
     assert wording.evidence(evaluation, found) == (
         "ROUGE-1 0.290 against 0.300, a difference of −0.010 (95% interval −0.030 to +0.010; p = 0.43). "
         "More test prompts would narrow the interval."
@@ -99,16 +99,36 @@ def test_what_a_system_forgot_is_said_next_to_the_verdict():
         evaluation, forgetting=(probe("trivia", "worse"), probe("text", "cannot tell"))
     )
     assert wording.forgotten_sentence(asked) == "Forgotten: trivia (ROUGE-1, base 0.300): lora 0.200."
-    kept = dataclasses.replace(evaluation, forgetting=(probe("text", "cannot tell"),))
-    assert wording.forgotten_sentence(kept) == (
-        "No system is shown to have forgotten what it was asked outside its task."
+    kept = probe("text", "cannot tell")
+    nothing = "We found no evidence of forgetting on other tasks."
+    assert said_of(powered(kept, None)) == nothing
+    assert (
+        said_of(powered(kept, 0.0812)) == f"{nothing} A change of 0.081 in text would be found 4 times of 5."
     )
-    (inner,) = kept.forgetting
-    tested = tuple(dataclasses.replace(one, detectable=0.0812) for one in inner.evaluation.comparisons)
-    strong = dataclasses.replace(inner, evaluation=dataclasses.replace(inner.evaluation, comparisons=tested))
-    assert (wording.forgotten_sentence(dataclasses.replace(kept, forgetting=(strong,))) or "").endswith(
-        " A change of 0.081 in text would be found 4 times of 5."
+
+
+def test_a_probe_that_could_not_have_shown_it_is_no_evidence():
+    weak = powered(probe("text", "cannot tell"), 0.31)
+    too_few = "Too few passages to tell whether anything was forgotten on other tasks."
+    assert said_of(weak) == too_few, "the base's score is 0.300: all of it could be lost unseen"
+    assert said_of(powered(weak, None, clusters=5)) == too_few, "no p-value of 5 passages is below 0.05"
+    both = said_of(weak, powered(probe("trivia", "cannot tell"), None))
+    assert both.endswith(" on other tasks. Too few passages to tell: text.")
+
+
+def powered(probe, detectable, *, clusters=30):
+    """The probe, if its tests find this change in so many passages."""
+    comparisons = tuple(
+        dataclasses.replace(one, detectable=detectable) for one in probe.evaluation.comparisons
     )
+    inference = dataclasses.replace(probe.evaluation.inference, clusters=clusters)
+    inner = dataclasses.replace(probe.evaluation, comparisons=comparisons, inference=inference)
+    return dataclasses.replace(probe, evaluation=inner)
+
+
+def said_of(*probes):
+    evaluation, _ = compared("better")
+    return wording.forgotten_sentence(dataclasses.replace(evaluation, forgetting=probes))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +168,7 @@ def test_many_verdicts_are_said_together():
         ),
         (
             "cannot tell",
-            f"2 systems are not shown to be better than base, nor worse: {start} s3 +0.100, s5 +0.100.",
+            f"2 systems show no clear difference from base: {start} s3 +0.100, s5 +0.100.",
         ),
         ("worse", f"1 system is worse than base: {start} s2 +0.100 (p < 0.001)."),
     ]

@@ -18,7 +18,7 @@ from torch import nn
 
 import manytune
 from manytune.methods.combined import export_parts
-from manytune.training.recipe import MethodRecipe
+from manytune.training.method_recipe import MethodRecipe
 
 IDS = LLAMA.inputs()["input_ids"]
 TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"], "t5": ["q", "v"]}

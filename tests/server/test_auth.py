@@ -1,14 +1,12 @@
 """Nothing without a key, nothing beyond a key's rights, and limits with the time to wait."""
 
 import hashlib
-import json
 
 import pytest
 from starlette.testclient import TestClient
 from tests.server.world import app_of, routes_of
 
-from manytune.errors import ServeError
-from manytune.server.auth import Key, Keys, read_keys
+from manytune.server.auth import Key, Keys
 from manytune.server.middleware import KEY_PATHS, PUBLIC_PATHS
 
 CHAT = {"model": "one", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
@@ -117,38 +115,3 @@ def test_a_concurrency_limit_counts_requests_until_they_have_ended(app, guarded)
             guarded.post("/v1/chat/completions", json=CHAT, headers=bearer("single"))
     assert inner[0].status_code == 429 and inner[0].headers["retry-after"] == "1"
     assert guarded.post("/v1/chat/completions", json=CHAT, headers=bearer("single")).status_code == 200
-
-
-def test_keys_come_from_a_file_and_the_environment(tmp_path):
-    file = tmp_path / "keys.json"
-    digest = hashlib.sha256(b"secret").hexdigest()
-    file.write_text(json.dumps({"keys": [{"name": "alice", "sha256": digest, "models": ["one"]}]}))
-    keys = read_keys(file, {"MANYTUNE_ADMIN_KEY": "boss", "MANYTUNE_API_KEY": ""})
-    assert len(keys) == 2
-    alice = keys.authenticate("Bearer secret")
-    assert (alice.name, alice.tenant, alice.is_admin) == ("alice", "alice", False)
-    assert keys.authenticate("bearer boss").is_admin
-    assert len(read_keys(None, {})) == 0
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "expected JSON"),
-        ('{"keys": []}', "at least 1"),
-        ('{"keys": [{"name": "a", "sha256": "secret"}]}', "keys.0.sha256"),
-        ('{"keys": [{"name": "a", "key": "x", "sha256": "' + "0" * 64 + '"}]}', "keys.0.key"),
-        ('{"keys": [{"name": "a", "sha256": "' + "0" * 64 + '", "concurrent": 0}]}', "keys.0.concurrent"),
-    ],
-)
-def test_a_file_of_keys_that_cannot_be_used_is_named_with_the_place(tmp_path, content, message):
-    file = tmp_path / "keys.json"
-    file.write_text(content)
-    with pytest.raises(ServeError, match=message) as raised:
-        read_keys(file, {})
-    assert str(file) in str(raised.value)
-
-
-def test_two_equal_keys_are_refused():
-    with pytest.raises(ServeError, match="the same"):
-        read_keys(None, {"MANYTUNE_API_KEY": "x", "MANYTUNE_ADMIN_KEY": "x"})

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_peft_gets_a_manifest_from_its_base(
     store: AdapterStore, made: list[Path], tmp_path: Path, tiny_base: Base
 ) -> None:
     bare = without_manifest(made[0], tmp_path / "bare")
-    with pytest.raises(StoreError, match=r"bare: a checkpoint of HF PEFT doesn't say.*Give the base"):
+    with pytest.raises(StoreError, match=r"bare: a checkpoint of HF PEFT doesn't say.*Pass --base"):
         store.add(bare)
     added = store.add(bare, base=tiny_base)
     assert added.manifest.method == "lora"

@@ -22,8 +22,8 @@ def compare(
 ) -> None:
     """Train every method that RECIPE names, and full fine-tuning, and say which one helped and how sure that is.
 
-    Learning rates are chosen on validation rows, answers are scored on test rows. Started again, it continues where
-    it was: finished runs are read, an interrupted one is resumed.
+    Learning rates are chosen on validation rows, answers are scored on test rows. If rerun, it continues where it
+    stopped: finished runs are read, an interrupted one is resumed.
     """
     from rich.console import Console
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from manytune.cli.command_line import CommandLine
 from manytune.cli.data_cache import cache
 from manytune.cli.data_rows import ask_for_form, ask_for_template, chosen_template, plan_rows_of
 from manytune.cli.options import AsJson
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _KINDS = "A .jsonl, .json, .csv, .tsv or .parquet file, or a datasets name like org/name:config."
 
-Files = Annotated[list[str] | None, typer.Argument(metavar="FILE...", help=_KINDS, show_default=False)]
+Files = Annotated[list[str] | None, typer.Argument(metavar="FILE", help=_KINDS, show_default=False)]
 File = Annotated[str | None, typer.Argument(metavar="FILE", help=_KINDS, show_default=False)]
 Prompt = Annotated[
     str | None, typer.Option(help="Jinja2 template of the prompt, such as 'Summarize: {{ document }}'.")
@@ -59,10 +60,7 @@ Task = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    group = typer.Typer(
-        no_args_is_help=True,
-        help="Check, preview, convert and split training data.",
-    )
+    group = CommandLine(help="Check, preview, convert and split training data.")
     group.command("check")(check)
     group.command("preview")(preview)
     group.command("convert")(convert)

@@ -27,7 +27,7 @@ def demo(
     ] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a real model on real documents and see what it bought.
+    """Fine-tune a real model on real documents and see what it improved.
 
     Trains LoRA and, for comparison, every weight; asks the untouched base and both about the same unseen
     papers; writes a report.

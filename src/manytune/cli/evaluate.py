@@ -27,7 +27,7 @@ Kind = Literal["texts", "documents", "labels", "numbers", "words"]
 _OF_HEADS = ("labels", "numbers", "words")
 Adapters = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[RUN]...", help="Run or adapter directories.", show_default=False),
+    typer.Argument(metavar="RUN", help="Run or adapter directories.", show_default=False),
 ]
 
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperGroup
 
 from manytune import __version__
 from manytune.atomic import write_error
+from manytune.cli.command_line import CommandGroup, CommandLine
 from manytune.errors import ManytuneError
 from manytune.terminal import visible
 
@@ -34,6 +34,7 @@ COMMAND_MODULES = (
     "chat",
     "adapters.group",
     "serve",
+    "keys",
 )
 
 
@@ -41,7 +42,7 @@ COMMAND_MODULES = (
 _CHATTY = ("torchao", "torch.utils._pytree")
 
 
-class _ErrorBoundary(TyperGroup):
+class _ErrorBoundary(CommandGroup):
     """A user's error becomes a message and an exit status; a defect of manytune keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -81,12 +82,8 @@ def _root(
 
 def build_app() -> typer.Typer:
     """The command line with all its subcommands."""
-    app = typer.Typer(
-        name="manytune",
-        cls=_ErrorBoundary,
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
+    app = CommandLine(
+        name="manytune", cls=_ErrorBoundary, add_completion=False, pretty_exceptions_enable=False
     )
     app.callback()(_root)
     for module in COMMAND_MODULES:

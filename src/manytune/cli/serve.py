@@ -136,7 +136,7 @@ def serve(
 ) -> None:
     """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
-    The adapter is the `model` of a request. The API is under /v1, a playground at /, metrics at /metrics.
+    Choose the adapter with the request's `model` field. The API is under /v1, a playground at /, metrics at /metrics.
 
     Without any adapters it serves the base, and those that are added later.
 
@@ -151,7 +151,8 @@ def serve(
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.app import create_app
-        from manytune.server.auth import read_keys
+        from manytune.server.key_file import KeySource
+        from manytune.server.listening import check_address
         from manytune.server.logs import log_to_stderr
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
@@ -160,12 +161,14 @@ def serve(
     from manytune.server.images import MOST_BODY_BYTES
     from manytune.server.settings import Settings
 
-    api_keys = read_keys(keys, os.environ)
-    if host not in _LOOPBACK and not api_keys:
+    api_keys = KeySource(keys, os.environ)
+    if not api_keys.read() and host not in _LOOPBACK:
         raise ServeError(
             f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
             "or listen on 127.0.0.1."
         )
+
+    check_address(host, port)
 
     def make() -> tuple[FastAPI, AdapterStore, str]:
         packing: Packing | None = "nf4" if weights is _Weights.nf4 else None

@@ -53,7 +53,7 @@ def sweep(
 
     The rule: the fewest rows, and of these the smallest rank, whose validation loss a paired test doesn't find
     significantly worse than the best. With --rows, a power law also says what more rows would bring, where it fits.
-    Started again, it continues where it was.
+    If rerun, it continues where it stopped.
     """
     from rich.console import Console
 

@@ -133,7 +133,7 @@ def run_demo(directory: Path, *, minutes: float | None, console: Console, starte
     evaluation = _evaluate(answered, probed, (lora, full), machine, minutes)
     report, results = directory / "report.html", directory / "results.json"
     write_evaluation(evaluation, results)
-    write_report(evaluation, report, title="What did fine-tuning buy?")
+    write_report(evaluation, report, title="What did fine-tuning improve?")
     for trained, name in ((lora, NAMES[1]), (full, NAMES[2])):
         scores = {score.metric: score.value for score in evaluation.result(name).scores}
         add_scores(trained.adapter, scores)

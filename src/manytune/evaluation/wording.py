@@ -24,10 +24,12 @@ MARKS = {"better": "▲", "worse": "▼", "cannot tell": "○"}
 
 _MOST_ALONE = 4  # more systems than this share a sentence
 _TOGETHER = {
-    "better": "better than {}",
-    "cannot tell": "not shown to be better than {}, nor worse",
-    "worse": "worse than {}",
+    "better": ("is better than {}", "are better than {}"),
+    "cannot tell": ("shows no clear difference from {}", "show no clear difference from {}"),
+    "worse": ("is worse than {}", "are worse than {}"),
 }
+
+_FEWEST_CLUSTERS = 6  # a paired randomization test of n has no p-value below 2^(1 - n)
 
 
 def score(value: float, metric: Metric) -> str:
@@ -65,7 +67,7 @@ def claim(found: Comparison) -> str:
     return {
         "better": f"{found.system} is better than {found.baseline}",
         "worse": f"{found.system} is worse than {found.baseline}",
-        "cannot tell": f"{found.system} is not shown to be better than {found.baseline}, nor worse",
+        "cannot tell": f"{found.system} shows no clear difference from {found.baseline}",
     }[found.verdict]
 
 
@@ -116,7 +118,7 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     for verdict, words in _TOGETHER.items():
         alike = [one for one in found if one.verdict == verdict]
         if alike:
-            systems = "1 system is" if len(alike) == 1 else f"{len(alike)} systems are"
+            systems = "1 system" if len(alike) == 1 else f"{len(alike)} systems"
             differences = ", ".join(f"{one.system} {signed(one.difference, metric)}" for one in alike)
             highest = p_value(max(one.p_adjusted for one in alike))
             tested = "each " * (len(alike) > 1) + highest + " or less" * ("<" not in highest)
@@ -128,7 +130,8 @@ def findings(evaluation: Evaluation) -> list[Finding]:
             together.append(
                 Finding(
                     verdict,
-                    f"{systems} {words.format(baseline.name)}" + (f", but {note}" if note else ""),
+                    f"{systems} {words[len(alike) > 1].format(baseline.name)}"
+                    + (f", but {note}" if note else ""),
                     f"by {metric.label}, from {before}, {differences}.",
                 )
             )
@@ -178,8 +181,8 @@ def share_sentence(evaluation: Evaluation) -> str | None:
     reference = others[0].reference
     if others[0].share is None:
         return (
-            f"{reference} is not shown to be better than {evaluation.results[0].name} by {label}, so there is no gain "
-            "to compare with."
+            f"{reference} shows no clear gain over {evaluation.results[0].name} by {label}, so there is no gain to "
+            "compare with."
         )
     same = evaluation.result(reference).method
     of_another = [found for found in others if evaluation.result(found.system).method != same]
@@ -275,18 +278,38 @@ def forgotten_sentence(evaluation: Evaluation) -> str | None:
         if worse:
             before = score(base.score(metric.name).value, metric)
             losses.append(f"{probe.name} ({metric.label}, {base.name} {before}): {', '.join(worse)}")
-    if not losses:
-        hidden = [text for probe in evaluation.forgetting if (text := _hidden(probe))]
-        found = f" A change of {', or of '.join(hidden)} would be found 4 times of 5." if hidden else ""
-        return f"No system is shown to have forgotten what it was asked outside its task.{found}"
-    return f"Forgotten: {'; '.join(losses)}."
+    if losses:
+        return f"Forgotten: {'; '.join(losses)}."
+    able = [probe for probe in evaluation.forgetting if _could_show(probe)]
+    if not able:
+        return "Too few passages to tell whether anything was forgotten on other tasks."
+    sentences = ["We found no evidence of forgetting on other tasks."]
+    if hidden := [text for probe in able if (text := _hidden(probe))]:
+        sentences.append(f"A change of {', or of '.join(hidden)} would be found 4 times of 5.")
+    if unable := [probe.name for probe in evaluation.forgetting if probe not in able]:
+        sentences.append(f"Too few passages to tell: {', '.join(unable)}.")
+    return " ".join(sentences)
 
 
-def _hidden(probe: Probe) -> str:
+def _detectable(probe: Probe) -> float | None:
     """The change on a probe that its tests find with a chance of 80%, of the system that they are weakest for."""
     inner = probe.evaluation
     sizes = [one.detectable for one in inner.comparisons if one.metric == inner.primary and one.detectable]
-    return f"{score(max(sizes), METRICS[inner.primary])} in {probe.name}" if sizes else ""
+    return max(sizes, default=None)
+
+
+def _could_show(probe: Probe) -> bool:
+    """Whether a probe would have found a system that lost all of the base's score."""
+    inner, size = probe.evaluation, _detectable(probe)
+    if inner.inference.clusters < _FEWEST_CLUSTERS:
+        return False
+    return size is None or size < abs(inner.results[0].score(inner.primary).value)
+
+
+def _hidden(probe: Probe) -> str:
+    """The change on a probe that could have stayed unseen, such as `0.081 in trivia`."""
+    size = _detectable(probe)
+    return "" if size is None else f"{score(size, METRICS[probe.evaluation.primary])} in {probe.name}"
 
 
 def correction_sentence(evaluation: Evaluation) -> str | None:
@@ -335,14 +358,13 @@ def seeds_sentence(evaluation: Evaluation) -> str | None:
 
 def cut_sentence(evaluation: Evaluation) -> str | None:
     """Whose answers hit the length limit and how many; `None` if none did."""
+    asked = f"{len(evaluation.items):,}"
     cut = [
-        f"{result.name} {number:,}"
+        f"{number:,} of {asked} {result.name} answers"
         for result in evaluation.results
         if (number := sum(answer.finished == "length" for answer in result.answers))
     ]
-    return (
-        f"Answers cut at the length limit, of {len(evaluation.items):,}: {', '.join(cut)}." if cut else None
-    )
+    return f"Cut off at the length limit: {', '.join(cut)}." if cut else None
 
 
 def _tested(found: Comparison) -> str:

@@ -23,7 +23,8 @@ from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
 from manytune.experiments.validation_scores import check_scores
 from manytune.methods.registry import methods
-from manytune.training.recipe import MethodRecipe, Recipe, read_mapping, recipe_from
+from manytune.training.method_recipe import MethodRecipe
+from manytune.training.recipe import Recipe, read_mapping, recipe_from
 from manytune.training.recipe_errors import list_mistakes
 
 REFERENCE = "full"

@@ -28,6 +28,7 @@ from manytune.server.auth import Keys
 from manytune.server.body_errors import invalid_body
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
+from manytune.server.key_file import KeySource, follow_keys
 from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import Metrics
@@ -51,7 +52,7 @@ def create_app(
     base: Base,
     store: AdapterStore,
     settings: Settings,
-    keys: Keys | None = None,
+    keys: Keys | KeySource | None = None,
     engine_options: EngineOptions | None = None,
 ) -> FastAPI:
     """A server of one base and the adapters of a store.
@@ -60,13 +61,16 @@ def create_app(
         base: The base; nothing else may change it from now on.
         store: The adapters.
         settings: Limits and behaviour of the server.
-        keys: The API keys. Without keys only requests to this machine's own host names are answered.
+        keys: The API keys, or where they come from, which is followed. Without keys only requests to this machine's own
+            host names are answered.
         engine_options: Memory and batching of the engine; None for the defaults.
 
     Raises:
         ConfigError: The engine can't run the base.
     """
-    keys = keys if keys is not None else Keys()
+    source = keys if isinstance(keys, KeySource) else None
+    found = Keys(source.read()) if source else keys
+    keys = found if isinstance(found, Keys) else Keys()
     service = _service_of(base, store, settings, engine_options or EngineOptions())
     app = FastAPI(
         title="manytune",
@@ -77,6 +81,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
+    app.state.key_source, app.state.keys = source, keys
     for module in (health, models, chat, completions, compare, embeddings, classify, adapter_routes):
         app.include_router(module.router)
     _add_pages(app)
@@ -125,13 +130,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.loop.start()
     app.state.watcher = Watcher(service.adapters, service.loop, service.settings.watch_seconds)
-    watching = asyncio.create_task(app.state.watcher.run())
+    watching = [asyncio.create_task(app.state.watcher.run())]
+    if app.state.key_source is not None:
+        keys, source = app.state.keys, app.state.key_source
+        watching.append(asyncio.create_task(follow_keys(keys, source, service.settings.watch_seconds)))
     with suppress(TimeoutError):  # of thousands of adapters, the rest is looked at while others are served
         await asyncio.wait_for(app.state.watcher.ready(), _LOOKING_SECONDS)
     yield
-    watching.cancel()
-    with suppress(asyncio.CancelledError):
-        await watching
+    for task in watching:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
     await service.loop.stop(patience=service.settings.drain_seconds)
     service.grammars.close()
     service.adapters.cache.close()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import hmac
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from manytune.errors import ServeError
 from manytune.server.http_errors import HttpError, model_not_found
 
 
@@ -50,12 +47,6 @@ class Key(BaseModel):
         return values
 
 
-class _KeyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    keys: Annotated[list[Key], Field(min_length=1)]
-
-
 class Principal:
     """The sender of authenticated requests, with the state of the limits.
 
@@ -71,6 +62,10 @@ class Principal:
         self._running = 0
         self._tokens = float(key.requests_per_minute or 0) if key is not None else 0.0
         self._filled = time.monotonic()
+
+    def renew(self, key: Key) -> None:
+        """Take over what the key file says of the key now."""
+        self.key, self.name, self.tenant, self.is_admin = key, key.name, key.tenant, key.admin
 
     def may_use(self, model: str) -> bool:
         """Whether a model is among those of the key."""
@@ -176,12 +171,25 @@ class Keys:
     """All keys of a server. Without keys, everybody who reaches the server may use its models, and nobody is admin."""
 
     def __init__(self, keys: Sequence[Key] = ()) -> None:
-        self._principals = [Principal(key) for key in keys]
-        self._digests = [bytes.fromhex(key.sha256) for key in keys]
+        self._principals: dict[bytes, Principal] = {}
         self._anonymous = Principal(None)
+        self.replace(keys)
 
     def __len__(self) -> int:
         return len(self._principals)
+
+    def replace(self, keys: Sequence[Key]) -> None:
+        """Have these keys from the next request on.
+
+        A key that stays keeps its count of running requests, with the rights and limits that it has now; requests of
+        one that is gone are answered to their end.
+        """
+        principals = {}
+        for key in keys:
+            digest = bytes.fromhex(key.sha256)
+            principals[digest] = self._principals.get(digest) or Principal(key)
+            principals[digest].renew(key)
+        self._principals = principals
 
     def authenticate(self, authorization: str | None) -> Principal:
         """The owner of the key in a request.
@@ -198,57 +206,19 @@ class Keys:
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found = None
         # All are compared, so that the time doesn't depend on which one matches.
-        for principal, known in zip(self._principals, self._digests, strict=True):
+        for known, principal in self._principals.items():
             if hmac.compare_digest(digest, known):
                 found = principal
-        if found is None or scheme.lower() != "bearer":
+        if not key.strip() or scheme.lower() != "bearer":
             raise HttpError(
                 401,
                 "this server needs an API key, as in `Authorization: Bearer KEY`.",
+                code="missing_api_key",
+            )
+        if found is None:
+            raise HttpError(
+                401,
+                "this API key isn't one of the server's: it may be mistyped, or it was revoked.",
                 code="invalid_api_key",
             )
         return found
-
-
-def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
-    """Keys from a JSON file, from `MANYTUNE_API_KEY` and from `MANYTUNE_ADMIN_KEY`.
-
-    White space around a key in the environment isn't part of it, as a file's line break that a shell passed on.
-
-    Raises:
-        ServeError: The file or a key can't be used, or two keys are the same.
-    """
-    keys = [] if file is None else list(_read(file))
-    for variable, admin in (("MANYTUNE_API_KEY", False), ("MANYTUNE_ADMIN_KEY", True)):
-        if secret := _secret(variable, environment.get(variable, "")):
-            digest = hashlib.sha256(secret.encode()).hexdigest()
-            keys.append(Key(name=variable, sha256=digest, tenant=variable, admin=admin))
-    if len({key.sha256 for key in keys}) < len(keys):
-        raise ServeError("two API keys are the same; each needs its own.")
-    return Keys(keys)
-
-
-def _secret(variable: str, value: str) -> str:
-    """A key from the environment; empty for none."""
-    secret = value.strip()
-    if value and not secret:
-        raise ServeError(f"{variable} is blank: set it to a key, or unset it.")
-    if not secret.isprintable() or not secret.isascii() or " " in secret:
-        raise ServeError(
-            f"{variable} has a character that no client can send in `Authorization: Bearer KEY`, such as a space or a "
-            "line break inside the key. Use letters, digits and signs of ASCII."
-        )
-    return secret
-
-
-def _read(file: Path) -> list[Key]:
-    try:
-        return _KeyFile.model_validate(json.loads(file.read_text(encoding="utf-8"))).keys
-    except OSError as error:
-        raise ServeError(f"{file}: the keys can't be read: {error.strerror}.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ServeError(f"{file}: {where}: {first['msg']}.") from None
-    except ValueError as error:
-        raise ServeError(f"{file}: expected JSON: {error}.") from None

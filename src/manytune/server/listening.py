@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
+import socket
 from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from manytune.errors import ServeError
 from manytune.server.connections import ConnectionLimits, Connections, RequestsOnConnections
 
 _IDLE_SECONDS = 5  # between two requests of a connection
@@ -52,6 +55,35 @@ def web_server(
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
     return uvicorn.Server(config)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise if a server can't listen there, so that nobody waits for a base to be loaded in vain.
+
+    Args:
+        host: A name or an address of this machine.
+        port: The port; 0 for any free one.
+
+    Raises:
+        ServeError: Another program listens there, or the address isn't this machine's; says what to do.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} of {host} is in use by another program. Stop that one, or give another --port (0 for any "
+                "free one)."
+            ) from None
+        reason = error.strerror or error
+        raise ServeError(
+            f"can't listen on port {port} of {host}: {reason}. Give another --host or --port."
+        ) from None
 
 
 def _files_for(connections: int) -> int:

@@ -97,11 +97,9 @@ def _unservable(copy: Path, origin: Path, base: Base) -> str | None:
 def _described(origin: Path, config: PeftConfig, base: Base | None) -> Description:
     """What is known of a checkpoint of HF PEFT."""
     if base is None:
-        named = (
-            f", which it calls {config.base_model_name_or_path!r}" if config.base_model_name_or_path else ""
-        )
+        named = config.base_model_name_or_path or "NAME"
         raise StoreError(
-            f"{origin}: a checkpoint of HF PEFT doesn't say what its base looked like. Give the base{named}, so that "
-            "the adapter never runs on another one unnoticed."
+            f"{origin}: a checkpoint of HF PEFT doesn't say what its base looked like. Pass --base {named} "
+            "(base= in Python), so that the adapter never runs on another one unnoticed."
         )
     return Description(method=method_of(config).name, base=base.name, fingerprint=base.fingerprint)

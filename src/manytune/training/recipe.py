@@ -14,9 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -29,11 +27,10 @@ from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
-from manytune.methods.config import PeftConfig
-from manytune.methods.registry import methods, peft_config_from
 from manytune.store.quantization import Packing
 from manytune.training.batches import BUILDERS
 from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
+from manytune.training.method_recipe import MethodRecipe
 from manytune.training.optimizers import OPTIMIZERS
 from manytune.training.recipe_errors import explain, keys_of, list_mistakes
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
@@ -60,35 +57,6 @@ def _as_class_weights(value: object) -> object:
             f"expected labels as texts; YAML reads {odd[0]!r} otherwise, so put the label in quotes"
         )
     return {str(key): weight for key, weight in value.items()}
-
-
-class MethodRecipe(BaseModel):
-    """What is trained: the method's name, and with it the options of its configuration class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
-
-    name: str = "lora"
-    """`lora`, `full`, or another method of manytune.methods."""
-
-    @model_validator(mode="after")
-    def _options_exist(self) -> Self:
-        self.peft_config()
-        return self
-
-    def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:
-        """A new configuration object; a method that plans ahead learns its number of steps when the training begins.
-
-        Args:
-            task_type: The base's kind, unless the recipe names one: `CAUSAL_LM`, `SEQ_2_SEQ_LM` for an
-                encoder-decoder, or `SEQ_CLS` for a classifier.
-
-        Raises:
-            ConfigError: The method or an option is unknown, or a value can't be used.
-        """
-        options = {"task_type": task_type, **(self.model_extra or {})}
-        if self.name in methods():
-            options = methods()[self.name].config.unplanned(options)
-        return peft_config_from(self.name, **options)
 
 
 class ValidationRecipe(Section):

@@ -12,6 +12,7 @@ from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe
 from manytune.data.section import kind_of, no_such_key
 from manytune.data.task_recipe import TaskRecipe
+from manytune.training.other_names import called_here
 
 _ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
 _MOST, _LONGEST = 20, 1500  # mistakes in a message, and characters about each
@@ -38,6 +39,8 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(str(key)[:100] for key in path))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
+        if renamed := called_here(str(path[-1])):
+            return f"{name}: there is no such key; {renamed}."
         return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
     if kind == "missing":
         return f"{name}: this key is missing; it says {_summary_of(recipe, path)}"

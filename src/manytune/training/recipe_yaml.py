@@ -20,7 +20,11 @@ class Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable) or key_node.id != "scalar":
-                problem = "a key is one word or number, not a list or a section"
+                problem = (
+                    "a value that begins with {{ is put in quotes, as in prompt: '{{ question }}'"
+                    if key_node.id == "mapping"
+                    else "a key is one word or number, not a list or a section"
+                )
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 problem = f"the key {key!r} is given twice"

@@ -17,7 +17,8 @@ from manytune.store.adapters import StoredAdapter, open_adapter
 from manytune.store.base import Base
 from manytune.store.digests import sha256_file
 from manytune.store.references import adapter_directory, usual_store
-from manytune.training.recipe import MethodRecipe, Recipe
+from manytune.training.method_recipe import MethodRecipe
+from manytune.training.recipe import Recipe
 
 # What an adapter_config.json says of the file and its base, and not of the method.
 _OF_THE_FILE = {field.name for field in fields(PeftConfig)}

@@ -18,7 +18,8 @@ from manytune.model.attach import get_peft_model
 from manytune.training.batches import builder
 from manytune.training.loop.method_hooks import method_callbacks
 from manytune.training.loop.train import train_model
-from manytune.training.recipe import MethodRecipe, recipe_from
+from manytune.training.method_recipe import MethodRecipe
+from manytune.training.recipe import recipe_from
 from manytune.training.resume import Checkpoints, latest_checkpoint
 from manytune.training.run import run
 from manytune.training.speed.chunked_cross_entropy import loss_sum
