@@ -1,7 +1,8 @@
-"""What a machine does to a process: a disk that is really full or read-only, memory that runs out, a clock that jumps."""
+"""What a machine does to a process: a full or read-only disk, memory that runs out, a clock that jumps."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import os
@@ -202,7 +203,7 @@ def run_with_a_jumping_clock(shared: Path, seed: int) -> str:
 
 
 def damage_run(root: Path, acknowledge: Acknowledge, *, shared: Path, seed: int) -> None:
-    """Damage a file of an interrupted or a finished run: the next command ends with the same bits, or says what to do."""
+    """Damage a file of a run: the next command ends with the same bits, or says what to do."""
     recipe, draw = recipe_of(shared, "LoRA", root), random.Random(seed)
 
     def stop(event: Any) -> None:
@@ -210,10 +211,8 @@ def damage_run(root: Path, acknowledge: Acknowledge, *, shared: Path, seed: int)
             raise KeyboardInterrupt
 
     is_finished = draw.random() < 0.3
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         run(recipe, report=None if is_finished else stop)
-    except KeyboardInterrupt:
-        pass
     damaged(root, seed)
     outcome = "resumed to the same bits"
     try:

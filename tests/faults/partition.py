@@ -1,4 +1,4 @@
-"""A server whose store can't be reached for a while: what is in memory answers, the rest says so, and then it goes on."""
+"""A server whose store can't be reached for a while: what is in memory answers, and then it goes on."""
 
 from __future__ import annotations
 

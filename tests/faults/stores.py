@@ -1,4 +1,4 @@
-"""A store that is filled, changed and emptied: what a writer was told is done is there, and all that is there is whole."""
+"""A store that is filled, changed and emptied: what was acknowledged is there, and all that is there is whole."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from manytune.methods.config import TaskType
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.catalogue import Catalogue, Listed
+from manytune.server.failures import FailureCounts, Failures
 from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
 from manytune.server.validation import check_files
@@ -83,21 +84,6 @@ class Model:
         return 0 if self.terms is None else self.terms.virtual_tokens
 
 
-@dataclass(frozen=True)
-class Failures:
-    """The errors of one version of an adapter.
-
-    Attributes:
-        digest: The version.
-        count: How many there were.
-        last: The last message.
-    """
-
-    digest: str
-    count: int
-    last: str
-
-
 class AdapterRegistry:
     """Names to adapters in memory. Any number of threads may use it.
 
@@ -133,7 +119,7 @@ class AdapterRegistry:
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
         self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
-        self._failures: dict[str, Failures] = {}  # by name
+        self._failures = FailureCounts()
         self._resolved: dict[str, str] = {}  # what each name meant when the store was last asked
         self._states = FileStates(store)
 
@@ -265,16 +251,11 @@ class AdapterRegistry:
 
     def record_failure(self, name: str, digest: str, message: str) -> None:
         """Count that a version of an adapter couldn't be used."""
-        with self._lock:
-            former = self._failures.get(name)
-            count = former.count if former is not None and former.digest == digest else 0
-            self._failures[name] = Failures(digest, count + 1, message)
+        self._failures.record(name, digest, message)
 
     def failures(self, name: str, digest: str) -> Failures | None:
         """The errors of a version of an adapter since the server started."""
-        with self._lock:
-            found = self._failures.get(name)
-        return found if found is not None and found.digest == digest else None
+        return self._failures.of(name, digest)
 
     def load(self, name: str) -> ResidentAdapter:
         """Load an adapter into memory; see `acquire`."""

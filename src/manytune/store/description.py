@@ -77,9 +77,9 @@ class StoreDescription:
         except UnreachableError:
             raise
         except Exception as error:
-            is_raw = isinstance(error, OSError) and not isinstance(error, ManytuneError)
-            if is_raw and error.errno not in _NOT_THERE:
-                raise _unreachable(self._root, error) from error
+            if isinstance(error, OSError) and not isinstance(error, ManytuneError):
+                if error.errno not in _NOT_THERE:
+                    raise _unreachable(self._root, error) from error
             self.require_reachable()
             raise
 

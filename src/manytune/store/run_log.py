@@ -76,8 +76,8 @@ Report = StepReport | ValidationReport
 class RunLog:
     """Writes `log.jsonl`: a line has left this process before the next step begins.
 
-    A validation that is in what was kept isn't written again: a run that was interrupted after its last step measures it
-    once more.
+    A validation that is in what was kept isn't written again: a run that was interrupted after its last step measures
+    it once more.
 
     Args:
         path: The file.

@@ -288,7 +288,9 @@ class AdapterStore:
     def add_scores(self, reference: str, scores: Mapping[str, float]) -> None:
         """Add scores to those that an adapter has; a score of the same name is replaced."""
         with self._lock():
-            self._put_scores(self.resolve(reference), scores)
+            digest = self.resolve(reference)
+            file, manifest = self.directory(digest) / MANIFEST_NAME, self._manifest(digest)
+            self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
 
     def remove(self, reference: str) -> None:
         """Remove an adapter with all its names and tags. A process that has its files open keeps them.
@@ -376,22 +378,16 @@ class AdapterStore:
     def _put_files(self, digest: str, staged: Path) -> None:
         target = self.directory(digest)
         make_directory(target.parent)
-        damaged = self._staging.take(target) if target.is_dir() else None
+        if target.is_dir():  # damaged
+            shutil.rmtree(self._staging.take(target), ignore_errors=True)
         staged.rename(target)
         flush_directory(target.parent)
-        if damaged is not None:
-            shutil.rmtree(damaged, ignore_errors=True)
 
     def _put_again(self, digest: str, manifest: Manifest, again: Manifest, *, tried: bool) -> None:
         """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
         file = self.directory(digest) / MANIFEST_NAME
         unservable = again.unservable if tried else manifest.unservable or again.unservable
         self._put_manifest(file, manifest, scores={**manifest.scores, **again.scores}, unservable=unservable)
-
-    def _put_scores(self, digest: str, scores: Mapping[str, float]) -> None:
-        manifest = self._manifest(digest)
-        file = self.directory(digest) / MANIFEST_NAME
-        self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
 
     def _put_manifest(self, file: Path, manifest: Manifest, **changes: Any) -> None:
         changed = dataclasses.replace(manifest, **changes)

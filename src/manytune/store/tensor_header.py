@@ -145,5 +145,6 @@ _shared_layout = lru_cache(maxsize=16)(_layout)
 
 def _cut_off(path: Path, why: str) -> DamagedError:
     return DamagedError(
-        f"{path}: not a readable safetensors file; it may have been cut off ({why}). Restore it, or add the adapter again."
+        f"{path}: not a readable safetensors file; it may have been cut off ({why}). Restore it, or add the adapter "
+        "again."
     )
