@@ -53,6 +53,7 @@ def run(wanted: list[Group]) -> int:
     """Run groups of cases; 1 if a case failed."""
     found: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     failed: set[tuple[str, str]] = set()
+    planned: list[tuple[Group, str]] = []
     began = time.monotonic()
 
     def one(group: Group, case: str) -> None:
@@ -63,10 +64,12 @@ def run(wanted: list[Group]) -> int:
             print(f"FAILED {group.name}/{case}: {error}", flush=True)
 
     with ThreadPoolExecutor(_JOBS) as pool:
-        for group in wanted:
-            cases = group.cases()
-            list(pool.map(lambda case, group=group: one(group, case), cases))  # type: ignore[misc]
-            print(f"{time.monotonic() - began:.0f} s: {group.name}, {len(cases)} times", flush=True)
+        for group, cases in zip(wanted, pool.map(lambda group: group.cases(), wanted), strict=True):
+            planned += [(group, case) for case in cases]
+        print(f"{time.monotonic() - began:.0f} s: {len(planned)} faults are planned", flush=True)
+        for number, _ in enumerate(pool.map(lambda both: one(*both), planned), start=1):
+            if number % 20 == 0:
+                print(f"{time.monotonic() - began:.0f} s: {number}", flush=True)
     for row in found.keys() - failed:
         write_row(row, found[row])
     print(f"{sum(map(Counter.total, found.values()))} faults, {len(failed)} rows failed")

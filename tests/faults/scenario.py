@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -55,9 +57,17 @@ class Scenario:
         return root
 
 
-@cache
+_locks: dict[Path, threading.Lock] = defaultdict(threading.Lock)
+
+
 def undisturbed(scenario: Scenario) -> tuple[Path, tuple[str, ...]]:
-    """The directory after the work if nothing goes wrong, and its points."""
+    """The directory after the work if nothing goes wrong, and its points. Any number of threads may ask for it."""
+    with _locks[scenario.folder]:
+        return _undisturbed(scenario)
+
+
+@cache
+def _undisturbed(scenario: Scenario) -> tuple[Path, tuple[str, ...]]:
     root = scenario.root("whole")
     ended = in_child(scenario.act, root)
     assert ended.how == "done", ended.said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -22,6 +23,7 @@ from manytune.store.resident import read_resident
 from manytune.store.store import AdapterStore
 
 SOURCES = 3
+making = threading.Lock()  # what several cases have in common is made once
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,12 @@ class State:
 def sources_in(shared: Path) -> Path:
     """The adapters that are added, in directories that are numbered; made once, with their base next to them."""
     sources = shared / "sources"
-    if not sources.is_dir():
-        base = load_base(str(save_tiny_base(shared / "base")))
-        for seed in range(SOURCES):
-            make_adapter(shared / "unfinished" / str(seed), base, seed=seed)
-        (shared / "unfinished").rename(sources)
+    with making:
+        if not sources.is_dir():
+            base = load_base(str(save_tiny_base(shared / "base")))
+            for seed in range(SOURCES):
+                make_adapter(shared / "unfinished" / str(seed), base, seed=seed)
+            (shared / "unfinished").rename(sources)
     return sources
 
 

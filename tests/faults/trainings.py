@@ -10,8 +10,10 @@ from typing import Any
 
 from tests.faults.children import Acknowledge, Ended, in_child
 from tests.faults.scenario import Scenario
+from tests.faults.stores import making
 from tests.training.tiny_run import adapter_digest, recipe_content
 
+from manytune.atomic import atomic_write
 from manytune.errors import RunError
 from manytune.store.adapters import open_adapter
 from manytune.store.run_directory import RunDirectory
@@ -35,7 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def recipe_of(shared: Path, method: str, root: Path, *, seed: int = 0) -> Recipe:
     """4 steps, two forward passes each, a checkpoint and a validation every second; LoRA keeps the best step."""
     file = shared / "recipe.json"
-    if not file.is_file():
+    if not file.is_file():  # any process may write it, and all write the same
         settings = {
             "max_steps": 4,
             "batch_size": 2,
@@ -43,7 +45,7 @@ def recipe_of(shared: Path, method: str, root: Path, *, seed: int = 0) -> Recipe
             "eval_every": 2,
             "learning_rate": 0.05,
         }
-        file.write_text(json.dumps(recipe_content(shared, epochs=4, **settings)))
+        atomic_write(file, json.dumps(recipe_content(shared, epochs=4, **settings)))
     content = json.loads(file.read_text())
     content["training"] |= {"seed": seed, "keep": "best" if method == "LoRA" else "last"}
     return recipe_from({**content, "method": METHODS[method], "output": str(root)})
@@ -106,10 +108,11 @@ def check_same(directory: RunDirectory, whole: RunDirectory) -> None:
 def whole_run(shared: Path) -> Path:
     """A training with LoRA that nothing disturbed; made once."""
     whole = shared / "whole"
-    if not whole.is_dir():
-        shared.mkdir(parents=True, exist_ok=True)
-        made = in_child(partial(train, shared=shared, method="LoRA"), whole)
-        assert made.how == "done", made.said
+    with making:
+        if not whole.is_dir():
+            shared.mkdir(parents=True, exist_ok=True)
+            made = in_child(partial(train, shared=shared, method="LoRA"), whole)
+            assert made.how == "done", made.said
     return whole
 
 

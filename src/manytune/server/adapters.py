@@ -29,6 +29,7 @@ from manytune.server.catalogue import Catalogue, Listed
 from manytune.server.failures import FailureCounts, Failures
 from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
+from manytune.server.store_threads import StoreThreads
 from manytune.server.validation import check_files
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
@@ -96,6 +97,7 @@ class AdapterRegistry:
 
     Attributes:
         catalogue: What listings say of them.
+        threads: For calls that read the store.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class AdapterRegistry:
         self._failures = FailureCounts()
         self._resolved: dict[str, str] = {}  # what each name meant when the store was last asked
         self._states = FileStates(store)
+        self.threads = StoreThreads()
 
     # -- for requests
 
@@ -243,7 +246,8 @@ class AdapterRegistry:
             HttpError: 404 if there is none.
             StoreError: It can't be read.
         """
-        return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
+        with self.store.description.naming_unreachable():
+            return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""

@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from starlette.requests import Request as HttpRequest
@@ -158,7 +159,9 @@ class Answers:
         """Acquire the adapter, and make the prompt."""
         service = self._service
         self._timings.append(Timing(service.metrics, wanted.model))
-        model = await asyncio.to_thread(service.adapters.acquire, wanted.model)
+        acquire = partial(service.adapters.acquire, wanted.model)
+        is_base = wanted.model == service.adapters.base_name
+        model = acquire() if is_base else await service.adapters.threads.run(acquire)
         self.models.append(model)
         prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
         self.prompts.append(prompt)

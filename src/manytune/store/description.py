@@ -76,10 +76,12 @@ class StoreDescription:
             yield
         except UnreachableError:
             raise
-        except Exception as error:
-            if isinstance(error, OSError) and not isinstance(error, ManytuneError):
-                if error.errno not in _NOT_THERE:
-                    raise _unreachable(self._root, error) from error
+        except OSError as error:
+            if not isinstance(error, ManytuneError) and error.errno not in _NOT_THERE:
+                raise _unreachable(self._root, error) from error
+            self.require_reachable()
+            raise
+        except Exception:
             self.require_reachable()
             raise
 

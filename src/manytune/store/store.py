@@ -111,10 +111,10 @@ class AdapterStore:
         Raises:
             DamagedError: What its manifest says of it isn't what was added.
         """
-        digest = self.resolve(reference)
+        directory = self.directory(digest := self.resolve(reference))
         with suppress(FileNotFoundError):
             self._manifest(digest)
-        return self.directory(digest)
+        return directory
 
     def __contains__(self, reference: str) -> bool:
         try:
@@ -230,8 +230,7 @@ class AdapterStore:
             return self.entry(digest)
         # The same, without looking through all names and tags for those of an adapter that was just added.
         names = {digest: [name]} if name is not None else {}
-        entry = self._entry(digest, names, {digest: sorted(set(tags))})
-        return entry if entry is not None else self.entry(digest)
+        return self._entry(digest, names, {digest: sorted(set(tags))}) or self.entry(digest)
 
     def alias(self, reference: str, name: str, *, move: bool = False) -> None:
         """Call an adapter by one more name.

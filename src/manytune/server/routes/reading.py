@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Request
@@ -102,7 +103,9 @@ async def _answered(
     classifies: bool,
 ) -> Response:
     timing = Timing(service.metrics, name)
-    model = await asyncio.to_thread(lambda: service.adapters.acquire(name, classifies=classifies))
+    acquire = partial(service.adapters.acquire, name, classifies=classifies)
+    is_base = name == service.adapters.base_name
+    model = acquire() if is_base else await service.adapters.threads.run(acquire)
     try:
         found = await read(Reading(service, model, texts, tenant))
     except (ManytuneError, HttpError) as error:
