@@ -165,6 +165,7 @@ def _damaged_store(shared: Path, seed: int) -> str:
 
 
 def _damaged_experiment(shared: Path, seed: int) -> str:
+    records.prepare(shared / "experiment")
     return _of("experiment", partial(records.damage_experiment, shared=shared / "experiment"))(shared, seed)
 
 

@@ -11,6 +11,7 @@ from tests.experiments.tiny_experiment import Reported, content
 from tests.faults.children import Acknowledge, Ended
 from tests.faults.damage import damaged
 from tests.faults.scenario import Scenario, check_sentence
+from tests.faults.stores import making
 from tests.store.tiny import tiny_tokenizer
 from tests.training.tiny_run import sequences
 
@@ -29,13 +30,17 @@ from manytune.experiments.runner import InTurn
 # -- an experiment
 
 
+def prepare(shared: Path) -> None:
+    """Make the base, the rows and the recipe of experiments, once."""
+    with making:
+        if not (shared / "experiment.json").is_file():
+            shared.mkdir(parents=True, exist_ok=True)
+            (shared / "experiment.json").write_text(json.dumps(content(shared)))
+
+
 def compared(root: Path, acknowledge: Acknowledge, *, shared: Path) -> None:
     """The untouched base, full fine-tuning with a choice of learning rates, and LoRA."""
-    file = shared / "experiment.json"
-    if not file.is_file():
-        shared.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content(shared)))
-    found = json.loads(file.read_text())
+    found = json.loads((shared / "experiment.json").read_text())
     found["training"]["epochs"] = 0.5
     workspace = open_workspace(experiment_from({**found, "output": str(root)}), Reported())
     compare(workspace, InTurn())
@@ -77,6 +82,7 @@ def _said(root: Path) -> dict[str, Any]:
 def comparing(folder: Path) -> Scenario:
     """`manytune compare`."""
     shared = folder / "experiment"
+    prepare(shared)
     return Scenario(
         "an experiment and its records",
         folder / "cases" / "compare",

@@ -13,7 +13,6 @@ from tests.faults.scenario import Scenario
 from tests.faults.stores import making
 from tests.training.tiny_run import adapter_digest, recipe_content
 
-from manytune.atomic import atomic_write
 from manytune.errors import RunError
 from manytune.store.adapters import open_adapter
 from manytune.store.run_directory import RunDirectory
@@ -34,19 +33,24 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def prepare(shared: Path) -> None:
+    """Make the base, the rows and the recipe that trainings have in common, once."""
+    with making:
+        if not (shared / "recipe.json").is_file():
+            settings = {
+                "max_steps": 4,
+                "batch_size": 2,
+                "accumulation": 2,
+                "eval_every": 2,
+                "learning_rate": 0.05,
+            }
+            content = recipe_content(shared, epochs=4, **settings)
+            (shared / "recipe.json").write_text(json.dumps(content))
+
+
 def recipe_of(shared: Path, method: str, root: Path, *, seed: int = 0) -> Recipe:
     """4 steps, two forward passes each, a checkpoint and a validation every second; LoRA keeps the best step."""
-    file = shared / "recipe.json"
-    if not file.is_file():  # any process may write it, and all write the same
-        settings = {
-            "max_steps": 4,
-            "batch_size": 2,
-            "accumulation": 2,
-            "eval_every": 2,
-            "learning_rate": 0.05,
-        }
-        atomic_write(file, json.dumps(recipe_content(shared, epochs=4, **settings)))
-    content = json.loads(file.read_text())
+    content = json.loads((shared / "recipe.json").read_text())
     content["training"] |= {"seed": seed, "keep": "best" if method == "LoRA" else "last"}
     return recipe_from({**content, "method": METHODS[method], "output": str(root)})
 
@@ -107,10 +111,10 @@ def check_same(directory: RunDirectory, whole: RunDirectory) -> None:
 
 def whole_run(shared: Path) -> Path:
     """A training with LoRA that nothing disturbed; made once."""
+    prepare(shared)
     whole = shared / "whole"
     with making:
         if not whole.is_dir():
-            shared.mkdir(parents=True, exist_ok=True)
             made = in_child(partial(train, shared=shared, method="LoRA"), whole)
             assert made.how == "done", made.said
     return whole
@@ -136,6 +140,7 @@ def _train_former(root: Path, _: Acknowledge, *, shared: Path, method: str) -> N
 
 def training(folder: Path, method: str) -> Scenario:
     """A training into a directory that isn't there."""
+    prepare(folder)
     return Scenario(
         "training",
         folder / "cases" / method,
@@ -148,6 +153,7 @@ def training(folder: Path, method: str) -> Scenario:
 def replacing(folder: Path) -> Scenario:
     """A training with --overwrite, where there is a former run."""
     folder = folder / "replaced"  # where there is one to compare with
+    prepare(folder)
     return Scenario(
         "training over a former run",
         folder / "cases",
