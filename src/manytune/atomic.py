@@ -211,10 +211,11 @@ def moved_aside(path: Path) -> Path | None:
 
 def make_directory(directory: Path) -> None:
     """Create a directory that may be there, and what is missing above it, so that each is on the disk."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        flush_directory(path.parent)
+    with explained(directory):
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            flush_directory(path.parent)
 
 
 def flush_tree(directory: Path) -> None:

@@ -24,7 +24,8 @@ from manytune.experiments.validation_scores import validation_scores
 from manytune.store.base import Base
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report
-from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.identity import begun_with
+from manytune.training.recipe import Recipe
 from manytune.training.run import run
 
 Number = TypeVar("Number", int, float)
@@ -228,7 +229,7 @@ def drop_adapters(trial: Trial) -> None:
 
 
 def _check_same(directory: RunDirectory, recipe: Recipe) -> None:
-    before = load_recipe(directory.recipe_file).model_dump(mode="json")
+    before = begun_with(directory.recipe_file).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
