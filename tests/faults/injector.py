@@ -73,7 +73,7 @@ class Injector:
         self._spare = spare
         self._unflushed: dict[int, int] = {}  # inodes of files, and how many of their bytes are on the disk
         self._undo: list[
-            tuple[str, Callable[[], object]]
+            tuple[tuple[str, ...], Callable[[], object]]
         ] = []  # entries of directories that aren't on the disk
 
     def install(self) -> None:
@@ -179,7 +179,8 @@ class Injector:
                 if kept is not None:
                     _LINK(kept, here)
 
-            self._note(here, undo)
+            # On the disk as soon as either directory is: it has gone from the one, or is in the other.
+            self._undo.append(((os.path.dirname(here), os.path.dirname(before)), undo))
             if ends:
                 die()
 
@@ -222,7 +223,7 @@ class Injector:
         flushed = os.readlink(f"/proc/self/fd/{descriptor}")
         ends = self.reach("fsync") if self._concerns(descriptor) is not None else False
         self._unflushed.pop(os.fstat(descriptor).st_ino, None)
-        self._undo = [(folder, undo) for folder, undo in self._undo if folder != flushed]
+        self._undo = [(folders, undo) for folders, undo in self._undo if flushed not in folders]
         if ends:
             die()
 
@@ -269,7 +270,7 @@ class Injector:
         self._unflushed.setdefault(os.fstat(descriptor).st_ino, flushed)
 
     def _note(self, path: str, undo: Callable[[], object]) -> None:
-        self._undo.append((os.path.dirname(path), undo))
+        self._undo.append(((os.path.dirname(path),), undo))
 
     def _kept(self, path: str) -> str | None:
         """A second link to a file that is about to go, where only a power cut finds it."""
