@@ -18,6 +18,8 @@ from manytune.errors import DataError
 
 Write = Callable[[str, str | bytes], str]
 
+NOT_UTF8 = "the byte 0xe9 isn't UTF-8 ('é' in Windows-1252, as Excel writes it); save the file as UTF-8"
+
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
@@ -92,9 +94,37 @@ def test_a_file_has_no_splits(write: Write) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv"])
-def test_utf16_is_named(write: Write, name: str) -> None:
-    assert message(write(name, "id,text".encode("utf-16"))) == f"{name}: the file is UTF-16; save it as UTF-8"
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.jsonl", '{"a": "ü"}'), ("x.json", '[{"a": "ü"}]'), ("x.csv", "a\nü\n"), ("x.csv", "a;b\nü;1\n")],
+)
+def test_utf16_with_its_mark_is_read_and_named_where_it_is_damaged(
+    write: Write, name: str, content: str
+) -> None:
+    write(name, content.encode("utf-16"))
+    assert read(name).kept[0].fields["a"] == "ü"
+    assert "begins as UTF-16 and isn't" in message(write(name, content.encode("utf-16") + b"x"))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_may_be_separated_as_spreadsheets_do_it(write: Write, mark: str) -> None:
+    write("x.csv", f'id{mark}text\n1{mark}one, two\n2{mark}"a{mark}b"\n3{mark}x{mark}y\n')
+    assert [record.fields for record in read("x.csv", on_error="skip").kept] == [
+        {"id": "1", "text": "one, two"},
+        {"id": "2", "text": f"a{mark}b"},
+    ]
+    assert rejected("x.csv") == [(4, "expected 2 cells (id, text), found 3")]
+
+
+def test_excels_own_first_line_names_the_separator_and_counts_as_a_line(write: Write) -> None:
+    write("x.csv", "sep=;\r\nid;text, long\r\n1;a\r\n2\r\n")
+    assert read("x.csv", on_error="skip").kept[0].fields == {"id": "1", "text, long": "a"}
+    assert rejected("x.csv") == [(4, "expected 2 cells (id, text, long), found 1")]
+
+
+def test_a_comma_in_the_header_decides(write: Write) -> None:
+    write("x.csv", "id,a;b\n1,c;d\n")
+    assert read("x.csv").kept[0].fields == {"id": "1", "a;b": "c;d"}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +141,10 @@ BROKEN_LINES = [
     ('["a", 1]', """expected an object with the row's fields, found ["a", 1]"""),
     ("null", "expected an object with the row's fields, found null"),
     ('"' + "x" * 50 + '"', f"expected an object with the row's fields, found \"{'x' * 38}…"),
-    (b'{"a": "caf\xe9"}', "the byte 0xe9 isn't UTF-8; save the file as UTF-8"),
+    (
+        b'{"a": "caf\xe9"}',
+        NOT_UTF8,
+    ),
     ('{"a": 1, "a": 2}', "the line can't be read: the key 'a' appears twice"),
     ('{"a": NaN}', "the line can't be read: NaN isn't JSON; write null or leave the field out"),
     (
@@ -168,7 +201,10 @@ def test_elements_of_an_array_that_are_no_objects_are_rejected(write: Write) -> 
     ("content", "expected"),
     [
         ('[{"a": 1},\n{"a": }]', "x.json:2: the array isn't valid JSON: Expecting value"),
-        (b'[{"a": 1},\n{"a": "\xe9"}]', "x.json:2: the byte 0xe9 isn't UTF-8; save the file as UTF-8"),
+        (
+            b'[{"a": 1},\n{"a": "\xe9"}]',
+            f"x.json:2: {NOT_UTF8}",
+        ),
         ('[{"a": 1, "a": 2}]', "x.json: the array can't be read: the key 'a' appears twice"),
         ('{\n"data": [\n{"a": 1}]}', "x.json: expected an array of objects, or one object a line"),
     ],
@@ -196,7 +232,7 @@ def test_ragged_and_malformed_csv_rows_are_rejected_at_their_real_lines(write: W
         (4, "expected 2 cells (id, text), found 1"),
         (5, "expected 2 cells (id, text), found 3"),
         (6, "the row isn't valid CSV: ',' expected after '\"'"),
-        (7, "the byte 0xe9 isn't UTF-8; save the file as UTF-8"),
+        (7, NOT_UTF8),
     ]
     assert [record.row for record in read("x.csv", on_error="skip").kept] == [2, 8]
 
@@ -221,7 +257,10 @@ def test_a_quote_that_is_never_closed_is_an_error_even_when_skipping(write: Writ
         (",a", "column 1 of the header has no name (an index column? write the file without it)"),
         ("", "the first line is blank; it must name the fields"),
         ('"a', "the header isn't valid: unexpected end of data"),
-        (b"caf\xe9", "the byte 0xe9 isn't UTF-8; save the file as UTF-8"),
+        (
+            b"caf\xe9",
+            NOT_UTF8,
+        ),
     ],
 )
 def test_a_header_that_cannot_name_the_fields_is_an_error(

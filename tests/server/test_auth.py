@@ -105,7 +105,7 @@ def test_a_concurrency_limit_counts_requests_until_they_have_ended(app, guarded)
     with pytest.MonkeyPatch.context() as patch:
         inner = []
 
-        def ask_again(name):
+        def ask_again(name, **_):
             inner.append(guarded.get("/v1/models", headers=bearer("single")))
             raise LookupError
 

@@ -44,7 +44,7 @@ def test_a_refused_request_has_its_line_and_a_failure_its_traceback(base, store,
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         client.post("/v1/chat/completions", json={**BODY, "model": "absent"})
 
-        def fail(name):
+        def fail(name, **_):
             raise LookupError("a defect")
 
         monkeypatch.setattr(app.state.service.adapters, "acquire", fail)

@@ -1,5 +1,6 @@
 """Before any route: host names, request ids and the size of bodies."""
 
+import pytest
 from starlette.testclient import TestClient
 from tests.server.world import app_of
 
@@ -40,3 +41,17 @@ def test_half_a_character_is_refused_wherever_it_is_and_whole_ones_and_backslash
     for whole in ("\\ud83d\\ude00", "\\\\ud83d", "\\u00e9"):
         assert "half a character" not in sent(whole).text
     assert "half a character" not in sent('\\ud83d"').text  # no JSON
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "base", "prompt": "\ud800", "max_tokens": 1}'.encode("utf-8", "surrogatepass"),
+        b'{"model": "base", "prompt": "\xff", "max_tokens": 1}',
+        '{"model": "base", "prompt": "abc", "max_tokens": 1}'.encode("utf-16"),
+        '{"model": "base", "prompt": "abc", "max_tokens": 1}'.encode("utf-32-le"),
+    ],
+)
+def test_a_body_that_is_not_utf_8_is_refused_even_if_python_reads_it(client, body):
+    answer = client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and "isn't UTF-8" in answer.json()["error"]["message"]

@@ -235,6 +235,7 @@ def _load(
     """The base, the store, and the base's name in requests."""
     from manytune.cli.chosen import answering_device
     from manytune.errors import ServeError
+    from manytune.examination.examiner import shared_examiner
     from manytune.store.base import load_base
     from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
     from manytune.store.labels import NAME
@@ -247,7 +248,9 @@ def _load(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
     require_adapters_or_nothing(adapters)
+    examiner = shared_examiner()
+    examiner.begin()  # while the base is loaded
     loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
-    store = store_at(adapters, loaded)
+    store = store_at(adapters, loaded, examiner.require_source)
     store.refresh()
     return loaded, store, name

@@ -5,22 +5,27 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from manytune.data.records import Record, Rejected
 from manytune.data.text import not_utf8, read_utf8_bytes
 from manytune.errors import DataError
 
+_OTHERS = (";", "\t", "|")  # what stands for the comma where the comma is in numbers, and in exports
+_NAMED = re.compile(r"sep=(.)\r?\n")  # Excel's own first line
+
 
 def read_csv(path: Path, source: str) -> list[Record | Rejected]:
-    """Read comma-separated rows under a header.
+    """Read comma-separated rows under a header; separated by semicolons, tabs or bars if the header is.
 
     Raises:
         DataError: The header can't be used, or a quoted field is never closed.
     """
-    return _delimited(path, source, ",")
+    return _delimited(path, source, None)
 
 
 def read_tsv(path: Path, source: str) -> list[Record | Rejected]:
@@ -32,24 +37,43 @@ def read_tsv(path: Path, source: str) -> list[Record | Rejected]:
     return _delimited(path, source, "\t")
 
 
-def _delimited(path: Path, source: str, delimiter: str) -> list[Record | Rejected]:
+def _delimited(path: Path, source: str, delimiter: str | None) -> list[Record | Rejected]:
     # A byte that isn't UTF-8 becomes a lone surrogate here, so that only its own row is rejected.
     text = read_utf8_bytes(path, source).decode("utf-8", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[Record | Rejected] = []
+    above = 0
+    if delimiter is None and (named := _NAMED.match(text)):
+        delimiter, text, above = named[1], text[named.end() :], 1
     with _fields_of_any_size():
-        header = _header(reader, source)
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return rows
-            except csv.Error as error:
-                rows.append(_malformed(error, source, line, reader.line_num))
-            else:
-                if cells:  # a blank line isn't a row
-                    rows.append(_row(header, cells, source, line))
+        delimiter = delimiter or _delimiter_of(text)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return _rows_under(_header(reader, source), reader, source, above)
+
+
+def _delimiter_of(text: str) -> str:
+    """What separates the header's names: a comma, unless it then names one field and would several with another."""
+
+    def columns(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
+        except csv.Error:
+            return 0
+
+    return "," if columns(",") > 1 else max((",", *_OTHERS), key=columns)
+
+
+def _rows_under(header: list[str], reader: Any, source: str, above: int) -> list[Record | Rejected]:
+    rows: list[Record | Rejected] = []
+    while True:
+        line = reader.line_num + 1 + above
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return rows
+        except csv.Error as error:
+            rows.append(_malformed(error, source, line, reader.line_num + above))
+        else:
+            if cells:  # a blank line isn't a row
+                rows.append(_row(header, cells, source, line))
 
 
 def _header(reader: Iterator[list[str]], source: str) -> list[str]:

@@ -208,6 +208,16 @@ class CombinedModel(Tuner):
         prefix = self.weights.file_prefix
         return f"{prefix}{self.weights.memory_name(adapter_name, key.removeprefix(prefix))}"
 
+    def state_within(self, adapter_name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Tuner.state_within`: both parts'."""
+        prefix = self.weights.file_prefix
+        inside = {n.removeprefix(prefix): t for n, t in state_dict.items() if n.startswith(prefix)}
+        own = self.weights.state_within(adapter_name, inside)
+        return {
+            **{f"{prefix}{key}": tensor for key, tensor in own.items()},
+            **self.prompt.state_within(adapter_name, state_dict),
+        }
+
     def bring_tables(self, adapter_name: str, tables: Tables) -> None:
         """See `Tuner.bring_tables`: they belong to the part in the layers."""
         self.weights.bring_tables(adapter_name, tables)
@@ -285,7 +295,7 @@ class CombinedModel(Tuner):
         self.weights.unload()
         self.prompt.unload()
         self.peft_config.clear()
-        self._thaw()
+        self._frozen_base.thaw()
         return self.model
 
     def merge_and_unload(

@@ -327,6 +327,11 @@ class VeraModel(LayerTuner):
             return f"vera_projections.{adapter_name}.{key}"
         return f"model.{super().memory_name(adapter_name, key.removeprefix('model.'))}"
 
+    def state_within(self, adapter_name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Tuner.state_within`; A and B never train, and are in no state dict."""
+        shared = {self.memory_name(adapter_name, key): t for key, t in self._shared(adapter_name).items()}
+        return super().state_within(adapter_name, {**shared, **state_dict})
+
     def load_state(
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:

@@ -21,7 +21,9 @@ from manytune.methods.tuners.sums import add_weighted_adapter
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.task_heads import TASK_HEADS, head_names, untrained_parts
 from manytune.model.accounting import accounting_line, count_parameters
+from manytune.model.naming import name_base
 from manytune.model.per_sample import each_with_its_own
+from manytune.sharded import BEFORE_SHARDING, IN_ONE_PROCESS, refuse_sharded, reshard, resharding
 
 
 class AdaptedModel(nn.Module):
@@ -50,6 +52,7 @@ class AdaptedModel(nn.Module):
     ) -> None:
         super().__init__()
         refuse_attached(model)
+        refuse_sharded(model, "attach an adapter", BEFORE_SHARDING)
         self.add_task_head(peft_config, model)
         method = method_of(peft_config)
         name_base(peft_config, model)
@@ -153,6 +156,7 @@ class AdaptedModel(nn.Module):
             AdapterError: The name is taken.
             ConfigError: The method differs from the first adapter's, or an option doesn't fit.
         """
+        refuse_sharded(self, f"add adapter {adapter_name!r}", BEFORE_SHARDING)
         own = next(iter(self.peft_config.values()), None)
         if own is not None and own.peft_type != peft_config.peft_type:
             raise ConfigError(
@@ -173,6 +177,7 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: There is no adapter of that name.
         """
+        reshard(self)
         self.tuner.set_adapter(adapter_name, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
@@ -183,6 +188,7 @@ class AdaptedModel(nn.Module):
             TypeError: The method trains what is in use only, as soft prompts do.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        reshard(self)
         self.tuner.set_requires_grad(names, requires_grad=requires_grad)
 
     def add_weighted_adapter(
@@ -216,6 +222,7 @@ class AdaptedModel(nn.Module):
             AdapterError: An adapter isn't loaded; the name is taken; or several have a copy of the same module.
             ConfigError: An option is wrong, or an adapter has no sum.
         """
+        refuse_sharded(self, f"add adapter {adapter_name!r}", BEFORE_SHARDING)
         how = Combination(
             combination_type,
             svd_rank,
@@ -233,6 +240,7 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: There is no adapter of that name, or it is merged.
         """
+        refuse_sharded(self, f"delete adapter {adapter_name!r}", "Use another one with set_adapter")
         remaining = [name for name in self.active_adapters if name != adapter_name]
         self.tuner.delete_adapter(adapter_name)
         if self.active_adapters != remaining:
@@ -251,10 +259,12 @@ class AdaptedModel(nn.Module):
                 PeftWarning,
                 stacklevel=3,
             )
+        reshard(self)
         self.tuner.enable_adapters(enabled=False)
         try:
             yield
         finally:
+            reshard(self)
             self.tuner.enable_adapters(enabled=was_enabled is not False)
 
     def using(
@@ -275,7 +285,9 @@ class AdaptedModel(nn.Module):
             AdapterError: There is no adapter of that name; adapters are merged already; several are named, and the
                 method has no sum; or an adapter in the layers has no merged form.
         """
-        return self.tuner.using(adapter_names, merged=merged)
+        if merged:
+            refuse_sharded(self, "merge adapters", IN_ONE_PROCESS)
+        return resharding(self, self.tuner.using(adapter_names, merged=merged))
 
     # -- accounting
 
@@ -298,6 +310,8 @@ class AdaptedModel(nn.Module):
                 `"__base__"` for none; see `per_sample.py`.
         """
         adapter_names = kwargs.pop("adapter_names", None)
+        if self.tuner.own_tables:
+            refuse_sharded(self, "use an adapter's own embedding tables", "Use DistributedDataParallel")
         with (
             each_with_its_own(self.tuner, adapter_names, args, kwargs),
             self.tuner.applied(self.base_model),
@@ -354,6 +368,7 @@ class AdaptedModel(nn.Module):
         Raises:
             AdapterError: An adapter isn't loaded; or, with `safe_merge`, the weights would not be finite.
         """
+        refuse_sharded(self, "merge adapters", IN_ONE_PROCESS)
         self.tuner.merge_adapter(adapter_names, safe_merge, low_memory=low_memory)
 
     def unmerge_adapter(self) -> None:
@@ -366,6 +381,7 @@ class AdaptedModel(nn.Module):
                 f"{what}: a soft prompt ({self.active_peft_config.peft_type}) isn't in the base's layers, so there is "
                 "nothing to merge or take out. get_base_model() is the base."
             )
+        refuse_sharded(self, what, IN_ONE_PROCESS)
 
     def unload(self) -> nn.Module:
         """Detach without a trace, and give back the base."""
@@ -381,20 +397,3 @@ class AdaptedModel(nn.Module):
         """Write adapters into the weights for good, and give back the plain model."""
         self._need_layers("merge_and_unload")
         return self.tuner.merge_and_unload(progressbar, safe_merge, adapter_names)
-
-
-def name_base(config: PeftConfig, base: nn.Module) -> None:
-    """Note which base a configuration belongs to."""
-    if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = base.__dict__.get("name_or_path") or None
-        if config.revision is None:
-            config.revision = revision_of(base)
-    if config.task_type is None:
-        kind = type(base)
-        config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
-
-
-def revision_of(base: nn.Module) -> str | None:
-    """The revision on a hub that a base was loaded from; None if it wasn't."""
-    revision = getattr(base.__dict__.get("config"), "_commit_hash", None)
-    return revision if isinstance(revision, str) else None

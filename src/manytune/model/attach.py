@@ -10,8 +10,8 @@ from manytune.errors import PeftWarning
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.attached import refuse_attached
-from manytune.model.adapted import revision_of
 from manytune.model.mixed import PeftMixedModel
+from manytune.model.naming import revision_of
 from manytune.model.peft_model import PeftModel, class_for
 
 

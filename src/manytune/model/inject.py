@@ -15,6 +15,7 @@ from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import ALL_LINEAR, all_linear_targets, candidates, matches
 from manytune.model.state_dicts import INJECTED
+from manytune.sharded import BEFORE_SHARDING, refuse_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,6 +61,7 @@ def inject_adapter_in_model(
                 "state_dict out."
             )
         _target_what_is_there(peft_config.as_saved(), model, kind, state_dict)
+    refuse_sharded(model, "attach an adapter", BEFORE_SHARDING)
     present = model.__dict__.get(INJECTED)
     if isinstance(present, Tuner):
         if type(present) is not kind:

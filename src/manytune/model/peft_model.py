@@ -23,6 +23,7 @@ from manytune.model.loading import check_options, hub_options, load_into
 from manytune.model.recognised import RecognisedByTrainers
 from manytune.model.saving import push_adapters, save_adapters
 from manytune.model.status import LayerStatus, ModelStatus, get_layer_status, get_model_status
+from manytune.sharded import reshard
 
 
 class _BoundForward:
@@ -121,18 +122,18 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             selected_adapters: Which ones; all by default.
             save_embedding_layers: Whether to save the input and output embeddings too; `"auto"` if the adapter targets
                 one of them or has one of its own, or if the vocabulary isn't that of the base's `config.json`.
-            is_main_process: Whether this process writes; of several one should.
+            is_main_process: Whether this process writes; of several one should. All must call this where FSDP2 shards
+                the model, unless the main one passes `state_dict`; the first process writes then.
             path_initial_model_for_weight_conversion: Directory with a PiSSA or OLoRA adapter as it was before its
                 training; it is then written as a plain LoRA adapter of twice the rank. The model stays as it is.
-            state_dict: The model's state dict, where it isn't at hand in the model, as with sharded training.
+            state_dict: What to write the adapters from: the state dict of the whole model with its adapters, such as
+                `accelerator.get_state_dict(model)` gives to the main process.
 
         Raises:
             AdapterError: An adapter isn't loaded.
-            CheckpointError: `safe_serialization` is False.
+            CheckpointError: `safe_serialization` is False, or `state_dict` lacks tensors of an adapter.
             ConfigError: The adapter can't be converted.
         """
-        if not is_main_process:
-            return
         save_adapters(
             self,
             save_directory,
@@ -140,6 +141,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             selected_adapters=selected_adapters,
             save_embedding_layers=save_embedding_layers,
             initial=path_initial_model_for_weight_conversion,
+            is_main_process=is_main_process,
             state_dict=state_dict,
         )
 
@@ -292,6 +294,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
             config.borrow_accelerator(ephemeral_gpu_offload)
             self.add_adapter(adapter_name, config, low_cpu_mem_usage, autocast_adapter_dtype)
         options: dict[str, Any] = {"low_cpu_mem_usage": low_cpu_mem_usage, "key_mapping": key_mapping}
+        reshard(self)
         try:
             result = load_into(
                 self.tuner, model_id, adapter_name, torch_device=torch_device, **options, **kwargs

@@ -22,6 +22,7 @@ from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, ModuleTy
 from manytune.methods.tuners.terms import Terms, TermsError
 from manytune.model.mixed_samples import mixed_samples
 from manytune.model.row_by_row import row_by_row, wrong_length
+from manytune.sharded import refuse_sharded
 
 _ROW_WISE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -40,12 +41,15 @@ def each_with_its_own(
 
     Raises:
         AdapterError: The model trains; a name is unknown; an adapter is merged; the number of names isn't that of
-            the samples; or the method can't tell the samples of a batch apart.
+            the samples; the method can't tell the samples of a batch apart; or weights are sharded.
         ModuleTypeError: A module trained in full is of a kind that may look across samples.
     """
     if adapter_names is None or tuner.enabled is False:
         yield
         return
+    refuse_sharded(
+        tuner.model, "use an adapter for each sample", "Use one at a time with set_adapter() or using()"
+    )
     names = list(adapter_names)
     # The tuner's own index: looking through the model's modules would take longer with every adapter.
     layers: list[AdapterLayer | ModulesToSaveWrapper] = []

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, distributed
 
 from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import write_adapter
 from manytune.model.adapted import AdaptedModel
 from manytune.model.state_dicts import get_peft_model_state_dict
+from manytune.sharded import has_shards
 
 
 def save_adapters(
@@ -24,9 +25,14 @@ def save_adapters(
     selected_adapters: Sequence[str] | None,
     save_embedding_layers: bool | Literal["auto"],
     initial: str | Path | None,
+    is_main_process: bool,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write adapters; see `PeftModel.save_pretrained`, whose last argument is `initial` here."""
+    """Write adapters; see `PeftModel.save_pretrained`, whose `path_initial_model_...` is `initial` here."""
+    gathers = state_dict is None and has_shards(model)
+    if not is_main_process and not gathers:
+        return
+    writes = is_main_process and not (gathers and distributed.get_rank())
     directory = Path(save_directory)
     if directory.is_file():
         raise CheckpointError(f"Provided path ({directory}) should be a directory, not a file.")
@@ -43,11 +49,13 @@ def save_adapters(
         tensors = get_peft_model_state_dict(
             model, state_dict, adapter_name=name, save_embedding_layers=save_embedding_layers
         )
+        if not writes:  # it has given its parts to the process that does
+            continue
         if initial is not None:
             config, tensors = model.tuner.converted(config, tensors, initial)
         target = directory if name == "default" else directory / name
         write_adapter(target, config, tensors)
-    if names:
+    if names and writes:
         write_card(directory, model.get_base_model(), model.peft_config[names[0]])
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from manytune.errors import AdapterError
 from manytune.methods.checkpoint.format import LoadResult, get_state, set_state
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.embeddings import saved_tables
 from manytune.model.adapted import AdaptedModel
+from manytune.sharded import reshard, whole
 
 #: Where `inject_adapter_in_model` leaves a model's tuner.
 INJECTED = "_manytune_tuner"
@@ -19,7 +21,7 @@ INJECTED = "_manytune_tuner"
 
 def find_tuner(model: nn.Module) -> Tuner | None:
     """What attaches a model's adapters, `PeftModel` or not; None if nothing does."""
-    plain = getattr(model, "_orig_mod", model)  # of a compiled one
+    plain = _unwrapped(model)
     if isinstance(plain, AdaptedModel):
         return plain.tuner
     injected = plain.__dict__.get(INJECTED)
@@ -30,12 +32,13 @@ def tuner_of(model: nn.Module) -> tuple[Tuner, str]:
     """What attaches a model's adapters, and what its checkpoint's names start with.
 
     Args:
-        model: A `PeftModel`, compiled or not, or a model that `inject_adapter_in_model` gave.
+        model: A `PeftModel` or a model that `inject_adapter_in_model` gave; compiled, or inside
+            `DistributedDataParallel`, or not.
 
     Raises:
         AdapterError: The model has no adapters.
     """
-    plain = getattr(model, "_orig_mod", model)
+    plain = _unwrapped(model)
     tuner = find_tuner(plain)
     if tuner is None:
         raise AdapterError(
@@ -43,6 +46,11 @@ def tuner_of(model: nn.Module) -> tuple[Tuner, str]:
             "inject_adapter_in_model."
         )
     return tuner, tuner.file_prefix if isinstance(plain, AdaptedModel) else ""
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    compiled: nn.Module = getattr(model, "_orig_mod", model)
+    return compiled.module if isinstance(compiled, DistributedDataParallel) else compiled
 
 
 def get_peft_model_state_dict(
@@ -54,28 +62,32 @@ def get_peft_model_state_dict(
 ) -> dict[str, Tensor]:
     """An adapter's tensors, named as in a checkpoint. They share the model's memory.
 
+    Weights that FSDP2 shards are gathered, so all processes must call this, unless `state_dict` has them.
+
     Args:
         model: See `tuner_of`.
-        state_dict: The model's state dict, where it isn't at hand in the model, as with sharded training.
+        state_dict: The state dict of the whole model with its adapters, such as `accelerator.get_state_dict(model)`
+            gives to the main process. No other process takes part then.
         adapter_name: The adapter.
         unwrap_compiled: Without effect: the names never show that a model was compiled.
         save_embedding_layers: See `PeftModel.save_pretrained`.
 
     Raises:
         AdapterError: There is no such adapter.
+        CheckpointError: `state_dict` lacks tensors of the adapter.
     """
     tuner, prefix = tuner_of(model)
-    tensors = get_state(tuner, adapter_name, prefix=prefix)
+    if state_dict is None:
+        found = get_state(tuner, adapter_name, prefix=prefix)
+    else:
+        inside = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        found = {f"{prefix}{key}": t for key, t in tuner.state_within(adapter_name, inside).items()}
     tables = {
         f"{prefix}{tuner.parameter_prefix}{name}": table.detach()
         for name, table in saved_tables(tuner, adapter_name, save_embedding_layers).items()
     }
     if state_dict is None:
-        return tensors | tables
-    in_memory = {
-        key: f"{prefix}{tuner.memory_name(adapter_name, key.removeprefix(prefix))}" for key in tensors
-    }
-    found = {key: state_dict[name] for key, name in in_memory.items() if name in state_dict}
+        return found | whole(tables)
     # The model has the tables of the adapter in use, which may be another one.
     return found | {k: t if tuner.own_tables else state_dict.get(k, t) for k, t in tables.items()}
 
@@ -90,7 +102,7 @@ def set_peft_model_state_dict(
     """Fill an adapter from tensors named as in a checkpoint.
 
     Args:
-        model: See `tuner_of`.
+        model: See `tuner_of`. If FSDP2 shards it, all processes must call this with the same tensors.
         peft_model_state_dict: The tensors.
         adapter_name: The adapter.
         ignore_mismatched_sizes: Leave out tensors of another shape, rather than raise.
@@ -104,6 +116,7 @@ def set_peft_model_state_dict(
         ShapeMismatchError: A tensor has another shape than the adapter's.
     """
     tuner, prefix = tuner_of(model)
+    reshard(model)
     return set_state(
         tuner,
         adapter_name,

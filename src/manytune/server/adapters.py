@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from manytune.errors import (
     CacheFullError,
@@ -21,21 +22,22 @@ from manytune.errors import (
     UnknownAdapterError,
     UnreachableError,
 )
+from manytune.examination.examiner import Examiner, shared_examiner
+from manytune.examination.plain_files import check_files
 from manytune.free_memory import naming_short_memory
 from manytune.methods.config import TaskType
 from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.catalogue import Catalogue, Listed
+from manytune.server.examined import Examined
 from manytune.server.failures import FailureCounts, Failures
 from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
-from manytune.server.store_threads import StoreThreads
-from manytune.server.validation import check_files
+from manytune.server.names import Names
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
-from manytune.store.labels import NAME
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_classes
@@ -94,10 +96,11 @@ class AdapterRegistry:
         memory: Bytes that their tensors may take.
         base_name: The plain base's name in requests; an adapter of this name isn't accessible.
         limit: What one adapter may take while it runs; see `served_terms`.
+        examiner: Examines adapters before anything of them is read; None for the one that the process's servers share.
 
     Attributes:
         catalogue: What listings say of them.
-        threads: For calls that read the store.
+        examined: What is known of them from their examination.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class AdapterRegistry:
         memory: int,
         base_name: str,
         limit: AdapterLimit | None = None,
+        examiner: Examiner | None = None,
     ) -> None:
         self.store = store
         self.base_name = base_name
@@ -120,40 +124,51 @@ class AdapterRegistry:
         self._valid: set[str] = set()  # digests of the adapters that passed all checks
         self._terms: dict[str, Terms] = {}  # by digest, of adapters in memory
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
-        self.catalogue = Catalogue(store, self._verdicts, base_name=base_name)
+        self.examined = Examined(store, examiner or shared_examiner(), max_bytes=memory)
+        self.catalogue = Catalogue(store, self._verdicts, self.examined, base_name=base_name)
         self._failures = FailureCounts()
-        self._resolved: dict[str, str] = {}  # what each name meant when the store was last asked
+        self._names = Names(self.cache)
         self._states = FileStates(store)
-        self.threads = StoreThreads()
 
     # -- for requests
 
-    def acquire(self, name: str, *, classifies: bool = False) -> Model:
+    def acquire(self, name: str, *, classifies: bool = False, waits: bool = True) -> Model:
         """The model of a name; an adapter stays in memory until `release`.
 
         Args:
             name: The name.
             classifies: Whether it is to answer with labels, rather than with text or embeddings.
+            waits: Whether to wait for the examination of an adapter that is new.
 
         Raises:
+            NotExaminedError: It wasn't examined yet.
             HttpError: 404 if there is none, 400 if it is of the other kind.
             StoreError: It is damaged, or there is no memory for it now.
             BaseMismatchError: It was trained on another base.
             ConfigError: It can't run in a mixed batch.
         """
-        model = self._acquire(name)
+        model = self._acquire(name, waits=waits)
         if model.is_classifier != classifies:
             self.release(model)
             raise _of_the_other_kind(model)
         return model
 
-    def _acquire(self, name: str) -> Model:
+    async def acquire_when_examined(self, name: str, *, classifies: bool = False) -> Model:
+        """`acquire` in another thread; the event loop waits for the examination of an adapter that is new."""
+        if name == self.base_name:
+            return self.acquire(name, classifies=classifies)
+        acquire = partial(self.acquire, classifies=classifies, waits=False)
+        return await self.examined.when_examined(acquire, name)
+
+    def _acquire(self, name: str, *, waits: bool = True) -> Model:
         if name == self.base_name:
             return Model(name)
         digest = self.resolve(name)
+        found = None if waits or digest in self._valid else self.examined.known(digest)
         with self._recording_failures(name, digest):
             state = self._states.now(digest)
             if digest not in self._valid:
+                (found or self.examined.examine(digest)).require()
                 check_files(self.store.root, self.store.directory(digest), max_bytes=self.cache.budget)
             adapter = self.cache.pin(digest)
             if adapter.digest != digest:
@@ -190,27 +205,7 @@ class AdapterRegistry:
             HttpError: It isn't the name of an adapter in the store.
             UnreachableError: The store can't be reached, and the adapter isn't in memory.
         """
-        if not NAME.fullmatch(name):
-            raise model_not_found(name)
-        try:
-            with self.store.description.naming_unreachable():
-                found = self._named(name)
-        except UnreachableError:
-            known = self._resolved.get(name)
-            if known is None or known not in self.cache.resident:
-                raise
-            return known
-        except UnknownAdapterError:
-            self._resolved.pop(name, None)
-            raise model_not_found(name) from None
-        self._resolved[name] = found
-        return found
-
-    def _named(self, name: str) -> str:
-        link = self.store.name_file(name)
-        if link.is_symlink() or not link.is_file():
-            raise UnknownAdapterError(name)
-        return self.store.resolve(name)
+        return self._names.resolve(name)
 
     # -- for operators
 
@@ -220,16 +215,14 @@ class AdapterRegistry:
         Raises:
             UnreachableError: The store can't be reached.
         """
-        with self.store.description.naming_unreachable():
-            names = self.store.names()
-        self.store.description.require_reachable()  # else it would look empty
-        return {name: digest for name, digest in names.items() if name != self.base_name}
+        return {name: digest for name, digest in self._names.all().items() if name != self.base_name}
 
     def look_up(self, name: str) -> Listed:
         """An adapter as the listings have it, read again if its name means another version by now.
 
         Raises:
             HttpError: 404 if there is none.
+            NotExaminedError: That version wasn't examined yet.
         """
         digest = self.resolve(name)
         listed = self.catalogue.get(name)
@@ -245,9 +238,12 @@ class AdapterRegistry:
         Raises:
             HttpError: 404 if there is none.
             StoreError: It can't be read.
+            NotExaminedError: It wasn't examined yet.
         """
         with self.store.description.naming_unreachable():
-            return Manifest.read(self.store.directory(self.resolve(name)) / MANIFEST_NAME)
+            digest = self.resolve(name)
+            self.examined.known(digest).require()
+            return Manifest.read(self.store.directory(digest) / MANIFEST_NAME)
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
@@ -296,6 +292,7 @@ class AdapterRegistry:
             _log.error("%s: files of this adapter were changed while it was in memory", directory)
             self.drop(digest)
             try:
+                self.examined.examine(digest).require()
                 open_adapter(directory)
             except ManytuneError as error:
                 self._verdicts.note(digest, str(error))
@@ -336,6 +333,8 @@ class AdapterRegistry:
         digest = self.resolve(name)
         directory = self.store.directory(digest)
         with self._recording_failures(name, digest):
+            self.examined.forget(digest)
+            self.examined.examine(digest).require()
             check_files(self.store.root, directory, max_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
             found = verify_adapter(directory)

@@ -22,6 +22,7 @@ from manytune.engine.memory import adapter_limit
 from manytune.engine.options import EngineOptions
 from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
+from manytune.examination.examiner import Examiner, shared_examiner
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.auth import Keys
@@ -54,6 +55,7 @@ def create_app(
     settings: Settings,
     keys: Keys | KeySource | None = None,
     engine_options: EngineOptions | None = None,
+    examiner: Examiner | None = None,
 ) -> FastAPI:
     """A server of one base and the adapters of a store.
 
@@ -64,6 +66,7 @@ def create_app(
         keys: The API keys, or where they come from, which is followed. Without keys only requests to this machine's own
             host names are answered.
         engine_options: Memory and batching of the engine; None for the defaults.
+        examiner: Examines adapters before they are read; None for the one that all servers of this process share.
 
     Raises:
         ConfigError: The engine can't run the base.
@@ -71,7 +74,9 @@ def create_app(
     source = keys if isinstance(keys, KeySource) else None
     found = Keys(source.read()) if source else keys
     keys = found if isinstance(found, Keys) else Keys()
-    service = _service_of(base, store, settings, engine_options or EngineOptions())
+    examiner = examiner if examiner is not None else shared_examiner()
+    examiner.begin()
+    service = _service_of(base, store, settings, engine_options or EngineOptions(), examiner)
     app = FastAPI(
         title="manytune",
         version=__version__,
@@ -92,7 +97,9 @@ def create_app(
     return app
 
 
-def _service_of(base: Base, store: AdapterStore, settings: Settings, options: EngineOptions) -> Service:
+def _service_of(
+    base: Base, store: AdapterStore, settings: Settings, options: EngineOptions, examiner: Examiner
+) -> Service:
     prompts = Prompts(base, max_chars=settings.max_prompt_chars)
     limit = adapter_limit(base.model, options)
     options = replace(options, adapter_bytes=limit.nbytes)
@@ -105,7 +112,12 @@ def _service_of(base: Base, store: AdapterStore, settings: Settings, options: En
         engine = Engine(base.model, base.tokenizer, options, end_ids=prompts.end_ids)
     loop = EngineLoop(engine)
     adapters = AdapterRegistry(
-        store, base, memory=settings.adapter_memory, base_name=settings.base_name, limit=limit
+        store,
+        base,
+        memory=settings.adapter_memory,
+        base_name=settings.base_name,
+        limit=limit,
+        examiner=examiner,
     )
     return Service(
         settings=settings,
@@ -143,6 +155,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await task
     await service.loop.stop(patience=service.settings.drain_seconds)
     service.grammars.close()
+    service.adapters.examined.close()
     service.adapters.cache.close()
 
 

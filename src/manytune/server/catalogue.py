@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import jinja2
-
-from manytune.data.rendering import named_fields
-from manytune.errors import ManytuneError, StoreError
+from manytune.errors import ManytuneError
+from manytune.server.examined import Examined, NotExaminedError
 from manytune.server.json_lists import json_bytes
 from manytune.server.verdicts import Verdicts
 from manytune.store.labels import NAME
@@ -55,12 +53,16 @@ class Catalogue:
     Args:
         store: The store.
         verdicts: Which of them can be served.
+        examined: What is known of them from their examination, before which nothing of them is read.
         base_name: The base's name.
     """
 
-    def __init__(self, store: AdapterStore, verdicts: Verdicts, *, base_name: str) -> None:
+    def __init__(
+        self, store: AdapterStore, verdicts: Verdicts, examined: Examined, *, base_name: str
+    ) -> None:
         self._store = store
         self._verdicts = verdicts
+        self._examined = examined
         self._base_name = base_name
         self._listed: dict[str, Listed] = {}  # replaced as a whole, never changed
         self._base = json_bytes(
@@ -81,11 +83,15 @@ class Catalogue:
             if known is not None and known.digest == digest and known.stamp == stamp:
                 found[name] = known
             elif stamp is not None:  # else another process has removed it meanwhile
-                found[name] = self._read_or_why_not(name, digest, stamp)
+                found[name] = self._examine_and_read(name, digest, stamp)
         self._listed = found
 
     def update_one(self, name: str, digest: str) -> Listed | None:
-        """Take over one name, which a request has shown to mean another version than was known. None if it is gone."""
+        """Take over one name, which a request has shown to mean another version than was known. None if it is gone.
+
+        Raises:
+            NotExaminedError: That version wasn't examined yet.
+        """
         stamp = self._stamp(digest)
         if stamp is None:
             return None
@@ -122,10 +128,24 @@ class Catalogue:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
 
+    def _examine_and_read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
+        try:
+            self._examined.examine(digest)
+            return self._read_or_why_not(name, digest, stamp)
+        except NotExaminedError:  # its files were changed just now
+            why = f"{self._store.directory(digest)}: the adapter is being changed."
+        except ManytuneError as error:
+            why = str(error)
+        return Listed(
+            name, digest, why, b"", _facts(None, None), None
+        )  # it is tried again at the next update
+
     def _read_or_why_not(self, name: str, digest: str, stamp: _Stamp) -> Listed:
         """One adapter's entry, whatever is in its directory: the others have to be listed all the same."""
         try:
             return self._read(name, digest, stamp)
+        except NotExaminedError:
+            raise
         except Exception as error:
             _log.exception("adapter %s can't be listed", name)
             why = f"the adapter can't be read: {type(error).__name__}"
@@ -134,12 +154,13 @@ class Catalogue:
     def _read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
         path = self._store.directory(digest)
         try:
+            found = self._examined.known(digest).require()
             manifest = Manifest.read(path / MANIFEST_NAME)
             nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        except (StoreError, OSError) as error:
+        except (ManytuneError, OSError) as error:
             return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
         self._verdicts.of(StoreEntry(digest, path, manifest, (name,), (), nbytes))
-        model = json_bytes(_model(name, digest, manifest, self._base_name))
+        model = json_bytes(_model(name, digest, manifest, found.fields, self._base_name))
         return Listed(name, digest, None, model, _facts(manifest, nbytes), stamp)
 
 
@@ -153,11 +174,10 @@ def _facts(manifest: Manifest | None, nbytes: int | None) -> dict[str, Any]:
     }
 
 
-def _model(name: str, digest: str, manifest: Manifest, base_name: str) -> dict[str, Any]:
+def _model(
+    name: str, digest: str, manifest: Manifest, fields: Sequence[str], base_name: str
+) -> dict[str, Any]:
     """A model; in addition to OpenAI's keys, with its version, and its templates' fields and tasks, or its labels."""
-    templates: list[Mapping[str, str]] = [*(manifest.templates or {}).values()]
-    if manifest.template is not None:
-        templates.append(manifest.template)
     return {
         "id": name,
         "object": "model",
@@ -166,22 +186,10 @@ def _model(name: str, digest: str, manifest: Manifest, base_name: str) -> dict[s
         "parent": base_name,
         "root": digest,
         "method": manifest.method,
-        "fields": sorted({one for parts in templates for one in _fields(parts)}),
+        "fields": list(fields),
         "tasks": list(manifest.templates or {}),
         "labels": list((manifest.labels or {}).get("names", ())),
     }
-
-
-def _fields(parts: Mapping[str, str]) -> frozenset[str]:
-    texts = [parts[part] for part in ("prompt", "system") if part in parts]
-    try:
-        return frozenset(one for text in texts for one in named_fields(text)) - {"fields"}
-    except (
-        ManytuneError,
-        jinja2.TemplateError,
-        RecursionError,
-    ):  # malformed: requests with fields get the error
-        return frozenset()
 
 
 def _seconds(created: str) -> int:

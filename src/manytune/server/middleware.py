@@ -139,6 +139,10 @@ class RequestMiddleware:
                         break
         except TimeoutError:
             raise HttpError(408, "the body took too long to arrive.", code="body_too_slow") from None
+        if not _is_utf8(body):
+            raise HttpError(
+                400, "the body isn't UTF-8, in which JSON is sent; encode it so.", code="invalid_json"
+            )
         if _has_half_a_character(body):
             raise HttpError(
                 400,
@@ -147,6 +151,17 @@ class RequestMiddleware:
                 code="invalid_value",
             )
         return bytes(body)
+
+
+def _is_utf8(body: bytes | bytearray) -> bool:
+    """Whether a body is text in UTF-8. Python reads JSON in other encodings, too, and then halves of characters."""
+    if b"\0" in body:  # UTF-16 or UTF-32: in UTF-8 JSON has none
+        return False
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _has_half_a_character(body: bytes | bytearray) -> bool:

@@ -8,7 +8,6 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from starlette.requests import Request as HttpRequest
@@ -159,9 +158,7 @@ class Answers:
         """Acquire the adapter, and make the prompt."""
         service = self._service
         self._timings.append(Timing(service.metrics, wanted.model))
-        acquire = partial(service.adapters.acquire, wanted.model)
-        is_base = wanted.model == service.adapters.base_name
-        model = acquire() if is_base else await service.adapters.threads.run(acquire)
+        model = await service.adapters.acquire_when_examined(wanted.model)
         self.models.append(model)
         prompt = await asyncio.to_thread(wanted.prompt, model.manifest)
         self.prompts.append(prompt)

@@ -1,6 +1,7 @@
 """Validation of an untrusted adapter before it reaches the engine.
 
-Its files are checked before they are read, its tensors' names, shapes and dtypes before their values.
+Its options are compared with the base, its tensors' names, shapes and dtypes, and then their values. Its files were
+examined before; see `manytune.examination`.
 """
 
 from __future__ import annotations
@@ -8,63 +9,27 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from manytune.errors import ConfigError, StoreError
+from manytune.examination.expressions import LONGEST_PATTERN
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.embeddings import base_tables, plain_name
 from manytune.methods.tuners.patterns import has_choices, is_linear
 from manytune.store.resident import ResidentAdapter
 
-_MAX_FILES = 1000
-_MAX_TEXT = 16 << 20  # bytes of a file that isn't tensors
 _PART = 16384
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LONGEST_PATTERN = 1000
-_ADD_AGAIN = "Add the adapter again from its source."
 _MOST_PATTERNS = 64
 _MOST_NAMES = 100_000
-
-
-def check_files(root: Path, directory: Path, *, max_bytes: int) -> None:
-    """Check that an adapter's directory is inside the store, and that its files are plain, few and not too large.
-
-    Args:
-        root: The store's directory.
-        directory: The adapter's directory.
-        max_bytes: Largest size of its tensors.
-
-    Raises:
-        StoreError: A link leads out of the store, something isn't a plain file, or a file is too large to be read.
-    """
-    if not directory.resolve().is_relative_to(root.resolve()):
-        raise StoreError(f"{directory}: this leads out of the store. {_ADD_AGAIN}")
-    for count, path in enumerate((directory, *_below(directory))):
-        kind = path.lstat()
-        if stat.S_ISLNK(kind.st_mode):
-            raise StoreError(f"{path}: a served adapter can't contain a symbolic link. {_ADD_AGAIN}")
-        if not stat.S_ISREG(kind.st_mode) and not stat.S_ISDIR(kind.st_mode):
-            raise StoreError(f"{path}: expected a plain file. {_ADD_AGAIN}")
-        most = max_bytes + _MAX_TEXT if path.suffix == ".safetensors" else _MAX_TEXT
-        if stat.S_ISREG(kind.st_mode) and kind.st_size > most:
-            raise StoreError(
-                f"{path}: {kind.st_size:,} bytes; this server accepts up to {most:,}. Give it more --adapter-memory."
-            )
-        if count > _MAX_FILES:
-            raise StoreError(
-                f"{directory}: expected at most {_MAX_FILES:,} files in an adapter; there are more. {_ADD_AGAIN}"
-            )
 
 
 #: Shapes of tensors by their names in an adapter's file.
@@ -175,9 +140,9 @@ def check_options(config: PeftConfig) -> None:
             continue
         names += 1
         patterns += has_choices(value)
-        if len(value) > _LONGEST_PATTERN or not _is_usable(value):
+        if len(value) > LONGEST_PATTERN or not _is_usable(value):
             raise ConfigError(
-                f"{where}={value[:60]!r}: a server takes expressions of up to {_LONGEST_PATTERN:,} characters that RE2 "
+                f"{where}={value[:60]!r}: a server takes expressions of up to {LONGEST_PATTERN:,} characters that RE2 "
                 "takes: no backreferences, no looking around. Save the adapter with a list of modules."
             )
     if patterns > _MOST_PATTERNS or names > _MOST_NAMES:
@@ -209,8 +174,3 @@ def _values(content: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from _values(value, where)
     else:
         yield where, content
-
-
-def _below(directory: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(directory):
-        yield from (Path(folder, name) for name in chain(folders, names))

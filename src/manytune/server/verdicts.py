@@ -9,12 +9,13 @@ from collections.abc import Callable
 import torch
 
 from manytune.errors import ManytuneError, ShortMemoryError
+from manytune.examination.plain_files import check_files
 from manytune.free_memory import naming_short_memory
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.reckoning import AdapterLimit
-from manytune.server.validation import MetaBase, check_files, check_options
+from manytune.server.validation import MetaBase, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
 from manytune.store.classifier_parts import Classifiers, classifier_parts
@@ -50,7 +51,7 @@ class Verdicts:
         self._found: dict[str, str | None] = {}
 
     def of(self, entry: StoreEntry) -> str | None:
-        """Why this server can't run an adapter, and what to do instead; None if nothing speaks against it.
+        """Why this server can't run an adapter that was examined, and what to do instead; None if nothing is known.
 
         Looked at are its options, and the names, shapes and types of its tensors; its values and the hashes of its
         files are when it is requested, and `note` takes down what was found then.

@@ -17,12 +17,12 @@ from manytune.errors import BaseMismatchError, DamagedError, PeftWarning, StoreE
 from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.base import Base
+from manytune.store.content_checks import check_content
 from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
-from manytune.store.manifest import MANIFEST_NAME, MOST_BYTES, Description, Manifest
+from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
-from manytune.store.tensor_header import read_header
 from manytune.store.tokenizer_files import own_chat_template
 
 _TENSORS = ".safetensors"
@@ -135,7 +135,7 @@ def open_adapter(
         raise StoreError(f"{path}: {_what_is_there(path)}. An adapter's directory has an {CONFIG_NAME}.")
     contents = contents_of(path)
     for name in contents.files:
-        _check_content(path / name)
+        check_content(path / name)
     template = None
     if base is not None and contents.tokenizer and not base_tokenizer:
         template = own_chat_template(path, contents.tokenizer, base.tokenizer)
@@ -197,25 +197,6 @@ def add_scores(directory: Path, scores: Mapping[str, float]) -> Manifest:
     return manifest
 
 
-def check_safetensors(file: Path, *, origin: Path | None = None) -> None:
-    """Refuse a file of tensors whose header doesn't fit its size, to the byte.
-
-    Args:
-        file: The file.
-        origin: What it is a copy of, for the message.
-
-    Raises:
-        DamagedError: It isn't a whole safetensors file.
-    """
-    try:
-        with file.open("rb") as opened:
-            read_header(opened, origin or file)
-    except DamagedError:
-        raise
-    except OSError as error:
-        raise DamagedError(f"{origin or file}: the file can't be read ({error}).") from None
-
-
 def _deciding_files(directory: Path) -> list[str]:
     """The files that decide what an adapter computes, by their path in the directory."""
     below = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
@@ -239,27 +220,6 @@ def _check_files(path: Path, manifest: Manifest, sha256: Callable[[Path], str]) 
     unnamed = sorted(set(_deciding_files(path)) - set(manifest.files))
     if unnamed:
         raise DamagedError(f"{path / unnamed[0]}: the manifest doesn't name this file. Remove it.")
-
-
-def _check_content(file: Path) -> None:
-    """Refuse by content: a pickle can run any program when it is loaded, under whatever name."""
-    if not file.is_file():  # a pipe would keep its reader waiting
-        raise DamagedError(f"{file}: expected a plain file.")
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        head = opened.read(9)
-    is_safetensors = head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size
-    is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    is_torch_file = head[:4] == b"PK\x03\x04"  # torch.save writes a zip archive with a pickle in it
-    if (is_pickle and not is_safetensors) or is_torch_file:
-        raise DamagedError(
-            f"{file}: this is a pickle, which can run any program when it is loaded. manytune reads safetensors "
-            "only; let its author convert it."
-        )
-    if file.suffix == _TENSORS:
-        check_safetensors(file)
-    elif file.name in (CONFIG_NAME, MANIFEST_NAME) and size > MOST_BYTES:
-        raise DamagedError(f"{file}: {size:,} bytes; expected at most {MOST_BYTES:,} of JSON.")
 
 
 def _what_is_there(path: Path) -> str:

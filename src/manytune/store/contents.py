@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.errors import DamagedError
-from manytune.methods.checkpoint.format import PICKLE_NAME, TENSORS_NAME
+from manytune.methods.checkpoint.files import PICKLE_NAME, TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.manifest import MANIFEST_NAME
 

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from manytune.errors import DamagedError
-from manytune.methods.tuners.quantized_layers import readable
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 _SAMPLES = 256  # values sampled from each weight
@@ -164,6 +162,10 @@ def _config_hash(model: nn.Module) -> str:
 
 def _weights_hashes(model: nn.Module) -> tuple[str, str]:
     """Of all weights, and of those outside of linear layers."""
+    import torch
+
+    from manytune.methods.tuners.quantized_layers import readable
+
     every, unpacked = hashlib.sha256(), hashlib.sha256()
     for name, weight, packable in sorted(_base_weights(model, ""), key=lambda found: found[0]):
         flat = readable(weight.detach()).reshape(-1)
@@ -182,6 +184,8 @@ def _base_weights(module: nn.Module, prefix: str) -> Iterator[tuple[str, torch.T
     trained in full), and everything else in it belongs to the adapter. A tied parameter is listed under
     each of its names.
     """
+    from torch import nn
+
     children = dict(module.named_children())
     for kept in ("base_layer", "original_module"):
         if kept in children:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from manytune.caches import cache_directory
@@ -35,11 +36,13 @@ class FolderStore(AdapterStore):
     Args:
         folder: The directory. It needn't exist, and is never written to.
         base: Their base, on which each is checked when it is found.
+        examine: Raises why an adapter's directory is refused, before anything in it is read; None to refuse none.
     """
 
-    def __init__(self, folder: str | Path, base: Base) -> None:
+    def __init__(self, folder: str | Path, base: Base, examine: Callable[[Path], None] | None = None) -> None:
         self.folder = Path(folder).expanduser()
         self._base = base
+        self._examine = examine
         identity = f"{self.folder.resolve()}\n{base.fingerprint.identity}"
         super().__init__(cache_directory() / "folders" / hashlib.sha256(identity.encode()).hexdigest()[:32])
         #: Why adapters couldn't be taken over, by name.
@@ -82,6 +85,8 @@ class FolderStore(AdapterStore):
         signature = self._settled(directory, signature)
         self._seen[name] = signature
         try:
+            if self._examine is not None:
+                self._examine(directory)
             entry = self.add(directory, name=name, move=True, base=self._base)
         except (ManytuneError, OSError) as error:
             self.problems[name] = str(error)
@@ -139,15 +144,22 @@ def adapters_in(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in inside.items() if (path / CONFIG_NAME).is_file()}
 
 
-def store_at(directory: str | Path, base: Base) -> AdapterStore:
+def store_at(
+    directory: str | Path, base: Base, examine: Callable[[Path], None] | None = None
+) -> AdapterStore:
     """What serves the adapters of a directory: the store that is there, or else a `FolderStore`.
+
+    Args:
+        directory: The directory.
+        base: The adapters' base.
+        examine: As for `FolderStore`.
 
     Raises:
         StoreError: There is something else.
     """
     path = Path(directory).expanduser()
     require_adapters_or_nothing(path)
-    return AdapterStore(path) if is_store(path) else FolderStore(path, base)
+    return AdapterStore(path) if is_store(path) else FolderStore(path, base, examine)
 
 
 def require_adapters_or_nothing(directory: str | Path) -> None:

@@ -10,8 +10,9 @@ from manytune.errors import DamagedError, ManytuneError, StoreError
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.registry import method_of
-from manytune.store.adapters import check_safetensors, manifest_of, open_adapter
+from manytune.store.adapters import manifest_of, open_adapter
 from manytune.store.base import Base
+from manytune.store.content_checks import check_safetensors
 from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES, refuse_links
 from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest

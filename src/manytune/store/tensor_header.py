@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from manytune.errors import DamagedError
 
 #: The longest header in bytes, and what of it any file may have for the metadata, and for each of its tensors.
@@ -28,31 +26,18 @@ _KEPT_OF_TENSOR = 512
 # Headers up to this length are kept for further files with the very same one.
 _SHARED_BYTES = 128 << 10
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+#: Bytes of a number of each type.
+_SIZES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8, "BOOL": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor is in the part of a file that holds tensors; `start` and `size` in bytes."""
+    """Where a tensor is in the part of a file that holds tensors; `start` and `size` in bytes, `dtype` as it says."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     size: int
@@ -126,11 +111,11 @@ def _layout(header: bytes) -> tuple[Mapping[str, Place], int]:
     for name, entry in described.items():
         if name == "__metadata__":
             continue
-        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
             raise ValueError(f"{name[:100]}: sizes and offsets that aren't whole numbers")
-        if end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name[:100]}: {end - start} bytes for {entry['dtype']} of shape {shape}")
+        if end - start != math.prod(shape) * _SIZES[dtype]:
+            raise ValueError(f"{name[:100]}: {end - start} bytes for {dtype} of shape {shape}")
         places[name] = Place(dtype, shape, start, end - start)
     end = 0
     for place in sorted(places.values(), key=lambda place: (place.start, place.size)):

@@ -20,6 +20,25 @@ from manytune.store.tensor_header import read_header
 # Read and hashed in parts that stay in the processor's cache.
 _PART = 1 << 20
 
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
 
 class TensorsInMemory(Mapping[str, Tensor]):
     """The tensors of a safetensors file; what happens to the file afterwards doesn't concern them.
@@ -61,13 +80,14 @@ class TensorsInMemory(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
+        dtype = _DTYPES[place.dtype]
         storage = self._data.untyped_storage()
-        if place.start % place.dtype.itemsize:
+        if place.start % dtype.itemsize:
             # Behind one of narrower numbers; tensors must begin at multiples of their items.
             raw = self._data[place.start : place.start + place.size]
-            return raw.clone().view(place.dtype).view(place.shape)
-        return torch.empty(0, dtype=place.dtype).set_(
-            storage, place.start // place.dtype.itemsize, place.shape, place.stride
+            return raw.clone().view(dtype).view(place.shape)
+        return torch.empty(0, dtype=dtype).set_(
+            storage, place.start // dtype.itemsize, place.shape, place.stride
         )
 
     def __iter__(self) -> Iterator[str]:

@@ -60,13 +60,34 @@ def own_chat_template(
             "the adapter was trained with the base's tokenizer and chat template, use `manytune adapters add` with "
             "--base-tokenizer."
         )
-    template = _template(directory, names)
+    template = template_in(directory, names)
     if template is None and own is not None and isinstance(own.chat_template, str):
         template = own.chat_template
     if template is None or template == tokenizer.chat_template:
         return None
     _try(directory, names, template, tokenizer)
     return template
+
+
+def template_in(directory: Path, names: Collection[str]) -> str | None:
+    """The chat template in a file of its own; None if there is none.
+
+    Args:
+        directory: An adapter's directory.
+        names: The files of a tokenizer in it.
+
+    Raises:
+        DamagedError: The file can't be read.
+    """
+    if "chat_template.jinja" in names:
+        return _text(directory / "chat_template.jinja")
+    if "chat_template.json" in names:
+        content = _json(directory / "chat_template.json").get("chat_template")
+        return content if isinstance(content, str) else None
+    if "tokenizer_config.json" in names:
+        content = _json(directory / "tokenizer_config.json").get("chat_template")
+        return content if isinstance(content, str) else None
+    return None
 
 
 def _try(directory: Path, names: Collection[str], template: str, tokenizer: Any) -> None:
@@ -117,19 +138,6 @@ def _other_tokens(where: str, own: Mapping[str, Any], base: Mapping[str, int]) -
         more = f" and {len(other) - _LISTED} more" if len(other) > _LISTED else ""
         listed = ", ".join(map(repr, other[:_LISTED]))
         yield f"{where} has tokens that the base's hasn't, or not under the same number: {listed}{more}"
-
-
-def _template(directory: Path, names: Collection[str]) -> str | None:
-    """The chat template in a file of its own; None if there is none."""
-    if "chat_template.jinja" in names:
-        return _text(directory / "chat_template.jinja")
-    if "chat_template.json" in names:
-        content = _json(directory / "chat_template.json").get("chat_template")
-        return content if isinstance(content, str) else None
-    if "tokenizer_config.json" in names:
-        content = _json(directory / "tokenizer_config.json").get("chat_template")
-        return content if isinstance(content, str) else None
-    return None
 
 
 def _where(names: Collection[str]) -> str:

@@ -11,6 +11,7 @@ from tests.training.tiny_run import sequences
 from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
+from manytune.layer_forwards import replaced_forwards
 from manytune.methods.lora.config import LoraConfig
 from manytune.model.attach import get_peft_model
 from manytune.training.batches import packed_attention, padded, seq2seq, shared_prefix
@@ -87,11 +88,25 @@ def test_no_logits_of_the_whole_batch_are_made() -> None:
     batch = padded.build(sequences(5), pad_id=0)
     loss_sum(model, batch)  # the first looks at the model
     head, seen = model.get_base_model().lm_head, []
-    head.register_forward_hook(lambda *call: seen.append(call[-1]))
-    loss_sum(model, batch, chunk_logits=100)
-    logits = [output for output in seen if output.shape[-1] == head.out_features]
-    assert len(logits) > 5
-    assert max(output.numel() for output in logits) <= 100
+
+    def recorded(hidden: Tensor) -> Tensor:
+        seen.append(type(head).forward(head, hidden))
+        return seen[-1]
+
+    with replaced_forwards({head: recorded}):
+        loss_sum(model, batch, chunk_logits=100)
+    assert len(seen) > 5
+    assert max(logits.numel() for logits in seen) <= 100
+
+
+def test_hooks_of_a_head_get_all_logits() -> None:
+    """They may change them, as accelerate's and users' own do."""
+    model = attached(HEADS["frozen"])
+    batch = padded.build(sequences(3), pad_id=0)
+    hook = model.get_base_model().lm_head.register_forward_hook(lambda *call: 2.0 * call[-1])
+    expected = batch.loss_sum(model(**batch.model_inputs(model)).logits)
+    assert loss_sum(model, batch, chunk_logits=100).item() == expected.item()
+    hook.remove()
 
 
 def test_without_gradients_the_loss_is_the_same() -> None:

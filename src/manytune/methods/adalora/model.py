@@ -22,6 +22,7 @@ from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS
 from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.methods.tuners.unmatched import report
+from manytune.sharded import refuse_sharded
 
 _ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
@@ -115,7 +116,15 @@ class AdaLoraModel(LoraModel):
         return (_Allocation(self),)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; a loss in its output has `orthogonality_penalty` added while an adapter trains."""
+        """Run the model; a loss in its output has `orthogonality_penalty` added while an adapter trains.
+
+        Raises:
+            AdapterError: It trains, and its weights are sharded.
+        """
+        if torch.is_grad_enabled():
+            refuse_sharded(
+                self, "train AdaLoRA, which reallocates ranks", "Use LoRA, or DistributedDataParallel"
+            )
         output = super().forward(*args, **kwargs)
         loss = getattr(output, "loss", None)
         if isinstance(loss, Tensor) and (penalty := self.orthogonality_penalty()) is not None:

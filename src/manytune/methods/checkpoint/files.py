@@ -7,6 +7,9 @@ from typing import Any
 
 from manytune.errors import CheckpointError
 
+TENSORS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+
 #: Options that are passed on to a hub.
 HUB_OPTIONS = (
     *("revision", "cache_dir", "token", "force_download", "local_files_only", "local_dir", "etag_timeout"),

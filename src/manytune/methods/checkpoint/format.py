@@ -21,14 +21,14 @@ from torch import Tensor
 
 from manytune.atomic import atomic_write
 from manytune.errors import CheckpointError
+from manytune.methods.checkpoint.files import PICKLE_NAME as PICKLE_NAME
+from manytune.methods.checkpoint.files import TENSORS_NAME as TENSORS_NAME
 from manytune.methods.checkpoint.files import find_adapter_file
 from manytune.methods.checkpoint.renaming import present_names
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.embeddings import load_tables
-
-TENSORS_NAME = "adapter_model.safetensors"
-PICKLE_NAME = "adapter_model.bin"
+from manytune.sharded import whole
 
 _CONVERSION = (
     "pickle files can run code when they are read. Convert it once, where you trust the file: "
@@ -50,9 +50,12 @@ class LoadResult:
 
 
 def get_state(tuner: Tuner, adapter_name: str, *, prefix: str | None = None) -> dict[str, Tensor]:
-    """An adapter's tensors, named as in a checkpoint, or after another prefix. They share the model's memory."""
+    """An adapter's tensors, named as in a checkpoint, or after another prefix. They share the model's memory.
+
+    Those that FSDP2 shards are gathered; all processes must take part.
+    """
     prefix = tuner.file_prefix if prefix is None else prefix
-    return {f"{prefix}{key}": tensor.detach() for key, tensor in tuner.state(adapter_name).items()}
+    return whole({f"{prefix}{key}": tensor.detach() for key, tensor in tuner.state(adapter_name).items()})
 
 
 def set_state(

@@ -20,6 +20,8 @@ from manytune.errors import AdapterError, ConfigError
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.attached import ATTACHED
 from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.filling import taken
+from manytune.methods.tuners.freezing import FrozenBase
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import OwnTables, Tables
 from manytune.methods.tuners.quantized_layers import keep_differentiable
@@ -27,7 +29,6 @@ from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.training_hooks import TrainingHooks
-from manytune.methods.tuners.walk import every_parameter
 
 #: What names the base alone where an adapter is named.
 BASE = "__base__"
@@ -78,12 +79,11 @@ class Tuner(nn.Module, ABC):
         self.model = model
         self.peft_config: dict[str, PeftConfig] = {}
         self.__dict__["own_tables"] = OwnTables()
-        self._was_trainable = [parameter for parameter in every_parameter(model) if parameter.requires_grad]
+        self._frozen_base = FrozenBase(model)
         if getattr(model, "hf_quantizer", None) is not None:
             keep_differentiable(model)
         try:
-            for parameter in self._was_trainable:
-                parameter.requires_grad_(False)
+            self._frozen_base.freeze()
             self.add_adapter(
                 adapter_name,
                 config,
@@ -92,7 +92,7 @@ class Tuner(nn.Module, ABC):
             )
             self.set_adapter(adapter_name, inference_mode=config.inference_mode)
         except BaseException:
-            self._thaw()
+            self._frozen_base.thaw()
             raise
         if self.in_layers:
             model.__dict__[ATTACHED] = adapter_name
@@ -159,6 +159,15 @@ class Tuner(nn.Module, ABC):
     @abstractmethod
     def memory_name(self, adapter_name: str, key: str) -> str:
         """The name in the model, as `named_parameters` gives it, of what `state` calls `key`."""
+
+    def state_within(self, adapter_name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `state` gives, out of tensors of the model named as `memory_name` does.
+
+        Raises:
+            CheckpointError: They lack some of the adapter's.
+        """
+        names = {key: self.memory_name(adapter_name, key) for key in self.state(adapter_name)}
+        return taken(adapter_name, state_dict, names)
 
     @abstractmethod
     def load_state(
@@ -293,7 +302,8 @@ class Tuner(nn.Module, ABC):
             TermsError: See `terms`.
         """
         self._require(adapter_name)
-        terms = self.terms(self.peft_config[adapter_name], self._file_tensors(adapter_name), self.model)
+        tensors = {f"{self.file_prefix}{name}": t.detach() for name, t in self.state(adapter_name).items()}
+        terms = self.terms(self.peft_config[adapter_name], tensors, self.model)
         return self._over_tables(terms, adapter_name)
 
     def bring_tables(self, adapter_name: str, tables: Tables) -> None:
@@ -362,10 +372,6 @@ class Tuner(nn.Module, ABC):
         tables = self.own_tables.of(adapter_name)
         return over_tables(terms, self._base_layers(adapter_name), tables) if tables else terms
 
-    def _file_tensors(self, adapter_name: str) -> dict[str, Tensor]:
-        state = self.state(adapter_name)
-        return {f"{self.file_prefix}{name}": tensor.detach() for name, tensor in state.items()}
-
     def _require(self, adapter_name: str) -> None:
         if adapter_name not in self.peft_config:
             known = ", ".join(repr(name) for name in self.peft_config) or "none"
@@ -379,11 +385,6 @@ class Tuner(nn.Module, ABC):
                 f"{adapter_name!r} can't name an adapter: it becomes the name of a module and of a directory, so it "
                 "must not be empty, hold a dot or a slash, or be an attribute of torch.nn.ModuleDict, such as 'keys'."
             )
-
-    def _thaw(self) -> None:
-        self.model.__dict__.pop(ATTACHED, None)
-        for parameter in self._was_trainable:
-            parameter.requires_grad_(True)
 
     def __getattr__(self, name: str) -> Any:
         try:

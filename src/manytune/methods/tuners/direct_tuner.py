@@ -24,6 +24,7 @@ from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.terms import Terms, TermsError
 from manytune.own_dtype import HALF
+from manytune.sharded import fill, is_sharded
 
 #: What to do on a packed base.
 UNPACKED = "Load the base unpacked, or use a method whose weights are next to the base's, such as lora."
@@ -40,9 +41,11 @@ class DirectTuner(Tuner):
     no_sum: ClassVar[str | None] = "its adapters are whole weights, not updates of them"
 
     def __init__(self, model: nn.Module, config: PeftConfig, adapter_name: str, **options: Any) -> None:
-        self._values: dict[str, dict[str, Tensor]] = {}
+        # By adapter and name; None while the model's own parameter holds the value.
+        self._values: dict[str, dict[str, Tensor | None]] = {}
         self._pristine: dict[str, Tensor] = {}
         self._active: list[str] = []
+        self._present: str | None = None  # the adapter whose values the model holds; None if the base's
         self._enabled = True
         self._paused: list[str] = []
         super().__init__(model, config, adapter_name, **options)
@@ -73,7 +76,7 @@ class DirectTuner(Tuner):
         if not self.keeps_base(config):
             if self.peft_config:
                 raise ConfigError("An adapter that doesn't keep the base's weights must be the only one.")
-            self._values[adapter_name] = {name: parameter.data for name, parameter in chosen.items()}
+            self._values[adapter_name] = dict.fromkeys(chosen)
         else:
             if any(not self.keeps_base(other) for other in self.peft_config.values()):
                 raise ConfigError(
@@ -85,10 +88,23 @@ class DirectTuner(Tuner):
         self.peft_config[adapter_name] = config
 
     def hold_float32(self) -> None:
-        """See `Tuner.hold_float32`: the present adapters' values; the base's stay as they are."""
+        """See `Tuner.hold_float32`: the present adapters' values; the base's stay as they are.
+
+        Raises:
+            ConfigError: The weights are sharded already.
+        """
         for values in self._values.values():
-            values.update({name: v.to(torch.float32) for name, v in values.items() if v.dtype in HALF})
-        self._put(self._active if self._enabled else [])
+            for name, value in values.items():
+                if value is not None:
+                    values[name] = _widened(value)
+                    continue
+                parameter = self.model.get_parameter(name)
+                if is_sharded(parameter) and parameter.dtype in HALF:
+                    raise ConfigError(
+                        f"{name} trains in half precision and is sharded already, so it can't be held in float32. "
+                        "Shard the model inside float32_activations, or load the base in float32."
+                    )
+                parameter.data = _widened(parameter.data)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """See `Tuner.delete_adapter`."""
@@ -152,7 +168,10 @@ class DirectTuner(Tuner):
     def state(self, adapter_name: str) -> dict[str, Tensor]:
         """See `Tuner.state`."""
         self._require(adapter_name)
-        return dict(self._values[adapter_name])
+        return {
+            name: self.model.get_parameter(name).data if value is None else value
+            for name, value in self._values[adapter_name].items()
+        }
 
     def memory_name(self, adapter_name: str, key: str) -> str:
         """See `Tuner.memory_name`."""
@@ -200,7 +219,7 @@ class DirectTuner(Tuner):
         if names != self._active or not self._enabled:
             self._enabled = True
             self.set_adapter(names)
-        if safe_merge and not all(value.isfinite().all() for value in self._values[names[0]].values()):
+        if safe_merge and not all(value.isfinite().all() for value in self.state(names[0]).values()):
             raise AdapterError(
                 f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken"
             )
@@ -225,7 +244,7 @@ class DirectTuner(Tuner):
                 f"'{adapter_name}' was trained with keep_base=False, so the base's weights that its terms refer to are "
                 "gone. Save it, and load the base again."
             )
-        found = replaced_terms(self._base_layers(adapter_name), self._values[adapter_name], in_place=True)
+        found = replaced_terms(self._base_layers(adapter_name), self.state(adapter_name), in_place=True)
         return self._over_tables(found, adapter_name)
 
     def _base_layers(self, adapter_name: str) -> BaseLayers:
@@ -235,9 +254,24 @@ class DirectTuner(Tuner):
     # -- swapping
 
     def _put(self, names: Sequence[str]) -> None:
-        values = {**self._pristine, **(self._values[names[0]] if names else {})}
-        for name, value in values.items():
-            self.model.get_parameter(name).data = value
+        """Move values into the model's parameters, and those that are there back to where they are kept."""
+        former, self._present = self._present, names[0] if names else None
+        if self._present != former:
+            for name, value in self._values.get(former or "", {}).items():
+                if value is None:
+                    held = self.model.get_parameter(name)
+                    self._values[former or ""][name] = held.data.clone() if is_sharded(held) else held.data
+        own = self._values[names[0]] if names else {}
+        for name, wanted in {**self._pristine, **own}.items():
+            if wanted is None:
+                continue
+            parameter = self.model.get_parameter(name)
+            if is_sharded(parameter):
+                fill(parameter, wanted)  # FSDP2 holds on to a weight's memory
+            else:
+                parameter.data = wanted
+            if name in own:
+                own[name] = None
 
     def _need_base(self, what: str) -> None:
         if any(not self.keeps_base(config) for config in self.peft_config.values()):
@@ -251,21 +285,25 @@ class DirectTuner(Tuner):
             parameter.requires_grad_(False)
         self.own_tables.leave()
         self.peft_config.clear()
-        self._values, self._pristine, self._active = {}, {}, []
-        self._thaw()
+        self._values, self._pristine, self._active, self._present = {}, {}, [], None
+        self._frozen_base.thaw()
         return self.model
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move the values that aren't in use along with the model's own."""
         result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        in_use = self._active[0] if self._active and self._enabled else None
         parameters = dict(self.model.named_parameters())
+        own = {} if self._present is None else self._values[self._present]
         self._pristine = {
-            name: parameters[name].data if in_use is None or name not in self._values[in_use] else fn(value)
+            name: fn(value) if name in own else parameters[name].data
             for name, value in self._pristine.items()
         }
         self._values = {
-            adapter: {n: parameters[n].data if adapter == in_use else fn(v) for n, v in values.items()}
+            adapter: {name: None if value is None else fn(value) for name, value in values.items()}
             for adapter, values in self._values.items()
         }
         return result
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.to(torch.float32) if value.dtype in HALF else value

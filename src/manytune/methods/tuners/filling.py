@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import CheckpointError
+from manytune.sharded import fill, is_sharded
 
 
 class ShapeMismatchError(CheckpointError, RuntimeError):
@@ -60,4 +61,33 @@ def _fill(parameter: Tensor, value: Tensor) -> None:
         filled = nn.Parameter(value.to(parameter.dtype, copy=True), requires_grad=parameter.requires_grad)
         torch.utils.swap_tensors(parameter, filled)
     else:
-        parameter.data.copy_(value)
+        fill(parameter.data, value)
+
+
+def taken(adapter_name: str, state_dict: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors out of a state dict of the whole model, under other names.
+
+    Args:
+        adapter_name: For the error message.
+        state_dict: The model's tensors.
+        names: For each tensor's name to give, its name there.
+
+    Raises:
+        CheckpointError: One isn't there, or is sharded.
+    """
+    missing = [name for name in names.values() if name not in state_dict]
+    if missing:
+        present = ", ".join(list(state_dict)[:3]) or "nothing"
+        raise CheckpointError(
+            f"state_dict lacks {len(missing)} of the {len(names)} tensors of adapter '{adapter_name}', such as "
+            f"{missing[0]}; it has {present}. Expected that of the model with adapters itself, as "
+            "accelerator.get_state_dict(model) gives it on the main process: without the `module.` of a wrapper such "
+            "as DistributedDataParallel."
+        )
+    found = {key: state_dict[name] for key, name in names.items()}
+    if any(map(is_sharded, found.values())):
+        raise CheckpointError(
+            f"state_dict has parts of the tensors of adapter '{adapter_name}': its weights are sharded (FSDP2). Gather "
+            "them with accelerator.get_state_dict(model), or leave state_dict out and call this on all processes."
+        )
+    return found

@@ -394,5 +394,5 @@ class LayerTuner(Tuner):
         self.own_tables.leave()
         self._rooms.clear()
         self.peft_config.clear()
-        self._thaw()
+        self._frozen_base.thaw()
         return self.model

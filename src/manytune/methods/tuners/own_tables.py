@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import AdapterError
+from manytune.sharded import is_sharded
 
 Tables = Mapping[nn.Parameter, Tensor]
 
@@ -40,7 +41,7 @@ class OwnTables:
         It isn't in use before the next `use`.
 
         Raises:
-            AdapterError: The base's table is on the meta device, so nothing can take its place.
+            AdapterError: The base's table is on the meta device, or sharded, so nothing can take its place.
         """
         for parameter, table in tables.items():
             base = self._base.get(parameter, parameter.data)
@@ -48,6 +49,11 @@ class OwnTables:
                 raise AdapterError(
                     f"adapter '{adapter_name}' brings an embedding table of its own, and the base's is kept elsewhere "
                     "between calls (a device_map with offloading). Load the base without it."
+                )
+            if is_sharded(base):
+                raise AdapterError(
+                    f"adapter '{adapter_name}' brings an embedding table of its own, and the base's is sharded. Load "
+                    "the adapter before the model is sharded."
                 )
             value = table.detach().to(base.device, base.dtype, copy=True)
             mine = self._own.setdefault(adapter_name, {})

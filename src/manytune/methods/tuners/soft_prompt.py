@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from manytune.errors import ConfigError
 from manytune.methods.config import PromptLearningConfig, TaskType
+from manytune.sharded import whole
 
 #: What a checkpoint calls the virtual tokens.
 PROMPT = "prompt_embeddings"
@@ -46,15 +49,34 @@ def embeddings_of(model: PreTrainedModel) -> Tensor:
     return weight
 
 
-def computed(prompt: SoftPrompt) -> Tensor:
-    """A prompt's virtual tokens without gradient, and without dropout in computing them."""
+def computed(prompt: SoftPrompt, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    """A prompt's virtual tokens without gradient, and without dropout in computing them.
+
+    Args:
+        prompt: The prompt. If its parameters are sharded, all processes must take part.
+        parameters: Whole values of its parameters to compute from, by name; no other process takes part then.
+    """
     if not prompt.computed:
-        return prompt.embedding.weight
+        return prompt.embedding.weight if parameters is None else parameters["embedding.weight"]
+    own = whole(dict(prompt.named_parameters())) if parameters is None else parameters
     was_training = prompt.training
     with torch.no_grad():
-        values: Tensor = prompt.eval()()
+        found: Tensor = functional_call(
+            _Uncalled(prompt.eval()), {f"prompt.{name}": tensor for name, tensor in own.items()}, ()
+        )
     prompt.train(was_training)
-    return values
+    return found
+
+
+class _Uncalled(nn.Module):
+    """Runs a prompt's own forward, past the hooks by which FSDP2 puts in the weights that it holds."""
+
+    def __init__(self, prompt: SoftPrompt) -> None:
+        super().__init__()
+        self.prompt = prompt
+
+    def forward(self) -> Tensor:
+        return type(self.prompt).forward(self.prompt)
 
 
 def in_this_thread(hook: Any) -> Any:

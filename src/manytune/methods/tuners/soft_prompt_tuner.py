@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from manytune.errors import AdapterError, PeftWarning
+from manytune.errors import AdapterError, CheckpointError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig
 from manytune.methods.tuners.base import NotInLayersError, Tuner
-from manytune.methods.tuners.filling import fill_state
+from manytune.methods.tuners.filling import fill_state, taken
 from manytune.methods.tuners.layer_terms import with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.replaced import replaced_terms
@@ -26,6 +26,7 @@ from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model,
 from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 from manytune.methods.tuners.walk import replace_module
+from manytune.sharded import is_sharded
 
 
 class PromptTuner(Tuner):
@@ -222,10 +223,22 @@ class PromptTuner(Tuner):
                 return f"base_model.{path}.modules_to_save.{adapter_name}.{name}"
         return key
 
+    def state_within(self, adapter_name: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Tuner.state_within`: a prompt that a network computes is computed from the network in it."""
+        self._require(adapter_name)
+        prompt = self._prompt(adapter_name)
+        within = {name: f"prompt_encoder.{adapter_name}.{name}" for name, _ in prompt.named_parameters()}
+        saved = {key: self.memory_name(adapter_name, key) for key in self._saved_tensors(adapter_name)}
+        own = taken(adapter_name, state_dict, within)
+        return {PROMPT: computed(prompt, own), **taken(adapter_name, state_dict, saved)}
+
     def load_state(
         self, adapter_name: str, tensors: dict[str, Tensor], *, ignore_mismatched_sizes: bool = False
     ) -> tuple[list[str], list[str]]:
         """See `Tuner.load_state`.
+
+        Raises:
+            CheckpointError: The adapter computes its virtual tokens, and is sharded.
 
         Warns:
             PeftWarning: The adapter computes its virtual tokens and will train. The file has only the computed
@@ -235,6 +248,11 @@ class PromptTuner(Tuner):
         prompt = self._prompt(adapter_name)
         if prompt.computed and PROMPT in tensors:
             weight = prompt.embedding.weight
+            if is_sharded(weight):
+                raise CheckpointError(
+                    f"Adapter '{adapter_name}': a checkpoint's computed virtual tokens would replace the network that "
+                    "computes them, and its weights are sharded. Load it before the model is sharded."
+                )
             prompt = SoftPrompt(*self.shape(self.peft_config[adapter_name]))
             prompt.to(weight.device, weight.dtype).requires_grad_(weight.requires_grad)
         mine = {PROMPT: prompt.embedding.weight, **self._saved_tensors(adapter_name)}
@@ -283,7 +301,7 @@ class PromptTuner(Tuner):
         self._active.clear()
         self.peft_config.clear()
         self.prompt_encoder.clear()
-        self._thaw()
+        self._frozen_base.thaw()
         return self.model
 
     # -- parts

@@ -76,7 +76,7 @@ async def _wanted(service: Service, http: Request, body: CompareRequest) -> list
     if body.fields is None or not adapters or len(adapters) == len(body.models):
         return [WantedAnswer(name, prompt) for name in body.models]
     http.state.principal.check_model(adapters[0])
-    first = await service.adapters.threads.run(lambda: service.adapters.manifest_of(adapters[0]))
+    first = await service.adapters.examined.when_examined(service.adapters.manifest_of, adapters[0])
 
     def prompt_for(manifest: Manifest | None) -> Prompt:
         return prompt(first if manifest is None else manifest)

@@ -38,7 +38,7 @@ async def show_model(name: str, http: Request) -> Response:
     http.state.principal.check_model(name)
     if name == service.settings.base_name:
         return Response(service.adapters.catalogue.base, media_type="application/json")
-    listed = await service.adapters.threads.run(lambda: service.adapters.look_up(name))
+    listed = await service.adapters.examined.when_examined(service.adapters.look_up, name)
     reason = service.adapters.catalogue.unservable(listed)
     if reason is not None:
         raise HttpError(409, for_clients(reason), code="adapter_unusable", param="model")

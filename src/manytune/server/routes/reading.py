@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import Request
@@ -103,9 +102,7 @@ async def _answered(
     classifies: bool,
 ) -> Response:
     timing = Timing(service.metrics, name)
-    acquire = partial(service.adapters.acquire, name, classifies=classifies)
-    is_base = name == service.adapters.base_name
-    model = acquire() if is_base else await service.adapters.threads.run(acquire)
+    model = await service.adapters.acquire_when_examined(name, classifies=classifies)
     try:
         found = await read(Reading(service, model, texts, tenant))
     except (ManytuneError, HttpError) as error:

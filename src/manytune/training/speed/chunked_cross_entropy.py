@@ -12,7 +12,7 @@ untied, with an adapter, or trained in full.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from manytune.kernels.products import is_plain
 from manytune.layer_forwards import replaced_forwards
+from manytune.sharded import fsdp_units
 from manytune.training.batches import AnyBatch, Batch, LabelledBatch, Seq2SeqBatch
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
@@ -54,19 +55,25 @@ def loss_sum(model: nn.Module, batch: AnyBatch, *, chunk_logits: int = CHUNK_LOG
     inputs = batch.model_inputs(model)
     base = base_model(model)
     head = base.get_output_embeddings()
-    if head is None or not _head_is_last(base, head, inputs):
+    if head is None or _is_watched(head) or not _head_is_last(model, base, head, inputs):
         return batch.loss_sum(model(**inputs).logits)
-    with _without_head(base, head) as cap:
-        hidden = batch.kept(model(**inputs).logits).flatten(0, 1)
     vocabulary = base.config.get_text_config().vocab_size
-    targets = _Targets(head, cap, max(1, chunk_logits // vocabulary), batch)
-    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, targets, *trained)  # type: ignore[no-untyped-call]
+    with _without_cap(base) as cap:
+        targets = _Targets(head, cap, max(1, chunk_logits // vocabulary), batch)
+        with replaced_forwards({head: targets.loss_sum}):
+            loss: Tensor = model(**inputs).logits
     return loss
 
 
 class _Targets:
-    """A batch's targets and the head that predicts them, a chunk of rows at a time."""
+    """A batch's targets and the head that predicts them, a chunk of rows at a time.
+
+    Args:
+        head: The model's, with its own forward in place.
+        cap: The soft cap of its logits, if they have one.
+        most_rows: How many rows it runs on at once.
+        batch: The batch.
+    """
 
     def __init__(
         self,
@@ -75,10 +82,26 @@ class _Targets:
         most_rows: int,
         batch: Batch | Seq2SeqBatch,
     ) -> None:
-        self._head, self._cap, self._most_rows = head, cap, most_rows
+        self._head, self._cap, self._most_rows, self._batch = head, cap, most_rows, batch
+        self._run: Callable[[Tensor], Tensor] = head.forward
+        self._owned = cap is None and is_plain(head)
         order = batch.target_rows.argsort(stable=True)
         self._rows = batch.target_rows[order]
         self._labels, self._weights = batch.labels[order], batch.weights[order]
+
+    def loss_sum(self, hidden: Tensor) -> Tensor:
+        """The sum over all targets, in place of the head's forward.
+
+        It is computed inside the model's own call, where wrappers such as DistributedDataParallel and FSDP2 expect the
+        head to run: the latter has gathered its weights then.
+
+        Args:
+            hidden: What the head reads, shape `(rows, kept or columns, width)`.
+        """
+        trained = [parameter for parameter in self._head.parameters() if parameter.requires_grad]
+        kept = self._batch.kept(hidden).flatten(0, 1)
+        loss: Tensor = _ChunkedCrossEntropy.apply(kept, self, *trained)  # type: ignore[no-untyped-call]
+        return loss
 
     def chunks(self, rows: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]]:
         """Slices of so many rows in all, and the targets that read each: row in the slice, label, weight."""
@@ -93,13 +116,13 @@ class _Targets:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """A slice's logits."""
-        logits: Tensor = self._head(hidden)
+        logits = self._run(hidden)
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
     def owned(self, logits: Tensor) -> Tensor:
         """The logits' values in memory that may be written to: a linear layer's backward doesn't read its result."""
         values = logits.detach()
-        return values if self._cap is None and is_plain(self._head) else values.clone()
+        return values if self._owned else values.clone()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -140,18 +163,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return hidden, None, *trained
 
 
-def _head_is_last(base: PreTrainedModel, head: nn.Module, inputs: dict[str, Any]) -> bool:
+def _is_watched(head: nn.Module) -> bool:
+    """Whether hooks expect logits of the head, or a part of it is a unit of FSDP2 and gathers its weights in hooks."""
+    own = 1 if head in (units := fsdp_units(head)) else 0  # FSDP2's own hook before it, and behind it
+    return (
+        len(head._forward_hooks) > own
+        or len(head._forward_pre_hooks) > own
+        or bool(head._backward_hooks or head._backward_pre_hooks)
+        or len(units) > own
+    )
+
+
+def _head_is_last(model: nn.Module, base: PreTrainedModel, head: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether the head's output, or its softly capped form, is what the model returns; found out once a model."""
     if base not in _HEAD_IS_LAST:
         training = [module for module in base.modules() if module.training]
-        outputs: list[Tensor] = []
-        hook = head.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        outputs: list[Any] = []
+        hooks = [
+            module.register_forward_hook(lambda *call: outputs.append(call[-1])) for module in (head, base)
+        ]
         base.eval()
         try:
             with torch.no_grad(), _without_cap(base):
-                _HEAD_IS_LAST[base] = base(**inputs).logits is outputs[-1]
+                model(**inputs)
+            logits, found = outputs[-2:]
+            _HEAD_IS_LAST[base] = found.logits is logits
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             for module in training:
                 module.training = True
     return _HEAD_IS_LAST[base]
@@ -169,14 +208,3 @@ def _without_cap(base: PreTrainedModel) -> Iterator[float | None]:
     finally:
         if cap is not None:
             config.final_logit_softcapping = cap
-
-
-@contextmanager
-def _without_head(base: PreTrainedModel, head: nn.Module) -> Iterator[float | None]:
-    """Let a model return what its head reads in place of the logits; gives the soft cap that belongs to these."""
-    with replaced_forwards({head: _nothing}), _without_cap(base) as cap:
-        yield cap
-
-
-def _nothing(hidden: Tensor) -> Tensor:
-    return hidden
