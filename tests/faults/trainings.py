@@ -74,9 +74,9 @@ def check(
     if was_finished and adapter_digest(directory.adapter) != adapter_digest(whole / "adapter"):
         assert adapter_digest(directory.adapter) == adapter_digest(former_run(shared, method) / "adapter")
         run(recipe, overwrite=True)
-        acknowledge("the former run was whole")
+        acknowledge("with the former run whole")
     elif was_finished:
-        acknowledge("was complete")
+        acknowledge("complete already")
     elif directory.begun:
         try:
             run(recipe, resume=True)
