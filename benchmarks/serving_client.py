@@ -37,7 +37,7 @@ class Server:
 
     def peak_memory(self) -> int:
         """The most that each of its processes has had, in sum."""
-        return sum(_status(process, "VmHWM") for process in _family(self.process.pid))
+        return sum(_status(process, "VmHWM") for process in family(self.process.pid))
 
 
 @contextmanager
@@ -173,12 +173,12 @@ async def _is_ready(port: int, path: str) -> bool:
         return False
 
 
-def _family(process: int) -> list[int]:
+def family(process: int) -> list[int]:
     """A process and those that it has started."""
     found = [process]
     for file in Path(f"/proc/{process}/task").glob("*/children"):
         for child in file.read_text().split():
-            found += _family(int(child))
+            found += family(int(child))
     return found
 
 

@@ -33,13 +33,21 @@ ALLOWED = {
     "examination": {"data", "store", "methods"},
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.
     "server": {"engine", "examination", "data", "store", "mixed", "methods"},
+    "handover": {"server", "examination", "data", "store", "methods"},
+    # Many servers as one: of what a server computes it knows nothing, and loads it in other processes only.
+    "replicas": {"server", "store"},
     "cluster": {"training", "data", "methods", "store"},
+    # Sizes and formulas alone: of training those files that need no torch.
+    "planner": {"training", "data", "mixed"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "model", "methods"},
     "cli": {
         "demo",
+        "planner",
         "experiments",
+        "handover",
         "server",
+        "replicas",
         "examination",
         "cluster",
         "training",
@@ -50,9 +58,21 @@ ALLOWED = {
         "model",
         "methods",
     },
+    "__main__": {"cli"},  # python -m manytune
 }
 # These are for people at a prompt or for operators: `manytune/__init__.py` offers nothing of theirs.
-NOT_IN_THE_PUBLIC_NAMES = {"cli", "demo", "experiments", "server", "examination", "cluster"}
+NOT_IN_THE_PUBLIC_NAMES = {
+    "__main__",
+    "cli",
+    "cluster",
+    "demo",
+    "examination",
+    "experiments",
+    "handover",
+    "planner",
+    "replicas",
+    "server",
+}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}

@@ -45,6 +45,8 @@ def mistakes(command: str) -> list[str]:
     """What in a `manytune ...` line the real command line doesn't know."""
     node: Any = typer.main.get_command(build_app())
     for word in shlex.split(command, comments=True)[1:]:
+        if word == "--":  # another program's options
+            break
         if word.startswith("-"):
             known = {
                 name for parameter in node.params for name in [*parameter.opts, *parameter.secondary_opts]
@@ -65,6 +67,7 @@ def test_every_command_shown_is_one_the_program_has(page: Path) -> None:
 
 def test_a_command_or_option_that_does_not_exist_is_found() -> None:
     assert mistakes("manytune dance") == ["manytune has no command dance"]
+    assert mistakes("manytune serve --engine vllm -- --loud") == []
     assert mistakes("manytune demo --loud") == ["demo has no option --loud"]
     assert mistakes("manytune demo --help  # a comment --loud") == []
 

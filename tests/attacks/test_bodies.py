@@ -35,6 +35,10 @@ SCHEMA = {
     "type": "json_schema",
     "json_schema": {"name": "a", "schema": {"type": "object", "properties": {"b": {"type": "string"}}}},
 }
+#: Characters; the server takes a MiB.
+MOST = 4 << 20
+#: Bodies after which the caches are full (of grammars, templates, encoders): from then on memory stays.
+WARM = 10_000
 BODIES: list[tuple[str, dict[str, Any]]] = [
     (
         "/v1/chat/completions",
@@ -86,9 +90,23 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def written(tree: Any, *, ensure_ascii: bool) -> str:
+    """A tree as JSON, or its beginning, which is too large for the server.
+
+    Written in steps: `json.dumps` of some hundred MB keeps the server, which is in this process, from answering.
+    """
+    parts, size = [], 0
+    for part in json.JSONEncoder(ensure_ascii=ensure_ascii).iterencode(tree):
+        parts.append(part)
+        size += len(part)
+        if size > MOST:
+            break
+    return "".join(parts)
+
+
 def content_of(draw: random.Random, body: dict[str, Any]) -> bytes:
     """A body as bytes: mostly JSON, sometimes JSON that somebody has cut or doubled."""
-    text = json.dumps(mutated(draw, body), ensure_ascii=draw.random() < 0.7)
+    text = written(mutated(draw, body), ensure_ascii=draw.random() < 0.7)
     shape = draw.randrange(20)
     if shape == 0:
         text = text[: draw.randrange(len(text) + 1)]
@@ -140,12 +158,12 @@ def test_any_body_is_answered_or_refused_while_others_are_served(tmp_path: Path)
                 assert error["message"] and error["code"] and len(answer) < 20_000, label
             seen[status] += 1
             total += 1
-            if total == 2000:
+            if total == WARM:
                 warm = resident()
         connection.close()
     assert seen[200] and seen[400]
     print(f"\n{total} bodies: {dict(sorted(seen.items()))}; {others.summary()}")
     if THOROUGH and warm:
         after = resident()
-        print(f"memory after 2,000 bodies {warm >> 20} MiB, after all {after >> 20} MiB")
+        print(f"memory after {WARM:,} bodies {warm >> 20} MiB, after all {after >> 20} MiB")
         assert after <= warm * 1.05

@@ -177,3 +177,26 @@ def test_verify_says_what_it_could_not_check(adapter: Path) -> None:
     result = manytune("adapters", "verify", adapter)
     assert result.exit_code == 0
     assert "neither its files nor its base could be checked" in result.stdout.replace("\n", " ")
+
+
+def test_processes_that_a_launcher_started_start_no_others(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    result = manytune("train", recipe, "--processes", "2")
+    assert result.exit_code == 1
+    assert "a launcher has started this one as one of 2 already" in " ".join(result.stderr.split())
+    other = manytune("adapters", "list")
+    assert other.exit_code == 1 and "`manytune adapters` is for one" in " ".join(other.stderr.split())
+
+
+def test_a_dry_run_starts_no_processes(recipe: Path) -> None:
+    result = manytune("train", recipe, "--dry-run", "--processes", "2")
+    assert result.exit_code == 2 and "--processes" in result.stderr

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from tests.faults import machines, partition, records, rivals, stores, trainings
+from tests.faults import machines, pairs, partition, records, rivals, stores, trainings
 from tests.faults.children import in_child
 from tests.faults.injector import KINDS, Fault
 from tests.faults.scenario import Scenario, checked, faults, run_case
@@ -82,7 +82,9 @@ def groups(folder: Path, seed: int, scale: float = 1.0) -> list[Group]:
         partial(trainings.replacing, folder), "training with --overwrite", "overwrite", REPLACING
     )
     trainers = "SIGKILL to one of them, or nothing"
+    killed = "SIGKILL to the first, or a power cut"
     found += [
+        seeded("training by two processes", killed, "two processes", 12, pairs.run_pair),
         seeded("two trainings in one directory", trainers, "two trainers", 6, rivals.run_two_trainers),
         seeded(
             "training, then adding to a store",

@@ -5,7 +5,6 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib import import_module
 from typing import Annotated, Any
@@ -18,7 +17,8 @@ from manytune import __version__
 from manytune.atomic import write_error
 from manytune.cli.command_line import CommandGroup, CommandLine
 from manytune.errors import ManytuneError
-from manytune.terminal import visible
+from manytune.terminal import quiet_libraries, visible
+from manytune.training.distributed.launchers import check_alone
 
 # In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
 # needs inside the command, so that `manytune --help` answers at once.
@@ -30,16 +30,13 @@ COMMAND_MODULES = (
     "evaluate",
     "compare",
     "sweep",
+    "plan",
     "generate",
     "chat",
     "adapters.group",
     "serve",
     "keys",
 )
-
-
-# transformers imports torchao wherever it is installed, which warns of kernels for other devices, and through torch.
-_CHATTY = ("torchao", "torch.utils._pytree")
 
 
 class _ErrorBoundary(CommandGroup):
@@ -70,14 +67,16 @@ def _print_version(wanted: bool) -> None:
 
 
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them."""
-    for library in _CHATTY:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_libraries()
+    if context.invoked_subcommand not in (None, "train"):
+        check_alone(context.invoked_subcommand)
 
 
 def build_app() -> typer.Typer:
@@ -98,4 +97,12 @@ def main() -> None:
     # read when PyTorch is first imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if (
+        "LOCAL_RANK" in os.environ
+    ):  # torch's C++ parts would give advice on exchanging gradients, in every process
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     build_app()()
+
+
+if __name__ == "__main__":
+    main()

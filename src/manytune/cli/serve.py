@@ -6,22 +6,25 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.options import AsJson
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from uvicorn import Server
 
-    from manytune.engine.weights import Weights
     from manytune.server.loop import EngineLoop
-    from manytune.store.base import Base
-    from manytune.store.quantization import Packing
-    from manytune.store.store import AdapterStore
+    from manytune.server.opening import ServeOptions
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+class _Engine(StrEnum):
+    manytune = "manytune"
+    vllm = "vllm"
 
 
 class _Weights(StrEnum):
@@ -32,14 +35,8 @@ class _Weights(StrEnum):
     nf4 = "nf4"
 
 
-#: What the engine does with them; those that are packed stay as they are.
-_IN_ENGINE: dict[_Weights, Weights] = {
-    _Weights.reordered: "reordered",
-    _Weights.plain: "plain",
-    _Weights.int8: "int8",
-    _Weights.int4: "int4",
-    _Weights.nf4: "plain",
-}
+class _Cluster(StrEnum):
+    ray = "ray"
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -56,6 +53,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
+    context: typer.Context,
     base: Annotated[
         str, typer.Option(help="A hub id, a directory, a .gguf file, or embedded.", show_default=False)
     ],
@@ -93,6 +91,28 @@ def serve(
             metavar=f"[{'|'.join(_Weights)}]",
         ),
     ] = _Weights.reordered,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Server processes, each with an engine of its own; requests for one adapter go to the same one. "
+            "--max-batch, --kv-tokens, --adapter-memory and the like are those of each.",
+        ),
+    ] = 1,
+    on: Annotated[
+        _Cluster | None,
+        typer.Option(help="Serve by replicas on a cluster: Ray Serve (pip install 'manytune[ray-serve]')."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="With --on: how many servers there are.")] = 2,
+    max_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --on: how many there may be while more than --max-batch requests of each are in work.",
+            show_default=False,
+        ),
+    ] = None,
+    cores: Annotated[int, typer.Option(min=1, help="With --on: cores of each.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_queue: Annotated[
         int,
@@ -133,6 +153,33 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers as well.")
     ] = False,
+    engine: Annotated[
+        _Engine,
+        typer.Option(help="What generates: manytune itself, or a vLLM that it starts and keeps in step."),
+    ] = _Engine.manytune,
+    vllm: Annotated[str, typer.Option(help="vLLM's executable, in an environment of its own.")] = "vllm",
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only list which adapters vLLM can serve, and why not the others."),
+    ] = False,
+    as_json: AsJson = False,
+    ray_config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Only write what ray.serve.llm takes, a new directory with serve.yaml and the adapters.",
+            show_default=False,
+        ),
+    ] = None,
+    ray_adapters: Annotated[
+        str | None,
+        typer.Option(
+            help="Where Ray will find those adapters, such as s3://bucket/adapters.", show_default=False
+        ),
+    ] = None,
+    vllm_options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- VLLM-OPTIONS", help="Options for vLLM, after --.", show_default=False),
+    ] = None,
 ) -> None:
     """Serve a base and every adapter of a store or a directory behind an OpenAI-compatible address.
 
@@ -144,66 +191,94 @@ def serve(
 
     Without keys the server answers this machine only, and admin routes are off. The log is JSON, on stderr.
     """
+    from manytune.cli.serve_vllm import require_vllm, serve_with_vllm
     from manytune.errors import ServeError
 
+    if engine is _Engine.vllm:
+        serve_with_vllm(context)
+        return
+    require_vllm(context)
+    if on is not None and workers > 1:
+        raise typer.BadParameter("--workers is for one machine; with --on, give --replicas.")
     try:
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.app import create_app
-        from manytune.server.key_file import KeySource
+        from manytune.server.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address
         from manytune.server.logs import log_to_stderr
+
+        if workers == 1 and on is None:  # else this process loads nothing that models need
+            import manytune.server.app  # noqa: F401 - the same
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
 
-    from manytune.engine.options import EngineOptions
-    from manytune.server.images import MOST_BODY_BYTES
-    from manytune.server.settings import Settings
+    from manytune.cli.serve_replicas import serve_by_workers, serve_on_ray
+    from manytune.server.opening import ServeOptions, open_server
 
     api_keys = KeySource(keys, os.environ)
-    if not api_keys.read() and host not in _LOOPBACK:
-        raise ServeError(
-            f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
-            "or listen on 127.0.0.1."
-        )
+    require_keys_for(host, api_keys)
 
     check_address(host, port)
+    options = ServeOptions(
+        base=base,
+        adapters=adapters,
+        base_name=base_name,
+        dtype=dtype,
+        weights=weights.value,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        kv_tokens=kv_tokens,
+        prefix_tokens=prefix_tokens,
+        max_answer_tokens=max_answer_tokens,
+        adapter_memory=adapter_memory,
+        adapter_limit=adapter_limit,
+        watch_seconds=watch_seconds,
+        drain_seconds=drain_seconds,
+        log_prompts=log_prompts,
+    )
+    say = partial(_say_what_is_served, options, host, port)
+    if on is not None:
+        serve_on_ray(
+            options,
+            api_keys,
+            replicas=replicas,
+            most_replicas=max_replicas,
+            cores=cores,
+            host=host,
+            port=port,
+        )
+        return
+    if workers > 1:
+        serve_by_workers(
+            options,
+            api_keys,
+            workers=workers,
+            host=host,
+            port=port,
+            max_connections=max_connections,
+            say=say,
+        )
+        return
 
-    def make() -> tuple[FastAPI, AdapterStore, str]:
-        packing: Packing | None = "nf4" if weights is _Weights.nf4 else None
-        loaded, store, name = _load(base, adapters, base_name, dtype, packing)
-        settings = Settings(
-            base_name=name,
-            max_body_bytes=MOST_BODY_BYTES if loaded.images is not None else Settings.max_body_bytes,
-            max_queue=max_queue,
-            max_answer_tokens=max_answer_tokens,
-            adapter_memory=adapter_memory << 20,
-            watch_seconds=watch_seconds,
-            drain_seconds=drain_seconds,
-            log_prompts=log_prompts,
-        )
-        options = EngineOptions(
-            max_batch=max_batch,
-            kv_budget_tokens=kv_tokens,
-            prefix_cache_tokens=prefix_tokens,
-            adapter_bytes=None if adapter_limit is None else adapter_limit << 20,
-            weights=_IN_ENGINE[weights],
-        )
-        return create_app(loaded, store, settings, api_keys, options), store, name
+    from manytune.cli.chosen import answering_device
 
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
-        app, store, name = loading.submit(make).result()
+        opened = loading.submit(open_server, options, api_keys, device=answering_device()).result()
     log_to_stderr()
-    found = len(store.names())
+    say(opened.base_name, len(opened.store.names()))
+    _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
+
+
+def _say_what_is_served(options: ServeOptions, host: str, port: int, name: str, found: int) -> None:
     typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
     if not found:
         typer.echo(
-            f"{adapters}: no adapters yet; those that are put there are served from then on.", err=True
+            f"{options.adapters}: no adapters yet; those that are put there are served from then on.",
+            err=True,
         )
-    _listen(app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 
 
 def _listen(app: FastAPI, host: str, port: int, *, drain_seconds: int, max_connections: int) -> None:
@@ -227,30 +302,3 @@ def _run(server: Server, loop: EngineLoop) -> bool:
     with suppress(KeyboardInterrupt):  # raised after the orderly shutdown
         server.run()
     return loop.failure is None and server.started
-
-
-def _load(
-    base: str, adapters: Path, base_name: str | None, dtype: str | None, packing: Packing | None
-) -> tuple[Base, AdapterStore, str]:
-    """The base, the store, and the base's name in requests."""
-    from manytune.cli.chosen import answering_device
-    from manytune.errors import ServeError
-    from manytune.examination.examiner import shared_examiner
-    from manytune.store.base import load_base
-    from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
-    from manytune.store.labels import NAME
-
-    name = base_name if base_name is not None else Path(base).expanduser().resolve().name
-    if not NAME.fullmatch(name):
-        raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    if name in adapters_in(adapters.expanduser()):
-        raise ServeError(
-            f"an adapter is called {name!r} like the base; give the base another name with --base-name."
-        )
-    require_adapters_or_nothing(adapters)
-    examiner = shared_examiner()
-    examiner.begin()  # while the base is loaded
-    loaded = load_base(base, dtype=dtype, device=answering_device(), weights=packing)
-    store = store_at(adapters, loaded, examiner.require_source)
-    store.refresh()
-    return loaded, store, name

@@ -9,8 +9,7 @@ import torch
 
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.layer_groups import LayerGroup, group_of, with_same_input
-
-_SMALLEST_RANK = 4
+from manytune.mixed.slot_rank import slot_rank
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _shape(updates: Mapping[str, Update], terms: Terms, dtype: torch.dtype) -> S
     rank = max(update.rank for update in updates.values())
     return Shape(
         groups=tuple((group, tuple(sorted(blocks[group]))) for group in sorted(blocks)),
-        rank=rank if first.down is None else max(_SMALLEST_RANK, 1 << (rank - 1).bit_length()),
+        rank=rank if first.down is None else slot_rank(rank),
         whole=first.down is None,
         lookup=first.lookup,
         down_bias=any(update.down_bias is not None for update in updates.values()),

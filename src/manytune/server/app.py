@@ -32,7 +32,7 @@ from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.key_file import KeySource, follow_keys
 from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
-from manytune.server.metrics import Metrics
+from manytune.server.metrics import EngineState, Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.places import Places
 from manytune.server.pooling import pooling_of
@@ -90,7 +90,7 @@ def create_app(
     for module in (health, models, chat, completions, compare, embeddings, classify, adapter_routes):
         app.include_router(module.router)
     _add_pages(app)
-    _add_error_handlers(app)
+    add_error_handlers(app)
     app.add_middleware(
         RequestMiddleware, keys=keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes
     )
@@ -126,7 +126,7 @@ def _service_of(
         loop=loop,
         places=Places(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
-        metrics=Metrics(loop, adapters.cache),
+        metrics=Metrics(EngineState(loop, adapters.cache)),
         vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,
@@ -190,7 +190,9 @@ def _add_pages(app: FastAPI) -> None:
         return HTMLResponse(operator_page, headers=headers)
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
+    """Have every error answered in the form of OpenAI's."""
+
     def answer(error: HttpError) -> JSONResponse:
         return JSONResponse(error.body(), error.status, error.headers)
 

@@ -11,12 +11,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from manytune.errors import ManytuneError
 from manytune.server.examined import Examined, NotExaminedError
 from manytune.server.json_lists import json_bytes
-from manytune.server.verdicts import Verdicts
 from manytune.store.labels import NAME
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.store import AdapterStore, StoreEntry
@@ -47,6 +46,16 @@ class Listed:
     stamp: _Stamp | None
 
 
+class KnownVerdicts(Protocol):
+    """Which adapters can be served."""
+
+    def of(self, entry: StoreEntry) -> str | None:
+        """Why an adapter can't be served; None if it can."""
+
+    def known(self, digest: str) -> str | None:
+        """The same as far as it has been tried, without waiting for anything."""
+
+
 class Catalogue:
     """The adapters of a store as listings show them. One thread at a time may update it, any may read.
 
@@ -58,7 +67,7 @@ class Catalogue:
     """
 
     def __init__(
-        self, store: AdapterStore, verdicts: Verdicts, examined: Examined, *, base_name: str
+        self, store: AdapterStore, verdicts: KnownVerdicts, examined: Examined, *, base_name: str
     ) -> None:
         self._store = store
         self._verdicts = verdicts

@@ -19,6 +19,7 @@ from manytune.errors import ServeError
 from manytune.server.auth import Key, Keys
 
 _LARGEST = 16 << 20  # bytes of a file of keys
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +69,19 @@ class KeySource:
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
     """See `KeySource.read`."""
     return Keys(KeySource(file, environment).read())
+
+
+def require_keys_for(host: str, source: KeySource) -> None:
+    """Refuse to listen for others than this machine without keys.
+
+    Raises:
+        ServeError: There are none, or they can't be used.
+    """
+    if not source.read() and host not in _LOOPBACK:
+        raise ServeError(
+            f"--host {host} can be reached by others, and there are no API keys. Give --keys or set MANYTUNE_API_KEY, "
+            "or listen on 127.0.0.1."
+        )
 
 
 async def follow_keys(keys: Keys, source: KeySource, seconds: float) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import resource
 import socket
+from pathlib import Path
 from typing import cast
 
 import uvicorn
@@ -24,8 +25,10 @@ _OTHER_FILES = 512  # that may be open: libraries, adapters, connections that ar
 def web_server(
     app: ASGIApp,
     *,
-    host: str,
-    port: int,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    unix_socket: Path | None = None,
+    header_bytes: int = _HEADER_BYTES,
     drain_seconds: float,
     limits: ConnectionLimits | None = None,
 ) -> uvicorn.Server:
@@ -35,6 +38,8 @@ def web_server(
         app: The application.
         host: The address to listen on.
         port: The port; 0 for any free one.
+        unix_socket: Where to listen instead; who may enter its directory may connect.
+        header_bytes: Size of the largest head of a request.
         drain_seconds: How long running requests may continue when it stops.
         limits: What connections may take; None for the defaults. There are never more than the system has files for.
     """
@@ -44,6 +49,8 @@ def web_server(
         RequestsOnConnections(app),
         host=host,
         port=port,
+        uds=None if unix_socket is None else str(unix_socket),
+        loop="asyncio",  # whose transports connections are made for, also where uvloop is installed
         http=cast("type[asyncio.Protocol]", connections.protocol(H11Protocol)),
         ws="none",
         interface="asgi3",
@@ -52,7 +59,7 @@ def web_server(
         backlog=_ACCEPTED_AT_ONCE,
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=int(drain_seconds) + 1,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
+        h11_max_incomplete_event_size=header_bytes,
     )
     return uvicorn.Server(config)
 

@@ -21,7 +21,15 @@ _LONGEST_FIELD, _LONGEST_TEXT = 500, 20_000
 
 
 class JsonLines(logging.Formatter):
-    """A record with its message and its `fields`."""
+    """A record with its message and its `fields`.
+
+    Args:
+        always: Fields of every line.
+    """
+
+    def __init__(self, **always: Any) -> None:
+        super().__init__()
+        self._always = always
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -30,6 +38,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _cut(record.getMessage(), _LONGEST_TEXT),
+            **self._always,
             **_fields_of(record),
         }
         if record.exc_info:
@@ -79,10 +88,15 @@ class _Allowance:
         return True
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Write the server's, uvicorn's and asyncio's log to stderr as JSON."""
+def log_to_stderr(level: int = logging.INFO, **always: Any) -> None:
+    """Write the server's, uvicorn's and asyncio's log to stderr as JSON.
+
+    Args:
+        level: The least severe level that is written.
+        always: Fields of every line.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(**always))
     handler.addFilter(RateLimit())
     for name in ("manytune", "uvicorn", "asyncio"):
         logger = logging.getLogger(name)

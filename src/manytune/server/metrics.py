@@ -17,14 +17,13 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 6
 
 
 class Metrics:
-    """Counts per model; the counters of the engine and the cache are read when the metrics are.
+    """Counts per model, and the present state of what answers.
 
     Args:
-        loop: Runs the engine.
-        cache: Holds the adapters in memory.
+        state: Is read when the metrics are.
     """
 
-    def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
+    def __init__(self, state: Collector) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "manytune_requests",
@@ -58,7 +57,7 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        registry.register(_StateCollector(loop, cache))
+        registry.register(state)
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
@@ -96,12 +95,20 @@ class Timing:
         self._metrics.requests.labels(self._model, outcome).inc()
 
 
-class _StateCollector(Collector):
+class EngineState(Collector):
+    """The counters of the engine and of the cache.
+
+    Args:
+        loop: Runs the engine.
+        cache: Holds the adapters in memory.
+    """
+
     def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
         self._loop = loop
         self._cache = cache
 
     def collect(self) -> Iterator[Metric]:
+        """What they are now."""
         engine, cache = self._loop.counters, self._cache.counters()
         for name, text, value in (
             ("running_requests", "Requests in the batch.", engine.running),

@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -20,8 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from manytune.server.auth import Keys, Principal, Visit
 from manytune.server.http_errors import HttpError
-from manytune.server.metrics import Metrics
 from manytune.server.origins import check_sender
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
 
 #: Paths that need no key, and contain nothing that does.
 PUBLIC_PATHS = frozenset({"/", "/operator", "/healthz", "/readyz"})
@@ -34,11 +36,24 @@ KEY_PATHS = re.compile(
 #: Admin paths that are public on a server without keys, which can be reached from its own machine only.
 LOCAL_PATHS = frozenset({"/metrics"})
 
+#: Among a request's log fields: the replica that answered has written its line.
+LOGGED_BY_REPLICA = "logged_by_replica"
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BODY_SECONDS = 30.0
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F]"
 _HALF = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
 _log = logging.getLogger("manytune.server.requests")
+
+
+class CountsErrors(Protocol):
+    """Metrics as far as the middleware needs them.
+
+    Attributes:
+        http_errors: Answers with a status of 400 or more, by status.
+    """
+
+    http_errors: Counter
 
 
 class RequestMiddleware:
@@ -51,7 +66,7 @@ class RequestMiddleware:
         max_body_bytes: Size of the largest body.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: CountsErrors, max_body_bytes: int) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
@@ -103,7 +118,8 @@ class RequestMiddleware:
             if status >= 400:
                 self._metrics.http_errors.labels(str(status)).inc()
             log_fields |= {"status": status, "seconds": round(time.perf_counter() - began, 4)}
-            _log.info("request", extra={"fields": log_fields})
+            if not log_fields.pop(LOGGED_BY_REPLICA, False):
+                _log.info("request", extra={"fields": log_fields})
 
     def _authorize(self, path: str, authorization: str | None) -> Principal:
         if path in PUBLIC_PATHS:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from manytune.store.manifest import Manifest
+if TYPE_CHECKING:
+    from manytune.store.manifest import Manifest
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 

@@ -112,7 +112,7 @@ def llama_cpp_order(rows: Tensor, heads: int) -> Tensor:
 
 def _hollow(model_config: Any) -> nn.Module:
     """A base whose weights are ones without memory of their own: what asks for shapes alone gets them."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):

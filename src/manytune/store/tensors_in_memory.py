@@ -20,7 +20,8 @@ from manytune.store.tensor_header import read_header
 # Read and hashed in parts that stay in the processor's cache.
 _PART = 1 << 20
 
-_DTYPES = {
+#: Those of torch by their names in a file of safetensors.
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -80,7 +81,7 @@ class TensorsInMemory(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        dtype = _DTYPES[place.dtype]
+        dtype = DTYPES[place.dtype]
         storage = self._data.untyped_storage()
         if place.start % dtype.itemsize:
             # Behind one of narrower numbers; tensors must begin at multiples of their items.

@@ -17,8 +17,13 @@ from manytune.training.recipe import TrainingRecipe
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
 
 
-def environment(settings: TrainingRecipe) -> dict[str, Any]:
-    """Describe this process and machine, ready for JSON."""
+def environment(settings: TrainingRecipe, *, processes: int = 1) -> dict[str, Any]:
+    """Describe this process and machine, ready for JSON.
+
+    Args:
+        settings: The recipe's training section.
+        processes: How many train together.
+    """
     cuda = torch.cuda.is_available() and settings.device != "cpu"
     return {
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -27,6 +32,7 @@ def environment(settings: TrainingRecipe) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "dtype": settings.dtype,
         "activations": settings.activations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from manytune import __version__
 from manytune.data.dataset import tokens_digest
 from manytune.errors import RecipeError, RunError
+from manytune.training.distributed.processes import Processes
 from manytune.training.inputs import RunInputs
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint
@@ -26,13 +28,19 @@ _NO_RESULT = ("output", "data.cache")  # keys that change no result
 _ROUNDING = ("threads", "torch", "transformers", "manytune")
 
 
-def run_identity(inputs: RunInputs) -> dict[str, object]:
-    """What the remaining steps of an interrupted run depend on in addition to the recipe."""
+def run_identity(inputs: RunInputs, *, processes: int = 1) -> dict[str, object]:
+    """What the remaining steps of an interrupted run depend on in addition to the recipe.
+
+    Args:
+        inputs: What the run starts from.
+        processes: How many train together.
+    """
     return {
         "train": tokens_digest(inputs.data.train),
         "validation": tokens_digest(inputs.data.validation),
         "base": inputs.base.fingerprint.identity,
         "adapter": None if inputs.adapter is None else inputs.adapter.digest,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
@@ -55,6 +63,11 @@ def check_identity(
                 f"{checkpoint.path}: the {what} changed since the run was interrupted. Restore what was there, or "
                 "start again with --overwrite."
             )
+    if (count := before.get("processes", 1)) != identity["processes"]:
+        notify(
+            f"the run had {count} processes before the interruption and has {identity['processes']} now: the steps are "
+            "the same, the sums are rounded otherwise, and dropout, where there is some, draws other masks"
+        )
     for key in _ROUNDING:
         if before.get(key) != identity[key]:
             notify(
@@ -76,6 +89,24 @@ def begun_with(file: Path) -> Recipe:
             f"{error} The run began with this recipe; it was damaged or changed since. Restore it, train again with "
             "--overwrite, or remove the directory."
         ) from error
+
+
+def check_agreement(identity: Mapping[str, object], processes: Processes) -> None:
+    """Refuse to train on processes that read different things: on several machines, files may differ.
+
+    Raises:
+        RunError: Says which differ.
+    """
+    digests = b"".join(sha256(repr(identity[key]).encode()).digest() for key in _DECIDING)
+    everyones = processes.gather(torch.frombuffer(bytearray(digests), dtype=torch.uint8))
+    for rank, others in enumerate(everyones):
+        differs = (others != everyones[0]).reshape(len(_DECIDING), -1).any(1).tolist()
+        for what, odd in zip(_DECIDING.values(), differs, strict=True):
+            if odd:
+                raise RunError(
+                    f"process {rank} of {processes.count} doesn't have the {what} that process 0 has. Give all "
+                    "machines the same files."
+                )
 
 
 def check_recipe(file: Path, recipe: Recipe) -> None:

@@ -5,14 +5,15 @@ A checkpoint is a directory `step-00000120`, written whole or not at all:
     weights.safetensors     the trainable parameters, by name
     optimizer.safetensors   the optimizer's moments, as `<parameter>/<state>`
     best.safetensors        the trainable parameters of the best step so far, with `keep: best`
-    random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU)
+    random.safetensors      the generators' states that are tensors (torch on the CPU and on each GPU, of each process)
     state.json              the optimizer's settings, lr_scheduler, other generators, position, the best step's scores
     trainer_state.json      transformers' own step counters and log
     digests.json            the SHA-256 of each of these files
 
 Nothing is put back from a checkpoint in which a bit differs from what was written: the one before it is used.
-There is no pickle in it. With the same data, recipe, releases and number of threads, a run continued from a
-checkpoint ends with the same bits as one that was never interrupted.
+There is no pickle in it. With the same data, recipe, releases and numbers of processes and threads, a run continued
+from a checkpoint ends with the same bits as one that was never interrupted. Nothing but the generators' states is of a
+process, so a run goes on with any number of them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from transformers import TrainerState
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.errors import DamagedError, RunError
 from manytune.store.digests import sha256_file
+from manytune.training.distributed.generators import generator_states, restore_generators
+from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.loop.best_step import BestStep
 from manytune.training.loop.counters import Counters
 
@@ -96,8 +99,11 @@ def save_checkpoint(
     position: Position,
     identity: Mapping[str, object],
     best: BestStep | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Write a checkpoint after a completed optimizer step, and remove all but the last two.
+
+    Each process calls it, and the first one writes.
 
     Args:
         directory: Where the run keeps its checkpoints.
@@ -108,8 +114,12 @@ def save_checkpoint(
         position: How far the run has come.
         identity: What a resumed run must agree with; JSON.
         best: The best step so far.
+        processes: Those that train together.
     """
     target = directory / f"step-{position.step:08d}"
+    generators = generator_states(processes)
+    if not processes.is_first:
+        return target
     names = _parameter_names(model, optimizer)
     moments, counts = _optimizer_state(optimizer, names)
     state = {
@@ -124,7 +134,7 @@ def save_checkpoint(
     with atomic_directory(target, existing="replace") as temporary:
         save_file(_trainable(model), temporary / "weights.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
-        save_file(_tensor_generators(), temporary / "random.safetensors")
+        save_file(generators, temporary / "random.safetensors")
         if best is not None and best.weights:
             save_file(best.weights, temporary / _BEST)
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -186,19 +196,20 @@ class Checkpoint:
         if self._state["best"] is not None:
             best.load(self._state["best"], self._tensors(_BEST) if (self.path / _BEST).is_file() else {})
 
-    def restore_random(self) -> None:
-        """Put every random number generator back."""
+    def restore_random(self, processes: Processes = ALONE, *, seed: int = 0) -> None:
+        """Put every random number generator back.
+
+        Args:
+            processes: Those that train together now, perhaps others than before.
+            seed: With the step, decides what a process draws that wasn't there before.
+        """
         host = self._state["random"]
         version, numbers, gauss = host["python"]
         random.setstate((version, tuple(numbers), gauss))
         legacy = dict(host["numpy"])
         legacy["state"] = {**legacy["state"], "key": np.array(legacy["state"]["key"], dtype=np.uint32)}
         np.random.set_state(legacy)
-        tensors = self._tensors("random.safetensors")
-        torch.set_rng_state(tensors["cpu"])
-        for index in range(torch.cuda.device_count()):
-            if f"cuda-{index}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"cuda-{index}"], index)
+        restore_generators(self._tensors("random.safetensors"), processes, seed=seed, step=self.position.step)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         try:
@@ -241,7 +252,7 @@ def latest_checkpoint(directory: Path, notify: Callable[[str], None] | None = No
     damaged = []
     for path in reversed(checkpoints_in(directory)):
         try:
-            return _read(path)
+            return read_checkpoint(path)
         except DamagedError as error:
             damaged.append(str(error))
             if notify is not None:
@@ -251,7 +262,13 @@ def latest_checkpoint(directory: Path, notify: Callable[[str], None] | None = No
     return None
 
 
-def _read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        DamagedError: A file is missing, or differs from what was written.
+        RunError: It was written by another release of manytune.
+    """
     state = _json_in(path / "state.json")
     if not isinstance(state, dict):
         raise _damaged(path / "state.json", f"expected an object, found {type(state).__name__}")
@@ -329,10 +346,3 @@ def _host_generators() -> dict[str, Any]:
     numpy: Any = np.random.get_state(legacy=False)
     numpy = {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tolist()}}
     return {"python": random.getstate(), "numpy": numpy}
-
-
-def _tensor_generators() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    for index in range(torch.cuda.device_count()):
-        states[f"cuda-{index}"] = torch.cuda.get_rng_state(index)
-    return states

@@ -21,11 +21,13 @@ from manytune.store.locking import held
 from manytune.store.manifest import Description
 from manytune.store.run_contents import is_of_a_run, require_removable
 from manytune.store.run_directory import RunDirectory, RunScores
-from manytune.store.run_log import Report, RunLog
+from manytune.store.run_log import Report
 from manytune.store.servability import note_verdict
 from manytune.training.data_summary import describe_data
+from manytune.training.dates import now
+from manytune.training.distributed.processes import Processes, joined
 from manytune.training.environment import environment
-from manytune.training.identity import check_identity, check_recipe, run_identity
+from manytune.training.identity import check_agreement, check_identity, check_recipe, run_identity
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
 from manytune.training.loop.optimizer import check_optimizer
 from manytune.training.loop.reporting import check_reporters
@@ -34,7 +36,8 @@ from manytune.training.loop.train import train_model
 from manytune.training.loop.validation import ValidationScores
 from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
-from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
+from manytune.training.recording import recording
+from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint, read_checkpoint
 from manytune.training.starting_adapter import with_its_method
 
 _LESS_MEMORY = (
@@ -140,8 +143,12 @@ def run(
     notify: Callable[[str], None] | None = None,
     base: Base | None = None,
     scorer: Scorer | None = None,
+    processes: Processes | None = None,
 ) -> TrainedRun:
     """Train what a recipe describes.
+
+    On several processes each calls it with the same arguments. The first one owns the run directory, and `resume`,
+    `overwrite`, `report` and `notify` are its alone.
 
     Args:
         recipe: The recipe; the run directory is its `output`.
@@ -156,6 +163,7 @@ def run(
         base: The recipe's base, already loaded and with nothing attached, for several runs over one copy; it is
             given back as it was. None loads it.
         scorer: Makes what scores answers to validation prompts, for `training.validation`.
+        processes: Those that train together; None for what the launcher set, which is one process without a launcher.
 
     Raises:
         RunError: The directory holds something else, there is nothing to resume, the recipe, the data or
@@ -169,22 +177,25 @@ def run(
     check_reporters(recipe.training)
     recipe = with_its_method(recipe)
     directory = RunDirectory(Path(recipe.output))
-    say = notify or (lambda _: None)
-    _check_place(directory, resume=resume, overwrite=overwrite)
-    with held(directory.path), naming_short_memory(f"{directory.path}: training", instead=_LESS_MEMORY):
-        _enter(
-            directory, settled(recipe, base=base.model if base else None), resume=resume, overwrite=overwrite
-        )
-        date = load_recipe(directory.recipe_file).data.date if resume else None
-        inputs = read_inputs(recipe, base=base, date=date, notify=say)
+    processes = joined(recipe.training.device) if processes is None else processes
+    owns = processes.is_first
+    say = (notify if owns else None) or (lambda _: None)
+    if owns:
+        _check_place(directory, resume=resume, overwrite=overwrite)
+    short = naming_short_memory(f"{directory.path}: training", instead=_LESS_MEMORY)
+    with held(directory.path) if owns else contextlib.nullcontext(), short:
+        date = now()
+        if owns:
+            known = settled(recipe, base=base.model if base else None)
+            _enter(directory, known, resume=resume, overwrite=overwrite)
+            date = (load_recipe(directory.recipe_file).data.date if resume else None) or date
+        inputs = read_inputs(recipe, base=base, date=processes.from_first(date), notify=say)
         describe_data(say, inputs.data, leaks=len(inputs.splits.leaks))
-        checkpoints = _checkpoints(directory, inputs, say, resume=resume)
-        if not resume:
+        checkpoints = _checkpoints(directory, inputs, say, resume=resume, processes=processes)
+        if owns and not resume:
             # Only now, when the data is read and the base loaded: a mistake in the new recipe costs no former run.
             _remove_former(directory)
-            facts = json.dumps(environment(inputs.recipe.training), indent=2, ensure_ascii=False)
-            atomic_write(directory.environment_file, facts + "\n")
-            atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
+            _describe(directory, inputs, processes)
         with _attached(inputs, shared=base is not None) as model:
             training = _train(
                 model,
@@ -195,26 +206,46 @@ def run(
                 scores=scorer(inputs) if scorer and inputs.recipe.training.validation else None,
                 report=report,
                 say=say,
+                processes=processes,
             )
-            _save(model, directory, inputs, training)
+            if owns:
+                _save(model, directory, inputs, training)
         finished = _finished(directory, inputs, checkpoints.resume_from, training)
-        directory.write_scores(finished.scores)
-        if not keep_checkpoints:
-            shutil.rmtree(directory.checkpoints, ignore_errors=True)
+        if owns:
+            directory.write_scores(finished.scores)
+            if not keep_checkpoints:
+                shutil.rmtree(directory.checkpoints, ignore_errors=True)
+        processes.wait()  # so that no process says that it is done before everything is on the disk
         return finished
 
 
+def _describe(directory: RunDirectory, inputs: RunInputs, processes: Processes) -> None:
+    """Write what the run runs with, and its recipe, from which on it is one that can be resumed."""
+    facts = environment(inputs.recipe.training, processes=processes.count)
+    atomic_write(directory.environment_file, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
+
+
 def _checkpoints(
-    directory: RunDirectory, inputs: RunInputs, say: Callable[[str], None], *, resume: bool
+    directory: RunDirectory,
+    inputs: RunInputs,
+    say: Callable[[str], None],
+    *,
+    resume: bool,
+    processes: Processes,
 ) -> Checkpoints:
-    """Where states go, and the one that the run continues from."""
-    identity = run_identity(inputs)
-    found = latest_checkpoint(directory.checkpoints, say) if resume else None
+    """Where states go, and the one that the run continues from, which the first process chooses."""
+    identity = run_identity(inputs, processes=processes.count)
+    check_agreement(identity, processes)
+    found = latest_checkpoint(directory.checkpoints, say) if resume and processes.is_first else None
     if found is not None:
         check_identity(found, identity, say)
         say(f"resuming after step {found.position.step}")
     elif resume:
         say("no checkpoint was written before the interruption; starting at the first step")
+    chosen = processes.from_first("" if found is None else found.path.name)
+    if chosen and not processes.is_first:
+        found = read_checkpoint(directory.checkpoints / chosen)
     return Checkpoints(directory=directory.checkpoints, identity=identity, resume_from=found)
 
 
@@ -239,25 +270,22 @@ def _train(
     scores: ValidationScores | None,
     report: Callable[[Report], None] | None,
     say: Callable[[str], None],
+    processes: Processes,
 ) -> TrainingResult:
     resumed = checkpoints.resume_from
-    with RunLog(directory.log_file, after=resumed.position.step if resumed else None) as log:
-
-        def record(event: Report) -> None:
-            log.write(event)
-            if report is not None:
-                report(event)
-
+    after = resumed.position.step if resumed else None
+    with recording(directory, after=after, report=report, processes=processes) as recorded:
         return train_model(
             model,
             inputs.rows,
             inputs.recipe.training,
-            report=record,
+            report=recorded.report,
             notify=say,
-            checkpoints=replace(checkpoints, flush=log.flush),
+            checkpoints=replace(checkpoints, flush=recorded.flush),
             tensorboard_directory=directory.tensorboard,
             measure_flops=measure_flops,
             scores=scores,
+            processes=processes,
         )
 
 

@@ -42,6 +42,7 @@ def test_a_gradient_of_inf_stops_the_run_at_its_own_step() -> None:
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
+        ("_wrap_model", ["self", "model", "training", "dataloader"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
         ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
         ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),

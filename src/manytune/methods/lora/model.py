@@ -211,9 +211,9 @@ class LoraModel(SummedTuner):
         return as_plain_lora(config, tensors, initial)
 
     @classmethod
-    def vllm_rank(cls, config: Any, names: Iterable[str]) -> int:
+    def vllm_rank(cls, config: Any, names: Iterable[str], *, patterns: bool = False) -> int:
         """See `Tuner.vllm_rank`."""
-        return vllm_rank(config, names)
+        return vllm_rank(config, names, patterns=patterns)
 
     # -- terms
 

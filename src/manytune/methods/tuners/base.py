@@ -260,19 +260,19 @@ class Tuner(nn.Module, ABC):
         return {}
 
     @classmethod
-    def vllm_rank(cls, config: PeftConfig, names: Iterable[str]) -> int:
+    def vllm_rank(cls, config: PeftConfig, names: Iterable[str], *, patterns: bool = False) -> int:
         """The rank that vLLM has to make room for.
 
         Args:
             config: An adapter's options.
             names: The names of its tensors in its file.
+            patterns: Whether this vLLM reads `rank_pattern` and `alpha_pattern`; others ignore them in silence.
 
         Raises:
             ConfigError: vLLM can't run it.
         """
-        raise ConfigError(
-            f"vLLM runs plain LoRA adapters only, and it is of type {config.peft_type}. Merge it into its base instead."
-        )
+        reason = f"vLLM runs plain LoRA adapters only, and it is of type {config.peft_type}"
+        raise ConfigError(f"{reason}. Merge it into its base instead.")
 
     @classmethod
     def terms(cls, config: Any, tensors: Mapping[str, Tensor], model: nn.Module) -> Terms:

@@ -67,7 +67,7 @@ def plan_batches(
         else generator.permutation(len(rows)).tolist()
     )
     if token_budget is not None:
-        batches = _within_budget(order, rows, token_budget, layout)
+        batches = cut_within(token_budget, order, rows, layout)
     else:
         batches = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
     if group_prefixes:  # neighbours in the order are alike; successive steps should not be
@@ -93,15 +93,31 @@ def prefix_order(sequences: Sequence[TokenSequence], generator: np.random.Genera
     return sorted(range(len(tokens)), key=keys.__getitem__)
 
 
-def _within_budget(
-    order: Sequence[int], rows: Sequence[Row], budget: int, layout: str
-) -> list[tuple[int, ...]]:
-    """Cut an order wherever the next row would exceed the budget."""
+def computed_tokens(rows: Sequence[Row], layout: str) -> int:
+    """How many tokens the model computes for a batch of these rows in a layout."""
+    size = _COMPUTED[layout]()
+    for row in rows:
+        size.add(_inputs(row))
+    return size.tokens
+
+
+def cut_within(budget: int, order: Sequence[int], rows: Sequence[Row], layout: str) -> list[tuple[int, ...]]:
+    """Cut an order of rows wherever the model would compute more tokens with the next one.
+
+    Args:
+        budget: The most tokens that it computes for a batch.
+        order: Indices of rows.
+        rows: The sequences of each row.
+        layout: How the batches will be laid out.
+
+    Raises:
+        DataError: One row alone exceeds the budget.
+    """
     batches: list[tuple[int, ...]] = []
     members: list[int] = []
     size = _COMPUTED[layout]()
     for index in order:
-        inputs = [(*one.prompt_ids, *one.completion_ids)[:-1] for one in rows[index]]
+        inputs = _inputs(rows[index])
         alone = _COMPUTED[layout]()
         alone.add(inputs)
         if alone.tokens > budget:
@@ -120,6 +136,10 @@ def _within_budget(
 
 
 Inputs = Sequence[tuple[int, ...]]
+
+
+def _inputs(row: Row) -> Inputs:
+    return [(*one.prompt_ids, *one.completion_ids)[:-1] for one in row]
 
 
 class _Padded:

@@ -8,6 +8,8 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from manytune.errors import RunError
+from manytune.training.distributed.division import passes_of
+from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.optimizers import OPTIMIZERS
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.schedules import SCHEDULES, schedule_options
@@ -43,6 +45,7 @@ def training_arguments(
     use_cache: bool,
     scratch: str,
     run_name: str | None = None,
+    processes: Processes = ALONE,
 ) -> TrainingArguments:
     """What transformers' Trainer is to do.
 
@@ -55,6 +58,7 @@ def training_arguments(
         use_cache: The model's own setting, which is restored at the end.
         scratch: A directory that transformers may create; nothing of ours goes there.
         run_name: What reporting integrations call the run.
+        processes: Those that train together.
 
     Raises:
         RunError: The device isn't there, or the schedule can't be had in so many steps.
@@ -63,11 +67,13 @@ def training_arguments(
     check_schedule_length(settings, plan, validates=validates)
     cuda = torch.cuda.is_available()
     recompute = {"use_reentrant": False} if settings.gradient_checkpointing else None
+    # By itself transformers takes a process that a launcher started, and that has no GPU, for one that is alone.
+    use_cpu = settings.device == "cpu" or (processes.count > 1 and processes.device.type == "cpu")
     return _OneDevice(
         output_dir=scratch,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
+        gradient_accumulation_steps=passes_of(settings.accumulation, processes.count),
         num_train_epochs=plan.epochs,
         max_steps=plan.steps,
         learning_rate=settings.learning_rate,
@@ -83,7 +89,8 @@ def training_arguments(
         activation_checkpointing_kwargs=recompute,
         use_cache=use_cache,
         seed=settings.seed,
-        use_cpu=settings.device == "cpu",
+        use_cpu=use_cpu,
+        ddp_backend="gloo" if use_cpu and processes.count > 1 else None,
         dataloader_pin_memory=cuda and settings.device != "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,

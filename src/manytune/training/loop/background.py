@@ -21,13 +21,13 @@ class PendingBatch:
     Attributes:
         rows: Where its rows come from, for error messages.
         targets: Number of target tokens, which is known before the layout is.
-        future: The batch on the CPU.
+        future: The batch on the CPU; None if it has no rows.
         device: Where it is wanted; None for the CPU.
     """
 
     rows: tuple[str, ...]
     targets: int
-    future: Future[AnyBatch]
+    future: Future[AnyBatch] | None
     device: torch.device | str | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PendingBatch:
@@ -35,12 +35,14 @@ class PendingBatch:
         del non_blocking
         return replace(self, device=device)
 
-    def get(self) -> AnyBatch:
-        """Wait for the batch and move it to its device.
+    def get(self) -> AnyBatch | None:
+        """Wait for the batch and move it to its device; None if it has no rows.
 
         Raises:
             DataError: What building it raised.
         """
+        if self.future is None:
+            return None
         batch = self.future.result()
         return batch if self.device is None else batch.to(self.device)
 
@@ -67,9 +69,9 @@ class BackgroundBuilder:
         self._thread.shutdown(cancel_futures=True)
 
     def __call__(self, sequences: Sequence[Encoded]) -> PendingBatch:
-        """Ask for a batch of these sequences."""
+        """Ask for a batch of these sequences; on several processes there may be none for this one."""
         return PendingBatch(
             tuple(f"{sequence.source}:{sequence.row}" for sequence in sequences),
             sum(sequence.targets for sequence in sequences),
-            self._thread.submit(self._build, sequences),
+            self._thread.submit(self._build, sequences) if sequences else None,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from manytune.training.batches import AnyBatch, LabelledBatch, Seq2SeqBatch, TokenCounts
+from manytune.training.distributed.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Counters:
     logit_rows: int = 0
     skipped_tokens: int = 0
     skipped_pairs: int = 0
+
+    @property
+    def real_tokens(self) -> int:
+        """Computed tokens that aren't pad tokens."""
+        return self.tokens.tokens_computed - self.tokens.pad_tokens
 
     @staticmethod
     def of(batch: AnyBatch, *, skipped: bool = False) -> Counters:
@@ -58,6 +64,12 @@ class Counters:
     def from_dict(content: Mapping[str, Any]) -> Counters:
         """Read what `dataclasses.asdict` made."""
         return Counters(**{**content, "tokens": TokenCounts(**content["tokens"])})
+
+    def over(self, processes: Processes) -> Counters:
+        """The sum over the processes, each of which calls it."""
+        tokens, *others = astuple(self)
+        summed = [round(number) for number in processes.sum([*tokens, *others])]
+        return Counters(TokenCounts(*summed[: len(tokens)]), *summed[len(tokens) :])
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(

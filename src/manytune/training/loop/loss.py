@@ -9,6 +9,7 @@ from torch import nn
 
 from manytune.data.encoded import Encoded
 from manytune.training.batches import Builder
+from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 from manytune.training.speed.frozen_layers import LowerLayers, every_layer_runs
 
@@ -22,11 +23,13 @@ def mean_loss(
     batch_size: int,
     pad_id: int,
     lower: LowerLayers = every_layer_runs,
+    processes: Processes = ALONE,
 ) -> float:
     """The mean negative log likelihood per target token over a set of sequences, in nats.
 
     The sequences are batched by length, and those of a group together, since they often share a prefix. That
-    changes only the rounding of the sum; no random number is drawn.
+    changes only the rounding of the sum; no random number is drawn. Several processes share the batches, and add up in
+    one process's order.
 
     Args:
         model: A causal language model; it is put into evaluation mode and left in the mode it had.
@@ -35,6 +38,7 @@ def mean_loss(
         batch_size: Sequences in one forward pass.
         pad_id: Any valid token id.
         lower: Whether the lower layers run.
+        processes: Those that share the work, with the same weights; each gets the result.
     """
     device = next(model.parameters()).device
     longest: dict[str | None, int] = {}
@@ -49,13 +53,15 @@ def mean_loss(
     by_length = sorted(sequences, key=place)
     was_training = model.training
     model.eval()
-    total, targets = 0.0, 0.0
+    starts = range(0, len(by_length), batch_size)
+    sums, targets = [0.0] * len(starts), [0.0] * len(starts)
     try:
-        for start in range(0, len(by_length), batch_size):
+        for index in range(processes.rank, len(starts), processes.count):
+            start = starts[index]
             batch = build(by_length[start : start + batch_size], pad_id=pad_id).to(device)
             with lower(batch):
-                total += loss_sum(model, batch).item()
-            targets += batch.targets
+                sums[index] = loss_sum(model, batch).item()
+            targets[index] = batch.targets
     finally:
         model.train(was_training)
-    return total / targets
+    return sum(processes.sum(sums)) / sum(processes.sum(targets))

@@ -24,14 +24,14 @@ class TrainingResult:
         seconds: Time in all: compiling, steps, validation and checkpoints; interruptions not counted.
         compile_seconds: What `training.compile` took before the first step; None without it.
         peak_memory: The most memory in use at once, in bytes: of the GPU if one was used, else of the
-            process since it started.
+            process since it started. Of several processes, that of the one with most.
         trainable_parameters: Numbers that were trained.
         all_parameters: Numbers of the model with what was attached to it.
         experts: How much of a mixture's experts was adapted; None for a model without any.
         required_flops: Floating-point operations that the steps can't do without; None if the model's can't be
             counted.
-        matmul_flops_per_second: The machine's FLOP/s in matrix products of the model's shapes; None if it wasn't
-            measured.
+        matmul_flops_per_second: The machine's FLOP/s in matrix products of the model's shapes, times the number of
+            processes; None if it wasn't measured.
         layout: How the batches were laid out, and why not as asked if so.
         kernels: What the C++ kernels computed, or why there are none; None where they have no part: on a GPU, in
             bfloat16.

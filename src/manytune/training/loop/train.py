@@ -20,6 +20,10 @@ from manytune.model.accounting import count_experts, count_parameters
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import builder
 from manytune.training.batches.batch import base_model
+from manytune.training.distributed.division import passes_of
+from manytune.training.distributed.generators import own_stream
+from manytune.training.distributed.gradients import note_on_statistics
+from manytune.training.distributed.processes import Processes, joined
 from manytune.training.loop.arguments import training_arguments
 from manytune.training.loop.background import BackgroundBuilder
 from manytune.training.loop.best_step import BestStep
@@ -55,8 +59,12 @@ def train_model(
     tensorboard_directory: Path | None = None,
     measure_flops: bool | None = None,
     scores: ValidationScores | None = None,
+    processes: Processes | None = None,
 ) -> TrainingResult:
     """Train the parameters that require a gradient, in place.
+
+    On several processes each calls it with the same arguments, trains its part of each step and ends with the same
+    weights; the first one writes what is written.
 
     Args:
         model: A causal language model, an encoder-decoder or a classifier with a method attached, on any device; it
@@ -73,6 +81,7 @@ def train_model(
         measure_flops: Whether to measure the machine's matrix products for a second afterwards; None does it if the
             steps took so long that a second doesn't matter.
         scores: How answers to validation prompts are scored, for `settings.validation`.
+        processes: Those that train together; None for what the launcher set, which is one process without a launcher.
 
     Raises:
         DivergedError: The loss or the gradient is NaN or Inf.
@@ -92,6 +101,7 @@ def train_model(
             tensorboard_directory=tensorboard_directory,
             measure_flops=measure_flops,
             scores=scores,
+            processes=joined(settings.device) if processes is None else processes,
         )
 
 
@@ -106,6 +116,7 @@ def _train(
     tensorboard_directory: Path | None,
     measure_flops: bool | None,
     scores: ValidationScores | None,
+    processes: Processes,
 ) -> TrainingResult:
     check_validation(settings, validates=bool(rows.validation), scores=scores)
     check_optimizer(settings)
@@ -113,11 +124,13 @@ def _train(
     trainable = _trainable(model)
     builder(settings.batching)  # a name that is wrong is an error on any model
     layout = choose_layout(model, settings.batching)
-    if layout.note is not None and notify is not None:
-        notify(layout.note)
+    for note in (layout.note, note_on_statistics(model, processes)):
+        if note is not None and notify is not None:
+            notify(note)
     plan = plan_training(settings, rows, layout=layout)
     callbacks = method_callbacks(model, steps=plan.steps)
-    callbacks += reporting_callbacks(settings, tensorboard_directory)
+    if processes.is_first:
+        callbacks += reporting_callbacks(settings, tensorboard_directory)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     history = _History(report)
     if torch.cuda.is_available():
@@ -144,6 +157,7 @@ def _train(
             use_cache=bool(getattr(config, "use_cache", False)),
             scratch=scratch,
             run_name=None if tensorboard_directory is None else tensorboard_directory.parent.name,
+            processes=processes,
         )
         setup = LoopSetup(
             rows=rows,
@@ -157,6 +171,7 @@ def _train(
             scores=scores,
             attention=attention,
             report=history,
+            processes=processes,
         )
         trainer = AdapterTrainer(model, arguments, setup, callbacks)
         trainer.remove_callback(PrinterCallback)
@@ -165,11 +180,13 @@ def _train(
     model.eval()
     kept = best.finish(model, history.last_validation, step=steps, steps=plan.steps)
     _check_changed(trainable, before, settings)
-    memory = peak_memory()  # of the training, without what measuring takes
+    # Of the training, without what measuring takes.
+    memory = round(processes.largest(peak_memory()))
     counters, size = trainer.clock.counters, ModelSize.of(model, frozen.layers if frozen else ())
     if measure_flops is None:
         measure_flops = size is not None and trainer.clock.step_seconds >= _LONG_RUN
-    tokens_of_a_batch = counters.tokens.tokens_computed // (steps * settings.accumulation)
+    passes = passes_of(settings.accumulation, processes.count) * processes.count
+    tokens_of_a_batch = counters.tokens.tokens_computed // (steps * passes)
     return TrainingResult(
         steps=steps,
         kept=kept,
@@ -182,12 +199,13 @@ def _train(
         all_parameters=count_parameters(model)[1],
         experts=count_experts(model),
         required_flops=None if size is None else size.training_flops(counters),
-        matmul_flops_per_second=matmul_flops_per_second(
+        matmul_flops_per_second=processes.count
+        * matmul_flops_per_second(
             model,
             rows=tokens_of_a_batch,
             dtype=torch.bfloat16 if settings.dtype == "bfloat16" else None,
         )
-        if measure_flops
+        if measure_flops and processes.is_first
         else None,
         layout=layout,
         kernels=None if kernels is None else kernels.summary,
@@ -262,6 +280,7 @@ def _run(model: nn.Module, trainer: AdapterTrainer, setup: LoopSetup) -> tuple[f
         batch = setup.build(rows.sequences(first), pad_id=rows.pad_id).to(trainer.args.device)
         return loss_sum(model, batch) / batch.targets
 
+    own_stream(setup.processes, seed=settings.seed)
     with compiled_layers(model.train(), first_loss, enabled=settings.compile) as compile_seconds:
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from.path))
     return compile_seconds, trainer.state.global_step

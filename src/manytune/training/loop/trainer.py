@@ -1,21 +1,22 @@
 """transformers' Trainer with our batches, our loss, our samplers and checkpoints without pickle.
 
 The loop itself, the optimizer, the lr_scheduler, gradient clipping, mixed devices and the reporting
-integrations are transformers'. What is replaced are public methods, and the four private ones through which
-it writes and reads checkpoints; `tests/training/loop/test_trainer.py` fails when a release renames one of them.
+integrations are transformers'. What is replaced are public methods, and five private ones: those through which it
+writes and reads checkpoints, and the one that wraps the model; `tests/training/loop/test_trainer.py` fails when a
+release renames one of them.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from manytune.data.encoded import Encoded
@@ -23,32 +24,20 @@ from manytune.errors import DivergedError, RunError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import Builder
+from manytune.training.distributed.gradients import loss_module
+from manytune.training.distributed.processes import Processes
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
 from manytune.training.loop.best_step import BestStep
-from manytune.training.loop.counters import Counters
+from manytune.training.loop.clock import Clock
+from manytune.training.loop.loader import RowDataset, train_loader
 from manytune.training.loop.loss import mean_loss
 from manytune.training.loop.optimizer import parameter_groups, project_gradients
 from manytune.training.loop.rows import TrainingRows
-from manytune.training.loop.samplers import PlannedBatchSampler, row_sampler
 from manytune.training.loop.validation import ValidationScores, as_after_training, scores_are_due
 from manytune.training.recipe import TrainingRecipe
-from manytune.training.resume import Checkpoint, Checkpoints, Position, save_checkpoint
-from manytune.training.speed.chunked_cross_entropy import loss_sum
+from manytune.training.resume import Checkpoint, Checkpoints, save_checkpoint
 from manytune.training.speed.frozen_layers import LowerLayers
 from manytune.training.training_plan import TrainingPlan
-
-
-class RowDataset(Dataset[tuple[Encoded, ...]]):
-    """Rows of encoded sequences as a torch data set."""
-
-    def __init__(self, rows: Sequence[tuple[Encoded, ...]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Encoded, ...]:
-        return self.rows[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +56,7 @@ class LoopSetup:
         scores: How answers are scored; None measures none.
         attention: The attention function that the model has outside of training.
         report: Called after every step and every validation.
+        processes: Those that train together.
     """
 
     rows: TrainingRows
@@ -80,6 +70,7 @@ class LoopSetup:
     scores: ValidationScores | None
     attention: str
     report: Callable[[Report], None]
+    processes: Processes
 
     @property
     def resume_from(self) -> Checkpoint | None:
@@ -109,7 +100,7 @@ class AdapterTrainer(Trainer):
         self._module = model
         self._setup = setup
         self._window_rows: list[str] = []
-        self.clock = _Clock(setup.resume_from.position if setup.resume_from else None)
+        self.clock = Clock(setup.resume_from.position if setup.resume_from else None, setup.processes)
         super().__init__(
             model=model,
             args=args,
@@ -127,40 +118,26 @@ class AdapterTrainer(Trainer):
         return {"batch": self._setup.background([sequence for row in rows for sequence in row])}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Rows in the order that the seed decides; the last batch of an epoch may be smaller.
-
-        With a token budget the batches of all epochs come as one pass: epochs needn't have equally many.
-        """
-        setup, batch_size = self._setup, self.args.train_batch_size
-        order: dict[str, Any]
-        if setup.plan.batches is not None:
-            order = {"batch_sampler": PlannedBatchSampler(setup.plan.batches)}
-        else:
-            sampler = row_sampler(
-                setup.rows.rows,
-                batch_size=batch_size,
-                seed=self.args.seed,
-                group_prefixes=setup.settings.group_prefixes,
-                mixture=setup.rows.mixture,
-                by_length=setup.rows.by_length,
-            )
-            order = {"sampler": sampler, "batch_size": batch_size}
-        loader: DataLoader[Any] = DataLoader(
-            RowDataset(setup.rows.rows),
-            collate_fn=self._collate,
+        """This process's part of the rows."""
+        setup = self._setup
+        return train_loader(
+            setup.rows,
+            setup.plan,
+            setup.settings,
+            collate=self._collate,
+            device=self.args.device,
             pin_memory=self.args.dataloader_pin_memory,
-            **order,
+            processes=setup.processes,
         )
-        ready: DataLoader[Any] = self.accelerator.prepare(loader)
-        return ready
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """One accumulation window's batches, and the number of target tokens in them."""
+        """One accumulation window's batches for this process, and the number of target tokens in all processes'."""
         window, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window_rows = [row for inputs in window for row in inputs["batch"].rows]
-        return window, sum(inputs["batch"].targets for inputs in window)
+        own = sum(inputs["batch"].targets for inputs in window)
+        return window, self._setup.processes.sum([own])[0]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Transformers' optimizer of the recipe's name, over our groups of parameters.
@@ -185,6 +162,9 @@ class AdapterTrainer(Trainer):
     # Loss
     # ------------------------------------------------------------------------------------------------------
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        return loss_module(self._module, self._setup.processes)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -194,18 +174,22 @@ class AdapterTrainer(Trainer):
     ) -> Tensor:
         """The batch's share of the accumulation window's mean loss per target token.
 
+        Gradients are averaged over the processes, and so is the loss that is logged; so a share is multiplied by their
+        number.
+
         Raises:
             DivergedError: The loss is NaN or Inf; names the step and the rows.
         """
         assert not return_outputs, "evaluation doesn't go through here"
         pending: PendingBatch = inputs["batch"]
-        batch = pending.get()
-        with self._setup.lower(batch) as skipped:
-            loss: Tensor = loss_sum(model, batch) / num_items_in_batch
+        batch, processes = pending.get(), self._setup.processes
+        with nullcontext(False) if batch is None else self._setup.lower(batch) as skipped:
+            loss: Tensor = model(batch) / num_items_in_batch * processes.count
         if not math.isfinite(value := loss.item()):
             step = self.state.global_step + 1
             raise self._diverged(step, f"the loss is {value}", pending.rows)
-        self.clock.counters += Counters.of(batch, skipped=skipped)
+        if batch is not None:
+            self.clock.count(batch, skipped=skipped)
         return loss
 
     def measured(self, step: int) -> ValidationReport:
@@ -219,11 +203,12 @@ class AdapterTrainer(Trainer):
                 batch_size=setup.settings.batch_size,
                 pad_id=setup.rows.pad_id,
                 lower=setup.lower,
+                processes=setup.processes,
             )
         scores: Mapping[str, float] = {}
         if setup.scores is not None and scores_are_due(step, setup.settings, setup.plan):
             with as_after_training(self._module, setup.attention):
-                scores = setup.scores.measure(self._module)
+                scores = setup.scores.of(self._module, setup.processes)
         return ValidationReport(step, setup.plan.steps, loss, self.clock.seconds, dict(scores))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -266,8 +251,10 @@ class AdapterTrainer(Trainer):
 
     def _diverged(self, step: int, what: str, rows: Sequence[str]) -> DivergedError:
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        processes = self._setup.processes
+        where = f" in process {processes.rank} of {processes.count}" if processes.count > 1 else ""
         return DivergedError(
-            f"step {step}: {what}. Rows of this step: {shown}. A lower training.learning_rate, a longer "
+            f"step {step}: {what}. Rows of this step{where}: {shown}. A lower training.learning_rate, a longer "
             "training.warmup or float32 usually helps; check these rows too."
         )
 
@@ -288,6 +275,7 @@ class AdapterTrainer(Trainer):
             position=self.clock.position(self.state.global_step),
             identity=checkpoints.identity,
             best=self._setup.best,
+            processes=self._setup.processes,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -301,31 +289,7 @@ class AdapterTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if self._setup.resume_from is not None:
-            self._setup.resume_from.restore_random()
-
-
-class _Clock:
-    """Tokens and seconds since the run began, added up over interruptions."""
-
-    def __init__(self, position: Position | None) -> None:
-        self.counters = position.counters if position else Counters()
-        self.step_seconds = position.step_seconds if position else 0.0
-        self._earlier = position.seconds if position else 0.0
-        self._started = time.perf_counter()
-        self._step_started = self._started
-
-    @property
-    def seconds(self) -> float:
-        return self._earlier + time.perf_counter() - self._started
-
-    def begin_step(self) -> None:
-        self._step_started = time.perf_counter()
-
-    def end_step(self) -> None:
-        self.step_seconds += time.perf_counter() - self._step_started
-
-    def position(self, step: int) -> Position:
-        return Position(step, self.counters, self.step_seconds, self.seconds)
+            self._setup.resume_from.restore_random(self._setup.processes, seed=self.args.seed)
 
 
 class _Reporter(TrainerCallback):

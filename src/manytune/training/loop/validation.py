@@ -12,6 +12,7 @@ from manytune.errors import RunError
 from manytune.kernels.products import usual_products
 from manytune.layer_forwards import uncompiled
 from manytune.training.batches.batch import base_model
+from manytune.training.distributed.processes import Processes
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.training_plan import TrainingPlan
 
@@ -27,6 +28,14 @@ class ValidationScores:
 
     measure: Callable[[nn.Module], Mapping[str, float]]
     higher_is_better: Mapping[str, bool]
+
+    def of(self, model: nn.Module, processes: Processes) -> Mapping[str, float]:
+        """A model's scores, for every process; the first one measures them."""
+        if processes.count == 1:
+            return self.measure(model)
+        found = self.measure(model) if processes.is_first else {}
+        names = sorted(self.higher_is_better)
+        return dict(zip(names, processes.sum([found.get(name, 0.0) for name in names]), strict=True))
 
 
 def check_validation(settings: TrainingRecipe, *, validates: bool, scores: ValidationScores | None) -> None:

@@ -28,9 +28,7 @@ from manytune.sharded import fsdp_units
 from manytune.training.batches import AnyBatch, Batch, LabelledBatch, Seq2SeqBatch
 from manytune.training.batches.batch import base_model
 from manytune.training.batches.target_loss import nll_and_gradient, weighted_nll
-
-# Logits held at once, in elements: a chunk's products stay large, and its memory is used again by the next.
-CHUNK_LOGITS = 1 << 24
+from manytune.training.speed.chunk_size import CHUNK_LOGITS, rows_of_chunk
 
 _HEAD_IS_LAST: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -59,7 +57,7 @@ def loss_sum(model: nn.Module, batch: AnyBatch, *, chunk_logits: int = CHUNK_LOG
         return batch.loss_sum(model(**inputs).logits)
     vocabulary = base.config.get_text_config().vocab_size
     with _without_cap(base) as cap:
-        targets = _Targets(head, cap, max(1, chunk_logits // vocabulary), batch)
+        targets = _Targets(head, cap, rows_of_chunk(vocabulary, chunk_logits), batch)
         with replaced_forwards({head: targets.loss_sum}):
             loss: Tensor = model(**inputs).logits
     return loss

@@ -1,23 +1,10 @@
-"""Required FLOPs: the floating-point operations that a training step can't do without. Nothing is measured here.
-
-With W weights in the layers' matrices, H in the head, A the width of attention summed over the layers, T tokens
-computed (pad tokens not counted), R tokens that predict a target and P pairs of a token and one that it sees:
-
-    forward     2 W T + 2 H R + 4 A P       matrices; head; scores and weighted values
-    backward    as much for gradients of inputs, twice for attention's, and
-                2 W' T + 2 H' R             for the weights W' and H' that are trained
-
-An adapter's matrices count among W and W'. W and A of layers below everything that is trained have no part in the
-backward pass; with `training.cache_frozen`, in the forward pass only for tokens that didn't skip them. Not counted
-are norms, activations, the optimizer, and what is computed twice with gradient checkpointing.
-"""
+"""The sizes of a model that its required FLOPs depend on; `flops_formula.py` has the formula."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -26,31 +13,12 @@ from transformers.pytorch_utils import Conv1D
 from manytune.methods.tuners.base_layers import linear_sizes
 from manytune.model.classifier import is_classifier
 from manytune.training.batches.batch import base_model
-from manytune.training.loop.counters import Counters
 from manytune.training.speed.compilation import repeated_layers
+from manytune.training.speed.flops_formula import FlopSizes
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """What the required FLOPs of a model depend on.
-
-    Attributes:
-        layer_weights: W.
-        head_weights: H.
-        attention_width: A: heads times the size of a head, summed over the layers.
-        trained_layer_weights: W'.
-        trained_head_weights: H'.
-        lower_weights: The part of W in the layers below everything that is trained, which tokens may skip.
-        lower_attention_width: The part of A in these.
-    """
-
-    layer_weights: int
-    head_weights: int
-    attention_width: int
-    trained_layer_weights: int
-    trained_head_weights: int
-    lower_weights: int = 0
-    lower_attention_width: int = 0
+class ModelSize(FlopSizes):
+    """The sizes of a model that is there, with its method attached."""
 
     @staticmethod
     def of(model: nn.Module, lower: Sequence[nn.Module] = ()) -> ModelSize | None:
@@ -92,27 +60,6 @@ class ModelSize:
             heads * head_size * len(lower),
         )
 
-    def forward_flops(self, counters: Counters) -> int:
-        """Required FLOPs of the forward pass."""
-        layers = 2 * self.layer_weights * _tokens(counters)
-        skipped = (
-            2 * self.lower_weights * counters.skipped_tokens
-            + 4 * self.lower_attention_width * counters.skipped_pairs
-        )
-        head = 2 * self.head_weights * counters.logit_rows
-        return layers - skipped + head + 4 * self.attention_width * counters.pairs
-
-    def backward_flops(self, counters: Counters) -> int:
-        """Required FLOPs of the backward pass."""
-        weights = self.layer_weights - self.lower_weights + self.trained_layer_weights
-        head = 2 * (self.head_weights + self.trained_head_weights) * counters.logit_rows
-        width = self.attention_width - self.lower_attention_width
-        return 2 * weights * _tokens(counters) + head + 8 * width * counters.pairs
-
-    def training_flops(self, counters: Counters) -> int:
-        """Required FLOPs of both."""
-        return self.forward_flops(counters) + self.backward_flops(counters)
-
 
 def matrices(model: nn.Module) -> Iterator[nn.Linear | Conv1D]:
     """Every module that multiplies its input with a matrix, an adapter's included."""
@@ -128,7 +75,3 @@ def _below_all_trained(model: nn.Module, head: set[nn.Module]) -> Sequence[nn.Mo
     return list(
         itertools.takewhile(lambda layer: not any(p.requires_grad for p in layer.parameters()), layers)
     )
-
-
-def _tokens(counters: Counters) -> int:
-    return counters.tokens.tokens_computed - counters.tokens.pad_tokens

@@ -1,0 +1,123 @@
+"""manytune's side of a vLLM: keys, names, limits and metrics before it, the same as before manytune's own engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from manytune import __version__
+from manytune.errors import ManytuneError
+from manytune.handover.front import Front, FrontSettings
+from manytune.handover.routes import router
+from manytune.handover.versions import Versions
+from manytune.handover.vllm_client import VllmClient
+from manytune.server.app import add_error_handlers
+from manytune.server.auth import Keys
+from manytune.server.http_errors import HttpError
+from manytune.server.key_file import KeySource, follow_keys
+from manytune.server.metrics import Metrics
+from manytune.server.middleware import RequestMiddleware
+from manytune.server.places import Places
+
+_log = logging.getLogger(__name__)
+
+
+class VersionsState(Collector):
+    """What vLLM has of the store's adapters.
+
+    Args:
+        versions: Names to versions.
+    """
+
+    def __init__(self, versions: Versions) -> None:
+        self._versions = versions
+
+    def collect(self) -> Iterator[Metric]:
+        """What it is now."""
+        yield GaugeMetricFamily(
+            "manytune_adapters_resident", "Versions of adapters that vLLM has.", len(self._versions.loaded)
+        )
+        yield CounterMetricFamily(
+            "manytune_adapter_loads", "Loads of adapters into vLLM.", self._versions.loads
+        )
+
+
+def create_front(
+    settings: FrontSettings,
+    versions: Versions,
+    client: VllmClient,
+    keys: Keys | KeySource | None = None,
+    *,
+    failure: Callable[[], str | None] = lambda: None,
+) -> FastAPI:
+    """The application before a running vLLM.
+
+    Args:
+        settings: Limits and behaviour.
+        versions: The store's adapters in vLLM.
+        client: Reaches vLLM.
+        keys: The API keys, or where they come from, which is followed. Without keys only requests to this machine's own
+            host names are answered.
+        failure: How vLLM ended; None while it runs.
+    """
+    source = keys if isinstance(keys, KeySource) else None
+    found = Keys(source.read()) if source else keys
+    keys = found if isinstance(found, Keys) else Keys()
+    metrics = Metrics(VersionsState(versions))
+    app = FastAPI(
+        title="manytune",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.key_source, app.state.keys = source, keys
+    app.state.front = Front(
+        settings=settings,
+        versions=versions,
+        client=client,
+        metrics=metrics,
+        places=Places(settings.of_tenant),
+        failure=failure,
+        has_keys=bool(keys),
+    )
+    app.include_router(router)
+    add_error_handlers(app)
+    app.add_middleware(RequestMiddleware, keys=keys, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Follow the store while the application runs."""
+    front: Front = app.state.front
+    try:
+        await front.versions.check_base()
+        await front.versions.check()
+    except HttpError as error:  # its end is reported by its process
+        _log.warning("vLLM doesn't answer: %s", error.message)
+    watching = [asyncio.create_task(_watch(front))]
+    if app.state.key_source is not None:
+        keys, source = app.state.keys, app.state.key_source
+        watching.append(asyncio.create_task(follow_keys(keys, source, front.settings.watch_seconds)))
+    yield
+    for task in watching:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _watch(front: Front) -> None:
+    while True:
+        await asyncio.sleep(front.settings.watch_seconds)
+        try:
+            await front.versions.check()
+        except (ManytuneError, OSError, HttpError) as error:
+            _log.warning("the store can't be checked for new versions: %s", error)

@@ -1,0 +1,44 @@
+"""How several processes fail: one of them says why, and the others end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from manytune.atomic import write_error
+from manytune.errors import ManytuneError
+from manytune.training.distributed.processes import Processes
+
+# When a process dies, the others' exchanges fail, too. The launcher ends them in less than this.
+_GRACE = 5.0
+
+
+@contextmanager
+def said_once(processes: Processes) -> Iterator[None]:
+    """Let an error of the block through in the process that fails first, and end the others in silence.
+
+    An error that isn't of manytune may be that another process is gone; the launcher, who sees that, has a few seconds
+    to end this one before it says so.
+
+    Args:
+        processes: Those that train together.
+
+    Raises:
+        SystemExit: Another one has failed before.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if processes.is_first and not processes.by_manytune:
+            raise
+        raise SystemExit(130) from None
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        is_own = isinstance(error, ManytuneError) or write_error(error) is not None
+        if not is_own:
+            time.sleep(_GRACE)
+        if processes.fails_first():
+            raise
+        raise SystemExit(1) from None

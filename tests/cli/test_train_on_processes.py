@@ -1,0 +1,86 @@
+"""`manytune train` on two processes as people start it; each of these starts several Python processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tests.training.tiny_run import recipe_content
+
+from manytune.training.recipe import load_recipe
+from manytune.training.run import run
+
+WAYS = {
+    "--processes": ["-P", "-m", "manytune", "train", "--processes", "2"],
+    "torchrun": ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "manytune", "train"],
+    "accelerate launch": [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("-m", "manytune", "train"),
+    ],
+}
+
+
+def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **environment},
+    )
+
+
+def write_recipe(directory: Path) -> Path:
+    content = recipe_content(directory, learning_rate=1e-3)
+    content["method"]["lora_dropout"] = 0.0  # type: ignore[index]
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(content))
+    return directory / "recipe.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_to_start_two_processes_trains_what_one_does(way: str, tmp_path: Path) -> None:
+    expected = run(load_recipe(write_recipe(tmp_path / "alone")))
+    ran = started(*WAYS[way], str(write_recipe(tmp_path / "both")), "--json")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)  # one process prints
+    directory = tmp_path / "both" / "run"
+    assert sorted(entry.name for entry in directory.iterdir()) == [
+        "adapter",
+        "environment.json",
+        "log.jsonl",
+        "recipe.yaml",
+        "scores.json",
+    ]
+    assert json.loads((directory / "environment.json").read_text())["processes"] == 2
+    steps = [
+        entry
+        for entry in map(json.loads, (directory / "log.jsonl").read_text().splitlines())
+        if "loss" in entry
+    ]
+    assert (found["steps"], steps[-1]["epoch"]) == (12, 2.0)
+    assert found["validation_loss"] == pytest.approx(expected.training.validation_loss, abs=1e-6)
+    assert [step["loss"] for step in steps] == pytest.approx(
+        [report.loss for report in expected.training.step_reports], abs=1e-6
+    )
+    weights = load_file(expected.adapter / "adapter_model.safetensors")
+    for name, value in load_file(directory / "adapter" / "adapter_model.safetensors").items():
+        torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=0)
+    assert len(re.findall("18 rows to train on", ran.stderr)) == 1
+    assert "Warning" not in ran.stderr
+
+
+@pytest.mark.parametrize("module", ["manytune", "manytune.cli.main"])
+def test_the_command_is_a_module_too(module: str) -> None:
+    ran = started("-m", module, "train", "--help")
+    assert ran.returncode == 0 and "--processes" in ran.stdout
+    ran = started("-m", module, "train", "absent.yaml", OMPI_COMM_WORLD_SIZE="2")
+    assert ran.returncode == 1 and "error: mpirun started 2 processes" in ran.stderr

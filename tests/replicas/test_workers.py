@@ -1,0 +1,170 @@
+"""A server of two worker processes behind its front; killing one of them comes last."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.replicas.conftest import NAMES
+from tests.server.live import events_of, until
+from tests.server.world import alone, new_version, plain_ids
+
+from manytune.replicas.hashing import Ring
+
+pytestmark = pytest.mark.slow
+
+
+def metric(client, name, **labels):
+    """The sum of a metric's samples with these labels."""
+    total = 0.0
+    for line in client.call("GET", "/metrics")[1].decode().splitlines():
+        head, _, value = line.rpartition(" ")
+        if head.partition("{")[0] == name and all(f'{key}="{one}"' in head for key, one in labels.items()):
+            total += float(value)
+    return total
+
+
+def completion(model, **fields):
+    fields = {"max_tokens": 8, "temperature": 0, "ignore_eos": True, **fields}
+    return {"model": model, "prompt": "abc", **fields}
+
+
+def ask(served, model, **fields):
+    with served.client() as client:
+        return client.call("POST", "/v1/completions", completion(model, **fields))
+
+
+def stream(served, model, tokens=55, n=16):
+    """Of many answers, so that it isn't over at once."""
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    body = json.dumps(completion(model, stream=True, max_tokens=tokens, n=n))
+    headers = {"content-type": "application/json", "authorization": "Bearer root"}
+    connection.request("POST", "/v1/completions", body, headers)
+    return connection, connection.getresponse()
+
+
+def owner(served, name):
+    return next(Ring(["0", "1"]).order(f"adapter {served.store.resolve(name)}"))
+
+
+def expected(served, model, tokens=8):
+    ids = plain_ids(served.base, "abc")
+    name = None if model == "base" else model
+    return alone(served.base, served.store, name, ids, max_new_tokens=tokens, ignore_eos=True).text
+
+
+def test_an_adapter_is_in_the_memory_of_its_own_replica_alone(served):
+    with served.client() as client:
+        for name in NAMES:
+            for _ in range(2):
+                assert client.call("POST", "/v1/completions", completion(name))[0] == 200
+        found = {one["id"]: one["replicas"] for one in client.call("GET", "/v1/adapters")[1]["data"]}
+        assert metric(client, "manytune_routed_total", choice="overflow") == 0
+        assert metric(client, "manytune_adapter_loads_total") == len(NAMES)
+    assert all(len(replicas) == 1 for replicas in found.values())
+    assert {replica for (replica,) in found.values()} == {"0", "1"}
+
+
+def test_answers_are_those_of_a_single_server_whole_and_streamed(served):
+    with ThreadPoolExecutor(9) as pool:
+        answers = dict(
+            zip(("base", *NAMES), pool.map(lambda name: ask(served, name), ("base", *NAMES)), strict=True)
+        )
+    for name, (status, answer) in answers.items():
+        assert status == 200 and answer["choices"][0]["text"] == expected(served, name), name
+    connection, response = stream(served, "a", tokens=8, n=1)
+    text = "".join(event["choices"][0]["text"] for event in events_of(response))
+    connection.close()
+    assert text == expected(served, "a")
+
+
+def test_a_limit_of_a_key_is_one_for_all_workers(served):
+    def status(name):
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        headers = {"content-type": "application/json", "authorization": "Bearer few"}
+        connection.request(
+            "POST", "/v1/completions", json.dumps(completion(name, n=2, max_tokens=1)), headers
+        )
+        found = connection.getresponse().status
+        connection.close()
+        return found
+
+    assert [status(name) for name in NAMES[:4]] == [200, 200, 200, 429]
+
+
+def test_a_client_that_hangs_up_ends_its_answer_in_the_worker(served):
+    with served.client() as client:
+        before = metric(client, "manytune_requests_total", outcome="cancelled")
+        for name in NAMES[:4]:
+            connection, response = stream(served, name)
+            response.readline()
+            response.close()
+            connection.close()
+        until(lambda: metric(client, "manytune_running_requests") == 0)
+        assert metric(client, "manytune_requests_total", outcome="cancelled") > before
+
+
+def test_a_new_version_serves_from_the_next_request_on_and_no_request_fails_meanwhile(served):
+    stop, statuses = threading.Event(), []
+
+    def keep_asking():
+        while not stop.is_set():
+            statuses.append(ask(served, "h", max_tokens=2)[0])
+
+    asking = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for one in asking:
+        one.start()
+    for seed in (101, 102, 103):
+        new_version(served.store, served.directory, served.base, "h", seed)
+        status, answer = ask(served, "h")
+        assert status == 200 and answer["choices"][0]["text"] == expected(served, "h")
+        assert answer["system_fingerprint"] == f"adapter_{served.store.resolve('h')[:12]}"
+    stop.set()
+    for one in asking:
+        one.join()
+    assert set(statuses) == {200}
+
+
+def test_each_request_has_one_line_in_the_log(served):
+    with served.client() as client:
+        client.call("POST", "/v1/completions", completion("a", user="one-line"))
+        client.call("POST", "/v1/unknown", {})
+    until(lambda: [line for line in served.lines() if line.get("path") == "/v1/unknown"])
+    (line,) = [line for line in served.lines() if line.get("user") == "one-line"]
+    assert line["replica"] in "01" and line["completion_tokens"] == 8 and line["key"] == "root"
+
+
+def test_a_killed_worker_loses_its_streams_alone_which_end_with_an_error_and_comes_back(served):
+    with served.client() as client:
+        assert client.call("POST", "/v1/adapters/a/pin")[0] == 200
+        own = owner(served, "b")
+        theirs = [name for name in NAMES if owner(served, name) == own]
+        (other,) = {"0", "1"} - {own}
+        connection, response = stream(served, "b")
+        first = response.readline()
+        assert first.startswith(b"data: ")
+        pid = served.pids()[own]
+        os.kill(pid, signal.SIGSTOP)  # so that the requests below are running, whatever the machine does
+        with ThreadPoolExecutor(len(theirs)) as pool:
+            waiting = {name: pool.submit(ask, served, name) for name in theirs}
+            assert ask(served, next(name for name in NAMES if owner(served, name) == other))[0] == 200
+            os.kill(pid, signal.SIGKILL)
+            answers = {name: one.result() for name, one in waiting.items()}
+        for name, (status, answer) in answers.items():
+            assert status == 200 and answer["choices"][0]["text"] == expected(served, name), name
+        rest = response.read().decode()
+        connection.close()
+        error = json.loads(rest.rstrip().rpartition("data: ")[2])["error"]
+        assert error["code"] == "unavailable" and "[DONE]" not in rest
+        until(lambda: client.call("GET", "/healthz")[1] == b"ok: 2 of 2 replicas\n", seconds=120)
+        assert metric(client, "manytune_replica_restarts_total", replica=own) == 1
+        pinned = next(one for one in client.call("GET", "/v1/adapters")[1]["data"] if one["id"] == "a")
+        assert pinned["pinned"] and own in pinned["replicas"]
+        assert served.pids()[own] != pid
+    died = next(line for line in served.lines() if line["message"].startswith("a worker has ended"))
+    assert died["how"] == "was ended by SIGKILL" and died["replica"] == own and died["level"] == "error"

@@ -1,0 +1,150 @@
+"""Two processes that train together, over gloo, come to what one does; and a run goes on with any number of them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.training.distributed.together import together
+from tests.training.distributed.trainings import METHODS, Trained, trained, trained_alone
+
+from manytune.errors import RunError
+from manytune.training.distributed.failures import said_once
+from manytune.training.distributed.processes import ALONE, Processes
+from manytune.training.loop.validation import ValidationScores
+
+# float32 rounds sums by where they are cut; each step's loss is about 3, and its last bit 2.4e-7.
+LOSS, WEIGHT = 1e-6, 1e-5
+SHORT: dict[str, Any] = {"max_steps": 5, "warmup": 0.0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "whole batches dealt": {"accumulation": 2},
+    "batches divided by rows": {"accumulation": 3},
+    "a step with less than its accumulation": {"batch_size": 3, "accumulation": 2},
+    "fewer rows than processes": {"batch_size": 1},
+    "a budget of tokens": {"token_budget": 60},
+    "prefixes in one batch": {"group_prefixes": True, "batch_size": 6},
+    "padded": {"batching": "padded"},
+    "the best step": {"keep": "best", "eval_every": 1},
+    "recomputed activations": {"gradient_checkpointing": True},
+    "half an epoch": {"max_steps": None, "epochs": 0.5},
+}
+DROPOUT: dict[str, Any] = {"options": {"lora_dropout": 0.5}, "max_steps": 6}
+CONTINUED: dict[str, Any] = {"max_steps": 8}
+
+
+def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
+    return {"w": float(next(p for p in model.parameters() if p.requires_grad).detach().abs().sum())}
+
+
+def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
+    """Everything for which two processes are started."""
+    found: dict[str, Any] = {name: trained(processes, name) for name in METHODS}
+    found |= {name: trained(processes, **{**SHORT, **changes}) for name, changes in VARIANTS.items()}
+    found["float64"] = trained(processes, dtype=torch.float64, **SHORT)
+    scores = ValidationScores(first_weight, {"w": True})
+    found["scores"] = trained(
+        processes, scores=scores, validation={"scores": ("w",), "every": 2}, max_steps=4, eval_every=2
+    )
+    found["dropout"] = trained(processes, **DROPOUT)
+    for stop_after in (3, None):
+        found["dropout, resumed"] = trained(
+            processes, checkpoints=directory / "dropout", stop_after=stop_after, **DROPOUT
+        )
+    trained(processes, checkpoints=directory / "continued", stop_after=4, **CONTINUED)
+    found["masks"] = [state.sum().item() for state in processes.gather(torch.rand(4))]
+    try:
+        with said_once(processes):
+            raise RunError("the same in both")
+    except (RunError, SystemExit) as error:
+        found["error"] = type(error).__name__
+    return found
+
+
+def on_three(processes: Processes, directory: Path) -> None:
+    trained(processes, checkpoints=directory, stop_after=6, **CONTINUED)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the first steps of a run on one process."""
+    found = tmp_path_factory.mktemp("runs")
+    trained(ALONE, checkpoints=found / "continued", stop_after=2, **CONTINUED)
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(directory: Path) -> list[dict[str, Any]]:
+    return together(2, on_two, directory)
+
+
+def assert_same(found: Trained, expected: Trained, *, loss: float = LOSS, weight: float = WEIGHT) -> None:
+    assert found.rates == expected.rates
+    assert found.tokens == expected.tokens
+    assert found.losses == pytest.approx(expected.losses, abs=loss, rel=0)
+    assert found.validations == pytest.approx(expected.validations, abs=loss, rel=0)
+    assert found.weights.keys() == expected.weights.keys()
+    for name, value in found.weights.items():
+        np.testing.assert_allclose(value, expected.weights[name], atol=weight, rtol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_what_one_does(name: str, both: list[dict[str, Any]]) -> None:
+    expected = trained_alone(name)
+    assert len(expected.losses) == 20
+    assert_same(both[0][name], expected)
+    assert both[0][name].epochs == pytest.approx(expected.epochs)
+    assert both[0][name].epochs[-1] == 4.0
+    for weight, value in both[1][name].weights.items():  # both end with the same bits
+        assert np.array_equal(value, both[0][name].weights[weight])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_take_the_steps_of_one_however_batches_are_made(
+    name: str, both: list[dict[str, Any]]
+) -> None:
+    assert_same(both[0][name], trained_alone(**{**SHORT, **VARIANTS[name]}))
+
+
+def test_in_float64_two_processes_differ_from_one_by_its_rounding(both: list[dict[str, Any]]) -> None:
+    assert_same(both[0]["float64"], trained_alone(dtype=torch.float64, **SHORT), weight=1e-12)
+
+
+def test_scores_are_measured_by_the_first_process_and_known_to_all(both: list[dict[str, Any]]) -> None:
+    first, second = (found["scores"].scores for found in both)
+    assert first == second and len(first) == 3 and all(score["w"] > 0 for score in first)
+
+
+def test_dropout_draws_other_masks_in_each_process(both: list[dict[str, Any]]) -> None:
+    assert both[0]["masks"][0] != both[0]["masks"][1]
+
+
+def test_a_run_with_dropout_resumed_on_as_many_processes_ends_with_the_same_bits(
+    both: list[dict[str, Any]],
+) -> None:
+    whole, resumed = both[0]["dropout"], both[0]["dropout, resumed"]
+    assert len(resumed.losses) == 4  # it stopped in its third step, and went on after the second
+    for name, value in whole.weights.items():
+        assert np.array_equal(value, resumed.weights[name])
+
+
+def test_a_checkpoint_is_continued_on_two_processes_on_three_and_on_one(
+    directory: Path, both: list[dict[str, Any]]
+) -> None:
+    expected = trained_alone(**CONTINUED)
+    shutil.copytree(directory / "continued", directory / "on-three")
+    together(3, on_three, directory / "on-three")
+    for name, steps in (("continued", 5), ("on-three", 3)):
+        found = trained_alone(checkpoints=directory / name, **CONTINUED)
+        assert found.losses == pytest.approx(expected.losses[-steps:], abs=LOSS, rel=0)
+        assert found.tokens == expected.tokens
+        for weight, value in found.weights.items():
+            np.testing.assert_allclose(value, expected.weights[weight], atol=WEIGHT, rtol=0)
+
+
+def test_an_error_of_all_processes_is_raised_in_one_of_them(both: list[dict[str, Any]]) -> None:
+    assert sorted(found["error"] for found in both) == ["RunError", "SystemExit"]
