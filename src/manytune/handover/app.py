@@ -20,7 +20,7 @@ from manytune.handover.vllm_client import VllmClient
 from manytune.server.app import add_error_handlers
 from manytune.server.auth import Keys
 from manytune.server.http_errors import HttpError
-from manytune.server.key_file import KeySource, follow_keys
+from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.metrics import Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.places import Places
@@ -66,9 +66,7 @@ def create_front(
             host names are answered.
         failure: How vLLM ended; None while it runs.
     """
-    source = keys if isinstance(keys, KeySource) else None
-    found = Keys(source.read()) if source else keys
-    keys = found if isinstance(found, Keys) else Keys()
+    served_keys, source = keys_of(keys)
     metrics = Metrics(VersionsState(versions))
     app = FastAPI(
         title="manytune",
@@ -78,7 +76,7 @@ def create_front(
         lifespan=_lifespan,
         redirect_slashes=False,
     )
-    app.state.key_source, app.state.keys = source, keys
+    app.state.key_source, app.state.keys = source, served_keys
     app.state.front = Front(
         settings=settings,
         versions=versions,
@@ -86,11 +84,13 @@ def create_front(
         metrics=metrics,
         places=Places(settings.of_tenant),
         failure=failure,
-        has_keys=bool(keys),
+        has_keys=bool(served_keys),
     )
     app.include_router(router)
     add_error_handlers(app)
-    app.add_middleware(RequestMiddleware, keys=keys, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestMiddleware, keys=served_keys, metrics=metrics, max_body_bytes=settings.max_body_bytes
+    )
     return app
 
 

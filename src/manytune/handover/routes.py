@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -119,14 +118,8 @@ class _Stream(StreamingResponse):
 async def list_models(http: Request) -> Response:
     """All models that the key may use, the base first, without adapters that vLLM can't serve."""
     front, principal = _front(http), http.state.principal
-    catalogue = front.versions.catalogue
-    base = [catalogue.base] if principal.may_use(front.settings.base_name) else []
-    models = (
-        one.model
-        for one in catalogue.listed
-        if catalogue.unservable(one) is None and principal.may_use(one.name)
-    )
-    return await list_response(chain(base, models), object="list")
+    models = front.versions.catalogue.models(principal.may_use)
+    return await list_response(models, object="list")
 
 
 @router.get("/v1/models/{name:path}")
