@@ -3,6 +3,7 @@
 # make check   lint, static checks and types only
 # make test-deep   the tests with ten times as many random cases
 # make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
+# make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
 # make ray-serve   two replicas on a Ray cluster of this machine, one of them killed; installs Ray Serve
 # make bench   the benchmarks, one after the other (E2E=devset.csv for those on E2E)
 # make docs    the documentation as a site, in site/
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: ray-serve attacks demo test test-deep check bench docs clean browser
+.PHONY: ray-serve attacks faults demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
@@ -35,6 +36,9 @@ check: $(VENV)/installed-dev
 
 attacks: $(VENV)/installed-dev
 	$(BIN)/python -m tests.attacks.report
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.report
 
 ray-serve: $(VENV)/installed-dev
 	$(PIP) install -c constraints.txt -e '.[ray-serve]'

@@ -147,7 +147,7 @@ def _without(package: str) -> str | None:
 
 def prepare(base: Base, folder: Path, gguf: bool) -> list[Path]:
     """The same 32 adapters as directories, as a store and, if they are wanted, as files of llama.cpp's."""
-    paths = write_adapters(base, folder / "adapters", TARGETS["q,v"])
+    paths = write_adapters(base.model, folder / "adapters", TARGETS["q,v"])
     store = AdapterStore(folder / "store")
     for path in paths:
         store.add(path, name=path.name, base=base)

@@ -140,7 +140,7 @@ def atomic_directory(
         require_absent(path)
     temporary = _sibling(path, _WRITING)
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary.mkdir()
         try:
             yield temporary
@@ -197,11 +197,25 @@ def clean_leftovers(directory: Path, *, older_than: float = 0.0) -> list[Path]:
     return found
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a path's name is that of something that isn't written yet, or whose writer was killed."""
+    return path.name.startswith(".") and any(kind in path.name for kind in (_WRITING, _REPLACED))
+
+
 def moved_aside(path: Path) -> Path | None:
     """The complete directory that an interrupted replacement of `path` left; None if there is none."""
     if path.exists() or not path.parent.is_dir():
         return None
     return next(path.parent.glob(f".{glob.escape(path.name)}{_REPLACED}*"), None)
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory that may be there, and what is missing above it, so that each is on the disk."""
+    with explained(directory):
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            flush_directory(path.parent)
 
 
 def flush_tree(directory: Path) -> None:

@@ -25,7 +25,7 @@
         ├── TargetExistsError            what is to be written exists already
         ├── WriteError                   the disk is full, read-only, or not the user's
         ├── LockedError                  another process is using a directory
-        ├── StoreUnreachableError        shared storage can't be reached now
+        ├── UnreachableError             a store can't be reached now: its directory, disk, network or storage
         └── CacheFullError               an adapter exceeds the memory that is free now
 
     PeftWarning, DataWarning             warnings of the same origin
@@ -158,8 +158,8 @@ class LockedError(StoreError):
     """Another process is writing in a directory; it may be free later."""
 
 
-class StoreUnreachableError(StoreError):
-    """A store on shared storage can't be reached: the network, or the storage itself, may be down for a while."""
+class UnreachableError(StoreError):
+    """A store can't be reached now: its directory has gone, or its disk, its network or the shared storage fails."""
 
 
 class CacheFullError(StoreError):

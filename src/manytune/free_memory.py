@@ -24,6 +24,9 @@ _NO_LIMIT = 1 << 60
 
 #: What libraries say that have no class of error for it.
 _WORDS = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", "bad_alloc")
+#: What oneDNN says then, and at other times; it is about memory if little is left.
+_UNCLEAR = "could not create a primitive"
+_LITTLE = 256 << 20
 
 
 def free_memory() -> int | None:
@@ -57,11 +60,12 @@ def require_memory(needed: int, what: str, *, spare: int = SPARE) -> None:
 
 
 @contextmanager
-def naming_short_memory(what: str) -> Iterator[None]:
+def naming_short_memory(what: str, *, instead: str = "") -> Iterator[None]:
     """Within this context, memory that isn't given raises an error that says for what; see `is_short_memory`.
 
     Args:
         what: What it is for, as the beginning of a sentence.
+        instead: What else helps, as a sentence.
 
     Raises:
         ShortMemoryError: There isn't enough memory.
@@ -75,7 +79,7 @@ def naming_short_memory(what: str) -> Iterator[None]:
             raise
         raise ShortMemoryError(
             f"{what} needs more memory than there is. Try again when other work has ended, or give the process more "
-            "memory."
+            f"memory.{instead and ' '}{instead}"
         ) from error
 
 
@@ -85,7 +89,10 @@ def is_short_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    if not isinstance(error, RuntimeError):
+        return False
+    free = free_memory() if _UNCLEAR in str(error) else None
+    return any(words in str(error) for words in _WORDS) or (free is not None and free < _LITTLE)
 
 
 def _available() -> int | None:

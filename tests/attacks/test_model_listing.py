@@ -165,10 +165,10 @@ def test_what_a_manifest_says_hides_no_other_adapter(base, own_store, changes: d
 def test_an_adapter_whose_reading_fails_unforeseen_hides_no_other(
     base, own_store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Manifest.read
+    read, two = Manifest.read, own_store.path("two") / "manifest.json"
 
     def fail_for_two(path: Path) -> Manifest:
-        if path == own_store.path("two") / "manifest.json":
+        if path == two:
             raise TypeError("nobody thought of this")
         return read(path)
 

@@ -1,6 +1,8 @@
-"""Runs that `manytune train`'s code made, once for all tests of commands that ask them."""
+"""Runs that `manytune train`'s code made, once for all tests of commands that ask them; logs as they were before."""
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,14 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(copy)
     monkeypatch.setenv("COLUMNS", "60")
     return copy
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What the command sets up writes to the runner's stderr, which is closed when it ends."""
+    loggers = [logging.getLogger(name) for name in ("manytune", "uvicorn", "uvicorn.access")]
+    before = [(one, one.handlers[:], one.level, one.propagate, one.disabled) for one in loggers]
+    yield
+    for one, handlers, level, propagate, disabled in before:
+        one.handlers[:], one.propagate, one.disabled = handlers, propagate, disabled
+        one.setLevel(level)

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import logging
 import multiprocessing
 import os
 import re
@@ -34,17 +33,6 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     base = save_base(folder / "tiny")
     return folder / "tiny", base, fill_store(folder, base)
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before():
-    """What the command sets up writes to the runner's stderr, which is closed when it ends."""
-    loggers = [logging.getLogger(name) for name in ("manytune", "uvicorn", "uvicorn.access")]
-    before = [(one, one.handlers[:], one.level, one.propagate, one.disabled) for one in loggers]
-    yield
-    for one, handlers, level, propagate, disabled in before:
-        one.handlers[:], one.propagate, one.disabled = handlers, propagate, disabled
-        one.setLevel(level)
 
 
 def run(*arguments, **options):

@@ -145,3 +145,12 @@ def test_clearing_gives_what_was_there(tmp_path: Path, make_tokenizer: Any) -> N
     encoding.encode()
     assert len(encoding.cache.clear()) == 2
     assert encoding.cache.entries() == []
+
+
+def test_a_cache_that_cannot_be_written_is_reported_and_the_rows_are_encoded(
+    tmp_path: Path, make_tokenizer: Any
+) -> None:
+    encoding = Encoding(tmp_path, make_tokenizer())
+    (tmp_path / "cache").write_text("a file is in the way")
+    assert encoding.encode() == encode_splits(encoding.splits, encoding.data, encoding.tokenizer)
+    assert any("aren't kept for the next run" in line for line in encoding.lines)

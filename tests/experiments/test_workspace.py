@@ -67,3 +67,15 @@ def test_an_experiment_keeps_the_date_that_its_chat_template_writes(tmp_path, mo
         assert opened.variants.trial("LoRA", rate=0.03, seed=0, steps=1).any_recipe.data.date == "2026-03-05"
         asked.append([question.prompt_ids for question in opened.questions])
     assert asked[0] == asked[1]
+
+
+def test_an_experiment_that_was_killed_while_it_began_begins_again(tmp_path):
+    found = content(tmp_path)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / ".experiment.json.manytune-tmp-0123abcd").write_text('{"form')
+    open_workspace(experiment_from(found), Reported())
+    (tmp_path / "experiment" / "experiment.json").write_text('{"form')
+    with pytest.raises(
+        RunError, match=r"experiment\.json: what the experiment began with can't be read.*Restore"
+    ):
+        open_workspace(experiment_from(found), Reported())

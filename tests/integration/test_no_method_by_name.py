@@ -14,8 +14,9 @@ from manytune.methods.tuners.layer_tuner import LayerTuner
 
 #: Names for users: the public ones, and HF PEFT's module paths.
 FOR_USERS = {"manytune", "manytune.tuners", "manytune.utils"}
-#: The demo says which methods it shows, and with which options: data, as in a recipe of a user.
-SHOWS_METHODS = "manytune.demo."
+#: The demo says which methods it shows, and with which options: data, as in a recipe of a user. The planner has each
+#: method's sizes in formulas without torch, which a method's own files need; tests compare them with models.
+SHOWS_METHODS = ("manytune.demo.", "manytune.planner.")
 #: The methods of the package; other tests register more.
 OWN = [m for m in methods().values() if m.tuner.__module__.startswith("manytune.methods.")]
 

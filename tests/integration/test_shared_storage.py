@@ -108,9 +108,9 @@ def test_while_the_storage_is_away_what_is_here_is_served_and_the_server_says_so
         cut_off(served, patch)
         for _ in range(2):
             assert client.post("/v1/adapters/reload").status_code == 503
-        assert caplog.text.count("what was fetched before is served") == 1
+        assert caplog.text.count("are served, and no new version") == 1
         health = client.get("/healthz")
-        assert (health.status_code, "can't be reached" in health.text) == (200, True)
+        assert (health.status_code, "can't be read" in health.text) == (200, True)
         assert "manytune_store_reachable 0.0" in client.get("/metrics").text
         assert ask(client, "one").json()["choices"][0]["text"] == before
         refused = ask(client, "two")
@@ -121,6 +121,24 @@ def test_while_the_storage_is_away_what_is_here_is_served_and_the_server_says_so
     assert client.post("/v1/adapters/reload").json()["changed"]["added"] == ["three"]
     assert client.get("/healthz").text == "ok\n"
     assert [ask(client, name).status_code for name in ("two", "three")] == [200, 200]
+
+
+def test_credentials_that_have_expired_arent_an_adapters_fault(
+    client: TestClient, served: SharedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError("arn:aws:iam::1:user/me isn't authorised")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served._objects._files, "cat_file", refused)
+        answer = ask(client, "one")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unreachable")
+        assert "arn:aws" not in answer.text and "arn:aws" in caplog.text
+    assert ask(client, "one").status_code == 200
+    rows = client.get("/v1/adapters").json()["data"]
+    assert [(row["id"], row["errors"], row["unservable"]) for row in rows if row["id"] == "one"] == [
+        ("one", 0, None)
+    ]
 
 
 def test_an_adapter_in_memory_is_served_after_its_files_were_evicted(

@@ -12,7 +12,7 @@ import pytest
 from tests.store.adapters_made import make_adapter
 from tests.store.peft_made import save_peft
 
-from manytune.errors import StoreError
+from manytune.errors import StoreError, UnreachableError
 from manytune.store.base import Base
 from manytune.store.folder import FolderStore, adapters_in, store_at
 from manytune.store.store import AdapterStore
@@ -158,3 +158,30 @@ def test_a_store_is_served_from_where_it_is_and_something_else_is_refused(
         store_at(tmp_path / "other", tiny_base)
     with pytest.raises(StoreError, match=r"manytune serve --adapters .*manytune adapters add .*--base BASE"):
         AdapterStore(folder)
+
+
+def test_a_folder_that_disappears_isnt_an_empty_one(folder: Path, tiny_base: Base) -> None:
+    store = followed(folder, tiny_base)
+    folder.rename(folder.with_name("unmounted"))
+    with pytest.raises(
+        UnreachableError, match=r"adapters: the directory was here and isn't now\. Mount it again"
+    ):
+        store.refresh()
+    assert sorted(store.names()) == ["a", "b"]
+    folder.with_name("unmounted").rename(folder)
+    store.refresh()
+    assert sorted(store.names()) == ["a", "b"]
+
+
+def test_an_adapter_that_was_named_meanwhile_isnt_removed_as_one_without_a_name(
+    folder: Path, tmp_path: Path, tiny_base: Base
+) -> None:
+    store = FolderStore(folder, tiny_base)
+    digest = store.add(make_adapter(tmp_path / "made", tiny_base)).digest
+    store.alias(digest, "a")
+    store.remove_unnamed(digest)
+    assert store.resolve("a") == digest
+    store.unalias("a")
+    store.remove_unnamed(digest)
+    store.remove_unnamed(digest)  # another process was faster
+    assert digest not in store

@@ -53,3 +53,18 @@ def test_a_new_run_begins_a_new_file(tmp_path: Path) -> None:
 
 def test_there_are_no_reports_without_a_file(tmp_path: Path) -> None:
     assert read_reports(tmp_path / "log.jsonl") == ()
+
+
+def test_lines_of_broken_bytes_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path, REPORTS)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b'{"step": 1, "total\xff\x00_st\n', *lines[2:]]))
+    assert list(read_reports(path)) == [REPORTS[0], *REPORTS[2:]]
+
+
+def test_a_validation_that_is_measured_again_after_an_interruption_is_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    write(path, REPORTS)
+    write(path, [ValidationReport(2, 4, 2.5, 1.9), step(3)], after=2)
+    assert list(read_reports(path)) == [*REPORTS, step(3)]

@@ -274,3 +274,33 @@ def test_several_processes_fill_one_store_at_once(tmp_path: Path, made: list[Pat
     expected = {f"w{worker}-{i}{too}" for worker in range(4) for i in range(3) for too in ("", "-too")}
     assert names == expected - {f"w{worker}-0-too" for worker in range(4)}
     assert list((root / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "manifest.json"])
+def test_a_copy_that_was_damaged_is_replaced_by_adding_the_adapter_again(
+    tmp_path: Path, tiny_base: Base, file: str
+) -> None:
+    source = make_adapter(tmp_path / "made", tiny_base)
+    store = AdapterStore(tmp_path / "store")
+    digest = store.add(source, name="a").digest
+    damaged = store.directory(digest) / file
+    whole = damaged.read_bytes()
+    damaged.chmod(0o644)
+    damaged.write_bytes(whole[:-9])
+    assert store.add(source, name="a").digest == digest
+    assert damaged.read_bytes() == whole
+    assert list((store.root / "staging").iterdir()) == []
+
+
+def test_a_manifest_that_isnt_the_one_that_was_added_is_refused(tmp_path: Path, tiny_base: Base) -> None:
+    """Its prompt template decides answers, and no file's hash covers it."""
+    store = AdapterStore(tmp_path / "store")
+    entry = store.add(make_adapter(tmp_path / "made", tiny_base), name="a")
+    file = entry.path / "manifest.json"
+    text = file.read_text()
+    file.write_text(text.replace("{{ text }}", "{{ test }}"))
+    for read in (store.path, store.entry):
+        with pytest.raises(DamagedError, match=r"manifest\.json: .*Add the adapter again"):
+            read("a")
+    unreadable: dict[str, StoreError] = {}
+    assert store.entries(unreadable=unreadable.__setitem__) == () and list(unreadable) == [entry.digest]

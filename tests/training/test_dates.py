@@ -35,7 +35,12 @@ def stop(report: Report) -> None:
 @pytest.fixture
 def today(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets the time."""
-    return lambda time: monkeypatch.setattr("manytune.training.dates.now", lambda: time)
+
+    def set_clock(time: str) -> None:
+        for place in ("dates", "run"):
+            monkeypatch.setattr(f"manytune.training.{place}.now", lambda: time)
+
+    return set_clock
 
 
 def recipe(tmp_path: Path, template: str = DATED, **data: Any) -> Recipe:

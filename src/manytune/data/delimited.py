@@ -15,7 +15,8 @@ from manytune.data.records import Record, Rejected
 from manytune.data.text import not_utf8, read_utf8_bytes
 from manytune.errors import DataError
 
-_OTHERS = (";", "\t", "|")  # what stands for the comma where the comma is in numbers, and in exports
+# Separators of spreadsheets in countries whose numbers have commas, and of exports.
+_OTHERS = (";", "\t", "|")
 _NAMED = re.compile(r"sep=(.)\r?\n")  # Excel's own first line
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -98,7 +99,10 @@ class EncodingCache:
         found = self._read(path, len(examples))
         if found is None:
             found = encode()
-            self._write(path, to_bytes(found))
+            try:
+                self._write(path, to_bytes(found))
+            except OSError as error:  # nothing depends on it
+                self._say(f"warning: the encoded rows aren't kept for the next run: {error}")
         return found
 
     def entries(self) -> list[CacheEntry]:
@@ -124,10 +128,11 @@ class EncodingCache:
             if path.stat().st_size > self._most_bytes:
                 raise DamagedError(f"{path}: larger than any entry.")
             found = from_bytes(path.read_bytes(), where=str(path))
-            os.utime(path)
+            with suppress(OSError):  # which one is evicted first isn't worth a failure
+                os.utime(path)
         except FileNotFoundError:
             return None
-        except DamagedError as error:
+        except (DamagedError, OSError) as error:
             self._say(f"warning: {error} The rows are encoded again.")
             return None
         self._say(f"{count:,} encoded rows come from the cache (`manytune data cache`)")

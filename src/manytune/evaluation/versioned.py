@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from manytune.atomic import atomic_write
+from manytune.atomic import atomic_write, explained, make_directory
 from manytune.errors import DataError
 
 T = TypeVar("T")
@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 def write_versioned(record: T, path: Path, form: TypeAdapter[T]) -> None:
     """Write a record, whole or not at all; its directory is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        make_directory(path.parent)
     atomic_write(path, form.dump_json(record, indent=1) + b"\n")
 
 

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from manytune.atomic import explained, flush_directory
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer
@@ -58,7 +59,11 @@ class AnswerJournal:
         self.answers[key] = answer
 
     def keep(self, key: str, asked: Example, model: str, answer: Answer) -> None:
-        """Record an answer; when this returns it is on disk."""
+        """Record an answer; when this returns it is on disk.
+
+        Raises:
+            WriteError: The disk is full or read-only, or permission is missing.
+        """
         row: dict[str, Any] = {
             "source": asked.source,
             "row": asked.row,
@@ -69,10 +74,14 @@ class AnswerJournal:
             "model": model,
             "request": key,
         }
-        with self.path.open("ab") as file:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        is_new = not self.path.exists()
+        with explained(self.path):
+            with self.path.open("ab") as file:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if is_new:
+                flush_directory(self.path.parent)
         self.answers[key] = answer
 
 

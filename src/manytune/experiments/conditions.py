@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
-from manytune.atomic import atomic_write, clean_leftovers
+from manytune.atomic import atomic_write, clean_leftovers, is_leftover, make_directory
 from manytune.data.dataset import TokenSplits, tokens_digest
 from manytune.errors import RunError
 from manytune.experiments.recipe import Experiment
@@ -13,6 +15,8 @@ from manytune.store.base import Base
 _FILE = "experiment.json"
 _FORMAT = 1
 _AN_HOUR = 3600.0
+_NOT_READABLE = "what the experiment began with can't be read"
+_RESTORE = "Restore the file, or set output to another directory."
 # A trial has its own of the first four; the others change no result.
 _NOT_IN_COMMON = {
     "learning_rate",
@@ -31,8 +35,18 @@ def date_of(experiment: Experiment) -> str | None:
     path = experiment.directory / _FILE
     if not path.is_file():
         return None
-    date: str | None = json.loads(path.read_text(encoding="utf-8")).get("date")
+    date: str | None = _read(path).get("date")
     return date
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: {_NOT_READABLE} ({error}). {_RESTORE}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: {_NOT_READABLE}: expected an object. {_RESTORE}")
+    return found
 
 
 def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> None:
@@ -58,7 +72,7 @@ def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> No
         "date": experiment.recipe.data.date,
     }
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _read(path)
         changed = [key for key in conditions if before.get(key) != conditions[key]]
         if changed:
             raise RunError(
@@ -67,9 +81,9 @@ def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> No
             )
         clean_leftovers(directory, older_than=_AN_HOUR)  # workers may be writing
         return
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and not all(map(is_leftover, directory.iterdir())):
         raise RunError(
             f"{directory}: the directory isn't empty and holds no experiment. Set output to another one, or empty it."
         )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     atomic_write(path, json.dumps(conditions, indent=2) + "\n")

@@ -24,7 +24,8 @@ from manytune.experiments.validation_scores import validation_scores
 from manytune.store.base import Base
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report
-from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.identity import begun_with
+from manytune.training.recipe import Recipe
 from manytune.training.run import run
 
 Number = TypeVar("Number", int, float)
@@ -117,7 +118,14 @@ class Trial:
     def divergence(self) -> Divergence | None:
         """How an earlier training of it broke off; None if none did."""
         path = self.directory / _DIVERGENCE
-        return Divergence(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return Divergence(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{path}: how the training diverged can't be read ({error}). Remove the file to try it again."
+            ) from error
 
     def keep_divergence(self, error: DivergedError) -> None:
         """Write down how its training broke off, so that it isn't tried again."""
@@ -221,7 +229,7 @@ def drop_adapters(trial: Trial) -> None:
 
 
 def _check_same(directory: RunDirectory, recipe: Recipe) -> None:
-    before = load_recipe(directory.recipe_file).model_dump(mode="json")
+    before = begun_with(directory.recipe_file).model_dump(mode="json")
     now = recipe.model_dump(mode="json")
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:

@@ -20,8 +20,8 @@ from manytune.handover.vllm_client import VllmClient
 from manytune.server.app import add_error_handlers
 from manytune.server.auth import Keys
 from manytune.server.http_errors import HttpError
-from manytune.server.key_file import KeySource, follow_keys
-from manytune.server.metrics import Metrics
+from manytune.server.key_file import KeySource, follow_keys, keys_of
+from manytune.server.metrics import Metrics, store_reachable
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.places import Places
 
@@ -46,6 +46,7 @@ class VersionsState(Collector):
         yield CounterMetricFamily(
             "manytune_adapter_loads", "Loads of adapters into vLLM.", self._versions.loads
         )
+        yield store_reachable(self._versions.unreachable)
 
 
 def create_front(
@@ -66,9 +67,7 @@ def create_front(
             host names are answered.
         failure: How vLLM ended; None while it runs.
     """
-    source = keys if isinstance(keys, KeySource) else None
-    found = Keys(source.read()) if source else keys
-    keys = found if isinstance(found, Keys) else Keys()
+    served_keys, source = keys_of(keys)
     metrics = Metrics(VersionsState(versions))
     app = FastAPI(
         title="manytune",
@@ -78,7 +77,7 @@ def create_front(
         lifespan=_lifespan,
         redirect_slashes=False,
     )
-    app.state.key_source, app.state.keys = source, keys
+    app.state.key_source, app.state.keys = source, served_keys
     app.state.front = Front(
         settings=settings,
         versions=versions,
@@ -86,11 +85,13 @@ def create_front(
         metrics=metrics,
         places=Places(settings.of_tenant),
         failure=failure,
-        has_keys=bool(keys),
+        has_keys=bool(served_keys),
     )
     app.include_router(router)
     add_error_handlers(app)
-    app.add_middleware(RequestMiddleware, keys=keys, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestMiddleware, keys=served_keys, metrics=metrics, max_body_bytes=settings.max_body_bytes
+    )
     return app
 
 
@@ -120,4 +121,5 @@ async def _watch(front: Front) -> None:
         try:
             await front.versions.check()
         except (ManytuneError, OSError, HttpError) as error:
-            _log.warning("the store can't be checked for new versions: %s", error)
+            if front.versions.unreachable is None:  # else it was logged when it began
+                _log.warning("the store can't be checked for new versions: %s", error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from itertools import chain
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,6 +20,7 @@ from manytune.server.body import invalid
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError, for_clients, http_error_of
 from manytune.server.json_lists import list_response
+from manytune.server.routes.health import health_answer
 
 router = APIRouter()
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
@@ -119,14 +119,8 @@ class _Stream(StreamingResponse):
 async def list_models(http: Request) -> Response:
     """All models that the key may use, the base first, without adapters that vLLM can't serve."""
     front, principal = _front(http), http.state.principal
-    catalogue = front.versions.catalogue
-    base = [catalogue.base] if principal.may_use(front.settings.base_name) else []
-    models = (
-        one.model
-        for one in catalogue.listed
-        if catalogue.unservable(one) is None and principal.may_use(one.name)
-    )
-    return await list_response(chain(base, models), object="list")
+    models = front.versions.catalogue.models(principal.may_use)
+    return await list_response(models, object="list")
 
 
 @router.get("/v1/models/{name:path}")
@@ -175,9 +169,9 @@ async def load(name: str, http: Request) -> dict[str, Any]:
 
 @router.get("/healthz")
 async def healthz(http: Request) -> Response:
-    """200 while vLLM runs, 503 once it has ended and the server must be restarted."""
-    failed = _front(http).failure() is not None
-    return PlainTextResponse("failed\n" if failed else "ok\n", 503 if failed else 200)
+    """200 while vLLM runs, 503 once it has ended and the server must be restarted; see `health_answer`."""
+    front = _front(http)
+    return health_answer(has_failed=front.failure() is not None, unreachable=front.versions.unreachable)
 
 
 @router.get("/readyz")

@@ -161,7 +161,7 @@ def application(
     Raises:
         ServeError: The adapters aren't in a store.
     """
-    from manytune.store.store import is_store
+    from manytune.store.description import is_store
 
     require_directory(options)
     if not is_store(Path(options.adapters).expanduser()):

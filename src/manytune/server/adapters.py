@@ -19,8 +19,8 @@ from manytune.errors import (
     ManytuneError,
     ShortMemoryError,
     StoreError,
-    StoreUnreachableError,
     UnknownAdapterError,
+    UnreachableError,
 )
 from manytune.examination.examiner import Examiner, shared_examiner
 from manytune.examination.plain_files import check_files
@@ -30,15 +30,15 @@ from manytune.methods.tuners.terms import Terms
 from manytune.mixed.reckoning import AdapterLimit
 from manytune.server.catalogue import Catalogue, Listed
 from manytune.server.examined import Examined
-from manytune.server.failures import Failures
+from manytune.server.failures import FailureCounts, Failures
 from manytune.server.file_states import FileStates
 from manytune.server.http_errors import HttpError, model_not_found
+from manytune.server.names import Names
 from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
 from manytune.store.entry import StoreEntry
-from manytune.store.labels import NAME
 from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_classes
@@ -102,6 +102,7 @@ class AdapterRegistry:
     Attributes:
         catalogue: What listings say of them.
         examined: What is known of them from their examination.
+        store_names: What their names mean.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class AdapterRegistry:
         self.store = store
         self.base_name = base_name
         self.cache = AdapterCache(store, budget=memory, fingerprint=base.fingerprint)
+        self.store_names = Names(store, lambda digest: digest in self.cache.resident, base_name=base_name)
         self._base = base
         self._lock = threading.Lock()
         self._in_use: Counter[str] = Counter()  # requests by digest
@@ -127,7 +129,7 @@ class AdapterRegistry:
         self._verdicts = Verdicts(store, base, max_bytes=memory, limit=limit)
         self.examined = Examined(store, examiner or shared_examiner(), max_bytes=memory)
         self.catalogue = Catalogue(store, self._verdicts, self.examined, base_name=base_name)
-        self._failures: dict[str, Failures] = {}  # by name
+        self._failures = FailureCounts()
         self._states = FileStates(store)
 
     # -- for requests
@@ -155,6 +157,8 @@ class AdapterRegistry:
 
     async def acquire_when_examined(self, name: str, *, classifies: bool = False) -> Model:
         """`acquire` in another thread; the event loop waits for the examination of an adapter that is new."""
+        if name == self.base_name:
+            return self.acquire(name, classifies=classifies)
         acquire = partial(self.acquire, classifies=classifies, waits=False)
         return await self.examined.when_examined(acquire, name)
 
@@ -197,25 +201,23 @@ class AdapterRegistry:
         self.cache.unpin(model.adapter)
 
     def resolve(self, name: str) -> str:
-        """The digest of the version that a name means now.
+        """The digest of the version that a name means now; while the store can't be reached, that of the one in memory.
 
         Raises:
             HttpError: It isn't the name of an adapter in the store.
+            UnreachableError: The store can't be reached, and the adapter isn't in memory.
         """
-        if not NAME.fullmatch(name):
-            raise model_not_found(name)
-        if not self.store.has_name(name):
-            raise model_not_found(name)
-        try:
-            return self.store.resolve(name)
-        except UnknownAdapterError:
-            raise model_not_found(name) from None
+        return self.store_names.resolve(name)
 
     # -- for operators
 
     def names(self) -> dict[str, str]:
-        """The digest of each name."""
-        return {name: digest for name, digest in self.store.names().items() if name != self.base_name}
+        """The digest of each name.
+
+        Raises:
+            UnreachableError: The store can't be reached.
+        """
+        return self.store_names.all()
 
     def look_up(self, name: str) -> Listed:
         """An adapter as the listings have it, read again if its name means another version by now.
@@ -240,9 +242,10 @@ class AdapterRegistry:
             StoreError: It can't be read.
             NotExaminedError: It wasn't examined yet.
         """
-        digest = self.resolve(name)
-        self.examined.known(digest).require()
-        return self.store.described(digest).manifest
+        with self.store.description.naming_unreachable():
+            digest = self.resolve(name)
+            self.examined.known(digest).require()
+            return self.store.described(digest).manifest
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
@@ -250,16 +253,11 @@ class AdapterRegistry:
 
     def record_failure(self, name: str, digest: str, message: str) -> None:
         """Count that a version of an adapter couldn't be used."""
-        with self._lock:
-            former = self._failures.get(name)
-            count = former.count if former is not None and former.digest == digest else 0
-            self._failures[name] = Failures(digest, count + 1, message)
+        self._failures.record(name, digest, message)
 
     def failures(self, name: str, digest: str) -> Failures | None:
         """The errors of a version of an adapter since the server started."""
-        with self._lock:
-            found = self._failures.get(name)
-        return found if found is not None and found.digest == digest else None
+        return self._failures.of(name, digest)
 
     def load(self, name: str) -> ResidentAdapter:
         """Load an adapter into memory; see `acquire`."""
@@ -371,9 +369,9 @@ class AdapterRegistry:
     def _recording_failures(self, name: str, digest: str) -> Iterator[None]:
         """Count errors, and turn whatever a malformed file can raise into a `StoreError`."""
         try:
-            with naming_short_memory(f"loading {name}"):
+            with naming_short_memory(f"loading {name}"), self.store.description.naming_unreachable():
                 yield
-        except (CacheFullError, ShortMemoryError, StoreUnreachableError):  # not the adapter's fault
+        except (CacheFullError, ShortMemoryError, UnreachableError):  # not the adapter's fault
             raise
         except Exception as error:
             self.record_failure(name, digest, str(error))

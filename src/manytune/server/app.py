@@ -29,7 +29,7 @@ from manytune.server.auth import Keys
 from manytune.server.body_errors import invalid_body
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.key_file import KeySource, follow_keys
+from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import EngineState, Metrics
@@ -71,9 +71,7 @@ def create_app(
     Raises:
         ConfigError: The engine can't run the base.
     """
-    source = keys if isinstance(keys, KeySource) else None
-    found = Keys(source.read()) if source else keys
-    keys = found if isinstance(found, Keys) else Keys()
+    served_keys, source = keys_of(keys)
     examiner = examiner if examiner is not None else shared_examiner()
     examiner.begin()
     service = _service_of(base, store, settings, engine_options or EngineOptions(), examiner)
@@ -86,13 +84,13 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    app.state.key_source, app.state.keys = source, keys
+    app.state.key_source, app.state.keys = source, served_keys
     for module in (health, models, chat, completions, compare, embeddings, classify, adapter_routes):
         app.include_router(module.router)
     _add_pages(app)
     add_error_handlers(app)
     app.add_middleware(
-        RequestMiddleware, keys=keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes
+        RequestMiddleware, keys=served_keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes
     )
     return app
 
@@ -126,7 +124,7 @@ def _service_of(
         loop=loop,
         places=Places(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
-        metrics=Metrics(EngineState(loop, adapters.cache)),
+        metrics=Metrics(EngineState(loop, adapters)),
         vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,

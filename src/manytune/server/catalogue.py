@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -122,6 +122,14 @@ class Catalogue:
     def base(self) -> bytes:
         """The base as a model, in JSON."""
         return self._base
+
+    def models(self, may_use: Callable[[str], bool]) -> Iterator[bytes]:
+        """The models of a key, the base first, in JSON; adapters that the server can't run aren't models of it."""
+        if may_use(self._base_name):
+            yield self._base
+        for one in self.listed:
+            if self.unservable(one) is None and may_use(one.name):
+                yield one.model
 
     def unservable(self, listed: Listed) -> str | None:
         """Why the server can't run an adapter; None if nothing is known against it."""

@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from manytune.errors import StoreError
 from manytune.examination.examiner import Examiner, Verdict
+from manytune.server.store_threads import StoreThreads
 from manytune.store.store import AdapterStore
 
 _MOST_CHANGES = 5  # of a directory while somebody waits for its examination
@@ -48,6 +50,7 @@ class Examined:
         self._max_bytes = max_bytes
         self._known: dict[str, tuple[object, Verdict]] = {}
         self._examining = threading.Lock()
+        self._threads = StoreThreads()
         self._waiting = ThreadPoolExecutor(1, thread_name_prefix="examinations")
 
     def known(self, digest: str) -> Verdict:
@@ -65,6 +68,7 @@ class Examined:
         """The same; a version that isn't known is examined, which the caller waits for.
 
         Raises:
+            UnreachableError: Its files can't be brought here now.
             StoreError: Nothing can be examined.
             ShortMemoryError: Nothing can be examined now.
         """
@@ -75,7 +79,8 @@ class Examined:
             with suppress(NotExaminedError):
                 return self.known(digest)
             state = self._state(digest)
-            verdict = self._examiner.examine(directory, root=self._store.root, max_bytes=self._max_bytes)
+            with self._store.description.naming_unreachable():
+                verdict = self._examiner.examine(directory, root=self._store.root, max_bytes=self._max_bytes)
             self._known[digest] = (state, verdict)
             return verdict
 
@@ -93,9 +98,10 @@ class Examined:
         """
         for _ in range(_MOST_CHANGES):
             try:
-                return await asyncio.to_thread(call, name)
+                return await self._threads.run(partial(call, name))
             except NotExaminedError as error:
-                await asyncio.to_thread(self._store.fetch, error.digest)  # others needn't wait for it
+                # Apart from the examination, so that others needn't wait for it.
+                await self._threads.run(partial(self._store.fetch, error.digest))
                 await asyncio.wrap_future(self._waiting.submit(self.examine, error.digest))
         raise StoreError(f"the files of {name} are being changed. Try again when that is done.")
 

@@ -17,7 +17,7 @@ from manytune.errors import (
     RequestError,
     ShortMemoryError,
     StoreError,
-    StoreUnreachableError,
+    UnreachableError,
 )
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,11 @@ class HttpError(Exception):
         }
 
 
+#: Where the store is, and what its storage's library says, is for the log.
+_STORE_UNREACHABLE = (
+    "the store of adapters can't be reached now; adapters that are on this machine already are served meanwhile. Try "
+    "again; the server's log says more."
+)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -80,13 +85,8 @@ def http_error_of(error: ManytuneError) -> HttpError:
             return HttpError(429, message, code="adapter_memory_full", param="model", retry_after=1)
         case ShortMemoryError():
             return HttpError(503, message, code="out_of_memory", retry_after=5)
-        case StoreUnreachableError():
-            return HttpError(
-                503,
-                "the store of adapters can't be reached now, and this adapter isn't on this machine yet; try again.",
-                code="store_unreachable",
-                retry_after=5,
-            )
+        case UnreachableError():
+            return HttpError(503, _STORE_UNREACHABLE, code="store_unreachable", retry_after=5)
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case GrammarError():

@@ -66,6 +66,17 @@ class KeySource:
         return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
+def keys_of(keys: Keys | KeySource | None) -> tuple[Keys, KeySource | None]:
+    """The keys that a server was given, and what it follows for them; without any, everybody is let in.
+
+    Raises:
+        ServeError: See `KeySource.read`.
+    """
+    if isinstance(keys, KeySource):
+        return Keys(keys.read()), keys
+    return (Keys() if keys is None else keys), None
+
+
 def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
     """See `KeySource.read`."""
     return Keys(KeySource(file, environment).read())

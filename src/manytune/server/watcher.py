@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from manytune.errors import CacheFullError, ManytuneError, StoreUnreachableError
+from manytune.errors import CacheFullError, ManytuneError
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.http_errors import HttpError
 from manytune.server.loop import EngineLoop
+from manytune.server.names import changes
 
 _log = logging.getLogger(__name__)
 
@@ -20,8 +21,8 @@ class Watcher:
     A request always gets the present version of its adapter. The watcher loads new versions of adapters that are in
     memory, moves pins to them, and removes versions without a name from memory and evicted ones from the engine. It
     also keeps the catalogue, from which listings are answered.
-    Adapters whose files were changed in place are taken out of memory and refused. While a store on shared storage
-    can't be reached, nothing changes: what was fetched before is served.
+    Adapters whose files were changed in place are taken out of memory and refused. While a store can't be
+    reached, nothing changes: what is on this machine is served.
 
     Args:
         adapters: Names to adapters.
@@ -49,10 +50,9 @@ class Watcher:
             await asyncio.sleep(self._seconds)
             try:
                 await self.check()
-            except StoreUnreachableError:
-                pass  # it was logged when it began
             except (ManytuneError, OSError, HttpError) as error:
-                _log.warning("the store can't be checked for new versions: %s", error)
+                if self._adapters.store_names.unreachable is None:  # else it was logged when it began
+                    _log.warning("the store can't be checked for new versions: %s", error)
 
     async def ready(self) -> None:
         """Wait until the store has been looked at once, so that listings are complete."""
@@ -61,17 +61,11 @@ class Watcher:
     async def check(self) -> dict[str, list[str]]:
         """Follow changes of the store; returns the names that were added, updated and removed since the last time."""
         async with self._checking:
-            await self._refresh()
-            before, now = self._names, await asyncio.to_thread(self._adapters.names)
+            before, now = self._names, await asyncio.to_thread(self._adapters.store_names.follow)
             self._names = now
             await asyncio.to_thread(self._adapters.catalogue.update, now)
-            changed = {
-                "added": sorted(now.keys() - before.keys()),
-                "updated": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
-                "removed": sorted(before.keys() - now.keys()),
-            }
+            changed = changes(before, now)
             if any(changed.values()):
-                _log.info("the store has changed", extra={"fields": changed})
                 await asyncio.to_thread(self._follow, changed, before)
             self._former = (self._former & set(self._adapters.cache.resident)) - set(now.values())
             for digest in self._former:
@@ -79,18 +73,6 @@ class Watcher:
             await asyncio.to_thread(self._adapters.note_changed_files)
             await self.forget_absent()
             return changed
-
-    async def _refresh(self) -> None:
-        store = self._adapters.store
-        was_reachable = store.unreachable is None
-        try:
-            await asyncio.to_thread(store.refresh)
-        except StoreUnreachableError as error:
-            if was_reachable:
-                _log.warning("what was fetched before is served, and no new version: %s", error)
-            raise
-        if not was_reachable:
-            _log.warning("the store can be reached again")
 
     async def forget_absent(self) -> None:
         """Remove adapters that aren't in memory any more from the engine."""

@@ -126,6 +126,11 @@ def open_adapter(
         PeftWarning: It was trained on this base, packed in another way.
     """
     path = Path(directory).expanduser()
+    if (path / MANIFEST_NAME).is_file() and not (path / CONFIG_NAME).is_file():
+        raise DamagedError(
+            f"{path / CONFIG_NAME}: the adapter has a manifest, and this file is missing. Restore it, or add or train "
+            "the adapter again."
+        )
     if not (path / CONFIG_NAME).is_file():
         raise StoreError(f"{path}: {_what_is_there(path)}. An adapter's directory has an {CONFIG_NAME}.")
     contents = contents_of(path)

@@ -87,7 +87,7 @@ class AdapterCache:
             ShortMemoryError: There isn't enough memory for it now, even without those that aren't in use.
             StoreError: It exceeds the whole budget.
         """
-        return self._get(self.store.resolve(reference), asked=True)
+        return self._get(self._digest_of(reference), asked=True)
 
     @contextmanager
     def pinned(self, reference: str) -> Iterator[ResidentAdapter]:
@@ -100,7 +100,7 @@ class AdapterCache:
 
     def pin(self, reference: str) -> ResidentAdapter:
         """Keep an adapter in memory until it is unpinned as often as it was pinned; see `get`."""
-        digest = self.store.resolve(reference)
+        digest = self._digest_of(reference)
         with self._lock:
             self._pins[digest] = self._pins.get(digest, 0) + 1
         try:
@@ -127,8 +127,7 @@ class AdapterCache:
 
     def evict(self, reference: str) -> bool:
         """Drop an adapter from memory, unless it is pinned or not there. Returns whether it was dropped."""
-        # One that has left the store meanwhile is known by its digest only.
-        digest = reference if reference in self._resident else self.store.resolve(reference)
+        digest = self._digest_of(reference)
         with self._lock:
             return digest not in self._pins and self._drop(digest)
 
@@ -162,6 +161,10 @@ class AdapterCache:
             self._nbytes = 0
 
     # -- parts
+
+    def _digest_of(self, reference: str) -> str:
+        """One in memory is known by its digest, even if it has left the store, or the store can't be reached."""
+        return reference if reference in self._resident else self.store.resolve(reference)
 
     def _prefetch(self, reference: str) -> ResidentAdapter:
         return self._get(self.store.resolve(reference), asked=False)

@@ -122,18 +122,3 @@ def checkpoints_in(directory: Path) -> list[str]:
     """The names of subdirectories that hold an adapter each, such as Trainer's checkpoints; the newest is the last."""
     found = [path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}")]
     return sorted(found, key=lambda name: (len(name), name))
-
-
-def no_store(root: Path) -> str:
-    """What to say about a directory that should be a store of adapters, and holds something else."""
-    inside = checkpoints_in(root)
-    if inside:
-        return (
-            f"{root}: this directory isn't a store of adapters; its subdirectories hold {len(inside)} ({inside[0]} …). "
-            f"`manytune serve --adapters {root}` serves them as they are; `manytune adapters add {root}/* --base BASE` "
-            "puts copies into a store."
-        )
-    return (
-        f"{root}: this directory isn't a store of adapters, has no subdirectories with an adapter, and isn't empty. "
-        "Name another directory."
-    )

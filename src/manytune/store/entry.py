@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from manytune.errors import StoreError
 from manytune.store.manifest import Manifest
 
 
@@ -32,3 +34,29 @@ class StoreEntry:
 
     def __str__(self) -> str:
         return self.names[0] if self.names else self.digest[:12]
+
+
+def read_entries(
+    digests: Iterable[str],
+    read: Callable[[str], StoreEntry | None],
+    unreadable: Callable[[str, StoreError], None] | None,
+) -> tuple[StoreEntry, ...]:
+    """The adapters with some digests, by their first names; those without a name come last.
+
+    Args:
+        digests: Which.
+        read: Reads one; None if another process has removed it meanwhile.
+        unreadable: See `AdapterStore.entries`.
+    """
+    found = []
+    for digest in digests:
+        try:
+            entry = read(digest)
+        except StoreError as error:
+            if unreadable is None:
+                raise
+            unreadable(digest, error)
+            continue
+        if entry is not None:
+            found.append(entry)
+    return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from manytune.caches import cache_directory
-from manytune.errors import ManytuneError
+from manytune.errors import ManytuneError, UnreachableError
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.store.base import Base
 from manytune.store.contents import contents_of
+from manytune.store.description import is_store
 from manytune.store.run_directory import adapter_at
-from manytune.store.store import AdapterStore, is_store
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
 _QUIET = 1.0  # seconds after which a file that was written counts as whole
@@ -51,7 +53,16 @@ class FolderStore(AdapterStore):
         self._is_first = True
 
     def refresh(self) -> None:
-        """Take over what has changed in the directory: new adapters, new versions, and that some are gone."""
+        """Take over what has changed in the directory: new adapters, new versions, and that some are gone.
+
+        Raises:
+            UnreachableError: The directory was there and isn't; what was taken over stays.
+        """
+        if self._seen and not self.folder.is_dir():
+            raise UnreachableError(
+                f"{self.folder}: the directory was here and isn't now. Mount it again, or restore it; its adapters are "
+                "served meanwhile. To have them served no more, remove them one by one, or restart the server."
+            )
         found = adapters_in(self.folder)
         changed = False
         for name, directory in found.items():
@@ -69,6 +80,14 @@ class FolderStore(AdapterStore):
         if changed or self._is_first:
             self._remove_former()
         self._is_first = False
+
+    def remove_unnamed(self, digest: str) -> None:
+        """Remove an adapter unless another process has named or removed it meanwhile."""
+        with self._lock():
+            if digest in self._labels.names() or not self.directory(digest).is_dir():
+                return
+            removed = self._taken(digest)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _take(self, name: str, directory: Path, signature: _Signature) -> None:
         """Copy one adapter; if it can't be used, its former version stays."""
@@ -117,7 +136,7 @@ class FolderStore(AdapterStore):
         """Remove versions that had no name at the last change already; a request may still be on its way to others."""
         without = {entry.digest for entry in self.entries() if not entry.names}
         for digest in without if self._is_first else without & self._without_name:
-            self.remove(digest)
+            self.remove_unnamed(digest)
         self._without_name = without
 
 

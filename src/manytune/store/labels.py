@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from manytune.atomic import flush_directory
+from manytune.atomic import flush_directory, make_directory
 from manytune.errors import NameTakenError, StoreError
 from manytune.store.digests import digest_in
 from manytune.store.staging import Staging
@@ -109,7 +109,7 @@ class Labels:
     def put_tag(self, tag: str, digest: str) -> None:
         """Give an adapter a tag."""
         folder = self._tags / tag
-        folder.mkdir(exist_ok=True)
+        make_directory(folder)
         (folder / digest).touch()
         flush_directory(folder)
 
@@ -119,7 +119,10 @@ class Labels:
             return
         folder = self._tags / tag
         (folder / digest).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
+        if not folder.is_dir():
+            return
+        flush_directory(folder)
+        if not any(folder.iterdir()):
             folder.rmdir()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from manytune.atomic import make_directory
 from manytune.errors import LockedError
 
 _POLL = 0.01  # seconds between two tries; what is done under the lock takes about as long
@@ -56,7 +57,7 @@ def held(directory: Path) -> Iterator[None]:
     Raises:
         LockedError: Another process holds it; it isn't waited for.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if sys.platform == "win32":
         yield
         return

@@ -19,6 +19,8 @@ MOST_BYTES = 16 << 20
 
 Encoding = Literal["chat", "plain"]
 
+_AGAIN = "Restore the file, or train or add the adapter again."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
@@ -113,13 +115,15 @@ class Manifest(Description):
         found = file.stat()
         # A pipe would keep its reader waiting, and some devices never end.
         if not stat.S_ISREG(found.st_mode):
-            raise DamagedError(f"{file}: expected a plain file.")
+            raise DamagedError(f"{file}: expected a plain file. {_AGAIN}")
         if found.st_size > MOST_BYTES:
-            raise DamagedError(f"{file}: {found.st_size:,} bytes; a manifest has at most {MOST_BYTES:,}.")
+            raise DamagedError(
+                f"{file}: {found.st_size:,} bytes; a manifest has at most {MOST_BYTES:,}. {_AGAIN}"
+            )
         try:
             return cls.from_json(file.read_text(encoding="utf-8"), where=str(file))
         except UnicodeDecodeError as error:
-            raise DamagedError(f"{file}: expected JSON in UTF-8: {error}.") from None
+            raise DamagedError(f"{file}: expected JSON in UTF-8: {error}. {_AGAIN}") from None
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
@@ -136,9 +140,9 @@ class Manifest(Description):
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DamagedError(f"{where}: expected JSON: {error}.") from error
+            raise DamagedError(f"{where}: expected JSON: {error}. {_AGAIN}") from error
         if not isinstance(values, dict):
-            raise DamagedError(f"{where}: expected a JSON object; found {type(values).__name__}.")
+            raise DamagedError(f"{where}: expected a JSON object; found {type(values).__name__}. {_AGAIN}")
         for key in _OPTIONAL:
             values.setdefault(key, None)
         if values.get("format") != FORMAT:
@@ -150,7 +154,7 @@ class Manifest(Description):
         try:
             fingerprint = Fingerprint.from_dict(values.pop("fingerprint"))
         except StoreError as error:
-            raise DamagedError(f"{where}: {error}") from error
+            raise DamagedError(f"{where}: {error} {_AGAIN}") from error
         return cls(fingerprint=fingerprint, **cast(dict[str, Any], values))
 
 
@@ -159,17 +163,19 @@ def _check_values(values: Mapping[str, Any], where: str) -> None:
     known = {f.name for f in fields(Manifest)}
     for word, keys in (("misses", known - set(values)), ("has the unknown", set(values) - known)):
         if keys:
-            raise DamagedError(f"{where}: the manifest {word} key {', '.join(sorted(keys))[:200]}.")
+            raise DamagedError(f"{where}: the manifest {word} key {', '.join(sorted(keys))[:200]}. {_AGAIN}")
     for key, (kinds, expected) in _KINDS.items():
         if not isinstance(values[key], kinds):
-            raise DamagedError(f"{where}: {key} must be {expected}; found {_shorten(values[key])}.")
+            raise DamagedError(f"{where}: {key} must be {expected}; found {_shorten(values[key])}. {_AGAIN}")
     for key, (fits, expected) in _INNER.items():
         for name, value in (values[key] or {}).items():
             if not fits(name, value):
-                raise DamagedError(f"{where}: {key} must hold {expected}; found {_shorten({name: value})}.")
+                raise DamagedError(
+                    f"{where}: {key} must hold {expected}; found {_shorten({name: value})}. {_AGAIN}"
+                )
     if values["encoding"] not in ("chat", "plain", None):
         raise DamagedError(
-            f'{where}: encoding must be "chat", "plain" or null; found {_shorten(values["encoding"])}.'
+            f'{where}: encoding must be "chat", "plain" or null; found {_shorten(values["encoding"])}. {_AGAIN}'
         )
 
 

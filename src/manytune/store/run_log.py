@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,10 @@ Report = StepReport | ValidationReport
 
 
 class RunLog:
-    """Writes `log.jsonl`: a line is on its way to the disk before the next step begins.
+    """Writes `log.jsonl`: a line has left this process before the next step begins.
+
+    A validation that is in what was kept isn't written again: a run that was interrupted after its last step measures
+    it once more.
 
     Args:
         path: The file.
@@ -82,7 +86,9 @@ class RunLog:
 
     def __init__(self, path: Path, *, after: int | None) -> None:
         before = () if after is None else read_reports(path)
-        atomic_write(path, "".join(_line(report) for report in before if report.step <= (after or 0)))
+        kept = [report for report in before if report.step <= (after or 0)]
+        atomic_write(path, "".join(map(_line, kept)))
+        self._validated = {report.step for report in kept if isinstance(report, ValidationReport)}
         self._path = path
         self._file = path.open("a", encoding="utf-8")
 
@@ -92,20 +98,29 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with explained(self._path), self._file:
+            if error is None:
+                os.fsync(self._file.fileno())
+
+    def flush(self) -> None:
+        """See to it that everything written is on the disk."""
+        with explained(self._path):
+            os.fsync(self._file.fileno())
 
     def write(self, report: Report) -> None:
         """Append one report."""
+        if isinstance(report, ValidationReport) and report.step in self._validated:
+            return
         with explained(self._path):
             self._file.write(_line(report))
             self._file.flush()
 
 
 def read_reports(path: Path) -> tuple[Report, ...]:
-    """Read `log.jsonl`; no file has no reports. Half a line, which a killed process leaves, is passed over."""
+    """Read `log.jsonl`; no file has no reports. A line that isn't whole, as a killed process leaves, is passed over."""
     if not path.is_file():
         return ()
-    return tuple(_reports(path.read_text(encoding="utf-8").splitlines()))
+    return tuple(_reports(path.read_text(encoding="utf-8", errors="replace").splitlines()))
 
 
 def _line(report: Report) -> str:

@@ -7,10 +7,10 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from manytune.atomic import atomic_write, flush_directory
+from manytune.atomic import atomic_write, explained, flush_directory
 from manytune.store.locking import locked, try_lock
 
 
@@ -29,24 +29,35 @@ class Staging:
         self._directory = directory
         self._lock_file = lock
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the lock; see `locked`."""
-        return locked(self._lock_file)
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock; see `locked`.
+
+        Raises:
+            WriteError: What is written meanwhile doesn't go to the disk.
+        """
+        with explained(self._lock_file.parent), locked(self._lock_file):
+            yield
 
     @contextmanager
     def filling(self) -> Iterator[Path]:
-        """A new directory to fill. It is removed at the end unless it was renamed."""
-        self._directory.mkdir(exist_ok=True)
+        """A new directory to fill. It is removed at the end unless it was renamed.
+
+        Raises:
+            WriteError: What is written meanwhile doesn't go to the disk.
+        """
         directory = self._path()
         descriptor = None
         with self.lock():
+            self._directory.mkdir(exist_ok=True)
             self._clean()
             directory.mkdir()
             if sys.platform != "win32":
                 descriptor = os.open(directory, os.O_RDONLY)
                 try_lock(descriptor)  # marks it as being filled
         try:
-            yield directory
+            with explained(self._lock_file.parent):
+                yield directory
         finally:
             if descriptor is not None:
                 os.close(descriptor)

@@ -14,31 +14,26 @@ and see whole adapters only, whenever a writer is killed. What it leaves in `sta
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 import shutil
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from manytune.atomic import atomic_write, flush_directory, flush_tree
-from manytune.errors import StoreError, UnknownAdapterError
+from manytune.atomic import clean_leftovers, explained, flush_directory, flush_tree, make_directory
+from manytune.errors import DamagedError, ManytuneError, StoreError, UnknownAdapterError
 from manytune.methods.checkpoint.files import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
-from manytune.store.adapters import put_scores_on_card
+from manytune.store.adapters import open_adapter, put_scores_on_card
 from manytune.store.base import Base
-from manytune.store.contents import State, no_store, states_of
-from manytune.store.digests import digest_of
-from manytune.store.entry import StoreEntry
-from manytune.store.intake import gather
+from manytune.store.contents import State, states_of
+from manytune.store.description import StoreDescription
+from manytune.store.digests import digest_from_start, digest_of
+from manytune.store.entry import StoreEntry, read_entries
+from manytune.store.intake import Filling, gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.remote.location import is_url
 from manytune.store.staging import Staging, seal
-
-_FORMAT = 1
-_DESCRIPTION = "store.json"
-_DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
 
 class AdapterStore:
@@ -47,11 +42,14 @@ class AdapterStore:
     Args:
         root: The store's directory; made by the first `add`. A URL is for `open_store`.
 
+    Attributes:
+        description: What says that there is a store, and whether it can be reached.
+        unreachable: Why a store elsewhere couldn't be read at its last `refresh`; None for a directory.
+
     Raises:
         StoreError: The directory holds something else, or a store of a newer format.
     """
 
-    #: Why a store elsewhere couldn't be reached when it was last tried; always None for a directory.
     unreachable: str | None = None
 
     def __init__(self, root: str | Path) -> None:
@@ -60,7 +58,7 @@ class AdapterStore:
         self.root = Path(root).expanduser()
         self._staging = Staging(self.root / "staging", self.root / ".lock")
         self._labels = Labels(self.root, self._staging)
-        self._check_format()
+        self.description = StoreDescription(self.root)
 
     # -- reading
 
@@ -73,15 +71,10 @@ class AdapterStore:
         named = self._labels.named(reference)
         if named is not None and self.directory(named).is_dir():
             return named
-        if _DIGEST_START.fullmatch(reference):
-            shard = self.root / "objects" / reference[:2]
-            found = sorted(path.name for path in shard.glob(f"{reference}*"))
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise UnknownAdapterError(
-                    f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}. Give more digits."
-                )
+        shard = self.root / "objects" / reference[:2]
+        digest = digest_from_start(reference, lambda: (path.name for path in shard.glob(f"{reference}*")))
+        if digest is not None:
+            return digest
         raise self._unknown(reference)
 
     def directory(self, digest: str) -> Path:
@@ -97,8 +90,15 @@ class AdapterStore:
         return True
 
     def path(self, reference: str) -> Path:
-        """The directory of an adapter, with its files; see `resolve`."""
-        return self.fetch(self.resolve(reference))
+        """The directory of an adapter, with its files; see `resolve`.
+
+        Raises:
+            DamagedError: What its manifest says of it isn't what was added.
+        """
+        directory = self.fetch(digest := self.resolve(reference))
+        with suppress(FileNotFoundError):
+            self._manifest(digest)
+        return directory
 
     def __contains__(self, reference: str) -> bool:
         try:
@@ -126,20 +126,8 @@ class AdapterStore:
                 listed. None raises for the first.
         """
         names, tags = self._labels.names(), self._labels.tags()
-        found = []
-        for digest in self._digests():
-            if tag is not None and tag not in tags.get(digest, ()):
-                continue
-            try:
-                entry = self._entry(digest, names, tags)
-            except StoreError as error:
-                if unreadable is None:
-                    raise
-                unreadable(digest, error)
-                continue
-            if entry is not None:  # else another process has removed it meanwhile
-                found.append(entry)
-        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
+        digests = (digest for digest in self._digests() if tag is None or tag in tags.get(digest, ()))
+        return read_entries(digests, lambda digest: self._entry(digest, names, tags), unreadable)
 
     def has_name(self, name: str) -> bool:
         """Whether an adapter has a name. A link in the place of a name's file leads anywhere, and is none."""
@@ -150,10 +138,9 @@ class AdapterStore:
 
         Raises:
             FileNotFoundError: It isn't there.
-            StoreError: Its manifest can't be read.
+            StoreError: Its manifest can't be read, or isn't the one that was added.
         """
-        path = self.directory(digest)
-        manifest = Manifest.read(path / MANIFEST_NAME)
+        path, manifest = self.directory(digest), self._manifest(digest)
         nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return StoreEntry(digest, path, manifest, tuple(names), (), nbytes)
 
@@ -172,7 +159,12 @@ class AdapterStore:
         )
 
     def refresh(self) -> None:
-        """Take over changes of what the store follows. A store of its own follows nothing."""
+        """Take over changes of what the store follows. A store of its own follows nothing.
+
+        Raises:
+            UnreachableError: What it follows can't be reached; what was taken over before stays.
+            StoreError: It can't be read.
+        """
 
     # -- writing
 
@@ -187,6 +179,8 @@ class AdapterStore:
         base_tokenizer: bool = False,
     ) -> StoreEntry:
         """Put a copy of an adapter into the store. One with the same content is kept once, with the scores of both.
+
+        A copy that was damaged there is replaced.
 
         Args:
             source: A run, an adapter's directory, or a checkpoint of HF PEFT.
@@ -203,36 +197,18 @@ class AdapterStore:
             NameTakenError: The name is taken.
             BaseMismatchError: The adapter was trained on another base.
             ConfigError: manytune doesn't implement its options.
+            WriteError: The disk is full or read-only, or permission is missing.
         """
         tags = tuple(tags)
         if name is not None:
             check_name(name)
         for tag in tags:
             check_tag(tag)
-        self._create()
-        with self._staging.filling() as staged:
-            manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
-            flush_tree(staged)
-            seal(staged, manifest.files)
-            digest = digest_of(manifest)
-            with self._lock():
-                if name is not None and not move:
-                    self._labels.require_free(name, digest)
-                is_new = not self.directory(digest).is_dir()
-                if is_new:
-                    self._put_files(digest, staged)
-                else:
-                    self._put_manifest(digest, lambda kept: kept.joined(manifest, is_tried=base is not None))
-                if name is not None:
-                    self._labels.put_name(name, digest)
-                for tag in tags:
-                    self._labels.put_tag(tag, digest)
-        if not is_new:
-            return self.entry(digest)
-        # The same, without looking through all names and tags for those of an adapter that was just added.
-        names = {digest: [name]} if name is not None else {}
-        entry = self._entry(digest, names, {digest: sorted(set(tags))})
-        return entry if entry is not None else self.entry(digest)
+
+        def fill(staged: Path) -> Manifest:
+            return gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
+
+        return self._add(fill, name, tags, move=move, is_tried=base is not None)
 
     def alias(self, reference: str, name: str, *, move: bool = False) -> None:
         """Call an adapter by one more name.
@@ -301,43 +277,52 @@ class AdapterStore:
             UnknownAdapterError: There is no such adapter.
         """
         with self._lock():
-            digest = self.resolve(reference)
-            self._labels.take_names(*self._labels.names().get(digest, ()))
-            for tag in self._labels.tags().get(digest, ()):
-                self._labels.take_tag(tag, digest)
-            removed = self._staging.take(self.directory(digest))
+            removed = self._taken(self.resolve(reference))
         shutil.rmtree(removed, ignore_errors=True)
 
     # -- parts
 
-    def _check_format(self) -> None:
-        file = self.root / _DESCRIPTION
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if self.root.is_dir() and any(not path.name.startswith(".") for path in self.root.iterdir()):
-                raise StoreError(no_store(self.root)) from None
-            return
-        except NotADirectoryError:
-            raise StoreError(f"{self.root}: expected a directory, found a file.") from None
-        except ValueError as error:
-            raise StoreError(f"{file}: expected JSON: {error}.") from None
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise StoreError(
-                f"{file}: expected format {_FORMAT}, found {content!r}. A newer manytune may have written it: update."
-            )
+    def _add(
+        self, fill: Filling, name: str | None, tags: Collection[str], *, move: bool, is_tried: bool
+    ) -> StoreEntry:
+        """Add what `fill` puts into an empty directory. What it is to be called is valid; see `Manifest.joined`."""
+        self._create()
+        with self._staging.filling() as staged:
+            manifest = fill(staged)
+            flush_tree(staged)
+            seal(staged, manifest.files)
+            digest = digest_of(manifest)
+            with self._lock():
+                if name is not None and not move:
+                    self._labels.require_free(name, digest)
+                is_new = not self._is_whole(digest)
+                if is_new:
+                    self._put_files(digest, staged)
+                else:
+                    self._put_manifest(digest, lambda kept: kept.joined(manifest, is_tried=is_tried))
+                if name is not None:
+                    self._labels.put_name(name, digest)
+                for tag in tags:
+                    self._labels.put_tag(tag, digest)
+        if not is_new:
+            return self.entry(digest)
+        # The same, without looking through all names and tags for those of an adapter that was just added.
+        names = {digest: [name]} if name is not None else {}
+        return self._entry(digest, names, {digest: sorted(set(tags))}) or self.entry(digest)
 
     def _create(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        with explained(self.root):
+            make_directory(self.root)
         with self._staging.lock():
-            if not (self.root / _DESCRIPTION).is_file():
+            clean_leftovers(self.root)
+            if not self.description.is_there:
                 # Before anything else: a directory that has anything in it, but not this, isn't a store.
-                atomic_write(self.root / _DESCRIPTION, json.dumps({"format": _FORMAT}) + "\n")
+                self.description.write()
             for part in ("objects", "names", "tags", "staging"):
-                (self.root / part).mkdir(exist_ok=True)
+                make_directory(self.root / part)
 
     def _lock(self) -> AbstractContextManager[None]:
-        if not (self.root / _DESCRIPTION).is_file():
+        if not self.description.is_there:
             raise StoreError(
                 f"{self.root}: there is no store of adapters here. The first adapter added makes one."
             )
@@ -358,17 +343,46 @@ class AdapterStore:
             return None
         return dataclasses.replace(found, tags=tuple(tags.get(digest, ())))
 
+    def _manifest(self, digest: str) -> Manifest:
+        """What an adapter says about itself, which must be what was added under its digest."""
+        file = self.directory(digest) / MANIFEST_NAME
+        manifest = Manifest.read(file)
+        if digest_of(manifest) != digest:
+            raise DamagedError(
+                f"{file}: the manifest isn't the one that was added with the adapter; its digest differs. Add the "
+                "adapter again from its source."
+            )
+        return manifest
+
+    def _is_whole(self, digest: str) -> bool:
+        """Whether an adapter is there as it was added."""
+        try:
+            open_adapter(self.directory(digest))
+            self._manifest(digest)
+        except (ManytuneError, FileNotFoundError):
+            return False
+        return True
+
+    def _taken(self, digest: str) -> Path:
+        """An adapter, without names and tags, where it is removed; with the lock in hand."""
+        self._labels.take_names(*self._labels.names().get(digest, ()))
+        for tag in self._labels.tags().get(digest, ()):
+            self._labels.take_tag(tag, digest)
+        return self._staging.take(self.directory(digest))
+
     def _put_files(self, digest: str, staged: Path) -> None:
         target = self.directory(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(target.parent)
+        if target.is_dir():  # damaged
+            shutil.rmtree(self._staging.take(target), ignore_errors=True)
         staged.rename(target)
         flush_directory(target.parent)
 
     def _put_manifest(self, digest: str, change: Callable[[Manifest], Manifest]) -> None:
-        file = self.directory(digest) / MANIFEST_NAME
-        manifest = Manifest.read(file)
+        manifest = self._manifest(digest)
         changed = change(manifest)
         if changed != manifest:
+            file = self.directory(digest) / MANIFEST_NAME
             self._staging.put(file, changed.to_json())
             put_scores_on_card(file.parent, changed)
 
@@ -376,8 +390,3 @@ class AdapterStore:
         return UnknownAdapterError(
             f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
         )
-
-
-def is_store(directory: Path) -> bool:
-    """Whether a directory is a store of adapters."""
-    return (directory / _DESCRIPTION).is_file()

@@ -80,7 +80,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     """
     state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode):
-        raise DamagedError(f"{path}: expected a plain file.")
+        raise DamagedError(f"{path}: expected a plain file. Restore it, or add the adapter again.")
     length = int.from_bytes(file.read(8), "little")
     if 8 + length > state.st_size:
         raise _cut_off(path, f"it has {state.st_size:,} bytes, and its header would end at {8 + length:,}")
@@ -129,4 +129,7 @@ _shared_layout = lru_cache(maxsize=16)(_layout)
 
 
 def _cut_off(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path}: not a readable safetensors file; it may have been cut off ({why}).")
+    return DamagedError(
+        f"{path}: not a readable safetensors file; it may have been cut off ({why}). Restore it, or add the adapter "
+        "again."
+    )

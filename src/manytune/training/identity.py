@@ -12,7 +12,7 @@ import torch
 
 from manytune import __version__
 from manytune.data.dataset import tokens_digest
-from manytune.errors import RunError
+from manytune.errors import RecipeError, RunError
 from manytune.training.distributed.processes import Processes
 from manytune.training.inputs import RunInputs
 from manytune.training.recipe import Recipe, load_recipe
@@ -76,6 +76,21 @@ def check_identity(
             )
 
 
+def begun_with(file: Path) -> Recipe:
+    """The recipe that a run began with.
+
+    Raises:
+        RunError: It can't be read.
+    """
+    try:
+        return load_recipe(file)
+    except RecipeError as error:
+        raise RunError(
+            f"{error} The run began with this recipe; it was damaged or changed since. Restore it, train again with "
+            "--overwrite, or remove the directory."
+        ) from error
+
+
 def check_agreement(identity: Mapping[str, object], processes: Processes) -> None:
     """Refuse to train on processes that read different things: on several machines, files may differ.
 
@@ -104,7 +119,7 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
     Raises:
         RunError: A key differs; names each.
     """
-    before = _flat(load_recipe(file).model_dump(mode="json"))
+    before = _flat(begun_with(file).model_dump(mode="json"))
     now = _flat(recipe.model_dump(mode="json"))
     if recipe.data.date is None:
         now["data.date"] = before["data.date"]  # that of the run's start

@@ -226,11 +226,13 @@ class Checkpoints:
         directory: Where they go.
         identity: What a resumed run must agree with; JSON.
         resume_from: The state to continue from; None starts at the first step.
+        flush: Called before a state is written, so that what was said of its steps is on the disk, too.
     """
 
     directory: Path
     identity: Mapping[str, object] = field(default_factory=dict)
     resume_from: Checkpoint | None = None
+    flush: Callable[[], None] = lambda: None
 
 
 def latest_checkpoint(directory: Path, notify: Callable[[str], None] | None = None) -> Checkpoint | None:

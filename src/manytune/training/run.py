@@ -6,13 +6,14 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from manytune.atomic import atomic_write, clean_leftovers
 from manytune.data.mixing import Mixture
 from manytune.data.records import Rejected
 from manytune.errors import RunError
+from manytune.free_memory import naming_short_memory
 from manytune.model.peft_model import PeftModel
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
@@ -20,7 +21,7 @@ from manytune.store.locking import held
 from manytune.store.manifest import Description
 from manytune.store.run_contents import is_of_a_run, require_removable
 from manytune.store.run_directory import RunDirectory, RunScores
-from manytune.store.run_log import Report, RunLog
+from manytune.store.run_log import Report
 from manytune.store.servability import note_verdict
 from manytune.training.data_summary import describe_data
 from manytune.training.dates import now
@@ -35,8 +36,14 @@ from manytune.training.loop.train import train_model
 from manytune.training.loop.validation import ValidationScores
 from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.recording import recording
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint, read_checkpoint
 from manytune.training.starting_adapter import with_its_method
+
+_LESS_MEMORY = (
+    "A smaller training.batch_size with more training.accumulation needs less, as does a shorter data.max_length. What "
+    "is done is kept: continue with --resume, or with --overwrite if the recipe changes."
+)
 
 Scorer = Callable[[RunInputs], ValidationScores]
 """From what a run starts from, its validation rows among it, to what scores the model's answers to them."""
@@ -164,6 +171,7 @@ def run(
         DivergedError: The loss or the gradient became NaN or Inf.
         DataError: A row or a file can't be used.
         StoreError: The base can't be loaded, or another process is training in the directory.
+        ShortMemoryError: There isn't enough memory; `resume` goes on from the last checkpoint.
     """
     check_optimizer(recipe.training)
     check_reporters(recipe.training)
@@ -174,7 +182,8 @@ def run(
     say = (notify if owns else None) or (lambda _: None)
     if owns:
         _check_place(directory, resume=resume, overwrite=overwrite)
-    with held(directory.path) if owns else contextlib.nullcontext():
+    short = naming_short_memory(f"{directory.path}: training", instead=_LESS_MEMORY)
+    with held(directory.path) if owns else contextlib.nullcontext(), short:
         date = now()
         if owns:
             known = settled(recipe, base=base.model if base else None)
@@ -263,40 +272,21 @@ def _train(
     say: Callable[[str], None],
     processes: Processes,
 ) -> TrainingResult:
-    with _recorded(directory, checkpoints.resume_from, report, processes) as record:
+    resumed = checkpoints.resume_from
+    after = resumed.position.step if resumed else None
+    with recording(directory, after=after, report=report, processes=processes) as recorded:
         return train_model(
             model,
             inputs.rows,
             inputs.recipe.training,
-            report=record,
+            report=recorded.report,
             notify=say,
-            checkpoints=checkpoints,
+            checkpoints=replace(checkpoints, flush=recorded.flush),
             tensorboard_directory=directory.tensorboard,
             measure_flops=measure_flops,
             scores=scores,
             processes=processes,
         )
-
-
-@contextlib.contextmanager
-def _recorded(
-    directory: RunDirectory,
-    resumed: Checkpoint | None,
-    report: Callable[[Report], None] | None,
-    processes: Processes,
-) -> Iterator[Callable[[Report], None] | None]:
-    """What is called with each report: the first process's is for the log, too, and no other has any."""
-    if not processes.is_first:
-        yield None
-        return
-    with RunLog(directory.log_file, after=resumed.position.step if resumed else None) as log:
-
-        def record(event: Report) -> None:
-            log.write(event)
-            if report is not None:
-                report(event)
-
-        yield record
 
 
 def _save(model: PeftModel, directory: RunDirectory, inputs: RunInputs, training: TrainingResult) -> None:

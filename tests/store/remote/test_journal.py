@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.store.remote.changes import entering, numbers_in
 
-from manytune.errors import StoreError, StoreUnreachableError
+from manytune.errors import StoreError, UnreachableError
 from manytune.store.remote.index import Index, index_name
 from manytune.store.remote.journal import Journal
 from manytune.store.remote.location import location_of
@@ -59,7 +59,7 @@ def test_a_change_whose_answer_was_lost_is_made_once(
         monkeypatch.setattr(objects, "create", create)
         assert create(name, content)
         if answer == "an error":
-            raise StoreUnreachableError("the connection was reset")
+            raise UnreachableError("the connection was reset")
         return False
 
     monkeypatch.setattr(objects, "create", create_and_lose_the_answer)
@@ -73,7 +73,7 @@ def test_a_change_that_never_arrived_is_made_again(objects: Objects, monkeypatch
 
     def lose_the_request(*_: Any) -> bool:
         monkeypatch.setattr(objects, "create", create)
-        raise StoreUnreachableError("the connection was reset")
+        raise UnreachableError("the connection was reset")
 
     monkeypatch.setattr(objects, "create", lose_the_request)
     assert numbers_in(Journal(objects).change(entering(7))) == [7]
@@ -83,10 +83,10 @@ def test_a_storage_that_is_read_and_takes_no_writes_is_an_outage(
     objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> bool:
-        raise StoreUnreachableError("503 SlowDown")
+        raise UnreachableError("503 SlowDown")
 
     monkeypatch.setattr(objects, "create", fail)
-    with pytest.raises(StoreUnreachableError, match="SlowDown"):
+    with pytest.raises(UnreachableError, match="SlowDown"):
         Journal(objects).change(entering(7))
 
 

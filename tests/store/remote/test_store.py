@@ -10,8 +10,8 @@ from manytune.errors import (
     DamagedError,
     NameTakenError,
     StoreError,
-    StoreUnreachableError,
     UnknownAdapterError,
+    UnreachableError,
 )
 from manytune.store.adapters import open_adapter
 from manytune.store.manifest import Manifest
@@ -89,6 +89,40 @@ def test_an_object_that_was_changed_is_named_and_not_kept(how: str, url: str, so
     assert not list(store.root.glob("staging/*"))
     overwrite(store, "adapter_model.safetensors", content)
     open_adapter(store.path("one"))
+
+
+@pytest.mark.parametrize("how", ["lost", "cut"])
+def test_an_adapter_whose_object_is_lost_or_cut_off_is_mended_by_adding_it_again(
+    how: str, url: str, sources: list[Path]
+) -> None:
+    store = SharedStore(url)
+    digest = store.add(sources[0], name="one", tags=["production"]).digest
+    store.add_scores("one", {"rougeL": 0.5})
+    if how == "lost":
+        store._objects._files.rm(object_path(store, "adapter_model.safetensors"))
+    else:
+        overwrite(store, "adapter_model.safetensors", b"half")
+    with pytest.raises(DamagedError, match=r"adapter_model\.safetensors: .*Add the adapter again from"):
+        store.path("one")
+    SharedStore(url).add(sources[0])
+    store.refresh()
+    assert files_in(store.path("one")).keys() == files_in(sources[0]).keys()
+    entry = store.entry(digest)
+    assert (entry.names, entry.tags, entry.manifest.scores["rougeL"]) == (("one",), ("production",), 0.5)
+    assert len({Path(name).parent for name in objects_of(store)}) == 1, (
+        "what was left of the first is removed"
+    )
+
+
+def test_a_copy_here_that_was_cut_off_is_fetched_again(url: str, sources: list[Path]) -> None:
+    store = SharedStore(url)
+    store.add(sources[0], name="one")
+    tensors = store.path("one") / "adapter_model.safetensors"
+    tensors.chmod(0o600)
+    tensors.write_bytes(b"half")
+    assert files_in(store.path("one")) == files_in(sources[0])
+    tensors.unlink()
+    assert files_in(store.path("one")) == files_in(sources[0])
 
 
 def test_an_interrupted_download_leaves_nothing(
@@ -212,13 +246,13 @@ def test_a_storage_that_cannot_be_reached_takes_nothing_away_that_is_here(
             started._objects.pauses = ()
             for operation in ("find", "cat_file", "pipe_file"):
                 patch.setattr(started._objects._files, operation, away)
-        with pytest.raises(StoreUnreachableError, match=f"{url}: .*no route to host.*try again"):
+        with pytest.raises(UnreachableError, match=f"{url}: .*no route to host.*try again"):
             store.refresh()
         assert store.unreachable is not None
         assert store.path("one") == directory
-        with pytest.raises(StoreUnreachableError):
+        with pytest.raises(UnreachableError):
             store.path("two")
-        with pytest.raises(StoreUnreachableError):
+        with pytest.raises(UnreachableError):
             restarted.names()
         restarted.refresh_or_begin_with_saved()
         assert restarted.names().keys() == {"one", "two"} and restarted.path("one") == directory

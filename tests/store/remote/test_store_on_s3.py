@@ -14,7 +14,7 @@ from tests.random_cases import cases
 from tests.store.remote.changes import entering, numbers_in
 from tests.store.remote.s3_server import environment, s3_server
 
-from manytune.errors import DamagedError, StoreError, StoreUnreachableError
+from manytune.errors import DamagedError, StoreError, UnreachableError
 from manytune.store.adapters import open_adapter
 from manytune.store.remote.index import Index, Kept
 from manytune.store.remote.journal import Journal
@@ -139,7 +139,7 @@ def test_a_server_that_is_gone_is_an_outage_and_not_a_mistake(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     cut_off = SharedStore(url)
     cut_off._objects.pauses = ()
-    with pytest.raises(StoreUnreachableError, match=f"{url}: the storage can't be reached now"):
+    with pytest.raises(UnreachableError, match=f"{url}: the storage can't be reached now"):
         cut_off.names()
     cut_off.refresh_or_begin_with_saved()
     assert cut_off.path("one") == directory

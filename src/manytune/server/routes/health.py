@@ -8,20 +8,25 @@ from fastapi.responses import PlainTextResponse, Response
 from manytune.server.service import Service
 
 router = APIRouter()
-_CUT_OFF = "the store of adapters can't be reached; those fetched before are served, and no new versions\n"
 
 
 @router.get("/healthz")
 async def healthz(http: Request) -> Response:
-    """200 while the engine works, 503 once it has failed and the server must be restarted.
-
-    A store that can't be reached is said, and is no reason to restart: adapters that are here are served.
-    """
+    """200 while the engine works, 503 once it has failed and the server must be restarted; see `health_answer`."""
     service: Service = http.app.state.service
-    if service.loop.failure is not None:
+    return health_answer(
+        has_failed=service.loop.failure is not None, unreachable=service.adapters.store_names.unreachable
+    )
+
+
+def health_answer(*, has_failed: bool, unreachable: str | None) -> Response:
+    """A store that can't be read is reported, and is no reason to restart: adapters that are here are served."""
+    if has_failed:
         return PlainTextResponse("failed\n", 503)
-    cut_off = service.adapters.store.unreachable is not None
-    return PlainTextResponse("ok\n" + (_CUT_OFF if cut_off else ""))
+    cut_off = (
+        "" if unreachable is None else "the store of adapters can't be read; no new versions are served\n"
+    )
+    return PlainTextResponse(f"ok\n{cut_off}")
 
 
 @router.get("/readyz")

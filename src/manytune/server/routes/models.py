@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -21,14 +19,8 @@ async def list_models(http: Request) -> Response:
     service: Service = http.app.state.service
     principal: Principal = http.state.principal
     await http.app.state.watcher.ready()
-    catalogue = service.adapters.catalogue
-    base = [catalogue.base] if principal.may_use(service.settings.base_name) else []
-    models = (
-        one.model
-        for one in catalogue.listed
-        if catalogue.unservable(one) is None and principal.may_use(one.name)
-    )
-    return await list_response(chain(base, models), object="list")
+    models = service.adapters.catalogue.models(principal.may_use)
+    return await list_response(models, object="list")
 
 
 @router.get("/{name:path}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manytune.errors import StoreError, StoreUnreachableError
+from manytune.errors import StoreError, UnreachableError
 from manytune.store.remote.location import Location
 
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
@@ -80,6 +80,10 @@ _CREDENTIALS = {
 _SAME = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
 
 
+class StorageError(StoreError):
+    """The storage doesn't do what it was asked for, and trying again won't help: its bucket or credentials, say."""
+
+
 def is_lost_race(error: BaseException) -> bool:
     """Whether an object couldn't be created because there is one, or because somebody else is creating it."""
     return isinstance(error, FileExistsError) or not _LOST_RACE.isdisjoint(_words(error))
@@ -96,7 +100,7 @@ def is_past_the_end(error: BaseException) -> bool:
 
 
 def explained(error: Exception, location: Location, name: str = "") -> StoreError:
-    """What to raise for an error of a driver; a `StoreUnreachableError` for what may pass.
+    """What to raise for an error of a driver: an `UnreachableError` for what may pass, else a `StorageError`.
 
     Args:
         error: What the driver raised.
@@ -107,18 +111,20 @@ def explained(error: Exception, location: Location, name: str = "") -> StoreErro
     code = _code(error)
     shown = f"{code or type(error).__name__}: {_first_line(error)}"
     if _lacks_bucket(error):
-        return StoreError(f"{location}: there is no bucket {location.bucket!r}. Create it, or check the URL.")
+        return StorageError(
+            f"{location}: there is no bucket {location.bucket!r}. Create it, or check the URL."
+        )
     if not _REFUSED.isdisjoint(words):
         kind = _SAME.get(location.protocol, location.protocol)
-        return StoreError(
+        return StorageError(
             f"{location.url(name)}: the storage refuses your credentials, or what they may do ({shown}). Check "
             f"{_CREDENTIALS.get(kind, 'them')}."
         )
     if isinstance(error, ConnectionError | TimeoutError) or not _PASSING.isdisjoint(words):
-        return StoreUnreachableError(
+        return UnreachableError(
             f"{location}: the storage can't be reached now ({shown}). Check the network and the address, and try again."
         )
-    return StoreError(f"{location.url(name)}: the storage didn't do it ({shown}).")
+    return StorageError(f"{location.url(name)}: the storage didn't do it ({shown}).")
 
 
 def _lacks_bucket(error: BaseException) -> bool:

@@ -145,6 +145,15 @@ class Index:
             return self
         return dataclasses.replace(self, adapters={**self.adapters, digest: kept})
 
+    def with_upload(self, digest: str, lost: Kept | None, uploaded: Kept) -> Index:
+        """With other objects of an adapter in the place of those that were lost, if these are still kept for it."""
+        kept = self.adapters.get(digest)
+        if lost is None or kept is None or kept.upload != lost.upload:
+            return self
+        return self.with_adapter(
+            digest, dataclasses.replace(kept, upload=uploaded.upload, files=uploaded.files)
+        )
+
     def without_adapter(self, digest: str) -> Index:
         """Without an adapter, its names and its tags."""
         adapters = {other: kept for other, kept in self.adapters.items() if other != digest}

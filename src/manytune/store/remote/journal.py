@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from manytune.errors import LockedError, StoreError, StoreUnreachableError
+from manytune.errors import LockedError, StoreError, UnreachableError
 from manytune.store.remote.index import MOST_BYTES, Index, index_name, index_number
 from manytune.store.remote.objects import AbsentError, Objects
 
@@ -49,7 +49,7 @@ class Journal:
             known: One that was read before; returned if it is the present one, which takes one request.
 
         Raises:
-            StoreUnreachableError: The storage can't be reached.
+            UnreachableError: The storage can't be reached.
             StoreError: There is no bucket, or it can't be read with these credentials.
             DamagedError: The index isn't one.
         """
@@ -64,9 +64,7 @@ class Journal:
             with suppress(AbsentError):  # removed, since many changes were made after the listing
                 content = self._objects.read(name, most=MOST_BYTES)
                 return Index.from_bytes(content, number=highest, where=self._objects.location.url(name))
-        raise StoreUnreachableError(
-            f"{self._objects.location}: its index changes faster than it can be read."
-        )
+        raise UnreachableError(f"{self._objects.location}: its index changes faster than it can be read.")
 
     def change(self, change: Callable[[Index], Index], *, known: Index | None = None) -> Index:
         """Make a change that is there for everybody once this returns.
@@ -80,7 +78,7 @@ class Journal:
             The present index, in which the change is; or the same that `change` was given, if it returned just that.
 
         Raises:
-            StoreUnreachableError: The storage can't be reached; whether the change was made isn't known then.
+            UnreachableError: The storage can't be reached; whether the change was made isn't known then.
             LockedError: Others were faster each time.
             StoreError: The storage can't be written.
         """
@@ -107,7 +105,7 @@ class Journal:
 
     # -- parts
 
-    def _put(self, index: Index, change_id: str) -> tuple[Index, bool, StoreUnreachableError | None]:
+    def _put(self, index: Index, change_id: str) -> tuple[Index, bool, UnreachableError | None]:
         """Try to make an index the present one.
 
         Returns:
@@ -122,7 +120,7 @@ class Journal:
         name, failure = index_name(index.number), None
         try:
             is_created = self._objects.create(name, content)
-        except StoreUnreachableError as error:
+        except UnreachableError as error:
             is_created, failure = False, error  # or it is created: the present index shows it
         if is_created:
             numbers = self._numbers()

@@ -7,7 +7,6 @@ the user. A process that is killed while it fetches leaves nothing that counts.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,6 +19,8 @@ from manytune.atomic import atomic_write, explained, flush_directory, flush_tree
 from manytune.caches import cache_directory
 from manytune.errors import LockedError, StoreError
 from manytune.store.adapters import put_scores_on_card
+from manytune.store.contents import CARD_NAME
+from manytune.store.description import StoreDescription
 from manytune.store.locking import locked
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.remote.index import Index, Kept, index_name, index_number
@@ -35,6 +36,13 @@ _PATIENCE = 600.0  # seconds for which another process that fetches the same is 
 Fetching = Callable[[str, Path], None]
 
 
+class MirrorDescription(StoreDescription):
+    """That of a copy of a store: what isn't here is fetched, so its absence says nothing of the store."""
+
+    def require_reachable(self) -> None:
+        """Nothing has to be here. Whether the storage can be reached shows when it is asked for something."""
+
+
 class Mirror:
     """The directory on this machine for one store on shared storage. Any number of processes may use it.
 
@@ -46,6 +54,7 @@ class Mirror:
         self._location = location
         self._stores = cache_directory() / "stores"
         self.root = self._stores / hashlib.sha256(location.url().encode()).hexdigest()[:32]
+        self.description = MirrorDescription(self.root)
         self._staging = Staging(self.root / "staging", self.root / ".lock")
 
     def directory(self, digest: str) -> Path:
@@ -60,7 +69,7 @@ class Mirror:
             yield staged
 
     def bring(self, digest: str, kept: Kept, manifest: Manifest, fetching: Fetching) -> Path:
-        """The directory of an adapter; its files are fetched if they aren't here, by one process at a time.
+        """The directory of an adapter; its files are fetched if they aren't all here, by one process at a time.
 
         Args:
             digest: The adapter.
@@ -74,16 +83,15 @@ class Mirror:
             WriteError: The disk is full, or isn't writable.
         """
         target = self.directory(digest)
-        if not target.is_dir():
+        if not _is_complete(target, kept):
             self._create()
             with explained(self.root), self._alone(digest):
-                if not target.is_dir():
+                if not _is_complete(target, kept):
+                    self.remove(digest)  # what somebody has cut off or taken away
                     self._make_room(kept.nbytes)
                     self._fetch(digest, kept, manifest, fetching)
         self._bring_up_to_date(target, manifest)
-        os.utime(
-            target
-        )  # of the least recently used those are removed first that weren't touched for longest
+        os.utime(target)  # those whose time is the oldest are evicted first
         return target
 
     def remove(self, digest: str) -> None:
@@ -125,9 +133,8 @@ class Mirror:
             self._stores.parent.mkdir(parents=True, exist_ok=True)
             self._stores.mkdir(mode=0o700, exist_ok=True)
             self.root.mkdir(mode=0o700, exist_ok=True)
-            if not (self.root / "store.json").is_file():
-                content = {"format": 1, "mirror_of": str(self._location)}
-                atomic_write(self.root / "store.json", json.dumps(content) + "\n")
+            if not self.description.is_there:
+                self.description.write(mirror_of=str(self._location))
         return self.root
 
     @contextmanager
@@ -189,6 +196,18 @@ class Mirror:
             if removed is not None:
                 shutil.rmtree(removed, ignore_errors=True)
             excess -= size
+
+
+def _is_complete(directory: Path, kept: Kept) -> bool:
+    """Whether an adapter's files are here, each with its size; contents are compared with hashes when they are read."""
+    changing = (CARD_NAME, MANIFEST_NAME)  # with the scores that are added later
+    try:
+        return all(
+            (directory / name).stat().st_size == file.size or name in changing
+            for name, file in kept.files.items()
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _sizes(stores: Path) -> Mapping[Path, tuple[float, int]]:

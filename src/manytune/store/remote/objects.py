@@ -11,11 +11,11 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manytune.errors import DamagedError, StoreError, StoreUnreachableError
+from manytune.errors import DamagedError, StoreError, UnreachableError
 from manytune.store.remote.failures import explained, is_absent, is_lost_race, is_past_the_end
 from manytune.store.remote.location import Location
 
@@ -105,10 +105,15 @@ class Objects:
                 state.update(part)
                 file.write(part)
         if done != size or state.hexdigest() != sha256:
-            what = f"{done:,} bytes of {size:,}" if done != size else "other content"
+            found, mend = (
+                "other content",
+                "Remove the adapter from the store, and add it again from its source.",
+            )
+            if done != size:  # which adding sees
+                found = f"expected {size:,} bytes, found {'more' if done > size else f'{done:,}'}"
+                mend = "Add the adapter again from its source."
             raise DamagedError(
-                f"{self.location.url(name)}: the object isn't what was uploaded ({what}). It wasn't kept. Remove the "
-                "adapter from the store, and add it again from its source."
+                f"{self.location.url(name)}: the object isn't what was uploaded ({found}). It wasn't kept. {mend}"
             )
 
     def create(self, name: str, content: bytes) -> bool:
@@ -119,7 +124,7 @@ class Objects:
             again: who must know looks whether the object is its own.
 
         Raises:
-            StoreUnreachableError: It isn't known whether it was created.
+            UnreachableError: It isn't known whether it was created.
         """
         path = f"{self.location.path}/{name}"
         try:
@@ -142,10 +147,15 @@ class Objects:
     def delete(self, names: Iterable[str]) -> None:
         """Delete objects; those that aren't there are passed over."""
         paths = [f"{self.location.path}/{name}" for name in names]
-        if paths:
-            self._tried("", lambda: self._files.rm(paths))
+        if paths and self._tried("", lambda: self._removed(paths)) is None:
+            for path in paths:  # one wasn't there, and some drivers stop at that
+                self._tried("", lambda path=path: self._removed([path]))  # type: ignore[misc]
 
     # -- parts
+
+    def _removed(self, paths: Sequence[str]) -> bool:
+        self._files.rm(paths)
+        return True
 
     def _found(self, folder: str) -> dict[str, int]:
         prefix = f"{self.location.path}/"
@@ -185,7 +195,7 @@ class Objects:
                 if not must_be and is_absent(error):
                     return None
                 failure = explained(error, self.location, name)
-                if pause is None or not isinstance(failure, StoreUnreachableError):
+                if pause is None or not isinstance(failure, UnreachableError):
                     raise failure from error
                 time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that two clients don't keep in step
         raise AssertionError

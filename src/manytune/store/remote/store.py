@@ -12,30 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from manytune.errors import (
-    DamagedError,
-    ManytuneError,
-    StoreError,
-    StoreUnreachableError,
-    UnknownAdapterError,
-)
-from manytune.store.base import Base
+from manytune.errors import DamagedError, ManytuneError, StoreError, UnknownAdapterError, UnreachableError
 from manytune.store.contents import State
-from manytune.store.digests import digest_of
-from manytune.store.entry import StoreEntry
-from manytune.store.intake import gather
+from manytune.store.digests import digest_from_start, digest_of
+from manytune.store.entry import StoreEntry, read_entries
+from manytune.store.intake import Filling
 from manytune.store.labels import check_name, check_tag, suggestions
 from manytune.store.manifest import Manifest
+from manytune.store.remote.failures import StorageError
 from manytune.store.remote.index import Index, Kept, object_name
 from manytune.store.remote.journal import Journal
 from manytune.store.remote.location import Location, location_of
 from manytune.store.remote.mirror import Mirror
 from manytune.store.remote.objects import AbsentError, Objects
 from manytune.store.remote.uploads import (
+    is_uploaded,
     remove_abandoned,
     remove_upload,
     require_recent,
@@ -44,7 +39,6 @@ from manytune.store.remote.uploads import (
 from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
-_DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
 
 class SharedStore(AdapterStore):
@@ -61,6 +55,7 @@ class SharedStore(AdapterStore):
         self.location = url if isinstance(url, Location) else location_of(url)
         self._mirror = Mirror(self.location)
         super().__init__(self._mirror.root)
+        self.description = self._mirror.description
         self._objects = Objects(self.location)
         self._journal = Journal(self._objects)
         self._index: Index | None = None
@@ -75,25 +70,25 @@ class SharedStore(AdapterStore):
         """Read the index again, if it has changed.
 
         Raises:
-            StoreUnreachableError: The storage can't be reached; what was read before stays.
+            UnreachableError: The storage can't be reached; what was read before stays.
             StoreError: There is no bucket, or it can't be read with these credentials.
         """
         try:
             self._take(self._journal.newest(self._index))
         except StoreError as error:
-            self.unreachable, self._is_away = str(error), isinstance(error, StoreUnreachableError)
+            self.unreachable, self._is_away = str(error), isinstance(error, UnreachableError)
             raise
 
     def refresh_or_begin_with_saved(self) -> None:
         """Read the index; if the storage can't be reached, that which this machine saw last.
 
         Raises:
-            StoreUnreachableError: It can't be reached, and this machine has never seen it.
+            UnreachableError: It can't be reached, and this machine has never seen it.
             StoreError: There is no bucket, or it can't be read with these credentials.
         """
         try:
             self.refresh()
-        except StoreUnreachableError as error:
+        except UnreachableError as error:
             self._index = self._mirror.saved()
             if self._index is None:
                 raise
@@ -108,22 +103,16 @@ class SharedStore(AdapterStore):
 
         Raises:
             UnknownAdapterError: It isn't in the store.
-            StoreUnreachableError: It isn't on this machine, and the storage can't be reached.
+            UnreachableError: It isn't on this machine, and the storage can't be reached, or doesn't give it.
             DamagedError: A file in the storage isn't what was uploaded.
         """
         kept = self._kept(digest)
         if self._is_away and not self.is_here(digest):  # `refresh` finds out when it is back
-            raise StoreUnreachableError(self.unreachable)
+            raise UnreachableError(self.unreachable)
         try:
-            return self._bring(digest, kept)
-        except AbsentError as error:
-            self.refresh()
-            present = self._kept(digest)  # else it was removed meanwhile
-            if present.upload == kept.upload:
-                raise DamagedError(
-                    f"{error}: the object is missing. Add the adapter again from its source."
-                ) from None
-            return self._bring(digest, present)
+            return self._bring_present(digest, kept)
+        except StorageError as error:  # credentials that have expired, say: not the adapter's fault
+            raise UnreachableError(str(error)) from error
 
     def is_here(self, digest: str) -> bool:
         """See `AdapterStore.is_here`."""
@@ -138,18 +127,14 @@ class SharedStore(AdapterStore):
         self, *, tag: str | None = None, unreadable: Callable[[str, StoreError], None] | None = None
     ) -> tuple[StoreEntry, ...]:
         """See `AdapterStore.entries`."""
-        index, found = self._known(), []
+        index = self._known()
         names = index.names_by_digest()
-        for digest, kept in index.adapters.items():
-            if tag is not None and tag not in kept.tags:
-                continue
-            try:
-                found.append(self._entry_of(digest, kept, names.get(digest, ())))
-            except StoreError as error:
-                if unreadable is None:
-                    raise
-                unreadable(digest, error)
-        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
+        digests = (digest for digest, kept in index.adapters.items() if tag is None or tag in kept.tags)
+        return read_entries(
+            digests,
+            lambda digest: self._entry_of(digest, index.adapters[digest], names.get(digest, ())),
+            unreadable,
+        )
 
     def names(self) -> dict[str, str]:
         """See `AdapterStore.names`."""
@@ -176,40 +161,6 @@ class SharedStore(AdapterStore):
         return ()
 
     # -- writing
-
-    def add(
-        self,
-        source: str | Path,
-        *,
-        name: str | None = None,
-        move: bool = False,
-        tags: Iterable[str] = (),
-        base: Base | None = None,
-        base_tokenizer: bool = False,
-    ) -> StoreEntry:
-        """See `AdapterStore.add`. The adapter is in the storage, and its name in the index, once this returns."""
-        tags = tuple(tags)
-        if name is not None:
-            check_name(name)
-        for tag in tags:
-            check_tag(tag)
-        self._objects.require_writable()
-        self.refresh()
-        with self._mirror.filling() as staged:
-            manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
-            digest = digest_of(manifest)
-
-            def change(index: Index, uploaded: Kept | None) -> Index:
-                if name is not None:
-                    index = index.with_name(name, digest, move=move, where=str(self))
-                kept = index.adapters.get(digest, uploaded)
-                if kept is None:
-                    raise _NotUploadedError
-                joined = kept.read_manifest(digest, str(self)).joined(manifest, is_tried=base is not None)
-                return index.with_adapter(digest, kept.with_manifest(joined)).with_tags(digest, add=tags)
-
-            self._add(digest, staged, manifest, change)
-        return self.entry(digest)
 
     def alias(self, reference: str, name: str, *, move: bool = False) -> None:
         """See `AdapterStore.alias`."""
@@ -298,6 +249,19 @@ class SharedStore(AdapterStore):
             digest, path, manifest, tuple(names), tuple(sorted(kept.tags)), kept.nbytes, is_here=path.is_dir()
         )
 
+    def _bring_present(self, digest: str, kept: Kept) -> Path:
+        """`_bring`, once more if somebody has replaced the adapter's objects meanwhile."""
+        try:
+            return self._bring(digest, kept)
+        except AbsentError as error:
+            self.refresh()
+            present = self._kept(digest)  # else it was removed meanwhile
+            if present.upload == kept.upload:
+                raise DamagedError(
+                    f"{error}: the object is missing. Add the adapter again from its source."
+                ) from None
+            return self._bring(digest, present)
+
     def _bring(self, digest: str, kept: Kept) -> Path:
         manifest = self._entry_of(digest, kept, ()).manifest
 
@@ -315,46 +279,67 @@ class SharedStore(AdapterStore):
             return index.names[reference]
         if reference in index.adapters:
             return reference
-        if _DIGEST_START.fullmatch(reference):
-            found = sorted(digest for digest in index.adapters if digest.startswith(reference))
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise UnknownAdapterError(
-                    f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}. Give more digits."
-                )
+        digest = digest_from_start(reference, lambda: index.adapters)
+        if digest is not None:
+            return digest
         raise self._unknown(reference)
 
     def _change(self, change: Callable[[Index], Index]) -> None:
         self._take(self._journal.change(change, known=self._index))
 
     def _add(
+        self, fill: Filling, name: str | None, tags: Collection[str], *, move: bool, is_tried: bool
+    ) -> StoreEntry:
+        """The adapter is in the storage, and its name in the index, once this returns."""
+        self._objects.require_writable()
+        self.refresh()
+        with self._mirror.filling() as staged:
+            manifest = fill(staged)
+            digest = digest_of(manifest)
+
+            def entered(index: Index, uploaded: Kept | None) -> Index:
+                if name is not None:
+                    index = index.with_name(name, digest, move=move, where=str(self))
+                kept = index.adapters.get(digest, uploaded)
+                if kept is None:
+                    raise _NotUploadedError
+                joined = kept.read_manifest(digest, str(self)).joined(manifest, is_tried=is_tried)
+                return index.with_adapter(digest, kept.with_manifest(joined)).with_tags(digest, add=tags)
+
+            self._upload(digest, staged, manifest, entered)
+        return self.entry(digest)
+
+    def _upload(
         self,
         digest: str,
         staged: Path,
         manifest: Manifest,
-        change: Callable[[Index, Kept | None], Index],
+        entered: Callable[[Index, Kept | None], Index],
     ) -> None:
-        """Make the change that adds an adapter, after uploading it if nobody has."""
-        try:
-            self._change(lambda index: change(index, None))
-            return
-        except _NotUploadedError:
-            uploaded = upload_adapter(self._objects, digest, staged, manifest)
+        """Enter an adapter in the index, after uploading it if nobody has, or if some of it is missing."""
+        lost = self._known().adapters.get(digest)
+        if lost is None or is_uploaded(self._objects, digest, lost):
+            lost = None
+            with suppress(_NotUploadedError):
+                self._change(lambda index: entered(index, None))
+                return
+        uploaded = upload_adapter(self._objects, digest, staged, manifest)
 
         def enter(index: Index) -> Index:
             require_recent(uploaded, self._objects)
-            return change(index, uploaded)
+            return entered(index.with_upload(digest, lost, uploaded), uploaded)
 
         try:
             self._change(enter)
-        except StoreUnreachableError:  # it may be in the index
+        except UnreachableError:  # it may be in the index
             raise
         except ManytuneError:
             remove_upload(self._objects, digest, uploaded)
             raise
         if self._kept(digest).upload != uploaded.upload:  # another writer has added it meanwhile
             remove_upload(self._objects, digest, uploaded)
+        elif lost is not None:
+            remove_upload(self._objects, digest, lost)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
         names = [] if self._index is None else sorted(self._index.names)

@@ -44,6 +44,14 @@ def upload_adapter(objects: Objects, digest: str, directory: Path, manifest: Man
     return Kept(upload, files, {}).with_manifest(manifest)
 
 
+def is_uploaded(objects: Objects, digest: str, kept: Kept) -> bool:
+    """Whether all objects of an adapter are in the storage, with as many bytes as they were uploaded with."""
+    found = objects.list(object_name(digest, kept.upload, "").rstrip("/"))
+    return all(
+        found.get(object_name(digest, kept.upload, name)) == file.size for name, file in kept.files.items()
+    )
+
+
 def require_recent(kept: Kept, objects: Objects) -> None:
     """Refuse to enter an upload that began so long ago that another writer may soon take it for abandoned.
 

@@ -265,6 +265,7 @@ class AdapterTrainer(Trainer):
         checkpoints = self._setup.checkpoints
         assert checkpoints is not None
         assert self.optimizer is not None and self.lr_scheduler is not None
+        checkpoints.flush()
         save_checkpoint(
             checkpoints.directory,
             model=self._module,

@@ -1,0 +1,16 @@
+"""What the processes of these tests need: imported once, by the server that they are forked from."""
+
+import os
+
+# As in tests/conftest.py, which this process doesn't read.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import accelerate.utils  # noqa: F401
+import transformers.models.llama.modeling_llama
+import transformers.models.llama.tokenization_llama
+import transformers.trainer  # noqa: F401
+
+import manytune.experiments.compare
+import manytune.server.watcher
+import manytune.training.run  # noqa: F401
