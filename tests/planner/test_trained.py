@@ -113,7 +113,10 @@ def test_inputs_are_kept_where_a_trained_product_reads_them() -> None:
     [
         ({"name": "lorra"}, r"found 'lorra' \(text\); did you mean 'lora'\?"),
         ({"name": "ia3", "r": 8}, r"method\.r: there is no such key\. Known: name"),
-        ({"name": ["lora"]}, r"method\.name: planning knows the methods adalora, .*found \['lora'\] \(a list\)"),
+        (
+            {"name": ["lora"]},
+            r"method\.name: planning knows the methods adalora, .*found \['lora'\] \(a list\)",
+        ),
         ({"name": "other"}, "trained_parameters: this key is missing; it says how many numbers"),
         (
             {"name": "lora", "target_modules": ["q_porj"]},

@@ -46,7 +46,9 @@ class AdaLoraSizes(MethodSizes):
     @model_validator(mode="after")
     def _ranks_are_cut(self) -> Self:
         if self.target_r > self.init_r:
-            raise ValueError(f"target_r={self.target_r} is above init_r={self.init_r}, and ranks are only ever cut.")
+            raise ValueError(
+                f"target_r={self.target_r} is above init_r={self.init_r}, and ranks are only ever cut."
+            )
         return self
 
     def trained(self, model: ModelSizes) -> Trained:
