@@ -63,7 +63,8 @@ def directives(
 
 def asks_for_gpus(options: str) -> bool:
     """Whether options of sbatch ask for a GPU."""
-    return any("gpu" in line or _name(line) == "--gres" for line in _lines(options))
+    names = (_name(line) for line in _lines(options))
+    return any(name == "-G" or name.startswith(("--gres", "--gpus", "--tres")) for name in names)
 
 
 def _lines(options: str) -> list[str]:

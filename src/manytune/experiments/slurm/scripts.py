@@ -19,11 +19,9 @@ _REQUEUES = 10
 _BODY = """\
 if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then export OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"; fi
 
-{command} &
-work=$!
 # Slurm signals shortly before the time limit. A training resumes at its last checkpoint.
 back_to_the_queue() {{
-  kill -TERM "$work" 2>/dev/null; wait "$work"
+  kill -TERM $(jobs -p) 2>/dev/null; wait
   if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {requeues} ]; then
     echo "sent back {requeues} times: give it more time (--time), or a smaller training.checkpoint_every" >&2
     exit 1
@@ -33,7 +31,9 @@ back_to_the_queue() {{
   exit 0
 }}
 trap back_to_the_queue USR1
-wait "$work"
+
+{command} &
+wait $!
 """
 
 _SUBMIT = """\
