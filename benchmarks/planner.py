@@ -2,10 +2,10 @@
 
     python benchmarks/planner.py [--memory-only] [--only NAME ...] [--rounds N] [--json FILE]
 
-Each configuration runs in a process of its own, once a round; the round with the median ratio counts. A training is `manytune train`'s, its peak memory the one that the
-trainer reports, its time the median step. The estimate gets the lengths of the rows, and the machine's FLOP/s in
-products of the model's shapes, measured right after the steps, and its bandwidth; the share of these that is reached is
-the planner's own.
+Each configuration runs in a process of its own, once a round; the round with the median ratio counts. A training is
+`manytune train`'s, its peak memory the one that the trainer reports, its time the median step. The estimate gets the
+lengths of the rows, and the machine's FLOP/s in products of the model's shapes, measured right after the steps, and its
+bandwidth; the share of these that is reached is the planner's own.
 """
 
 from __future__ import annotations
