@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manytune.errors import ManytuneError
+from manytune.terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from manytune.experiments.worker import Work
@@ -57,6 +58,7 @@ class RayWorker:
         """Load the base and the rows."""
         from manytune.experiments.worker import Work, open_for
 
+        quiet_libraries()
         self._work = Work.from_json(self._file.read_text(encoding="utf-8"))
         try:
             self._workspace = open_for(self._work)
