@@ -91,7 +91,7 @@ def _load(recipe: Path, overrides: list[str], found: Launched | None) -> Recipe:
     try:
         loaded = load_recipe(recipe, overrides)
         if loaded.training.validation is not None:
-            from manytune.experiments.validation_scores import check_scores
+            from manytune.experiments.score_names import check_scores
 
             check_scores(loaded)
     except ManytuneError:

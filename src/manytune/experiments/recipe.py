@@ -21,7 +21,7 @@ from manytune.errors import RecipeError
 from manytune.evaluation.metrics import CLASS_METRICS, METRICS, NUMBER_METRICS, WORD_METRICS
 from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
-from manytune.experiments.validation_scores import check_scores
+from manytune.experiments.score_names import check_scores
 from manytune.methods.registry import methods
 from manytune.training.method_recipe import MethodRecipe
 from manytune.training.recipe import Recipe, read_mapping, recipe_from
