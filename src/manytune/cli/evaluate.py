@@ -145,12 +145,7 @@ def evaluate(
     from manytune.cli.asked_here import ask_here, common_examples
     from manytune.cli.chosen import choose
     from manytune.cli.label_words import choose_here
-    from manytune.cli.outputs.evaluation import print_evaluation, summary
-    from manytune.cli.outputs.json_output import print_json
     from manytune.evaluation.answers import by_prompt, each_turn, items_from
-    from manytune.evaluation.evaluate import evaluate as compare
-    from manytune.evaluation.report import write_report
-    from manytune.experiments.provenance import describe_sources
 
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
@@ -243,6 +238,12 @@ def evaluate(
         scored = all(answer.score is not None for one in systems for answer in one.answers)
         names_of_metrics = metrics or ("recorded" if scored and schema is None else None)
         wanted = _metrics(names_of_metrics, schema, "texts", likelihoods=False)
+    from manytune.cli.outputs.evaluation import print_evaluation, summary  # with SciPy, which takes a second
+    from manytune.cli.outputs.json_output import print_json
+    from manytune.evaluation.evaluate import evaluate as compare
+    from manytune.evaluation.report import write_report
+    from manytune.experiments.provenance import describe_sources
+
     evaluation = compare(
         items,
         systems,

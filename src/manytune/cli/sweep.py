@@ -55,6 +55,11 @@ def sweep(
     significantly worse than the best. With --rows, a power law also says what more rows would bring, where it fits.
     If rerun, it continues where it stopped.
     """
+    from manytune.cli.recipes import check_experiment
+
+    limits = [] if rows is None else _numbers(rows, "--rows")
+    asked = [] if ranks is None else _numbers(ranks, "--ranks")
+    check_experiment(recipe, overrides or [])
     from rich.console import Console
 
     from manytune.cli.outputs.evaluation import print_evaluation, summary
@@ -69,9 +74,7 @@ def sweep(
     from manytune.store.locking import held
 
     named = load_experiment(recipe, overrides or [])
-    limits = [] if rows is None else _numbers(rows, "--rows")
-    own = ranks is None and limits
-    tried = [_own_rank(named)] if own else _numbers(_USUAL if ranks is None else ranks, "--ranks")
+    tried = asked or ([_own_rank(named)] if limits else _numbers(_USUAL, "--ranks"))
     experiment = sweep_experiment(named, tried, targets or [], limits)
     options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
     with CommandProgress(Console(stderr=True, highlight=False)) as progress:

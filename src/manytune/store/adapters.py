@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from manytune import __version__
 from manytune.atomic import atomic_directory, atomic_write, moved_aside
 from manytune.errors import BaseMismatchError, DamagedError, PeftWarning, StoreError
-from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
-from manytune.store.base import Base
 from manytune.store.content_checks import check_content
 from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
 from manytune.store.digests import sha256_file
@@ -24,6 +22,9 @@ from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
 from manytune.store.tokenizer_files import own_chat_template
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 _TENSORS = ".safetensors"
 
@@ -76,6 +77,8 @@ def put_scores_on_card(directory: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: The card can't be read.
     """
+    from manytune.methods.checkpoint.card import card_with_scores
+
     recipe = manifest.recipe or {}
     model = Path(str(recipe.get("output") or manifest.method)).name
     rows = (recipe.get("data") or {}).get("train")

@@ -20,18 +20,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manytune.atomic import clean_leftovers, explained, flush_directory, flush_tree, make_directory
 from manytune.errors import DamagedError, ManytuneError, StoreError, UnknownAdapterError
 from manytune.store.adapters import open_adapter, put_scores_on_card
-from manytune.store.base import Base
-from manytune.store.description import StoreDescription
+from manytune.store.description import NO_STORE, StoreDescription
 from manytune.store.digests import digest_of
 from manytune.store.intake import gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.staging import Staging, seal
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 _DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
@@ -323,10 +325,7 @@ class AdapterStore:
                 make_directory(self.root / part)
 
     def _lock(self) -> AbstractContextManager[None]:
-        if not self.description.is_there:
-            raise StoreError(
-                f"{self.root}: there is no store of adapters here. The first adapter added makes one."
-            )
+        self.description.require()
         return self._staging.lock()
 
     def _digests(self) -> Iterator[str]:
@@ -395,6 +394,7 @@ class AdapterStore:
             put_scores_on_card(file.parent, changed)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
-        return UnknownAdapterError(
-            f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
-        )
+        found = f"{self.root}: there is no adapter {reference!r}"
+        if not self.description.is_there:
+            return UnknownAdapterError(f"{found}; {NO_STORE}")
+        return UnknownAdapterError(f"{found}. {self._labels.suggestions(reference)}")

@@ -1,0 +1,84 @@
+"""A recipe's mistakes are reported at once: no command imports a model library before it has looked at the recipe."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+RECIPE = {
+    "base": "base",
+    "data": {
+        "train": "rows.jsonl",
+        "test": 0.2,
+        "prompt": "{{ question }}",
+        "completion": "{{ answer }}",
+    },
+    "method": {"name": "lora"},
+}
+MISTAKES = {
+    "a wrong key": ({"training": {"lr": 1e-4}}, "'lr' is training.learning_rate here"),
+    "a wrong method": ({"method": {"name": "lroa"}}, "Unknown method 'lroa'. Did you mean 'lora'?"),
+    "a wrong option": ({"method": {"name": "lora", "lora_r": 8}}, "'lora_r' is method.r here"),
+    "a missing file": ({"data": {**RECIPE["data"], "train": "row.jsonl"}}, "did you mean 'rows.jsonl'?"),
+    "a missing base": ({"base": "./bases/mine"}, "there is no such file or directory"),
+}
+COMMANDS = {
+    "train": ["train", "{}"],
+    "train --dry-run": ["train", "{}", "--dry-run"],
+    "compare": ["compare", "{}"],
+    "sweep": ["sweep", "{}"],
+    "evaluate": ["evaluate", "--recipe", "{}", "--answers", "answers.jsonl"],
+    "data check": ["data", "check", "--recipe", "{}"],
+}
+# Runs many commands in one process, and stops at the first after which a model library is there.
+SCRIPT = """
+import contextlib, io, json, sys
+from manytune.cli.main import build_app
+results = []
+for arguments in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            code = build_app()(arguments, standalone_mode=False)
+        except SystemExit as end:
+            code = end.code
+    loaded = sorted({"torch", "transformers", "peft", "datasets"} & set(sys.modules))
+    results.append({"said": " ".join(said.getvalue().split()), "code": code, "loaded": loaded})
+    if loaded:
+        break
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with rows and a recipe for each mistake."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 9)
+    for name, (changes, _) in MISTAKES.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+    return tmp_path
+
+
+def test_mistakes_are_reported_before_a_model_library_is_imported(folder: Path) -> None:
+    cases = [
+        (name, arguments)
+        for command, arguments in COMMANDS.items()
+        for name in MISTAKES
+        if not (name == "a missing base" and command in ("evaluate", "data check"))
+    ]
+    typed = [[word.replace("{}", f"{name}.yaml") for word in arguments] for name, arguments in cases]
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(typed)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(ran.stdout)
+    for (name, _), arguments, result in zip(cases, typed, found, strict=False):
+        assert MISTAKES[name][1] in result["said"], (arguments, result)
+        assert result["code"] == 1, (arguments, result)
+        assert result["loaded"] == [], (arguments, result)
+    assert len(found) == len(cases)
