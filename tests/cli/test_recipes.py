@@ -1,12 +1,10 @@
 """A recipe's mistakes are reported at once: no command imports a model library before it has looked at the recipe."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.cli.light import run_each
 
 RECIPE = {
     "base": "base",
@@ -33,24 +31,6 @@ COMMANDS = {
     "evaluate": ["evaluate", "--recipe", "{}", "--answers", "answers.jsonl"],
     "data check": ["data", "check", "--recipe", "{}"],
 }
-# Runs many commands in one process, and stops at the first after which a model library is there.
-SCRIPT = """
-import contextlib, io, json, sys
-from manytune.cli.main import build_app
-results = []
-for arguments in json.loads(sys.argv[1]):
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        try:
-            code = build_app()(arguments, standalone_mode=False)
-        except SystemExit as end:
-            code = end.code
-    loaded = sorted({"torch", "transformers", "peft", "datasets"} & set(sys.modules))
-    results.append({"said": " ".join(said.getvalue().split()), "code": code, "loaded": loaded})
-    if loaded:
-        break
-print(json.dumps(results))
-"""
 
 
 @pytest.fixture
@@ -73,12 +53,8 @@ def test_mistakes_are_reported_before_a_model_library_is_imported(folder: Path) 
         if not (name == "a missing base" and command in ("evaluate", "data check"))
     ]
     typed = [[word.replace("{}", f"{name}.yaml") for word in arguments] for name, arguments in cases]
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(typed)], capture_output=True, text=True, check=True
-    )
-    found = json.loads(ran.stdout)
+    found = run_each(typed)
     for (name, _), arguments, result in zip(cases, typed, found, strict=False):
-        assert MISTAKES[name][1] in result["said"], (arguments, result)
-        assert result["code"] == 1, (arguments, result)
-        assert result["loaded"] == [], (arguments, result)
+        assert MISTAKES[name][1] in result.said, (arguments, result)
+        assert (result.code, result.loaded) == (1, []), (arguments, result)
     assert len(found) == len(cases)

@@ -240,7 +240,9 @@ class Experiment:
         full = MethodRecipe.model_construct(name=REFERENCE)
         reference = {REFERENCE: SystemRecipe.model_construct(method=full)}
         # What is packed takes no step of an optimizer.
-        return (reference if self.recipe.weights is None else {}) | {own.name: SystemRecipe.model_construct(method=own)}
+        return (reference if self.recipe.weights is None else {}) | {
+            own.name: SystemRecipe.model_construct(method=own)
+        }
 
     def prompted(self) -> dict[str, SystemRecipe]:
         """The systems that are the untouched base with examples in its prompt, by name; without any, the usual ones."""
