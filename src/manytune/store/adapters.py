@@ -17,6 +17,7 @@ from manytune.errors import BaseMismatchError, DamagedError, PeftWarning, StoreE
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.content_checks import check_content
 from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
+from manytune.store.description import is_store
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
@@ -231,6 +232,8 @@ def _what_is_there(path: Path) -> str:
         return f"its replacement was interrupted; rename {aside} to {path.name} to restore the former one"
     if not path.is_dir():
         return "there is no such directory"
+    if is_store(path):
+        return f"this is a store of adapters; name one of them, and the store with --store {path}"
     if (inner := adapter_at(path)) != path:
         return f"this is a run; its adapter is in {inner}"
     inside = checkpoints_in(path)

@@ -62,7 +62,6 @@ class ProgressDisplay:
         self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -82,6 +81,7 @@ class ProgressDisplay:
             return
         text = describe(report)
         if self._console.is_terminal:
+            self._bar.start()
             validation = "" if self._validation is None else f"  val {self._validation:.3f}"
             self._bar.update(
                 self._task, completed=report.step, total=report.total_steps, description=text + validation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -59,8 +60,9 @@ def print_hardware(devices: Mapping[str, Hardware]) -> None:
     for name, device in devices.items():
         speeds = ", ".join(f"{_digits(value)} TFLOP/s {dtype}" for dtype, value in device.tflops.items())
         console.print(Text(name, "bold"))
-        console.print(f"  {device.memory_gib:g} GiB, {device.bandwidth_gb_s:,.0f} GB/s, {speeds}")
-        console.print(Text(f"  {device.source}", "dim"))
+        facts = Text(f"{device.memory_gib:g} GiB, {device.bandwidth_gb_s:,.0f} GB/s, {speeds}")
+        for line in (facts, Text(device.source, "dim")):
+            console.print(Padding(line, (0, 0, 0, 2)))
 
 
 def _print_training(plan: Plan, found: TrainingEstimate, console: Console) -> None:
