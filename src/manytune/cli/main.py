@@ -14,7 +14,7 @@ import typer
 from manytune import __version__
 from manytune.atomic import write_error
 from manytune.cli.command_line import CommandGroup, CommandLine
-from manytune.cli.outputs.lines import print_error
+from manytune.cli.outputs.lines import print_error, print_line
 from manytune.errors import ManytuneError
 from manytune.terminal import quiet_libraries
 from manytune.training.distributed.launchers import check_alone
@@ -38,12 +38,19 @@ COMMAND_MODULES = (
 )
 
 
+# Its base is the error of every wrong usage; typer has no public name for it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 class _ErrorBoundary(CommandGroup):
     """A user's error becomes a message and an exit status; a defect of manytune keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except _UsageError as error:
+            _show_usage(error)
+            raise typer.Exit(2) from None
         except ManytuneError as error:
             print_error(str(error))
             raise typer.Exit(1) from None
@@ -56,6 +63,16 @@ class _ErrorBoundary(CommandGroup):
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
+
+
+def _show_usage(error: Any) -> None:
+    """Print what is wrong with a command line as other errors are, after the command's usage."""
+    if error.ctx is None or "Usage: " in error.format_message():  # a command without arguments gets its help
+        error.show()
+        return
+    typer.echo(error.ctx.get_usage(), err=True)
+    print_line(f"Its options: {error.ctx.command_path} --help", stderr=True)
+    print_error(error.format_message())
 
 
 def _print_version(wanted: bool) -> None:

@@ -54,9 +54,10 @@ def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
     experiment = outline_of(read_mapping(path, overrides), where=str(path))
     _check_files(experiment.recipe)
-    forgetting = experiment.forgetting
-    for rows in (*(forgetting.probes or ()), *([forgetting.rehearsal] if forgetting.rehearsal else [])):
-        require_there(rows.file)
+    rehearsal = experiment.forgetting.rehearsal
+    files = [probe.file for probe in experiment.forgetting.probes]
+    for file in files if rehearsal is None else [*files, rehearsal.file]:
+        require_there(file)
     return experiment
 
 
