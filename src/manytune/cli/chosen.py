@@ -204,12 +204,12 @@ class Chosen:
         return PeftConfig.from_pretrained(self.stored.path)
 
 
-def choose(adapters: Sequence[str], store: Path) -> tuple[Chosen, ...]:
+def choose(adapters: Sequence[str], store: str | Path) -> tuple[Chosen, ...]:
     """Open every adapter that was named; a run names the adapter in it.
 
     Args:
         adapters: Runs' and adapters' directories; or names in the store, digests or their first digits.
-        store: The store's directory, which needn't be there.
+        store: The store's directory, which needn't be there, or its URL.
 
     Raises:
         StoreError: One is neither a run nor an adapter, or isn't in the store, or a file is damaged.

@@ -369,7 +369,7 @@ def _margin(systems: Sequence[System], share: float | None, reference: str | Non
     return Margin(reference or full, share)
 
 
-def _save(evaluation: Evaluation, chosen: Sequence[Chosen], store: Path, *, whole: bool) -> list[Path]:
+def _save(evaluation: Evaluation, chosen: Sequence[Chosen], store: str, *, whole: bool) -> list[Path]:
     """Keep each run's part of the evaluation in its directory, and the scores in the manifests."""
     from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ from manytune.store.run_directory import adapter_at
 
 if TYPE_CHECKING:
     from manytune.store.base import Base
+
+#: `gather` as far as it doesn't depend on where: collects an adapter's files in an empty directory.
+Filling = Callable[[Path], Manifest]
 
 
 def gather(source: Path, target: Path, base: Base | None = None, *, base_tokenizer: bool = False) -> Manifest:

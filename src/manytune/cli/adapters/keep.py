@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -130,7 +132,7 @@ def list_(
         damaged.append({"digest": digest, "error": str(error)})
 
     kept = store_at(store)
-    kept.description.require()
+    kept.require_there()
     entries = kept.entries(tag=tag, unreadable=unreadable)
     if as_json:
         print_json([*(summary(entry) for entry in entries), *damaged])
@@ -187,26 +189,28 @@ def verify(
 
     results: list[dict[str, object]] = []
 
-    def failed(path: Path, error: ManytuneError) -> None:
-        results.append({"path": str(path), "error": str(error)})
+    def failed(path: str, error: ManytuneError) -> None:
+        results.append({"path": path, "error": str(error)})
         print_error(str(error))
 
-    paths = {adapter: directory_of(adapter, store) for adapter in adapters or ()}
-    if not paths:
+    found: dict[str, Callable[[], Path]] = {}
+    for adapter in adapters or ():
+        found[adapter] = partial(Path, directory_of(adapter, store))
+    if not found:
         kept = store_at(store)
-        kept.description.require()
-        entries = kept.entries(unreadable=lambda digest, error: failed(kept.directory(digest), error))
-        paths = {str(entry): entry.path for entry in entries}
+        kept.require_there()
+        entries = kept.entries(unreadable=lambda digest, error: failed(str(kept.directory(digest)), error))
+        found = {str(entry): partial(kept.fetch, entry.digest) for entry in entries}
     loaded = None if base is None else load_base(base)
-    for name, path in paths.items():
+    for name, fetch in found.items():
         try:
-            found = verify_adapter(path, base=loaded)
+            verified = verify_adapter(fetch(), base=loaded)
         except ManytuneError as error:
-            failed(path, error)
+            failed(name, error)
         else:
-            results.append(verification(found))
+            results.append(verification(verified))
             if not as_json:
-                print_verification(name, found)
+                print_verification(name, verified)
     if as_json:
         print_json(results)
     if any("error" in result for result in results):

@@ -128,7 +128,7 @@ def _print_serving(plan: Plan, found: ServingEstimate, console: Console) -> None
     table.add_row("memory, total", _range(found.memory, _size))
     if section.adapters:
         slots = f"{found.slots:,} {'slot' if found.slots == 1 else 'slots'} of {_size(found.slot_bytes)}"
-        loaded = f"the others load {_size(found.loaded_bytes)}/s from RAM"
+        loaded = f"the others load theirs from RAM, {_size(found.loaded_bytes)}/s"
         table.add_row("adapters in use", f"{slots}; {_found_there(found.slot_hit_rate, loaded)}")
         held = f"all {section.adapters:,}" if found.in_memory == section.adapters else f"{found.in_memory:,}"
         table.add_row(
