@@ -1,11 +1,15 @@
-"""Whether there are the scores that a recipe's `training.validation` names; checked without what measures them."""
+"""The scores that a recipe's `training.validation` may name."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from manytune.data.nearest import did_you_mean
 from manytune.errors import RecipeError
 from manytune.evaluation.metrics import METRICS
-from manytune.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from manytune.training.recipe import Recipe
 
 
 def check_scores(recipe: Recipe) -> None:
