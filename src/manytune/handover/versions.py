@@ -208,7 +208,7 @@ class Versions:
         return {name: digest for name, digest in self._store.names().items() if name != self._base_name}
 
     def _resolve(self, name: str) -> str:
-        if not NAME.fullmatch(name) or not self._store.name_file(name).is_file():
+        if not NAME.fullmatch(name) or not self._store.labels.file(name).is_file():
             raise model_not_found(name)
         try:
             return self._store.resolve(name)

@@ -36,6 +36,7 @@ class Listed:
         model: It as a model, in JSON; empty if its manifest can't be read.
         facts: What `/v1/adapters` says of it beyond its state in the server.
         stamp: Changes if its manifest does.
+        tags: Its tags, sorted.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Listed:
     model: bytes
     facts: Mapping[str, Any]
     stamp: _Stamp | None
+    tags: tuple[str, ...] = ()
 
 
 class KnownVerdicts(Protocol):
@@ -74,6 +76,7 @@ class Catalogue:
         self._examined = examined
         self._base_name = base_name
         self._listed: dict[str, Listed] = {}  # replaced as a whole, never changed
+        self._tags: Mapping[str, Sequence[str]] = {}  # by digest
         self._base = json_bytes(
             {"id": base_name, "object": "model", "created": 0, "owned_by": "manytune", "parent": None}
         )
@@ -84,12 +87,16 @@ class Catalogue:
         Args:
             names: The digest of each name.
         """
-        former = self._listed
+        former, self._tags = self._listed, self._store.labels.tags()
         found: dict[str, Listed] = {}
         for name in sorted(filter(NAME.fullmatch, names)):
             known, digest = former.get(name), names[name]
             stamp = self._stamp(digest)
-            if known is not None and known.digest == digest and known.stamp == stamp:
+            if known is not None and (known.digest, known.stamp, known.tags) == (
+                digest,
+                stamp,
+                self._of(digest),
+            ):
                 found[name] = known
             elif stamp is not None:  # else another process has removed it meanwhile
                 found[name] = self._examine_and_read(name, digest, stamp)
@@ -138,6 +145,9 @@ class Catalogue:
 
     # -- parts
 
+    def _of(self, digest: str) -> tuple[str, ...]:
+        return tuple(self._tags.get(digest, ()))
+
     def _stamp(self, digest: str) -> _Stamp | None:
         try:
             status = (self._store.directory(digest) / MANIFEST_NAME).stat()
@@ -177,8 +187,10 @@ class Catalogue:
         except (ManytuneError, OSError) as error:
             return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
         self._verdicts.of(StoreEntry(digest, path, manifest, (name,), (), nbytes))
-        model = json_bytes(_model(name, digest, manifest, found.fields, self._base_name))
-        return Listed(name, digest, None, model, _facts(manifest, nbytes), stamp)
+        tags, facts = self._of(digest), _facts(manifest, nbytes)
+        about = {**_model(name, digest, manifest, found.fields, self._base_name), "tags": tags}
+        model = json_bytes({**about, "scores": facts["scores"]})
+        return Listed(name, digest, None, model, facts, stamp, tags)
 
 
 def _facts(manifest: Manifest | None, nbytes: int | None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Names:
         return names
 
     def _found(self, name: str) -> str:
-        link = self._store.name_file(name)
+        link = self._store.labels.file(name)
         if link.is_symlink() or not link.is_file():
             raise UnknownAdapterError(name)
         return self._store.resolve(name)

@@ -4,6 +4,7 @@
     objects/ab/abcdef…/       an adapter: HF PEFT's files and manifest.json; only its scores ever change
     names/summaries           the digest of the adapter that has the name; user/adapter is in names/user%2Fadapter
     tags/production/abcdef…   empty: the adapter has the tag
+    former/summaries          the versions that the name has had
     staging/                  adapters that are being added or removed
     .lock                     held while an adapter, a name or a tag is added or removed
 
@@ -68,6 +69,7 @@ class AdapterStore:
 
     Attributes:
         description: What says that there is a store, and whether it can be reached.
+        labels: What its adapters are and were called; to be changed by the store alone.
 
     Raises:
         StoreError: The directory holds something else, or a store of a newer format.
@@ -76,7 +78,7 @@ class AdapterStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
         self._staging = Staging(self.root / "staging", self.root / ".lock")
-        self._labels = Labels(self.root, self._staging)
+        self.labels = Labels(self.root, self._staging)
         self.description = StoreDescription(self.root)
 
     # -- reading
@@ -87,7 +89,7 @@ class AdapterStore:
         Raises:
             UnknownAdapterError: No adapter is called so, or more than one.
         """
-        named = self._labels.named(reference)
+        named = self.labels.named(reference)
         if named is not None and self.directory(named).is_dir():
             return named
         if _DIGEST_START.fullmatch(reference):
@@ -126,7 +128,7 @@ class AdapterStore:
     def entry(self, reference: str) -> StoreEntry:
         """One adapter; see `resolve`."""
         digest = self.resolve(reference)
-        entry = self._entry(digest, self._labels.names(), self._labels.tags())
+        entry = self._entry(digest, self.labels.names(), self.labels.tags())
         if entry is None:
             raise self._unknown(reference)
         return entry
@@ -141,7 +143,7 @@ class AdapterStore:
             unreadable: Called with the digest of each adapter whose manifest can't be read, and why; they aren't
                 listed. None raises for the first.
         """
-        names, tags = self._labels.names(), self._labels.tags()
+        names, tags = self.labels.names(), self.labels.tags()
         found = []
         for digest in self._digests():
             if tag is not None and tag not in tags.get(digest, ()):
@@ -157,15 +159,9 @@ class AdapterStore:
                 found.append(entry)
         return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
 
-    def name_file(self, name: str) -> Path:
-        """The file of a valid name, whether it is there or not."""
-        return self._labels.file(name)
-
     def names(self) -> dict[str, str]:
         """All names, sorted, with the digests of the adapters that have them."""
-        return dict(
-            sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
-        )
+        return dict(sorted((name, digest) for digest, names in self.labels.names().items() for name in names))
 
     def refresh(self) -> None:
         """Take over changes of what the store follows. A store of its own follows nothing."""
@@ -216,16 +212,16 @@ class AdapterStore:
             digest = digest_of(manifest)
             with self._lock():
                 if name is not None and not move:
-                    self._labels.require_free(name, digest)
+                    self.labels.require_free(name, digest)
                 present = self._whole(digest)
                 if present is None:
                     self._put_files(digest, staged)
                 else:
                     self._put_again(digest, present, manifest, tried=base is not None)
                 if name is not None:
-                    self._labels.put_name(name, digest)
+                    self.labels.put_name(name, digest)
                 for tag in tags:
-                    self._labels.put_tag(tag, digest)
+                    self.labels.put_tag(tag, digest)
         if present is not None:
             return self.entry(digest)
         # The same, without looking through all names and tags for those of an adapter that was just added.
@@ -249,8 +245,8 @@ class AdapterStore:
         with self._lock():
             digest = self.resolve(reference)
             if not move:
-                self._labels.require_free(name, digest)
-            self._labels.put_name(name, digest)
+                self.labels.require_free(name, digest)
+            self.labels.put_name(name, digest)
 
     def unalias(self, name: str) -> None:
         """Forget a name; the adapter stays.
@@ -259,9 +255,9 @@ class AdapterStore:
             UnknownAdapterError: There is no such name.
         """
         with self._lock():
-            if not self._labels.has_name(name):
+            if not self.labels.has_name(name):
                 raise self._unknown(name)
-            self._labels.take_names(name)
+            self.labels.take_names(name)
 
     def tag(self, reference: str, *tags: str) -> None:
         """Give an adapter tags.
@@ -275,14 +271,14 @@ class AdapterStore:
         with self._lock():
             digest = self.resolve(reference)
             for tag in tags:
-                self._labels.put_tag(tag, digest)
+                self.labels.put_tag(tag, digest)
 
     def untag(self, reference: str, *tags: str) -> None:
         """Take tags from an adapter; those that it doesn't have are skipped."""
         with self._lock():
             digest = self.resolve(reference)
             for tag in tags:
-                self._labels.take_tag(tag, digest)
+                self.labels.take_tag(tag, digest)
 
     def add_scores(self, reference: str, scores: Mapping[str, float]) -> None:
         """Add scores to those that an adapter has; a score of the same name is replaced."""
@@ -304,7 +300,7 @@ class AdapterStore:
     def remove_unnamed(self, digest: str) -> None:
         """Remove an adapter unless another process has named or removed it meanwhile."""
         with self._lock():
-            if digest in self._labels.names() or not self.directory(digest).is_dir():
+            if digest in self.labels.names() or not self.directory(digest).is_dir():
                 return
             removed = self._taken(digest)
         shutil.rmtree(removed, ignore_errors=True)
@@ -369,9 +365,9 @@ class AdapterStore:
 
     def _taken(self, digest: str) -> Path:
         """An adapter, without names and tags, where it is removed; with the lock in hand."""
-        self._labels.take_names(*self._labels.names().get(digest, ()))
-        for tag in self._labels.tags().get(digest, ()):
-            self._labels.take_tag(tag, digest)
+        self.labels.take_names(*self.labels.names().get(digest, ()))
+        for tag in self.labels.tags().get(digest, ()):
+            self.labels.take_tag(tag, digest)
         return self._staging.take(self.directory(digest))
 
     def _put_files(self, digest: str, staged: Path) -> None:
@@ -396,5 +392,5 @@ class AdapterStore:
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
         return UnknownAdapterError(
-            f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
+            f"{self.root}: there is no adapter {reference!r}. {self.labels.suggestions(reference)}"
         )
