@@ -266,7 +266,7 @@ def test_the_top_says_what_was_tried_before_any_score(evaluation):
     html = render_report(dataclasses.replace(evaluation, provenance=facts, results=results), title="T")
     (top,) = Page(html).texts("section", "setup")
     assert top == (
-        "What was tried Base SmolLM2 Data papers.jsonl Date 2026-01-31 lora lora, r=8; learning_rate=0.0002"
+        "Setup Base SmolLM2 Data papers.jsonl Date 2026-01-31 lora lora, r=8; learning_rate=0.0002"
     )
     assert html.index('id="setup"') < html.index('id="scores"')
 

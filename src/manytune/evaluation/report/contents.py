@@ -13,7 +13,7 @@ def contents(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts: The charts and tables of the page by name; what is empty has no section.
     """
     sections = [
-        ("setup", "What was tried", parts["setup"]),
+        ("setup", "Setup", parts["setup"]),
         ("ranks", "Ranks", parts["ranks"]),
         ("scores", "Scores", True),
         ("classes", "Labels", parts["mcnemar"] or parts["confusions"]),
