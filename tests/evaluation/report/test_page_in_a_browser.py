@@ -20,7 +20,7 @@ pytestmark = [
 # Uses the page as a reader would, and says what it saw.
 SCRIPT = """
 (() => {
-  const shown = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.offsetParent).length;
+  const shown = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility()).length;
   const set = (id, value) => {
     const element = document.getElementById(id);
     element.value = value;
