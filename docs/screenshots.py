@@ -1,10 +1,11 @@
 """Take the pictures of the report, the playground and the dashboard that the documentation shows.
 
-    manytune compare examples/results/e2e_json.yaml
+    manytune compare examples/results/e2e-json.yaml
     python docs/screenshots.py runs/e2e-json --rows e2e-json.jsonl
 
-The report is that of the run, the answers in the playground are those of its base and its LoRA adapter to rows that the run
-was asked about, and the dashboard's hour of requests is invented, since nobody waits an hour for a picture. Needs Chromium.
+The report is that of the run, and the answers in the playground are those of its base and its LoRA adapter to rows that
+the run was asked about. The dashboard's hour of requests is invented, since nobody waits an hour for a picture. Needs
+Chromium.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def dashboard(page: Page, port: int, app: Any) -> None:
             "waiting": max(0, round(2 * wave) - 4),
             "kv_tokens": round(900 * max(0.0, wave)),
         }
-    page.open(f"http://localhost:{port}/operator", width=WIDTH, height=HEIGHT)
+    page.open(f"http://localhost:{port}/operator", width=1400, height=HEIGHT)
     page.wait("document.querySelectorAll('#adapters tr').length === 2")
     page.see("document.querySelector('[aria-label=\"pin restaurants\"]').click()")
     page.wait("document.querySelector('#state').textContent.includes('done')")

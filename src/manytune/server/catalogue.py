@@ -176,7 +176,7 @@ class Catalogue:
         except Exception as error:
             _log.exception("adapter %s can't be listed", name)
             why = f"the adapter can't be read: {type(error).__name__}"
-            return Listed(name, digest, why, b"", _facts(None, None), stamp)
+            return Listed(name, digest, why, b"", _facts(None, None), stamp, self._of(digest))
 
     def _read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
         path = self._store.directory(digest)
@@ -185,7 +185,7 @@ class Catalogue:
             manifest = Manifest.read(path / MANIFEST_NAME)
             nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         except (ManytuneError, OSError) as error:
-            return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
+            return Listed(name, digest, str(error), b"", _facts(None, None), stamp, self._of(digest))
         self._verdicts.of(StoreEntry(digest, path, manifest, (name,), (), nbytes))
         tags, facts = self._of(digest), _facts(manifest, nbytes)
         about = {**_model(name, digest, manifest, found.fields, self._base_name), "tags": tags}

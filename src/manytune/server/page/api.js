@@ -57,5 +57,6 @@ export async function* eventsOf(response) {
   }
 }
 
-// The value of a metric without labels, in Prometheus' text.
-export const metric = (text, name) => Number((text.match(new RegExp(`^manytune_${name} (\\S+)`, "m")) || [])[1] || 0);
+// The value of a metric in Prometheus' text; of a server of many processes, the sum of theirs.
+export const metric = (text, name) => [...text.matchAll(new RegExp(`^manytune_${name}(?:\\{[^}]*\\})? (\\S+)`, "gm"))]
+  .reduce((sum, [, value]) => sum + Number(value), 0);

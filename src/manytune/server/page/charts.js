@@ -38,7 +38,7 @@ const clock = (time) => new Date(time * 1000).toLocaleTimeString([], { hour: "2-
 export class Chart {
   // `series` are {name, of}: what a line is called, and its value in a sample, of which those that never have one aren't
   // shown; `write` writes a value with its unit, `limit` gives the end of the axis, and `unit` what it is a round number of.
-  constructor(title, series, { write, limit = null, unit = 1 }) {
+  constructor(title, series, { write, limit = null, unit = () => 1 }) {
     Object.assign(this, { title, series, all: series, write, limit, unit, samples: [] });
     this.now = element("p", "now");
     this.top = element("span");
@@ -59,7 +59,7 @@ export class Chart {
     this.series = this.all.filter(({ of }, place) => !place || samples.some((sample) => isThere(of(sample))));
     const limit = this.limit?.() ?? null;
     const values = samples.flatMap((sample) => this.series.map(({ of }) => of(sample))).filter(isThere);
-    const highest = Math.max(0, ...values), top = limit ?? roundUp(highest / this.unit) * this.unit;
+    const highest = Math.max(0, ...values), top = limit ?? roundUp(highest / this.unit(highest)) * this.unit(highest);
     this.svg.replaceChildren(shape("path", { class: "grid", d: "M0 0H100M0 50H100" }));
     this.series.forEach(({ of }, place) => {
       this.svg.append(shape("path", { class: `line c${place}`, d: path(samples.map((sample) => [sample.time, of(sample)]), from, to, top) }));

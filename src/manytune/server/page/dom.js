@@ -51,6 +51,9 @@ export const short = (number) => (Number.isFinite(number) ? String(Number(number
 
 export const seconds = (value) => (value < 1 ? `${short(value * 1000)} ms` : `${short(value)} s`);
 
+// The number of bytes that is one of the unit in which so many are written.
+export const unitOf = (count) => 1024 ** Math.max(0, Math.floor(Math.log2(count) / 10));
+
 export function bytes(count) {
   if (count === null || count === undefined) return "–";
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];

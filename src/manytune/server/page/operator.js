@@ -2,7 +2,7 @@
 import { call, json, keepKey } from "./api.js";
 import { Adapters, sums } from "./adapters.js";
 import { Chart } from "./charts.js";
-import { $, bytes, element, say, seconds, short } from "./dom.js";
+import { $, bytes, element, say, seconds, short, unitOf } from "./dom.js";
 import { History } from "./history.js";
 import { showVersions } from "./versions.js";
 
@@ -21,7 +21,7 @@ const CHARTS = [
   new Chart("KV cache", [{ name: "requests", of: (one) => one.kv_tokens }, { name: "prefixes", of: (one) => one.prefix_tokens }],
     { write: (value) => `${count(value)} tokens`, limit: () => history.kvBudget }),
   new Chart("Adapters in memory", [{ name: "adapters", of: (one) => one.adapter_bytes }], { write: bytes, limit: () => history.adapterBudget }),
-  new Chart("Memory", [{ name: "process", of: (one) => one.memory_bytes }, { name: "device", of: (one) => one.device_bytes }], { write: bytes, unit: 2 ** 20 }),
+  new Chart("Memory", [{ name: "process", of: (one) => one.memory_bytes }, { name: "device", of: (one) => one.device_bytes }], { write: bytes, unit: unitOf }),
 ];
 $("charts").append(...CHARTS.map((chart) => chart.box));
 
