@@ -86,7 +86,7 @@ def test_by_keyboard_alone_an_operator_looks_finds_acts_and_goes_back_to_a_forme
     assert "pinned" in page.see(STATE)
     # A former version; Escape closes without going back to it.
     present = pages.store.resolve("two")
-    former = next(one.digest for one in pages.store.labels.versions("two") if one.digest != present)
+    former = next(one.digest for one in pages.store.versions("two") if one.digest != present)
     page.tab_to("[aria-label='versions of two']")
     page.press("Enter")
     page.wait("document.querySelector('#versions').open")

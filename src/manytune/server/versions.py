@@ -11,7 +11,6 @@ from manytune.server.adapters import AdapterRegistry
 from manytune.server.http_errors import HttpError
 from manytune.store.adapters import open_adapter
 from manytune.store.folder import FolderStore
-from manytune.store.manifest import MANIFEST_NAME, Manifest
 from manytune.store.name_history import NamedVersion
 
 
@@ -22,7 +21,7 @@ def versions_of(registry: AdapterRegistry, name: str) -> Iterator[dict[str, Any]
         HttpError: There is no adapter of this name.
     """
     present = registry.resolve(name)
-    for version in _kept(registry, name):
+    for version in registry.store.versions(name):
         yield {
             "root": version.digest,
             "since": version.since,
@@ -46,10 +45,11 @@ def go_back(registry: AdapterRegistry, name: str, digest: str) -> str:
             "there.",
             code="followed_folder",
         )
-    if digest not in {version.digest for version in _kept(registry, name)}:
+    if digest not in {version.digest for version in registry.store.versions(name)}:
         raise HttpError(
             404,
-            f"{name} had no version {digest[:12]!r}, or it was removed.",
+            f"{name} had no version {digest[:12]!r}, or it was removed; of a store on shared storage it isn't known. "
+            "`manytune adapters alias DIGEST NAME --move` gives the name to any adapter.",
             code="unknown_version",
             param="root",
         )
@@ -59,17 +59,13 @@ def go_back(registry: AdapterRegistry, name: str, digest: str) -> str:
     return present
 
 
-def _kept(registry: AdapterRegistry, name: str) -> list[NamedVersion]:
-    found = registry.store.labels.versions(name)
-    return [one for one in found if registry.store.directory(one.digest).is_dir()]
-
-
 def _described(registry: AdapterRegistry, version: NamedVersion) -> dict[str, Any]:
     """What a version says about itself, or why it can't be read."""
     nothing: dict[str, Any] = {"created": None, "method": None, "scores": {}}
     try:
-        registry.examined.examine(version.digest).require()
-        manifest = Manifest.read(registry.store.directory(version.digest) / MANIFEST_NAME)
+        if registry.store.is_here(version.digest):
+            registry.examined.examine(version.digest).require()
+        manifest = registry.store.described(version.digest).manifest
     except (ManytuneError, OSError) as error:
         return {**nothing, "error": str(error)}
     scores = {key: value if math.isfinite(value) else None for key, value in manifest.scores.items()}
