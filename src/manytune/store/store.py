@@ -32,6 +32,7 @@ from manytune.store.entry import StoreEntry, read_entries
 from manytune.store.intake import Filling, gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.name_history import NamedVersion
 from manytune.store.remote.location import is_url
 from manytune.store.staging import Staging, seal
 
@@ -161,9 +162,16 @@ class AdapterStore:
 
     def names(self) -> dict[str, str]:
         """All names, sorted, with the digests of the adapters that have them."""
-        return dict(
-            sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
-        )
+        found = ((name, digest) for digest, names in self._labels.names().items() for name in names)
+        return dict(sorted(found))
+
+    def versions(self, name: str) -> list[NamedVersion]:
+        """The versions that have and had a name and are still here, the present one first; none if it isn't taken."""
+        return [one for one in self._labels.versions(name) if self.directory(one.digest).is_dir()]
+
+    def tags(self) -> Mapping[str, Collection[str]]:
+        """All tags by the digests of the adapters that have them."""
+        return self._labels.tags()
 
     def refresh(self) -> None:
         """Take over changes of what the store follows. A store of its own follows nothing.
