@@ -1,4 +1,4 @@
-"""How many cases tests have: few in `make test`, ten times as many random ones and whole matrices in `make test-deep`."""
+"""How many cases tests have: few in `make test`; in `make test-deep` ten times as many, and whole matrices."""
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence

@@ -109,16 +109,13 @@ class AdapterStore:
         return directory
 
     def __contains__(self, reference: str) -> bool:
-        try:
-            self.resolve(reference)
-        except UnknownAdapterError:
-            return False
-        return True
+        with suppress(UnknownAdapterError):
+            return bool(self.resolve(reference))
+        return False
 
     def entry(self, reference: str) -> StoreEntry:
         """One adapter; see `resolve`."""
-        digest = self.resolve(reference)
-        entry = self._entry(digest, self._labels.names(), self._labels.tags())
+        entry = self._entry(self.resolve(reference), self._labels.names(), self._labels.tags())
         if entry is None:
             raise self._unknown(reference)
         return entry
@@ -391,15 +388,12 @@ class AdapterStore:
         flush_directory(target.parent)
 
     def _put_manifest(self, digest: str, change: Callable[[Manifest], Manifest]) -> None:
-        manifest = self._manifest(digest)
-        changed = change(manifest)
-        if changed != manifest:
+        before = self._manifest(digest)
+        if (changed := change(before)) != before:
             file = self.directory(digest) / MANIFEST_NAME
             self._staging.put(file, changed.to_json())
             put_scores_on_card(file.parent, changed)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
-        found = f"{self.root}: there is no adapter {reference!r}"
-        if not self.description.is_there:
-            return UnknownAdapterError(f"{found}; {NO_STORE}")
-        return UnknownAdapterError(f"{found}. {self._labels.suggestions(reference)}")
+        advice = f". {self._labels.suggestions(reference)}" if self.description.is_there else f"; {NO_STORE}"
+        return UnknownAdapterError(f"{self.root}: there is no adapter {reference!r}{advice}")
