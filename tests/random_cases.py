@@ -1,4 +1,7 @@
-"""How many cases tests have: few in `make test`, ten times as many random ones and whole matrices in `make test-deep`."""
+"""How many cases tests have: few in `make test`.
+
+`make test-deep` has ten times as many random ones, and matrices as a whole.
+"""
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence

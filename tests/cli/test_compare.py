@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tests.experiments.forked import Forked
 from tests.experiments.tiny_experiment import content
+from tests.random_cases import some
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -95,8 +96,9 @@ def ray_runs(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
 @pytest.mark.usefixtures("ray_runs")
-def test_two_workers_on_ray_give_the_same_records_as_one(records, tmp_path):
-    assert_same_records(records_of(tmp_path / "two", "--workers", "2", "--on", "ray"), records)
+@pytest.mark.parametrize("workers", some(["1", "2"], "1"))  # how two share the list is in the test above
+def test_workers_on_ray_give_the_same_records_as_one_here(records, tmp_path, workers):
+    assert_same_records(records_of(tmp_path / "ray", "--workers", workers, "--on", "ray"), records)
 
 
 def test_an_override_reaches_the_comparison(recipe):

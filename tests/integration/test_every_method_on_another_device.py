@@ -84,7 +84,8 @@ CASES.append(Optioned("lora", EXPERTS, "lora/experts"))
 #: What is told of cases, below.
 STORIES = ("trains", "moves", "switches", "answers", "terms")
 CHOSEN = covering(
-    itertools.product(CASES, STORIES), lambda cell: (cell[0].method, cell[0].variant, cell[0].family.name, cell[1])
+    itertools.product(CASES, STORIES),
+    lambda cell: (cell[0].method, cell[0].variant, cell[0].family.name, cell[1]),
 )
 
 

@@ -1,7 +1,8 @@
 """The same scripts with manytune and with the installed HF PEFT: method × model × operation, and odd options.
 
 `make test` runs the cells in which every two of method, model and operation meet, and all scripts with odd options;
-`make test-deep` runs all cells. What differs on purpose is an entry of the table in `docs/migrating-from-peft.md`, and every entry is needed by a cell.
+`make test-deep` runs all cells. What differs on purpose is an entry of the table in `docs/migrating-from-peft.md`, and
+every entry is needed by a cell.
 """
 
 from __future__ import annotations
