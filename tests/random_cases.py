@@ -1,7 +1,4 @@
-"""How many cases tests have: few in `make test`.
-
-`make test-deep` has ten times as many random ones, and matrices as a whole.
-"""
+"""How many cases tests have: few in `make test`; in `make test-deep` ten times as many, and whole matrices."""
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence

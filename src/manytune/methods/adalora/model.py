@@ -291,4 +291,4 @@ class _Allocation:
         self._tuner.load_allocation_state(state)
 
 
-register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel, in_peft=True))
+register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel, in_peft=True, on_shards=False))
