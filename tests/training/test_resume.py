@@ -38,7 +38,7 @@ def train(
 ) -> tuple[nn.Module, TrainingResult]:
     """Two epochs of 11 rows, 2 a batch: 6 batches an epoch, the last of one row."""
     usual: dict[str, Any] = {"epochs": 2.0, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 1}
-    model = lora(dropout=0.2 if name == "lora" else 0.0, name=name)
+    model = lora(dropout=0.2 if name == "lora" else 0.0, name=name, layers=1)
 
     def stop(report: Report) -> None:
         if isinstance(report, StepReport) and report.step == stop_after:
