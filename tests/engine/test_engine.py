@@ -20,7 +20,7 @@ from tests.engine.adapters import (
 from tests.engine.arrivals import Arrival
 from tests.engine.arrivals import check as check_arrivals
 from tests.engine.arrivals import run as run_arrivals
-from tests.random_cases import cases
+from tests.random_cases import cases, some
 from tests.reference.single_adapter import answer
 
 from manytune.engine.engine import Engine
@@ -111,7 +111,15 @@ def test_each_adapter_alone_answers_as_transformers_does(world, tokenizer):
         check(world, name, 2, outputs["one"])
 
 
-@pytest.mark.parametrize("options", [{}, {"prefill_chunk": 4}, {"max_batch": 3}, {"kv_budget_tokens": 300}])
+ALL_AT_ONCE = {"prefill_chunk": 4, "max_batch": 3, "kv_budget_tokens": 300}
+
+
+@pytest.mark.parametrize(
+    "options",
+    some(
+        [{}, {"prefill_chunk": 4}, {"max_batch": 3}, {"kv_budget_tokens": 300}, ALL_AT_ONCE], {}, ALL_AT_ONCE
+    ),
+)
 def test_every_adapter_in_one_batch_answers_as_alone(world, tokenizer, options):
     engine = world.engine(tokenizer, **options)
     asked = [(name, number) for number in range(len(PROMPTS)) for name in (None, *world.adapters)]
