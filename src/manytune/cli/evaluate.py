@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -259,6 +260,7 @@ def evaluate(
         provenance={
             **(local.provenance if local is not None else {}),
             "Data": describe_sources(item.source for item in items),
+            "Date": datetime.now(UTC).date().isoformat(),
             "Answers": local.how
             if local is not None
             else f"at most {max_new_tokens} tokens"
