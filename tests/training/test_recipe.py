@@ -239,5 +239,5 @@ def test_an_outline_leaves_only_the_values_of_the_methods_options_unchecked() ->
     assert outline_from(content).method.name == "lora"
     with pytest.raises(RecipeError, match=r"method: .*\br\b"):
         recipe_from(content)
-    with pytest.raises(RecipeError, match="training.epochs: expected a number"):
+    with pytest.raises(RecipeError, match=r"training\.epochs: expected a number"):
         outline_from({**content, "training": {"epochs": "many"}})

@@ -1,6 +1,6 @@
 """What commands print in terminals of 60 and 80 columns, as it was last looked at.
 
-`python -m tests.cli.test_output_pages` writes the pages again after a change; look at what changed in them.
+`python -m tests.cli.test_outputs_in_two_widths` writes the pages again after a change; look at what changed in them.
 """
 
 from __future__ import annotations
