@@ -95,6 +95,10 @@ class SharedStore(AdapterStore):
                 raise
             _log.warning("%s Until then what is on this machine is used.", error)
 
+    def require_there(self) -> None:
+        """See that the storage can be read; an empty prefix is an empty store."""
+        self._known()
+
     def resolve(self, reference: str) -> str:
         """See `AdapterStore.resolve`."""
         return self._find(self._known(), reference)
