@@ -137,7 +137,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(write: Write, name: str
 # JSON
 
 BROKEN_LINES = [
-    ('{"a": 1', "the line isn't valid JSON: Expecting ',' delimiter at column 8"),
+    ('{"a": 1', "the line isn't valid JSON: Expecting ',' delimiter (column 8)"),
     ('["a", 1]', """expected an object with the row's fields, found ["a", 1]"""),
     ("null", "expected an object with the row's fields, found null"),
     ('"' + "x" * 50 + '"', f"expected an object with the row's fields, found \"{'x' * 38}…"),
@@ -173,8 +173,9 @@ def test_a_skipped_line_is_returned_with_the_reason_and_the_others_are_kept(
 
 def test_an_error_says_how_many_more_rows_are_broken(write: Write) -> None:
     assert message(write("x.jsonl", '{"a": 1}\n1\n2\n3\n')).endswith(
-        "found 1 (2 more rows can't be read either)"
+        "found 1 (2 more rows can't be used either). In a recipe, data.on_error: skip leaves such rows out"
     )
+    assert message(write("x.jsonl", "1\n2\n")).endswith("found 1 (none of the 2 rows can be used)")
 
 
 def test_whole_surrogate_pairs_are_characters(write: Write) -> None:

@@ -118,7 +118,7 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
             "data: {train: a}\ntraining: {epochs: three}",
             "training.epochs: expected a number; found 'three' (text)",
         ),
-        ("data: {train: a}\ntraining: {epochs: 0}", "training.epochs: expected greater than 0; found 0"),
+        ("data: {train: a}\ntraining: {epochs: 0}", "training.epochs: expected a number greater than 0; found 0"),
         (
             "data: {train: a}\ntraining: {batch_size: 2.5}",
             "training.batch_size: expected a whole number; found 2.5",

@@ -99,7 +99,8 @@ class Labels:
         taken = self.named(name)
         if taken is not None and taken != digest:
             raise NameTakenError(
-                f"{self._root}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or move it."
+                f"{self._root}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or take "
+                "this one from it with --move (move=True in Python)."
             )
 
     def put_name(self, name: str, digest: str) -> None:

@@ -32,7 +32,7 @@ from manytune.training.batches import BUILDERS
 from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
 from manytune.training.method_recipe import MethodRecipe
 from manytune.training.optimizers import OPTIMIZERS
-from manytune.training.recipe_errors import explain, keys_of, list_mistakes
+from manytune.training.recipe_errors import explain, keys_of, list_mistakes, unreadable
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
 from manytune.training.schedules import SCHEDULES
 
@@ -333,8 +333,12 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 f"{file}: expected a recipe of at most {_LARGEST:,} bytes; this file is larger."
             )
         content = parse_yaml(text.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: the recipe can't be read: {error}") from error
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"{file}: a recipe is text in UTF-8, and this file isn't. Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise RecipeError(unreadable(file, error)) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):
