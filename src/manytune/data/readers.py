@@ -69,7 +69,11 @@ def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
     if path.is_dir():
         return _dataset_rows(spec, str(path), None, split)
     if path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
-        raise DataError(f"there is no such file{_similar_file(path)}", where=spec)
+        nearest = (
+            _similar_file(path)
+            or f"; a path that isn't absolute begins where the command runs, at {Path.cwd()}"
+        )
+        raise DataError(f"there is no such file{nearest}", where=spec)
     name, _, config = spec.partition(":")
     return _dataset_rows(spec, name, config or None, split)
 
