@@ -18,6 +18,7 @@ from manytune.experiments.runner import KEPT, check_outcomes, write_work
 from manytune.experiments.trials import Phase, Trial
 from manytune.experiments.worker import Outcome, Work, work_through
 from manytune.experiments.workspace import Workspace
+from manytune.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class OnRay:
         if not trials:
             return
         if importlib.util.find_spec("ray") is None:
-            raise RunError("--on ray needs the package ray. Run: pip install 'manytune[cluster]'")
+            raise RunError(f"--on ray needs the package ray. Run: {install_command('cluster')}")
         work = write_work(workspace, phase, trials).resolve()
         workspace.reporter.line(f"{len(trials)} trainings by {self.workers} Ray workers")
         check_outcomes(self._outcomes(str(work)), "Ray workers")

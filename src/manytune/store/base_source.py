@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.caches import cache_directory
 from manytune.errors import StoreError
+from manytune.extras import install_command
 from manytune.store.digests import sha256_file
 
 EMBEDDED = "embedded"
@@ -182,7 +183,7 @@ def from_pretrained(auto_class: Any, source: Source, **options: Any) -> Any:
     except ImportError as error:
         first = str(error).strip().partition("\n")[0]
         extra = any(library in first for library in ("bitsandbytes", "torchao"))
-        hint = " Its weights are quantized. Run: pip install 'manytune[quant]'" if extra else ""
+        hint = f" Its weights are quantized. Run: {install_command('quant')}" if extra else ""
         raise StoreError(f"base {source.name!r} can't be loaded: {first}{hint}") from error
     except _UNLOADABLE as error:
         # What to do comes first: transformers' own words are long, and about a hub.

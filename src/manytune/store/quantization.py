@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from manytune.errors import ConfigError, StoreError
+from manytune.extras import install_command
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 Packing = Literal["nf4", "int8"]
 
 _LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao"}
-_EXTRA = "pip install 'manytune[quant]'"
 
 
 def packing_of_checkpoint(config: PretrainedConfig) -> str | None:
@@ -64,7 +64,9 @@ def quantization_config(name: str, stored: str | None, packing: Packing, compute
         )
     library = _LIBRARIES[packing]
     if importlib.util.find_spec(library) is None:
-        raise StoreError(f"base {name!r}: packing weights as {packing} needs {library}. Run: {_EXTRA}")
+        raise StoreError(
+            f"base {name!r}: packing weights as {packing} needs {library}. Run: {install_command('quant')}"
+        )
     if packing == "nf4":
         from transformers import BitsAndBytesConfig
 

@@ -240,7 +240,7 @@ class Recipe(Section):
     """A hub id, a directory, a .gguf file, or `embedded` (SmolLM2-135M-Instruct, needs no hub)."""
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
-    `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
+    the extra `quant` is installed; null keeps them as they are, which may be packed."""
     task: Literal["generation", "classification", "regression", "token-classification"] = "generation"
     """What is learned: `generation` of a completion after a prompt; by a new head, `classification` of a text
     (`data.text`) or an image (`data.image`) with the labels of the rows (`data.label`), `regression`, whose labels are
