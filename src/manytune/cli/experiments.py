@@ -30,7 +30,7 @@ Workers = Annotated[
 On = Annotated[
     Place,
     typer.Option(
-        help="Where the workers are: processes here, or tasks of Ray (pip install 'manytune[cluster]')."
+        help="Where the workers are: processes here, or tasks of Ray (the extra manytune[cluster])."
     ),
 ]
 

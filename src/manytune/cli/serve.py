@@ -101,7 +101,7 @@ def serve(
     ] = 1,
     on: Annotated[
         _Cluster | None,
-        typer.Option(help="Serve by replicas on a cluster: Ray Serve (pip install 'manytune[ray-serve]')."),
+        typer.Option(help="Serve by replicas on a cluster: Ray Serve (the extra manytune[ray-serve])."),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="With --on: how many servers there are.")] = 2,
     max_replicas: Annotated[

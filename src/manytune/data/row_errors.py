@@ -19,9 +19,9 @@ def row_error(first: DataError, *, failed: int, rows: int) -> DataError:
     if first.where is not None:
         reason = reason.removeprefix(f"{first.where}: ")
     if failed == rows > 1:
-        told = f" (none of the {rows:,} rows can be used)"
+        others_too = f" (none of the {rows:,} rows can be used)"
     else:
         others = failed - 1
-        told = f" ({others:,} more row{'s' * (others > 1)} can't be used either)" if others else ""
-        told += ". In a recipe, data.on_error: skip leaves such rows out"
-    return type(first)(f"{reason}{told}", where=first.where)
+        others_too = f" ({others:,} more row{'s' * (others > 1)} can't be used either)" if others else ""
+        others_too += ". In a recipe, data.on_error: skip leaves such rows out"
+    return type(first)(f"{reason}{others_too}", where=first.where)
