@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
+import fsspec
 import peft
 import pytest
 import torch
@@ -15,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from manytune.cli.main import build_app
 from manytune.store.base import Base, load_base
+from manytune.store.remote.store import SharedStore
 from manytune.store.store import AdapterStore
 
 IDS = torch.tensor([[3, 4, 5]])
@@ -78,6 +81,27 @@ def test_the_store_is_where_the_option_or_the_environment_says(
     monkeypatch.setenv("MANYTUNE_STORE", str(folder / "elsewhere"))
     assert json.loads(done("list", "--json"))[0]["names"] == ["s"]
     assert not (folder / "adapters").exists()
+
+
+def test_the_store_may_be_on_shared_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://bucket-{secrets.token_hex(4)}/adapters"
+    monkeypatch.setenv("MANYTUNE_CACHE", str(folder / "cache"))
+    for name in ("summaries", "questions"):
+        assert json.loads(done("add", f"runs/{name}", "--store", url, "--json"))["path"] is None
+    done("alias", "summaries", "current", "--store", url)
+    assert "lora" in done("show", "current", "--store", url)
+    done("export", "current", "--to", "peft", "--output", "exported", "--store", url)
+    assert (folder / "exported" / "adapter_config.json").is_file()
+    files = fsspec.filesystem("memory")
+    (broken,) = (
+        path
+        for path in files.find(url)
+        if SharedStore(url).resolve("questions") in path and "tensors" in path
+    )
+    files.pipe_file(broken, b"something else")
+    result = adapters("verify", "--store", url)
+    assert "isn't what was uploaded" in message(result) and "tensors are finite" in result.stdout
+    assert not (folder / "adapters").exists() and not (folder / "memory:").exists()
 
 
 def test_names_are_added_moved_and_forgotten(filled: AdapterStore) -> None:

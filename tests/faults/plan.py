@@ -85,6 +85,13 @@ def groups(folder: Path, seed: int, scale: float = 1.0) -> list[Group]:
     killed = "SIGKILL to the first, or a power cut"
     found += [
         seeded("training by two processes", killed, "two processes", 12, pairs.run_pair),
+        seeded(
+            "training by two processes, sharded or not",
+            "SIGKILL to either of them",
+            "either process",
+            12,
+            pairs.run_launched,
+        ),
         seeded("two trainings in one directory", trainers, "two trainers", 6, rivals.run_two_trainers),
         seeded(
             "training, then adding to a store",

@@ -304,17 +304,3 @@ def test_a_manifest_that_isnt_the_one_that_was_added_is_refused(tmp_path: Path, 
             read("a")
     unreadable: dict[str, StoreError] = {}
     assert store.entries(unreadable=unreadable.__setitem__) == () and list(unreadable) == [entry.digest]
-
-
-def test_an_adapter_that_was_named_meanwhile_isnt_removed_as_one_without_a_name(
-    tmp_path: Path, tiny_base: Base
-) -> None:
-    store = AdapterStore(tmp_path / "store")
-    digest = store.add(make_adapter(tmp_path / "made", tiny_base)).digest
-    store.alias(digest, "a")
-    store.remove_unnamed(digest)
-    assert store.resolve("a") == digest
-    store.unalias("a")
-    store.remove_unnamed(digest)
-    store.remove_unnamed(digest)  # another process was faster
-    assert digest not in store

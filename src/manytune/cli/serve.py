@@ -58,12 +58,15 @@ def serve(
         str, typer.Option(help="A hub id, a directory, a .gguf file, or embedded.", show_default=False)
     ],
     adapters: Annotated[
-        Path,
+        str,
         typer.Option(
+            "--adapters",
+            "--store",
             envvar="MANYTUNE_STORE",
-            help="A store of adapters, or a directory with a subdirectory for each; or set MANYTUNE_STORE.",
+            help="A store of adapters, a URL of one such as s3://bucket/prefix, or a directory with a subdirectory for "
+            "each; or set MANYTUNE_STORE.",
         ),
-    ] = Path("adapters"),
+    ] = "adapters",
     host: Annotated[
         str, typer.Option(help="The address to listen on; others than loopback need keys.")
     ] = "127.0.0.1",

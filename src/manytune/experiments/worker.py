@@ -35,12 +35,14 @@ class Work:
         ranks: Whether records keep what a rank sweep needs.
         phase: What is done with the trials.
         trials: The trials.
+        question: The hash of what is asked, which a record of a trial has, too.
     """
 
     content: dict[str, Any]
     ranks: bool
     phase: Phase
     trials: tuple[Trial, ...]
+    question: str = ""
 
     def to_json(self) -> str:
         """The JSON form."""
@@ -55,7 +57,13 @@ class Work:
             for trial in self.trials
         ]
         return json.dumps(
-            {"content": self.content, "ranks": self.ranks, "phase": self.phase, "trials": trials}
+            {
+                "content": self.content,
+                "ranks": self.ranks,
+                "phase": self.phase,
+                "trials": trials,
+                "question": self.question,
+            }
         )
 
     @classmethod
@@ -72,7 +80,7 @@ class Work:
             )
             for one in found["trials"]
         )
-        return cls(found["content"], found["ranks"], Phase(found["phase"]), trials)
+        return cls(found["content"], found["ranks"], Phase(found["phase"]), trials, found["question"])
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,30 @@ class Outcome:
 def work_through(work: Work) -> Outcome:
     """Do what nobody else does of some work."""
     try:
-        workspace = open_workspace(experiment_from(work.content), StageLines(), ranks=work.ranks)
-        run_free(workspace, work.phase, work.trials)
+        run_free(open_for(work), work.phase, work.trials)
     except ManytuneError as error:
         return Outcome(str(error))
     return Outcome()
+
+
+def open_for(work: Work) -> Workspace:
+    """Load what some work needs.
+
+    Raises:
+        ManytuneError: As for `open_workspace`.
+    """
+    return open_workspace(experiment_from(work.content), StageLines(), ranks=work.ranks)
+
+
+def run_alone(workspace: Workspace, phase: Phase, trial: Trial) -> None:
+    """Run a trial that no other process holds.
+
+    Raises:
+        RunError: It failed.
+        LockedError: Another process holds it, or something else its run directory.
+    """
+    with held(workspace.experiment.directory / "held" / trial.name):
+        workspace.run(trial, phase)
 
 
 def run_free(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:

@@ -31,6 +31,7 @@ class Method:
         learning_rate: Its usual peak learning rate. The default is LoRA's: ten times full fine-tuning's
             ("LoRA Without Regret", 2025).
         on_packed: Whether it can train on a base whose weights are packed into fewer bits.
+        on_shards: Whether it can train where each process holds a part of the weights.
         rank: The option that is its rank, if the scale of its update doesn't change with it; None for no rank.
         pairs: Finds its pairs of factors in a model, for optimizers that treat the two differently; None for a method
             that has none.
@@ -45,6 +46,7 @@ class Method:
     learning_rate: float = 1e-3
     rank: str | None = None
     on_packed: bool = True
+    on_shards: bool = True
     pairs: Callable[[nn.Module], Iterable[FactorPair]] | None = None
     decays: bool = True
 

@@ -124,7 +124,7 @@ def _service_of(
         loop=loop,
         places=Places(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
-        metrics=Metrics(EngineState(loop, adapters.cache)),
+        metrics=Metrics(EngineState(loop, adapters)),
         vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,

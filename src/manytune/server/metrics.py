@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from manytune.engine.request import Output
+from manytune.server.adapters import AdapterRegistry
 from manytune.server.loop import EngineLoop
-from manytune.store.cache import AdapterCache
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -100,16 +100,16 @@ class EngineState(Collector):
 
     Args:
         loop: Runs the engine.
-        cache: Holds the adapters in memory.
+        adapters: The adapters in memory, and their store.
     """
 
-    def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
+    def __init__(self, loop: EngineLoop, adapters: AdapterRegistry) -> None:
         self._loop = loop
-        self._cache = cache
+        self._adapters = adapters
 
     def collect(self) -> Iterator[Metric]:
         """What they are now."""
-        engine, cache = self._loop.counters, self._cache.counters()
+        engine, cache = self._loop.counters, self._adapters.cache.counters()
         for name, text, value in (
             ("running_requests", "Requests in the batch.", engine.running),
             ("waiting_requests", "Requests in the queue.", engine.waiting),
@@ -135,3 +135,10 @@ class EngineState(Collector):
             ("adapter_load_seconds", "Time spent loading adapters.", cache.load_seconds),
         ):
             yield CounterMetricFamily(f"manytune_{name}", text, count)
+        yield store_reachable(self._adapters.store_names.unreachable)
+
+
+def store_reachable(why_not: str | None) -> Metric:
+    """Whether the store can be read, as a metric; None if it can."""
+    text = "1 if the store of adapters could be read when it was last checked, 0 if not."
+    return GaugeMetricFamily("manytune_store_reachable", text, int(why_not is None))

@@ -44,9 +44,13 @@ class StoreDescription:
         self._was_there |= found
         return found
 
-    def write(self) -> None:
-        """Make the directory a store, before anything else is in it."""
-        atomic_write(self._root / _NAME, json.dumps({"format": _FORMAT}) + "\n")
+    def write(self, **about: str) -> None:
+        """Make the directory a store, before anything else is in it.
+
+        Args:
+            about: What else to write down for those who find the directory.
+        """
+        atomic_write(self._root / _NAME, json.dumps({"format": _FORMAT, **about}) + "\n")
 
     def require_reachable(self) -> None:
         """See that the store, if there was one, is still there.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,14 @@ class FolderStore(AdapterStore):
         if changed or self._is_first:
             self._remove_former()
         self._is_first = False
+
+    def remove_unnamed(self, digest: str) -> None:
+        """Remove an adapter unless another process has named or removed it meanwhile."""
+        with self._lock():
+            if digest in self._labels.names() or not self.directory(digest).is_dir():
+                return
+            removed = self._taken(digest)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _take(self, name: str, directory: Path, signature: _Signature) -> None:
         """Copy one adapter; if it can't be used, its former version stays."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from manytune.errors import DamagedError, ManytuneError, StoreError
@@ -18,6 +19,9 @@ from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
 from manytune.store.servability import why_not_served
+
+#: `gather` as far as it doesn't depend on where: collects an adapter's files in an empty directory.
+Filling = Callable[[Path], Manifest]
 
 
 def gather(source: Path, target: Path, base: Base | None = None, *, base_tokenizer: bool = False) -> Manifest:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from manytune.atomic import flush_directory, make_directory
@@ -22,7 +23,8 @@ from manytune.store.digests import digest_in
 from manytune.store.staging import Staging
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_WORD = re.compile(_PART)
+#: Valid tags.
+TAG = re.compile(_PART)
 #: Valid names of adapters: `adapter`, or `user/adapter`.
 NAME = re.compile(f"{_PART}(?:/{_PART})?")
 _SLASH = "%2F"  # in the names of files; no name has a percent sign
@@ -80,13 +82,7 @@ class Labels:
 
     def suggestions(self, reference: str) -> str:
         """What to say to someone who asked for an adapter that isn't there."""
-        names = [_name_of(path) for path in _sorted(self._names)]
-        close = difflib.get_close_matches(reference, names, n=1)
-        if close:
-            return f"Did you mean {close[0]!r}?"
-        if not names:
-            return "Its adapters have no names, or there are none."
-        return f"Its adapters: {', '.join(names[:_LISTED])}{', …' if len(names) > _LISTED else ''}."
+        return suggestions(reference, [_name_of(path) for path in _sorted(self._names)])
 
     # -- writing
 
@@ -98,10 +94,7 @@ class Labels:
         """
         taken = self.named(name)
         if taken is not None and taken != digest:
-            raise NameTakenError(
-                f"{self._root}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or take "
-                "this one from it with --move (move=True in Python)."
-            )
+            raise name_taken(str(self._root), name, taken)
 
     def put_name(self, name: str, digest: str) -> None:
         """Give an adapter a name, which it takes from another one that has it."""
@@ -122,7 +115,7 @@ class Labels:
 
     def take_tag(self, tag: str, digest: str) -> None:
         """Take a tag from an adapter, if it has it."""
-        if not _WORD.fullmatch(tag):
+        if not TAG.fullmatch(tag):
             return
         folder = self._tags / tag
         (folder / digest).unlink(missing_ok=True)
@@ -152,11 +145,29 @@ def check_tag(tag: str) -> None:
     Raises:
         StoreError: It isn't up to 100 letters, digits, dots, dashes and underscores.
     """
-    if not _WORD.fullmatch(tag):
+    if not TAG.fullmatch(tag):
         raise StoreError(
             f"{tag!r} can't be a tag: expected up to 100 letters, digits, dots, dashes and underscores, the first one "
             "a letter or a digit."
         )
+
+
+def suggestions(reference: str, names: Sequence[str]) -> str:
+    """What to say to someone who asked a store with these names for an adapter that isn't there."""
+    close = difflib.get_close_matches(reference, names, n=1)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    if not names:
+        return "Its adapters have no names, or there are none."
+    return f"Its adapters: {', '.join(names[:_LISTED])}{', …' if len(names) > _LISTED else ''}."
+
+
+def name_taken(where: str, name: str, taken: str) -> NameTakenError:
+    """What to raise when a name of a store belongs to the adapter with another digest."""
+    return NameTakenError(
+        f"{where}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or take this "
+        "one from it with --move (move=True in Python)."
+    )
 
 
 def file_name(name: str) -> str:

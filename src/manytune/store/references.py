@@ -6,23 +6,23 @@ import os
 from pathlib import Path
 
 from manytune.store.labels import NAME
+from manytune.store.opening import open_store
 from manytune.store.run_directory import adapter_at
-from manytune.store.store import AdapterStore
 
-DEFAULT_STORE = Path("adapters")
+DEFAULT_STORE = "adapters"
 
 
-def usual_store() -> Path:
+def usual_store() -> str:
     """`MANYTUNE_STORE`, or the directory `adapters`."""
-    return Path(os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE)
+    return os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE
 
 
-def adapter_directory(adapter: str, store: Path) -> Path:
+def adapter_directory(adapter: str, store: str | Path) -> Path:
     """The directory that a reference means: a run's or an adapter's own, or one in the store.
 
     Args:
         adapter: The reference.
-        store: The store's directory, which needn't be there.
+        store: The store's directory, which needn't be there, or its URL, from which the adapter is fetched.
 
     Raises:
         StoreError: There is no such directory, or no such adapter in the store.
@@ -30,7 +30,7 @@ def adapter_directory(adapter: str, store: Path) -> Path:
     path = Path(adapter).expanduser()
     if path.is_dir():
         return adapter_at(path)
-    kept = AdapterStore(store)
+    kept = open_store(store)
     # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
     if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
         return adapter_at(path)

@@ -153,6 +153,9 @@ class TrainingRecipe(Section):
     """Let a GPU round the factors of float32 products to TF32, which has 10 bits: several times as fast, less exact."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is the GPU if there is one."""
+    sharding: Literal["none", "full"] = "none"
+    """On several processes: `full` lets each hold a part of every weight, gradient and optimizer state (FSDP2), for
+    bases that one GPU can't hold; `none` lets each hold the whole base (DDP). Both have the result of one process."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

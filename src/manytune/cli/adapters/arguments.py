@@ -10,10 +10,14 @@ import typer
 if TYPE_CHECKING:
     from manytune.store.store import AdapterStore
 
-DEFAULT_STORE = Path("adapters")
+DEFAULT_STORE = "adapters"
 Store = Annotated[
-    Path,
-    typer.Option("--store", envvar="MANYTUNE_STORE", help="The store's directory; or set MANYTUNE_STORE."),
+    str,
+    typer.Option(
+        "--store",
+        envvar="MANYTUNE_STORE",
+        help="The store's directory, or a URL such as s3://bucket/prefix; or set MANYTUNE_STORE.",
+    ),
 ]
 Adapter = Annotated[
     str,
@@ -34,14 +38,14 @@ Kept = Annotated[
 ]
 
 
-def store_at(directory: Path) -> AdapterStore:
-    """The store of a directory."""
-    from manytune.store.store import AdapterStore
+def store_at(location: str) -> AdapterStore:
+    """The store of a directory or a URL."""
+    from manytune.store.opening import open_store
 
-    return AdapterStore(directory)
+    return open_store(location)
 
 
-def directory_of(adapter: str, store: Path) -> Path:
+def directory_of(adapter: str, store: str) -> Path:
     """The directory that an argument means: a run's or an adapter's own, or one in the store.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -149,23 +151,26 @@ def verify(
     from manytune.store.base import load_base
     from manytune.store.verification import verify_adapter
 
-    paths = [directory_of(adapter, store) for adapter in adapters or ()]
-    if not paths:
-        paths = [entry.path for entry in store_at(store).entries()]
+    found: dict[str, Callable[[], Path]] = {}
+    for path in (directory_of(adapter, store) for adapter in adapters or ()):
+        found[str(path)] = partial(Path, path)
+    if not found:
+        kept = store_at(store)
+        found = {str(entry.path): partial(kept.fetch, entry.digest) for entry in kept.entries()}
     loaded = None if base is None else load_base(base)
     results: list[dict[str, object]] = []
     failed = False
-    for path in paths:
+    for name, fetch in found.items():
         try:
-            found = verify_adapter(path, base=loaded)
+            verified = verify_adapter(fetch(), base=loaded)
         except ManytuneError as error:
             failed = True
-            results.append({"path": str(path), "error": str(error)})
+            results.append({"path": name, "error": str(error)})
             typer.echo(f"error: {error}", err=True)
         else:
-            results.append(verification(found))
+            results.append(verification(verified))
             if not as_json:
-                typer.echo(verification_line(found))
+                typer.echo(verification_line(verified))
     if as_json:
         print_json(results)
     if failed:

@@ -18,8 +18,8 @@ from manytune.terminal import visible
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
     from manytune.store.contents import Contents
+    from manytune.store.entry import StoreEntry
     from manytune.store.manifest import Manifest
-    from manytune.store.store import StoreEntry
     from manytune.store.verification import Verification
 
 _DIGITS = 12  # of a digest
@@ -38,7 +38,7 @@ def summary(entry: StoreEntry) -> dict[str, Any]:
         "scores": dict(entry.manifest.scores),
         "created": entry.manifest.created,
         "unservable": entry.manifest.unservable,
-        "path": str(entry.path),
+        "path": str(entry.path) if entry.is_here else None,
     }
 
 
