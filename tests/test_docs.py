@@ -164,9 +164,10 @@ def test_the_readmes_python_example_runs(
 
 def test_the_quickstarts_recipe_is_one() -> None:
     from manytune.training.recipe import recipe_from
+    from manytune.training.recipe_yaml import parse_yaml
 
     (recipe,) = blocks(ROOT / "docs" / "quickstart.md", "yaml")
-    assert recipe_from(yaml.safe_load(recipe)).output == "runs/dialogue-lora"
+    assert recipe_from(parse_yaml(recipe)).output == "runs/dialogue-lora"
 
 
 def test_what_the_docs_say_is_supported_is_what_the_package_says() -> None:
