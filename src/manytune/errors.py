@@ -40,6 +40,11 @@ HF PEFT raises at that place, so that existing `except` clauses keep working.
 from __future__ import annotations
 
 
+def reason_of(error: Exception) -> str:
+    """Why something can't be read, without the system's number for it and without the path, which the message has."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 class ManytuneError(Exception):
     """Base of all errors that a user can cause and can mend."""
 

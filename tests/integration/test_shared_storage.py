@@ -165,4 +165,8 @@ def test_an_object_that_was_changed_is_refused_and_the_others_are_served(
     refused = ask(client, "one")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "adapter_unusable")
     assert "isn't what was uploaded" in refused.text and "memory:" not in refused.text
+    rows = {row["id"]: row for row in client.get("/v1/adapters").json()["data"]}
+    assert (rows["one"]["errors"], rows["two"]["errors"]) == (1, 0)
+    assert "isn't what was uploaded" in rows["one"]["unservable"]
+    assert "one" not in {model["id"] for model in client.get("/v1/models").json()["data"]}
     assert ask(client, "two").status_code == 200

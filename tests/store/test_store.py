@@ -210,6 +210,12 @@ def test_what_is_removed_leaves_no_name_tag_or_file(store: AdapterStore, made: l
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest(store: AdapterStore, made: list[Path]) -> None:
+    with pytest.raises(
+        UnknownAdapterError, match=r"no adapter 'summaries'; there is no store of adapters here"
+    ):
+        store.resolve("summaries")
+    store.add(made[0], name="summaries")
+    store.unalias("summaries")
     with pytest.raises(UnknownAdapterError, match="Its adapters have no names, or there are none"):
         store.resolve("summaries")
     store.add(made[0], name="summaries")

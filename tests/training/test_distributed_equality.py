@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.engine.encoder_decoder.bases import t5
 from tests.random_cases import DEPTH
+from tests.store.tiny import LETTERS, save_tiny_mixture
 from tests.training.distributed.together import together
 from tests.training.distributed.trainings import (
     METHODS,
@@ -20,9 +23,10 @@ from tests.training.distributed.trainings import (
     trained,
     trained_alone,
 )
+from tests.training.tiny_classifiers import classifier_content
 from tests.training.tiny_run import recipe_content
 
-from manytune.errors import RunError
+from manytune.errors import PeftWarning, RunError
 from manytune.training.distributed.failures import said_once
 from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.loop.validation import ValidationScores
@@ -64,6 +68,10 @@ SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+#: Whole runs of recipes under `sharding: full`, by what is special about their bases.
+RUNS = ("text", *(("bfloat16", "mixture", "classifier", "encoder-decoder") if DEPTH > 1 else ()))
+
+
 def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
     return {"w": float(next(p for p in model.parameters() if p.requires_grad).detach().abs().sum())}
 
@@ -75,7 +83,11 @@ def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
     for name, (method, changes) in SHARDED.items():
         found[f"sharded {name}"] = trained(processes, method, sharding="full", **changes)
     trained(processes, checkpoints=directory / "sharded", stop_after=4, sharding="full", **CONTINUED)
-    found["run"] = run(recipe_of_a_run(directory), processes=processes).training.validation_loss
+    for kind in RUNS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PeftWarning)  # a mixture's router stays frozen
+            done = run(recipe_of_a_run(kind, directory / "runs"), processes=processes)
+        found[f"run {kind}"] = done.training.validation_loss
     found["float64"] = trained(processes, dtype=torch.float64, **SHORT)
     scores = ValidationScores(first_weight, {"w": True})
     found["scores"] = trained(
@@ -102,10 +114,20 @@ def on_three(processes: Processes, directory: Path) -> None:
         trained(processes, checkpoints=there, stop_after=6, sharding=sharding, **CONTINUED)
 
 
-def recipe_of_a_run(directory: Path, sharding: str = "full") -> Recipe:
-    content = recipe_content(directory / "run", learning_rate=1e-3, sharding=sharding)
-    content["method"]["lora_dropout"] = 0.0
-    content["output"] = str(directory / f"run-{sharding}")
+def recipe_of_a_run(kind: str, directory: Path, sharding: str = "full") -> Recipe:
+    where = directory / kind
+    settings = {"learning_rate": 1e-3, "epochs": 1, "sharding": sharding}
+    content = (
+        classifier_content(where, **settings) if kind == "classifier" else recipe_content(where, **settings)
+    )
+    content["method"] = {"name": "lora", "r": 2, "target_modules": "all-linear"}
+    if kind == "bfloat16":
+        content["training"]["dtype"] = kind
+    if kind == "mixture":
+        content["base"] = str(save_tiny_mixture(where / "mixture"))
+    if kind == "encoder-decoder":
+        t5(vocab_size=len(LETTERS) + 3, eos_token_id=0, dropout_rate=0.0).save_pretrained(where / "base")
+    content["output"] = str(where / f"run-{sharding}")
     return recipe_from(content)
 
 
@@ -115,7 +137,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("runs")
     trained(ALONE, checkpoints=found / "continued", stop_after=2, **CONTINUED)
     shutil.copytree(found / "continued", found / "sharded")
-    recipe_of_a_run(found)
+    for kind in RUNS:
+        recipe_of_a_run(kind, found / "runs")
     return found
 
 
@@ -162,18 +185,23 @@ def test_two_processes_that_share_the_weights_train_what_one_does(
         assert_same(found[f"sharded {name}"], trained_alone(method, **changes))
 
 
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.filterwarnings("ignore::manytune.errors.PeftWarning")  # a mixture's router stays frozen
 def test_a_run_that_shares_the_weights_writes_the_adapter_of_one_that_does_not(
-    directory: Path, both: list[dict[str, Any]]
+    kind: str, directory: Path, both: list[dict[str, Any]]
 ) -> None:
-    alone = run(recipe_of_a_run(directory, "none"))
-    assert [found["run"] for found in both] == pytest.approx([alone.training.validation_loss] * 2, abs=LOSS)
-    ours, expected = (
-        load_file(directory / f"run-{sharding}" / "adapter" / "adapter_model.safetensors")
+    alone = run(recipe_of_a_run(kind, directory / "runs", "none"))
+    # bfloat16 rounds each product.
+    loss, weight = (1e-2, 1e-3) if kind == "bfloat16" else (LOSS, WEIGHT)
+    expected = alone.training.validation_loss
+    assert [found[f"run {kind}"] for found in both] == pytest.approx([expected] * 2, abs=loss)
+    ours, theirs = (
+        load_file(directory / "runs" / kind / f"run-{sharding}" / "adapter" / "adapter_model.safetensors")
         for sharding in ("full", "none")
     )
-    assert ours.keys() == expected.keys()
+    assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(value, expected[name], atol=WEIGHT, rtol=0)
+        torch.testing.assert_close(value, theirs[name], atol=weight, rtol=0)
 
 
 def test_in_float64_two_processes_differ_from_one_by_its_rounding(both: list[dict[str, Any]]) -> None:

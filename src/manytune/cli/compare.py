@@ -44,6 +44,9 @@ def compare(
     Learning rates are chosen on validation rows, answers are scored on test rows. If rerun, it continues where it
     stopped: finished runs are read, an interrupted one is resumed.
     """
+    from manytune.cli.recipes import check_experiment
+
+    check_experiment(recipe, overrides or [])
     from rich.console import Console
 
     from manytune.cli.outputs.evaluation import print_evaluation, summary

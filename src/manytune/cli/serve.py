@@ -267,22 +267,27 @@ def serve(
         return
 
     from manytune.cli.chosen import answering_device
+    from manytune.cli.outputs.progress import wait_for
 
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
-        opened = loading.submit(open_server, options, api_keys, device=answering_device()).result()
+        work = loading.submit(open_server, options, api_keys, device=answering_device())
+        opened = wait_for(work, f"loading {base}")
     log_to_stderr()
     say(opened.base_name, len(opened.store.names()))
     _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 
 
 def _say_what_is_served(options: ServeOptions, host: str, port: int, name: str, found: int) -> None:
-    typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
+    from manytune.cli.outputs.lines import print_line
+
+    adapters = "1 adapter" if found == 1 else f"{found:,} adapters"
+    print_line(f"{name} and {adapters} at http://{host}:{port} (playground, /v1)", stderr=True)
     if not found:
-        typer.echo(
+        print_line(
             f"{options.adapters}: no adapters yet; those that are put there are served from then on.",
-            err=True,
+            stderr=True,
         )
 
 

@@ -74,6 +74,11 @@ def sweep(
     significantly worse than the best. With --rows, a power law also says what more rows would bring, where it fits.
     If rerun, it continues where it stopped.
     """
+    from manytune.cli.recipes import check_experiment
+
+    limits = [] if rows is None else _numbers(rows, "--rows")
+    asked = [] if ranks is None else _numbers(ranks, "--ranks")
+    check_experiment(recipe, overrides or [])
     from rich.console import Console
 
     from manytune.cli.outputs.evaluation import print_evaluation, summary
@@ -89,9 +94,7 @@ def sweep(
 
     placement = Placement(on, workers, gpus_per_trial, cpus_per_trial, slurm_options, dry_run, slurm_stage)
     named = load_experiment(recipe, overrides or [])
-    limits = [] if rows is None else _numbers(rows, "--rows")
-    own = ranks is None and limits
-    tried = [_own_rank(named)] if own else _numbers(_USUAL if ranks is None else ranks, "--ranks")
+    tried = asked or ([_own_rank(named)] if limits else _numbers(_USUAL, "--ranks"))
     experiment = sweep_experiment(named, tried, targets or [], limits)
     options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
     command = ["manytune", "sweep", "{recipe}", *options, *_repeated(targets or [])]

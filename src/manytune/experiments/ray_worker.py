@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manytune.errors import ManytuneError
+from manytune.terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from manytune.experiments.worker import Work
@@ -41,10 +42,9 @@ class RayWorker:
     """
 
     def __init__(self, work: str, directory: str, *, gpu: bool) -> None:
-        os.chdir(directory)
         if not gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        self._file = Path(work)
+        self._file, self._directory = Path(work), directory
         self._work: Work
         self._workspace: Workspace
 
@@ -57,7 +57,13 @@ class RayWorker:
         """Load the base and the rows."""
         from manytune.experiments.worker import Work, open_for
 
-        self._work = Work.from_json(self._file.read_text(encoding="utf-8"))
+        quiet_libraries()
+        try:
+            os.chdir(self._directory)
+            self._work = Work.from_json(self._file.read_text(encoding="utf-8"))
+        except OSError as error:
+            where = f"{error.filename}: {(error.strerror or str(error)).lower()}"
+            return Opened(self.where(), f"{where}. Every machine has to see it under the same path.")
         try:
             self._workspace = open_for(self._work)
         except ManytuneError as error:

@@ -23,7 +23,11 @@ from manytune.experiments.reporter import StageLines
 from manytune.experiments.trials import Phase, Purpose, Trial
 from manytune.experiments.workspace import Workspace
 from manytune.store.locking import held
+from manytune.terminal import quiet_libraries
 from manytune.training.recipe import recipe_from
+
+_DYING = 30.0
+"""Seconds in which a process that held a trial and was lost is gone."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +126,13 @@ def open_for(work: Work) -> Workspace:
 
 
 def run_alone(workspace: Workspace, phase: Phase, trial: Trial) -> None:
-    """Run a trial that no other process holds.
+    """Run a trial, when a process that held it before is gone.
 
     Raises:
         RunError: It failed.
-        LockedError: Another process holds it, or something else its run directory.
+        LockedError: Another process goes on holding it, or something else its run directory.
     """
-    with held(workspace.experiment.directory / "held" / trial.name):
+    with held(workspace.experiment.directory / "held" / trial.name, patience=_DYING):
         workspace.run(trial, phase)
 
 
@@ -150,6 +154,7 @@ def run_free(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> Non
 
 def main() -> None:
     """Entry point of a worker's process; its arguments are the work's file and where its outcome is written."""
+    quiet_libraries()
     work, outcome = map(Path, sys.argv[1:])
     found = work_through(Work.from_json(work.read_text(encoding="utf-8")))
     atomic_write(outcome, found.to_json())

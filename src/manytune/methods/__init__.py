@@ -12,14 +12,22 @@ from pathlib import Path
 from pkgutil import ModuleInfo, iter_modules
 
 #: Modules and rooms of this folder that aren't methods.
-_NOT_METHODS = {"config", "registry", "tuners", "checkpoint", "arithmetic"}
+_NOT_METHODS = {"config", "outline", "registry", "tuners", "checkpoint", "arithmetic"}
 
 
 @cache
 def load_methods() -> None:
-    """Import every method of this folder, each of which registers itself; a folder's method is in its `model.py`."""
-    for module in _methods():
-        import_module(f"{__name__}.{module.name}.model" if module.ispkg else f"{__name__}.{module.name}")
+    """Import every method of this folder, each of which registers itself."""
+    for module in method_modules():
+        import_module(module)
+
+
+def method_modules() -> list[str]:
+    """The modules of this folder in which methods register themselves; a folder's method is in its `model.py`."""
+    return [
+        f"{__name__}.{module.name}.model" if module.ispkg else f"{__name__}.{module.name}"
+        for module in _methods()
+    ]
 
 
 @cache

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from manytune.data.section import Number, Section, kind_of
-from manytune.errors import RecipeError
+from manytune.errors import RecipeError, reason_of
 from manytune.methods.tuners.sizes import Count, MethodSizes
 from manytune.planner.dtypes import PACKED, Kept
 from manytune.planner.trained import sizes_named
@@ -199,7 +199,7 @@ def read_bounded_yaml(path: Path, section: type[Section] | None = None) -> dict[
             raise RecipeError(f"{path}: expected a file of at most {_LARGEST:,} bytes; this one is larger.")
         content = parse_yaml(text.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: the file can't be read: {error}") from error
+        raise RecipeError(f"{path}: the file can't be read: {reason_of(error)}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):

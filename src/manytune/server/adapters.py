@@ -160,7 +160,7 @@ class AdapterRegistry:
         if name == self.base_name:
             return self.acquire(name, classifies=classifies)
         acquire = partial(self.acquire, classifies=classifies, waits=False)
-        return await self.examined.when_examined(acquire, name)
+        return await self.examined.when_examined(acquire, name, partial(self._fetch, name))
 
     def _acquire(self, name: str, *, waits: bool = True) -> Model:
         if name == self.base_name:
@@ -212,11 +212,7 @@ class AdapterRegistry:
     # -- for operators
 
     def names(self) -> dict[str, str]:
-        """The digest of each name.
-
-        Raises:
-            UnreachableError: The store can't be reached.
-        """
+        """The digest of each name; see `Names.all`."""
         return self.store_names.all()
 
     def look_up(self, name: str) -> Listed:
@@ -355,6 +351,10 @@ class AdapterRegistry:
             return self._in_use[digest]
 
     # -- parts
+
+    def _fetch(self, name: str, digest: str) -> None:
+        with self._recording_failures(name, digest):
+            self.store.fetch(digest)
 
     def _checked_terms(self, adapter: ResidentAdapter) -> Terms:
         """An adapter's terms, computed once for as long as it is in memory; its tensors are checked once for ever."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ class Listed:
         model: It as a model, in JSON; empty if its manifest can't be read.
         facts: What `/v1/adapters` says of it beyond its state in the server.
         stamp: Changes if its manifest does.
+        tags: Its tags, sorted.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Listed:
     model: bytes
     facts: Mapping[str, Any]
     stamp: Hashable | None
+    tags: tuple[str, ...] = ()
 
 
 class KnownVerdicts(Protocol):
@@ -73,6 +75,7 @@ class Catalogue:
         self._examined = examined
         self._base_name = base_name
         self._listed: dict[str, Listed] = {}  # replaced as a whole, never changed
+        self._tags: Mapping[str, Collection[str]] = {}  # by digest
         self._base = json_bytes(
             {"id": base_name, "object": "model", "created": 0, "owned_by": "manytune", "parent": None}
         )
@@ -83,12 +86,16 @@ class Catalogue:
         Args:
             names: The digest of each name.
         """
-        former = self._listed
+        former, self._tags = self._listed, self._store.tags()
         found: dict[str, Listed] = {}
         for name in sorted(filter(NAME.fullmatch, names)):
             known, digest = former.get(name), names[name]
             stamp = self._stamp(digest)
-            if known is not None and known.digest == digest and known.stamp == stamp:
+            if known is not None and (known.digest, known.stamp, known.tags) == (
+                digest,
+                stamp,
+                self._of(digest),
+            ):
                 found[name] = known
             elif stamp is not None:  # else another process has removed it meanwhile
                 found[name] = self._examine_and_read(name, digest, stamp)
@@ -137,6 +144,9 @@ class Catalogue:
 
     # -- parts
 
+    def _of(self, digest: str) -> tuple[str, ...]:
+        return tuple(self._tags.get(digest, ()))
+
     def _stamp(self, digest: str) -> Hashable | None:
         stamp = self._store.stamp(digest)
         return None if stamp is None else (stamp, self._store.is_here(digest))
@@ -163,7 +173,7 @@ class Catalogue:
         except Exception as error:
             _log.exception("adapter %s can't be listed", name)
             why = f"the adapter can't be read: {type(error).__name__}"
-            return Listed(name, digest, why, b"", _facts(None, None), stamp)
+            return Listed(name, digest, why, b"", _facts(None, None), stamp, self._of(digest))
 
     def _read(self, name: str, digest: str, stamp: Hashable) -> Listed:
         try:
@@ -172,10 +182,12 @@ class Catalogue:
             fields = self._examined.known(digest).require().fields if is_here else ()
             entry = self._store.described(digest, (name,))
         except (ManytuneError, OSError) as error:
-            return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
+            return Listed(name, digest, str(error), b"", _facts(None, None), stamp, self._of(digest))
         self._verdicts.of(entry)
-        model = json_bytes(_model(name, digest, entry.manifest, fields, self._base_name))
-        return Listed(name, digest, None, model, _facts(entry.manifest, entry.nbytes), stamp)
+        tags, facts = self._of(digest), _facts(entry.manifest, entry.nbytes)
+        about = {**_model(name, digest, entry.manifest, fields, self._base_name), "tags": tags}
+        model = json_bytes({**about, "scores": facts["scores"]})
+        return Listed(name, digest, None, model, facts, stamp, tags)
 
 
 def _facts(manifest: Manifest | None, nbytes: int | None) -> dict[str, Any]:

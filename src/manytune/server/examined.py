@@ -88,8 +88,15 @@ class Examined:
         """Examine a version again when it is needed next."""
         self._known.pop(digest, None)
 
-    async def when_examined(self, call: Callable[[str], _Found], name: str) -> _Found:
+    async def when_examined(
+        self, call: Callable[[str], _Found], name: str, fetch: Callable[[str], object] | None = None
+    ) -> _Found:
         """What `call(name)` returns, in another thread, once the adapter that it needs was examined.
+
+        Args:
+            call: Raises `NotExaminedError` if it needs one that wasn't.
+            name: The adapter's name.
+            fetch: Brings the files of the version with a digest here; None for the store's `fetch`.
 
         Raises:
             StoreError: Its files change all the time, or nothing can be examined.
@@ -101,7 +108,7 @@ class Examined:
                 return await self._threads.run(partial(call, name))
             except NotExaminedError as error:
                 # Apart from the examination, so that others needn't wait for it.
-                await self._threads.run(partial(self._store.fetch, error.digest))
+                await self._threads.run(partial(fetch or self._store.fetch, error.digest))
                 await asyncio.wrap_future(self._waiting.submit(self.examine, error.digest))
         raise StoreError(f"the files of {name} are being changed. Try again when that is done.")
 

@@ -14,15 +14,18 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manytune.caches import cache_directory
 from manytune.errors import ManytuneError, UnreachableError
 from manytune.methods.config import CONFIG_NAME, PeftConfig
-from manytune.store.base import Base
 from manytune.store.contents import contents_of
 from manytune.store.description import is_store
 from manytune.store.run_directory import adapter_at
 from manytune.store.store import AdapterStore
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 _log = logging.getLogger(__name__)
 _QUIET = 1.0  # seconds after which a file that was written counts as whole

@@ -3,6 +3,7 @@
     names/summaries           the digest of the adapter that has the name
     names/user%2Fadapter      the same for the name user/adapter, as adapters of a hub have
     tags/production/abcdef…   empty: the adapter of this digest has the tag
+    former/summaries          the versions that the name has had; see `name_history.py`
 
 A name has one namespace at most. Its file lies next to the others, so that the names `user` and `user/adapter` can't
 get in each other's way, and no name leads out of the directory.
@@ -20,6 +21,7 @@ from pathlib import Path
 from manytune.atomic import flush_directory, make_directory
 from manytune.errors import NameTakenError, StoreError
 from manytune.store.digests import digest_in
+from manytune.store.name_history import NamedVersion, NameHistory
 from manytune.store.staging import Staging
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -44,6 +46,7 @@ class Labels:
         self._names = root / "names"
         self._tags = root / "tags"
         self._staging = staging
+        self._history = NameHistory(root / "former", staging)
 
     # -- reading
 
@@ -72,6 +75,15 @@ class Labels:
         """The digest of the adapter that has a name; None if none has it."""
         return digest_in(self.file(name)) if NAME.fullmatch(name) else None
 
+    def versions(self, name: str) -> list[NamedVersion]:
+        """The versions that have and had a name, the present one first; none if it isn't taken."""
+        present = self.named(name)
+        if present is None:
+            return []
+        known = self._history.of(file_name(name))
+        first = next((one for one in known if one.digest == present), NamedVersion(present, None))
+        return [first, *(one for one in known if one.digest != present)]
+
     def has_name(self, name: str) -> bool:
         """Whether a name is taken, even if its file is damaged."""
         return NAME.fullmatch(name) is not None and self.file(name).is_file()
@@ -98,12 +110,14 @@ class Labels:
 
     def put_name(self, name: str, digest: str) -> None:
         """Give an adapter a name, which it takes from another one that has it."""
+        self._history.note(file_name(name), self.named(name), digest)
         self._staging.put(self.file(name), digest)
 
     def take_names(self, *names: str) -> None:
         """Take names away."""
         for name in names:
             self.file(name).unlink()
+            self._history.forget(file_name(name))
         flush_directory(self._names)
 
     def put_tag(self, tag: str, digest: str) -> None:

@@ -44,7 +44,7 @@ def locked(file: Path, *, patience: float = _PATIENCE) -> Iterator[None]:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(directory: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a directory for this process while the block runs; it is created if it isn't there.
 
     The hold ends with the process, however that ends, so nothing has to be cleaned up after a kill. Windows can't hold
@@ -52,19 +52,23 @@ def held(directory: Path) -> Iterator[None]:
 
     Args:
         directory: The directory.
+        patience: Seconds to wait for whoever holds it.
 
     Raises:
-        LockedError: Another process holds it; it isn't waited for.
+        LockedError: Another process holds it after that.
     """
     make_directory(directory)
     taken = f"{directory}: another process is writing here. Wait for it, or stop it."
     if not _HAS_FLOCK:
-        with _file_lock(directory.with_name(f".{directory.name}.lock"), 0, taken):
+        with _file_lock(directory.with_name(f".{directory.name}.lock"), patience, taken):
             yield
         return
     with _opened(directory, os.O_RDONLY) as descriptor:
-        if not try_lock(descriptor):
-            raise LockedError(taken)
+        deadline = time.monotonic() + patience
+        while not try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise LockedError(taken)
+            time.sleep(_POLL)
         yield
 
 

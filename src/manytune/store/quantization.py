@@ -12,12 +12,11 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from manytune.errors import ConfigError, StoreError
 from manytune.extras import install_command
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 Packing = Literal["nf4", "int8"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.store.labels import NAME
@@ -17,8 +18,21 @@ def usual_store() -> str:
     return os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE
 
 
-def adapter_directory(adapter: str, store: str | Path) -> Path:
-    """The directory that a reference means: a run's or an adapter's own, or one in the store.
+@dataclass(frozen=True)
+class Referenced:
+    """What a reference means.
+
+    Attributes:
+        directory: The adapter's directory; there may be nothing.
+        digest: Its digest in the store; None for one that was named by its path.
+    """
+
+    directory: Path
+    digest: str | None = None
+
+
+def referenced(adapter: str, store: str | Path) -> Referenced:
+    """What a reference means: a run's or an adapter's own directory, or an adapter in the store.
 
     Args:
         adapter: The reference.
@@ -29,9 +43,14 @@ def adapter_directory(adapter: str, store: str | Path) -> Path:
     """
     path = Path(adapter).expanduser()
     if path.is_dir():
-        return adapter_at(path)
+        return Referenced(adapter_at(path))
     kept = open_store(store)
     # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
     if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
-        return adapter_at(path)
-    return kept.path(adapter)
+        return Referenced(adapter_at(path))
+    return Referenced(kept.path(adapter), kept.resolve(adapter))
+
+
+def adapter_directory(adapter: str, store: str | Path) -> Path:
+    """The directory of what a reference means; see `referenced`."""
+    return referenced(adapter, store).directory

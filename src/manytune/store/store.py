@@ -18,22 +18,26 @@ import shutil
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manytune.atomic import clean_leftovers, explained, flush_directory, flush_tree, make_directory
 from manytune.errors import DamagedError, ManytuneError, StoreError, UnknownAdapterError
 from manytune.methods.checkpoint.files import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import open_adapter, put_scores_on_card
-from manytune.store.base import Base
 from manytune.store.contents import State, states_of
-from manytune.store.description import StoreDescription
+from manytune.store.description import NO_STORE, StoreDescription
 from manytune.store.digests import digest_from_start, digest_of
 from manytune.store.entry import StoreEntry, read_entries
 from manytune.store.intake import Filling, gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.name_history import NamedVersion
 from manytune.store.remote.location import is_url
 from manytune.store.staging import Staging, seal
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 
 class AdapterStore:
@@ -61,6 +65,10 @@ class AdapterStore:
         self.description = StoreDescription(self.root)
 
     # -- reading
+
+    def require_there(self) -> None:
+        """See that there is a store; see `StoreDescription.require`."""
+        self.description.require()
 
     def resolve(self, reference: str) -> str:
         """The digest of the adapter that is called by a name, a digest, or the first 6 or more digits of one.
@@ -101,16 +109,13 @@ class AdapterStore:
         return directory
 
     def __contains__(self, reference: str) -> bool:
-        try:
-            self.resolve(reference)
-        except UnknownAdapterError:
-            return False
-        return True
+        with suppress(UnknownAdapterError):
+            return bool(self.resolve(reference))
+        return False
 
     def entry(self, reference: str) -> StoreEntry:
         """One adapter; see `resolve`."""
-        digest = self.resolve(reference)
-        entry = self._entry(digest, self._labels.names(), self._labels.tags())
+        entry = self._entry(self.resolve(reference), self._labels.names(), self._labels.tags())
         if entry is None:
             raise self._unknown(reference)
         return entry
@@ -154,9 +159,16 @@ class AdapterStore:
 
     def names(self) -> dict[str, str]:
         """All names, sorted, with the digests of the adapters that have them."""
-        return dict(
-            sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
-        )
+        found = ((name, digest) for digest, names in self._labels.names().items() for name in names)
+        return dict(sorted(found))
+
+    def versions(self, name: str) -> list[NamedVersion]:
+        """The versions that have and had a name and are still here, the present one first; none if it isn't taken."""
+        return [one for one in self._labels.versions(name) if self.directory(one.digest).is_dir()]
+
+    def tags(self) -> Mapping[str, Collection[str]]:
+        """All tags by the digests of the adapters that have them."""
+        return self._labels.tags()
 
     def refresh(self) -> None:
         """Take over changes of what the store follows. A store of its own follows nothing.
@@ -322,10 +334,7 @@ class AdapterStore:
                 make_directory(self.root / part)
 
     def _lock(self) -> AbstractContextManager[None]:
-        if not self.description.is_there:
-            raise StoreError(
-                f"{self.root}: there is no store of adapters here. The first adapter added makes one."
-            )
+        self.description.require()
         return self._staging.lock()
 
     def _digests(self) -> Iterator[str]:
@@ -379,14 +388,12 @@ class AdapterStore:
         flush_directory(target.parent)
 
     def _put_manifest(self, digest: str, change: Callable[[Manifest], Manifest]) -> None:
-        manifest = self._manifest(digest)
-        changed = change(manifest)
-        if changed != manifest:
+        before = self._manifest(digest)
+        if (changed := change(before)) != before:
             file = self.directory(digest) / MANIFEST_NAME
             self._staging.put(file, changed.to_json())
             put_scores_on_card(file.parent, changed)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
-        return UnknownAdapterError(
-            f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
-        )
+        advice = f". {self._labels.suggestions(reference)}" if self.description.is_there else f"; {NO_STORE}"
+        return UnknownAdapterError(f"{self.root}: there is no adapter {reference!r}{advice}")

@@ -1,7 +1,6 @@
 """Sweeps and comparisons as jobs of a Slurm that runs them here: the records are those of one process."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import yaml
 from tests.experiments.slurm.fake_slurm import FakeSlurm
 from tests.experiments.slurm.forked_python import forked_python
 from tests.experiments.tiny_experiment import Reported, content, experiment
+from tests.random_cases import DEPTH
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
@@ -60,43 +60,12 @@ def slurm(tmp_path, monkeypatch):
 SWEEP = ("--ranks", "1,2", "--on", "slurm")
 
 
-def test_a_sweep_equals_the_serial_one_resumes_what_broke_off_and_later_runs_what_is_missing(slurm, tmp_path):
-    here, there = write_recipe(tmp_path / "here"), write_recipe(tmp_path / "there")
-    assert call("sweep", str(here), "--ranks", "1,2").exit_code == 0
-    done = call("sweep", str(there), *SWEEP, "--workers", "1")
-    assert done.exit_code == 0, done.output
-    assert "Submitted: prepare finish as 100, finish as 101, report as 102." in done.stdout
-    assert_same(records(there), records(here))
-    folder = there.parent / "experiment"
-    assert "is enough." in (folder / "slurm" / "logs" / "stage-102.log").read_text()
-    assert (folder / "report.html").is_file()
-    assert [call.partition(" slurm")[0] for call in slurm.calls] == [
-        "--parsable stage.sbatch finish",
-        "--parsable --dependency=afterok:100 --kill-on-invalid-dep=yes --array=0-1%1 trials.sbatch finish",
-        "--parsable --dependency=afterany:101 stage.sbatch report",
-    ]
-    # A trial that was killed after a checkpoint, as if preempted, and whose task is run again.
-    name = "r=2/lr-0.01-seed-0"
-    trial = break_off(there, name)
-    done = call("sweep", str(there), *SWEEP, "--json")
-    assert json.loads(done.stdout)["trials"] == {"finish": 1}
-    assert [line.split()[-3:] for line in slurm.calls[3:]] == [
-        ["--array=1", "trials.sbatch", "finish"],
-        ["--dependency=afterany:103", "stage.sbatch", "report"],
-    ]
-    assert trial.scores()[0].resumed_from == 2
-    assert records(there)[f"{name}.json"].answers == records(here)[f"{name}.json"].answers
-
-
-def break_off(recipe: Path, name: str):
-    """Leave a trial as a kill after its third step does: with a checkpoint, without a record."""
+def break_off(recipe: Path):
+    """Leave a trial as a kill after its third step does, such as a preemption's: with a checkpoint and no result."""
     workspace = open_workspace(
         sweep_experiment(experiment(recipe.parent), [1, 2], []), Reported(), ranks=True
     )
     trial = workspace.variants.trial("r=2", rate=0.01, seed=0, steps=workspace.steps)
-    assert trial.name == name
-    shutil.rmtree(trial.directory)
-    workspace.record_path(name).unlink()
 
     def stop(report):
         if getattr(report, "step", 0) == 3:
@@ -107,16 +76,42 @@ def break_off(recipe: Path, name: str):
     return trial
 
 
-def test_a_comparison_equals_the_serial_one(slurm, tmp_path):
-    systems = {"LoRA": {"learning_rates": [0.01, 0.03]}}
-    here, there = (write_recipe(tmp_path / name, systems=systems) for name in ("here", "there"))
-    assert call("compare", str(here)).exit_code == 0
-    done = call("compare", str(there), "--on", "slurm", "--cpus-per-trial", "1")
+def test_a_sweep_equals_the_serial_one_and_resumes_what_was_preempted(slurm, tmp_path):
+    here, there = write_recipe(tmp_path / "here"), write_recipe(tmp_path / "there")
+    assert call("sweep", str(here), "--ranks", "1,2").exit_code == 0
+    preempted = break_off(there)
+    done = call("sweep", str(there), *SWEEP, "--workers", "1")
     assert done.exit_code == 0, done.output
-    assert "Trials to run: 2 for search, 1 for finish." in done.stdout
-    assert "No GPU is asked for" in done.stdout
+    assert "Submitted: prepare finish as 100, finish as 101, report as 102." in done.stdout
+    assert "Trials to run: 2 for finish." in done.stdout and "No GPU is asked for" in done.stdout
+    assert slurm.calls == [
+        "--parsable stage.sbatch finish",
+        "--parsable --dependency=afterok:100 --kill-on-invalid-dep=yes --array=0-1%1 trials.sbatch finish",
+        "--parsable --dependency=afterany:101 stage.sbatch report",
+    ]
     assert_same(records(there), records(here))
-    assert (there.parent / "experiment" / "report.html").is_file()
+    assert preempted.scores()[0].resumed_from == 2
+    folder = there.parent / "experiment"
+    assert "is enough." in (folder / "slurm" / "logs" / "stage-102.log").read_text()
+    assert (folder / "report.html").is_file()
+    # The same command runs what is missing alone.
+    (folder / "records" / f"{preempted.name}.json").unlink()
+    again = call("sweep", str(there), *SWEEP, "--dry-run", "--json")
+    assert json.loads(again.stdout)["trials"] == {"finish": 1}
+    assert "--array=1 trials.sbatch" in (folder / "slurm" / "submit.sh").read_text()
+
+
+if DEPTH > 1:  # five jobs that load a base each
+
+    def test_a_comparison_equals_the_serial_one(slurm, tmp_path):
+        systems = {"full": {"learning_rates": [0.003, 0.03]}, "LoRA": {"learning_rates": [0.03]}}
+        here, there = (write_recipe(tmp_path / name, systems=systems) for name in ("here", "there"))
+        assert call("compare", str(here)).exit_code == 0
+        done = call("compare", str(there), "--on", "slurm", "--cpus-per-trial", "1")
+        assert done.exit_code == 0, done.output
+        assert "Trials to run: 2 for search, 2 for finish." in done.stdout
+        assert_same(records(there), records(here))
+        assert (there.parent / "experiment" / "report.html").is_file()
 
 
 def jobs(recipe: Path, ranks: bool = False, **compare) -> list[str]:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.errors import ManytuneError
+
 if TYPE_CHECKING:
     from manytune.store.store import AdapterStore
 
 DEFAULT_STORE = "adapters"
+
+
+def stored_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The names in the store that begin so, for a shell that completes a word; storage elsewhere isn't asked."""
+    store = str(context.params.get("store") or os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE)
+    if "://" not in store:
+        with suppress(ManytuneError, OSError):
+            return [name for name in store_at(store).names() if name.startswith(incomplete)]
+    return []
+
+
 Store = Annotated[
     str,
     typer.Option(
@@ -24,6 +39,7 @@ Adapter = Annotated[
     typer.Argument(
         help="A name in the store, a digest or its first digits; or a run's or an adapter's directory.",
         show_default=False,
+        autocompletion=stored_names,
     ),
 ]
 Adapters = Annotated[
@@ -31,10 +47,24 @@ Adapters = Annotated[
     typer.Argument(
         help="Names in the store, digests or their first digits; or runs' or adapters' directories.",
         show_default=False,
+        autocompletion=stored_names,
     ),
 ]
 Kept = Annotated[
-    str, typer.Argument(help="A name in the store, a digest or its first digits.", show_default=False)
+    str,
+    typer.Argument(
+        help="A name in the store, a digest or its first digits.",
+        show_default=False,
+        autocompletion=stored_names,
+    ),
+]
+ManyKept = Annotated[
+    list[str],
+    typer.Argument(
+        help="Names in the store, digests or their first digits.",
+        show_default=False,
+        autocompletion=stored_names,
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from manytune.experiments.kept import is_done
 from manytune.experiments.runner import work_file
 from manytune.experiments.trials import Phase
 from manytune.experiments.worker import Work, open_for, run_alone
+from manytune.terminal import quiet_libraries
 
 
 def run_task(directory: Path, phase: Phase, place: int) -> None:
@@ -38,6 +39,7 @@ def run_task(directory: Path, phase: Phase, place: int) -> None:
 
 def main() -> None:
     """Entry point; the arguments are the experiment's directory, the phase, and the trial's place in its list."""
+    quiet_libraries()
     directory, phase, place = sys.argv[1:]
     try:
         run_task(Path(directory), Phase(phase), int(place))

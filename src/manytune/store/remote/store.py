@@ -23,6 +23,7 @@ from manytune.store.entry import StoreEntry, read_entries
 from manytune.store.intake import Filling
 from manytune.store.labels import check_name, check_tag, suggestions
 from manytune.store.manifest import Manifest
+from manytune.store.name_history import NamedVersion
 from manytune.store.remote.failures import StorageError
 from manytune.store.remote.index import Index, Kept, object_name
 from manytune.store.remote.journal import Journal
@@ -94,6 +95,10 @@ class SharedStore(AdapterStore):
                 raise
             _log.warning("%s Until then what is on this machine is used.", error)
 
+    def require_there(self) -> None:
+        """See that the storage can be read; an empty prefix is an empty store."""
+        self._known()
+
     def resolve(self, reference: str) -> str:
         """See `AdapterStore.resolve`."""
         return self._find(self._known(), reference)
@@ -139,6 +144,15 @@ class SharedStore(AdapterStore):
     def names(self) -> dict[str, str]:
         """See `AdapterStore.names`."""
         return dict(sorted(self._known().names.items()))
+
+    def versions(self, name: str) -> list[NamedVersion]:
+        """The present version alone: which others had the name isn't kept."""
+        present = self._known().names.get(name)
+        return [] if present is None else [NamedVersion(present, None)]
+
+    def tags(self) -> Mapping[str, Collection[str]]:
+        """See `AdapterStore.tags`."""
+        return {digest: sorted(kept.tags) for digest, kept in self._known().adapters.items()}
 
     def has_name(self, name: str) -> bool:
         """See `AdapterStore.has_name`."""
