@@ -56,6 +56,7 @@ def serve_with_vllm(context: typer.Context) -> None:
         StoreError: The base or the store can't be read.
     """
     from manytune.errors import ServeError
+    from manytune.extras import install_command
 
     for name, instead in _NOT_FOR_VLLM.items():
         if _is_given(context, name):
@@ -66,7 +67,7 @@ def serve_with_vllm(context: typer.Context) -> None:
 
         from manytune.handover.vllm_engine import check_store
     except ImportError as error:
-        raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
+        raise ServeError(f"{error.name} isn't installed. Run: {install_command('serve')}") from error
     from manytune.cli.outputs.handover import print_checked
     from manytune.handover.vllm_release import find_vllm, installed
     from manytune.handover.vllm_rules import VllmVerdicts
