@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from manytune.engine.quantized import quantized_layers
+from manytune.engine.quantized import Bits, quantized_layers
 from manytune.engine.reordered_weights import can_reorder, reordered_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.mixed.layers import Forward
@@ -40,6 +40,11 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
     raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
 
 
+def bits_of(weights: Weights) -> Bits | None:
+    """Bits of a weight in a form; None for the model's own numbers."""
+    return 8 if weights == "int8" else 4 if weights == "int4" else None
+
+
 class WeightVersions:
     """Detects that weights were changed after a copy of them was made.
 
@@ -48,7 +53,7 @@ class WeightVersions:
         paths: The layers of which there are copies.
     """
 
-    def __init__(self, model: nn.Module, paths: Mapping[str, object]) -> None:
+    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         self._weights = [(path, model.get_submodule(path).get_parameter("weight")) for path in paths]
         self._states = [(weight.data_ptr(), weight._version) for _, weight in self._weights]
 

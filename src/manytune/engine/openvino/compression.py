@@ -1,0 +1,88 @@
+"""A graph's weights in 8 or 4 bits, in the form from which OpenVINO multiplies without unpacking them first.
+
+    int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
+    int4: W[o, g] = s[o, g] · (Q[o, g] - z[o, g])            Q and z from 0 to 15, two numbers for each 32 inputs
+
+Products read activations as they are, in float32; nothing is rounded but the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from manytune.engine.openvino.library import ops, ov
+from manytune.engine.quantized import GROUP, Bits, int8_weight
+
+_Array = npt.NDArray[Any]
+
+
+def compress(graph: Any, bits: Bits, *, head: Tensor) -> None:
+    """Round the weights of all products of a graph.
+
+    The head, and layers whose inputs don't divide into groups, keep 8 bits in either case.
+
+    Args:
+        graph: Changed in place.
+        bits: Bits of a weight.
+        head: The head's weight, (vocabulary, hidden).
+    """
+    for node in list(graph.get_ordered_ops()):
+        if node.get_type_name() != "MatMul":
+            continue
+        weight = _weight_of(node)
+        if weight is None:
+            continue
+        four = bits == 4 and weight.shape[1] % GROUP == 0 and weight.data_ptr() != head.data_ptr()
+        compressed = _int4(weight) if four else _int8(weight)
+        product = ops.matmul(node.input_value(0), compressed, node.get_attributes()["transpose_a"], True)
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(product.output(0))
+
+
+def _weight_of(node: Any) -> Tensor | None:
+    """The weight of a product, (out, in); None if it is computed in the graph."""
+    source = node.input_value(1).get_node()
+    if source.get_type_name() != "Constant" or len(source.get_output_shape(0)) != 2:
+        return None
+    weight = torch.from_numpy(source.data)
+    return weight if node.get_attributes()["transpose_b"] else weight.T
+
+
+def _int8(weight: Tensor) -> Any:
+    codes, scale = int8_weight(weight)
+    factors = ops.constant(scale.float()[:, None].numpy())
+    return ops.multiply(ops.convert(ops.constant(codes.numpy()), "f32"), factors)
+
+
+def int4_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, (out, groups, GROUP), z, (out, groups), both from 0 to 15, and s, (out, groups)."""
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    scale = ((high - low) / 15).clamp(min=1e-12)
+    zero = (-low / scale).round().clamp(0, 15)
+    codes = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 15)
+    return codes.to(torch.uint8), zero.to(torch.uint8), scale
+
+
+def _int4(weight: Tensor) -> Any:
+    codes, zero, scale = int4_groups(weight)
+    out, groups, _ = codes.shape
+    unpacked = ops.subtract(
+        ops.convert(_four_bits(codes), "f32"), ops.convert(_four_bits(zero[..., None]), "f32")
+    )
+    weights = ops.multiply(unpacked, ops.constant(scale[..., None].numpy()))
+    return ops.reshape(weights, ops.constant(np.array([out, groups * GROUP])), False)
+
+
+def _four_bits(values: Tensor) -> Any:
+    """Numbers from 0 to 15 as a constant of four bits each: two to a byte, the first in the lower half."""
+    flat = values.flatten()
+    if len(flat) % 2:
+        flat = torch.cat((flat, flat.new_zeros(1)))
+    packed = (flat[::2] | (flat[1::2] << 4)).numpy()
+    return ops.constant(ov.Tensor(packed, ov.Shape(list(values.shape)), ov.Type.u4))
