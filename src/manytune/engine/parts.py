@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -74,10 +74,12 @@ def decoder_parts(
     runtime: Runtime = "openvino"
     if runner is None:
         weights = linear_layers(model, options.weights)
-        runner, copied, runtime = Runner(model, _cache(model, options, **sizes), slots, weights), weights, "torch"
-    reading = PromptReading(
-        runner.cache, scheduler, limits, prefix_cache_tokens=options.prefix_cache_tokens
-    )
+        runner, copied, runtime = (
+            Runner(model, _cache(model, options, **sizes), slots, weights),
+            weights,
+            "torch",
+        )
+    reading = PromptReading(runner.cache, scheduler, limits, prefix_cache_tokens=options.prefix_cache_tokens)
     return Parts(runner.cache, runner, reading, copied, runtime)
 
 
@@ -85,8 +87,11 @@ def _openvino_runner(
     model: PreTrainedModel, slots: AdapterSlots, options: EngineOptions, sizes: Mapping[str, int]
 ) -> tuple[Runner | None, Collection[str]]:
     """A runner in OpenVINO and the layers that it has a copy of; None where torch has to run the model."""
-    if options.runtime != "openvino":
+    if options.runtime == "torch":
         return None, ()
+    if options.runtime != "openvino":
+        raise ConfigError(f"runtime={options.runtime!r}: expected one of {', '.join(get_args(Runtime))}.")
+    bits = bits_of(options.weights)
     reason = openvino_obstacle(model)
     if reason is None:
         from manytune.engine.openvino.paged_cache import PagedCache
@@ -94,12 +99,12 @@ def _openvino_runner(
 
         try:
             cache = PagedCache(**sizes, budget=options.kv_budget_tokens)
-            runner = OpenVINORunner(model, cache, slots, bits_of(options.weights))
+            runner = OpenVINORunner(model, cache, slots, bits)
         except ConfigError as error:
             reason = str(error)
         else:
             return runner, runner.copied
-    _log.warning("runtime='openvino': torch runs the model, since %s", reason)
+    _say_that_torch_runs(reason)
     return None, ()
 
 
@@ -108,7 +113,7 @@ def encoder_decoder_parts(
 ) -> Parts:
     """The parts for an encoder-decoder; see `decoder_parts`."""
     if options.runtime == "openvino":
-        _log.warning("runtime='openvino': torch runs the model, since OpenVINO runs decoders alone")
+        _say_that_torch_runs("the model has an encoder, and decoders alone are converted")
     weights = linear_layers(model, options.weights)
     structure = structure_of(model)
     sizes = {"layers": len(structure.cross), "heads": structure.heads, "head_dim": structure.head_dim}
@@ -118,6 +123,10 @@ def encoder_decoder_parts(
     limits = EncoderDecoderLimits(**_limits(model, options), positions=structure.positions)
     reading = SourceReading(cache, sources, scheduler, limits, runner, start=structure.start)
     return Parts(cache, runner, reading, weights, "torch")
+
+
+def _say_that_torch_runs(reason: str) -> None:
+    _log.warning("runtime='openvino': torch runs the model, since %s.", reason)
 
 
 def _cache(

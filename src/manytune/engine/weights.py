@@ -26,23 +26,28 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
     Raises:
         ConfigError: There is no such form, or the model can't have it.
     """
-    match weights:
-        case "plain":
-            return {}
-        case "reordered":
-            return reordered_layers(model) if can_reorder(model) else {}
-        case "int8":
-            return quantized_layers(model, 8)
-        case "int4":
-            return quantized_layers(model, 4)
-    if weights == "packed":
-        raise ConfigError("weights='packed': 'packed' is called 'reordered' now. Use weights='reordered'.")
-    raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
+    bits = bits_of(weights)
+    if bits is not None:
+        return quantized_layers(model, bits)
+    return reordered_layers(model) if weights == "reordered" and can_reorder(model) else {}
 
 
 def bits_of(weights: Weights) -> Bits | None:
-    """Bits of a weight in a form; None for the model's own numbers."""
-    return 8 if weights == "int8" else 4 if weights == "int4" else None
+    """Bits of a weight in a form; None for the model's own numbers.
+
+    Raises:
+        ConfigError: There is no such form.
+    """
+    match weights:
+        case "plain" | "reordered":
+            return None
+        case "int8":
+            return 8
+        case "int4":
+            return 4
+    if weights == "packed":
+        raise ConfigError("weights='packed': 'packed' is called 'reordered' now. Use weights='reordered'.")
+    raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
 
 
 class WeightVersions:

@@ -1,8 +1,8 @@
 """Adapters' weights as the converted graph reads them: of all adapters one below the other, layer by layer.
 
-An adapter has a range of ranks, the same at every layer, and a slot for its factors. Adding one copies its weights into
-them, and a step reads the tensors as they are, up to the last range in use. Ranges are given out from the front, so that
-what few adapters need is little.
+An adapter has a range of ranks, the same at every layer, and a slot for its factors. Its weights are copied there once,
+and a step reads the tensors as they are, up to the last range in use. Ranges are given out from the front, so that few
+adapters need little.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class AdapterTables:
         """Copy an adapter's weights."""
         terms = snapshot.terms
         self._widen(outline_of(terms, self._embedding))
-        own = {_input(path, one, terms): one for path, one in terms.updates.items() if path != self._embedding}
+        own = {
+            _input(path, one, terms): one for path, one in terms.updates.items() if path != self._embedding
+        }
         place = self._free_place(max((one.rank for one in own.values()), default=0))
         for update in self.outline.updates:
             self._fill_update(place.ranks, update, own.get(update))

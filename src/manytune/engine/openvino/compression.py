@@ -3,7 +3,7 @@
     int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
     int4: W[o, g] = s[o, g] · (Q[o, g] - z[o, g])            Q and z from 0 to 15, two numbers for each 32 inputs
 
-Products read activations as they are, in float32; nothing is rounded but the weights.
+Products round each token's activations to 8 bits as well, in groups of 32, on processors that multiply 8 bits (VNNI).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from manytune.engine.openvino.conversion import OUTPUT
 from manytune.engine.openvino.library import ops, ov
+from manytune.engine.openvino.marks import marks_in
 from manytune.engine.quantized import GROUP, Bits, int8_weight
 
 _Array = npt.NDArray[Any]
 
 
-def compress(graph: Any, bits: Bits, *, head: Tensor) -> None:
+def compress(graph: Any, bits: Bits, *, head: str) -> None:
     """Round the weights of all products of a graph.
 
     The head, and layers whose inputs don't divide into groups, keep 8 bits in either case.
@@ -29,15 +31,16 @@ def compress(graph: Any, bits: Bits, *, head: Tensor) -> None:
     Args:
         graph: Changed in place.
         bits: Bits of a weight.
-        head: The head's weight, (vocabulary, hidden).
+        head: Path of the head.
     """
+    of_head = marks_in(graph)[f"{OUTPUT}{head}"].input_value(0).get_node()
     for node in list(graph.get_ordered_ops()):
         if node.get_type_name() != "MatMul":
             continue
         weight = _weight_of(node)
         if weight is None:
             continue
-        four = bits == 4 and weight.shape[1] % GROUP == 0 and weight.data_ptr() != head.data_ptr()
+        four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
         compressed = _int4(weight) if four else _int8(weight)
         product = ops.matmul(node.input_value(0), compressed, node.get_attributes()["transpose_a"], True)
         for reader in node.output(0).get_target_inputs():
@@ -49,7 +52,7 @@ def _weight_of(node: Any) -> Tensor | None:
     source = node.input_value(1).get_node()
     if source.get_type_name() != "Constant" or len(source.get_output_shape(0)) != 2:
         return None
-    weight = torch.from_numpy(source.data)
+    weight = torch.from_numpy(np.array(source.data))
     return weight if node.get_attributes()["transpose_b"] else weight.T
 
 
@@ -84,5 +87,6 @@ def _four_bits(values: Tensor) -> Any:
     flat = values.flatten()
     if len(flat) % 2:
         flat = torch.cat((flat, flat.new_zeros(1)))
-    packed = (flat[::2] | (flat[1::2] << 4)).numpy()
-    return ops.constant(ov.Tensor(packed, ov.Shape(list(values.shape)), ov.Type.u4))
+    packed = ov.Tensor(ov.Type.u4, ov.Shape(list(values.shape)))  # memory of its own, which the constant keeps
+    packed.data[:] = (flat[::2] | (flat[1::2] << 4)).numpy()
+    return ops.constant(packed)

@@ -102,14 +102,19 @@ def convert(model: PreTrainedModel) -> Converted:
             decoder = torch_decoder.TorchScriptPythonDecoder(_Step(model, found), example_input=example)
             frontend = load_frontend()
             graph = frontend.convert(frontend.load(decoder))
-    except ConfigError:
-        raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"OpenVINO can't convert {type(model).__name__}: {first[:300]}") from error
+    except Exception as error:  # of whatever the model does, and in the converter of any kind
+        raise ConfigError(f"{type(model).__name__} can't be converted: {_first_cause(error)}") from error
     finally:
         model.set_attn_implementation(before)
     return Converted(graph, tuple(found), frozenset(layers))
+
+
+def _first_cause(error: BaseException) -> str:
+    """What happened first, in a line: the converter wraps the model's own errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -152,7 +157,9 @@ def _marked_attention(
     if query.shape[-1] != value.shape[-1]:
         asked.append("values of another size than keys")
     if asked or manytune_found is None:
-        raise ConfigError(f"OpenVINO's paged attention has no {', '.join(asked) or 'use outside of a conversion'}")
+        raise ConfigError(
+            f"paged attention has no {', '.join(asked) or 'use outside of a conversion'}"
+        )
     heads, size = query.shape[1], query.shape[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = size**-0.5 if scaling is None else scaling

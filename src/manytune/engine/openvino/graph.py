@@ -144,7 +144,7 @@ def _put_attention(marks: dict[str, Any], attentions: Iterable[Attention], input
             _number(one.window or 0, np.int32),
             _none_of(np.float32),  # slopes
             inputs.integers("longest"),
-            # Scores, moving cached keys, sparse attention, sinks, evicting pages, token types and trees of drafts are not used.
+            # What isn't used: scores, moving cached keys, sparse attention, sinks, evicting pages, drafts in trees.
             *(_none_of(kind) for kind in (np.int32, np.int32, np.int32, np.float32, np.float32)),
             *(_number(0, np.int32) for _ in range(2)),
             _none_of(np.float32),

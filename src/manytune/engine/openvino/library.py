@@ -1,7 +1,7 @@
 """OpenVINO, imported without its telemetry: nothing is sent anywhere.
 
-The package reports its import and conversions to a service unless `openvino_telemetry` is missing. Only the core and the
-PyTorch frontend are used here.
+The package reports its import and its conversions to a service unless `openvino_telemetry` is missing. What is used
+here is its core and its PyTorch frontend.
 """
 
 from __future__ import annotations

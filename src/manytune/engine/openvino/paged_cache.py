@@ -73,7 +73,9 @@ class PagedCache(KVCache):
 
     def read(self, sequence: str, tokens: int) -> Tensor:
         """See `KVCache.read`."""
-        found = self._data[:, :, self._pages[sequence][: _pages_for(tokens)]]  # (layers, 2, pages, heads, PAGE, size)
+        found = self._data[
+            :, :, self._pages[sequence][: _pages_for(tokens)]
+        ]  # (layers, 2, pages, heads, PAGE, size)
         return found.transpose(2, 3).flatten(3, 4)[:, :, :, :tokens].contiguous()
 
     def write(self, sequence: str, values: Tensor) -> None:

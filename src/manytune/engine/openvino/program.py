@@ -16,7 +16,8 @@ from manytune.engine.openvino.conversion import convert
 from manytune.engine.openvino.graph import Outline, build
 from manytune.engine.openvino.library import ov
 from manytune.engine.openvino.paged_cache import PagedCache
-from manytune.engine.quantized import Bits
+from manytune.engine.quantized import GROUP, Bits
+from manytune.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
@@ -70,14 +71,17 @@ class Programs:
     """
 
     def __init__(self, model: PreTrainedModel, cache: PagedCache, bits: Bits | None) -> None:
-        head = model.get_output_embeddings()
         self._converted = convert(model)
         self.layers = self._converted.layers
-        self._head = next((path for path, module in model.named_modules() if module is head), "")
+        head = model.get_output_embeddings()
+        self._head = next((path for path in self.layers if model.get_submodule(path) is head), "")
+        if not self._head:
+            raise ConfigError(f"the output head of {type(model).__name__} isn't a linear layer")
         self._hidden = model.get_input_embeddings().weight.shape[-1]
         self._cache = cache
+        self._bits = bits
         if bits is not None:
-            compress(self._converted.graph, bits, head=head.weight.detach())
+            compress(self._converted.graph, bits, head=self._head)
         self._core = ov.Core()
         self._plain = self._compiled(Outline())
         self._joint = self._plain
@@ -98,7 +102,8 @@ class Programs:
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # activations aren't rounded
+            # Products with rounded weights round each token's activations to 8 bits, in groups as large as the weights'.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
             "PERFORMANCE_HINT": "LATENCY",
         }
         compiled = self._core.compile_model(graph, "CPU", settings)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from manytune.engine.openvino import paged_attention
 from manytune.engine.openvino.adapter_tables import AdapterTables, obstacle, outline_of
+from manytune.engine.openvino.agreement import require_agreement
 from manytune.engine.openvino.graph import PAGE, Outline
 from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache
@@ -85,6 +86,7 @@ class OpenVINORunner(PagedRunner):
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
         self._owned: tuple[object, dict[str, Tensor]] = (None, {})
+        require_agreement(model, cache, self._in_torch, self, bits)
 
     @property
     def copied(self) -> Collection[str]:
@@ -95,7 +97,7 @@ class OpenVINORunner(PagedRunner):
     def forward(
         self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Runner.forward`; rows with adapters that the graph can't compute run in torch, the others in OpenVINO."""
+        """See `Runner.forward`; torch runs the rows of adapters that the graph can't compute, OpenVINO the others."""
         rows: list[NextToken | PromptChunk] = [*decode, *chunks]
         apart = [self._facts(one.adapter).obstacle is not None for one in rows]
         if all(apart):
@@ -114,7 +116,9 @@ class OpenVINORunner(PagedRunner):
                 [chunks[place - len(decode)] for place in mine if place >= len(decode)],
             )
             logits.append(found)
-            choosing += [place for place in mine if place < len(decode) or chunks[place - len(decode)].wants_logits]
+            choosing += [
+                place for place in mine if place < len(decode) or chunks[place - len(decode)].wants_logits
+            ]
             scored |= of_prompts
         order = sorted(range(len(choosing)), key=lambda row: choosing[row])
         return torch.cat(logits)[order], scored
@@ -151,7 +155,9 @@ class OpenVINORunner(PagedRunner):
         if new:
             # Those that no longer run make room.
             self._tables.keep(self._slots.digests)
-            self._known = {digest: one for digest, one in self._known.items() if digest in self._slots.digests}
+            self._known = {
+                digest: one for digest, one in self._known.items() if digest in self._slots.digests
+            }
             for one in new:
                 self._tables.add(one)
         wanted = Outline()
@@ -171,9 +177,9 @@ class OpenVINORunner(PagedRunner):
             for digest, where in owners.chunks:
                 digests += [digest] * (where.stop - where.start)
             places = [self._tables.place(digest) for digest in digests]
-            first, end = (torch.tensor(ends)[:, None] for ends in zip(*((p.ranks.start, p.ranks.stop) for p in places), strict=True))
+            ends = torch.tensor([(place.ranks.start, place.ranks.stop) for place in places])
             rank = torch.arange(self._tables.ranks)
-            own = (rank >= first) & (rank < end)
+            own = (rank >= ends[:, :1]) & (rank < ends[:, 1:])
             slots = torch.tensor([place.slot for place in places], dtype=torch.int32)
             kept = slice(None) if owners.kept is None else list(owners.kept)
             self._owned = key, {"own": own, "own kept": own[kept], "slots": slots, "slots kept": slots[kept]}
@@ -201,7 +207,13 @@ class OpenVINORunner(PagedRunner):
             pages += self._cache.pages(name)[: -(-(start + count) // PAGE)]
             page_begins.append(len(pages))
             longest = max(longest, start + count)
-        given = {"past": past, "begins": begins, "pages": pages, "page_begins": page_begins, "longest": longest}
+        given = {
+            "past": past,
+            "begins": begins,
+            "pages": pages,
+            "page_begins": page_begins,
+            "longest": longest,
+        }
         return {name: torch.tensor(values, dtype=torch.int32) for name, values in given.items()}
 
 
