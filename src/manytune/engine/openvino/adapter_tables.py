@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from manytune.engine.openvino.graph import FactorInput, Outline, UpdateInput
+from manytune.engine.openvino.windows import RANKS
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.stacks import Snapshot
 
-#: Ranges are multiples of this.
-_RANKS = 8
 _FIRST_RANKS = 64
 _FIRST_SLOTS = 8
 #: With weights beyond this, what an adapter makes of another one's token might overflow, and 0 · ∞ isn't 0.
@@ -102,13 +101,22 @@ class AdapterTables:
     @property
     def ranks(self) -> int:
         """Ranks that a step reads."""
-        return max((place.ranks.stop for place in self._places.values()), default=0) or _RANKS
+        return max((place.ranks.stop for place in self._places.values()), default=0) or RANKS
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The graph's inputs by name."""
-        ranks, slots = self.ranks, 1 + max((place.slot for place in self._places.values()), default=0)
-        factors = {factor.name for factor in self.outline.factors}
-        return {name: each[: slots if name in factors else ranks] for name, each in self._tensors.items()}
+    def tensors(self, count: int, size: int) -> Mapping[str, Tensor]:
+        """The graph's inputs by name, as views.
+
+        Args:
+            count: Number of windows.
+            size: Ranks of each.
+        """
+        slots = 1 + max((place.slot for place in self._places.values()), default=0)
+        found = {factor.name: self._tensors[factor.name][:slots] for factor in self.outline.factors}
+        for update in self.outline.updates:
+            for part in ("down", "up", *(["bias"] if update.has_bias else [])):
+                rows = self._tensors[update.name(part)][: count * size]
+                found[update.name(part)] = rows.view(count, *((1, size) if part == "bias" else (size, -1)))
+        return found
 
     def keep(self, digests: set[str]) -> None:
         """Let go of all other adapters."""
@@ -149,12 +157,14 @@ class AdapterTables:
 
     def _free_place(self, rank: int) -> Place:
         """The first free range and slot."""
-        count = -(-rank // _RANKS) * _RANKS
+        count = -(-rank // RANKS) * RANKS
+        # So aligned, a range lies in one window of any size that holds it.
+        step = 1 << (count - 1).bit_length() if count else 1
         start = 0
         for taken in sorted((place.ranks for place in self._places.values()), key=lambda one: one.start):
             if taken.start - start >= count:
                 break
-            start = max(start, taken.stop)
+            start = max(start, -(-taken.stop // step) * step)
         slots = {place.slot for place in self._places.values()}
         slot = next(number for number in range(1, len(slots) + 2) if number not in slots)
         while start + count > self._ranks or slot >= self._slots:

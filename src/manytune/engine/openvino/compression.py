@@ -41,10 +41,19 @@ def compress(graph: Any, bits: Bits, *, head: str) -> None:
         if weight is None:
             continue
         four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
-        compressed = _int4(weight) if four else _int8(weight)
-        product = ops.matmul(node.input_value(0), compressed, node.get_attributes()["transpose_a"], True)
+        product = ops.matmul(
+            node.input_value(0),
+            compressed(weight, 4 if four else 8),
+            node.get_attributes()["transpose_a"],
+            True,
+        )
         for reader in node.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
+
+
+def compressed(weight: Tensor, bits: Bits) -> Any:
+    """A node that gives a weight, (out, in), rounded by the formula for so many bits."""
+    return _int4(weight) if bits == 4 else _int8(weight)
 
 
 def _weight_of(node: Any) -> Tensor | None:
@@ -87,6 +96,8 @@ def _four_bits(values: Tensor) -> Any:
     flat = values.flatten()
     if len(flat) % 2:
         flat = torch.cat((flat, flat.new_zeros(1)))
-    packed = ov.Tensor(ov.Type.u4, ov.Shape(list(values.shape)))  # memory of its own, which the constant keeps
+    packed = ov.Tensor(
+        ov.Type.u4, ov.Shape(list(values.shape))
+    )  # memory of its own, which the constant keeps
     packed.data[:] = (flat[::2] | (flat[1::2] << 4)).numpy()
     return ops.constant(packed)

@@ -52,7 +52,8 @@ class Converted:
     """A graph with marks; its weights are the torch model's own memory.
 
     Attributes:
-        graph: From `embeddings` (1, T, hidden), `positions` (1, T) and `kept` (K) to logits (K, vocabulary).
+        graph: From `embeddings` (windows, W, hidden), `positions` (windows, W) and `kept`, (K) places in a window, to
+            logits (windows * K, vocabulary). Which tokens are in a row has no meaning but the order.
         attentions: One for each layer.
         layers: Paths of the layers whose inputs and outputs are marked.
     """
@@ -76,7 +77,7 @@ class _Step(nn.Module):
             logits_to_keep=kept,
             use_cache=False,
             manytune_found=self.found,
-        ).logits[0]
+        ).logits.flatten(0, 1)
         return logits
 
 
@@ -92,7 +93,8 @@ def convert(model: PreTrainedModel) -> Converted:
     layers = {path: module for path, module in model.named_modules() if _is_layer(module)}
     found: list[Attention] = []
     hidden = model.get_input_embeddings().weight.shape[-1]
-    example = (torch.zeros(1, 5, hidden, dtype=model.dtype), torch.arange(5)[None], torch.tensor([1, 4]))
+    positions = torch.arange(5).expand(2, -1)
+    example = (torch.zeros(2, 5, hidden, dtype=model.dtype), positions, torch.tensor([1, 4]))
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -157,15 +159,13 @@ def _marked_attention(
     if query.shape[-1] != value.shape[-1]:
         asked.append("values of another size than keys")
     if asked or manytune_found is None:
-        raise ConfigError(
-            f"paged attention has no {', '.join(asked) or 'use outside of a conversion'}"
-        )
+        raise ConfigError(f"paged attention has no {', '.join(asked) or 'use outside of a conversion'}")
     heads, size = query.shape[1], query.shape[-1]
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = size**-0.5 if scaling is None else scaling
     manytune_found.append(Attention(layer, key.shape[1], size, scale, sliding_window))
-    flat = (part[0].transpose(0, 1).flatten(1) for part in (query, key, value))
-    return mark(f"{ATTENTION}{layer}", *flat).view(1, -1, heads, size), None
+    flat = (part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (query, key, value))
+    return mark(f"{ATTENTION}{layer}", *flat).view(query.shape[0], -1, heads, size), None
 
 
 AttentionInterface.register(NAME, _marked_attention)

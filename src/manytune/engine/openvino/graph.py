@@ -1,7 +1,7 @@
 """A converted graph with attention over pages and adapters' terms in place of its marks, ready to be compiled.
 
 What adapters add to a layer is computed for all of them at once, each token keeping its own ranks: with D and U of all
-adapters one below the other, (R, in) and (R, out), and own(t, r) true where rank r is of token t's adapter,
+adapters one below the other, (ranks, in) and (ranks, out), and own(t, r) true where rank r is of token t's adapter,
 
     y[t] = c[slot t] ⊙ (W (a[slot t] ⊙ x[t]) + b) + d[slot t] + Σ_{r: own(t, r)} φ(D[r] z[t] + e[r]) U[r] + f[slot t]
 """
@@ -172,7 +172,7 @@ def _put_terms(marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: s
             for factor in sorted(outline.factors):
                 if factor.path == path and factor.kind == kind:
                     y = operation(y, _of_each_token(factor, y, inputs, head)).output(0)
-        own = inputs.flags("own kept" if path == head else "own", -1, -1)
+        own = inputs.flags("own kept" if path == head else "own", -1, -1, -1)
         added = y
         for update in sorted(outline.updates):
             if update.path == path:
@@ -186,22 +186,23 @@ def _put_terms(marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: s
 
 
 def _update(update: UpdateInput, z: Any, own: Any, inputs: _Inputs) -> Any:
-    low = ops.matmul(z, inputs.floats(update.name("down"), -1, update.inputs), False, True)
+    """U φ(D z + e) of z, (windows, W, in); each window has its own ranks (see `windows`)."""
+    low = ops.matmul(z, inputs.floats(update.name("down"), -1, -1, update.inputs), False, True)
     if update.has_bias:
-        low = ops.add(low, inputs.floats(update.name("bias"), -1))
+        low = ops.add(low, inputs.floats(update.name("bias"), -1, 1, -1))
     low = _ACTIVATIONS[update.activation](low)
     # A choice and not a product: another adapter's result may be infinite.
     low = ops.select(own, low, _number(0.0, np.float32))
-    return ops.matmul(low, inputs.floats(update.name("up"), -1, update.outputs), False, False)
+    return ops.matmul(low, inputs.floats(update.name("up"), -1, -1, update.outputs), False, False)
 
 
 def _of_each_token(factor: FactorInput, y: Any, inputs: _Inputs, head: str) -> Any:
-    """The factors of each token's slot, in the shape in which they multiply y: (1, T, size) or (1, T, heads, size)."""
-    slots = inputs.integers("slots kept" if factor.path == head else "slots", -1)
+    """The factors of each token's slot, in the shape of y: (windows, W, size) or (windows, W, heads, size)."""
+    slots = inputs.integers("slots kept" if factor.path == head else "slots", -1, -1)
     table = inputs.floats(factor.name, -1, factor.size)
-    rows = ops.gather(table, slots, _number(0, np.int64))  # (T, size)
+    rows = ops.gather(table, slots, _number(0, np.int64))
     per_head = y.get_partial_shape().rank.get_length() == 4
-    return ops.unsqueeze(rows, _numbers([0, 2] if per_head else [0]))
+    return ops.unsqueeze(rows, _number(2, np.int64)) if per_head else rows
 
 
 #: The functions φ by the names that terms give them.
@@ -220,10 +221,6 @@ def _output(node: Any) -> Any:
 
 def _number(value: float, kind: Any) -> Any:
     return ops.constant(np.array(value, dtype=kind))
-
-
-def _numbers(values: list[int]) -> Any:
-    return ops.constant(np.array(values, dtype=np.int64))
 
 
 def _none_of(kind: Any) -> Any:

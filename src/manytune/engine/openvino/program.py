@@ -33,8 +33,8 @@ class Program:
 
     def __init__(self, compiled: Any, outline: Outline, cache: PagedCache) -> None:
         self.outline = outline
-        #: The version of the adapters' tensors that it has.
-        self.version = -1
+        #: Which of the adapters' tensors it has.
+        self.tables: object = None
         self._request = compiled.create_infer_request()
         self._names = {name for one in compiled.inputs for name in one.get_names()}
         self._given: dict[str, Any] = {}
@@ -97,12 +97,12 @@ class Programs:
     def _compiled(self, outline: Outline) -> Program:
         start = time.perf_counter()
         graph = build(self._converted, outline, head=self._head)
-        graph.reshape({"embeddings": [1, -1, self._hidden], "positions": [1, -1], "kept": [-1]})
+        graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # Products with rounded weights round each token's activations to 8 bits, in groups as large as the weights'.
+            # With rounded weights each token's activations are rounded to 8 bits, in groups as large as the weights'.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
             "PERFORMANCE_HINT": "LATENCY",
         }

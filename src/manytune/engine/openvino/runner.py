@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.openvino import paged_attention
-from manytune.engine.openvino.adapter_tables import AdapterTables, obstacle, outline_of
+from manytune.engine.openvino.adapter_tables import AdapterTables, Place, obstacle, outline_of
 from manytune.engine.openvino.agreement import require_agreement
 from manytune.engine.openvino.graph import PAGE, Outline
 from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.openvino.program import Program, Programs
+from manytune.engine.openvino.windows import Windows, divide
 from manytune.engine.quantized import Bits
 from manytune.engine.runner import NextToken, PromptChunk, Runner, TokenRow, with_virtual_tokens
 from manytune.mixed.owners import Owners
@@ -61,6 +62,21 @@ class _Known:
     on_table: bool
 
 
+@dataclass(frozen=True)
+class _Division:
+    """The tokens of a forward among the windows.
+
+    Attributes:
+        windows: The windows.
+        order: The tokens, window after window.
+        inputs: Of the graph: which ranks and which slot each token has.
+    """
+
+    windows: Windows
+    order: Tensor
+    inputs: Mapping[str, Tensor]
+
+
 class OpenVINORunner(PagedRunner):
     """Forwards in OpenVINO.
 
@@ -85,7 +101,7 @@ class OpenVINORunner(PagedRunner):
         self._programs = Programs(model, cache, bits)
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
-        self._owned: tuple[object, dict[str, Tensor]] = (None, {})
+        self._divided: tuple[object, _Division] | None = None
         require_agreement(model, cache, self._in_torch, self, bits)
 
     @property
@@ -124,13 +140,29 @@ class OpenVINORunner(PagedRunner):
         return torch.cat(logits)[order], scored
 
     def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
-        inputs = self._places(tokens, decoding)
-        inputs["embeddings"] = self._embeddings(index[:1], tokens, owners)
-        inputs["positions"] = index[2:]
-        inputs["kept"] = torch.tensor(tokens.keep or [0])
-        if self._program.outline != Outline():
-            inputs |= self._ownership(owners)
-        return self._program.run(inputs)
+        sequences = self._sequences(tokens, decoding)
+        embeddings, positions = self._embeddings(index[:1], tokens, owners)[0], index[2]
+        kept = torch.tensor(tokens.keep or [0])
+        if self._program.outline == Outline():
+            given = self._places(sequences, tokens)
+            given |= {"embeddings": embeddings[None], "positions": positions[None], "kept": kept}
+            return self._program.run(given)
+        division = self._division(owners)
+        count, order = division.windows.count, division.order
+        if count > 1:
+            sequences = [sequences[token] for token in division.windows.order]
+            embeddings, positions = embeddings[order], positions[order]
+            kept = torch.arange(len(order) // count)  # of each window
+        given = self._places(sequences, tokens) | division.inputs
+        given["embeddings"] = embeddings.unflatten(0, (count, -1))
+        given["positions"] = positions.unflatten(0, (count, -1))
+        given["kept"] = kept
+        tables = (self._tables.version, count, division.windows.size)
+        if self._program.tables != tables:
+            self._program.give(self._tables.tensors(count, division.windows.size))
+            self._program.tables = tables
+        logits = self._program.run(given)
+        return logits if count == 1 else logits[order.argsort()]
 
     # -- adapters
 
@@ -150,7 +182,7 @@ class OpenVINORunner(PagedRunner):
         return self._known[adapter.digest]
 
     def _program_for(self, adapters: Mapping[str, Snapshot]) -> Program:
-        """The program that computes these adapters, with their weights."""
+        """The program that computes these adapters, whose weights are in the tables then."""
         new = [one for digest, one in adapters.items() if digest not in self._tables]
         if new:
             # Those that no longer run make room.
@@ -163,27 +195,35 @@ class OpenVINORunner(PagedRunner):
         wanted = Outline()
         for one in adapters.values():
             wanted = wanted | self._facts(one).outline
-        program = self._programs.program(wanted)
-        if program.version != self._tables.version:
-            program.give(self._tables.tensors())
-            program.version = self._tables.version
-        return program
+        return self._programs.program(wanted)
 
-    def _ownership(self, owners: Owners) -> dict[str, Tensor]:
+    def _division(self, owners: Owners) -> _Division:
         """Which ranks and which slot each token has."""
         key = (owners.single, owners.chunks, owners.kept, self._tables.version)
-        if self._owned[0] != key:
+        if self._divided is None or self._divided[0] != key:
             digests = list(owners.single)
             for digest, where in owners.chunks:
                 digests += [digest] * (where.stop - where.start)
-            places = [self._tables.place(digest) for digest in digests]
-            ends = torch.tensor([(place.ranks.start, place.ranks.stop) for place in places])
-            rank = torch.arange(self._tables.ranks)
-            own = (rank >= ends[:, :1]) & (rank < ends[:, 1:])
-            slots = torch.tensor([place.slot for place in places], dtype=torch.int32)
-            kept = slice(None) if owners.kept is None else list(owners.kept)
-            self._owned = key, {"own": own, "own kept": own[kept], "slots": slots, "slots kept": slots[kept]}
-        return self._owned[1]
+            self._divided = key, self._divide([self._tables.place(one) for one in digests], owners)
+        return self._divided[1]
+
+    def _divide(self, places: Sequence[Place], owners: Owners) -> _Division:
+        ranks = self._tables.ranks
+        if owners.chunks:  # many tokens of one adapter: windows of equal size would be large
+            windows = Windows(1, ranks, tuple(range(len(places))))
+        else:
+            windows = divide([place.ranks for place in places], ranks)
+        order = torch.tensor(windows.order)
+        ends = torch.tensor([(place.ranks.start, place.ranks.stop) for place in places])[order]
+        first, end = (part.view(windows.count, -1, 1) for part in ends.unbind(1))
+        rank = torch.arange(windows.count * windows.size).view(windows.count, 1, -1)
+        own = (rank >= first) & (rank < end)
+        slots = torch.tensor([place.slot for place in places], dtype=torch.int32)[order].view(
+            windows.count, -1
+        )
+        kept = slice(None) if owners.kept is None else list(owners.kept)
+        inputs = {"own": own, "own kept": own[:, kept], "slots": slots, "slots kept": slots[:, kept]}
+        return _Division(windows, order, inputs)
 
     # -- inputs
 
@@ -196,14 +236,14 @@ class OpenVINORunner(PagedRunner):
             found = self._table(ids)
         return with_virtual_tokens(found, tokens.virtual) if tokens.virtual else found
 
-    def _places(self, tokens: TokenRow, decoding: int) -> dict[str, Tensor]:
-        """Where each sequence's tokens are in the forward and in the cache."""
+    def _places(self, sequences: Sequence[tuple[str, slice]], tokens: TokenRow) -> dict[str, Tensor]:
+        """Where each sequence's tokens are in the cache, sequence by sequence."""
         past: list[int] = []
         begins, pages, page_begins, longest = [0], [], [0], 1
-        for name, where in self._sequences(tokens, decoding):
+        for name, where in sequences:
             start, count = tokens.positions[where.start], where.stop - where.start
             past.append(start)
-            begins.append(where.stop)
+            begins.append(begins[-1] + count)
             pages += self._cache.pages(name)[: -(-(start + count) // PAGE)]
             page_begins.append(len(pages))
             longest = max(longest, start + count)
