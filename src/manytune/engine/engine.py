@@ -96,7 +96,7 @@ class Engine:
         build = encoder_decoder_parts if model.config.is_encoder_decoder else decoder_parts
         parts = build(model, self._slots, self._scheduler, options)
         self._versions = WeightVersions(model, parts.copied)
-        self._runtime = parts.runtime
+        self.runtime: Runtime = parts.runtime  # the options' one, or torch where that can't run the model
         self._cache, self._runner, self._reading = parts.cache, parts.runner, parts.reading
         self._memory = RequestMemory(model, self._cache, self._slots, options)
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
@@ -108,11 +108,6 @@ class Engine:
     def end_ids(self) -> frozenset[int]:
         """The tokens that end an answer, unless a request continues after them."""
         return self._end_ids
-
-    @property
-    def runtime(self) -> Runtime:
-        """What computes the forwards: the one of the options, or torch where that can't run the model."""
-        return self._runtime
 
     # -- adapters
 

@@ -92,7 +92,7 @@ def convert(model: PreTrainedModel) -> Converted:
     """
     layers = {path: module for path, module in model.named_modules() if _is_layer(module)}
     found: list[Attention] = []
-    hidden = model.get_input_embeddings().weight.shape[-1]
+    hidden = embedding_size(model)
     positions = torch.arange(5).expand(2, -1)
     example = (torch.zeros(2, 5, hidden, dtype=model.dtype), positions, torch.tensor([1, 4]))
     before = model.config._attn_implementation
@@ -109,6 +109,11 @@ def convert(model: PreTrainedModel) -> Converted:
     finally:
         model.set_attn_implementation(before)
     return Converted(graph, tuple(found), frozenset(layers))
+
+
+def embedding_size(model: PreTrainedModel) -> int:
+    """Numbers of a token's embedding."""
+    return int(model.get_input_embeddings().get_parameter("weight").shape[-1])
 
 
 def _first_cause(error: BaseException) -> str:

@@ -165,7 +165,7 @@ def _put_terms(marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: s
             node = marks[f"{INPUT}{factor.path}"]
             x = node.input_value(0)
             put(node, ops.multiply(x, _of_each_token(factor, x, inputs, head)).output(0))
-    for path in sorted({one.path for one in (*outline.updates, *outline.factors)}):
+    for path in sorted({u.path for u in outline.updates} | {f.path for f in outline.factors}):
         node = marks[f"{OUTPUT}{path}"]
         y = node.input_value(0)
         for kind, operation in (("outputs", ops.multiply), ("shift", ops.add)):

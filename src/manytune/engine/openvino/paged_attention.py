@@ -38,7 +38,7 @@ class PagedSpan:
     @property
     def end(self) -> int:
         """Length of the sequence with them."""
-        return self.start + self.tokens.stop - self.tokens.start
+        return self.start + len(range(self.tokens.start, self.tokens.stop))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.openvino.compression import compress
-from manytune.engine.openvino.conversion import convert
+from manytune.engine.openvino.conversion import convert, embedding_size
 from manytune.engine.openvino.graph import Outline, build
 from manytune.engine.openvino.library import ov
 from manytune.engine.openvino.paged_cache import PagedCache
@@ -77,7 +77,7 @@ class Programs:
         self._head = next((path for path in self.layers if model.get_submodule(path) is head), "")
         if not self._head:
             raise ConfigError(f"the output head of {type(model).__name__} isn't a linear layer")
-        self._hidden = model.get_input_embeddings().weight.shape[-1]
+        self._hidden = embedding_size(model)
         self._cache = cache
         self._bits = bits
         if bits is not None:

@@ -74,7 +74,7 @@ class _Division:
 
     windows: Windows
     order: Tensor
-    inputs: Mapping[str, Tensor]
+    inputs: dict[str, Tensor]
 
 
 class OpenVINORunner(PagedRunner):
