@@ -136,10 +136,8 @@ def dequantized(weight, bits):
         rounded = []
         for group in groups:
             if bits == 4:
-                low, high = min(0.0, *group), max(0.0, *group)
-                step = (high - low) / 15
-                zero = round(-low / step)
-                rounded += [step * (min(15, max(0, round(value / step + zero))) - zero) for value in group]
+                step = (max(group) - min(group)) / 15
+                rounded += [min(group) + step * round((value - min(group)) / step) for value in group]
             else:
                 step = float(torch.tensor(max(map(abs, group)) / 127, dtype=torch.bfloat16))
                 rounded += [step * min(127, max(-127, round(value / step))) for value in group]

@@ -16,13 +16,17 @@ def ranges(*numbers, rank=RANKS):
 @pytest.mark.parametrize(
     ("tokens", "ranks", "expected"),
     [
-        (ranges(0, 1, 2, 3), 32, (2, 16)),  # four adapters, a token each: two tokens a window
-        (ranges(0, 1, 0, 1), 16, (2, 8)),
-        (ranges(0, None, 1, None), 16, (2, 8)),  # tokens without an adapter go where there is room
+        (ranges(*range(8)), 64, (2, 32)),  # an adapter for each token: four tokens a window
+        (ranges(*4 * (0, 1)), 16, (2, 8)),
+        (
+            ranges(0, 0, 0, 1, 1, None, None, None),
+            16,
+            (2, 8),
+        ),  # tokens without an adapter go where there is room
         (ranges(0, 0, 0, 1), 16, (1, 16)),  # unequal shares
         (ranges(0), 8, (1, 8)),
-        (ranges(0, 1, rank=16), 32, (1, 32)),  # one token a window would be no product
-        (ranges(0, 1, 0, 1, rank=16), 32, (2, 16)),
+        (ranges(0, 1, rank=16), 32, (1, 32)),  # one token a window would take as long as two
+        (ranges(*4 * (0, 1), rank=16), 32, (2, 16)),
     ],
 )
 def test_the_smallest_windows_that_fit_are_taken(tokens, ranks, expected):

@@ -102,7 +102,7 @@ class Programs:
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # With rounded weights each token's activations are rounded to 8 bits, in groups as large as the weights'.
+            # See `compression`; products with weights in 4 bits don't use it, since their zero points aren't integers.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
             "PERFORMANCE_HINT": "LATENCY",
         }

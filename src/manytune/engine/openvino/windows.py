@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 #: Ranges of ranks are multiples of this.
 RANKS = 8
-#: Products with fewer tokens read the weights no faster.
-_FEWEST_TOKENS = 2
+#: With fewer tokens a product takes about as long: measured with 32 tokens and 256 ranks.
+_FEWEST_TOKENS = 4
 
 
 @dataclass(frozen=True)
