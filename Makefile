@@ -1,6 +1,7 @@
 # make demo    train, compare and see a first fine-tune (ten minutes on two cores)
 # make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
 # make check   lint, static checks and types only
+# make audit   ask an index whether a pinned version has a known vulnerability
 # make test-deep   the tests with ten times as many random cases
 # make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
 # make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: ray-serve attacks faults demo test test-deep check bench docs clean browser
+.PHONY: ray-serve audit attacks faults demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
@@ -33,6 +34,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/installed-dev
+	$(PIP) install -c constraints.txt pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 attacks: $(VENV)/installed-dev
 	$(BIN)/python -m tests.attacks.report

@@ -1,11 +1,11 @@
 """What `manytune plan` says, compared with what trainings and a server take here.
 
-    python benchmarks/planner.py [--memory-only] [--only NAME ...] [--json FILE]
+    python benchmarks/planner.py [--memory-only] [--only NAME ...] [--rounds N] [--json FILE]
 
-Each configuration runs in a process of its own. A training is `manytune train`'s, its peak memory the one that the
-trainer reports, its time the median step. The estimate gets the lengths of the rows, and the machine's FLOP/s in
-products of the model's shapes, measured right after the steps, and its bandwidth; the share of these that is reached is
-the planner's own.
+Each configuration runs in a process of its own, once a round; the round with the median ratio counts. A training is
+`manytune train`'s, its peak memory the one that the trainer reports, its time the median step. The estimate gets the
+lengths of the rows, and the machine's FLOP/s in products of the model's shapes, measured right after the steps, and its
+bandwidth; the share of these that is reached is the planner's own.
 """
 
 from __future__ import annotations
@@ -361,6 +361,7 @@ def main() -> None:
     parser.add_argument(
         "--memory-only", action="store_true", help="don't compare times: something else runs here"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each configuration, in turn")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--one", choices=names, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -374,8 +375,8 @@ def main() -> None:
     from machine import LoadWatch
 
     watch = LoadWatch()
-    results: list[Comparison] = []
-    for name in chosen.only or names:
+    found: dict[tuple[str, str], list[Comparison]] = {}
+    for name in [*(chosen.only or names)] * chosen.rounds:
         command = [
             sys.executable,
             __file__,
@@ -384,9 +385,12 @@ def main() -> None:
             *(["--memory-only"] if chosen.memory_only else []),
         ]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results += [Comparison(**result) for result in json.loads(done.stdout.splitlines()[-1])]
-        show(results[-2 if not chosen.memory_only else -1 :])
+        latest = [Comparison(**result) for result in json.loads(done.stdout.splitlines()[-1])]
+        show(latest)
+        for one in latest:
+            found.setdefault((one.name, one.what), []).append(one)
     print()
+    results = [sorted(rounds, key=lambda one: one.ratio)[len(rounds) // 2] for rounds in found.values()]
     show(results)
     load = watch.stop()
     print(load)

@@ -12,7 +12,14 @@ INTRODUCTION = """\
 # Command line
 
 Exit status: 0 done, 1 failed (the message is on stderr), 2 wrong usage, 130 interrupted. Commands that print
-a result take `--json`. `manytune --version` prints the version.
+a result take `--json`, and a result is all that stdout gets: progress is on stderr, as a bar on a terminal and a line
+every 30 seconds elsewhere. `manytune --version` prints the version.
+
+`manytune --install-completion` lets bash, zsh, fish or PowerShell complete commands, options and the names of the
+store's adapters; `--show-completion` prints the lines that it adds to the shell's settings.
+
+An adapter is called by its name in the store, by the first digits of its digest, or by its directory or its run's; a
+directory comes first. A recipe's mistakes are reported before a model library is imported.
 """
 
 

@@ -38,7 +38,7 @@ ALLOWED = {
     "replicas": {"server", "store"},
     "cluster": {"training", "data", "methods", "store"},
     # Sizes and formulas alone: of training those files that need no torch.
-    "planner": {"training", "data", "mixed"},
+    "planner": {"training", "data", "mixed", "methods"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
     "demo": {"experiments", "training", "evaluation", "engine", "data", "store", "model", "methods"},
     "cli": {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from manytune.atomic import atomic_directory, atomic_file, atomic_write, clean_leftovers
-from manytune.errors import TargetExistsError
+from manytune.atomic import atomic_directory, atomic_file, atomic_write, clean_leftovers, make_directory
+from manytune.errors import TargetExistsError, WriteError
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,16 @@ def test_atomic_write_replaces_the_content_and_leaves_nothing_next_to_it(tmp_pat
     atomic_write(tmp_path / "a.json", b"second")
     assert (tmp_path / "a.json").read_bytes() == b"second"
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"a\.json: there is no directory .*/none\. Make it"):
+        atomic_write(tmp_path / "none" / "a.json", "x")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    for path in ("link", "link/a", "file"):
+        with pytest.raises(WriteError, match=f"{path}: no directory can be made here"):
+            make_directory(tmp_path / path)
 
 
 def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

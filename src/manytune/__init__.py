@@ -29,27 +29,27 @@ from manytune.errors import (
 
 if TYPE_CHECKING:
     from manytune.methods.adalora.config import AdaLoraConfig as AdaLoraConfig
-    from manytune.methods.bottleneck import BottleneckConfig as BottleneckConfig
+    from manytune.methods.bottleneck.model import BottleneckConfig as BottleneckConfig
     from manytune.methods.combined import CombinedConfig as CombinedConfig
     from manytune.methods.config import PeftConfig as PeftConfig
     from manytune.methods.config import PeftType as PeftType
     from manytune.methods.config import PromptLearningConfig as PromptLearningConfig
     from manytune.methods.config import TaskType as TaskType
-    from manytune.methods.full import FullConfig as FullConfig
-    from manytune.methods.ia3 import IA3Config as IA3Config
+    from manytune.methods.full.model import FullConfig as FullConfig
+    from manytune.methods.ia3.model import IA3Config as IA3Config
     from manytune.methods.lora.config import LoraConfig as LoraConfig
     from manytune.methods.lora.config import LoraRuntimeConfig as LoraRuntimeConfig
     from manytune.methods.lora.plus import lora_plus_groups as lora_plus_groups
-    from manytune.methods.p_tuning import PromptEncoderConfig as PromptEncoderConfig
-    from manytune.methods.p_tuning import (
+    from manytune.methods.p_tuning.model import PromptEncoderConfig as PromptEncoderConfig
+    from manytune.methods.p_tuning.model import (
         PromptEncoderReparameterizationType as PromptEncoderReparameterizationType,
     )
-    from manytune.methods.prefix_tuning import PrefixTuningConfig as PrefixTuningConfig
-    from manytune.methods.prompt_tuning import PromptTuningConfig as PromptTuningConfig
-    from manytune.methods.prompt_tuning import PromptTuningInit as PromptTuningInit
+    from manytune.methods.prefix_tuning.model import PrefixTuningConfig as PrefixTuningConfig
+    from manytune.methods.prompt_tuning.model import PromptTuningConfig as PromptTuningConfig
+    from manytune.methods.prompt_tuning.model import PromptTuningInit as PromptTuningInit
     from manytune.methods.selective import SelectiveConfig as SelectiveConfig
     from manytune.methods.trainable_tokens import TrainableTokensConfig as TrainableTokensConfig
-    from manytune.methods.vera import VeraConfig as VeraConfig
+    from manytune.methods.vera.model import VeraConfig as VeraConfig
     from manytune.model.activations import float32_activations as float32_activations
     from manytune.model.attach import get_peft_model as get_peft_model
     from manytune.model.auto import AutoPeftModel as AutoPeftModel
@@ -159,10 +159,10 @@ _LAZY = {
     "AutoPeftModelForSeq2SeqLM": "manytune.model.auto",
     "AutoPeftModelForSequenceClassification": "manytune.model.auto",
     "AutoPeftModelForTokenClassification": "manytune.model.auto",
-    "BottleneckConfig": "manytune.methods.bottleneck",
+    "BottleneckConfig": "manytune.methods.bottleneck.model",
     "CombinedConfig": "manytune.methods.combined",
-    "FullConfig": "manytune.methods.full",
-    "IA3Config": "manytune.methods.ia3",
+    "FullConfig": "manytune.methods.full.model",
+    "IA3Config": "manytune.methods.ia3.model",
     "LoraConfig": "manytune.methods.lora.config",
     "LoraRuntimeConfig": "manytune.methods.lora.config",
     "PeftConfig": "manytune.methods.config",
@@ -175,16 +175,16 @@ _LAZY = {
     "PeftModelForSequenceClassification": "manytune.model.task_models",
     "PeftModelForTokenClassification": "manytune.model.task_models",
     "PeftType": "manytune.methods.config",
-    "PrefixTuningConfig": "manytune.methods.prefix_tuning",
-    "PromptEncoderConfig": "manytune.methods.p_tuning",
-    "PromptEncoderReparameterizationType": "manytune.methods.p_tuning",
+    "PrefixTuningConfig": "manytune.methods.prefix_tuning.model",
+    "PromptEncoderConfig": "manytune.methods.p_tuning.model",
+    "PromptEncoderReparameterizationType": "manytune.methods.p_tuning.model",
     "PromptLearningConfig": "manytune.methods.config",
-    "PromptTuningConfig": "manytune.methods.prompt_tuning",
-    "PromptTuningInit": "manytune.methods.prompt_tuning",
+    "PromptTuningConfig": "manytune.methods.prompt_tuning.model",
+    "PromptTuningInit": "manytune.methods.prompt_tuning.model",
     "SelectiveConfig": "manytune.methods.selective",
     "TaskType": "manytune.methods.config",
     "TrainableTokensConfig": "manytune.methods.trainable_tokens",
-    "VeraConfig": "manytune.methods.vera",
+    "VeraConfig": "manytune.methods.vera.model",
     "float32_activations": "manytune.model.activations",
     "get_layer_status": "manytune.model.status",
     "get_model_status": "manytune.model.status",

@@ -70,10 +70,17 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = write_error(error, path)
+        found = write_error(error, path) or _nowhere(error, path)
         if found is None:
             raise
         raise found from error
+
+
+def _nowhere(error: Exception, path: Path) -> WriteError | None:
+    """Return an error that says that there is no directory for a file, if that is why it can't be written."""
+    if not isinstance(error, FileNotFoundError) or isinstance(error, StoreError) or path.parent.is_dir():
+        return None
+    return WriteError(f"{path}: there is no directory {path.parent}. Make it, or write somewhere else.")
 
 
 @contextmanager
@@ -213,7 +220,13 @@ def make_directory(directory: Path) -> None:
     """Create a directory that may be there, and what is missing above it, so that each is on the disk."""
     with explained(directory):
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError) as error:
+            raise WriteError(
+                f"{directory}: no directory can be made here; a file of this name, or a link to nothing, may be in "
+                "the way. Write somewhere else."
+            ) from error
         for path in missing:
             flush_directory(path.parent)
 

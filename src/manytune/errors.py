@@ -25,7 +25,7 @@
         ├── TargetExistsError            what is to be written exists already
         ├── WriteError                   the disk is full, read-only, or not the user's
         ├── LockedError                  another process is using a directory
-        ├── UnreachableError             a store that was there isn't, or its disk or network reports an error
+        ├── UnreachableError             a store can't be reached now: its directory, disk, network or storage
         └── CacheFullError               an adapter exceeds the memory that is free now
 
     PeftWarning, DataWarning             warnings of the same origin
@@ -38,6 +38,11 @@ HF PEFT raises at that place, so that existing `except` clauses keep working.
 """
 
 from __future__ import annotations
+
+
+def reason_of(error: Exception) -> str:
+    """Why something can't be read, without the system's number for it and without the path, which the message has."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 class ManytuneError(Exception):
@@ -159,7 +164,7 @@ class LockedError(StoreError):
 
 
 class UnreachableError(StoreError):
-    """A store can't be reached: its directory has gone, or its disk or network reports an error."""
+    """A store can't be reached now: its directory has gone, or its disk, its network or the shared storage fails."""
 
 
 class CacheFullError(StoreError):

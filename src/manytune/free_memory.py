@@ -40,6 +40,15 @@ def free_memory() -> int | None:
     return max(0, min(known)) if known else None
 
 
+def memory_in_use() -> int | None:
+    """Bytes of memory that this process has now (resident set size); None where the system doesn't say."""
+    try:
+        pages = int((_SELF / "statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def require_memory(needed: int, what: str, *, spare: int = SPARE) -> None:
     """Refuse to begin what the free memory isn't enough for.
 

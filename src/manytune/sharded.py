@@ -97,6 +97,34 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: _gathered(tensor) for name, tensor in tensors.items()}
 
 
+def whole_for_files(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """The same one after the other, the gathered ones in the CPU's memory, for files.
+
+    Args:
+        tensors: By name.
+        keep: If not, this process only gives its parts to others, and the result is empty.
+    """
+    found = {}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            value = _gathered(tensor).cpu() if is_sharded(tensor) else tensor
+            if keep:
+                found[name] = value
+    return found
+
+
+def own_part(tensor: Any) -> Tensor:
+    """What this process holds of a tensor: all of one that isn't sharded."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return found
+
+
+def placed_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole value of a parameter's shape, sharded if the parameter is; others, such as counts, as they are."""
+    sharded = is_sharded(parameter) and value.shape == parameter.shape
+    return _placed(value, parameter) if sharded else value
+
+
 def fill(parameter: Tensor, value: Tensor) -> None:
     """Write a whole value, the same on each process, into a parameter that may be sharded.
 

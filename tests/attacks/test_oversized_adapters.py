@@ -244,7 +244,7 @@ def server(base: Base, store: AdapterStore, tmp_path_factory: pytest.TempPathFac
     (made / "adapter_config.json").write_text(json.dumps(config | {"r": 10**10}))
     (made / "manifest.json").unlink()
     with pytest.MonkeyPatch.context() as elsewhere:  # where nobody looked at what it says
-        elsewhere.setattr("manytune.store.intake.why_not_served", lambda *_, **__: None)
+        elsewhere.setattr("manytune.store.servability.why_not_served", lambda *_, **__: None)
         store.add(made, name="vera", base=base)
     options = EngineOptions(max_batch=8, weights="plain", adapter_bytes=1 << 20)
     app = create_app(base, store, Settings(base_name="base", watch_seconds=3600.0), None, options)

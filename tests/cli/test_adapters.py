@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import secrets
 from pathlib import Path
 
+import fsspec
 import peft
 import pytest
 import torch
+from tests.cli.light import run_each
 from tests.store.adapters_made import make_adapter
 from tests.store.peft_made import save_peft
 from tests.store.tiny import save_tiny_base, tiny_model
@@ -15,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from manytune.cli.main import build_app
 from manytune.store.base import Base, load_base
+from manytune.store.remote.store import SharedStore
 from manytune.store.store import AdapterStore
 
 IDS = torch.tensor([[3, 4, 5]])
@@ -80,6 +85,27 @@ def test_the_store_is_where_the_option_or_the_environment_says(
     assert not (folder / "adapters").exists()
 
 
+def test_the_store_may_be_on_shared_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory://bucket-{secrets.token_hex(4)}/adapters"
+    monkeypatch.setenv("MANYTUNE_CACHE", str(folder / "cache"))
+    for name in ("summaries", "questions"):
+        assert json.loads(done("add", f"runs/{name}", "--store", url, "--json"))["path"] is None
+    done("alias", "summaries", "current", "--store", url)
+    assert "lora" in done("show", "current", "--store", url)
+    done("export", "current", "--to", "peft", "--output", "exported", "--store", url)
+    assert (folder / "exported" / "adapter_config.json").is_file()
+    files = fsspec.filesystem("memory")
+    (broken,) = (
+        path
+        for path in files.find(url)
+        if SharedStore(url).resolve("questions") in path and "tensors" in path
+    )
+    files.pipe_file(broken, b"something else")
+    result = adapters("verify", "--store", url)
+    assert "isn't what was uploaded" in message(result) and "tensors are finite" in result.stdout
+    assert not (folder / "adapters").exists() and not (folder / "memory:").exists()
+
+
 def test_names_are_added_moved_and_forgotten(filled: AdapterStore) -> None:
     done("alias", "summaries", "current")
     assert "'current' belongs to adapter" in message(adapters("alias", "questions", "current"))
@@ -120,9 +146,83 @@ def test_verify_checks_everything_in_the_store_and_goes_on_after_a_fault(
 
 
 def test_what_is_removed_is_gone(filled: AdapterStore) -> None:
-    assert "there is no adapter 'absent'" in message(adapters("remove", "summaries", "absent"))
-    done("remove", "summaries", filled.resolve("summaries")[:10], "questions")
+    assert "there is no adapter 'absent'" in message(adapters("remove", "summaries", "absent", "--yes"))
+    removed = done("remove", "summaries", filled.resolve("summaries")[:10], "questions", "--yes")
+    assert removed.splitlines() == ["removed summaries", "removed questions"]
     assert "no adapters" in done("list")
+
+
+def test_nothing_is_removed_without_a_yes(filled: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = adapters("remove", "summaries")
+    assert asked.exit_code == 2 and "Give --yes" in " ".join(asked.stderr.split())
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("typer.get_text_stream", lambda _: Terminal())
+    declined = CliRunner().invoke(build_app(), ["adapters", "remove", "summaries"], input="n\n")
+    assert declined.exit_code == 1 and "Remove summaries from adapters? [y/N]" in declined.output
+    assert "summaries" in filled.names()
+    assert CliRunner().invoke(build_app(), ["adapters", "remove", "summaries"], input="y\n").exit_code == 0
+    assert "summaries" not in filled.names()
+
+
+def test_a_store_that_is_not_there_is_an_error_and_is_not_made(folder: Path) -> None:
+    for arguments in (("list",), ("show", "summaries"), ("tag", "summaries", "t"), ("verify",)):
+        assert "there is no store of adapters here" in message(adapters(*arguments)), arguments
+    assert not (folder / "adapters").exists()
+
+
+def test_a_damaged_adapter_hides_no_other_in_the_list(filled: AdapterStore) -> None:
+    manifest = filled.path("questions") / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text("{")
+    result = adapters("list")
+    assert "summaries" in result.stdout and "manifest.json" in message(result)
+    found = json.loads(adapters("list", "--json").stdout)
+    assert [sorted(one)[:2] for one in found] == [["base", "bytes"], ["digest", "error"]]
+
+
+def test_what_only_reads_or_names_adapters_imports_no_model_library(filled: AdapterStore, base: Base) -> None:
+    filled.root.parent.joinpath("rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 40)
+    commands = [
+        ["adapters", "list"],
+        ["adapters", "list", "--wide"],
+        ["adapters", "list", "--json"],
+        ["adapters", "show", "summaries"],
+        ["adapters", "alias", "summaries", "current"],
+        ["adapters", "tag", "summaries", "production"],
+        ["adapters", "remove", "questions", "--yes"],
+        ["keys", "add", "helpdesk"],
+        ["keys", "list"],
+        ["plan", base.name],
+        ["init", "rows.jsonl"],
+        ["data", "check", "rows.jsonl"],
+        ["--version"],
+        ["--show-completion"],
+    ]
+    for command, ran in zip(commands, run_each(commands), strict=True):
+        assert ran.loaded == [], (command, ran)
+        assert ran.code == 0 or command == ["--show-completion"], (command, ran)
+
+
+def test_the_shell_completes_the_names_in_the_store(
+    filled: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.add("runs/questions", name="quotes")
+    for typed, names in {
+        "manytune adapters show q": ["questions", "quotes"],
+        "manytune adapters tag su": ["summaries"],
+        "manytune generate --adapter s": ["summaries"],
+        "manytune evaluate --store adapters qu": ["questions", "quotes"],
+        "manytune evaluate --store elsewhere qu": [],
+        "manytune adapters lis": ["list"],
+    }.items():
+        variables = {"_MANYTUNE_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+        variables["COMP_CWORD"] = str(len(typed.split()) - 1)
+        result = CliRunner().invoke(build_app(), [], env=variables, prog_name="manytune")
+        assert result.stdout.split() == names, typed
 
 
 def test_a_combination_becomes_an_adapter_of_the_store(filled: AdapterStore) -> None:
@@ -195,6 +295,7 @@ def test_many_are_added_at_once_with_one_base_and_a_fault_stops_none_of_the_othe
     (folder / "peft" / "empty").mkdir()
     result = adapters("add", made[0], folder / "peft" / "empty", made[1], made[2], "--base", base.name)
     assert "empty: this directory holds no adapter" in message(result)
+    assert "1 of 4 couldn't be added; the others are in adapters" in message(result)
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["a0", "a1", "a2"]
     assert loads == [base.name]
     assert sorted(AdapterStore(folder / "adapters").names()) == ["a0", "a1", "a2"]

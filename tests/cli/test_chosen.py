@@ -20,7 +20,9 @@ def test_a_chat_template_next_to_an_adapter_makes_its_prompts(tmp_path: Path) ->
         made = save_peft(tmp_path / name)
         if template is not None:
             (made / "chat_template.jinja").write_text(template)
-    loaded, chosen = load_common_base(choose([tmp_path / "own", tmp_path / "none"]), base)
+    loaded, chosen = load_common_base(
+        choose([str(tmp_path / "own"), str(tmp_path / "none")], tmp_path / "store"), base
+    )
     encoders = [one.encoder(loaded, new_tokens=4) for one in chosen]
     prompts = [encoder.prompt_ids([Segment("user", "hi")]) for encoder in encoders]
     assert prompts == [

@@ -4,6 +4,7 @@
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def commands(command: Any = None, name: str = "manytune") -> list[str]:
     return [name, *(line for sub, child in inner.items() for line in commands(child, f"{name} {sub}"))]
 
 
+@cache
 def help_pages(width: int) -> str:
     """The help of every command."""
     runner, app = CliRunner(), build_app()

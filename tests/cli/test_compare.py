@@ -1,6 +1,5 @@
 """`manytune compare` and `manytune sweep` from end to end on a tiny base."""
 
-import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 from manytune.cli.main import build_app
 from manytune.evaluation.records import read_record
 from manytune.experiments import runner
-from manytune.experiments.ray_runner import start_ray
 
 
 @pytest.fixture
@@ -79,24 +77,6 @@ def records(tmp_path_factory):
 def test_two_workers_give_the_same_records_as_one(records, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=Forked))
     assert_same_records(records_of(tmp_path / "two", "--workers", "2"), records)
-
-
-@pytest.fixture
-def ray_runs(monkeypatch):
-    """Started as the runner starts it, once for both of its phases."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # its processes have the environment of their start
-    ray = pytest.importorskip("ray", reason="Ray isn't installed here: pip install 'manytune[cluster]'")
-    start_ray()
-    yield
-    ray.shutdown()
-    gc.collect()  # what Ray leaves behind belongs to this test
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own, as they end
-@pytest.mark.usefixtures("ray_runs")
-def test_two_workers_on_ray_give_the_same_records_as_one(records, tmp_path):
-    assert_same_records(records_of(tmp_path / "two", "--workers", "2", "--on", "ray"), records)
 
 
 def test_an_override_reaches_the_comparison(recipe):

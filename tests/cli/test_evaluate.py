@@ -210,7 +210,7 @@ def test_a_file_of_rows_gives_an_answer_a_row(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["hot"], 2, "name at least one run or adapter directory"),
+        (["hot"], 2, "name a run, or an adapter by its directory or its name in the store"),
         (["--adapter", "runs/good"], 2, "give one of PROMPT, --field and --file"),
         (
             ["hot", "--adapter", "runs/good", "--field", "word=hot"],

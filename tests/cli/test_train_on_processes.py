@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.random_cases import DEPTH
 from tests.training.tiny_run import recipe_content
 
 from manytune.training.recipe import load_recipe
@@ -27,6 +28,12 @@ WAYS = {
         *("-m", "manytune", "train"),
     ],
 }
+if DEPTH > 1:
+    WAYS["accelerate launch, FSDP2"] = [
+        *("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"),
+        *("--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "-m", "manytune", "train"),
+    ]
 
 
 def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -60,7 +67,8 @@ def test_each_way_to_start_two_processes_trains_what_one_does(way: str, tmp_path
         "recipe.yaml",
         "scores.json",
     ]
-    assert json.loads((directory / "environment.json").read_text())["processes"] == 2
+    ran_with = json.loads((directory / "environment.json").read_text())
+    assert (ran_with["processes"], ran_with["sharded"]) == (2, "FSDP2" in way)
     steps = [
         entry
         for entry in map(json.loads, (directory / "log.jsonl").read_text().splitlines())

@@ -14,18 +14,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from manytune.errors import PeftWarning
 from manytune.methods.adalora.config import AdaLoraConfig
-from manytune.methods.bottleneck import BottleneckConfig
+from manytune.methods.bottleneck.model import BottleneckConfig
 from manytune.methods.checkpoint.format import get_state
 from manytune.methods.combined import CombinedConfig
 from manytune.methods.config import PeftConfig
-from manytune.methods.ia3 import IA3Config
+from manytune.methods.ia3.model import IA3Config
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.p_tuning import PromptEncoderConfig
-from manytune.methods.prefix_tuning import PrefixTuningConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.p_tuning.model import PromptEncoderConfig
+from manytune.methods.prefix_tuning.model import PrefixTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 from manytune.methods.selective import SelectiveConfig
 from manytune.methods.trainable_tokens import TrainableTokensConfig
-from manytune.methods.vera import VeraConfig
+from manytune.methods.vera.model import VeraConfig
 from manytune.model.attach import get_peft_model
 
 TASK = "CAUSAL_LM"

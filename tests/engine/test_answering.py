@@ -13,8 +13,8 @@ from manytune.engine.static_batch import Generation, generate_batch
 from manytune.errors import DataError
 from manytune.methods.combined import CombinedConfig
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.prefix_tuning import PrefixTuningConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.prefix_tuning.model import PrefixTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 from manytune.model.activations import float32_activations
 from manytune.model.attach import get_peft_model
 

@@ -20,7 +20,7 @@ from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import RequestError
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 
 GENERATOR = torch.Generator().manual_seed(3)
 SHARED = tuple(torch.randint(2, VOCABULARY, (34,), generator=GENERATOR).tolist())

@@ -14,7 +14,7 @@ from manytune.engine.request import Request, SamplingParams
 from manytune.errors import AdapterError, ConfigError, ContextLengthError, RequestError
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 from manytune.model.attach import get_peft_model
 
 LAYERS = "base_model.model.model.layers"

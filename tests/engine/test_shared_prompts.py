@@ -11,8 +11,8 @@ from manytune.engine.shared_prompts import prefill_shared
 from manytune.engine.static_batch import generate_batch
 from manytune.methods.combined import CombinedConfig
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.prefix_tuning import PrefixTuningConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.prefix_tuning.model import PrefixTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 from manytune.model.attach import get_peft_model
 
 DOCUMENTS = (tuple(range(5, 17)), tuple(range(20, 29)), tuple(range(30, 46)))

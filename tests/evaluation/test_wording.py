@@ -222,7 +222,7 @@ def test_a_base_that_degenerates_is_named_with_what_follows():
     empty = [dataclasses.replace(base.answers[-1], text=" ")]
     base = dataclasses.replace(base, answers=(*loops, *empty, *base.answers[count // 2 + 1 :]))
     assert wording.degenerate_sentences(dataclasses.replace(evaluation, results=(base, *others))) == [
-        f"base degenerates: of {count} answers {count // 2} repeats a phrase to the end and 1 is empty. "
+        f"base degenerates: of its {count} answers, {count // 2} repeats a phrase to the end and 1 is empty. "
         "A gain over such answers doesn't yet make a good fine-tune."
     ]
     assert wording.degenerate_sentences(evaluation) == []

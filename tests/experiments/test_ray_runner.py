@@ -1,82 +1,111 @@
-"""What a Ray that doesn't start, or a worker that dies, becomes. Stands in for Ray, which may not be installed."""
+"""What a Ray that doesn't start, and trials that fail on it, become. Stands in for Ray, which may not be installed."""
 
 import sys
-import types
 
 import pytest
+from tests.experiments.fake_ray import FakeRay
 from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.errors import RunError
+from manytune.experiments import ray_runner
+from manytune.experiments.failures import Failure, failure_of
 from manytune.experiments.opening import open_workspace
 from manytune.experiments.ray_runner import OnRay
+from manytune.experiments.ray_worker import Opened
 from manytune.experiments.trials import Phase
-from manytune.experiments.worker import Outcome
 
 
-class Ray(types.ModuleType):
-    """As much of Ray as the runner uses: tasks run here, and starts fail as often as a test says."""
+class Worker:
+    """Trains nothing."""
 
-    class exceptions:  # noqa: N801 - Ray's name
-        class RayError(Exception):
-            pass
+    error: str | None = None
 
-    def __init__(self, *, failing_starts: int = 0, running: bool = False, dies: bool = False) -> None:
-        super().__init__("ray")
-        self.__spec__ = object()
-        self.failing_starts, self.running, self.dies = failing_starts, running, dies
-        self.starts = 0
+    def __init__(self, work: str, directory: str, *, gpu: bool) -> None:
+        self.gpu = gpu
 
-    def is_initialized(self) -> bool:
-        return self.running
+    def open(self) -> Opened:
+        return Opened("node7")
 
-    def init(self, **_: object) -> None:
-        self.starts += 1
-        if self.starts <= self.failing_starts:
-            raise RuntimeError("Timed out waiting for a port.")
-        self.running = True
-
-    def shutdown(self) -> None:
-        self.running = False
-
-    def remote(self, **_: object):
-        return lambda function: types.SimpleNamespace(remote=function)
-
-    def get(self, outcomes):
-        if self.dies:
-            raise self.exceptions.RayError("killed for its memory.")
-        return outcomes
+    def run(self, place: int) -> str | None:
+        return self.error
 
 
-def run(tmp_path, monkeypatch, ray, error=None):
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr("manytune.experiments.ray_runner._work", lambda path, directory: Outcome(error))
-    workspace = open_workspace(experiment(tmp_path), Reported())
-    OnRay(2).run(workspace, Phase.FINISH, [workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=2)])
+@pytest.fixture
+def workspace(tmp_path):
+    return open_workspace(experiment(tmp_path), Reported())
 
 
-def test_a_start_that_fails_is_tried_once_more_and_ray_is_ended_again(tmp_path, monkeypatch):
-    ray = Ray(failing_starts=1)
-    run(tmp_path, monkeypatch, ray)
+@pytest.fixture
+def trial(workspace):
+    return workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=2)
+
+
+@pytest.fixture
+def run(workspace, trial, monkeypatch):
+    def run(ray, error=None, runner=None):
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        monkeypatch.setattr(ray_runner, "RayWorker", type("_Worker", (Worker,), {"error": error}))
+        (runner or OnRay(2)).run(workspace, Phase.FINISH, [trial])
+
+    return run
+
+
+def test_a_start_that_fails_is_tried_once_more_and_ray_is_ended_again(run):
+    ray = FakeRay(failing_starts=1)
+    run(ray)
     assert (ray.starts, ray.running) == (2, False)
 
 
-def test_a_ray_that_runs_already_is_used_and_left_running(tmp_path, monkeypatch):
-    ray = Ray(running=True)
-    run(tmp_path, monkeypatch, ray)
+def test_a_ray_that_runs_already_is_used_and_left_running(run):
+    ray = FakeRay(running=True)
+    run(ray)
     assert (ray.starts, ray.running) == (0, True)
+
+
+def test_workers_ask_for_their_share_and_say_what_it_is(run, workspace):
+    ray = FakeRay(nodes=({"CPU": 8.0, "GPU": 2.0},))
+    run(ray, runner=OnRay(gpus=0.5))
+    (actor,) = ray.actors
+    assert actor.options == {"num_cpus": 2, "num_gpus": 0.5} and actor._actor.gpu
+    assert "1 trainings on Ray, 1 at once with 0.5 GPU and 2 cores each" in workspace.reporter.lines
+
+
+def test_what_is_done_needs_no_ray(run, workspace, trial, monkeypatch):
+    workspace.run(trial, Phase.FINISH)
+    ray = FakeRay(failing_starts=9)
+    run(ray)
+    assert ray.starts == 0
 
 
 @pytest.mark.parametrize(
     ("ray", "failure", "message"),
     [
-        (Ray(failing_starts=9), None, "Ray could not be started, or not be reached: Timed out"),
-        (Ray(dies=True), None, "A Ray worker ended before its work: killed for its memory."),
-        (Ray(), "step 3: the loss is nan.", "2 of 2 Ray workers failed: step 3: the loss is nan."),
+        (FakeRay(failing_starts=9), None, "Ray could not be started, or not be reached: Timed out"),
+        (
+            FakeRay(lost={("open",): 9}),
+            None,
+            "Ray: 3 workers were lost while they opened the experiment; the last: Its process was killed.",
+        ),
+        (
+            FakeRay(),
+            "step 3: the loss is nan.",
+            "1 of 1 trials failed. LoRA/lr-0.03-seed-0: step 3: the loss is nan.",
+        ),
     ],
 )
-def test_what_goes_wrong_is_said_and_what_is_done_is_kept(tmp_path, monkeypatch, ray, failure, message):
+def test_what_goes_wrong_is_said_and_what_is_done_is_kept(run, ray, failure, message):
     with pytest.raises(RunError) as error:
-        run(tmp_path, monkeypatch, ray, failure)
+        run(ray, failure)
     assert str(error.value).startswith(message)
     assert str(error.value).endswith("the same command continues from there.")
     assert not ray.running
+
+
+def test_a_trial_that_failed_is_recorded_until_it_has_a_result(run, workspace, trial):
+    with pytest.raises(RunError, match="1 of 1 trials failed"):
+        run(FakeRay(lost={("run", 0): 3}))
+    found = failure_of(workspace.experiment.directory, trial.name)
+    message = "3 workers that ran it were lost, the last on node7: Its process was killed."
+    assert found == Failure(message, lost=3)
+    run(FakeRay())
+    assert failure_of(workspace.experiment.directory, trial.name) is None

@@ -61,3 +61,25 @@ def test_a_worker_that_dies_is_reported_with_its_exit_status(tmp_path, monkeypat
         RunError, match="2 of 2 workers failed: it ended with exit status -6; what it printed"
     ):
         InProcesses(2).run(workspace, Phase.FINISH, trials)
+
+
+def test_each_worker_sees_one_of_several_gpus_in_turn(tmp_path, monkeypatch):
+    workspace = open_workspace(experiment(tmp_path), Reported())
+    trials = [workspace.variants.trial("LoRA", rate=0.03, seed=0, steps=2)]
+    seen = []
+    none = SimpleNamespace(wait=lambda: 0, terminate=lambda: None)
+    start = lambda command, env: seen.append(env.get("CUDA_VISIBLE_DEVICES")) or none  # noqa: E731
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(Popen=start))
+    for count, visible, expected in [
+        (2, None, ["0", "1", "0"]),
+        (2, "4,7", ["4", "7", "4"]),
+        (1, None, [None] * 3),
+    ]:
+        monkeypatch.setattr(runner.torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        seen.clear()
+        with pytest.raises(RunError, match="3 of 3 workers failed"):
+            InProcesses(3).run(workspace, Phase.FINISH, trials)
+        assert seen == expected

@@ -16,7 +16,8 @@ from manytune.errors import DataError, RecipeError
 from manytune.evaluation.answers import questions_from
 from manytune.evaluation.metrics import metrics_named
 from manytune.experiments.answering import Decoding, ask_model
-from manytune.experiments.validation_scores import check_scores, spread, validation_scores
+from manytune.experiments.score_names import check_scores
+from manytune.experiments.validation_scores import spread, validation_scores
 from manytune.store.attaching import attached
 from manytune.store.base import load_base
 from manytune.store.run_directory import RunDirectory

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tests.faults.children import Acknowledge
 from tests.faults.stores import sources_in
@@ -47,14 +47,11 @@ class Partition:
         self.reads = 0
         self.is_cut = False
 
-    def install(self) -> None:
-        """Replace the calls that read."""
+    def watch(self) -> None:
+        """Replace the calls that read, and count from now on."""
         for name in ("stat", "lstat", "listdir", "scandir", "open"):
             setattr(os, name, self._watched(getattr(os, name)))
         builtins.open = io.open = self._watched(io.open)  # type: ignore[assignment]
-
-    def watch(self) -> None:
-        """Count from now on."""
         self._is_watching = True
 
     def mend(self) -> None:
@@ -94,20 +91,51 @@ class _NoLoop:
     is_ready = False
 
 
+class Cut(Protocol):
+    """What cuts a server off from its store.
+
+    Attributes:
+        reads: How often the store was read since it was watched.
+        is_cut: Whether the server is, or was, cut off.
+    """
+
+    reads: int
+    is_cut: bool
+
+    def watch(self) -> None:
+        """Count from now on."""
+
+    def mend(self) -> None:
+        """The store can be reached again, from now on."""
+
+
 def serve(root: Path, acknowledge: Acknowledge, *, shared: Path, kind: str = "gone", at: int = 0) -> None:
-    """Ask for adapters while the store goes, comes back, and a name is promoted; acknowledges the number of reads."""
+    """`serve_while_cut` from a directory."""
+    partition = Partition(root, kind, at)
+    serve_while_cut(AdapterStore(root), AdapterStore(root), partition, acknowledge, shared=shared)
+
+
+def serve_while_cut(
+    store: AdapterStore, served: AdapterStore, partition: Cut, acknowledge: Acknowledge, *, shared: Path
+) -> None:
+    """Ask for adapters while the store goes, comes back, and a name is promoted; acknowledges the number of reads.
+
+    Args:
+        store: The store as others reach it all the time.
+        served: The same as the server reaches it.
+        partition: What cuts it off.
+        acknowledge: Receives the number.
+        shared: Where the adapters and their base are.
+    """
     sources = sources_in(shared)
-    store = AdapterStore(root)
     first, second, third = (store.add(sources / str(seed), name=f"n{seed}").digest for seed in range(3))
     base = load_base(str(shared / "base"))
     size = store.entry("n0").nbytes
-    adapters = AdapterRegistry(AdapterStore(root), base, memory=4 * size, base_name="base")
+    adapters = AdapterRegistry(served, base, memory=4 * size, base_name="base")
     watcher = Watcher(adapters, _NoLoop(), 1.0)  # type: ignore[arg-type]
     asyncio.run(watcher.check())
     adapters.pin("n0")
     adapters.load("n1")
-    partition = Partition(root, kind, at)
-    partition.install()
     partition.watch()
     while_cut: list[str] = []
     for _ in range(2):
@@ -146,6 +174,7 @@ def serve(root: Path, acknowledge: Acknowledge, *, shared: Path, kind: str = "go
 
 def partitioned(folder: Path, kind: str, at: int) -> tuple[Path, Any]:
     """Where a case is, and its work."""
+    sources_in(folder)
     root = folder / "cases" / f"partition-{kind}-{at}" / "store"
     shutil.rmtree(root.parent, ignore_errors=True)
     root.parent.mkdir(parents=True)

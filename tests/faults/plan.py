@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from tests.faults import machines, pairs, partition, records, rivals, stores, trainings
+from tests.faults import machines, pairs, partition, records, rivals, shared_storage, stores, trainings, wire
 from tests.faults.children import in_child
 from tests.faults.injector import KINDS, Fault
 from tests.faults.scenario import Scenario, checked, faults, run_case
@@ -19,6 +19,8 @@ STORE = {"kill": 40, "cut": 40, "power": 40, "full": 25, "read-only": 15, "io": 
 SMALL = dict.fromkeys(KINDS, 8)
 COMPARING = {"kill": 3, "cut": 3, "power": 3, "full": 1, "read-only": 1, "io": 1}
 PARTITION = dict.fromkeys(partition.KINDS, 15)
+SHARED_WRITER = dict.fromkeys(wire.MOMENTS, 12)
+SHARED_PARTITION = {"refused": 8, "half": 8, "silent": 4}
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,13 @@ def groups(folder: Path, seed: int, scale: float = 1.0) -> list[Group]:
     killed = "SIGKILL to the first, or a power cut"
     found += [
         seeded("training by two processes", killed, "two processes", 12, pairs.run_pair),
+        seeded(
+            "training by two processes, sharded or not",
+            "SIGKILL to either of them",
+            "either process",
+            12,
+            pairs.run_launched,
+        ),
         seeded("two trainings in one directory", trainers, "two trainers", 6, rivals.run_two_trainers),
         seeded(
             "training, then adding to a store",
@@ -127,7 +136,35 @@ def groups(folder: Path, seed: int, scale: float = 1.0) -> list[Group]:
             rivals.run_two_servers,
         ),
     ]
-    found += [_partition(folder / "partition", kind, times(count), seed) for kind, count in PARTITION.items()]
+    found += [
+        _partition(
+            ("a server and its store", partition.KINDS[kind]),
+            f"partition {kind}",
+            partial(partition.partitioned, folder / "partition", kind),
+            times(count),
+            seed,
+        )
+        for kind, count in PARTITION.items()
+    ]
+    found += [
+        Group(
+            ("a writer to a store on S3", wire.MOMENTS[kind]),
+            f"S3 writer {kind}",
+            partial(shared_storage.writers_requests, folder / "common", kind, times(count), seed),
+            lambda case, kind=kind: shared_storage.run_writer(folder / "common", kind, int(case)),  # type: ignore[misc]
+        )
+        for kind, count in SHARED_WRITER.items()
+    ]
+    found += [
+        _partition(
+            ("a server and its store on S3", wire.OUTAGES[kind]),
+            f"S3 {kind}",
+            partial(shared_storage.partitioned, folder / "common", kind),
+            times(count),
+            seed,
+        )
+        for kind, count in SHARED_PARTITION.items()
+    ]
     caching, answering = partial(records.caching, folder), partial(records.keeping_answers, folder)
     found += at_points(caching, "a cache of encoded rows that evicts", "cache", SMALL)
     found.append(
@@ -171,22 +208,37 @@ def _damaged_experiment(shared: Path, seed: int) -> str:
     return _of("experiment", partial(records.damage_experiment, shared=shared / "experiment"))(shared, seed)
 
 
-def _partition(folder: Path, kind: str, count: int, seed: int) -> Group:
+def _partition(
+    row: tuple[str, str],
+    name: str,
+    make: Callable[[int], tuple[Path, Callable[..., None]]],
+    count: int,
+    seed: int,
+) -> Group:
+    """A server that is cut off at some of its reads.
+
+    Args:
+        row: See `Group`.
+        name: See `Group`.
+        make: Where the case is in which it is cut off at a read, and its work.
+        count: At how many.
+        seed: Which.
+    """
+
     @cache
     def reads() -> int:
-        root, act = partition.partitioned(folder, kind, 0)
+        root, act = make(0)
         ended = in_child(act, root)
         assert ended.how == "done", ended.said
         return int(ended.acknowledged[0])
 
     def cases() -> list[str]:
-        stores.sources_in(folder)
         step = max(1, reads() // count)
         return [str(1 + (seed + number * step) % reads()) for number in range(count)]
 
     def run(case: str) -> str:
-        root, act = partition.partitioned(folder, kind, int(case))
+        root, act = make(int(case))
         checked(act, root)
         return "what is in memory answers, the rest gets 503, then all as promoted"
 
-    return Group(("a server and its store", partition.KINDS[kind]), f"partition {kind}", cases, run)
+    return Group(row, name, cases, run)

@@ -140,16 +140,19 @@ def numbers(sources: Path) -> dict[str, int]:
 
 def found_in(root: Path, sources: Path) -> State:
     """What a store holds; every adapter in it is read and compared with its hashes."""
-    number = numbers(sources)
-    entries = AdapterStore(root).entries() if root.is_dir() else ()
-    names: dict[str, int] = {}
-    for entry in entries:
-        assert read_resident(entry.path).digest == entry.digest
-        names |= {name: number[entry.digest] for name in entry.names}
+    found = state_of(AdapterStore(root), sources) if root.is_dir() else State()
     on_disk = {path.name for path in (root / "names").glob("*")}
-    assert on_disk == set(names), f"a name without its adapter: {on_disk} {names}"
+    assert on_disk == set(found.names), f"a name without its adapter: {on_disk} {found.names}"
+    return found
+
+
+def state_of(store: AdapterStore, sources: Path) -> State:
+    """The same, without looking for what the store doesn't know of."""
+    number, entries = numbers(sources), store.entries()
+    for entry in entries:
+        assert read_resident(store.fetch(entry.digest)).digest == entry.digest
     return State(
-        names,
+        {name: number[entry.digest] for entry in entries for name in entry.names},
         frozenset(number[entry.digest] for entry in entries),
         frozenset((number[entry.digest], tag) for entry in entries for tag in entry.tags),
         frozenset(
@@ -159,6 +162,14 @@ def found_in(root: Path, sources: Path) -> State:
             if score != "validation_loss"
         ),
     )
+
+
+def states_after_changes() -> list[State]:
+    """What a store holds before the changes, and after each of them."""
+    states = [State()]
+    for one in CHANGES:
+        states.append(states[-1].after(one))
+    return states
 
 
 def is_between(found: State, before: State, after: State) -> bool:
@@ -188,10 +199,7 @@ def change(
 
 def check(root: Path, acknowledge: Acknowledge, *, sources: Path, whole: Path, ended: Ended) -> None:
     """What was done is there, what was being done is so or so, and the next writer goes on to the same store."""
-    done = len(ended.acknowledged)
-    states = [State()]
-    for one in CHANGES:
-        states.append(states[-1].after(one))
+    done, states = len(ended.acknowledged), states_after_changes()
     assert ended.acknowledged == list(range(done))
     expected = found_in(whole, sources)
     assert expected == states[-1]

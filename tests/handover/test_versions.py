@@ -125,3 +125,17 @@ def test_a_damaged_file_is_refused_before_vllm_sees_it(client, fake, store):
     answer = ask(client)
     assert answer.status_code == 409 and "changed or damaged" in answer.json()["error"]["message"]
     assert not fake.adapters
+
+
+def test_what_vllm_has_is_served_while_the_store_is_gone(client, store):
+    before = text(ask(client))
+    away = store.root.with_name("away")
+    store.root.rename(away)
+    assert text(ask(client)) == before
+    assert client.post("/v1/adapters/reload", headers=ROOT_HEADERS).status_code == 503
+    refused = ask(client, "two")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unreachable")
+    assert client.get("/healthz").text.splitlines()[1:] != []
+    assert "manytune_store_reachable 0.0" in client.get("/metrics").text
+    away.rename(store.root)
+    assert text(ask(client, "two")) == f"weights {weights_of(store.path('two'))}"

@@ -1,10 +1,12 @@
 """Every method on a device that isn't the CPU gives what it gives on the CPU, from attaching to answering.
 
-The device is `tests/reference/strict_device.py`: CPU memory that mixes with no CPU tensor.
+The device is `tests/reference/strict_device.py`: CPU memory that mixes with no CPU tensor. `make test` runs the stories
+in which every two of method with its options, model and story meet, `make test-deep` all.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from tests.engine.conftest import tokenizer  # noqa: F401  (a fixture)
 from tests.engine.encoder_decoder import bases
 from tests.methods import tiny_models, tiny_moe
 from tests.methods.test_registry_contract import Case, Example, cases, disturb
+from tests.random_cases import covering
 from tests.reference.strict_device import MixedDevicesError, in_own_process, strict_device
 from torch import Tensor, nn
 
@@ -78,7 +81,18 @@ OPTIONS["lora/experts"] = (
     {"r": 4, "target_modules": "all-linear", "target_parameters": ["gate.weight"]},
 )
 CASES.append(Optioned("lora", EXPERTS, "lora/experts"))
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
+#: What is told of cases, below.
+STORIES = ("trains", "moves", "switches", "answers", "terms")
+CHOSEN = covering(
+    itertools.product(CASES, STORIES),
+    lambda cell: (cell[0].method, cell[0].variant, cell[0].family.name, cell[1]),
+)
+
+
+def each_case_of(story: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [case for case, of in CHOSEN if of == story], ids=str)
+
+
 #: Calls a function in the process that has the device.
 Call = Callable[..., Any]
 
@@ -162,7 +176,7 @@ def trains_and_is_saved(world: World) -> Iterator[tuple[str, Tensor]]:
     yield "loaded and trained", world.logits(again)
 
 
-@each_case
+@each_case_of("trains")
 def test_it_trains_and_is_saved_and_loaded(case: Case, tmp_path: Path, call: Call) -> None:
     call(assert_same, trains_and_is_saved, case, tmp_path)
 
@@ -179,7 +193,7 @@ def moves(world: World) -> Iterator[tuple[str, Tensor]]:
     yield "moved back", world.case.logits(model)
 
 
-@each_case
+@each_case_of("moves")
 def test_it_moves_with_its_base(case: Case, tmp_path: Path, call: Call) -> None:
     call(assert_same, moves, case, tmp_path)
 
@@ -216,7 +230,7 @@ def switches(world: World) -> Iterator[tuple[str, Tensor]]:
         yield "detached", world.logits(model.tuner.unload())
 
 
-@each_case
+@each_case_of("switches")
 def test_it_switches_and_merges(case: Case, tmp_path: Path, call: Call) -> None:
     call(assert_same, switches, case, tmp_path)
 
@@ -248,7 +262,7 @@ class Pair:
     given: tuple[tuple[int, int], ...] = ()
 
 
-@each_case
+@each_case_of("answers")
 def test_it_answers(case: Case, tmp_path: Path, call: Call) -> None:
     call(assert_same, answers, case, tmp_path)
 
@@ -284,7 +298,7 @@ def every_tensor(terms: Any) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}", value
 
 
-@each_case
+@each_case_of("terms")
 def test_its_terms_are_where_its_own_tensors_are(case: Case, tmp_path: Path, call: Call) -> None:
     call(assert_same, states_its_terms, case, tmp_path)
 

@@ -14,9 +14,8 @@ from manytune.methods.tuners.layer_tuner import LayerTuner
 
 #: Names for users: the public ones, and HF PEFT's module paths.
 FOR_USERS = {"manytune", "manytune.tuners", "manytune.utils"}
-#: The demo says which methods it shows, and with which options: data, as in a recipe of a user. The planner has each
-#: method's sizes in formulas without torch, which a method's own files need; tests compare them with models.
-SHOWS_METHODS = ("manytune.demo.", "manytune.planner.")
+#: The demo says which methods it shows, and with which options: data, as in a recipe of a user.
+SHOWS_METHODS = "manytune.demo."
 #: The methods of the package; other tests register more.
 OWN = [m for m in methods().values() if m.tuner.__module__.startswith("manytune.methods.")]
 
@@ -181,6 +180,8 @@ def test_no_method_is_known_outside_its_own_room() -> None:
         ("manytune.experiments.recipe", "rate = methods()['vera'].learning_rate"),
         ("manytune.model.per_sample", "dora = getattr(config, 'use_dora', False)"),
         ("manytune.model.loading", "init = config.init_lora_weights"),
+        ("manytune.planner.trained", "rank = method.r if method.use_dora else 0"),
+        ("manytune.planner.recipe", "ok = method.name != 'prefix-tuning'"),
         ("manytune.experiments.spectra", "a = name.partition('.lora_A.')"),
     ],
 )

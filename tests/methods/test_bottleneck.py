@@ -16,7 +16,7 @@ from manytune import (
     PeftModel,
     get_peft_model,
 )
-from manytune.methods.bottleneck import Layer, Source
+from manytune.methods.bottleneck.model import Layer, Source
 
 ENDINGS = {
     LLAMA: ("self_attn.o_proj", "mlp.down_proj"),

@@ -32,11 +32,13 @@ class Cell:
         name: `method-model-operation`, or what the script is about.
         script: Runs it with a library in an empty folder, and notes what it sees.
         tolerance: Of the numbers that are compared.
+        place: Method, model and operation of a cell of the matrix.
     """
 
     name: str
     script: Callable[[Any, Path, Seen], None] = field(hash=False, compare=False)
     tolerance: float = 1e-5
+    place: tuple[str, str, str] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -58,7 +60,8 @@ def _of_matrix(method: Method, base: Base, operation: str) -> Cell:
         written = {name: _written(method, base, name) for name in LIBRARIES} if operation == "load" else {}
         OPERATIONS[operation](Session(library, base, method, directory, written, seen))
 
-    return Cell(f"{method}-{base}-{operation}", script, tolerance=_tolerance(base, operation))
+    place = (str(method), str(base), operation)
+    return Cell("-".join(place), script, tolerance=_tolerance(base, operation), place=place)
 
 
 def _tolerance(base: Base, operation: str) -> float:

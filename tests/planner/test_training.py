@@ -182,7 +182,7 @@ def test_what_would_save_memory_is_named() -> None:
 @pytest.mark.parametrize(
     ("method", "keys", "message"),
     [
-        ({"name": "full"}, {"weights": "nf4"}, "full fine-tuning can't train weights in nf4"),
+        ({"name": "full"}, {"weights": "nf4"}, "full can't train weights in nf4"),
         (
             {"name": "prefix-tuning"},
             {"gradient_checkpointing": True},

@@ -60,6 +60,7 @@ class FakeReplicas:
     names: tuple[str, ...] = ("0", "1")
     asked: list[tuple[str, Forwarded]] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
+    hanging: set[str] = field(default_factory=set)
     repeated: dict[str, Forwarded] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,6 +84,10 @@ class FakeReplicas:
         working = [name for name, works in self.states().items() if works]
         if not working:
             raise no_replica()
+        return [await read_whole(self._answer(name, request)) for name in working]
+
+    async def ask_each(self, request: Forwarded, *, seconds: float) -> list[WholeAnswer]:
+        working = [name for name, works in self.states().items() if works and name not in self.hanging]
         return [await read_whole(self._answer(name, request)) for name in working]
 
     def repeat_for_later(self, what: str, request: Forwarded | None) -> None:

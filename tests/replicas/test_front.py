@@ -232,6 +232,25 @@ def test_the_server_is_healthy_while_one_replica_is():
     assert health(503, 503) == (503, "failed: 0 of 2 replicas\n")
 
 
+def test_a_replica_that_hangs_is_named_and_the_others_say_how_they_are():
+    line = "the store of adapters can't be read; no new versions are served"
+    replicas = FakeReplicas(
+        lambda _, request: text(f"ok\n{line}\n" if request.target == "/healthz" else ""), hanging={"1"}
+    )
+    client = client_of(replicas)
+    health = client.get("/healthz")
+    assert (health.status_code, health.text) == (
+        200,
+        f"ok: 1 of 2 replicas\nno answer from replica 1 within 2 s\n{line}\n",
+    )
+    up = [
+        line for line in client.get("/metrics").text.splitlines() if line.startswith("manytune_replica_up{")
+    ]
+    assert up == ['manytune_replica_up{replica="0"} 1.0', 'manytune_replica_up{replica="1"} 0.0']
+    replicas.hanging.add("0")
+    assert client.get("/healthz").status_code == 503
+
+
 def test_a_path_that_no_url_has_is_refused():
     replicas = FakeReplicas(lambda *_: whole({}))
     app = front_app(replicas, FACTS, Keys([key("root", admin=True)]), DIGESTS.get, SECRET)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import signal
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.replicas.conftest import NAMES
 from tests.server.live import events_of, until
 from tests.server.world import alone, new_version, plain_ids
 
+from manytune.replicas.contract import Forwarded
 from manytune.replicas.hashing import Ring
+from manytune.replicas.workers import Workers
+from manytune.server.opening import ServeOptions
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +62,35 @@ def expected(served, model, tokens=8):
     ids = plain_ids(served.base, "abc")
     name = None if model == "base" else model
     return alone(served.base, served.store, name, ids, max_new_tokens=tokens, ignore_eos=True).text
+
+
+def test_one_that_hangs_is_not_waited_for_when_each_is_asked_how_it_is(caplog):
+    async def answering(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n")
+        await writer.drain()
+        writer.close()
+
+    async def hanging(reader, writer):
+        await reader.read()  # until the other side hangs up
+        writer.close()
+
+    async def ask_each(folder):
+        options = ServeOptions(base="base", adapters=folder)
+        workers = Workers(options, None, count=2, threads=1, folder=folder)
+        workers._running = dict.fromkeys("01")
+        servers = [
+            await asyncio.start_unix_server(serve, folder / name)
+            for name, serve in (("0", hanging), ("1", answering))
+        ]
+        found = await workers.ask_each(Forwarded("GET", "/healthz"), seconds=0.2)
+        for server in servers:
+            server.close()
+        return [(one.replica, one.body) for one in found]
+
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own have names too long for a socket
+        assert asyncio.run(ask_each(Path(folder))) == [("1", b"ok\n")]
+    assert "worker 0 didn't answer /healthz within 0.2 s" in caplog.text
 
 
 def test_an_adapter_is_in_the_memory_of_its_own_replica_alone(served):

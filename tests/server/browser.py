@@ -92,7 +92,7 @@ class Page:
 
     def tab_to(self, selector: str) -> None:
         """Press Tab until an element has the focus; everything can be reached so."""
-        for _ in range(60):
+        for _ in range(150):
             if self.see(f"document.activeElement.matches({selector!r})"):
                 return
             self.press("Tab")

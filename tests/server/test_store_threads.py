@@ -13,7 +13,7 @@ from manytune.store.store import AdapterStore
 
 
 def test_what_is_in_memory_is_served_and_pins_stay_while_the_store_is_gone(
-    admin: TestClient, own_store: AdapterStore
+    admin: TestClient, own_store: AdapterStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = ask(admin).json()["choices"]
     assert admin.post("/v1/adapters/one/pin").status_code == 200
@@ -24,13 +24,20 @@ def test_what_is_in_memory_is_served_and_pins_stay_while_the_store_is_gone(
     response = ask(admin, "two")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unreachable")
     assert response.headers["retry-after"] == "5"
-    assert "Mount it again" in response.json()["error"]["message"]
-    assert admin.post("/v1/adapters/reload").status_code == 503
+    assert "can't be reached now" in response.json()["error"]["message"] and "Mount it again" in caplog.text
+    for _ in range(2):
+        assert admin.post("/v1/adapters/reload").status_code == 503
+    assert caplog.text.count("are served, and no new version") == 1
+    health = admin.get("/healthz")
+    assert (health.status_code, "can't be read" in health.text) == (200, True)
+    assert "manytune_store_reachable 0.0" in admin.get("/metrics").text
     assert admin.get("/v1/models/one").status_code == 200
     own_store.root.rmdir()
     away.rename(own_store.root)
     own_store.alias("two", "one", move=True)
-    assert admin.post("/v1/adapters/reload").json()["changed"] == {
+    reloaded = admin.post("/v1/adapters/reload").json()
+    assert admin.get("/healthz").text == "ok\n"
+    assert reloaded["changed"] == {
         "added": [],
         "updated": ["one"],
         "removed": [],

@@ -171,3 +171,17 @@ def test_a_folder_that_disappears_isnt_an_empty_one(folder: Path, tiny_base: Bas
     folder.with_name("unmounted").rename(folder)
     store.refresh()
     assert sorted(store.names()) == ["a", "b"]
+
+
+def test_an_adapter_that_was_named_meanwhile_isnt_removed_as_one_without_a_name(
+    folder: Path, tmp_path: Path, tiny_base: Base
+) -> None:
+    store = FolderStore(folder, tiny_base)
+    digest = store.add(make_adapter(tmp_path / "made", tiny_base)).digest
+    store.alias(digest, "a")
+    store.remove_unnamed(digest)
+    assert store.resolve("a") == digest
+    store.unalias("a")
+    store.remove_unnamed(digest)
+    store.remove_unnamed(digest)  # another process was faster
+    assert digest not in store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tests.engine.encoder_decoder.bases import t5
+from tests.random_cases import DEPTH
+from tests.store.tiny import LETTERS, save_tiny_mixture
 from tests.training.distributed.together import together
-from tests.training.distributed.trainings import METHODS, Trained, trained, trained_alone
+from tests.training.distributed.trainings import (
+    METHODS,
+    OTHER_METHODS,
+    Trained,
+    trained,
+    trained_alone,
+)
+from tests.training.tiny_classifiers import classifier_content
+from tests.training.tiny_run import recipe_content
 
-from manytune.errors import RunError
+from manytune.errors import PeftWarning, RunError
 from manytune.training.distributed.failures import said_once
 from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.loop.validation import ValidationScores
+from manytune.training.recipe import Recipe, recipe_from
+from manytune.training.run import run
 
 # float32 rounds sums by where they are cut; each step's loss is about 3, and its last bit 2.4e-7.
 LOSS, WEIGHT = 1e-6, 1e-5
@@ -35,6 +50,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 DROPOUT: dict[str, Any] = {"options": {"lora_dropout": 0.5}, "max_steps": 6}
 CONTINUED: dict[str, Any] = {"max_steps": 8}
+#: Methods and settings under `sharding: full`; all 20 steps, the other methods and variants in `make test-deep`.
+_SHARDED_VARIANTS = (
+    "whole batches dealt",
+    "fewer rows than processes",
+    "the best step",
+    "recomputed activations",
+    "clipped",
+)
+SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {} if DEPTH > 1 else SHORT) for name in METHODS},
+    **{
+        name: ("lora", {**SHORT, **{**VARIANTS, "clipped": {"max_grad_norm": 0.01}}[name]})
+        for name in (*_SHARDED_VARIANTS, *(VARIANTS if DEPTH > 1 else ()))
+    },
+    **{name: (name, {**SHORT, "max_steps": 3}) for name in (OTHER_METHODS if DEPTH > 1 else ())},
+}
+
+
+#: Whole runs of recipes under `sharding: full`, by what is special about their bases.
+RUNS = ("text", *(("bfloat16", "mixture", "classifier", "encoder-decoder") if DEPTH > 1 else ()))
 
 
 def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
@@ -45,6 +80,14 @@ def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
     """Everything for which two processes are started."""
     found: dict[str, Any] = {name: trained(processes, name) for name in METHODS}
     found |= {name: trained(processes, **{**SHORT, **changes}) for name, changes in VARIANTS.items()}
+    for name, (method, changes) in SHARDED.items():
+        found[f"sharded {name}"] = trained(processes, method, sharding="full", **changes)
+    trained(processes, checkpoints=directory / "sharded", stop_after=4, sharding="full", **CONTINUED)
+    for kind in RUNS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PeftWarning)  # a mixture's router stays frozen
+            done = run(recipe_of_a_run(kind, directory / "runs"), processes=processes)
+        found[f"run {kind}"] = done.training.validation_loss
     found["float64"] = trained(processes, dtype=torch.float64, **SHORT)
     scores = ValidationScores(first_weight, {"w": True})
     found["scores"] = trained(
@@ -66,7 +109,26 @@ def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
 
 
 def on_three(processes: Processes, directory: Path) -> None:
-    trained(processes, checkpoints=directory, stop_after=6, **CONTINUED)
+    for name, sharding in (("continued", "none"), ("sharded", "full")):
+        there = directory / f"{name}-on-three"
+        trained(processes, checkpoints=there, stop_after=6, sharding=sharding, **CONTINUED)
+
+
+def recipe_of_a_run(kind: str, directory: Path, sharding: str = "full") -> Recipe:
+    where = directory / kind
+    settings = {"learning_rate": 1e-3, "epochs": 1, "sharding": sharding}
+    content = (
+        classifier_content(where, **settings) if kind == "classifier" else recipe_content(where, **settings)
+    )
+    content["method"] = {"name": "lora", "r": 2, "target_modules": "all-linear"}
+    if kind == "bfloat16":
+        content["training"]["dtype"] = kind
+    if kind == "mixture":
+        content["base"] = str(save_tiny_mixture(where / "mixture"))
+    if kind == "encoder-decoder":
+        t5(vocab_size=len(LETTERS) + 3, eos_token_id=0, dropout_rate=0.0).save_pretrained(where / "base")
+    content["output"] = str(where / f"run-{sharding}")
+    return recipe_from(content)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +136,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the first steps of a run on one process."""
     found = tmp_path_factory.mktemp("runs")
     trained(ALONE, checkpoints=found / "continued", stop_after=2, **CONTINUED)
+    shutil.copytree(found / "continued", found / "sharded")
+    for kind in RUNS:
+        recipe_of_a_run(kind, found / "runs")
     return found
 
 
@@ -85,6 +150,7 @@ def both(directory: Path) -> list[dict[str, Any]]:
 def assert_same(found: Trained, expected: Trained, *, loss: float = LOSS, weight: float = WEIGHT) -> None:
     assert found.rates == expected.rates
     assert found.tokens == expected.tokens
+    assert found.norms == pytest.approx(expected.norms, rel=1e-4)
     assert found.losses == pytest.approx(expected.losses, abs=loss, rel=0)
     assert found.validations == pytest.approx(expected.validations, abs=loss, rel=0)
     assert found.weights.keys() == expected.weights.keys()
@@ -108,6 +174,34 @@ def test_two_processes_take_the_steps_of_one_however_batches_are_made(
     name: str, both: list[dict[str, Any]]
 ) -> None:
     assert_same(both[0][name], trained_alone(**{**SHORT, **VARIANTS[name]}))
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_that_share_the_weights_train_what_one_does(
+    name: str, both: list[dict[str, Any]]
+) -> None:
+    method, changes = SHARDED[name]
+    for found in both:
+        assert_same(found[f"sharded {name}"], trained_alone(method, **changes))
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.filterwarnings("ignore::manytune.errors.PeftWarning")  # a mixture's router stays frozen
+def test_a_run_that_shares_the_weights_writes_the_adapter_of_one_that_does_not(
+    kind: str, directory: Path, both: list[dict[str, Any]]
+) -> None:
+    alone = run(recipe_of_a_run(kind, directory / "runs", "none"))
+    # bfloat16 rounds each product.
+    loss, weight = (1e-2, 1e-3) if kind == "bfloat16" else (LOSS, WEIGHT)
+    expected = alone.training.validation_loss
+    assert [found[f"run {kind}"] for found in both] == pytest.approx([expected] * 2, abs=loss)
+    ours, theirs = (
+        load_file(directory / "runs" / kind / f"run-{sharding}" / "adapter" / "adapter_model.safetensors")
+        for sharding in ("full", "none")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], atol=weight, rtol=0)
 
 
 def test_in_float64_two_processes_differ_from_one_by_its_rounding(both: list[dict[str, Any]]) -> None:
@@ -136,9 +230,10 @@ def test_a_checkpoint_is_continued_on_two_processes_on_three_and_on_one(
     directory: Path, both: list[dict[str, Any]]
 ) -> None:
     expected = trained_alone(**CONTINUED)
-    shutil.copytree(directory / "continued", directory / "on-three")
-    together(3, on_three, directory / "on-three")
-    for name, steps in (("continued", 5), ("on-three", 3)):
+    for name in ("continued", "sharded"):
+        shutil.copytree(directory / name, directory / f"{name}-on-three")
+    together(3, on_three, directory)
+    for name, steps in (("continued", 5), ("sharded", 5), ("continued-on-three", 3), ("sharded-on-three", 3)):
         found = trained_alone(checkpoints=directory / name, **CONTINUED)
         assert found.losses == pytest.approx(expected.losses[-steps:], abs=LOSS, rel=0)
         assert found.tokens == expected.tokens

@@ -25,6 +25,8 @@ def test_a_run_that_goes_on_with_another_number_of_processes_says_what_that_chan
     same = Checkpoint(Path("step"), Position(1, Counters(), 0, 0), dict(IDENTITY), {})
     check_identity(same, IDENTITY, lines.append)
     assert len(lines) == 1
+    check_identity(same, {**IDENTITY, "sharded": True}, lines.append)
+    assert "weights were not sharded over processes before the interruption and are now" in lines[1]
 
 
 def test_processes_that_read_other_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import pytest
 from rich.console import Console
 
 from manytune.store.run_log import StepReport, ValidationReport
-from manytune.training.progress import ProgressDisplay, duration
+from manytune.training.progress import Every, ProgressDisplay, duration
 
 
 def step(number: int, total: int = 40) -> StepReport:
@@ -24,8 +25,10 @@ def step(number: int, total: int = 40) -> StepReport:
 
 
 def shown(*reports: StepReport | ValidationReport, terminal: bool) -> str:
-    stream = io.StringIO()
-    with ProgressDisplay(Console(file=stream, force_terminal=terminal, width=60)) as display:
+    """What is displayed of reports that come every three seconds."""
+    stream, seconds = io.StringIO(), itertools.count(0, 3)
+    every = Every(30, lambda: float(next(seconds)))
+    with ProgressDisplay(Console(file=stream, force_terminal=terminal, width=60), every) as display:
         for report in reports:
             display(report)
     return stream.getvalue()
@@ -36,15 +39,18 @@ def test_throughput_counts_training_time_and_the_time_left_counts_everything() -
     assert step(10).seconds_left == 90
 
 
-def test_without_a_terminal_a_run_prints_about_twenty_lines_and_its_validations() -> None:
+def test_without_a_terminal_a_run_prints_a_step_every_30_seconds_and_its_validations() -> None:
     lines = shown(
-        *(step(n) for n in range(1, 41)), ValidationReport(40, 40, 0.5, 1.0), terminal=False
+        *(step(n) for n in range(1, 36)), ValidationReport(35, 35, 0.5, 1.0), terminal=False
     ).splitlines()
     assert lines[0] == "step 1/40  loss 1.235  500 tok/s  1 min 57 s left"
-    assert lines[1].startswith("step 2/40")
-    assert lines[-2].startswith("step 40/40")
-    assert lines[-1] == "step 40/40  validation 0.500"
-    assert len(lines) == 22
+    assert [line.split()[1] for line in lines] == ["1/40", "10/40", "20/40", "30/40", "35/35"]
+    assert lines[-1] == "step 35/35  validation 0.500"
+
+
+def test_the_first_step_after_an_interruption_and_the_last_one_are_printed() -> None:
+    lines = shown(*(step(n) for n in range(38, 41)), terminal=False).splitlines()
+    assert [line.split()[1] for line in lines] == ["38/40", "40/40"]
 
 
 def test_on_a_terminal_one_line_is_redrawn_and_fits_sixty_columns() -> None:

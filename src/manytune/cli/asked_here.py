@@ -233,6 +233,7 @@ def _search(beams: int) -> str:
 def system_of(one: Chosen, answers: tuple[Answer, ...]) -> System:
     """An adapter that has answered."""
     from manytune.evaluation.evaluate import System
+    from manytune.evaluation.hyperparameters import hyperparameters
     from manytune.evaluation.results import Curves
     from manytune.evaluation.run_files import read_cost, read_curves
 
@@ -241,6 +242,7 @@ def system_of(one: Chosen, answers: tuple[Answer, ...]) -> System:
     if manifest is not None:
         provenance |= {"Trained": f"{manifest.created}, manytune {manifest.manytune}"}
         provenance |= {f"SHA-256 of {name}": digest for name, digest in manifest.files.items()}
+    provenance |= hyperparameters(one.recipe or {})
     if one.recipe:
         provenance["Recipe"] = json.dumps(
             {key: one.recipe[key] for key in ("method", "training") if key in one.recipe}, ensure_ascii=False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.adapters.arguments import DEFAULT_STORE, Store, stored_names
 from manytune.cli.options import MovedBase
 from manytune.terminal import visible
 
@@ -24,10 +24,15 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     adapter: Annotated[
-        Path | None,
-        typer.Option(help="A run or adapter directory; none for the plain base.", show_default=False),
+        str | None,
+        typer.Option(
+            help="A run's or an adapter's directory, or a name in the store; none for the plain base.",
+            show_default=False,
+            autocompletion=stored_names,
+        ),
     ] = None,
     base: MovedBase = None,
+    store: Store = DEFAULT_STORE,
     system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="0 for the likeliest answer; more for variety.")
@@ -50,7 +55,7 @@ def chat(
     from manytune.store.resident import read_resident
 
     if adapter is not None:
-        chosen = choose([adapter])
+        chosen = choose([adapter], store)
         loaded, chosen = load_common_base(chosen, base)
         encoder = chosen[0].encoder(loaded, new_tokens=max_new_tokens)
     elif base is not None:

@@ -1,4 +1,4 @@
-"""Adapters that are chosen by their paths on the command line: their templates, their encoder, their base."""
+"""Adapters that are chosen on the command line, by name or path: their templates, their encoder, their base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
 from manytune.store.adapters import StoredAdapter, open_adapter
-from manytune.store.run_directory import RunDirectory, adapter_at
+from manytune.store.references import referenced
+from manytune.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from manytune.data.encode import Encoder
@@ -30,14 +31,17 @@ class Chosen:
     """An adapter that was named on the command line.
 
     Attributes:
-        name: What to call it: the run's or the adapter's directory, or its whole path if that isn't unique.
+        name: What to call it: its name in the store, or the run's or the adapter's directory; all that was given for it
+            if that isn't unique.
         run: The run directory; None for an adapter without one.
         stored: The adapter, its files checked.
+        digest: Its digest in the store; None for one that was named by its path.
     """
 
     name: str
     run: Path | None
     stored: StoredAdapter
+    digest: str | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -200,24 +204,29 @@ class Chosen:
         return PeftConfig.from_pretrained(self.stored.path)
 
 
-def choose(paths: Sequence[Path]) -> tuple[Chosen, ...]:
+def choose(adapters: Sequence[str], store: str | Path) -> tuple[Chosen, ...]:
     """Open every adapter that was named; a run names the adapter in it.
 
+    Args:
+        adapters: Runs' and adapters' directories; or names in the store, digests or their first digits.
+        store: The store's directory, which needn't be there, or its URL.
+
     Raises:
-        StoreError: A path is neither a run nor an adapter, or a file is damaged.
+        StoreError: One is neither a run nor an adapter, or isn't in the store, or a file is damaged.
     """
     found = []
-    for path in paths:
-        adapter = adapter_at(path)
-        run = RunDirectory.of_adapter(adapter)
-        name = (run.path if run else path).resolve().name
-        found.append(Chosen(name, run.path if run else None, open_adapter(adapter)))
+    for adapter in adapters:
+        meant = referenced(adapter, store)
+        run = RunDirectory.of_adapter(meant.directory) if meant.digest is None else None
+        path = run.path if run else Path(adapter)
+        name = adapter if meant.digest else path.resolve().name
+        if name == BASE_NAME:
+            name = meant.digest[:12] if meant.digest else adapter
+        found.append(Chosen(name, run.path if run else None, open_adapter(meant.directory), meant.digest))
     names = [chosen.name for chosen in found]
     return tuple(
-        dataclasses.replace(chosen, name=str(path))
-        if names.count(chosen.name) > 1 or chosen.name == BASE_NAME
-        else chosen
-        for chosen, path in zip(found, paths, strict=True)
+        dataclasses.replace(chosen, name=adapter) if names.count(chosen.name) > 1 else chosen
+        for chosen, adapter in zip(found, adapters, strict=True)
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from manytune.errors import DataError
+from manytune.errors import DataError, reason_of
 
 if TYPE_CHECKING:
     from manytune.engine.constraints.grammar import Grammar
@@ -40,4 +40,4 @@ def _read(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"the JSON schema can't be read: {error}", where=str(path)) from error
+        raise DataError(f"the JSON schema can't be read: {reason_of(error)}", where=str(path)) from error

@@ -100,9 +100,9 @@ def plan_rows_of(
         if not files:
             raise typer.BadParameter("name at least one file, or a --recipe", param_hint="FILE")
         return RowsPlan(tuple(files), _of_format(form, template), base)
-    from manytune.training.recipe import load_recipe
+    from manytune.training.recipe import outline_from, read_mapping
 
-    loaded = load_recipe(recipe)
+    loaded = outline_from(read_mapping(Path(recipe)), where=str(recipe))
     data = loaded.data
     train, validation, test, templates = _rows_of(data, task)
     by_role = {"train": train, "validation": (validation,), "test": (test,)}

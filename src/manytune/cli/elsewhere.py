@@ -215,12 +215,12 @@ def rows_elsewhere(
     from manytune.data.dataset import read_splits
     from manytune.data.readers import read_role
     from manytune.data.templates import PromptTemplate, render_all
-    from manytune.training.recipe import load_recipe
+    from manytune.training.recipe import outline_from, read_mapping
 
     if recipe is not None:
         if data or prompt or completion:
             raise typer.BadParameter("it names rows and templates itself", param_hint="--recipe")
-        found = read_splits(load_recipe(recipe).data).test
+        found = read_splits(outline_from(read_mapping(recipe), where=str(recipe)).data).test
         if not found:
             raise DataError(f"{recipe} sets no test rows aside (data.test)")
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ import typer
 
 from manytune import __version__
 from manytune.cli import elsewhere
+from manytune.cli.adapters.arguments import DEFAULT_STORE, Store, store_at, stored_names
 from manytune.cli.options import AsJson, MovedBase
 from manytune.errors import DataError
 
@@ -26,8 +28,13 @@ if TYPE_CHECKING:
 Kind = Literal["texts", "documents", "labels", "numbers", "words"]
 _OF_HEADS = ("labels", "numbers", "words")
 Adapters = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="RUN", help="Run or adapter directories.", show_default=False),
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN",
+        help="Runs' or adapters' directories, or names in the store.",
+        show_default=False,
+        autocompletion=stored_names,
+    ),
 ]
 
 
@@ -50,6 +57,7 @@ def evaluate(
         ),
     ] = None,
     base: MovedBase = None,
+    store: Store = DEFAULT_STORE,
     turns: Annotated[
         Literal["last", "each"],
         typer.Option(
@@ -145,12 +153,7 @@ def evaluate(
     from manytune.cli.asked_here import ask_here, common_examples
     from manytune.cli.chosen import choose
     from manytune.cli.label_words import choose_here
-    from manytune.cli.outputs.evaluation import print_evaluation, summary
-    from manytune.cli.outputs.json_output import print_json
     from manytune.evaluation.answers import by_prompt, each_turn, items_from
-    from manytune.evaluation.evaluate import evaluate as compare
-    from manytune.evaluation.report import write_report
-    from manytune.experiments.provenance import describe_sources
 
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
@@ -176,7 +179,7 @@ def evaluate(
         raise typer.BadParameter(
             "name a run or an adapter, or give --answers or --endpoint", param_hint="RUN"
         )
-    chosen = choose(adapters or [])
+    chosen = choose(adapters or [], store)
     if chosen and (prompt or completion or recipe):
         raise typer.BadParameter("runs name their templates themselves", param_hint="--prompt")
     examples = (
@@ -243,6 +246,12 @@ def evaluate(
         scored = all(answer.score is not None for one in systems for answer in one.answers)
         names_of_metrics = metrics or ("recorded" if scored and schema is None else None)
         wanted = _metrics(names_of_metrics, schema, "texts", likelihoods=False)
+    from manytune.cli.outputs.evaluation import print_evaluation, summary  # with SciPy, which takes a second
+    from manytune.cli.outputs.json_output import print_json
+    from manytune.evaluation.evaluate import evaluate as compare
+    from manytune.evaluation.report import write_report
+    from manytune.experiments.provenance import describe_sources
+
     evaluation = compare(
         items,
         systems,
@@ -251,6 +260,7 @@ def evaluate(
         provenance={
             **(local.provenance if local is not None else {}),
             "Data": describe_sources(item.source for item in items),
+            "Date": datetime.now(UTC).date().isoformat(),
             "Answers": local.how
             if local is not None
             else f"at most {max_new_tokens} tokens"
@@ -259,9 +269,8 @@ def evaluate(
             "Release": f"manytune {__version__}",
         },
     )
-    written = _save(
-        evaluation, chosen, whole=limit is None and task is None and not constrained and words is None
-    )
+    whole = limit is None and task is None and not constrained and words is None
+    written = _save(evaluation, chosen, store, whole=whole)
     if report is not None:
         write_report(evaluation, report, title=_title([system.name for system in systems]))
         written.append(report)
@@ -362,7 +371,7 @@ def _margin(systems: Sequence[System], share: float | None, reference: str | Non
     return Margin(reference or full, share)
 
 
-def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> list[Path]:
+def _save(evaluation: Evaluation, chosen: Sequence[Chosen], store: str, *, whole: bool) -> list[Path]:
     """Keep each run's part of the evaluation in its directory, and the scores in the manifests."""
     from manytune.evaluation.evaluate import part
     from manytune.evaluation.results import write_evaluation
@@ -374,10 +383,11 @@ def _save(evaluation: Evaluation, chosen: Sequence[Chosen], *, whole: bool) -> l
         if one.run is not None:
             written.append(RunDirectory(one.run).evaluation_file)
             write_evaluation(part(evaluation, one.name), written[-1])
-        if whole and one.stored.manifest is not None:
-            add_scores(
-                one.stored.path, {score.metric: score.value for score in evaluation.result(one.name).scores}
-            )
+        scores = {score.metric: score.value for score in evaluation.result(one.name).scores}
+        if whole and one.digest is not None:
+            store_at(store).add_scores(one.digest, scores)
+        elif whole and one.stored.manifest is not None:
+            add_scores(one.stored.path, scores)
     return written
 
 

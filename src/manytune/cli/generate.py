@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.cli.adapters.arguments import DEFAULT_STORE, Store, stored_names
 from manytune.cli.options import AsJson, MovedBase
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ def generate(
         str | None, typer.Argument(metavar="PROMPT", help="The user's message.", show_default=False)
     ] = None,
     adapter: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="A run or adapter directory; several for their answers side by side.", show_default=False
+            help="A run's or an adapter's directory, or a name in the store; repeatable, for answers side by side.",
+            show_default=False,
+            autocompletion=stored_names,
         ),
     ] = None,
     field: Annotated[
@@ -55,6 +58,7 @@ def generate(
         bool, typer.Option("--with-base", help="Show the untouched base's answers too.")
     ] = False,
     base: MovedBase = None,
+    store: Store = DEFAULT_STORE,
     json_schema: Annotated[
         Path | None,
         typer.Option(
@@ -83,14 +87,16 @@ def generate(
     from manytune.experiments.answering import Decoding
 
     if not adapter:
-        raise typer.BadParameter("name at least one run or adapter directory", param_hint="--adapter")
+        raise typer.BadParameter(
+            "name a run, or an adapter by its directory or its name in the store", param_hint="--adapter"
+        )
     if sum((prompt is not None, bool(field), file is not None)) != 1:
         raise typer.BadParameter("give one of PROMPT, --field and --file")
     if task is not None and prompt is not None:
         raise typer.BadParameter("it chooses a template, and PROMPT goes through none", param_hint="--task")
     grammar = grammar_of(json_schema, regex)
     asked = prompts_from(prompt, field or [], file)
-    chosen = choose(adapter)
+    chosen = choose(adapter, store)
     loaded, chosen = load_common_base(chosen, base)
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers: dict[str, list[Answered]] = {}

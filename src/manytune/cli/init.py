@@ -31,12 +31,12 @@ def init(
     overwritten.
     """
     from manytune.atomic import atomic_write, require_absent
-    from manytune.training.recipe import load_recipe
+    from manytune.training.recipe import outline_from, read_mapping
     from manytune.training.starting_recipe import starting_recipe
 
     require_absent(output)
     atomic_write(output, starting_recipe(file, output=output))
-    recipe = load_recipe(output)
+    recipe = outline_from(read_mapping(output), where=str(output))
     typer.echo(f"{output} is written. Read it, and then:")
     typer.echo(f"  manytune train {output}")
     if recipe.data.test is not None:

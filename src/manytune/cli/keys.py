@@ -55,6 +55,7 @@ def add(
 
     A running server has it from the next look at its file on, two seconds later.
     """
+    from manytune.cli.outputs.lines import print_line
     from manytune.server.key_file import add_key
 
     secret = add_key(
@@ -67,12 +68,13 @@ def add(
         admin=admin,
     )
     typer.echo(secret)
-    typer.echo(f"{file}: added {name}. Only its hash is kept: note the key now.", err=True)
+    print_line(f"{file}: added {name}. Only its hash is kept: note the key now.", stderr=True)
 
 
 def list_(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List the keys of a file with their rights."""
     from manytune.cli.outputs.json_output import print_json
+    from manytune.cli.outputs.lines import print_line
     from manytune.server.key_file import read_key_file
 
     keys = read_key_file(file)
@@ -85,12 +87,13 @@ def list_(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
         rights += [f"{key.requests_per_minute} a minute"] if key.requests_per_minute else []
         rights += [f"{key.concurrent} at once"] if key.concurrent else []
         rights += [f"tenant {key.tenant}"] if key.tenant != key.name else []
-        typer.echo(f"{key.name}: {'; '.join(rights)}")
+        print_line(f"{key.name}: {'; '.join(rights)}")
 
 
 def revoke(name: Name, file: File = DEFAULT_FILE) -> None:
     """Take a key out of a file; a running server refuses it two seconds later."""
+    from manytune.cli.outputs.lines import print_line
     from manytune.server.key_file import revoke_key
 
     revoke_key(file, name)
-    typer.echo(f"{file}: revoked {name}.", err=True)
+    print_line(f"{file}: revoked {name}.", stderr=True)

@@ -10,14 +10,13 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from manytune import __version__
 from manytune.atomic import write_error
 from manytune.cli.command_line import CommandGroup, CommandLine
+from manytune.cli.outputs.lines import print_error, print_line
 from manytune.errors import ManytuneError
-from manytune.terminal import quiet_libraries, visible
+from manytune.terminal import quiet_libraries
 from manytune.training.distributed.launchers import check_alone
 
 # In the order in which a newcomer meets them. Each module has `register(app)`, and imports what its command
@@ -39,25 +38,41 @@ COMMAND_MODULES = (
 )
 
 
+# Its base is the error of every wrong usage; typer has no public name for it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
 class _ErrorBoundary(CommandGroup):
     """A user's error becomes a message and an exit status; a defect of manytune keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except _UsageError as error:
+            _show_usage(error)
+            raise typer.Exit(2) from None
         except ManytuneError as error:
-            message = Text.assemble(("error: ", "bold red"), visible(str(error)))
-            Console(stderr=True).print(message, overflow="fold", soft_wrap=False)
+            print_error(str(error))
             raise typer.Exit(1) from None
         except OSError as error:
             found = write_error(error)
             if found is None:
                 raise
-            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), visible(str(found))))
+            print_error(str(found))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            Console(stderr=True).print("interrupted")
+            typer.echo("interrupted", err=True)
             raise typer.Exit(130) from None
+
+
+def _show_usage(error: Any) -> None:
+    """Print what is wrong with a command line as other errors are, after the command's usage."""
+    if error.ctx is None or "Usage: " in error.format_message():  # a command without arguments gets its help
+        error.show()
+        return
+    typer.echo(error.ctx.get_usage(), err=True)
+    print_line(f"Its options: {error.ctx.command_path} --help", stderr=True)
+    print_error(error.format_message())
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,7 +88,10 @@ def _root(
         typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them."""
+    """One frozen base model, many small fine-tunes: train them, see whether each one worked, keep them.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
     quiet_libraries()
     if context.invoked_subcommand not in (None, "train"):
         check_alone(context.invoked_subcommand)
@@ -82,7 +100,7 @@ def _root(
 def build_app() -> typer.Typer:
     """The command line with all its subcommands."""
     app = CommandLine(
-        name="manytune", cls=_ErrorBoundary, add_completion=False, pretty_exceptions_enable=False
+        name="manytune", cls=_ErrorBoundary, add_completion=True, pretty_exceptions_enable=False
     )
     app.callback()(_root)
     for module in COMMAND_MODULES:

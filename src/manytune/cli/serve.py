@@ -63,12 +63,15 @@ def serve(
         str, typer.Option(help="A hub id, a directory, a .gguf file, or embedded.", show_default=False)
     ],
     adapters: Annotated[
-        Path,
+        str,
         typer.Option(
+            "--adapters",
+            "--store",
             envvar="MANYTUNE_STORE",
-            help="A store of adapters, or a directory with a subdirectory for each; or set MANYTUNE_STORE.",
+            help="A store of adapters, a URL of one such as s3://bucket/prefix, or a directory with a subdirectory for "
+            "each; or set MANYTUNE_STORE.",
         ),
-    ] = Path("adapters"),
+    ] = "adapters",
     host: Annotated[
         str, typer.Option(help="The address to listen on; others than loopback need keys.")
     ] = "127.0.0.1",
@@ -275,22 +278,27 @@ def serve(
         return
 
     from manytune.cli.chosen import answering_device
+    from manytune.cli.outputs.progress import wait_for
 
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
-        opened = loading.submit(open_server, options, api_keys, device=answering_device()).result()
+        work = loading.submit(open_server, options, api_keys, device=answering_device())
+        opened = wait_for(work, f"loading {base}")
     log_to_stderr()
     say(opened.base_name, len(opened.store.names()))
     _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 
 
 def _say_what_is_served(options: ServeOptions, host: str, port: int, name: str, found: int) -> None:
-    typer.echo(f"{name} and {found} adapters at http://{host}:{port} (playground, /v1)", err=True)
+    from manytune.cli.outputs.lines import print_line
+
+    adapters = "1 adapter" if found == 1 else f"{found:,} adapters"
+    print_line(f"{name} and {adapters} at http://{host}:{port} (playground, /v1)", stderr=True)
     if not found:
-        typer.echo(
+        print_line(
             f"{options.adapters}: no adapters yet; those that are put there are served from then on.",
-            err=True,
+            stderr=True,
         )
 
 

@@ -156,14 +156,14 @@ def unwound_by_sigterm() -> Iterator[None]:
 def _settings(context: typer.Context) -> HandoverSettings:
     from manytune.errors import ServeError
     from manytune.handover.vllm_engine import HandoverSettings
-    from manytune.store.folder import adapters_in
     from manytune.store.labels import NAME
+    from manytune.store.opening import ServedPlace
 
     given = context.params
     name = given["base_name"] or Path(given["base"]).expanduser().resolve().name
     if not NAME.fullmatch(name):
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    if name in adapters_in(given["adapters"].expanduser()):
+    if ServedPlace(given["adapters"]).has_name(name):
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
@@ -184,13 +184,11 @@ def _settings(context: typer.Context) -> HandoverSettings:
 
 def _opened(given: dict[str, Any]) -> tuple[EmptyBase, AdapterStore]:
     from manytune.handover.base import empty_base
-    from manytune.store.folder import require_adapters_or_nothing, store_at
+    from manytune.store.opening import ServedPlace
 
-    require_adapters_or_nothing(given["adapters"])
+    place = ServedPlace(given["adapters"])
     base = empty_base(given["base"], notify=lambda line: typer.echo(line, err=True))
-    store = store_at(given["adapters"], base.base)
-    store.refresh()
-    return base, store
+    return base, place.open(base.base)
 
 
 def _write_for_ray(

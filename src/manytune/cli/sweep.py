@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manytune.cli.experiments import On, Overrides, Place, Recipe, Workers, runner_of
+from manytune.cli.experiments import (
+    CpusPerTrial,
+    DryRun,
+    GpusPerTrial,
+    On,
+    Overrides,
+    Place,
+    Placement,
+    Recipe,
+    SlurmOptions,
+    SlurmStage,
+    Workers,
+    submit,
+    until_prepared,
+)
 from manytune.cli.options import AsJson
 
 if TYPE_CHECKING:
@@ -45,8 +59,13 @@ def sweep(
         ),
     ] = None,
     overrides: Overrides = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     on: On = Place.HERE,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = None,
+    slurm_options: SlurmOptions = "",
+    dry_run: DryRun = False,
+    slurm_stage: SlurmStage = None,
     as_json: AsJson = False,
 ) -> None:
     """Train RECIPE's LoRA at several ranks over one base in memory, and recommend the least that is enough.
@@ -55,6 +74,11 @@ def sweep(
     significantly worse than the best. With --rows, a power law also says what more rows would bring, where it fits.
     If rerun, it continues where it stopped.
     """
+    from manytune.cli.recipes import check_experiment
+
+    limits = [] if rows is None else _numbers(rows, "--rows")
+    asked = [] if ranks is None else _numbers(ranks, "--ranks")
+    check_experiment(recipe, overrides or [])
     from rich.console import Console
 
     from manytune.cli.outputs.evaluation import print_evaluation, summary
@@ -68,21 +92,24 @@ def sweep(
     from manytune.experiments.sweep import sweep_experiment
     from manytune.store.locking import held
 
+    placement = Placement(on, workers, gpus_per_trial, cpus_per_trial, slurm_options, dry_run, slurm_stage)
     named = load_experiment(recipe, overrides or [])
-    limits = [] if rows is None else _numbers(rows, "--rows")
-    own = ranks is None and limits
-    tried = [_own_rank(named)] if own else _numbers(_USUAL if ranks is None else ranks, "--ranks")
+    tried = asked or ([_own_rank(named)] if limits else _numbers(_USUAL, "--ranks"))
     experiment = sweep_experiment(named, tried, targets or [], limits)
     options = ["--ranks", ",".join(map(str, tried)), *(["--rows", rows] if rows else [])]
-    with CommandProgress(Console(stderr=True, highlight=False)) as progress:
+    command = ["manytune", "sweep", "{recipe}", *options, *_repeated(targets or [])]
+    if placement.submits:
+        submit(named, experiment, command, placement, as_json=as_json)
+        return
+    with CommandProgress(Console(stderr=True, highlight=False)) as progress, until_prepared(progress):
         workspace = open_workspace(experiment, progress, ranks=True)
         with held(experiment.directory):
-            evaluation = run_sweep(workspace, runner_of(workers, on))
+            evaluation = run_sweep(workspace, placement.runner())
             written = write_outputs(
                 evaluation,
                 named,
                 title="How much data is enough?" if limits else "Which rank is enough?",
-                command=shlex.join(["manytune", "sweep", "{recipe}", *options, *_repeated(targets or [])]),
+                command=shlex.join(command),
             )
     if as_json:
         print_json(summary(evaluation, written))

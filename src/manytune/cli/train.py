@@ -85,20 +85,17 @@ def train(
 
 def _load(recipe: Path, overrides: list[str], found: Launched | None) -> Recipe:
     """Read the recipe; of several processes that can't, one on each machine says why."""
+    from manytune.cli.recipes import check_recipe
     from manytune.errors import ManytuneError
     from manytune.training.recipe import load_recipe
 
     try:
-        loaded = load_recipe(recipe, overrides)
-        if loaded.training.validation is not None:
-            from manytune.experiments.validation_scores import check_scores
-
-            check_scores(loaded)
+        check_recipe(recipe, overrides)
+        return load_recipe(recipe, overrides)
     except ManytuneError:
         if found is not None and found.local_rank > 0:
             raise SystemExit(1) from None
         raise
-    return loaded
 
 
 def _estimate(recipe: Recipe, *, as_json: bool) -> None:

@@ -30,7 +30,7 @@ import yaml
 from manytune.data.nearest import did_you_mean
 from manytune.data.rendering import called_functions, compile_part, named_fields, shorten, tokens
 from manytune.data.templates import PromptTemplate
-from manytune.errors import TemplateError
+from manytune.errors import TemplateError, reason_of
 
 _SEPARATOR = "|||"
 _CHOICES = "answer_choices"
@@ -128,7 +128,9 @@ def _read(file: Path) -> dict[str, Mapping[str, Any]]:
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=_Loader)  # noqa: S506  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TemplateError(f"the promptsource file can't be read: {error}", where=str(file)) from error
+        raise TemplateError(
+            f"the promptsource file can't be read: {reason_of(error)}", where=str(file)
+        ) from error
     templates = content.get("templates") if isinstance(content, dict) else None
     if not isinstance(templates, dict) or not templates:
         raise TemplateError("a promptsource file has templates under the key templates", where=str(file))

@@ -55,6 +55,24 @@ def read_role(spec: str, role: str, *, on_error: Literal["error", "skip"] = "err
     return read(spec, split=None if is_file else role, on_error=on_error)
 
 
+def require_there(spec: str) -> None:
+    """See that a file is there, without reading it; whether there is a dataset of a name, only `read` finds out.
+
+    Args:
+        spec: As for `read`.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        return
+    if chosen := _WITH_SPLIT.fullmatch(spec):
+        require_there(chosen[1])
+    elif path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
+        raise DataError(f"there is no such file{_similar_file(path)}", where=spec)
+
+
 def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
     path = Path(spec).expanduser()
     if path.is_file():
@@ -65,8 +83,7 @@ def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
         return _rows(chosen[1], chosen[2])
     if path.is_dir():
         return _dataset_rows(spec, str(path), None, split)
-    if path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
-        raise DataError(f"there is no such file{_similar_file(path)}", where=spec)
+    require_there(spec)
     name, _, config = spec.partition(":")
     return _dataset_rows(spec, name, config or None, split)
 

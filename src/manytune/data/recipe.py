@@ -240,6 +240,13 @@ class DataRecipe(Section):
         """The training rows of a single task; empty for a list of tasks."""
         return tuple(file for file in self.train if isinstance(file, str))
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every file and dataset that it names, in the order in which they are read."""
+        parts = [(one.file, one.validation, one.test) for one in self.tasks]
+        parts = parts or [(self.files, self.validation, self.test)]
+        return tuple(name for train, *others in parts for name in (*train, *others) if isinstance(name, str))
+
     def prompt_template(self) -> PromptTemplate:
         """The template that the keys describe; for a single task.
 

@@ -28,7 +28,7 @@ from manytune.data.rendering import (
     shorten,
     used_fields,
 )
-from manytune.errors import DataError, TemplateError
+from manytune.errors import DataError, TemplateError, reason_of
 
 _FILES = {".yaml", ".yml", ".json"}
 
@@ -363,7 +363,9 @@ def load_template(file: str | Path) -> PromptTemplate:
         text = path.read_text(encoding="utf-8-sig")
         parts = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise TemplateError(f"the template file can't be read: {error}", where=str(file)) from error
+        raise TemplateError(
+            f"the template file can't be read: {reason_of(error)}", where=str(file)
+        ) from error
     if not isinstance(parts, dict):
         raise TemplateError(
             f"a template file holds the keys prompt and completion, not a {type(parts).__name__}",

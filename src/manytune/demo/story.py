@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -40,7 +41,7 @@ from manytune.evaluation.evaluate import System, evaluate
 from manytune.evaluation.metrics import metrics_named
 from manytune.evaluation.report import write_report
 from manytune.evaluation.results import Answer, Evaluation, write_evaluation
-from manytune.evaluation.run_files import read_cost, read_curves
+from manytune.evaluation.run_files import read_cost, read_curves, read_hyperparameters
 from manytune.experiments.probes import LoadedProbe, manual_probe, probe_results
 from manytune.store.adapters import add_scores
 from manytune.store.base import load_base, load_tokenizer
@@ -269,7 +270,11 @@ def _evaluate(
                 answered.answers[name],
                 read_cost(one.directory, one.adapter),
                 read_curves(one.directory),
-                {"Recipe": str(RunDirectory(one.directory).recipe_file), "Adapter": str(one.adapter)},
+                {
+                    **read_hyperparameters(one.directory),
+                    "Recipe": str(RunDirectory(one.directory).recipe_file),
+                    "Adapter": str(one.adapter),
+                },
             )
         )
     evaluation = evaluate(
@@ -281,6 +286,7 @@ def _evaluate(
         provenance={
             "Base": BASE_TITLE,
             "Data": f"ACLSum, the first {answered.papers} of 100 test papers, three questions on each abstract",
+            "Date": datetime.now(UTC).date().isoformat(),
             "Answers": f"greedy, at most {MAX_NEW_TOKENS} tokens",
             "Budget": "none" if minutes is None else f"{minutes:g} minutes",
             "Machine": f"{machine.gflops:.0f} GFLOP/s in float32 matrix products, {machine.threads} threads",

@@ -81,7 +81,7 @@ def degenerate_sentences(evaluation: Evaluation) -> list[str]:
             )
             if number
         ]
-        sentence = f"{result.name} degenerates: of {found.asked:,} answers {' and '.join(kinds)}."
+        sentence = f"{result.name} degenerates: of its {found.asked:,} answers, {' and '.join(kinds)}."
         if place == 0 and len(evaluation.results) > 1:
             sentence += " A gain over such answers doesn't yet make a good fine-tune."
         sentences.append(sentence)

@@ -35,6 +35,24 @@ class GroupLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class RanOn:
+    """Where a run was.
+
+    Attributes:
+        host: The machine's name.
+        device: What the model was on, such as `cpu`, or `cuda:0 (NVIDIA H200)`: the first of the visible devices.
+        visible: The devices that the process could see, as its scheduler wrote them into `CUDA_VISIBLE_DEVICES`; None
+            if nobody limited them.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    host: str
+    device: str
+    visible: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """One training run and its answers, or the untouched base's.
 
@@ -54,6 +72,7 @@ class RunRecord:
         curves: Training and validation loss.
         spectrum: How much of its rank was used; `None` if that wasn't looked at.
         recipe: The whole recipe, as `manytune train` would run it again; for a system of several adapters, by task.
+        ran_on: Where it was asked, which is also where its training ended unless that had been done before.
         format: Version of this record.
     """
 
@@ -74,6 +93,7 @@ class RunRecord:
     curves: Curves = field(default_factory=Curves)
     spectrum: Spectrum | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    ran_on: RanOn | None = None
     format: int = FORMAT
 
     @property

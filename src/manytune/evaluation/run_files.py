@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
+from manytune.evaluation.hyperparameters import hyperparameters
 from manytune.evaluation.results import Cost, Curves, LossPoint, ScorePoint
 from manytune.store.run_directory import RunDirectory
 from manytune.store.run_log import StepReport, ValidationReport
@@ -33,6 +36,13 @@ def read_cost(run: Path | None, adapter: Path) -> Cost:
         adapter_bytes=adapter_bytes,
         tokens_per_second=scores.tokens_per_second,
     )
+
+
+def read_hyperparameters(run: Path) -> dict[str, str]:
+    """The hyperparameters of a run's recipe, under a title; nothing without one."""
+    file = RunDirectory(run).recipe_file
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return hyperparameters(recipe) if isinstance(recipe, dict) else {}
 
 
 def read_curves(run: Path) -> Curves:

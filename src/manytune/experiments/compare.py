@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import mean
@@ -17,6 +18,7 @@ from manytune import __version__
 from manytune.errors import RunError
 from manytune.evaluation.equivalence import Margin
 from manytune.evaluation.evaluate import System, evaluate
+from manytune.evaluation.hyperparameters import hyperparameters
 from manytune.evaluation.inference_cost import InferenceCost
 from manytune.evaluation.records import RunRecord
 from manytune.evaluation.results import Answer, Cost, Curves, Evaluation
@@ -171,6 +173,7 @@ def score(
         provenance={
             "Base": f"{workspace.base.name} ({workspace.base.fingerprint})",
             "Data": describe_sources(_sources(workspace)),
+            "Date": datetime.now(UTC).date().isoformat(),
             "Rows": f"{workspace.data.train_rows:,} to train on, {workspace.data.validation_rows:,} to validate on",
             **(
                 baseline_facts(labels)
@@ -286,6 +289,7 @@ def _system(name: str, records: Sequence[RunRecord], notes: Mapping[str, str], r
         {
             "Method": first.method,
             "Steps": f"{first.steps:,}",
+            **hyperparameters(first.recipe),
             **notes,
             "Recipes": ", ".join(_outputs(record) for record in records),
         },

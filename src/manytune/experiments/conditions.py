@@ -14,6 +14,7 @@ from manytune.store.base import Base
 
 _FILE = "experiment.json"
 _FORMAT = 1
+_SLURM = "slurm"  # scripts that are written before anything is loaded
 _AN_HOUR = 3600.0
 _NOT_READABLE = "what the experiment began with can't be read"
 _RESTORE = "Restore the file, or set output to another directory."
@@ -81,7 +82,7 @@ def keep_conditions(experiment: Experiment, base: Base, data: TokenSplits) -> No
             )
         clean_leftovers(directory, older_than=_AN_HOUR)  # workers may be writing
         return
-    if directory.is_dir() and not all(map(is_leftover, directory.iterdir())):
+    if directory.is_dir() and not all(is_leftover(one) or one.name == _SLURM for one in directory.iterdir()):
         raise RunError(
             f"{directory}: the directory isn't empty and holds no experiment. Set output to another one, or empty it."
         )

@@ -1,75 +1,121 @@
-"""Trials on Ray: the same workers, placed by Ray on this machine or on a cluster that it is connected to.
+"""Trials on Ray: the same trainings, placed by Ray on this machine or on a cluster that it is connected to.
 
-Workers agree through the disk, so on a cluster the experiment's directory, its rows and its base must be on a
+Workers leave their records on the disk, so on a cluster the experiment's directory, its rows and its base must be on a
 file system that all machines see under the same path, and that has locks.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manytune.errors import RunError
-from manytune.experiments.runner import KEPT, check_outcomes, write_work
+from manytune.experiments.failures import forget_failure, keep_failure
+from manytune.experiments.ray_resources import Node, Share, share_of
+from manytune.experiments.ray_trials import RayTrials
+from manytune.experiments.ray_worker import RayWorker
+from manytune.experiments.runner import KEPT, failed, is_done, write_work
 from manytune.experiments.trials import Phase, Trial
-from manytune.experiments.worker import Outcome, Work, work_through
 from manytune.experiments.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class OnRay:
-    """Several Ray tasks, each with a base of its own.
+    """Ray's actors, each with a base of its own and, where the cluster has them, a GPU of its own.
 
     Attributes:
-        workers: How many.
-        cores: Cores that each gets.
+        workers: How many run at once; None for as many as the cluster has room for.
+        cpus: Cores that each gets; None for its part of a machine's.
+        gpus: The part of one GPU that each gets; None for a whole one where there are any.
     """
 
-    workers: int
-    cores: int = 1
+    workers: int | None = None
+    cpus: int | None = None
+    gpus: float | None = None
 
     def run(self, workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
         """See `Runner`.
 
+        A trial whose worker is lost is tried again twice. One that fails otherwise isn't, and the others go on.
+
         Raises:
-            RunError: Ray isn't installed or can't be started, or a worker failed.
+            RunError: Ray isn't installed or can't be reached, a trial fits on none of its machines, or a trial failed.
         """
-        if not trials:
+        missing = [trial for trial in trials if not is_done(workspace, phase, trial)]
+        if not missing:
             return
         if importlib.util.find_spec("ray") is None:
             raise RunError("--on ray needs the package ray. Run: pip install 'manytune[cluster]'")
-        work = write_work(workspace, phase, trials).resolve()
-        workspace.reporter.line(f"{len(trials)} trainings by {self.workers} Ray workers")
-        check_outcomes(self._outcomes(str(work)), "Ray workers")
+        directory, say = workspace.experiment.directory, workspace.reporter.line
+        work = write_work(workspace, phase, missing).resolve()
+        on_cpu = workspace.experiment.recipe.training.device == "cpu"
+        with _connected() as ray:
+            share = share_of(
+                _nodes(ray),
+                len(missing),
+                workers=self.workers,
+                cpus=self.cpus,
+                gpus=self.gpus,
+                on_cpu=on_cpu,
+            )
+            say(f"{len(missing)} trainings on Ray, {share.workers} at once with {share}")
+            found = RayTrials(
+                lambda: start_worker(ray, share, work), share.workers, [trial.name for trial in missing], say
+            )
+            try:
+                found.run()
+            except RunError as error:
+                raise RunError(f"Ray: {error} {KEPT}") from error
+            except ray.exceptions.RayTaskError:  # a defect, which keeps its traceback
+                raise
+            except ray.exceptions.RayError as error:
+                raise RunError(f"Ray ended before its work: {error} {KEPT}") from error
+        for trial in missing:
+            forget_failure(directory, trial.name)
+        for name, failure in found.failed.items():
+            keep_failure(directory, name, failure)
+        if found.failed:
+            raise failed(found.failed, len(missing))
 
-    def _outcomes(self, path: str) -> list[Outcome]:
-        """How each worker ended. A Ray that isn't running yet is stopped again."""
-        import ray
 
-        started_here = not ray.is_initialized()
+def start_worker(ray: Any, share: Share, work: Path) -> Any:
+    """A worker, which Ray starts as soon as a machine has room for it."""
+    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(RayWorker)
+    return actor.remote(str(work), str(Path.cwd()), gpu=share.gpus > 0)
+
+
+def _nodes(ray: Any) -> list[Node]:
+    found = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [Node(one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in found]
+
+
+@contextmanager
+def _connected() -> Iterator[Any]:
+    """Ray's module. One that isn't running yet is stopped again."""
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        start_ray()
+    try:
+        yield ray
+    finally:
         if started_here:
-            start_ray()
-        try:
-            task: Any = ray.remote(num_cpus=self.cores)(_work)
-            directory = str(Path.cwd())  # paths in a recipe are relative to it
-            outcomes: list[Outcome] = ray.get([task.remote(path, directory) for _ in range(self.workers)])
-        except ray.exceptions.RayError as error:  # such as a worker that was killed for its memory
-            raise RunError(f"A Ray worker ended before its work: {error} {KEPT}") from error
-        finally:
-            if started_here:
-                ray.shutdown()
-        return outcomes
+            ray.shutdown()
 
 
-def start_ray() -> None:
+def start_ray(**options: Any) -> None:
     """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
 
     Its own processes must come up within seconds, which a machine that is busy with trainings may not manage, so a
     start that fails is tried once more.
+
+    Args:
+        options: More of `ray.init`'s, such as what a cluster of this machine declares.
 
     Raises:
         RunError: It failed twice.
@@ -78,15 +124,9 @@ def start_ray() -> None:
 
     for last in (False, True):
         try:
-            ray.init(log_to_driver=False, include_dashboard=False)
+            ray.init(log_to_driver=False, include_dashboard=False, **options)
             return
         except (RuntimeError, OSError, TimeoutError, ValueError) as error:
             ray.shutdown()
             if last:
                 raise RunError(f"Ray could not be started, or not be reached: {error} {KEPT}") from error
-
-
-def _work(path: str, directory: str) -> Outcome:
-    """What a Ray task does."""
-    os.chdir(directory)
-    return work_through(Work.from_json(Path(path).read_text(encoding="utf-8")))

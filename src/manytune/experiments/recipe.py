@@ -21,10 +21,10 @@ from manytune.errors import RecipeError
 from manytune.evaluation.metrics import CLASS_METRICS, METRICS, NUMBER_METRICS, WORD_METRICS
 from manytune.evaluation.metrics.recorded import RECORDED
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
-from manytune.experiments.validation_scores import check_scores
-from manytune.methods.registry import methods
-from manytune.training.method_recipe import MethodRecipe
-from manytune.training.recipe import Recipe, read_mapping, recipe_from
+from manytune.experiments.score_names import check_scores
+from manytune.methods.registry import method_options, methods
+from manytune.training.method_recipe import NAMES_ALONE, MethodRecipe
+from manytune.training.recipe import Recipe, outline_from, read_mapping, recipe_from
 from manytune.training.recipe_errors import list_mistakes
 
 REFERENCE = "full"
@@ -70,8 +70,8 @@ def _as_systems(value: object) -> object:
 def _system_called(name: str) -> object:
     if _SHOTS.fullmatch(name):
         return {}
-    if name not in methods():
-        known = [f"{BASE}-0", f"{BASE}-5", *methods()]
+    if name not in method_options():
+        known = [f"{BASE}-0", f"{BASE}-5", *method_options()]
         raise ValueError(
             f"a list names methods, and {BASE}-1, {BASE}-5 and so on, and a mapping systems with names of their own; "
             f"found {name!r}{did_you_mean(name, known)}"
@@ -237,9 +237,12 @@ class Experiment:
         if self.compare.systems is not None:
             return {name: system for name, system in self.compare.systems.items() if system.shots is None}
         own = self.recipe.method
-        reference = {REFERENCE: SystemRecipe(method=MethodRecipe(name=REFERENCE))}
+        full = MethodRecipe.model_construct(name=REFERENCE)
+        reference = {REFERENCE: SystemRecipe.model_construct(method=full)}
         # What is packed takes no step of an optimizer.
-        return (reference if self.recipe.weights is None else {}) | {own.name: SystemRecipe(method=own)}
+        return (reference if self.recipe.weights is None else {}) | {
+            own.name: SystemRecipe.model_construct(method=own)
+        }
 
     def prompted(self) -> dict[str, SystemRecipe]:
         """The systems that are the untouched base with examples in its prompt, by name; without any, the usual ones."""
@@ -280,17 +283,32 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experiment:
-    """Check an experiment's recipe that is already a mapping.
+    """Check an experiment's recipe that is already a mapping; see `recipe_from`.
 
     Raises:
         RecipeError: As for `load_experiment`.
     """
+    outline_of(content, where=where)
+    return _experiment(content, where, None)
+
+
+def outline_of(content: dict[str, Any], *, where: str = "recipe") -> Experiment:
+    """Check an experiment's recipe but for the values of methods' options; see `outline_from`.
+
+    Raises:
+        RecipeError: As for `load_experiment`.
+    """
+    return _experiment(content, where, NAMES_ALONE)
+
+
+def _experiment(content: dict[str, Any], where: str, context: str | None) -> Experiment:
     own = {key: content[key] for key in _Sections.model_fields if key in content}
     try:
-        sections = _Sections.model_validate(own)
+        sections = _Sections.model_validate(own, context=context)
     except ValidationError as error:
         raise RecipeError(list_mistakes(where, error, _explain)) from error
-    recipe = recipe_from({key: value for key, value in content.items() if key not in own}, where=where)
+    checked = outline_from if context == NAMES_ALONE else recipe_from
+    recipe = checked({key: value for key, value in content.items() if key not in own}, where=where)
     if recipe.adapter is not None:
         raise RecipeError(
             f"{where}: adapter: a comparison trains every system from new weights; only manytune train starts from an "
@@ -310,10 +328,10 @@ def experiment_from(content: dict[str, Any], *, where: str = "recipe") -> Experi
             f"{where}: data.validation: the learning rate is chosen on validation rows; give a file or a share"
         )
     for name, system in experiment.systems().items():
-        method = methods()[experiment.method_of(system).name]
-        if recipe.weights is not None and not method.on_packed:
+        method = experiment.method_of(system).name
+        if recipe.weights is not None and not methods()[method].on_packed:
             raise RecipeError(
-                f"{where}: compare.systems.{name}: {method.name} trains the base's weights, and weights: "
+                f"{where}: compare.systems.{name}: {method} trains the base's weights, and weights: "
                 f"{recipe.weights} packs them. Leave one of the two out."
             )
         if system.rows is not None and tasks:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Protocol
 
-from manytune.store.run_log import Report
+from manytune.store.run_log import Report, ValidationReport
+from manytune.training.progress import Every, describe
 
 
 class Reporter(Protocol):
@@ -22,14 +23,27 @@ class Reporter(Protocol):
 
 
 class StageLines:
-    """Prints stages only, on stderr, so that the lines of several processes stay readable next to each other."""
+    """Prints lines on stderr, readable next to those of other processes: stages, and how far they are every 30 seconds.
+
+    Args:
+        every: When to print how far a stage is.
+    """
+
+    def __init__(self, every: Every | None = None) -> None:
+        self._every = every or Every()
+        self._stage = ""
 
     def line(self, text: str) -> None:
         """Print a stage."""
+        self._stage = text
         print(text, file=sys.stderr, flush=True)
 
     def training(self, report: Report) -> None:
-        """Print nothing."""
+        """Print a step, if it is time."""
+        if not isinstance(report, ValidationReport) and self._every.due():
+            print(f"{self._stage}: step {describe(report)}", file=sys.stderr, flush=True)
 
     def answering(self, what: str, done: int, total: int) -> None:
-        """Print nothing."""
+        """Print how many there are, if it is time."""
+        if self._every.due():
+            print(f"{self._stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)

@@ -5,31 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from manytune.data.nearest import did_you_mean
-from manytune.errors import DataError, RecipeError
+from manytune.errors import DataError
 from manytune.evaluation.answers import questions_from
-from manytune.evaluation.metrics import METRICS, metrics_named
+from manytune.evaluation.metrics import metrics_named
 from manytune.experiments.answering import Decoding, ask_model
+from manytune.experiments.score_names import check_scores
 from manytune.training.inputs import RunInputs
 from manytune.training.loop.validation import ValidationScores
-from manytune.training.recipe import Recipe
 
 T = TypeVar("T")
-
-
-def check_scores(recipe: Recipe) -> None:
-    """Refuse scores that there aren't, before anything is loaded.
-
-    Raises:
-        RecipeError: Names the score, and the nearest that there is.
-    """
-    wanted = recipe.training.validation
-    for name in wanted.scores if wanted else ():
-        if name not in METRICS:
-            raise RecipeError(
-                f"training.validation.scores: expected scores among {', '.join(METRICS)}; found {name!r}"
-                f"{did_you_mean(name, METRICS)}"
-            )
 
 
 def validation_scores(inputs: RunInputs) -> ValidationScores:

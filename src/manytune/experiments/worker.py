@@ -23,7 +23,11 @@ from manytune.experiments.reporter import StageLines
 from manytune.experiments.trials import Phase, Purpose, Trial
 from manytune.experiments.workspace import Workspace
 from manytune.store.locking import held
+from manytune.terminal import quiet_libraries
 from manytune.training.recipe import recipe_from
+
+_DYING = 30.0
+"""Seconds in which a process that held a trial and was lost is gone."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class Work:
         ranks: Whether records keep what a rank sweep needs.
         phase: What is done with the trials.
         trials: The trials.
+        question: The hash of what is asked, which a record of a trial has, too.
     """
 
     content: dict[str, Any]
     ranks: bool
     phase: Phase
     trials: tuple[Trial, ...]
+    question: str = ""
 
     def to_json(self) -> str:
         """The JSON form."""
@@ -55,7 +61,13 @@ class Work:
             for trial in self.trials
         ]
         return json.dumps(
-            {"content": self.content, "ranks": self.ranks, "phase": self.phase, "trials": trials}
+            {
+                "content": self.content,
+                "ranks": self.ranks,
+                "phase": self.phase,
+                "trials": trials,
+                "question": self.question,
+            }
         )
 
     @classmethod
@@ -72,7 +84,7 @@ class Work:
             )
             for one in found["trials"]
         )
-        return cls(found["content"], found["ranks"], Phase(found["phase"]), trials)
+        return cls(found["content"], found["ranks"], Phase(found["phase"]), trials, found["question"])
 
 
 @dataclass(frozen=True)
@@ -98,11 +110,30 @@ class Outcome:
 def work_through(work: Work) -> Outcome:
     """Do what nobody else does of some work."""
     try:
-        workspace = open_workspace(experiment_from(work.content), StageLines(), ranks=work.ranks)
-        run_free(workspace, work.phase, work.trials)
+        run_free(open_for(work), work.phase, work.trials)
     except ManytuneError as error:
         return Outcome(str(error))
     return Outcome()
+
+
+def open_for(work: Work) -> Workspace:
+    """Load what some work needs.
+
+    Raises:
+        ManytuneError: As for `open_workspace`.
+    """
+    return open_workspace(experiment_from(work.content), StageLines(), ranks=work.ranks)
+
+
+def run_alone(workspace: Workspace, phase: Phase, trial: Trial) -> None:
+    """Run a trial, when a process that held it before is gone.
+
+    Raises:
+        RunError: It failed.
+        LockedError: Another process goes on holding it, or something else its run directory.
+    """
+    with held(workspace.experiment.directory / "held" / trial.name, patience=_DYING):
+        workspace.run(trial, phase)
 
 
 def run_free(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> None:
@@ -123,6 +154,7 @@ def run_free(workspace: Workspace, phase: Phase, trials: Sequence[Trial]) -> Non
 
 def main() -> None:
     """Entry point of a worker's process; its arguments are the work's file and where its outcome is written."""
+    quiet_libraries()
     work, outcome = map(Path, sys.argv[1:])
     found = work_through(Work.from_json(work.read_text(encoding="utf-8")))
     atomic_write(outcome, found.to_json())

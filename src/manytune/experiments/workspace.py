@@ -22,18 +22,20 @@ from manytune.evaluation.answers import Question
 from manytune.evaluation.metrics import Metric, metrics_named
 from manytune.evaluation.metrics.structured import SchemaValid, schema_metric, with_schema
 from manytune.evaluation.ranks import Spectrum
-from manytune.evaluation.records import GroupLoss, RunRecord, read_record, write_record
+from manytune.evaluation.records import GroupLoss, RunRecord, write_record
 from manytune.evaluation.results import Answer, Cost
 from manytune.experiments.answering import Decoding, ask_model, group_losses, is_of_task, read_texts
 from manytune.experiments.classifying import ask_classifier, baseline_answers
 from manytune.experiments.constrained import schema_constraint
 from manytune.experiments.few_shot import FewShot
+from manytune.experiments.kept import kept_record, record_path
 from manytune.experiments.probes import (
     LoadedProbe,
     probes_digest,
     questions_digest,
 )
 from manytune.experiments.prompted import questions_of, questions_that_fit
+from manytune.experiments.ran_on import ran_on
 from manytune.experiments.recipe import BASE, Experiment
 from manytune.experiments.reporter import Reporter
 from manytune.experiments.spectra import spectrum_of
@@ -147,7 +149,7 @@ class Workspace:
 
     def record_path(self, name: str) -> Path:
         """Where a run's record is."""
-        return self.experiment.directory / "records" / f"{name}.json"
+        return record_path(self.experiment.directory, name)
 
     def record(self, name: str) -> RunRecord | None:
         """A run's record; None if there is none, or if it doesn't answer all that is asked now.
@@ -157,14 +159,7 @@ class Workspace:
         Raises:
             DataError: The file isn't a record.
         """
-        found = self._record(name, self._digest)
-        lacking = found is not None and self.ranks and not found.validation
-        return None if lacking else found
-
-    def _record(self, name: str, digest: str) -> RunRecord | None:
-        path = self.record_path(name)
-        found = read_record(path) if path.is_file() else None
-        return found if found is not None and found.question == digest else None
+        return kept_record(self.experiment.directory, name, self.digest, ranks=self.ranks)
 
     # -- trials
 
@@ -216,7 +211,7 @@ class Workspace:
             name=trial.name,
             system=trial.system,
             method=recipe.method.name,
-            question=self._digest,
+            question=self.digest,
             answers=replies.answers,
             constrained=replies.constrained,
             probes=replies.probes,
@@ -228,6 +223,7 @@ class Workspace:
             curves=trial.curves(),
             spectrum=self._spectrum(single) if self.ranks and single is not None else None,
             recipe={task or "": found.model_dump(mode="json") for task, found in trial.recipes.items()},
+            ran_on=ran_on(self.base.model.device),
         )
         write_record(record, self.record_path(trial.name))
         return record
@@ -247,7 +243,7 @@ class Workspace:
                 name=BASE,
                 system=BASE,
                 method=BASE,
-                question=self._digest,
+                question=self.digest,
                 answers=replies.answers,
                 constrained=replies.constrained,
                 probes=replies.probes,
@@ -290,7 +286,7 @@ class Workspace:
             return None
         questions = few.questions[: self.experiment.compare.limit]
         digest = self._digest_of(questions)
-        found = self._record(name, digest)
+        found = kept_record(self.experiment.directory, name, digest)
         if found is not None:
             return found
         self.reporter.line(f"asking the untouched base with {system.shots} examples in the prompt ({name})")
@@ -377,7 +373,7 @@ class Workspace:
         )
 
     @cached_property
-    def _digest(self) -> str:
+    def digest(self) -> str:
         """Changes with everything that is asked, and how."""
         return self._digest_of(self.questions)
 

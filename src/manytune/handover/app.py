@@ -21,7 +21,7 @@ from manytune.server.app import add_error_handlers
 from manytune.server.auth import Keys
 from manytune.server.http_errors import HttpError
 from manytune.server.key_file import KeySource, follow_keys, keys_of
-from manytune.server.metrics import Metrics
+from manytune.server.metrics import Metrics, store_reachable
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.places import Places
 
@@ -46,6 +46,7 @@ class VersionsState(Collector):
         yield CounterMetricFamily(
             "manytune_adapter_loads", "Loads of adapters into vLLM.", self._versions.loads
         )
+        yield store_reachable(self._versions.unreachable)
 
 
 def create_front(
@@ -120,4 +121,5 @@ async def _watch(front: Front) -> None:
         try:
             await front.versions.check()
         except (ManytuneError, OSError, HttpError) as error:
-            _log.warning("the store can't be checked for new versions: %s", error)
+            if front.versions.unreachable is None:  # else it was logged when it began
+                _log.warning("the store can't be checked for new versions: %s", error)

@@ -20,6 +20,7 @@ from manytune.server.body import invalid
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError, for_clients, http_error_of
 from manytune.server.json_lists import list_response
+from manytune.server.routes.health import health_answer
 
 router = APIRouter()
 _CHAT, _TEXT = "/v1/chat/completions", "/v1/completions"
@@ -168,9 +169,9 @@ async def load(name: str, http: Request) -> dict[str, Any]:
 
 @router.get("/healthz")
 async def healthz(http: Request) -> Response:
-    """200 while vLLM runs, 503 once it has ended and the server must be restarted."""
-    failed = _front(http).failure() is not None
-    return PlainTextResponse("failed\n" if failed else "ok\n", 503 if failed else 200)
+    """200 while vLLM runs, 503 once it has ended and the server must be restarted; see `health_answer`."""
+    front = _front(http)
+    return health_answer(has_failed=front.failure() is not None, unreachable=front.versions.unreachable)
 
 
 @router.get("/readyz")

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manytune.errors import ManytuneError, StoreError, UnknownAdapterError
+from manytune.errors import ManytuneError, StoreError, UnreachableError
 from manytune.handover.adapter_copies import remove_copy, write_copy
 from manytune.handover.adapter_prompts import AdapterPrompts, ChatAdditions
 from manytune.handover.vllm_client import VllmClient
 from manytune.handover.vllm_rules import VllmVerdicts
 from manytune.server.catalogue import Catalogue, Listed
-from manytune.server.http_errors import HttpError, for_clients, model_not_found
-from manytune.store.labels import NAME
+from manytune.server.http_errors import HttpError, for_clients, http_error_of, model_not_found
+from manytune.server.names import Names, changes
+from manytune.store.entry import StoreEntry
 from manytune.store.manifest import Manifest
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +91,15 @@ class Versions:
         self._loaded: dict[str, StoreEntry] = {}  # by digest: what vLLM has
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._in_use: Counter[str] = Counter()
-        self._names: dict[str, str] = {}
+        self._names = Names(store, self._loaded.__contains__, base_name=base_name)
+        self._present: dict[str, str] = {}  # names at the last check
         self._former: set[str] = set()  # had no name at the last check already
         self._checking = asyncio.Lock()
+
+    @property
+    def unreachable(self) -> str | None:
+        """Why the store couldn't be read when it was last checked; None if it could."""
+        return self._names.unreachable
 
     @property
     def loaded(self) -> frozenset[str]:
@@ -109,11 +116,12 @@ class Versions:
         """The version that a name means now, which vLLM has until `release`.
 
         Raises:
-            HttpError: 404 if there is none, 409 if vLLM can't serve it, 503 if vLLM doesn't answer.
+            HttpError: 404 if there is none, 409 if vLLM can't serve it, 503 if vLLM doesn't answer, or hasn't loaded it
+                and the store can't be reached.
         """
         if name == self._base_name:
             return Version(name, name, None, self._prompts.additions(None))
-        digest = await asyncio.to_thread(self._resolve, name)
+        digest = await asyncio.to_thread(self._names.resolve, name)
         self._in_use[digest] += 1  # from now on it isn't unloaded
         try:
             entry = await self._load(digest)
@@ -140,7 +148,7 @@ class Versions:
         Raises:
             HttpError: 404 if there is none.
         """
-        digest = await asyncio.to_thread(self._resolve, name)
+        digest = await asyncio.to_thread(self._names.resolve, name)
         listed = self.catalogue.get(name)
         if listed is None or listed.digest != digest:
 
@@ -167,17 +175,10 @@ class Versions:
         no request uses them.
         """
         async with self._checking:
-            await asyncio.to_thread(self._store.refresh)
-            before, now = self._names, await asyncio.to_thread(self._present)
+            before, now = self._present, await asyncio.to_thread(self._names.follow)
             await asyncio.to_thread(self.catalogue.update, now)
-            self._names = now
-            changed = {
-                "added": sorted(now.keys() - before.keys()),
-                "updated": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
-                "removed": sorted(before.keys() - now.keys()),
-            }
-            if any(changed.values()):
-                _log.info("the store has changed", extra={"fields": changed})
+            self._present = now
+            changed = changes(before, now)
             for name in changed["updated"]:
                 if before[name] in self._loaded:
                     await self._load_ahead(name)
@@ -204,17 +205,6 @@ class Versions:
 
     # -- parts
 
-    def _present(self) -> dict[str, str]:
-        return {name: digest for name, digest in self._store.names().items() if name != self._base_name}
-
-    def _resolve(self, name: str) -> str:
-        if not NAME.fullmatch(name) or not self._store.name_file(name).is_file():
-            raise model_not_found(name)
-        try:
-            return self._store.resolve(name)
-        except UnknownAdapterError:
-            raise model_not_found(name) from None
-
     async def _load(self, digest: str) -> StoreEntry:
         async with self._loading[digest]:
             known = self._loaded.get(digest)
@@ -222,6 +212,8 @@ class Versions:
                 return known
             try:
                 entry = await asyncio.to_thread(self._prepared, digest)
+            except UnreachableError as error:
+                raise http_error_of(error) from error
             except (ManytuneError, OSError) as error:
                 raise _unusable(str(error)) from error
             body = {"lora_name": digest, "lora_path": str(self._copies / digest)}

@@ -27,7 +27,8 @@ from manytune.handover.vllm_release import Vllm
 from manytune.handover.vllm_rules import RANKS, Verdict, VllmVerdicts, rank_for
 from manytune.server.auth import Keys
 from manytune.server.key_file import KeySource
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.entry import StoreEntry
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
 _USUAL_RANK = 16  # vLLM's

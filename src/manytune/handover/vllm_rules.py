@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from manytune.data.encoding_options import EncodingOptions
-from manytune.errors import ConfigError, DataError, ManytuneError, StoreError
+from manytune.errors import ConfigError, DataError, ManytuneError, StoreError, UnreachableError
 from manytune.examination.examiner import shared_examiner
 from manytune.examination.plain_files import check_files
 from manytune.methods.checkpoint.format import TENSORS_NAME
@@ -24,10 +24,11 @@ from manytune.server.examined import Examined
 from manytune.server.validation import MetaBase, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
+from manytune.store.entry import StoreEntry
 from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_a_head
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.store import AdapterStore
 from manytune.store.tensor_header import read_header
 from manytune.store.tensors_in_memory import DTYPES
 
@@ -87,7 +88,10 @@ class VllmVerdicts:
         """The same as a whole, whatever rank vLLM was started for."""
         with self._trying:
             if entry.digest not in self._found:
-                self._found[entry.digest] = self._try(entry)
+                try:
+                    self._found[entry.digest] = self._try(entry)
+                except UnreachableError as error:  # nothing is known of it yet
+                    return Verdict(reason=str(error))
             return self._found[entry.digest]
 
     def known(self, digest: str) -> str | None:
@@ -113,6 +117,8 @@ class VllmVerdicts:
     def _try(self, entry: StoreEntry) -> Verdict:
         try:
             return self._checked(entry)
+        except UnreachableError:
+            raise
         except ManytuneError as error:
             return Verdict(reason=str(error))
         except Exception as error:  # whatever a malformed file can make of a library

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from manytune.errors import ConfigError
 from manytune.methods import load_methods
 from manytune.methods.config import PeftConfig, register_config
-from manytune.methods.tuners.base import Tuner
-from manytune.methods.tuners.factor_pairs import FactorPair
-from manytune.methods.tuners.terms import Adapter, Terms, TermsError
+from manytune.methods.outline import method_outline
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from manytune.methods.tuners.base import Tuner
+    from manytune.methods.tuners.factor_pairs import FactorPair
+    from manytune.methods.tuners.terms import Adapter, Terms
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Method:
         learning_rate: Its usual peak learning rate. The default is LoRA's: ten times full fine-tuning's
             ("LoRA Without Regret", 2025).
         on_packed: Whether it can train on a base whose weights are packed into fewer bits.
+        on_shards: Whether it can train where each process holds a part of the weights.
         rank: The option that is its rank, if the scale of its update doesn't change with it; None for no rank.
         pairs: Finds its pairs of factors in a model, for optimizers that treat the two differently; None for a method
             that has none.
@@ -45,6 +49,7 @@ class Method:
     learning_rate: float = 1e-3
     rank: str | None = None
     on_packed: bool = True
+    on_shards: bool = True
     pairs: Callable[[nn.Module], Iterable[FactorPair]] | None = None
     decays: bool = True
 
@@ -105,6 +110,8 @@ def terms_of(adapter: Adapter, model: nn.Module) -> Terms:
         TermsError: It can't be written in terms, or doesn't fit the base.
         ConfigError: Its method isn't known.
     """
+    from manytune.methods.tuners.terms import TermsError
+
     if not adapter.tensors:
         raise TermsError(
             f"{adapter.config.peft_type} adapter: its file holds no tensors, so it would change nothing."
@@ -123,16 +130,41 @@ def peft_config_from(name: str, **options: Any) -> PeftConfig:
         ConfigError: The method or an option is unknown; the nearest known one is named.
     """
     known = methods()
+    check_options(name, options, {one.name: _fields(one.config) for one in known.values()})
+    return known[name].config(**options)
+
+
+def method_options() -> dict[str, Collection[str]]:
+    """The options of each method by the method's name, those of imported methods of one's own among them.
+
+    Nothing is imported for it, so it takes no torch.
+    """
+    own = {method.name: _fields(method.config) for method in _METHODS.values()}
+    return dict(sorted({**method_outline(), **own}.items()))
+
+
+def check_options(name: str, options: Iterable[str], known: Mapping[str, Collection[str]]) -> None:
+    """Refuse a method that there isn't, and options that a method doesn't have.
+
+    Args:
+        name: The method's name.
+        options: The options' names.
+        known: Those that there are, by method.
+
+    Raises:
+        ConfigError: The method or an option is unknown; the nearest known one is named.
+    """
     if name not in known:
         raise ConfigError(
             f"Unknown method {name!r}.{_nearest(name, known)} Known methods: {', '.join(known)}."
         )
-    kind = known[name].config
-    fields = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(options) - fields)
+    unknown = sorted(set(options) - set(known[name]))
     if unknown:
-        raise ConfigError(f"Method {name!r} has no option {unknown[0]!r}.{_nearest(unknown[0], fields)}")
-    return kind(**options)
+        raise ConfigError(f"Method {name!r} has no option {unknown[0]!r}.{_nearest(unknown[0], known[name])}")
+
+
+def _fields(config: type[PeftConfig]) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(config))
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from manytune.errors import AdapterError, CheckpointError
 from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import write_adapter
 from manytune.model.adapted import AdaptedModel
-from manytune.model.state_dicts import get_peft_model_state_dict
+from manytune.model.state_dicts import get_peft_model_state_dict, give_parts
 from manytune.sharded import has_shards
 
 
@@ -45,12 +45,13 @@ def save_adapters(
     if unknown:
         raise AdapterError(f"Can't save {unknown}: not loaded. Loaded adapters: {list(model.peft_config)}.")
     for name in names:
+        if not writes:
+            give_parts(model, name, save_embedding_layers)
+            continue
         config = model.peft_config[name]
         tensors = get_peft_model_state_dict(
             model, state_dict, adapter_name=name, save_embedding_layers=save_embedding_layers
         )
-        if not writes:  # it has given its parts to the process that does
-            continue
         if initial is not None:
             config, tensors = model.tuner.converted(config, tensors, initial)
         target = directory if name == "default" else directory / name

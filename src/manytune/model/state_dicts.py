@@ -13,7 +13,7 @@ from manytune.methods.checkpoint.format import LoadResult, get_state, set_state
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.embeddings import saved_tables
 from manytune.model.adapted import AdaptedModel
-from manytune.sharded import reshard, whole
+from manytune.sharded import reshard, whole_for_files
 
 #: Where `inject_adapter_in_model` leaves a model's tuner.
 INJECTED = "_manytune_tuner"
@@ -62,7 +62,8 @@ def get_peft_model_state_dict(
 ) -> dict[str, Tensor]:
     """An adapter's tensors, named as in a checkpoint. They share the model's memory.
 
-    Weights that FSDP2 shards are gathered, so all processes must call this, unless `state_dict` has them.
+    Weights that FSDP2 shards are gathered into the CPU's memory, so all processes must call this, unless `state_dict`
+    has them.
 
     Args:
         model: See `tuner_of`.
@@ -87,9 +88,18 @@ def get_peft_model_state_dict(
         for name, table in saved_tables(tuner, adapter_name, save_embedding_layers).items()
     }
     if state_dict is None:
-        return found | whole(tables)
+        return found | whole_for_files(tables)
     # The model has the tables of the adapter in use, which may be another one.
     return found | {k: t if tuner.own_tables else state_dict.get(k, t) for k, t in tables.items()}
+
+
+def give_parts(
+    model: nn.Module, adapter_name: str, save_embedding_layers: bool | Literal["auto"] = "auto"
+) -> None:
+    """Take part in what `get_peft_model_state_dict` gives to another process, and keep nothing of it."""
+    tuner, _ = tuner_of(model)
+    whole_for_files(tuner.state(adapter_name), keep=False)
+    whole_for_files(saved_tables(tuner, adapter_name, save_embedding_layers), keep=False)
 
 
 def set_peft_model_state_dict(

@@ -36,6 +36,23 @@ def fsdp_auto_wrap_policy(model: nn.Module) -> Callable[..., Any]:
     """
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+    classes = {type(layer) for layer in layers_to_shard(model, "fsdp_auto_wrap_policy")}
+    return partial(transformer_auto_wrap_policy, transformer_layer_cls=classes)
+
+
+def layers_to_shard(model: nn.Module, asked_by: str) -> list[nn.Module]:
+    """A model's layers: those of the classes that `FSDP_TRANSFORMER_CLS_TO_WRAP` or its `_no_split_modules` name.
+
+    Args:
+        model: The model, with or without adapters.
+        asked_by: What messages begin with.
+
+    Returns:
+        Outer ones before those within them.
+
+    Raises:
+        ConfigError: As for `fsdp_auto_wrap_policy`.
+    """
     chosen = [name for name in os.environ.get(CHOSEN, "").split(",") if name]
     names = set(chosen) or {
         name
@@ -43,13 +60,13 @@ def fsdp_auto_wrap_policy(model: nn.Module) -> Callable[..., Any]:
         if isinstance(module, PreTrainedModel)
         for name in module._no_split_modules or ()
     }
-    classes = {type(module) for module in model.modules() if type(module).__name__ in names}
-    missing = set(chosen) - {kind.__name__ for kind in classes}
-    if missing or not classes:
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    missing = set(chosen) - {type(layer).__name__ for layer in layers}
+    if missing or not layers:
         present = sorted({type(module).__name__ for module in model.modules() if list(module.children())})
         wanted = f"{CHOSEN} names {', '.join(sorted(missing))}" if missing else "the model names no layers"
         raise ConfigError(
-            f"fsdp_auto_wrap_policy: {wanted}, of which there are none in {type(model).__name__}. Set {CHOSEN} to the "
+            f"{asked_by}: {wanted}, of which there are none in {type(model).__name__}. Set {CHOSEN} to the "
             f"class of its layers, one of {', '.join(present)}."
         )
-    return partial(transformer_auto_wrap_policy, transformer_layer_cls=classes)
+    return layers

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manytune.methods.tuners.sizes import Trained
 from manytune.planner.architecture import Architecture
-from manytune.planner.trained import Trained
 
 # transformers computes GPT-2's activation from single operations, each of which keeps its input.
 _ACTIVATION_COPIES = {"gpt2": 4}

@@ -9,6 +9,7 @@ from typing import Any
 from manytune.data.nearest import did_you_mean
 from manytune.data.section import kind_of
 from manytune.errors import RecipeError
+from manytune.methods.tuners.sizes import Matrix
 from manytune.planner.families import FAMILIES, HARMLESS, Family
 
 _LARGEST = 1 << 40
@@ -17,30 +18,6 @@ _OPTIONAL = (
     *("num_key_value_heads", "head_dim", "tie_word_embeddings", "attention_bias", "mlp_bias", "enable_bias"),
     *("model_type", "num_experts_per_tok", "decoder_sparse_step", "mlp_only_layers", "word_embed_proj_dim"),
 )
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A linear layer of each block: its name, its sizes, whether it has a bias, and the block that it belongs to.
-
-    Attributes:
-        name: Its name within a layer.
-        inputs: Numbers that it reads for a token.
-        outputs: Numbers that it gives.
-        bias: Whether it adds one.
-        reads: What it reads, `attention`, `heads`, `mlp` or `inner`: matrices that read the same share a saved input.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    bias: bool
-    reads: str
-
-    @property
-    def weights(self) -> int:
-        """Numbers of the matrix, without the bias."""
-        return self.inputs * self.outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +98,14 @@ class Architecture:
         return self.layers * self.heads * self.head_dim
 
     @property
+    def key_width(self) -> int:
+        """Numbers of a token's keys in one layer: key heads · size of a head."""
+        return self.key_heads * self.head_dim
+
+    @property
     def kv_numbers(self) -> int:
-        """Numbers of a token's keys and values: 2 · layers · key heads · size of a head."""
-        return 2 * self.layers * self.key_heads * self.head_dim
+        """Numbers of a token's keys and values in all layers."""
+        return 2 * self.layers * self.key_width
 
     def named(self, names: Iterable[str]) -> tuple[Matrix, ...]:
         """The matrices of a block whose names, or their endings, are given.

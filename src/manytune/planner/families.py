@@ -14,8 +14,6 @@ class Family:
     """How a family differs from Llama, whose layer has q, k, v and o projections, a gated MLP and two RMS norms.
 
     Attributes:
-        query_targets: The projections that LoRA adapts by default.
-        ia3_targets: Those that IA3 scales by default: attention's, and the feed-forward block's way out.
         qkv_bias: Biases of q, k and v.
         out_bias: Biases of attention's way out.
         mlp_bias: Biases of the MLP.
@@ -35,8 +33,6 @@ class Family:
         renamed: The config's names for the usual keys.
     """
 
-    query_targets: tuple[str, ...] = ("q_proj", "v_proj")
-    ia3_targets: tuple[tuple[str, ...], tuple[str, ...]] | None = (("q_proj", "v_proj"), ("down_proj",))
     qkv_bias: Biased = "never"
     out_bias: Biased = "never"
     mlp_bias: bool | None = False
@@ -56,40 +52,34 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
 
 
-_KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
-_LLAMA = Family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=None, ia3_targets=_KV_DOWN)
+_LLAMA = Family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=None)
 _GEMMA = {"qkv_bias": "attention_bias", "out_bias": "attention_bias", "tied": True, "head_dim": 256}
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
-    "granite": Family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=None, ia3_targets=None),
+    "granite": Family(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias=None),
     "smollm3": Family(
         qkv_bias="attention_bias",
         out_bias="attention_bias",
         mlp_bias=None,
         tied=True,
         as_many_key_heads=False,
-        ia3_targets=None,
     ),
-    "mistral": Family(as_many_key_heads=False, ia3_targets=_KV_DOWN),
+    "mistral": Family(as_many_key_heads=False),
     "qwen2": Family(qkv_bias="always"),
     "qwen3": Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms="head", head_dim=128),
-    "olmo2": Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms="all", ia3_targets=None),
+    "olmo2": Family(qkv_bias="attention_bias", out_bias="attention_bias", head_norms="all"),
     "gemma": Family(**_GEMMA),  # type: ignore[arg-type]
     "gemma2": Family(**_GEMMA, norms=4, as_many_key_heads=False),  # type: ignore[arg-type]
     "gemma3_text": Family(**_GEMMA, norms=4, head_norms="head", as_many_key_heads=False),  # type: ignore[arg-type]
     "phi3": Family(
         fused=True,
         names=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-        query_targets=("qkv_proj",),
-        ia3_targets=None,
     ),
     "gpt2": Family(
         fused=True,
         gated=False,
         names=("c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
-        query_targets=("c_attn",),
-        ia3_targets=(("c_attn",), ("mlp.c_proj",)),
         qkv_bias="always",
         out_bias="always",
         mlp_bias=True,
@@ -108,8 +98,6 @@ FAMILIES: dict[str, Family] = {
         fused=True,
         gated=False,
         names=("query_key_value", "attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
-        query_targets=("query_key_value",),
-        ia3_targets=(("query_key_value",), ("dense_4h_to_h",)),
         qkv_bias="attention_bias",
         out_bias="attention_bias",
         bias_key=True,
@@ -119,7 +107,6 @@ FAMILIES: dict[str, Family] = {
     "opt": Family(
         gated=False,
         names=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-        ia3_targets=(("q_proj", "k_proj"), ("fc2",)),
         qkv_bias="enable_bias",
         out_bias="enable_bias",
         bias_key=True,
@@ -129,7 +116,7 @@ FAMILIES: dict[str, Family] = {
         tied=True,
         renamed=(("intermediate_size", "ffn_dim"),),
     ),
-    "mixtral": Family(as_many_key_heads=False, experts_keys=("num_local_experts",), ia3_targets=None),
+    "mixtral": Family(as_many_key_heads=False, experts_keys=("num_local_experts",)),
     "qwen3_moe": Family(
         qkv_bias="attention_bias",
         out_bias="attention_bias",
@@ -137,8 +124,6 @@ FAMILIES: dict[str, Family] = {
         as_many_key_heads=False,
         experts_keys=("num_experts", "num_local_experts"),
         expert_size_key="moe_intermediate_size",
-        query_targets=("q_proj", "v_proj"),
-        ia3_targets=None,
     ),
 }
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from manytune.methods.tuners.sizes import Trained
 from manytune.planner.architecture import Architecture
 from manytune.planner.dtypes import PACKED
 from manytune.planner.hardware import THIS_MACHINE, Hardware, Products, hardware_of
 from manytune.planner.recipe import PlanRecipe
 from manytune.planner.serving import NoRoom, ServingEstimate, estimate_serving
 from manytune.planner.source import architecture_from
-from manytune.planner.trained import Trained, trained_of
+from manytune.planner.trained import slot_numbers, trained_of
 from manytune.planner.training import TrainingEstimate, estimate_training
 
 
@@ -51,15 +52,14 @@ class Plan:
         if section is None:
             return ()
         found = []
-        if not section.gradient_checkpointing and self.recipe.method.name != "prefix-tuning":
+        if not section.gradient_checkpointing and self.recipe.method.no_checkpointing is None:
             found.append("gradient_checkpointing")
         if section.weights not in PACKED and not self.trained.whole:
             found.append("weights: nf4")
         if self.trained.whole:
-            found += [
-                "a method that trains less",
-                *(["keep_base: false"] if self.trained.copies_base else []),
-            ]
+            found.append("a method that trains less")
+        if self.trained.saving is not None:
+            found.append(self.trained.saving)
         if section.activations == "float32" and section.weights != "float32":
             found.append("activations: base")
         if not section.sharded:
@@ -85,7 +85,7 @@ class Plan:
                 "label": self.trained.label,
                 "parameters": self.trained.parameters,
                 "kept": self.trained.kept,
-                "slot_numbers": self.trained.slot_numbers,
+                "slot_numbers": slot_numbers(self.trained),
             },
             "hardware": self.hardware.model_dump(),
             "training": training,
@@ -142,7 +142,7 @@ def _notes(recipe: PlanRecipe, model: Architecture, trained: Trained) -> Iterato
         )
     if model.experts:
         yield (
-            f"A token uses {model.experts_used} of {model.experts} experts; LoRA is planned on attention's "
+            f"A token uses {model.experts_used} of {model.experts} experts; adapters are planned on attention's "
             "linear layers."
         )
     if recipe.serving is not None and trained.whole and recipe.serving.adapters > 1:

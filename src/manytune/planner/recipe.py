@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from manytune.data.section import Number, Section, kind_of
-from manytune.errors import RecipeError
+from manytune.errors import RecipeError, reason_of
+from manytune.methods.tuners.sizes import Count, MethodSizes
 from manytune.planner.dtypes import PACKED, Kept
-from manytune.planner.trained import Count, MethodPlan
+from manytune.planner.trained import sizes_named
 from manytune.training.recipe_errors import explain, keys_of, list_mistakes
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
 
@@ -119,8 +121,8 @@ class PlanRecipe(Section):
 
     model: NamedOrDescribed
     """A config.json, the directory that holds one, a hub id in the hub's cache, or the keys of a config."""
-    method: MethodPlan = MethodPlan()
-    """The method."""
+    method: MethodSizes
+    """The method's name, `lora` by default, and its options that change sizes."""
     hardware: NamedOrDescribed = "h100-sxm"
     """A name of the table of devices, `this-machine`, or memory, bandwidth and FLOP/s of another one."""
     training: TrainingPlanSection | None = None
@@ -133,16 +135,13 @@ class PlanRecipe(Section):
         training = self.training
         if training is None:
             return self
-        if self.method.name == "full" and training.weights in PACKED:
+        if not self.method.on_packed and training.weights in PACKED:
             raise ValueError(
-                f"training.weights: full fine-tuning can't train weights in {training.weights}; take bfloat16 or "
+                f"training.weights: {self.method.name} can't train weights in {training.weights}; take bfloat16 or "
                 "float32."
             )
-        if self.method.name == "prefix-tuning" and training.gradient_checkpointing:
-            raise ValueError(
-                "training.gradient_checkpointing: recomputed layers run without the cache that holds a prefix; train "
-                "prefix-tuning without it."
-            )
+        if self.method.no_checkpointing is not None and training.gradient_checkpointing:
+            raise ValueError(f"training.gradient_checkpointing: {self.method.no_checkpointing}")
         return self
 
 
@@ -169,14 +168,22 @@ def plan_from(content: dict[str, Any], overrides: Sequence[str] = (), *, where: 
     """
     for override in overrides:
         apply_override(content, override)
+    method = content.get("method", {})
+    if isinstance(method, dict):
+        method = {"name": "lora", **method}
+    recipe = _recipe_with(sizes_named(method["name"] if isinstance(method, dict) else "lora", where=where))
     try:
-        return PlanRecipe(**content)
+        return recipe(**{**content, "method": method})
     except ValidationError as error:
-        raise RecipeError(
-            list_mistakes(where, error, lambda problem: explain(PlanRecipe, problem))
-        ) from error
+        raise RecipeError(list_mistakes(where, error, lambda problem: explain(recipe, problem))) from error
     except TypeError:
         raise RecipeError(f"{where}: keys are text.") from None
+
+
+@cache
+def _recipe_with(method: type[MethodSizes]) -> type[PlanRecipe]:
+    """Plans whose `method` has the options of one method."""
+    return create_model("PlanRecipe", __base__=PlanRecipe, method=(method, ...))
 
 
 def read_bounded_yaml(path: Path, section: type[Section] | None = None) -> dict[str, Any]:
@@ -192,7 +199,7 @@ def read_bounded_yaml(path: Path, section: type[Section] | None = None) -> dict[
             raise RecipeError(f"{path}: expected a file of at most {_LARGEST:,} bytes; this one is larger.")
         content = parse_yaml(text.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: the file can't be read: {error}") from error
+        raise RecipeError(f"{path}: the file can't be read: {reason_of(error)}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):

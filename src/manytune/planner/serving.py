@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from manytune.methods.tuners.sizes import Trained
 from manytune.planner.architecture import Architecture
 from manytune.planner.dtypes import BYTES, layer_bytes, product_dtype, weight_bytes
 from manytune.planner.hardware import GIB, Hardware
 from manytune.planner.popularity import Shares, distinct_in, lru_hit_rate, zipf_shares
 from manytune.planner.ranges import Range, Utilization, longer
 from manytune.planner.recipe import ServingPlanSection
-from manytune.planner.trained import Trained
+from manytune.planner.trained import slot_numbers
 
 # Devices that share a replica wait for each other twice a layer.
 _TOGETHER = Utilization(0.95, 0.85, 0.7)
@@ -148,7 +149,7 @@ class _Replica:
         self._model, self._trained, self._section, self._hardware = model, trained, section, hardware
         self._shares, self._devices = shares, devices
         size = BYTES[section.adapter_dtype]
-        self._slot_bytes = trained.slot_numbers * size if shares is not None else 0.0
+        self._slot_bytes = slot_numbers(trained) * size if shares is not None else 0.0
         self._adapter_bytes = trained.kept * size if shares is not None else 0.0
         self._kv_bytes = model.kv_numbers * BYTES[section.kv]
         used = devices * (hardware.memory * section.memory_share - _PROCESS[hardware.kind])

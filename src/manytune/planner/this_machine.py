@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from manytune.planner.architecture import Architecture, Matrix
+from manytune.methods.tuners.sizes import Matrix
+from manytune.planner.architecture import Architecture
 from manytune.planner.hardware import GIB, Hardware, Products
 
 _ROWS = 256

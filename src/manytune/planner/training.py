@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from manytune.methods.tuners.sizes import Trained
 from manytune.planner.activations import activation_bytes
 from manytune.planner.architecture import Architecture
 from manytune.planner.dtypes import BYTES, PACKED, layer_bytes, product_dtype, weight_bytes
 from manytune.planner.hardware import GIB, Hardware
 from manytune.planner.ranges import Range, Utilization, longer, total
 from manytune.planner.recipe import TrainingPlanSection
-from manytune.planner.trained import Trained
 from manytune.training.speed.chunk_size import rows_of_chunk
 from manytune.training.speed.flops_formula import FlopSizes
 

@@ -143,6 +143,9 @@ class Replicas(Protocol):
             HttpError: There is none; see `no_replica`.
         """
 
+    async def ask_each(self, request: Forwarded, *, seconds: float) -> Sequence[WholeAnswer]:
+        """What replicas answer within some seconds, all asked at once: of one that hangs or ends there is nothing."""
+
     def repeat_for_later(self, what: str, request: Forwarded | None) -> None:
         """Have replicas that start from now on get a request before any other, as those that run have had it.
 

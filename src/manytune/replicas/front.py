@@ -7,7 +7,7 @@ replica. The rest it passes on as it came: replicas check it as a single server 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manytune.replicas.affinity import Asked, read_body
-from manytune.replicas.contract import Facts, Forwarded, Replicas, Route
+from manytune.replicas.contract import Facts, Forwarded, Replicas, Route, WholeAnswer
 from manytune.replicas.forwarding import forward, send_whole
 from manytune.replicas.metrics import FrontMetrics
 from manytune.replicas.operators import ask_all, is_for_all, loaded_adapter
@@ -28,6 +28,7 @@ from manytune.server.middleware import LOGGED_BY_REPLICA, RequestMiddleware
 #: What replicas look at. All else is of the client's connection, or of no use to them.
 _PASSED_ON = frozenset({"accept", "content-type", "host", "origin", "sec-fetch-site", "user-agent"})
 _DISCONNECTED = 499
+_PATIENCE = 2.0  # seconds for which a replica is waited for that is asked how it is
 _TARGET = re.compile(r"/[!-~]*")
 
 
@@ -126,17 +127,26 @@ class Front:
         if path == "/readyz":
             is_ready = any(states.values())
             return PlainTextResponse("ready\n" if is_ready else "not ready\n", 200 if is_ready else 503)
-        answers = await self._replicas.ask_all(request)
+        answers = await self._replicas.ask_each(request, seconds=_PATIENCE)
         if path == "/healthz":
-            healthy = sum(one.status == 200 for one in answers)
-            return PlainTextResponse(
-                f"{'ok' if healthy else 'failed'}: {healthy} of {len(states)} replicas\n",
-                200 if healthy else 503,
-            )
+            return _health(states, answers)
         return Response(
             self._metrics.text(self._replicas, answers),
             media_type="text/plain; version=0.0.4; charset=utf-8",
         )
+
+
+def _health(states: Mapping[str, bool], answers: Sequence[WholeAnswer]) -> Response:
+    """How many replicas are healthy, which that should answer don't, and what they say besides."""
+    healthy = sum(one.status == 200 for one in answers)
+    silent = {name for name, works in states.items() if works} - {one.replica for one in answers}
+    said = {line for one in answers for line in one.body.decode().splitlines()[1:]}
+    lines = [
+        f"{'ok' if healthy else 'failed'}: {healthy} of {len(states)} replicas",
+        *(f"no answer from replica {name} within {_PATIENCE:g} s" for name in sorted(silent)),
+        *sorted(said),
+    ]
+    return PlainTextResponse("".join(f"{line}\n" for line in lines), 200 if healthy else 503)
 
 
 def front_app(

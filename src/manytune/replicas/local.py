@@ -20,7 +20,7 @@ from manytune.server.auth import Keys
 from manytune.server.connections import ConnectionLimits
 from manytune.server.key_file import KeySource, follow_keys
 from manytune.server.listening import web_server
-from manytune.server.opening import ServeOptions
+from manytune.server.opening import ServeOptions, require_directory
 
 #: The longest path of a Unix socket on Linux is 107 bytes, on others 103.
 _LONGEST_SOCKET = 100
@@ -53,6 +53,7 @@ def serve_by_workers(
     Raises:
         ServeError: A worker couldn't start.
     """
+    require_directory(options)
 
     async def serve() -> bool:
         known = Keys(keys.read())

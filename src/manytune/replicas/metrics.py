@@ -6,7 +6,7 @@ They aren't added up here: when a replica ends, its counters begin at zero again
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -44,7 +44,7 @@ class FrontMetrics:
         """
         found = CollectorRegistry()
         found.register(_OfReplicas(answers))
-        found.register(_OfFront(replicas))
+        found.register(_OfFront(replicas, {one.replica for one in answers}))
         return generate_latest(self._registry) + generate_latest(found)
 
 
@@ -68,16 +68,19 @@ class _OfReplicas(Collector):
 
 
 class _OfFront(Collector):
-    def __init__(self, replicas: Replicas) -> None:
+    def __init__(self, replicas: Replicas, answered: Collection[str]) -> None:
         self._replicas = replicas
+        self._answered = answered
 
     def collect(self) -> Iterator[Metric]:
         states = self._replicas.states()
         working = GaugeMetricFamily(
-            "manytune_replica_up", "Whether a replica takes requests.", labels=["replica"]
+            "manytune_replica_up",
+            "Whether a replica takes requests, and has answered this one.",
+            labels=["replica"],
         )
         for name, works in states.items():
-            working.add_metric([name], float(works))
+            working.add_metric([name], float(works and name in self._answered))
         yield working
         routed = CounterMetricFamily(
             "manytune_routed",

@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from manytune.replicas.contract import Forwarded, Replicas, WholeAnswer
+from manytune.replicas.histories import merge_audits, merge_histories
 
 _ADAPTERS = "/v1/adapters"
+_HISTORY, _AUDIT = "/v1/history", "/v1/audit"
 _OPERATION = re.compile(r"/v1/adapters/(?P<name>.+)/(?P<verb>load|unload|pin|unpin|verify)")
 
 
 def is_for_all(method: str, path: str) -> bool:
-    """Whether a request is for all replicas: the list of adapters, and what is done with one.
+    """Whether a request is for all replicas: the list of adapters, what is done with one, and what they keep.
 
     `load` is like a request for the adapter: it goes to the replica that these go to.
     """
-    if path == _ADAPTERS:
+    if path in (_ADAPTERS, _HISTORY, _AUDIT):
         return method == "GET"
     found = _OPERATION.fullmatch(path)
     is_load = found is not None and found["verb"] == "load"
@@ -66,6 +68,10 @@ def _merged(answers: Sequence[WholeAnswer], path: str) -> WholeAnswer:
     if path == _ADAPTERS:
         listings = [(one.replica, body["data"]) for one, body in zip(answers, bodies, strict=True)]
         merged = {**bodies[0], "data": merge_listings(listings)}
+    elif path == _HISTORY:
+        merged = merge_histories(bodies)
+    elif path == _AUDIT:
+        merged = merge_audits(bodies)
     elif path == f"{_ADAPTERS}/reload":
         merged = {"changed": _union([one["changed"] for one in bodies])}
     else:

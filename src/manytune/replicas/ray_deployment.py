@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -31,7 +32,7 @@ from manytune.replicas.ray_replicas import RayReplicas
 from manytune.replicas.ray_router import AffinityRouter
 from manytune.replicas.vouching import VouchedKeys
 from manytune.server.auth import Key, Keys
-from manytune.server.opening import ServeOptions, open_server
+from manytune.server.opening import ServeOptions, open_server, require_directory
 
 _FAILED = "the engine has failed"
 
@@ -162,7 +163,8 @@ def application(
     """
     from manytune.store.description import is_store
 
-    if not is_store(options.adapters.expanduser()):
+    require_directory(options)
+    if not is_store(Path(options.adapters).expanduser()):
         raise ServeError(
             f"{options.adapters}: expected a store of adapters, which replicas read at the same time. Make one with "
             "manytune adapters add."
@@ -202,4 +204,4 @@ def _open(options: ServeOptions, secret: str | None, threads: int) -> Any:
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keys = Keys() if secret is None else VouchedKeys(secret)
-    return open_server(options, keys, device=device, store=options.adapters.expanduser())
+    return open_server(options, keys, device=device, store=Path(options.adapters).expanduser())

@@ -54,14 +54,22 @@ class RayReplicas:
 
     async def ask_all(self, request: Forwarded) -> Sequence[WholeAnswer]:
         """See `Replicas`."""
-        found = await self._handle.broadcast("whole", request).results_async()
-        answers = [one for one in found if isinstance(one, WholeAnswer)]
+        answers = await self._answers(request)
         if not answers:
             raise no_replica()
-        return sorted(answers, key=lambda one: one.replica)
+        return answers
+
+    async def ask_each(self, request: Forwarded, *, seconds: float) -> Sequence[WholeAnswer]:
+        """See `Replicas`. One that hangs is waited for until Ray Serve, which checks their health, has ended it."""
+        return await self._answers(request)
 
     def repeat_for_later(self, what: str, request: Forwarded | None) -> None:
         """See `Replicas`. Ray Serve starts replicas without asking the front, so they know of no pins."""
+
+    async def _answers(self, request: Forwarded) -> list[WholeAnswer]:
+        found = await self._handle.broadcast("whole", request).results_async(return_exceptions=True)
+        answers = [one for one in found if isinstance(one, WholeAnswer)]
+        return sorted(answers, key=lambda one: one.replica)
 
 
 class _Answer:

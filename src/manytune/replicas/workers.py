@@ -162,6 +162,13 @@ class Workers:
             raise no_replica()
         return answers
 
+    async def ask_each(self, request: Forwarded, *, seconds: float) -> Sequence[WholeAnswer]:
+        """See `Replicas`."""
+        found = await asyncio.gather(
+            *(self._within(seconds, name, request) for name in sorted(self._running, key=int))
+        )
+        return [one for one in found if one is not None]
+
     def repeat_for_later(self, what: str, request: Forwarded | None) -> None:
         """See `Replicas`."""
         self._repeated.pop(what, None)
@@ -177,6 +184,15 @@ class Workers:
                 return await read_whole(answer)
         except ReplicaLostError as error:
             _log.warning("%s; %s %s has no answer of it", error, request.method, request.target)
+            return None
+
+    async def _within(self, seconds: float, name: str, request: Forwarded) -> WholeAnswer | None:
+        """The same; None, too, if it takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._whole(name, request)
+        except TimeoutError:
+            _log.warning("worker %s didn't answer %s within %g s", name, request.target, seconds)
             return None
 
     async def _start(self, name: str) -> Facts:

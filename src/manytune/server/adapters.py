@@ -38,10 +38,11 @@ from manytune.server.verdicts import Verdicts
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base
 from manytune.store.cache import AdapterCache
-from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.entry import StoreEntry
+from manytune.store.manifest import Manifest
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import is_for_classes
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.store import AdapterStore
 from manytune.store.verification import Verification, verify_adapter
 
 _log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class AdapterRegistry:
     Attributes:
         catalogue: What listings say of them.
         examined: What is known of them from their examination.
+        store_names: What their names mean.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class AdapterRegistry:
         self.store = store
         self.base_name = base_name
         self.cache = AdapterCache(store, budget=memory, fingerprint=base.fingerprint)
+        self.store_names = Names(store, lambda digest: digest in self.cache.resident, base_name=base_name)
         self._base = base
         self._lock = threading.Lock()
         self._in_use: Counter[str] = Counter()  # requests by digest
@@ -127,7 +130,6 @@ class AdapterRegistry:
         self.examined = Examined(store, examiner or shared_examiner(), max_bytes=memory)
         self.catalogue = Catalogue(store, self._verdicts, self.examined, base_name=base_name)
         self._failures = FailureCounts()
-        self._names = Names(self.cache)
         self._states = FileStates(store)
 
     # -- for requests
@@ -158,7 +160,7 @@ class AdapterRegistry:
         if name == self.base_name:
             return self.acquire(name, classifies=classifies)
         acquire = partial(self.acquire, classifies=classifies, waits=False)
-        return await self.examined.when_examined(acquire, name)
+        return await self.examined.when_examined(acquire, name, partial(self._fetch, name))
 
     def _acquire(self, name: str, *, waits: bool = True) -> Model:
         if name == self.base_name:
@@ -205,17 +207,13 @@ class AdapterRegistry:
             HttpError: It isn't the name of an adapter in the store.
             UnreachableError: The store can't be reached, and the adapter isn't in memory.
         """
-        return self._names.resolve(name)
+        return self.store_names.resolve(name)
 
     # -- for operators
 
     def names(self) -> dict[str, str]:
-        """The digest of each name.
-
-        Raises:
-            UnreachableError: The store can't be reached.
-        """
-        return {name: digest for name, digest in self._names.all().items() if name != self.base_name}
+        """The digest of each name; see `Names.all`."""
+        return self.store_names.all()
 
     def look_up(self, name: str) -> Listed:
         """An adapter as the listings have it, read again if its name means another version by now.
@@ -243,7 +241,7 @@ class AdapterRegistry:
         with self.store.description.naming_unreachable():
             digest = self.resolve(name)
             self.examined.known(digest).require()
-            return Manifest.read(self.store.directory(digest) / MANIFEST_NAME)
+            return self.store.described(digest).manifest
 
     def unservable(self, entry: StoreEntry) -> str | None:
         """Why an adapter can't be served, and what to do instead; None if it can."""
@@ -331,10 +329,10 @@ class AdapterRegistry:
             BaseMismatchError: It was trained on another base.
         """
         digest = self.resolve(name)
-        directory = self.store.directory(digest)
         with self._recording_failures(name, digest):
             self.examined.forget(digest)
             self.examined.examine(digest).require()
+            directory = self.store.fetch(digest)
             check_files(self.store.root, directory, max_bytes=self.cache.budget)
             open_adapter(directory, base=self._base)
             found = verify_adapter(directory)
@@ -353,6 +351,10 @@ class AdapterRegistry:
             return self._in_use[digest]
 
     # -- parts
+
+    def _fetch(self, name: str, digest: str) -> None:
+        with self._recording_failures(name, digest):
+            self.store.fetch(digest)
 
     def _checked_terms(self, adapter: ResidentAdapter) -> Terms:
         """An adapter's terms, computed once for as long as it is in memory; its tensors are checked once for ever."""

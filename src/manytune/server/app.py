@@ -7,11 +7,10 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from importlib.resources import files
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -25,20 +24,23 @@ from manytune.errors import ManytuneError
 from manytune.examination.examiner import Examiner, shared_examiner
 from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
+from manytune.server.audit import Audit
 from manytune.server.auth import Keys
 from manytune.server.body_errors import invalid_body
 from manytune.server.grammars import Grammars
+from manytune.server.history import History
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import EngineState, Metrics
 from manytune.server.middleware import RequestMiddleware
+from manytune.server.pages import add_pages
 from manytune.server.places import Places
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.routes import adapters as adapter_routes
-from manytune.server.routes import chat, classify, compare, completions, embeddings, health, models
+from manytune.server.routes import chat, classify, compare, completions, dashboard, embeddings, health, models
 from manytune.server.service import Service
 from manytune.server.settings import Settings
 from manytune.server.watcher import Watcher
@@ -85,12 +87,30 @@ def create_app(
     )
     app.state.service = service
     app.state.key_source, app.state.keys = source, served_keys
-    for module in (health, models, chat, completions, compare, embeddings, classify, adapter_routes):
+    app.state.history = History(
+        service.metrics.traffic, service.loop, service.adapters.cache, seconds=settings.sample_seconds
+    )
+    app.state.audit = audit = Audit()
+    for module in (
+        health,
+        models,
+        chat,
+        completions,
+        compare,
+        embeddings,
+        classify,
+        adapter_routes,
+        dashboard,
+    ):
         app.include_router(module.router)
-    _add_pages(app)
+    add_pages(app)
     add_error_handlers(app)
     app.add_middleware(
-        RequestMiddleware, keys=served_keys, metrics=service.metrics, max_body_bytes=settings.max_body_bytes
+        RequestMiddleware,
+        keys=served_keys,
+        metrics=service.metrics,
+        max_body_bytes=settings.max_body_bytes,
+        audit=audit,
     )
     return app
 
@@ -124,7 +144,7 @@ def _service_of(
         loop=loop,
         places=Places(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
-        metrics=Metrics(EngineState(loop, adapters.cache)),
+        metrics=Metrics(EngineState(loop, adapters)),
         vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),
         positions=base.answer_positions,
         has_encoder=base.is_encoder_decoder,
@@ -140,7 +160,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.loop.start()
     app.state.watcher = Watcher(service.adapters, service.loop, service.settings.watch_seconds)
-    watching = [asyncio.create_task(app.state.watcher.run())]
+    watching = [asyncio.create_task(one.run()) for one in (app.state.watcher, app.state.history)]
     if app.state.key_source is not None:
         keys, source = app.state.keys, app.state.key_source
         watching.append(asyncio.create_task(follow_keys(keys, source, service.settings.watch_seconds)))
@@ -165,27 +185,6 @@ def _build_routes(app: FastAPI) -> None:
     nowhere = {"type": "http", "method": "GET", "path": "/nowhere", "root_path": "", "headers": []}
     for route in app.routes:
         route.matches(nowhere)
-
-
-def _add_pages(app: FastAPI) -> None:
-    """The playground and the operator's page; they get everything that they show through routes that need a key."""
-    headers = {
-        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    folder = files("manytune.server").joinpath("page")
-    playground_page = folder.joinpath("playground.html").read_text(encoding="utf-8")
-    operator_page = folder.joinpath("operator.html").read_text(encoding="utf-8")
-
-    @app.get("/", include_in_schema=False)
-    async def playground() -> HTMLResponse:
-        return HTMLResponse(playground_page, headers=headers)
-
-    @app.get("/operator", include_in_schema=False)
-    async def operator() -> HTMLResponse:
-        return HTMLResponse(operator_page, headers=headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -16,13 +16,12 @@ from typing import Any, Protocol
 from manytune.errors import ManytuneError
 from manytune.server.examined import Examined, NotExaminedError
 from manytune.server.json_lists import json_bytes
+from manytune.store.entry import StoreEntry
 from manytune.store.labels import NAME
-from manytune.store.manifest import MANIFEST_NAME, Manifest
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.manifest import Manifest
+from manytune.store.store import AdapterStore
 
 _log = logging.getLogger(__name__)
-
-_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Listed:
         model: It as a model, in JSON; empty if its manifest can't be read.
         facts: What `/v1/adapters` says of it beyond its state in the server.
         stamp: Changes if its manifest does.
+        tags: Its tags, sorted.
     """
 
     name: str
@@ -43,7 +43,8 @@ class Listed:
     error: str | None
     model: bytes
     facts: Mapping[str, Any]
-    stamp: _Stamp | None
+    stamp: Hashable | None
+    tags: tuple[str, ...] = ()
 
 
 class KnownVerdicts(Protocol):
@@ -74,6 +75,7 @@ class Catalogue:
         self._examined = examined
         self._base_name = base_name
         self._listed: dict[str, Listed] = {}  # replaced as a whole, never changed
+        self._tags: Mapping[str, Collection[str]] = {}  # by digest
         self._base = json_bytes(
             {"id": base_name, "object": "model", "created": 0, "owned_by": "manytune", "parent": None}
         )
@@ -84,12 +86,16 @@ class Catalogue:
         Args:
             names: The digest of each name.
         """
-        former = self._listed
+        former, self._tags = self._listed, self._store.tags()
         found: dict[str, Listed] = {}
         for name in sorted(filter(NAME.fullmatch, names)):
             known, digest = former.get(name), names[name]
             stamp = self._stamp(digest)
-            if known is not None and known.digest == digest and known.stamp == stamp:
+            if known is not None and (known.digest, known.stamp, known.tags) == (
+                digest,
+                stamp,
+                self._of(digest),
+            ):
                 found[name] = known
             elif stamp is not None:  # else another process has removed it meanwhile
                 found[name] = self._examine_and_read(name, digest, stamp)
@@ -138,16 +144,17 @@ class Catalogue:
 
     # -- parts
 
-    def _stamp(self, digest: str) -> _Stamp | None:
-        try:
-            status = (self._store.directory(digest) / MANIFEST_NAME).stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
+    def _of(self, digest: str) -> tuple[str, ...]:
+        return tuple(self._tags.get(digest, ()))
 
-    def _examine_and_read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
+    def _stamp(self, digest: str) -> Hashable | None:
+        stamp = self._store.stamp(digest)
+        return None if stamp is None else (stamp, self._store.is_here(digest))
+
+    def _examine_and_read(self, name: str, digest: str, stamp: Hashable) -> Listed:
         try:
-            self._examined.examine(digest)
+            if self._store.is_here(digest):
+                self._examined.examine(digest)
             return self._read_or_why_not(name, digest, stamp)
         except NotExaminedError:  # its files were changed just now
             why = f"{self._store.directory(digest)}: the adapter is being changed."
@@ -157,7 +164,7 @@ class Catalogue:
             name, digest, why, b"", _facts(None, None), None
         )  # it is tried again at the next update
 
-    def _read_or_why_not(self, name: str, digest: str, stamp: _Stamp) -> Listed:
+    def _read_or_why_not(self, name: str, digest: str, stamp: Hashable) -> Listed:
         """One adapter's entry, whatever is in its directory: the others have to be listed all the same."""
         try:
             return self._read(name, digest, stamp)
@@ -166,19 +173,21 @@ class Catalogue:
         except Exception as error:
             _log.exception("adapter %s can't be listed", name)
             why = f"the adapter can't be read: {type(error).__name__}"
-            return Listed(name, digest, why, b"", _facts(None, None), stamp)
+            return Listed(name, digest, why, b"", _facts(None, None), stamp, self._of(digest))
 
-    def _read(self, name: str, digest: str, stamp: _Stamp) -> Listed:
-        path = self._store.directory(digest)
+    def _read(self, name: str, digest: str, stamp: Hashable) -> Listed:
         try:
-            found = self._examined.known(digest).require()
-            manifest = Manifest.read(path / MANIFEST_NAME)
-            nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            # What is elsewhere is examined when it is fetched: until then its manifest is listed, without the fields.
+            is_here = self._store.is_here(digest)
+            fields = self._examined.known(digest).require().fields if is_here else ()
+            entry = self._store.described(digest, (name,))
         except (ManytuneError, OSError) as error:
-            return Listed(name, digest, str(error), b"", _facts(None, None), stamp)
-        self._verdicts.of(StoreEntry(digest, path, manifest, (name,), (), nbytes))
-        model = json_bytes(_model(name, digest, manifest, found.fields, self._base_name))
-        return Listed(name, digest, None, model, _facts(manifest, nbytes), stamp)
+            return Listed(name, digest, str(error), b"", _facts(None, None), stamp, self._of(digest))
+        self._verdicts.of(entry)
+        tags, facts = self._of(digest), _facts(entry.manifest, entry.nbytes)
+        about = {**_model(name, digest, entry.manifest, fields, self._base_name), "tags": tags}
+        model = json_bytes({**about, "scores": facts["scores"]})
+        return Listed(name, digest, None, model, facts, stamp, tags)
 
 
 def _facts(manifest: Manifest | None, nbytes: int | None) -> dict[str, Any]:

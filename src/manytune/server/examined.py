@@ -16,14 +16,9 @@ from typing import TypeVar
 
 from manytune.errors import StoreError
 from manytune.examination.examiner import Examiner, Verdict
-from manytune.methods.checkpoint.files import TENSORS_NAME
-from manytune.methods.config import CONFIG_NAME
 from manytune.server.store_threads import StoreThreads
-from manytune.store.contents import states_of
-from manytune.store.manifest import MANIFEST_NAME
 from manytune.store.store import AdapterStore
 
-_FILES = (CONFIG_NAME, TENSORS_NAME, MANIFEST_NAME)
 _MOST_CHANGES = 5  # of a directory while somebody waits for its examination
 _Found = TypeVar("_Found")
 
@@ -73,15 +68,17 @@ class Examined:
         """The same; a version that isn't known is examined, which the caller waits for.
 
         Raises:
+            UnreachableError: Its files can't be brought here now.
             StoreError: Nothing can be examined.
             ShortMemoryError: Nothing can be examined now.
         """
         with suppress(NotExaminedError):
             return self.known(digest)
+        directory = self._store.fetch(digest)
         with self._examining:  # one at a time is examined anyway, and somebody may have asked for this one
             with suppress(NotExaminedError):
                 return self.known(digest)
-            state, directory = self._state(digest), self._store.directory(digest)
+            state = self._state(digest)
             with self._store.description.naming_unreachable():
                 verdict = self._examiner.examine(directory, root=self._store.root, max_bytes=self._max_bytes)
             self._known[digest] = (state, verdict)
@@ -91,8 +88,15 @@ class Examined:
         """Examine a version again when it is needed next."""
         self._known.pop(digest, None)
 
-    async def when_examined(self, call: Callable[[str], _Found], name: str) -> _Found:
+    async def when_examined(
+        self, call: Callable[[str], _Found], name: str, fetch: Callable[[str], object] | None = None
+    ) -> _Found:
         """What `call(name)` returns, in another thread, once the adapter that it needs was examined.
+
+        Args:
+            call: Raises `NotExaminedError` if it needs one that wasn't.
+            name: The adapter's name.
+            fetch: Brings the files of the version with a digest here; None for the store's `fetch`.
 
         Raises:
             StoreError: Its files change all the time, or nothing can be examined.
@@ -103,6 +107,8 @@ class Examined:
             try:
                 return await self._threads.run(partial(call, name))
             except NotExaminedError as error:
+                # Apart from the examination, so that others needn't wait for it.
+                await self._threads.run(partial(fetch or self._store.fetch, error.digest))
                 await asyncio.wrap_future(self._waiting.submit(self.examine, error.digest))
         raise StoreError(f"the files of {name} are being changed. Try again when that is done.")
 
@@ -111,4 +117,4 @@ class Examined:
         self._waiting.shutdown(wait=False, cancel_futures=True)
 
     def _state(self, digest: str) -> object:
-        return states_of(self._store.directory(digest), _FILES)
+        return self._store.stamp(digest), self._store.files_state(digest)

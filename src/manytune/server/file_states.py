@@ -5,13 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 
-from manytune.methods.checkpoint.format import TENSORS_NAME
-from manytune.methods.config import CONFIG_NAME
-from manytune.store.contents import states_of
+from manytune.store.contents import State
 from manytune.store.store import AdapterStore
-
-#: Inode, size and time of each file; None for one that isn't there.
-State = tuple[tuple[int, int, int] | None, ...]
 
 
 class FileStates:
@@ -28,7 +23,7 @@ class FileStates:
 
     def now(self, digest: str) -> State:
         """The present state of an adapter's files."""
-        return states_of(self._store.directory(digest), (CONFIG_NAME, TENSORS_NAME))
+        return self._store.files_state(digest)
 
     def remember(self, digest: str, state: State) -> None:
         """Note in what state an adapter was read, unless it is in memory already."""

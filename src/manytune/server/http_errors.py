@@ -22,7 +22,7 @@ from manytune.errors import (
 
 _log = logging.getLogger(__name__)
 #: A message's beginning that says where, and a path anywhere else in it.
-_WHERE = re.compile(r"^(?:/|[A-Za-z]:\\)[^:]*(?=: )")
+_WHERE = re.compile(r"^(?:[a-z][a-z0-9]+:/|/|[A-Za-z]:\\)[^:]*(?=: )")
 _PATH = re.compile(r"(?<![\w./~-])(?:~?/|[A-Za-z]:\\)[^\s'\":;,()<>|]*")
 
 
@@ -69,6 +69,11 @@ class HttpError(Exception):
         }
 
 
+#: Where the store is, and what its storage's library says, is for the log.
+_STORE_UNREACHABLE = (
+    "the store of adapters can't be reached now; adapters that are on this machine already are served meanwhile. Try "
+    "again; the server's log says more."
+)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -81,7 +86,7 @@ def http_error_of(error: ManytuneError) -> HttpError:
         case ShortMemoryError():
             return HttpError(503, message, code="out_of_memory", retry_after=5)
         case UnreachableError():
-            return HttpError(503, message, code="store_unreachable", retry_after=5)
+            return HttpError(503, _STORE_UNREACHABLE, code="store_unreachable", retry_after=5)
         case ContextLengthError():
             return HttpError(400, message, code="context_length_exceeded")
         case GrammarError():

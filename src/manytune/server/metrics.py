@@ -10,17 +10,22 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from manytune.engine.request import Output
+from manytune.free_memory import memory_in_use
+from manytune.server.adapters import AdapterRegistry
 from manytune.server.loop import EngineLoop
-from manytune.store.cache import AdapterCache
+from manytune.server.traffic import Traffic
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 class Metrics:
-    """Counts per model, and the present state of what answers.
+    """Counts per model and per key, and the present state of what answers.
 
     Args:
         state: Is read when the metrics are.
+
+    Attributes:
+        traffic: The same counts of the present interval, for the server's history.
     """
 
     def __init__(self, state: Collector) -> None:
@@ -57,6 +62,16 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.key_requests = Counter(
+            "manytune_key_requests", "Requests that ended, by the key's name.", ["key"], registry=registry
+        )
+        self.key_tokens = Counter(
+            "manytune_key_tokens",
+            "Tokens of prompts and answers, by the key's name.",
+            ["key"],
+            registry=registry,
+        )
+        self.traffic = Traffic()
         registry.register(state)
 
     def text(self) -> bytes:
@@ -70,11 +85,13 @@ class Timing:
     Args:
         metrics: Where it is counted.
         model: The name of the model.
+        key: The name of the key that asks.
     """
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, key: str) -> None:
         self._metrics = metrics
         self._model = model
+        self._key = key
         self._last = time.perf_counter()
         self._begun = False
 
@@ -84,15 +101,25 @@ class Timing:
         if output.token_id is not None:
             histogram = self._metrics.next_token if self._begun else self._metrics.first_token
             histogram.labels(self._model).observe(now - self._last)
+            self._metrics.traffic.token(self._model, self._key, None if self._begun else now - self._last)
             self._begun, self._last = True, now
         if output.finish_reason is not None:
             self.end(output.finish_reason)
-            self._metrics.prompt_tokens.labels(self._model).inc(output.usage.prompt_tokens)
-            self._metrics.answer_tokens.labels(self._model).inc(output.usage.completion_tokens)
+            self.count_tokens(output.usage.prompt_tokens, output.usage.completion_tokens)
+
+    def count_tokens(self, prompt_tokens: int, completion_tokens: int | None = None) -> None:
+        """Count what was read, and what was generated if this is text; `observe` does it for that."""
+        self._metrics.prompt_tokens.labels(self._model).inc(prompt_tokens)
+        if completion_tokens is not None:
+            self._metrics.answer_tokens.labels(self._model).inc(completion_tokens)
+        self._metrics.key_tokens.labels(self._key).inc(prompt_tokens + (completion_tokens or 0))
+        self._metrics.traffic.read(self._model, self._key, prompt_tokens)
 
     def end(self, outcome: str) -> None:
         """Count how the request ended."""
         self._metrics.requests.labels(self._model, outcome).inc()
+        self._metrics.key_requests.labels(self._key).inc()
+        self._metrics.traffic.ended(self._model, self._key)
 
 
 class EngineState(Collector):
@@ -100,16 +127,16 @@ class EngineState(Collector):
 
     Args:
         loop: Runs the engine.
-        cache: Holds the adapters in memory.
+        adapters: The adapters in memory, and their store.
     """
 
-    def __init__(self, loop: EngineLoop, cache: AdapterCache) -> None:
+    def __init__(self, loop: EngineLoop, adapters: AdapterRegistry) -> None:
         self._loop = loop
-        self._cache = cache
+        self._adapters = adapters
 
     def collect(self) -> Iterator[Metric]:
         """What they are now."""
-        engine, cache = self._loop.counters, self._cache.counters()
+        engine, cache = self._loop.counters, self._adapters.cache.counters()
         for name, text, value in (
             ("running_requests", "Requests in the batch.", engine.running),
             ("waiting_requests", "Requests in the queue.", engine.waiting),
@@ -122,6 +149,9 @@ class EngineState(Collector):
             ("adapter_budget_bytes", "Limit of that size.", cache.budget),
         ):
             yield GaugeMetricFamily(f"manytune_{name}", text, value)
+        used = memory_in_use()
+        if used is not None:
+            yield GaugeMetricFamily("manytune_memory_bytes", "Memory of the server's process.", used)
         for name, text, count in (
             ("steps", "Forwards of the model.", engine.steps),
             (
@@ -135,3 +165,10 @@ class EngineState(Collector):
             ("adapter_load_seconds", "Time spent loading adapters.", cache.load_seconds),
         ):
             yield CounterMetricFamily(f"manytune_{name}", text, count)
+        yield store_reachable(self._adapters.store_names.unreachable)
+
+
+def store_reachable(why_not: str | None) -> Metric:
+    """Whether the store can be read, as a metric; None if it can."""
+    text = "1 if the store of adapters could be read when it was last checked, 0 if not."
+    return GaugeMetricFamily("manytune_store_reachable", text, int(why_not is None))

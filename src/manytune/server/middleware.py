@@ -18,26 +18,31 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from manytune.server.audit import Audit
 from manytune.server.auth import Keys, Principal, Visit
 from manytune.server.http_errors import HttpError
 from manytune.server.origins import check_sender
+from manytune.server.pages import PAGES
 
 if TYPE_CHECKING:
     from prometheus_client import Counter
 
 #: Paths that need no key, and contain nothing that does.
-PUBLIC_PATHS = frozenset({"/", "/operator", "/healthz", "/readyz"})
+PUBLIC_PATHS = frozenset({*PAGES, "/healthz", "/readyz"})
 #: Paths for every key.
 KEY_PATHS = re.compile(
     r"/v1/(chat/completions|completions|compare|embeddings|classify|models"
     r"|models/[A-Za-z0-9._-]{1,100}(/[A-Za-z0-9._-]{1,100})?)"
     r"|/openapi\.json"
 )
-#: Admin paths that are public on a server without keys, which can be reached from its own machine only.
-LOCAL_PATHS = frozenset({"/metrics"})
+#: Admin paths that are public on a server without keys, which can be reached from its own machine only: they show what
+#: it does, and change nothing.
+LOCAL_PATHS = re.compile(r"/metrics|/v1/history|/v1/audit|/v1/adapters(/[A-Za-z0-9._/-]{1,201}/versions)?")
 
 #: Among a request's log fields: the replica that answered has written its line.
 LOGGED_BY_REPLICA = "logged_by_replica"
+#: Among a request's log fields: what an action of an admin has changed, for the audit.
+DETAIL = "detail"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BODY_SECONDS = 30.0
@@ -64,13 +69,22 @@ class RequestMiddleware:
         keys: The API keys.
         metrics: Counts errors.
         max_body_bytes: Size of the largest body.
+        audit: Keeps what admins do; None to keep nothing.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: CountsErrors, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        metrics: CountsErrors,
+        max_body_bytes: int,
+        audit: Audit | None = None,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -97,6 +111,7 @@ class RequestMiddleware:
             await send(message)
 
         visit: Visit | None = None
+        principal: Principal | None = None
         try:
             try:
                 is_page = scope["path"] in PUBLIC_PATHS and scope["method"] in ("GET", "HEAD")
@@ -117,6 +132,16 @@ class RequestMiddleware:
                 visit.leave()
             if status >= 400:
                 self._metrics.http_errors.labels(str(status)).inc()
+            detail = log_fields.pop(DETAIL, None)
+            if self._audit is not None and principal is not None and _is_of_admins(principal, scope):
+                self._audit.record(
+                    key=principal.name,
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    request_id=request_id,
+                    detail=detail,
+                )
             log_fields |= {"status": status, "seconds": round(time.perf_counter() - began, 4)}
             if not log_fields.pop(LOGGED_BY_REPLICA, False):
                 _log.info("request", extra={"fields": log_fields})
@@ -125,7 +150,11 @@ class RequestMiddleware:
         if path in PUBLIC_PATHS:
             return Keys().authenticate(None)
         principal = self._keys.authenticate(authorization)
-        if principal.is_admin or KEY_PATHS.fullmatch(path) or (not self._keys and path in LOCAL_PATHS):
+        if (
+            principal.is_admin
+            or KEY_PATHS.fullmatch(path)
+            or (not self._keys and LOCAL_PATHS.fullmatch(path))
+        ):
             return principal
         raise HttpError(
             403,
@@ -167,6 +196,12 @@ class RequestMiddleware:
                 code="invalid_value",
             )
         return bytes(body)
+
+
+def _is_of_admins(principal: Principal, scope: Scope) -> bool:
+    """Whether a request is an action of an admin: one that may change something, and isn't open to every key."""
+    changes = scope["method"] not in ("GET", "HEAD", "OPTIONS")
+    return principal.is_admin and changes and not KEY_PATHS.fullmatch(scope["path"])
 
 
 def _is_utf8(body: bytes | bytearray) -> bool:

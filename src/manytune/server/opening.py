@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from manytune.errors import ServeError
+from manytune.store.remote.location import is_url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -38,7 +39,7 @@ class ServeOptions:
 
     Attributes:
         base: A hub id, a directory, a .gguf file, or "embedded".
-        adapters: A store, or a directory with a subdirectory for each adapter.
+        adapters: A store, its URL on shared storage, or a directory with a subdirectory for each adapter.
         base_name: The plain base's name in requests; None for the last part of `base`.
         dtype: The base's type; None as it is stored.
         weights: How the base's weights are kept.
@@ -56,7 +57,7 @@ class ServeOptions:
     """
 
     base: str
-    adapters: Path
+    adapters: Path | str
     base_name: str | None = None
     dtype: str | None = None
     weights: ServedWeights = "reordered"
@@ -80,7 +81,21 @@ class ServeOptions:
     def from_json(cls, values: dict[str, Any]) -> ServeOptions:
         """The inverse of `to_json`."""
         known = {one.name: values[one.name] for one in fields(cls)}
-        return cls(**{**known, "adapters": Path(known["adapters"])})
+        adapters = known["adapters"]
+        return cls(**{**known, "adapters": adapters if is_url(adapters) else Path(adapters)})
+
+
+def require_directory(options: ServeOptions) -> None:
+    """Refuse a store on shared storage for replicas, which read names from a directory that all of them see.
+
+    Raises:
+        ServeError: It is one.
+    """
+    if is_url(options.adapters):
+        raise ServeError(
+            f"{options.adapters}: replicas need a store in a directory, which they read at the same time; a store on "
+            "shared storage is served by one process, or by several servers with a gateway in front of them."
+        )
 
 
 @dataclass(frozen=True)
@@ -150,8 +165,8 @@ def _load(options: ServeOptions, device: str, store: Path | None) -> tuple[Base,
     """The base, the store, and the base's name in requests."""
     from manytune.examination.examiner import shared_examiner
     from manytune.store.base import load_base
-    from manytune.store.folder import adapters_in, require_adapters_or_nothing, store_at
     from manytune.store.labels import NAME
+    from manytune.store.opening import ServedPlace
     from manytune.store.store import AdapterStore
 
     name = options.base_name
@@ -159,17 +174,15 @@ def _load(options: ServeOptions, device: str, store: Path | None) -> tuple[Base,
         name = Path(options.base).expanduser().resolve().name
     if not NAME.fullmatch(name):
         raise ServeError(f"{name!r} can't be the name of a model; give one with --base-name, such as base.")
-    if name in adapters_in(options.adapters.expanduser()):
+    place = ServedPlace(options.adapters)
+    if place.has_name(name):
         raise ServeError(
             f"an adapter is called {name!r} like the base; give the base another name with --base-name."
         )
-    require_adapters_or_nothing(options.adapters)
     examiner = shared_examiner()
     examiner.begin()  # while the base is loaded
     packing: Packing | None = "nf4" if options.weights == "nf4" else None
     base = load_base(options.base, dtype=options.dtype, device=device, weights=packing)
     if store is not None:
         return base, AdapterStore(store), name
-    adapters = store_at(options.adapters, base, examiner.require_source)
-    adapters.refresh()
-    return base, adapters, name
+    return base, place.open(base, examiner.require_source), name

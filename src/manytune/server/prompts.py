@@ -44,6 +44,7 @@ class Prompt:
         grammar: What the text must be; None for any text.
         calls: Makes readers of an answer's calls; None if it has none.
         silent_ids: Tokens without a text in the answer.
+        rendered: What a prompt template made of fields; none for messages.
     """
 
     tokens: tuple[int, ...]
@@ -52,6 +53,7 @@ class Prompt:
     grammar: Grammar | None = None
     calls: Callable[[], CallReader] | None = None
     silent_ids: frozenset[int] = frozenset()
+    rendered: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +225,8 @@ class Prompts:
             HttpError: The adapter has no template, or several and none was chosen.
             TemplateError: A field is missing, or isn't text.
         """
-        template = template_of(manifest, task)
-        return self.conversation(template.render_prompt(fields), manifest, options)
+        rendered = template_of(manifest, task).render_prompt(fields)
+        return replace(self.conversation(rendered, manifest, options), rendered=rendered)
 
     def _prompt(
         self,

@@ -157,7 +157,7 @@ class Answers:
     async def _prepare(self, wanted: WantedAnswer, body: GenerationBody, principal: Principal) -> Submission:
         """Acquire the adapter, and make the prompt."""
         service = self._service
-        self._timings.append(Timing(service.metrics, wanted.model))
+        self._timings.append(Timing(service.metrics, wanted.model, principal.name))
         model = await service.adapters.acquire_when_examined(wanted.model)
         self.models.append(model)
         prompt = await asyncio.to_thread(wanted.prompt, model.manifest)

@@ -18,6 +18,7 @@ class Settings:
         max_prompt_chars: Length of the longest prompt, in characters; text is measured before it is tokenized.
         adapter_memory: Bytes that the tensors of adapters in memory may take.
         watch_seconds: Interval at which the store is checked for new versions.
+        sample_seconds: Interval of the samples that the operator's page draws.
         drain_seconds: How long running requests may continue when the server stops.
         log_prompts: Whether prompts and answers are logged.
     """
@@ -30,5 +31,6 @@ class Settings:
     max_prompt_chars: int = 200_000
     adapter_memory: int = 1 << 30
     watch_seconds: float = 2.0
+    sample_seconds: float = 10.0
     drain_seconds: float = 30.0
     log_prompts: bool = False

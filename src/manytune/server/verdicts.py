@@ -19,9 +19,10 @@ from manytune.server.validation import MetaBase, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
 from manytune.store.classifier_parts import Classifiers, classifier_parts
+from manytune.store.entry import StoreEntry
 from manytune.store.resident import ResidentAdapter
 from manytune.store.servability import check_task, is_for_classes, served_terms
-from manytune.store.store import AdapterStore, StoreEntry
+from manytune.store.store import AdapterStore
 from manytune.store.tensors_in_memory import TensorsInMemory
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,11 @@ class Verdicts:
         """Why this server can't run an adapter that was examined, and what to do instead; None if nothing is known.
 
         Looked at are its options, and the names, shapes and types of its tensors; its values and the hashes of its
-        files are when it is requested, and `note` takes down what was found then.
+        files are when it is requested, and `note` takes down what was found then. Of one whose files are elsewhere its
+        manifest is read alone.
         """
+        if not entry.is_here:
+            return self._by_manifest(entry)
         with self._trying:
             if entry.digest not in self._found:
                 try:
@@ -63,6 +67,15 @@ class Verdicts:
                 except ShortMemoryError:  # it isn't known; nothing speaks against the adapter
                     return None
             return self._found[entry.digest]
+
+    def _by_manifest(self, entry: StoreEntry) -> str | None:
+        found = _message(lambda: self._check_base(entry)) or entry.manifest.unservable
+        with self._trying:
+            return (
+                self._found.get(entry.digest)
+                if found is None
+                else self._found.setdefault(entry.digest, found)
+            )
 
     def known(self, digest: str) -> str | None:
         """The same as far as it has been tried, without waiting for anything; None, too, if it hasn't."""
@@ -114,9 +127,7 @@ class Verdicts:
 
     def _try(self, entry: StoreEntry) -> None:
         check_files(self._store.root, entry.path, max_bytes=self._max_bytes)
-        note = check_base(entry.path, entry.manifest, self._base.fingerprint)
-        if note is not None:
-            _log.warning("adapter %s: %s", entry.digest[:12], note)
+        self._check_base(entry)
         config = PeftConfig.from_pretrained(entry.path)
         check_options(config)
         check_task(config)
@@ -124,6 +135,11 @@ class Verdicts:
         adapter = ResidentAdapter(entry.digest, config, tensors, tensors.nbytes, entry.manifest)
         self._meta_base_of(adapter).check_shapes(adapter)
         self._terms(adapter)
+
+    def _check_base(self, entry: StoreEntry) -> None:
+        note = check_base(entry.path, entry.manifest, self._base.fingerprint)
+        if note is not None:
+            _log.warning("adapter %s: %s", entry.digest[:12], note)
 
 
 def _message(attempt: Callable[[], None]) -> str | None:

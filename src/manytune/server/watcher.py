@@ -10,6 +10,7 @@ from manytune.server.adapters import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
 from manytune.server.http_errors import HttpError
 from manytune.server.loop import EngineLoop
+from manytune.server.names import changes
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +21,8 @@ class Watcher:
     A request always gets the present version of its adapter. The watcher loads new versions of adapters that are in
     memory, moves pins to them, and removes versions without a name from memory and evicted ones from the engine. It
     also keeps the catalogue, from which listings are answered.
-    Adapters whose files were changed in place are taken out of memory and refused.
+    Adapters whose files were changed in place are taken out of memory and refused. While a store can't be
+    reached, nothing changes: what is on this machine is served.
 
     Args:
         adapters: Names to adapters.
@@ -49,7 +51,8 @@ class Watcher:
             try:
                 await self.check()
             except (ManytuneError, OSError, HttpError) as error:
-                _log.warning("the store can't be checked for new versions: %s", error)
+                if self._adapters.store_names.unreachable is None:  # else it was logged when it began
+                    _log.warning("the store can't be checked for new versions: %s", error)
 
     async def ready(self) -> None:
         """Wait until the store has been looked at once, so that listings are complete."""
@@ -58,17 +61,11 @@ class Watcher:
     async def check(self) -> dict[str, list[str]]:
         """Follow changes of the store; returns the names that were added, updated and removed since the last time."""
         async with self._checking:
-            await asyncio.to_thread(self._adapters.store.refresh)
-            before, now = self._names, await asyncio.to_thread(self._adapters.names)
+            before, now = self._names, await asyncio.to_thread(self._adapters.store_names.follow)
             self._names = now
             await asyncio.to_thread(self._adapters.catalogue.update, now)
-            changed = {
-                "added": sorted(now.keys() - before.keys()),
-                "updated": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
-                "removed": sorted(before.keys() - now.keys()),
-            }
+            changed = changes(before, now)
             if any(changed.values()):
-                _log.info("the store has changed", extra={"fields": changed})
                 await asyncio.to_thread(self._follow, changed, before)
             self._former = (self._former & set(self._adapters.cache.resident)) - set(now.values())
             for digest in self._former:

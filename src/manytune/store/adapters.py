@@ -9,21 +9,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from manytune import __version__
 from manytune.atomic import atomic_directory, atomic_write, moved_aside
 from manytune.errors import BaseMismatchError, DamagedError, PeftWarning, StoreError
-from manytune.methods.checkpoint.card import card_with_scores
 from manytune.methods.config import CONFIG_NAME
-from manytune.store.base import Base
 from manytune.store.content_checks import check_content
 from manytune.store.contents import CARD_NAME, checkpoints_in, contents_of
+from manytune.store.description import is_store
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
 from manytune.store.tokenizer_files import own_chat_template
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 _TENSORS = ".safetensors"
 
@@ -76,6 +78,8 @@ def put_scores_on_card(directory: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: The card can't be read.
     """
+    from manytune.methods.checkpoint.card import card_with_scores
+
     recipe = manifest.recipe or {}
     model = Path(str(recipe.get("output") or manifest.method)).name
     rows = (recipe.get("data") or {}).get("train")
@@ -228,6 +232,8 @@ def _what_is_there(path: Path) -> str:
         return f"its replacement was interrupted; rename {aside} to {path.name} to restore the former one"
     if not path.is_dir():
         return "there is no such directory"
+    if is_store(path):
+        return f"this is a store of adapters; name one of them, and the store with --store {path}"
     if (inner := adapter_at(path)) != path:
         return f"this is a run; its adapter is in {inner}"
     inside = checkpoints_in(path)

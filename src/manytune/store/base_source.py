@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from manytune.atomic import atomic_directory, clean_leftovers
@@ -64,6 +63,7 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
         StoreError: The spec can't be any of these.
     """
     notify = notify or _to_stderr
+    require_base(spec)
     if spec == EMBEDDED:
         file = _embedded_file()
         if file is not None:
@@ -75,10 +75,33 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
         return Source(_EMBEDDED_HUB_ID, EMBEDDED, hint)
     path = Path(spec).expanduser()
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise StoreError(f"base {spec!r}: there is no such file.")
         return Source(str(_converted(path, notify)), str(path))
     if path.is_dir():
+        return Source(str(path), str(path))
+    hint = (
+        "There is no such directory here, so it was taken for a hub id, and it isn't in the hub's cache "
+        "or the hub can't be reached. Check the spelling, give a directory or a .gguf file, or use "
+        f'"{EMBEDDED}".'
+    )
+    return Source(spec, spec, hint)
+
+
+def require_base(spec: str) -> None:
+    """See that there may be a base where a spec says, without loading anything; a hub isn't asked.
+
+    Args:
+        spec: As for `resolve`.
+
+    Raises:
+        StoreError: There is none, or its weights are a pickle.
+    """
+    path = Path(spec).expanduser()
+    if spec == EMBEDDED:
+        return
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise StoreError(f"base {spec!r}: there is no such file.")
+    elif path.is_dir():
         if not (path / "config.json").is_file():
             kind = "an adapter" if (path / "adapter_config.json").is_file() else "no model"
             raise StoreError(
@@ -86,19 +109,12 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
                 "a tokenizer, as written by save_pretrained."
             )
         _refuse_a_pickle(path, spec)
-        return Source(str(path), str(path))
-    if path.exists() or not _HUB_ID.fullmatch(spec):
+    elif path.exists() or not _HUB_ID.fullmatch(spec):
         found = "this is another kind of file" if path.exists() else "there is no such file or directory"
         raise StoreError(
             f"base {spec!r}: expected a hub id such as {_EMBEDDED_HUB_ID}, a directory, a .gguf file or "
             f'"{EMBEDDED}"; {found}.'
         )
-    hint = (
-        "There is no such directory here, so it was taken for a hub id, and it isn't in the hub's cache "
-        "or the hub can't be reached. Check the spelling, give a directory or a .gguf file, or use "
-        f'"{EMBEDDED}".'
-    )
-    return Source(spec, spec, hint)
 
 
 def _refuse_a_pickle(directory: Path, spec: str) -> None:
@@ -147,6 +163,7 @@ def _converted(file: Path, notify: Callable[[str], None]) -> Path:
 
 
 def _convert(file: Path, directory: Path) -> None:
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     hint = f"Is {file} a complete GGUF file of a supported architecture?"

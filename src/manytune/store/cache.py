@@ -209,7 +209,7 @@ class AdapterCache:
 
     def _read(self, digest: str) -> ResidentAdapter:
         """Read an adapter; if there isn't enough memory for it, in the place of all that aren't in use."""
-        directory = self.store.directory(digest)
+        directory = self.store.fetch(digest)
         try:
             return read_resident(directory, fingerprint=self._fingerprint)
         except ShortMemoryError:

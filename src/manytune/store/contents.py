@@ -32,6 +32,9 @@ TOKENIZER_NAMES = frozenset(
     }
 )
 
+#: Inode, size and time of each of some files; None for one that isn't there.
+State = tuple[tuple[int, int, int] | None, ...]
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -102,7 +105,7 @@ def refuse_links(directory: Path, names: Iterable[str]) -> None:
             )
 
 
-def states_of(directory: Path, names: Iterable[str]) -> tuple[tuple[int, int, int] | None, ...]:
+def states_of(directory: Path, names: Iterable[str]) -> State:
     """What tells one state of files from another: inode, size and time of each; None for one that isn't there."""
     found: list[tuple[int, int, int] | None] = []
     for name in names:

@@ -16,6 +16,12 @@ _FORMAT = 1
 _NAME = "store.json"
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
+NO_STORE = (
+    "there is no store of adapters here. Name another one with --store or MANYTUNE_STORE, or make one by adding an "
+    "adapter: manytune adapters add RUN."
+)
+"""What to say where a store is expected and isn't."""
+
 
 def is_store(directory: Path) -> bool:
     """Whether a directory is a store of adapters."""
@@ -44,9 +50,22 @@ class StoreDescription:
         self._was_there |= found
         return found
 
-    def write(self) -> None:
-        """Make the directory a store, before anything else is in it."""
-        atomic_write(self._root / _NAME, json.dumps({"format": _FORMAT}) + "\n")
+    def require(self) -> None:
+        """See that there is a store.
+
+        Raises:
+            StoreError: There is none.
+        """
+        if not self.is_there:
+            raise StoreError(f"{self._root}: {NO_STORE}")
+
+    def write(self, **about: str) -> None:
+        """Make the directory a store, before anything else is in it.
+
+        Args:
+            about: What else to write down for those who find the directory.
+        """
+        atomic_write(self._root / _NAME, json.dumps({"format": _FORMAT, **about}) + "\n")
 
     def require_reachable(self) -> None:
         """See that the store, if there was one, is still there.

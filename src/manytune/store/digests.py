@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from manytune.errors import UnknownAdapterError
 
 if TYPE_CHECKING:
     from manytune.store.manifest import Manifest
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
+_START = re.compile(r"[0-9a-f]{6,64}")
 
 
 def sha256_file(path: Path) -> str:
@@ -48,3 +52,23 @@ def digest_in(file: Path) -> str | None:
     except FileNotFoundError:  # another process took it back meanwhile
         return None
     return content.decode() if _DIGEST.fullmatch(content) else None
+
+
+def digest_from_start(start: str, among: Callable[[], Iterable[str]]) -> str | None:
+    """The digest that begins with some digits; None if they are fewer than 6, or something else, or no digest does.
+
+    Args:
+        start: The digits.
+        among: The digests of which it is one; asked for only if it can be.
+
+    Raises:
+        UnknownAdapterError: More than one begins so.
+    """
+    if not _START.fullmatch(start):
+        return None
+    found = sorted(digest for digest in among() if digest.startswith(start))
+    if len(found) > 1:
+        raise UnknownAdapterError(
+            f"{start!r} is the start of {len(found)} adapters: {', '.join(found)}. Give more digits."
+        )
+    return found[0] if found else None

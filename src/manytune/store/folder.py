@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manytune.caches import cache_directory
 from manytune.errors import ManytuneError, UnreachableError
 from manytune.methods.config import CONFIG_NAME, PeftConfig
-from manytune.store.base import Base
 from manytune.store.contents import contents_of
 from manytune.store.description import is_store
 from manytune.store.run_directory import adapter_at
 from manytune.store.store import AdapterStore
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 _log = logging.getLogger(__name__)
 _QUIET = 1.0  # seconds after which a file that was written counts as whole
@@ -79,6 +83,14 @@ class FolderStore(AdapterStore):
         if changed or self._is_first:
             self._remove_former()
         self._is_first = False
+
+    def remove_unnamed(self, digest: str) -> None:
+        """Remove an adapter unless another process has named or removed it meanwhile."""
+        with self._lock():
+            if digest in self._labels.names() or not self.directory(digest).is_dir():
+                return
+            removed = self._taken(digest)
+        shutil.rmtree(removed, ignore_errors=True)
 
     def _take(self, name: str, directory: Path, signature: _Signature) -> None:
         """Copy one adapter; if it can't be used, its former version stays."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manytune.errors import DamagedError, ManytuneError, StoreError
-from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.checkpoint.files import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME, PeftConfig
-from manytune.methods.registry import method_of
 from manytune.store.adapters import manifest_of, open_adapter
-from manytune.store.base import Base
 from manytune.store.content_checks import check_safetensors
 from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES, refuse_links
 from manytune.store.digests import sha256_file
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
 from manytune.store.run_directory import adapter_at
-from manytune.store.servability import why_not_served
+
+if TYPE_CHECKING:
+    from manytune.store.base import Base
+
+#: `gather` as far as it doesn't depend on where: collects an adapter's files in an empty directory.
+Filling = Callable[[Path], Manifest]
 
 
 def gather(source: Path, target: Path, base: Base | None = None, *, base_tokenizer: bool = False) -> Manifest:
@@ -84,6 +89,8 @@ def _config_in(copy: Path, origin: Path) -> PeftConfig:
 
 def _unservable(copy: Path, origin: Path, base: Base) -> str | None:
     """Why a server can't run a copy of an adapter; None if it can. Errors name the original."""
+    from manytune.store.servability import why_not_served
+
     try:
         return why_not_served(copy, base.model, encodes=base.is_encoder)
     except ManytuneError:
@@ -97,6 +104,8 @@ def _unservable(copy: Path, origin: Path, base: Base) -> str | None:
 
 def _described(origin: Path, config: PeftConfig, base: Base | None) -> Description:
     """What is known of a checkpoint of HF PEFT."""
+    from manytune.methods.registry import method_of
+
     if base is None:
         named = config.base_model_name_or_path or "NAME"
         raise StoreError(

@@ -45,7 +45,7 @@ def locked(file: Path, *, patience: float = _PATIENCE) -> Iterator[None]:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(directory: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a directory for this process while the block runs; it is created if it isn't there.
 
     The hold ends with the process, however that ends, so nothing has to be cleaned up after a kill. Windows can't hold
@@ -53,17 +53,21 @@ def held(directory: Path) -> Iterator[None]:
 
     Args:
         directory: The directory.
+        patience: Seconds to wait for whoever holds it.
 
     Raises:
-        LockedError: Another process holds it; it isn't waited for.
+        LockedError: Another process holds it after that.
     """
     make_directory(directory)
     if sys.platform == "win32":
         yield
         return
     with _opened(directory, os.O_RDONLY) as descriptor:
-        if not try_lock(descriptor):
-            raise LockedError(f"{directory}: another process is writing here. Wait for it, or stop it.")
+        deadline = time.monotonic() + patience
+        while not try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise LockedError(f"{directory}: another process is writing here. Wait for it, or stop it.")
+            time.sleep(_POLL)
         yield
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -93,6 +93,16 @@ class Manifest(Description):
                 del values[key]
         ordered = {"format": values.pop("format"), **values}
         return json.dumps(ordered, indent=2, ensure_ascii=False, default=dict) + "\n"
+
+    def joined(self, again: Manifest, *, is_tried: bool) -> Manifest:
+        """With the scores of an equal adapter as well, and the newer verdict on serving it.
+
+        Args:
+            again: The manifest of the other one.
+            is_tried: Whether it was tried with its base whether a server can run it.
+        """
+        unservable = again.unservable if is_tried else self.unservable or again.unservable
+        return replace(self, scores={**self.scores, **again.scores}, unservable=unservable)
 
     @classmethod
     def read(cls, file: Path) -> Manifest:

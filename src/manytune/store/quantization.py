@@ -12,11 +12,10 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from manytune.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 Packing = Literal["nf4", "int8"]

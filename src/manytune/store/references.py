@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.store.labels import NAME
+from manytune.store.opening import open_store
 from manytune.store.run_directory import adapter_at
-from manytune.store.store import AdapterStore
 
-DEFAULT_STORE = Path("adapters")
+DEFAULT_STORE = "adapters"
 
 
-def usual_store() -> Path:
+def usual_store() -> str:
     """`MANYTUNE_STORE`, or the directory `adapters`."""
-    return Path(os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE)
+    return os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE
 
 
-def adapter_directory(adapter: str, store: Path) -> Path:
-    """The directory that a reference means: a run's or an adapter's own, or one in the store.
+@dataclass(frozen=True)
+class Referenced:
+    """What a reference means.
+
+    Attributes:
+        directory: The adapter's directory; there may be nothing.
+        digest: Its digest in the store; None for one that was named by its path.
+    """
+
+    directory: Path
+    digest: str | None = None
+
+
+def referenced(adapter: str, store: str | Path) -> Referenced:
+    """What a reference means: a run's or an adapter's own directory, or an adapter in the store.
 
     Args:
         adapter: The reference.
-        store: The store's directory, which needn't be there.
+        store: The store's directory, which needn't be there, or its URL, from which the adapter is fetched.
 
     Raises:
         StoreError: There is no such directory, or no such adapter in the store.
     """
     path = Path(adapter).expanduser()
     if path.is_dir():
-        return adapter_at(path)
-    kept = AdapterStore(store)
+        return Referenced(adapter_at(path))
+    kept = open_store(store)
     # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
     if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
-        return adapter_at(path)
-    return kept.path(adapter)
+        return Referenced(adapter_at(path))
+    return Referenced(kept.path(adapter), kept.resolve(adapter))
+
+
+def adapter_directory(adapter: str, store: str | Path) -> Path:
+    """The directory of what a reference means; see `referenced`."""
+    return referenced(adapter, store).directory

@@ -14,72 +14,61 @@ and see whole adapters only, whenever a writer is killed. What it leaves in `sta
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from manytune.atomic import clean_leftovers, explained, flush_directory, flush_tree, make_directory
 from manytune.errors import DamagedError, ManytuneError, StoreError, UnknownAdapterError
+from manytune.methods.checkpoint.files import TENSORS_NAME
+from manytune.methods.config import CONFIG_NAME
 from manytune.store.adapters import open_adapter, put_scores_on_card
-from manytune.store.base import Base
-from manytune.store.description import StoreDescription
-from manytune.store.digests import digest_of
-from manytune.store.intake import gather
+from manytune.store.contents import State, states_of
+from manytune.store.description import NO_STORE, StoreDescription
+from manytune.store.digests import digest_from_start, digest_of
+from manytune.store.entry import StoreEntry, read_entries
+from manytune.store.intake import Filling, gather
 from manytune.store.labels import Labels, check_name, check_tag
 from manytune.store.manifest import MANIFEST_NAME, Manifest
+from manytune.store.name_history import NamedVersion
+from manytune.store.remote.location import is_url
 from manytune.store.staging import Staging, seal
 
-_DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
-
-
-@dataclass(frozen=True)
-class StoreEntry:
-    """An adapter in a store.
-
-    Attributes:
-        digest: Identifies its content; see `digests.digest_of`.
-        path: Its directory, which HF PEFT reads, too.
-        manifest: What it says about itself.
-        names: What it is called, sorted.
-        tags: Its tags, sorted.
-        nbytes: The size of its files.
-    """
-
-    digest: str
-    path: Path
-    manifest: Manifest
-    names: tuple[str, ...]
-    tags: tuple[str, ...]
-    nbytes: int
-
-    def __str__(self) -> str:
-        return self.names[0] if self.names else self.digest[:12]
+if TYPE_CHECKING:
+    from manytune.store.base import Base
 
 
 class AdapterStore:
     """Adapters by content, name and tag. Any number of threads and processes may use one directory at once.
 
     Args:
-        root: The store's directory; made by the first `add`.
+        root: The store's directory; made by the first `add`. A URL is for `open_store`.
 
     Attributes:
         description: What says that there is a store, and whether it can be reached.
+        unreachable: Why a store elsewhere couldn't be read at its last `refresh`; None for a directory.
 
     Raises:
         StoreError: The directory holds something else, or a store of a newer format.
     """
 
+    unreachable: str | None = None
+
     def __init__(self, root: str | Path) -> None:
+        if is_url(root):
+            raise StoreError(f"{root}: expected a directory; manytune.store.opening.open_store opens a URL.")
         self.root = Path(root).expanduser()
         self._staging = Staging(self.root / "staging", self.root / ".lock")
         self._labels = Labels(self.root, self._staging)
         self.description = StoreDescription(self.root)
 
     # -- reading
+
+    def require_there(self) -> None:
+        """See that there is a store; see `StoreDescription.require`."""
+        self.description.require()
 
     def resolve(self, reference: str) -> str:
         """The digest of the adapter that is called by a name, a digest, or the first 6 or more digits of one.
@@ -90,43 +79,43 @@ class AdapterStore:
         named = self._labels.named(reference)
         if named is not None and self.directory(named).is_dir():
             return named
-        if _DIGEST_START.fullmatch(reference):
-            shard = self.root / "objects" / reference[:2]
-            found = sorted(path.name for path in shard.glob(f"{reference}*"))
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise UnknownAdapterError(
-                    f"{reference!r} is the start of {len(found)} adapters: {', '.join(found)}. Give more digits."
-                )
+        shard = self.root / "objects" / reference[:2]
+        digest = digest_from_start(reference, lambda: (path.name for path in shard.glob(f"{reference}*")))
+        if digest is not None:
+            return digest
         raise self._unknown(reference)
 
     def directory(self, digest: str) -> Path:
         """The directory of the adapter with a digest, whether it is there or not."""
         return self.root / "objects" / digest[:2] / digest
 
+    def fetch(self, digest: str) -> Path:
+        """The directory of the adapter with a digest; a store elsewhere brings its files here first."""
+        return self.directory(digest)
+
+    def is_here(self, digest: str) -> bool:
+        """Whether an adapter's files need no `fetch`."""
+        return True
+
     def path(self, reference: str) -> Path:
-        """The directory of an adapter; see `resolve`.
+        """The directory of an adapter, with its files; see `resolve`.
 
         Raises:
             DamagedError: What its manifest says of it isn't what was added.
         """
-        directory = self.directory(digest := self.resolve(reference))
+        directory = self.fetch(digest := self.resolve(reference))
         with suppress(FileNotFoundError):
             self._manifest(digest)
         return directory
 
     def __contains__(self, reference: str) -> bool:
-        try:
-            self.resolve(reference)
-        except UnknownAdapterError:
-            return False
-        return True
+        with suppress(UnknownAdapterError):
+            return bool(self.resolve(reference))
+        return False
 
     def entry(self, reference: str) -> StoreEntry:
         """One adapter; see `resolve`."""
-        digest = self.resolve(reference)
-        entry = self._entry(digest, self._labels.names(), self._labels.tags())
+        entry = self._entry(self.resolve(reference), self._labels.names(), self._labels.tags())
         if entry is None:
             raise self._unknown(reference)
         return entry
@@ -142,33 +131,52 @@ class AdapterStore:
                 listed. None raises for the first.
         """
         names, tags = self._labels.names(), self._labels.tags()
-        found = []
-        for digest in self._digests():
-            if tag is not None and tag not in tags.get(digest, ()):
-                continue
-            try:
-                entry = self._entry(digest, names, tags)
-            except StoreError as error:
-                if unreadable is None:
-                    raise
-                unreadable(digest, error)
-                continue
-            if entry is not None:  # else another process has removed it meanwhile
-                found.append(entry)
-        return tuple(sorted(found, key=lambda entry: (not entry.names, entry.names, entry.digest)))
+        digests = (digest for digest in self._digests() if tag is None or tag in tags.get(digest, ()))
+        return read_entries(digests, lambda digest: self._entry(digest, names, tags), unreadable)
 
-    def name_file(self, name: str) -> Path:
-        """The file of a valid name, whether it is there or not."""
-        return self._labels.file(name)
+    def has_name(self, name: str) -> bool:
+        """Whether an adapter has a name. A link in the place of a name's file leads anywhere, and is none."""
+        return self._labels.has_name(name) and not self._labels.file(name).is_symlink()
+
+    def described(self, digest: str, names: Iterable[str] = ()) -> StoreEntry:
+        """The adapter with a digest as its manifest describes it, without looking for its names and tags.
+
+        Raises:
+            FileNotFoundError: It isn't there.
+            StoreError: Its manifest can't be read, or isn't the one that was added.
+        """
+        path, manifest = self.directory(digest), self._manifest(digest)
+        nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return StoreEntry(digest, path, manifest, tuple(names), (), nbytes)
+
+    def stamp(self, digest: str) -> Hashable | None:
+        """Changes if an adapter's manifest does; None if it isn't there."""
+        return states_of(self.directory(digest), [MANIFEST_NAME])[0]
+
+    def files_state(self, digest: str) -> State:
+        """Changes if somebody writes into an adapter's files."""
+        return states_of(self.directory(digest), (CONFIG_NAME, TENSORS_NAME))
 
     def names(self) -> dict[str, str]:
         """All names, sorted, with the digests of the adapters that have them."""
-        return dict(
-            sorted((name, digest) for digest, names in self._labels.names().items() for name in names)
-        )
+        found = ((name, digest) for digest, names in self._labels.names().items() for name in names)
+        return dict(sorted(found))
+
+    def versions(self, name: str) -> list[NamedVersion]:
+        """The versions that have and had a name and are still here, the present one first; none if it isn't taken."""
+        return [one for one in self._labels.versions(name) if self.directory(one.digest).is_dir()]
+
+    def tags(self) -> Mapping[str, Collection[str]]:
+        """All tags by the digests of the adapters that have them."""
+        return self._labels.tags()
 
     def refresh(self) -> None:
-        """Take over changes of what the store follows. A store of its own follows nothing."""
+        """Take over changes of what the store follows. A store of its own follows nothing.
+
+        Raises:
+            UnreachableError: What it follows can't be reached; what was taken over before stays.
+            StoreError: It can't be read.
+        """
 
     # -- writing
 
@@ -208,29 +216,11 @@ class AdapterStore:
             check_name(name)
         for tag in tags:
             check_tag(tag)
-        self._create()
-        with self._staging.filling() as staged:
-            manifest = gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
-            flush_tree(staged)
-            seal(staged, manifest.files)
-            digest = digest_of(manifest)
-            with self._lock():
-                if name is not None and not move:
-                    self._labels.require_free(name, digest)
-                present = self._whole(digest)
-                if present is None:
-                    self._put_files(digest, staged)
-                else:
-                    self._put_again(digest, present, manifest, tried=base is not None)
-                if name is not None:
-                    self._labels.put_name(name, digest)
-                for tag in tags:
-                    self._labels.put_tag(tag, digest)
-        if present is not None:
-            return self.entry(digest)
-        # The same, without looking through all names and tags for those of an adapter that was just added.
-        names = {digest: [name]} if name is not None else {}
-        return self._entry(digest, names, {digest: sorted(set(tags))}) or self.entry(digest)
+
+        def fill(staged: Path) -> Manifest:
+            return gather(Path(source).expanduser(), staged, base, base_tokenizer=base_tokenizer)
+
+        return self._add(fill, name, tags, move=move, is_tried=base is not None)
 
     def alias(self, reference: str, name: str, *, move: bool = False) -> None:
         """Call an adapter by one more name.
@@ -287,9 +277,10 @@ class AdapterStore:
     def add_scores(self, reference: str, scores: Mapping[str, float]) -> None:
         """Add scores to those that an adapter has; a score of the same name is replaced."""
         with self._lock():
-            digest = self.resolve(reference)
-            file, manifest = self.directory(digest) / MANIFEST_NAME, self._manifest(digest)
-            self._put_manifest(file, manifest, scores={**manifest.scores, **scores})
+            self._put_manifest(
+                self.resolve(reference),
+                lambda kept: dataclasses.replace(kept, scores={**kept.scores, **scores}),
+            )
 
     def remove(self, reference: str) -> None:
         """Remove an adapter with all its names and tags. A process that has its files open keeps them.
@@ -301,15 +292,35 @@ class AdapterStore:
             removed = self._taken(self.resolve(reference))
         shutil.rmtree(removed, ignore_errors=True)
 
-    def remove_unnamed(self, digest: str) -> None:
-        """Remove an adapter unless another process has named or removed it meanwhile."""
-        with self._lock():
-            if digest in self._labels.names() or not self.directory(digest).is_dir():
-                return
-            removed = self._taken(digest)
-        shutil.rmtree(removed, ignore_errors=True)
-
     # -- parts
+
+    def _add(
+        self, fill: Filling, name: str | None, tags: Collection[str], *, move: bool, is_tried: bool
+    ) -> StoreEntry:
+        """Add what `fill` puts into an empty directory. What it is to be called is valid; see `Manifest.joined`."""
+        self._create()
+        with self._staging.filling() as staged:
+            manifest = fill(staged)
+            flush_tree(staged)
+            seal(staged, manifest.files)
+            digest = digest_of(manifest)
+            with self._lock():
+                if name is not None and not move:
+                    self._labels.require_free(name, digest)
+                is_new = not self._is_whole(digest)
+                if is_new:
+                    self._put_files(digest, staged)
+                else:
+                    self._put_manifest(digest, lambda kept: kept.joined(manifest, is_tried=is_tried))
+                if name is not None:
+                    self._labels.put_name(name, digest)
+                for tag in tags:
+                    self._labels.put_tag(tag, digest)
+        if not is_new:
+            return self.entry(digest)
+        # The same, without looking through all names and tags for those of an adapter that was just added.
+        names = {digest: [name]} if name is not None else {}
+        return self._entry(digest, names, {digest: sorted(set(tags))}) or self.entry(digest)
 
     def _create(self) -> None:
         with explained(self.root):
@@ -323,10 +334,7 @@ class AdapterStore:
                 make_directory(self.root / part)
 
     def _lock(self) -> AbstractContextManager[None]:
-        if not self.description.is_there:
-            raise StoreError(
-                f"{self.root}: there is no store of adapters here. The first adapter added makes one."
-            )
+        self.description.require()
         return self._staging.lock()
 
     def _digests(self) -> Iterator[str]:
@@ -338,15 +346,11 @@ class AdapterStore:
     def _entry(
         self, digest: str, names: Mapping[str, list[str]], tags: Mapping[str, list[str]]
     ) -> StoreEntry | None:
-        path = self.directory(digest)
         try:
-            manifest = self._manifest(digest)
-            nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found = self.described(digest, names.get(digest, ()))
         except FileNotFoundError:
             return None
-        return StoreEntry(
-            digest, path, manifest, tuple(names.get(digest, ())), tuple(tags.get(digest, ())), nbytes
-        )
+        return dataclasses.replace(found, tags=tuple(tags.get(digest, ())))
 
     def _manifest(self, digest: str) -> Manifest:
         """What an adapter says about itself, which must be what was added under its digest."""
@@ -359,13 +363,14 @@ class AdapterStore:
             )
         return manifest
 
-    def _whole(self, digest: str) -> Manifest | None:
-        """What an adapter says about itself; None if it isn't there, or isn't what was added."""
+    def _is_whole(self, digest: str) -> bool:
+        """Whether an adapter is there as it was added."""
         try:
             open_adapter(self.directory(digest))
-            return self._manifest(digest)
+            self._manifest(digest)
         except (ManytuneError, FileNotFoundError):
-            return None
+            return False
+        return True
 
     def _taken(self, digest: str) -> Path:
         """An adapter, without names and tags, where it is removed; with the lock in hand."""
@@ -382,19 +387,13 @@ class AdapterStore:
         staged.rename(target)
         flush_directory(target.parent)
 
-    def _put_again(self, digest: str, manifest: Manifest, again: Manifest, *, tried: bool) -> None:
-        """Keep the scores of both of an adapter that is there already, and the newer verdict on serving it."""
-        file = self.directory(digest) / MANIFEST_NAME
-        unservable = again.unservable if tried else manifest.unservable or again.unservable
-        self._put_manifest(file, manifest, scores={**manifest.scores, **again.scores}, unservable=unservable)
-
-    def _put_manifest(self, file: Path, manifest: Manifest, **changes: Any) -> None:
-        changed = dataclasses.replace(manifest, **changes)
-        if changed != manifest:
+    def _put_manifest(self, digest: str, change: Callable[[Manifest], Manifest]) -> None:
+        before = self._manifest(digest)
+        if (changed := change(before)) != before:
+            file = self.directory(digest) / MANIFEST_NAME
             self._staging.put(file, changed.to_json())
             put_scores_on_card(file.parent, changed)
 
     def _unknown(self, reference: str) -> UnknownAdapterError:
-        return UnknownAdapterError(
-            f"{self.root}: there is no adapter {reference!r}. {self._labels.suggestions(reference)}"
-        )
+        advice = f". {self._labels.suggestions(reference)}" if self.description.is_there else f"; {NO_STORE}"
+        return UnknownAdapterError(f"{self.root}: there is no adapter {reference!r}{advice}")

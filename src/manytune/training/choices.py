@@ -10,6 +10,9 @@ from manytune.data.section import kind_of
 from manytune.training.optimizers import OPTIMIZERS
 from manytune.training.schedules import SCHEDULES
 
+LAYOUTS = ("padded", "padding-free", "shared-prefix")
+"""The layouts of batches by the names that recipes use; `training.batches.BUILDERS` makes them."""
+
 
 def one_of(name: str, known: Collection[str]) -> str:
     """A name, if it is known.

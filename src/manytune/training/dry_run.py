@@ -164,6 +164,7 @@ def _estimate(model: nn.Module, rows: TrainingRows, settings: TrainingRecipe, mo
         f"of {len(counted):,} for memory"
         + (", all without training.compile" if settings.compile else "")
         + (", without the answers that training.validation scores" if settings.validation else "")
+        + (", with the whole base in one process" if settings.sharding != "none" else "")
         + (f", {settings.optimizer} counted as adamw" if settings.optimizer != "adamw" else ""),
     )
 

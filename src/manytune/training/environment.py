@@ -12,17 +12,19 @@ from typing import Any
 import torch
 
 from manytune import __version__
+from manytune.training.distributed.processes import ALONE, Processes
+from manytune.training.distributed.sharding import shards
 from manytune.training.recipe import TrainingRecipe
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
 
 
-def environment(settings: TrainingRecipe, *, processes: int = 1) -> dict[str, Any]:
+def environment(settings: TrainingRecipe, *, processes: Processes = ALONE) -> dict[str, Any]:
     """Describe this process and machine, ready for JSON.
 
     Args:
         settings: The recipe's training section.
-        processes: How many train together.
+        processes: Those that train together.
     """
     cuda = torch.cuda.is_available() and settings.device != "cpu"
     return {
@@ -32,7 +34,8 @@ def environment(settings: TrainingRecipe, *, processes: int = 1) -> dict[str, An
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "processes": processes,
+        "processes": processes.count,
+        "sharded": shards(settings, processes),
         "threads": torch.get_num_threads(),
         "dtype": settings.dtype,
         "activations": settings.activations,

@@ -13,7 +13,8 @@ import torch
 from manytune import __version__
 from manytune.data.dataset import tokens_digest
 from manytune.errors import RecipeError, RunError
-from manytune.training.distributed.processes import Processes
+from manytune.training.distributed.processes import ALONE, Processes
+from manytune.training.distributed.sharding import shards
 from manytune.training.inputs import RunInputs
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.resume import Checkpoint
@@ -24,23 +25,24 @@ _DECIDING = {
     "base": "base",
     "adapter": "adapter that it started from",
 }
-_NO_RESULT = ("output", "data.cache")  # keys that change no result
+_NO_RESULT = ("output", "data.cache", "training.sharding")  # keys that change no result
 _ROUNDING = ("threads", "torch", "transformers", "manytune")
 
 
-def run_identity(inputs: RunInputs, *, processes: int = 1) -> dict[str, object]:
+def run_identity(inputs: RunInputs, *, processes: Processes = ALONE) -> dict[str, object]:
     """What the remaining steps of an interrupted run depend on in addition to the recipe.
 
     Args:
         inputs: What the run starts from.
-        processes: How many train together.
+        processes: Those that train together.
     """
     return {
         "train": tokens_digest(inputs.data.train),
         "validation": tokens_digest(inputs.data.validation),
         "base": inputs.base.fingerprint.identity,
         "adapter": None if inputs.adapter is None else inputs.adapter.digest,
-        "processes": processes,
+        "processes": processes.count,
+        "sharded": shards(inputs.recipe.training, processes),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
@@ -67,6 +69,11 @@ def check_identity(
         notify(
             f"the run had {count} processes before the interruption and has {identity['processes']} now: the steps are "
             "the same, the sums are rounded otherwise, and dropout, where there is some, draws other masks"
+        )
+    if (was := before.get("sharded", False)) != identity.get("sharded", False):
+        notify(
+            f"the weights were{'' if was else ' not'} sharded over processes before the interruption and are"
+            f"{' not' if was else ''} now: the steps are the same, the sums are rounded otherwise"
         )
     for key in _ROUNDING:
         if before.get(key) != identity[key]:
@@ -114,7 +121,8 @@ def check_recipe(file: Path, recipe: Recipe) -> None:
 
     Args:
         file: The recipe that the run began with.
-        recipe: The one to continue with; only its `output` and `data.cache` may differ, and it needn't repeat the date.
+        recipe: The one to continue with; only its `output`, `data.cache` and `training.sharding` may differ, and it
+            needn't repeat the date.
 
     Raises:
         RunError: A key differs; names each.

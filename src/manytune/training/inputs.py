@@ -66,6 +66,7 @@ def read_inputs(
     base: Base | None = None,
     date: str | None = None,
     notify: Callable[[str], None] | None = None,
+    on_cpu: bool = False,
 ) -> RunInputs:
     """Read the rows, load the base, and encode the rows for it.
 
@@ -74,6 +75,7 @@ def read_inputs(
         base: Its base, if it is loaded already; None loads it.
         date: The date of the run or experiment that is continued, for a chat template that writes one; None for now.
         notify: Receives a line about each stage of loading.
+        on_cpu: Load the base into the CPU's memory, wherever it trains: its parts go to GPUs when it is sharded.
 
     Raises:
         DataError: A row or a file can't be used.
@@ -90,7 +92,7 @@ def read_inputs(
         base = load_base(
             recipe.base,
             dtype=recipe.training.dtype,
-            device=_device(recipe),
+            device="cpu" if on_cpu else _device(recipe),
             weights=recipe.weights,
             notify=say,
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 
-from manytune.methods.config import PeftConfig
-from manytune.methods.registry import methods, peft_config_from
+from manytune.methods.registry import check_options, method_options, methods, peft_config_from
 from manytune.training.other_names import called_here
+
+if TYPE_CHECKING:
+    from manytune.methods.config import PeftConfig
+
+NAMES_ALONE = "names alone"
+"""As the context of a validation: of the method only the names are checked, for which no torch has to be imported."""
 
 
 class MethodRecipe(BaseModel):
@@ -21,14 +25,14 @@ class MethodRecipe(BaseModel):
     """`lora`, `full`, or another method of manytune.methods."""
 
     @model_validator(mode="after")
-    def _options_exist(self) -> Self:
-        options = self.model_extra or {}
-        if self.name in methods():
-            known = {field.name for field in dataclasses.fields(methods()[self.name].config)}
-            for option in options:
-                if option not in known and (renamed := called_here(option)):
-                    raise ValueError(f"Method {self.name!r} has no option {option!r}; {renamed}.")
-        self.peft_config()
+    def _options_exist(self, info: ValidationInfo) -> Self:
+        options, known = self.model_extra or {}, method_options()
+        for option in options if self.name in known else ():
+            if option not in known[self.name] and (renamed := called_here(option)):
+                raise ValueError(f"Method {self.name!r} has no option {option!r}; {renamed}.")
+        check_options(self.name, options, known)
+        if info.context != NAMES_ALONE:
+            self.peft_config()
         return self
 
     def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:

@@ -37,6 +37,7 @@ _KEYS = {
     "training.best_metric": "metric_for_best_model",
     "training.early_stopping": "early_stopping_patience patience",
     "training.dtype": "bf16 fp16 bfloat16 precision mixed_precision torch_dtype",
+    "training.sharding": "fsdp fsdp_config fsdp_version fsdp_sharding_strategy sharding_strategy",
     "training.gradient_checkpointing": "use_gradient_checkpointing activation_checkpointing",
     "training.compile": "torch_compile",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -10,19 +12,46 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from manytune.store.run_log import Report, StepReport, ValidationReport
 
+QUIET = 30.0
+"""Seconds after which a command that isn't on a terminal says again how far it is."""
+
+
+class Every:
+    """Says when to print a line again, so that a log shows that something is being done, and is short.
+
+    Args:
+        seconds: The time between two lines.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, seconds: float = QUIET, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._last = clock()
+
+    def due(self) -> bool:
+        """Whether the time is up; if so, it begins again."""
+        now = self._clock()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
 
 class ProgressDisplay:
     """Shows a run's reports; call it with each of them, inside a `with` block.
 
-    On a terminal it is one line that is redrawn. Elsewhere it prints about twenty lines a run, and one for
-    each validation.
+    On a terminal it is one line that is redrawn. Elsewhere it prints the first step, the last one, one every 30
+    seconds, and each validation.
 
     Args:
         console: Where to show them.
+        every: When to print a step elsewhere.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, every: Every | None = None) -> None:
         self._console = console
+        self._every = every or Every()
+        self._begun = False
         self._validation: float | None = None
         self._bar = Progress(
             BarColumn(bar_width=None),
@@ -33,7 +62,6 @@ class ProgressDisplay:
         self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -53,12 +81,14 @@ class ProgressDisplay:
             return
         text = describe(report)
         if self._console.is_terminal:
+            self._bar.start()
             validation = "" if self._validation is None else f"  val {self._validation:.3f}"
             self._bar.update(
                 self._task, completed=report.step, total=report.total_steps, description=text + validation
             )
-        elif report.step in (1, report.total_steps) or report.step % max(1, report.total_steps // 20) == 0:
+        elif self._every.due() or not self._begun or report.step == report.total_steps:
             self._line(f"step {text}")
+        self._begun = True
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False)

@@ -28,9 +28,14 @@ from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError
 from manytune.store.quantization import Packing
-from manytune.training.batches import BUILDERS
-from manytune.training.choices import check_optimizer_options, check_schedule, epoch_or_steps, one_of
-from manytune.training.method_recipe import MethodRecipe
+from manytune.training.choices import (
+    LAYOUTS,
+    check_optimizer_options,
+    check_schedule,
+    epoch_or_steps,
+    one_of,
+)
+from manytune.training.method_recipe import NAMES_ALONE, MethodRecipe
 from manytune.training.optimizers import OPTIMIZERS
 from manytune.training.recipe_errors import explain, keys_of, list_mistakes
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
@@ -153,6 +158,9 @@ class TrainingRecipe(Section):
     """Let a GPU round the factors of float32 products to TF32, which has 10 bits: several times as fast, less exact."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is the GPU if there is one."""
+    sharding: Literal["none", "full"] = "none"
+    """On several processes: `full` lets each hold a part of every weight, gradient and optimizer state (FSDP2), for
+    bases that one GPU can't hold; `none` lets each hold the whole base (DDP). Both have the result of one process."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -185,7 +193,7 @@ class TrainingRecipe(Section):
     @field_validator("batching")
     @classmethod
     def _known_layout(cls, name: str) -> str:
-        return one_of(name, BUILDERS)
+        return one_of(name, LAYOUTS)
 
     @field_validator("optimizer")
     @classmethod
@@ -247,7 +255,7 @@ class Recipe(Section):
     numbers, or `token-classification` of words (`data.tokens`) with a tag each (`data.tags`)."""
     data: DataRecipe
     """Which rows, and how a row becomes a prompt and a completion."""
-    method: MethodRecipe = MethodRecipe()
+    method: MethodRecipe = MethodRecipe.model_construct()
     """What is trained."""
     adapter: str | None = None
     """Start from this adapter instead of new weights: a run's or an adapter's directory, or a name in the store
@@ -350,6 +358,9 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
     """Check a recipe that is already a mapping.
 
+    Its names are checked first, as `outline_from` does: importing the methods, which check their options' values, takes
+    seconds.
+
     Args:
         content: The recipe as YAML would give it.
         where: What messages call it.
@@ -357,7 +368,25 @@ def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: As for `load_recipe`.
     """
+    outline_from(content, where=where)
+    return _validated(content, where, None)
+
+
+def outline_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:
+    """Check a recipe but for the values of its method's options. No model library is imported for it.
+
+    Args:
+        content: The recipe as YAML would give it.
+        where: What messages call it.
+
+    Raises:
+        RecipeError: As for `load_recipe`.
+    """
+    return _validated(content, where, NAMES_ALONE)
+
+
+def _validated(content: dict[str, Any], where: str, context: str | None) -> Recipe:
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(content, context=context)
     except ValidationError as error:
         raise RecipeError(list_mistakes(where, error, partial(explain, Recipe))) from error

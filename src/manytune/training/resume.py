@@ -13,7 +13,7 @@ A checkpoint is a directory `step-00000120`, written whole or not at all:
 Nothing is put back from a checkpoint in which a bit differs from what was written: the one before it is used.
 There is no pickle in it. With the same data, recipe, releases and numbers of processes and threads, a run continued
 from a checkpoint ends with the same bits as one that was never interrupted. Nothing but the generators' states is of a
-process, so a run goes on with any number of them.
+process, so a run goes on with any number of them, whether or not their weights are sharded: tensors are whole.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from transformers import TrainerState
 
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.errors import DamagedError, RunError
+from manytune.sharded import fill, placed_like, reshard, whole_for_files
 from manytune.store.digests import sha256_file
 from manytune.training.distributed.generators import generator_states, restore_generators
 from manytune.training.distributed.processes import ALONE, Processes
@@ -118,10 +119,12 @@ def save_checkpoint(
     """
     target = directory / f"step-{position.step:08d}"
     generators = generator_states(processes)
+    reshard(model)
+    names = _parameter_names(model, optimizer)
+    weights = whole_for_files(_trainable(model), keep=processes.is_first)
+    moments, counts = _optimizer_state(optimizer, names, keep=processes.is_first)
     if not processes.is_first:
         return target
-    names = _parameter_names(model, optimizer)
-    moments, counts = _optimizer_state(optimizer, names)
     state = {
         "format": _FORMAT,
         "position": asdict(position),
@@ -132,7 +135,7 @@ def save_checkpoint(
         "best": None if best is None else best.state(),
     }
     with atomic_directory(target, existing="replace") as temporary:
-        save_file(_trainable(model), temporary / "weights.safetensors")
+        save_file(_in_cpu_memory(weights), temporary / "weights.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
         save_file(generators, temporary / "random.safetensors")
         if best is not None and best.weights:
@@ -162,6 +165,7 @@ class Checkpoint:
             RunError: The model's trainable parameters aren't those of the checkpoint.
         """
         saved = self._tensors("weights.safetensors")
+        reshard(model)
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if {n: p.shape for n, p in parameters.items()} != {n: t.shape for n, t in saved.items()}:
             odd = sorted(set(saved) ^ set(parameters)) or ["a shape"]
@@ -169,9 +173,8 @@ class Checkpoint:
                 f"{self.path}: the checkpoint has {len(saved)} trainable parameters and the model "
                 f"{len(parameters)}; they differ in {odd[0]}. Train again with --overwrite."
             )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved[name])
+        for name, parameter in parameters.items():
+            fill(parameter, saved[name])
 
     def restore_optimizer(
         self,
@@ -180,14 +183,18 @@ class Checkpoint:
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
         """Put the optimizer's moments and settings and the lr_scheduler's state back."""
+        reshard(model)
         recorded = self._state["optimizer"]
         if _parameter_names(model, optimizer) != recorded["names"]:
             raise RunError(f"{self.path}: the optimizer's parameters aren't those of the checkpoint.")
         moments: dict[int, dict[str, Any]] = {}
         index_of = {name: index for index, name in enumerate(recorded["names"])}
+        parameters = dict(model.named_parameters())
         for key, value in {**self._tensors("optimizer.safetensors"), **recorded["counts"]}.items():
             name, _, kind = key.rpartition(_SEPARATOR)
-            moments.setdefault(index_of[name], {})[kind] = value
+            is_tensor = isinstance(value, Tensor)
+            placed = placed_like(parameters[name], value) if is_tensor else value
+            moments.setdefault(index_of[name], {})[kind] = placed
         optimizer.load_state_dict({"state": moments, "param_groups": recorded["groups"]})
         lr_scheduler.load_state_dict(self._state["lr_scheduler"])
 
@@ -310,10 +317,12 @@ def _damaged(file: Path, why: str) -> DamagedError:
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
     return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad
     }
+
+
+def _in_cpu_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -323,11 +332,12 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 
 
 def _optimizer_state(
-    optimizer: torch.optim.Optimizer, names: list[str]
+    optimizer: torch.optim.Optimizer, names: list[str], *, keep: bool
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state as `<parameter>/<state>`: what is a tensor, and the rest, such as counts of steps.
 
-    It is read from the parameters, since bitsandbytes nests it in `state_dict`.
+    It is read from the parameters, since bitsandbytes nests it in `state_dict`. If not `keep`, this process only gives
+    its parts of sharded ones to others.
     """
     tensors: dict[str, Tensor] = {}
     others: dict[str, Any] = {}
@@ -335,11 +345,12 @@ def _optimizer_state(
     for name, parameter in zip(names, parameters, strict=True):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                # A copy of its own: 8-bit states of all parameters share one table of values.
-                tensors[f"{name}{_SEPARATOR}{key}"] = value.detach().cpu().contiguous().clone()
+                tensors[f"{name}{_SEPARATOR}{key}"] = value.detach()
             else:
                 others[f"{name}{_SEPARATOR}{key}"] = value
-    return tensors, others
+    gathered = whole_for_files(tensors, keep=keep)
+    # Copies of their own: 8-bit states of all parameters share one table of values.
+    return {name: value.clone() for name, value in _in_cpu_memory(gathered).items()}, others
 
 
 def _host_generators() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from manytune.data.records import Rejected
 from manytune.errors import RunError
 from manytune.free_memory import naming_short_memory
 from manytune.model.peft_model import PeftModel
+from manytune.sharded import has_shards
 from manytune.store.adapters import save_adapter
 from manytune.store.base import Base
 from manytune.store.locking import held
@@ -26,6 +27,12 @@ from manytune.store.servability import note_verdict
 from manytune.training.data_summary import describe_data
 from manytune.training.dates import now
 from manytune.training.distributed.processes import Processes, joined
+from manytune.training.distributed.sharding import (
+    check_base_to_shard,
+    check_recipe_to_shard,
+    sharding_here_alone,
+    shards,
+)
 from manytune.training.environment import environment
 from manytune.training.identity import check_agreement, check_identity, check_recipe, run_identity
 from manytune.training.inputs import RunInputs, attach_method, read_inputs
@@ -178,18 +185,25 @@ def run(
     recipe = with_its_method(recipe)
     directory = RunDirectory(Path(recipe.output))
     processes = joined(recipe.training.device) if processes is None else processes
+    if sharded := shards(recipe.training, processes):
+        check_recipe_to_shard(recipe, shares_base=base is not None)
     owns = processes.is_first
     say = (notify if owns else None) or (lambda _: None)
     if owns:
         _check_place(directory, resume=resume, overwrite=overwrite)
     short = naming_short_memory(f"{directory.path}: training", instead=_LESS_MEMORY)
-    with held(directory.path) if owns else contextlib.nullcontext(), short:
+    with held(directory.path) if owns else contextlib.nullcontext(), short, sharding_here_alone():
         date = now()
         if owns:
             known = settled(recipe, base=base.model if base else None)
             _enter(directory, known, resume=resume, overwrite=overwrite)
             date = (load_recipe(directory.recipe_file).data.date if resume else None) or date
-        inputs = read_inputs(recipe, base=base, date=processes.from_first(date), notify=say)
+        date = processes.from_first(date)
+        inputs = read_inputs(recipe, base=base, date=date, notify=say, on_cpu=sharded)
+        if sharded:
+            check_base_to_shard(inputs.base.model)
+        elif recipe.training.sharding != "none":
+            say("one process holds the whole base: training.sharding is for several (--processes)")
         describe_data(say, inputs.data, leaks=len(inputs.splits.leaks))
         checkpoints = _checkpoints(directory, inputs, say, resume=resume, processes=processes)
         if owns and not resume:
@@ -210,6 +224,8 @@ def run(
             )
             if owns:
                 _save(model, directory, inputs, training)
+            elif has_shards(model):
+                model.save_pretrained(directory.adapter, is_main_process=False)  # gives its parts
         finished = _finished(directory, inputs, checkpoints.resume_from, training)
         if owns:
             directory.write_scores(finished.scores)
@@ -221,7 +237,7 @@ def run(
 
 def _describe(directory: RunDirectory, inputs: RunInputs, processes: Processes) -> None:
     """Write what the run runs with, and its recipe, from which on it is one that can be resumed."""
-    facts = environment(inputs.recipe.training, processes=processes.count)
+    facts = environment(inputs.recipe.training, processes=processes)
     atomic_write(directory.environment_file, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     atomic_write(directory.recipe_file, inputs.recipe.to_yaml())
 
@@ -235,7 +251,7 @@ def _checkpoints(
     processes: Processes,
 ) -> Checkpoints:
     """Where states go, and the one that the run continues from, which the first process chooses."""
-    identity = run_identity(inputs, processes=processes.count)
+    identity = run_identity(inputs, processes=processes)
     check_agreement(identity, processes)
     found = latest_checkpoint(directory.checkpoints, say) if resume and processes.is_first else None
     if found is not None:

@@ -7,16 +7,16 @@ from tests.engine.adapters import END, VOCABULARY
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from manytune.methods.adalora.config import AdaLoraConfig
-from manytune.methods.bottleneck import BottleneckConfig
+from manytune.methods.bottleneck.model import BottleneckConfig
 from manytune.methods.combined import CombinedConfig
-from manytune.methods.ia3 import IA3Config
+from manytune.methods.ia3.model import IA3Config
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.p_tuning import PromptEncoderConfig
-from manytune.methods.prefix_tuning import PrefixTuningConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.p_tuning.model import PromptEncoderConfig
+from manytune.methods.prefix_tuning.model import PrefixTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 from manytune.methods.selective import SelectiveConfig
 from manytune.methods.trainable_tokens import TrainableTokensConfig
-from manytune.methods.vera import VeraConfig
+from manytune.methods.vera.model import VeraConfig
 
 TASK = "SEQ_2_SEQ_LM"
 

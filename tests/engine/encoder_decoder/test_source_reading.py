@@ -13,8 +13,8 @@ from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import ConfigError, ContextLengthError, RequestError
 from manytune.methods.lora.config import LoraConfig
-from manytune.methods.prefix_tuning import PrefixTuningConfig
-from manytune.methods.prompt_tuning import PromptTuningConfig
+from manytune.methods.prefix_tuning.model import PrefixTuningConfig
+from manytune.methods.prompt_tuning.model import PromptTuningConfig
 
 PROMPT, OTHER = (5, 6, 7, 8), (9, 10, 11)
 SHORT = SamplingParams(max_new_tokens=3, ignore_eos=True)

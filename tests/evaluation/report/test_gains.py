@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from tests.evaluation.report.whole import whole
 
@@ -16,6 +18,22 @@ def test_gains_are_shown_over_parameters_and_seconds(evaluation):
     assert lora.x < full.x  # fewer parameters
     assert all(dot.high < dot.y < dot.low < parameters.zero for dot in parameters.dots)  # places from the top
     assert [dot.name for dot in seconds.dots] == ["full", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [((125.0, 131.0), ["Gain and parameters"]), ((100.0, 125.0), ["Gain and parameters", "Gain and time"])],
+)
+def test_a_plot_over_the_cost_needs_costs_that_differ(evaluation, seconds, shown):
+    base, *trained = evaluation.results
+    results = [
+        dataclasses.replace(result, cost=dataclasses.replace(result.cost, seconds=one))
+        for result, one in zip(trained, seconds, strict=True)
+    ]
+    alike = dataclasses.replace(evaluation, results=(base, *results))
+    assert [chart.title for chart in gain_charts(alike)] == shown
+    one_dot = dataclasses.replace(evaluation, results=(base, results[0]))
+    assert gain_charts(one_dot) == []
 
 
 def test_the_plateau_begins_at_the_recommended_rank(evaluation):

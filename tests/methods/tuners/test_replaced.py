@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manytune import BottleneckConfig, IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from manytune.methods.config import PeftConfig
-from manytune.methods.full import FullConfig
+from manytune.methods.full.model import FullConfig
 from manytune.methods.registry import terms_of
 from manytune.methods.selective import SelectiveConfig
 from manytune.methods.tuners.base_layers import BaseLayers

@@ -3,8 +3,9 @@ from __future__ import annotations
 import time
 
 import pytest
+from torch.distributed import DistBackendError
 
-from manytune.errors import DataError
+from manytune.errors import DataError, RunError
 from manytune.training.distributed.failures import said_once
 from manytune.training.distributed.processes import ALONE, Processes
 
@@ -45,3 +46,15 @@ def test_an_interrupt_is_said_by_the_launcher_or_by_the_first() -> None:
         assert raised.value.code == 130
     with pytest.raises(KeyboardInterrupt), said_once(Processes(0, 2)):
         raise KeyboardInterrupt
+
+
+def test_a_process_that_has_lost_the_others_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(Processes, "fails_first", lambda _: True)
+    said = r"process 1 of 2 can't reach the others.*--resume continues"
+    lost = (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1"
+    )
+    for error in (RuntimeError(lost), DistBackendError("NCCL error")):
+        with pytest.raises(RunError, match=said), said_once(Processes(rank=1, count=2)):
+            raise error

@@ -12,6 +12,18 @@ TORCH = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",
 }
+#: What `accelerate launch` sets for fsdp_version 2 and its other defaults.
+FSDP = {
+    **TORCH,
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
 
 
 def test_a_process_without_a_launcher_is_alone() -> None:
@@ -32,6 +44,10 @@ def test_torchrun_says_which_process_it_is() -> None:
     }
     again = {"TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "manytune-1"}
     assert launched({**TORCH, **more, **again}) == Launched(1, 2, 1, restarts=2, by_manytune=True)
+
+
+def test_accelerates_fsdp2_is_that_of_recipes() -> None:
+    assert launched(FSDP) == Launched(rank=1, count=2, local_rank=1, shards=True)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +73,13 @@ def test_torchrun_says_which_process_it_is() -> None:
             r"asked for several processes and started one",
         ),
         ({**TORCH, "ACCELERATE_USE_DEEPSPEED": "true"}, r"DeepSpeed, which manytune doesn't train with"),
-        (
-            {**TORCH, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"},
-            r"FSDP, which recipes don't train with",
-        ),
+        (FSDP | {"FSDP_VERSION": "1"}, r"sets FSDP_VERSION to 1\. .* set fsdp_version to 2"),
+        ({**TORCH, "ACCELERATE_USE_FSDP": "true"}, r"FSDP_VERSION to 1"),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, r"set fsdp_offload_params to false"),
+        (FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}, r"set fsdp_reshard_after_forward to true"),
+        (FSDP | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, r"to TRANSFORMER_BASED_WRAP"),
+        (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, r"training\.gradient_checkpointing decides"),
+        (FSDP | {"FSDP_IGNORED_MODULES": "lm_head"}, r"leave fsdp_ignored_modules out"),
         ({**TORCH, "ACCELERATE_USE_MEGATRON_LM": "true"}, r"Megatron-LM"),
         (
             {**TORCH, "ACCELERATE_USE_PARALLELISM_CONFIG": "true"},

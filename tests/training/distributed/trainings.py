@@ -16,6 +16,7 @@ from torch import nn
 from manytune.data.encoded import Encoded
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
+from manytune.sharded import reshard, whole_for_files
 from manytune.store.run_log import Report, StepReport
 from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.loop.train import train_model
@@ -29,6 +30,25 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix": ("prefix-tuning", {"num_virtual_tokens": 3}),
     "bottleneck": ("bottleneck", {"bottleneck_size": 4}),
     "full": ("full", {}),
+}
+#: Others, for what differs in how a method holds its weights.
+OTHER_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "projected prefix": ("prefix-tuning", {"num_virtual_tokens": 3, "prefix_projection": True}),
+    "prompt": ("prompt-tuning", {"num_virtual_tokens": 3}),
+    "p-tuning": ("p-tuning", {"num_virtual_tokens": 3}),
+    "layer norms": ("selective", {"parameters": ["layernorm"]}),
+    "vera": ("vera", {"r": 4, "target_modules": ["q_proj"]}),
+    "trained head": ("lora", {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "adapted embeddings": ("lora", {"r": 2, "target_modules": ["q_proj", "embed_tokens"]}),
+    "tokens": ("trainable-tokens", {"token_indices": [4, 5, 6]}),
+    "combined": (
+        "combined",
+        {
+            "weights": {"name": "lora", "r": 2, "target_modules": ["q_proj"]},
+            "prompt": {"name": "prompt-tuning", "num_virtual_tokens": 2},
+        },
+    ),
+    "tokens next to lora": ("lora", {"r": 2, "trainable_token_indices": [4, 5]}),
 }
 
 
@@ -60,6 +80,7 @@ class Trained:
     validations: list[float]
     scores: list[dict[str, float]]
     rates: list[float]
+    norms: list[float]
     epochs: list[float]
     tokens: tuple[int, ...]
     weights: dict[str, np.ndarray]  # torch's tensors don't outlive the process that sends them
@@ -67,7 +88,7 @@ class Trained:
 
 def model_of(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
     """The tiny model with a method, the same weights every time."""
-    method, usual = METHODS[name]
+    method, usual = {**METHODS, **OTHER_METHODS}[name]
     model = tiny_model().to(dtype)
     torch.manual_seed(0)
     return get_peft_model(model, peft_config_from(method, task_type="CAUSAL_LM", **{**usual, **options}))
@@ -114,10 +135,17 @@ def trained(
         validations=[report.validation_loss for report in result.validation_reports],
         scores=[dict(report.scores) for report in result.validation_reports],
         rates=[report.learning_rate for report in result.step_reports],
+        norms=[report.grad_norm for report in result.step_reports],
         epochs=[report.epoch for report in result.step_reports],
         tokens=(counted.tokens.tokens_in, counted.tokens.targets, counted.logit_rows),
-        weights={n: p.detach().numpy().copy() for n, p in model.named_parameters() if p.requires_grad},
+        weights={name: tensor.numpy().copy() for name, tensor in whole_weights(model).items()},
     )
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What trains; where the weights are sharded, all processes must call it."""
+    reshard(model)
+    return whole_for_files({n: p.detach() for n, p in model.named_parameters() if p.requires_grad})
 
 
 def trained_alone(name: str = "lora", **changes: Any) -> Trained:

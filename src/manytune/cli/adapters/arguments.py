@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.errors import ManytuneError
+
 if TYPE_CHECKING:
     from manytune.store.store import AdapterStore
 
-DEFAULT_STORE = Path("adapters")
+DEFAULT_STORE = "adapters"
+
+
+def stored_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The names in the store that begin so, for a shell that completes a word; storage elsewhere isn't asked."""
+    store = str(context.params.get("store") or os.environ.get("MANYTUNE_STORE") or DEFAULT_STORE)
+    if "://" not in store:
+        with suppress(ManytuneError, OSError):
+            return [name for name in store_at(store).names() if name.startswith(incomplete)]
+    return []
+
+
 Store = Annotated[
-    Path,
-    typer.Option("--store", envvar="MANYTUNE_STORE", help="The store's directory; or set MANYTUNE_STORE."),
+    str,
+    typer.Option(
+        "--store",
+        envvar="MANYTUNE_STORE",
+        help="The store's directory, or a URL such as s3://bucket/prefix; or set MANYTUNE_STORE.",
+    ),
 ]
 Adapter = Annotated[
     str,
     typer.Argument(
         help="A name in the store, a digest or its first digits; or a run's or an adapter's directory.",
         show_default=False,
+        autocompletion=stored_names,
     ),
 ]
 Adapters = Annotated[
@@ -27,21 +47,35 @@ Adapters = Annotated[
     typer.Argument(
         help="Names in the store, digests or their first digits; or runs' or adapters' directories.",
         show_default=False,
+        autocompletion=stored_names,
     ),
 ]
 Kept = Annotated[
-    str, typer.Argument(help="A name in the store, a digest or its first digits.", show_default=False)
+    str,
+    typer.Argument(
+        help="A name in the store, a digest or its first digits.",
+        show_default=False,
+        autocompletion=stored_names,
+    ),
+]
+ManyKept = Annotated[
+    list[str],
+    typer.Argument(
+        help="Names in the store, digests or their first digits.",
+        show_default=False,
+        autocompletion=stored_names,
+    ),
 ]
 
 
-def store_at(directory: Path) -> AdapterStore:
-    """The store of a directory."""
-    from manytune.store.store import AdapterStore
+def store_at(location: str) -> AdapterStore:
+    """The store of a directory or a URL."""
+    from manytune.store.opening import open_store
 
-    return AdapterStore(directory)
+    return open_store(location)
 
 
-def directory_of(adapter: str, store: Path) -> Path:
+def directory_of(adapter: str, store: str) -> Path:
     """The directory that an argument means: a run's or an adapter's own, or one in the store.
 
     Raises:

@@ -132,7 +132,7 @@ def _merge(stored: list[StoredAdapter], output: Path, base: str | None) -> None:
     merge_adapters([one.path for one in stored], output, _loaded_base(stored, base))
 
 
-def _opened(adapters: list[str], store: Path) -> list[StoredAdapter]:
+def _opened(adapters: list[str], store: str) -> list[StoredAdapter]:
     from manytune.store.adapters import open_adapter
 
     return [open_adapter(directory_of(adapter, store)) for adapter in adapters]

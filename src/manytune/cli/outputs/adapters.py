@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from manytune.cli.outputs.lines import print_line
 from manytune.methods.config import CONFIG_NAME
 from manytune.terminal import visible
 
 if TYPE_CHECKING:
     from manytune.store.adapters import StoredAdapter
     from manytune.store.contents import Contents
+    from manytune.store.entry import StoreEntry
     from manytune.store.manifest import Manifest
-    from manytune.store.store import StoreEntry
     from manytune.store.verification import Verification
 
-_DIGITS = 12  # of a digest
+DIGITS = 12
+"""What is shown of a digest."""
 _LISTED = 8  # files in a message
 
 
@@ -38,15 +38,15 @@ def summary(entry: StoreEntry) -> dict[str, Any]:
         "scores": dict(entry.manifest.scores),
         "created": entry.manifest.created,
         "unservable": entry.manifest.unservable,
-        "path": str(entry.path),
+        "path": str(entry.path) if entry.is_here else None,
     }
 
 
 def print_added(name: str, entry: StoreEntry) -> None:
     """Print what an adapter is called now, and why a server can't run it if it can't."""
-    typer.echo(f"{name}  {entry.digest[:_DIGITS]}  {_megabytes(entry.nbytes)}")
+    typer.echo(f"{name}  {entry.digest[:DIGITS]}  {megabytes(entry.nbytes)}")
     if entry.manifest.unservable is not None:
-        typer.echo(visible(f"  can't be served: {entry.manifest.unservable}"))
+        print_line(f"  can't be served: {entry.manifest.unservable}")
 
 
 def left_out_line(contents: Contents, *, compared: bool, own_template: bool = False) -> str:
@@ -70,41 +70,24 @@ def left_out_line(contents: Contents, *, compared: bool, own_template: bool = Fa
     return visible(f"  left out: {'; '.join(parts)}")
 
 
-def print_entries(entries: Sequence[StoreEntry]) -> None:
-    """Print a table of adapters."""
-    table = Table(box=box.SIMPLE)
-    for column in ("name", "digest", "method", "size", "scores", "tags", "base"):
-        table.add_column(column, overflow="fold")
-    for entry in entries:
-        scores = ", ".join(f"{name} {score:.4g}" for name, score in entry.manifest.scores.items())
-        table.add_row(
-            visible(", ".join(entry.names)),
-            entry.digest[:_DIGITS],
-            visible(entry.manifest.method),
-            _megabytes(entry.nbytes),
-            visible(scores),
-            visible(", ".join(entry.tags)),
-            visible(entry.manifest.base),
-        )
-    Console(highlight=False, markup=False).print(table)
-    for entry in entries:
-        if entry.manifest.unservable is not None:
-            typer.echo(visible(f"{entry} can't be served: {entry.manifest.unservable}"))
-
-
-def description(stored: StoredAdapter) -> dict[str, Any]:
-    """All that an adapter says about itself."""
+def description(stored: StoredAdapter, entry: StoreEntry | None) -> dict[str, Any]:
+    """All that an adapter says about itself, and what a store says of it."""
     if stored.manifest is not None:
         content: dict[str, Any] = json.loads(stored.manifest.to_json())
     else:
         content = {"peft": _peft_config(stored)}
-    return {"path": str(stored.path), "bytes": _size(stored), "note": stored.note, **content}
+    own = {} if entry is None else {"digest": entry.digest, "names": entry.names, "tags": entry.tags}
+    return {"path": str(stored.path), "bytes": _size(stored), "note": stored.note, **own, **content}
 
 
-def print_description(stored: StoredAdapter) -> None:
+def print_description(stored: StoredAdapter, entry: StoreEntry | None) -> None:
     """Print the same as a table."""
     table = Table.grid(padding=(0, 2))
-    rows = [("adapter", stored.path), ("size", _megabytes(_size(stored)))]
+    rows: list[tuple[str, Any]] = []
+    if entry is not None:
+        rows += [("name", ", ".join(entry.names) or "none"), ("digest", entry.digest[:DIGITS])]
+        rows += [("tags", ", ".join(entry.tags))] if entry.tags else []
+    rows.append(("size", megabytes(_size(stored))))
     if stored.manifest is not None:
         rows += _manifest_rows(stored.manifest)
     else:
@@ -117,6 +100,8 @@ def print_description(stored: StoredAdapter) -> None:
     for name, value in rows:
         table.add_row(Text(visible(str(name))), Text(visible(str(value)), overflow="fold"))
     Console(highlight=False).print(table)
+    # Outside the table, which would break a path that is to be copied.
+    typer.echo(visible(f"directory: {stored.path}"))
 
 
 def verification(found: Verification) -> dict[str, Any]:
@@ -132,15 +117,19 @@ def verification(found: Verification) -> dict[str, Any]:
     }
 
 
-def verification_line(found: Verification) -> str:
-    """The same in a line."""
+def print_verification(name: str, found: Verification) -> None:
+    """Print the same as a sentence."""
+    print_line(f"{name}: {_verified(found)}")
+
+
+def _verified(found: Verification) -> str:
     tensors = f"{found.tensors} tensors are finite"
     files = f"{found.files} files are intact, {tensors}" if found.note is None else f"{tensors}; {found.note}"
     served = "" if found.unservable is None else f"; it can't be served: {found.unservable}"
     if found.effect is None:
-        return visible(f"{found.path}: {files}{served}")
+        return f"{files}{served}"
     fits = "the base fits" if found.base_checked else "the tensors fit the base"
-    return visible(f"{found.path}: {files}, and {fits}; logits change by up to {found.effect:.3g}{served}")
+    return f"{files}, and {fits}; logits change by up to {found.effect:.3g}{served}"
 
 
 def _manifest_rows(manifest: Manifest) -> list[tuple[str, Any]]:
@@ -178,5 +167,6 @@ def _size(stored: StoredAdapter) -> int:
     return sum((stored.path / name).stat().st_size for name in contents_of(stored.path).files)
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """A size in MB."""
     return f"{size / 1e6:,.2f} MB"

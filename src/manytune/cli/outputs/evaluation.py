@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +88,7 @@ def print_evaluation(evaluation: Evaluation, written: Sequence[Path]) -> None:
         console.print()
         console.print("Written:")
     for path in written:
-        console.print(Padding(Text(str(path), overflow="fold"), (0, 0, 0, 2)))
+        console.print(Text(f"  {path}"), soft_wrap=True)  # whole, since it is to be copied
 
 
 def _notes(evaluation: Evaluation) -> list[str]:

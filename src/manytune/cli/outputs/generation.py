@@ -62,7 +62,8 @@ def print_answers(asked: Sequence[Asked], answers: Mapping[str, Sequence[Answere
             answer = given[place]
             heading = Text(visible(name), "bold")
             if answer.finished == "length":
-                heading.append(" (cut at the limit)", "not bold dim")
+                heading.append(" (cut off at the length limit)", "not bold dim")
             console.print(heading)
-            console.print(Text(visible(answer.text.strip())))
+            text = visible(answer.text.strip())
+            console.print(Text(text) if text else Text("(empty)", "dim"))
             console.print()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -59,8 +60,9 @@ def print_hardware(devices: Mapping[str, Hardware]) -> None:
     for name, device in devices.items():
         speeds = ", ".join(f"{_digits(value)} TFLOP/s {dtype}" for dtype, value in device.tflops.items())
         console.print(Text(name, "bold"))
-        console.print(f"  {device.memory_gib:g} GiB, {device.bandwidth_gb_s:,.0f} GB/s, {speeds}")
-        console.print(Text(f"  {device.source}", "dim"))
+        facts = Text(f"{device.memory_gib:g} GiB, {device.bandwidth_gb_s:,.0f} GB/s, {speeds}")
+        for line in (facts, Text(device.source, "dim")):
+            console.print(Padding(line, (0, 0, 0, 2)))
 
 
 def _print_training(plan: Plan, found: TrainingEstimate, console: Console) -> None:
@@ -68,12 +70,12 @@ def _print_training(plan: Plan, found: TrainingEstimate, console: Console) -> No
     assert section is not None
     console.print()
     each = " on each device" if section.devices > 1 else ""
-    console.print(Text(f"Training: peak of the memory{each}", "bold"))
+    console.print(Text(f"Training: peak memory{each}", "bold"))
     table = _amounts()
     for part in found.parts:
         table.add_row(part.name, *_cells(part.bytes, _size))
     table.add_section()
-    table.add_row("in all", *_cells(found.memory, _size), style="bold")
+    table.add_row("total", *_cells(found.memory, _size), style="bold")
     console.print(table)
     console.print(_verdict(found, section.batch_size, plan))
     console.print()
@@ -82,11 +84,11 @@ def _print_training(plan: Plan, found: TrainingEstimate, console: Console) -> No
     flops = f"{found.required_flops:.3g} FLOPs required"
     if found.computed_flops > found.required_flops:
         flops += f", {found.computed_flops:.3g} with recomputation"
-    table.add_row("a step", flops)
+    table.add_row("one step", flops)
     table.add_row("", _range(found.step_seconds, milliseconds))
-    table.add_row("tokens a second", _range(found.tokens_per_second, _digits))
+    table.add_row("tokens/s", _range(found.tokens_per_second, _digits))
     table.add_row("steps", f"{found.steps:,}")
-    table.add_row("in all", _range(found.seconds, seconds))
+    table.add_row("total", _range(found.seconds, seconds))
     if found.cost is not None:
         table.add_row(
             "cost", f"{_range(found.cost, _money)} for {_range(found.device_hours, _hours)} of a device"
@@ -123,26 +125,24 @@ def _print_serving(plan: Plan, found: ServingEstimate, console: Console) -> None
     table.add_row("base", f"{_size(found.weight_bytes)}, {section.weights}")
     table.add_row("keys and values", f"{_size(found.kv_bytes)} a token")
     table.add_row("requests at once", _range(found.batch, _digits))
-    table.add_row("memory in all", _range(found.memory, _size))
+    table.add_row("memory, total", _range(found.memory, _size))
     if section.adapters:
-        table.add_row(
-            "adapters in use",
-            f"{found.slots:,} slots of {_size(found.slot_bytes)}; {found.slot_hit_rate:.0%} of requests find "
-            f"theirs there, the others' take {_size(found.loaded_bytes)} a second from RAM",
-        )
+        slots = f"{found.slots:,} {'slot' if found.slots == 1 else 'slots'} of {_size(found.slot_bytes)}"
+        loaded = f"the others load theirs from RAM, {_size(found.loaded_bytes)}/s"
+        table.add_row("adapters in use", f"{slots}; {_found_there(found.slot_hit_rate, loaded)}")
         held = f"all {section.adapters:,}" if found.in_memory == section.adapters else f"{found.in_memory:,}"
         table.add_row(
             "adapters in RAM",
             f"{held} of {_size(found.adapter_bytes)}: {_size(found.in_memory * found.adapter_bytes)}; "
-            f"{found.memory_hit_rate:.0%} of requests find theirs there",
+            + _found_there(found.memory_hit_rate, "the others read the disk"),
         )
-    table.add_row("tokens a second", _range(found.tokens_per_second, _digits))
-    table.add_row("of one answer", _range(found.stream_tokens_per_second, _digits))
-    table.add_row("first token after", f"{_range(found.first_token_seconds, milliseconds)}, if nothing waits")
-    table.add_row("requests a second", _range(found.requests_per_second, _digits))
+    table.add_row("tokens/s", _range(found.tokens_per_second, _digits))
+    table.add_row("… of one answer", _range(found.stream_tokens_per_second, _digits))
+    table.add_row("time to first token", f"{_range(found.first_token_seconds, milliseconds)} without a queue")
+    table.add_row("requests/s", _range(found.requests_per_second, _digits))
     console.print(table)
     console.print()
-    traffic = f"{section.requests_per_second:g} requests a second, at {section.load:.0%} of that"
+    traffic = f"{section.requests_per_second:g} requests/s, at {section.load:.0%} of that"
     console.print(Text(f"Serving: {traffic}", "bold"))
     table = _grid()
     table.add_row("replicas", _range(found.replicas, _digits))
@@ -151,6 +151,15 @@ def _print_serving(plan: Plan, found: ServingEstimate, console: Console) -> None
         table.add_row("cost", f"{_range(found.cost_per_hour, _money)} an hour")
         table.add_row("", f"{_range(found.cost_per_million, _money)} for a million answer tokens")
     console.print(table)
+
+
+def _found_there(share: float, otherwise: str) -> str:
+    """For which share of the requests an adapter is where it is wanted, and what the others do."""
+    return (
+        "every request finds its adapter"
+        if share == 1
+        else f"{share:.0%} of requests find theirs, {otherwise}"
+    )
 
 
 def _grid() -> Table:

@@ -1,15 +1,39 @@
-"""How commands that train and ask show what they are doing: bars on a terminal, few lines elsewhere."""
+"""How commands that train and ask show what they are doing: bars on a terminal, a line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from manytune.cli.outputs.lines import print_line
 from manytune.store.run_log import Report, ValidationReport
-from manytune.training.progress import ProgressDisplay
+from manytune.training.progress import QUIET, Every, ProgressDisplay, describe, duration
+
+T = TypeVar("T")
+
+
+def wait_for(work: Future[T], what: str, *, seconds: float = QUIET) -> T:
+    """The result of work that another thread does.
+
+    Args:
+        work: The work.
+        what: What it is, for the lines on stderr.
+        seconds: How often to say that it is still being done.
+    """
+    print_line(f"{what} ...", stderr=True)
+    begun = time.monotonic()
+    while True:
+        try:
+            return work.result(timeout=seconds)
+        except TimeoutError:
+            if work.done():
+                raise
+        print_line(f"{what}: {duration(time.monotonic() - begun)} so far", stderr=True)
 
 
 class CommandProgress:
@@ -17,10 +41,12 @@ class CommandProgress:
 
     Args:
         console: Where to show it.
+        every: When to print how far something is, where there is no terminal.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, every: Every | None = None) -> None:
         self._console = console
+        self._every = every or Every()
         self._training: ProgressDisplay | None = None
         self._answering: Progress | None = None
         self._task: tuple[str, TaskID] | None = None
@@ -46,6 +72,8 @@ class CommandProgress:
                     f"  step {report.step}/{report.total_steps}, validation loss {report.validation_loss:.3f}",
                     highlight=False,
                 )
+            elif not isinstance(report, ValidationReport) and self._every.due():
+                self._console.print(f"  step {describe(report)}", highlight=False)
             return
         if self._training is None:
             self._close()
@@ -56,6 +84,8 @@ class CommandProgress:
     def answering(self, what: str, done: int, total: int) -> None:
         """Show how many answers are done."""
         if not self._console.is_terminal:
+            if self._every.due():
+                self._console.print(f"  {what}: {done:,} of {total:,}", markup=False, highlight=False)
             return
         if self._answering is None:
             self._close()

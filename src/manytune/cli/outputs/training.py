@@ -41,7 +41,7 @@ def print_run(finished: TrainedRun) -> None:
     if training.cache is not None:
         share = training.counters.skipped_tokens / max(1, counts.tokens_computed - counts.pad_tokens)
         layers = f"{training.cache.layers} of {training.cache.all_layers} layers"
-        table.add_row("kept", f"{share:.0%} of the computed tokens skipped {layers}")
+        table.add_row("frozen layers", f"{share:.0%} of the computed tokens skipped {layers}")
     table.add_row("throughput", f"{training.tokens_per_second:,.0f} tokens/s")
     if training.mfu is not None and training.matmul_flops_per_second is not None:
         speed = f"{training.matmul_flops_per_second / 1e9:,.0f} GFLOP/s"
@@ -59,18 +59,20 @@ def print_estimate(estimated: Estimate) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_row("trained", _parameters(estimated.trainable_parameters, estimated.all_parameters))
     _add_experts(table, estimated.experts)
-    table.add_row("in all", f"{estimated.all_parameters:,} parameters")
+    table.add_row("model", f"{estimated.all_parameters:,} parameters")
     table.add_row("rows", f"{estimated.train_rows:,}, {estimated.rows_per_epoch:,} in an epoch")
     counts = estimated.epoch
     table.add_row("an epoch", f"{counts.tokens_in:,} tokens, {counts.tokens_computed:,} computed")
     table.add_row("dtype", estimated.dtype)
     table.add_row("batches", estimated.layout.note or estimated.layout.used)
-    table.add_row("padding", f"{estimated.padding_share:.0%} of a padded epoch")
-    table.add_row("shared", f"{counts.saved_by_sharing:.0%} of the tokens left")
+    table.add_row("padding", f"{estimated.padding_share:.0%} of the tokens, if batches were padded")
+    table.add_row(
+        "shared", f"{counts.saved_by_sharing:.0%} of the others, in prefixes that are computed once"
+    )
     if estimated.cache is not None:
-        table.add_row("kept", estimated.cache.note)
+        table.add_row("frozen layers", estimated.cache.note)
     table.add_row("steps", f"{estimated.steps:,}")
-    table.add_row("time", f"about {duration(estimated.seconds)}, and loading")
+    table.add_row("time", f"about {duration(estimated.seconds)}, plus loading")
     table.add_row("peak memory", f"about {estimated.peak_memory / 2**30:.2f} GiB")
     console = Console(highlight=False)
     console.print(table)
@@ -90,4 +92,5 @@ def _parameters(trained: int, all_of_them: int) -> str:
 
 
 def _saved(counts: TokenCounts) -> str:
-    return f"{counts.saved_by_padding:.0%} by padding, {counts.saved_by_sharing:.0%} of the rest by sharing"
+    padding, sharing = f"{counts.saved_by_padding:.0%}", f"{counts.saved_by_sharing:.0%}"
+    return f"{padding} by leaving out padding, {sharing} of the rest by sharing prefixes"

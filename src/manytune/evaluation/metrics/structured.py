@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from manytune.errors import DataError
+from manytune.errors import DataError, reason_of
 from manytune.evaluation.metrics.base import Described, Floats, MeanOfItems, Metric, number_of_references
 from manytune.evaluation.metrics.json_values import NotJsonError, fields_of, read_json
 from manytune.evaluation.results import Answer
@@ -111,7 +111,7 @@ def schema_metric(file: Path) -> SchemaValid:
     try:
         schema = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"the schema can't be read: {error}", where=str(file)) from error
+        raise DataError(f"the schema can't be read: {reason_of(error)}", where=str(file)) from error
     if not isinstance(schema, dict):
         raise DataError(f"a JSON schema is an object, not {type(schema).__name__}", where=str(file))
     try:

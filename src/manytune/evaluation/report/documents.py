@@ -16,6 +16,9 @@ from manytune.evaluation.wording import score, signed
 DOCUMENTS = 24
 """How many documents the page shows."""
 
+EXAMPLES = 6
+"""How many of them it shows at first; the others are folded away."""
+
 _SPANS = re.compile(r"\w+|\W+")
 
 
@@ -82,7 +85,8 @@ def featured(evaluation: Evaluation) -> int:
 def documents(evaluation: Evaluation) -> list[Document]:
     """Documents from the largest gain to the largest loss of the featured system, evenly spaced in that ranking.
 
-    Selected by rule and not by taste: the page shows where the system failed as well as where it succeeded.
+    The first six are such a selection by themselves, and the others follow in the same order. Selected by rule and not
+    by taste: the page shows where the system failed as well as where it succeeded.
     """
     metric = METRICS[evaluation.primary]
     references = [item.references for item in evaluation.items]
@@ -113,7 +117,14 @@ def documents(evaluation: Evaluation) -> list[Document]:
                 direction="gain" if change[place] > 0 else "loss" if change[place] < 0 else "same",
             )
         )
-    return found
+    return _examples_first(found)
+
+
+def _examples_first(ranking: list[Document]) -> list[Document]:
+    first = set(np.linspace(0, len(ranking) - 1, min(EXAMPLES, len(ranking))).round().astype(int).tolist())
+    return [ranking[place] for place in sorted(first)] + [
+        document for place, document in enumerate(ranking) if place not in first
+    ]
 
 
 def marked(text: str, references: Sequence[str]) -> tuple[Span, ...]:

@@ -3,6 +3,7 @@
 (() => {
   const form = document.querySelector(".filters");
   const articles = [...document.querySelectorAll("article")];
+  const rest = document.querySelector("details.rest");
   const value = (id) => document.getElementById(id)?.value ?? "";
   const apply = () => {
     const task = value("filter-task");
@@ -23,7 +24,8 @@
         answer.hidden = !box.checked;
       }
     }
-    document.getElementById("filter-count").textContent = `${shown} of ${articles.length} shown`;
+    if (rest && shown < articles.length) rest.open = true;
+    document.getElementById("filter-count").textContent = `${shown} of ${articles.length} documents`;
   };
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());

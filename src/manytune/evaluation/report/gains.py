@@ -14,6 +14,9 @@ from manytune.evaluation.report.axes import Axis, Tick, linear, logarithmic, sho
 from manytune.evaluation.results import Comparison, Evaluation
 from manytune.evaluation.wording import asked_sentence, difference_interval, score, signed
 
+#: What the most expensive system has to cost compared with the cheapest, for a plot over the cost to show anything.
+_LEAST_RATIO = 1.25
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dot:
@@ -97,7 +100,7 @@ class ChangeChart:
 
 
 def gain_charts(evaluation: Evaluation) -> list[Scatter]:
-    """Gain over the baseline by trained parameters and by seconds, where these are known."""
+    """Gain over the baseline by trained parameters and by seconds, where these are known and differ between systems."""
     costs = [result.cost for result in evaluation.results]
     parameters = {n: float(cost.trainable_params) for n, cost in enumerate(costs) if cost.trainable_params}
     times = {n: cost.seconds for n, cost in enumerate(costs) if cost.seconds}
@@ -107,7 +110,7 @@ def gain_charts(evaluation: Evaluation) -> list[Scatter]:
         ("Gain and time", "seconds of training", times),
     ):
         places.pop(0, None)  # the baseline isn't trained
-        if places:
+        if places and max(places.values()) >= _LEAST_RATIO * min(places.values()):
             charts.append(_gain_chart(evaluation, title, label, places))
     return charts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -12,8 +13,10 @@ from manytune.evaluation.learning_curve import curve_sentence
 from manytune.evaluation.metrics import METRICS, NUMBER_METRICS
 from manytune.evaluation.report import class_tables, tables
 from manytune.evaluation.report.charts import loss_chart, score_charts, whisker_chart
-from manytune.evaluation.report.documents import documents, featured
+from manytune.evaluation.report.contents import contents
+from manytune.evaluation.report.documents import EXAMPLES, documents, featured
 from manytune.evaluation.report.gains import change_charts, gain_charts, rank_chart
+from manytune.evaluation.report.setup import setup
 from manytune.evaluation.results import Evaluation
 from manytune.evaluation.wording import (
     MARKS,
@@ -46,7 +49,22 @@ def write_report(evaluation: Evaluation, path: Path, *, title: str) -> None:
 def render_report(evaluation: Evaluation, *, title: str) -> str:
     """The page as text. Everything that users or models wrote is escaped."""
     shown = featured(evaluation)
+    parts: dict[str, Any] = {
+        "setup": setup(evaluation),
+        "losses": loss_chart(evaluation),
+        "courses": score_charts(evaluation),
+        "gains": gain_charts(evaluation),
+        "ranks": rank_chart(evaluation),
+        "changes": change_charts(evaluation),
+        "share_table": tables.share_table(evaluation),
+        "cost_table": tables.cost_table(evaluation),
+        "mcnemar": class_tables.mcnemar_table(evaluation),
+        "confusions": class_tables.confusion_tables(evaluation),
+    }
     return _template().render(
+        **parts,
+        contents=contents(parts),
+        examples=EXAMPLES,
         title=title,
         evaluation=evaluation,
         primary=METRICS[evaluation.primary],
@@ -54,19 +72,10 @@ def render_report(evaluation: Evaluation, *, title: str) -> str:
         basis=basis_sentence(evaluation),
         cut=cut_sentence(evaluation),
         whiskers=whisker_chart(evaluation),
-        losses=loss_chart(evaluation),
-        courses=score_charts(evaluation),
-        gains=gain_charts(evaluation),
-        ranks=rank_chart(evaluation),
-        changes=change_charts(evaluation),
         rank_table=tables.rank_table(evaluation),
         score_table=tables.score_table(evaluation),
         difference_table=tables.difference_table(evaluation),
-        share_table=tables.share_table(evaluation),
         task_table=tables.task_table(evaluation),
-        cost_table=tables.cost_table(evaluation),
-        mcnemar=class_tables.mcnemar_table(evaluation),
-        confusions=class_tables.confusion_tables(evaluation),
         mixed=mixed_sentence(evaluation),
         curves=[curve_sentence(curve) for curve in evaluation.sweep.curves] if evaluation.sweep else [],
         leads=main_sentences(evaluation),

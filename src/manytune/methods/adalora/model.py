@@ -14,27 +14,15 @@ from manytune.errors import AdapterError, ConfigError
 from manytune.methods.adalora.allocator import RankAllocator, Triplets, budget_at
 from manytune.methods.adalora.config import AdaLoraConfig
 from manytune.methods.adalora.layer import SVDConv2d, SVDLinear, cut
+from manytune.methods.adalora.sizes import TARGETS
 from manytune.methods.config import PeftConfig, PeftType
 from manytune.methods.lora.model import LoraModel
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import Tuner
-from manytune.methods.tuners.targets import ATTENTION_PROJECTIONS
 from manytune.methods.tuners.training_hooks import TrainingHooks
 from manytune.methods.tuners.unmatched import report
 from manytune.sharded import refuse_sharded
-
-_ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-
-#: What HF PEFT adapts by default, where it isn't LoRA's choice: the ranks are shared out, so it begins with more.
-TARGETS: dict[str, tuple[str, ...]] = {
-    **ATTENTION_PROJECTIONS,
-    **dict.fromkeys(("bart", "opt"), _ATTENTION_AND_MLP),
-    "t5": ("q", "k", "v", "o", "wi", "wo"),
-    "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
-    "roberta": ("query", "key", "value", "dense"),
-    "deberta-v2": ("query_proj", "key_proj", "value_proj", "dense"),
-}
 
 #: What an optimizer's state calls a parameter's averages, and whether a triplet is kept.
 _AVERAGES = ("sensitivity", "deviation")
@@ -303,4 +291,4 @@ class _Allocation:
         self._tuner.load_allocation_state(state)
 
 
-register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel, in_peft=True))
+register(Method("adalora", PeftType.ADALORA, AdaLoraConfig, AdaLoraModel, in_peft=True, on_shards=False))

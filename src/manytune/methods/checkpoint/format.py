@@ -28,7 +28,7 @@ from manytune.methods.checkpoint.renaming import present_names
 from manytune.methods.config import PeftConfig
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.embeddings import load_tables
-from manytune.sharded import whole
+from manytune.sharded import whole_for_files
 
 _CONVERSION = (
     "pickle files can run code when they are read. Convert it once, where you trust the file: "
@@ -52,10 +52,12 @@ class LoadResult:
 def get_state(tuner: Tuner, adapter_name: str, *, prefix: str | None = None) -> dict[str, Tensor]:
     """An adapter's tensors, named as in a checkpoint, or after another prefix. They share the model's memory.
 
-    Those that FSDP2 shards are gathered; all processes must take part.
+    Those that FSDP2 shards are gathered into the CPU's memory; all processes must take part.
     """
     prefix = tuner.file_prefix if prefix is None else prefix
-    return whole({f"{prefix}{key}": tensor.detach() for key, tensor in tuner.state(adapter_name).items()})
+    return whole_for_files(
+        {f"{prefix}{key}": tensor.detach() for key, tensor in tuner.state(adapter_name).items()}
+    )
 
 
 def set_state(

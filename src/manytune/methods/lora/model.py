@@ -47,7 +47,6 @@ from manytune.methods.tuners.replaced import replaced_terms
 from manytune.methods.tuners.saved_targets import lies_in
 from manytune.methods.tuners.sums import SummedTuner
 from manytune.methods.tuners.targets import (
-    ATTENTION_PROJECTIONS,
     Selection,
     base_of,
     candidates,
@@ -60,6 +59,7 @@ from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
 from manytune.methods.tuners.token_rows import rows_in_file
 from manytune.methods.tuners.token_targets import RowPlan, file_row_terms
 from manytune.methods.tuners.unmatched import check_patterns
+from manytune.methods.tuners.usual_targets import ATTENTION_PROJECTIONS
 
 _ORIGINAL = ".original_module."
 _ADVICE = "To adapt them, name them in target_parameters; torch.nn.MultiheadAttention may be in target_modules instead."

@@ -7,11 +7,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import Field
 
 from manytune.server.adapters import AdapterRegistry
+from manytune.server.body import Body
 from manytune.server.http_errors import HttpError
 from manytune.server.json_lists import list_response
+from manytune.server.middleware import DETAIL
 from manytune.server.service import Service
+from manytune.server.versions import go_back, versions_of
 
 router = APIRouter(prefix="/v1/adapters")
 
@@ -27,6 +31,7 @@ async def list_adapters(http: Request) -> Response:
             **_state(service, one.name, one.digest),
             **one.facts,
             "resident": one.digest in resident,
+            "tags": one.tags,
             "unservable": service.adapters.catalogue.unservable(one),
             **({} if one.error is None else {"last_error": one.error}),
         }
@@ -40,6 +45,28 @@ async def reload_all(http: Request) -> dict[str, Any]:
     """Check the store for new versions now instead of at the watcher's next interval."""
     changed = await http.app.state.watcher.check()
     return {"changed": changed}
+
+
+@router.get("/{name:path}/versions")
+async def list_versions(name: str, http: Request) -> Response:
+    """The versions that a name has had and that are still in the store, with their scores; the present one first."""
+    rows = await asyncio.to_thread(lambda: list(versions_of(_registry(http, name), name)))
+    return await list_response(rows, object="list")
+
+
+class BackTo(Body):
+    """`POST /v1/adapters/NAME/rollback`."""
+
+    root: str = Field(pattern="^[0-9a-f]{64}$", description="The version, as `GET …/versions` lists it.")
+
+
+@router.post("/{name:path}/rollback")
+async def roll_back(name: str, body: BackTo, http: Request) -> dict[str, Any]:
+    """Have a name mean a version that it had before; running answers continue with theirs."""
+    former = await asyncio.to_thread(go_back, _registry(http, name), name, body.root)
+    http.state.log_fields[DETAIL] = f"{name}: {former[:12]} to {body.root[:12]}"
+    await http.app.state.watcher.check()
+    return {"id": name, "root": body.root, "former": former}
 
 
 @router.post("/{name:path}/load")

@@ -25,7 +25,7 @@ async def compare(body: CompareRequest, http: Request) -> Response:
     """Give each model the same prompt. Fields go through each adapter's template; the base gets the first adapter's.
 
     Events of the stream have the model's name, its index among `models` and the new text; the last one of each model
-    has the finish reason and the usage.
+    has the finish reason and the usage, and for fields the messages that the template made of them.
     """
     service: Service = http.app.state.service
     if len(set(body.models)) < len(body.models):
@@ -36,6 +36,12 @@ async def compare(body: CompareRequest, http: Request) -> Response:
     labels = [
         {"index": index, "model": name, "system_fingerprint": fingerprint_of(model)}
         for index, (name, model) in enumerate(zip(body.models, answers.models, strict=True))
+    ]
+    rendered = [
+        {"prompt": [{"role": one.role, "content": one.text} for one in prompt.rendered]}
+        if prompt.rendered
+        else {}
+        for prompt in answers.prompts
     ]
     if not body.stream:
         found = await collect(service, http, answers)
@@ -49,8 +55,9 @@ async def compare(body: CompareRequest, http: Request) -> Response:
                         **({"reasoning_content": one.reasoning} if one.reasoning else {}),
                         "finish_reason": one.reason,
                         "usage": usage_of([one], [one]),
+                        **made,
                     }
-                    for label, one in zip(labels, found, strict=True)
+                    for label, one, made in zip(labels, found, rendered, strict=True)
                 ],
             }
         )
@@ -65,6 +72,7 @@ async def compare(body: CompareRequest, http: Request) -> Response:
             **({"reasoning_content": new.reasoning} if new.reasoning else {}),
             "finish_reason": output.finish_reason,
             "usage": usage_of([answer], [answer]) if is_last else None,
+            **(rendered[index] if is_last else {}),
         }
 
     return stream(service, http, answers, opening=(), to_chunk=to_chunk, closing=lambda found: None)

@@ -12,10 +12,21 @@ router = APIRouter()
 
 @router.get("/healthz")
 async def healthz(http: Request) -> Response:
-    """200 while the engine works, 503 once it has failed and the server must be restarted."""
+    """200 while the engine works, 503 once it has failed and the server must be restarted; see `health_answer`."""
     service: Service = http.app.state.service
-    failed = service.loop.failure is not None
-    return PlainTextResponse("failed\n" if failed else "ok\n", 503 if failed else 200)
+    return health_answer(
+        has_failed=service.loop.failure is not None, unreachable=service.adapters.store_names.unreachable
+    )
+
+
+def health_answer(*, has_failed: bool, unreachable: str | None) -> Response:
+    """A store that can't be read is reported, and is no reason to restart: adapters that are here are served."""
+    if has_failed:
+        return PlainTextResponse("failed\n", 503)
+    cut_off = (
+        "" if unreachable is None else "the store of adapters can't be read; no new versions are served\n"
+    )
+    return PlainTextResponse(f"ok\n{cut_off}")
 
 
 @router.get("/readyz")

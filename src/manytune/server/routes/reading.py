@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from manytune.engine.text_runner import TextInput, TextJob, TextRunner
 from manytune.errors import ManytuneError
 from manytune.server.adapters import Model
+from manytune.server.auth import Principal
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.json_lists import list_response
@@ -83,10 +84,10 @@ async def respond(
     http.state.principal.check_model(body.model)
     texts = body.texts()
     service.loop.check_ready()
-    tenant = http.state.principal.tenant
-    places = service.places.take(tenant)
+    principal: Principal = http.state.principal
+    places = service.places.take(principal.tenant)
     try:
-        answered = _answered(service, body.model, texts, tenant, read, classifies=classifies)
+        answered = _answered(service, body.model, texts, principal, read, classifies=classifies)
         return await unless_disconnected(http, answered)
     finally:
         places.free()
@@ -96,15 +97,15 @@ async def _answered(
     service: Service,
     name: str,
     texts: Sequence[_Text],
-    tenant: str,
+    principal: Principal,
     read: Callable[[Reading[_Text]], Awaitable[Read]],
     *,
     classifies: bool,
 ) -> Response:
-    timing = Timing(service.metrics, name)
+    timing = Timing(service.metrics, name, principal.name)
     model = await service.adapters.acquire_when_examined(name, classifies=classifies)
     try:
-        found = await read(Reading(service, model, texts, tenant))
+        found = await read(Reading(service, model, texts, principal.tenant))
     except (ManytuneError, HttpError) as error:
         timing.end("refused")
         raise (http_error_of(error) if isinstance(error, ManytuneError) else error) from error
@@ -114,7 +115,7 @@ async def _answered(
     finally:
         service.adapters.release(model)
     timing.end("stop")
-    service.metrics.prompt_tokens.labels(name).inc(found.tokens)
+    timing.count_tokens(found.tokens)
     return await list_response(
         found.rows,
         object="list",

@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import distributed
+
 from manytune.atomic import write_error
-from manytune.errors import ManytuneError
+from manytune.errors import ManytuneError, RunError
 from manytune.training.distributed.processes import Processes
 
 # When a process dies, the others' exchanges fail, too. The launcher ends them in less than this.
@@ -25,6 +27,7 @@ def said_once(processes: Processes) -> Iterator[None]:
         processes: Those that train together.
 
     Raises:
+        RunError: The others can't be reached any more, and no launcher has ended this process.
         SystemExit: Another one has failed before.
     """
     try:
@@ -39,6 +42,17 @@ def said_once(processes: Processes) -> Iterator[None]:
         is_own = isinstance(error, ManytuneError) or write_error(error) is not None
         if not is_own:
             time.sleep(_GRACE)
-        if processes.fails_first():
-            raise
-        raise SystemExit(1) from None
+        if not processes.fails_first():
+            raise SystemExit(1) from None
+        if _is_lost(error):
+            raise RunError(
+                f"process {processes.rank} of {processes.count} can't reach the others any more, so one of them has "
+                f"ended, or its machine or network has: {str(error).splitlines()[0]}. --resume continues after the "
+                "last checkpoint."
+            ) from error
+        raise
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an exchange failed: torch has a class for NCCL's errors and the store's, and none for gloo's."""
+    return isinstance(error, distributed.DistError) or "/gloo/" in str(error)

@@ -33,10 +33,6 @@ _OF_ACCELERATE = {
         "DeepSpeed, which manytune doesn't train with",
         "Choose multi-GPU (DDP) in `accelerate config`",
     ),
-    "ACCELERATE_USE_FSDP": (
-        "FSDP, which recipes don't train with",
-        "Choose multi-GPU (DDP) in `accelerate config`, or shard a manytune model in your own training script",
-    ),
     "ACCELERATE_USE_MEGATRON_LM": (
         "Megatron-LM, which manytune doesn't train with",
         "Choose multi-GPU (DDP) in `accelerate config`",
@@ -45,6 +41,28 @@ _OF_ACCELERATE = {
         "a parallelism that divides a model or a sequence, and here each process has the whole model and whole rows",
         "Leave it out; rows that are too long for one device need data.max_length or "
         "training.gradient_checkpointing",
+    ),
+}
+
+USES_FSDP = "ACCELERATE_USE_FSDP"
+"""What accelerate's launcher sets where its configuration asks for FSDP."""
+
+# What such a configuration may ask for and isn't done: its key, the values that are, and what to do.
+_OF_FSDP = {
+    "FSDP_VERSION": (("2",), "Weights are sharded by FSDP2: set fsdp_version to 2"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "Weights stay on their device: set fsdp_offload_params to false"),
+    "FSDP_RESHARD_AFTER_FORWARD": (
+        ("true", "full_shard", "1"),
+        "Layers are freed after each use: set fsdp_reshard_after_forward to true",
+    ),
+    "FSDP_AUTO_WRAP_POLICY": (
+        ("transformer_based_wrap",),
+        "Each layer is a unit: set fsdp_auto_wrap_policy to TRANSFORMER_BASED_WRAP",
+    ),
+    "FSDP_IGNORED_MODULES": (("",), "All weights are sharded: leave fsdp_ignored_modules out"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        ("false",),
+        "The recipe's training.gradient_checkpointing decides that: set fsdp_activation_checkpointing to false",
     ),
 }
 
@@ -59,6 +77,7 @@ class Launched:
         local_rank: Its number on this machine, from 0, which is also its GPU's.
         restarts: How often the launcher started all of them again after a failure.
         by_manytune: Whether `--processes` started them.
+        shards: Whether accelerate's configuration asks for FSDP2, as `training.sharding: full` does.
     """
 
     rank: int
@@ -66,6 +85,7 @@ class Launched:
     local_rank: int
     restarts: int = 0
     by_manytune: bool = False
+    shards: bool = False
 
 
 def launched(environment: Mapping[str, str] | None = None) -> Launched | None:
@@ -101,6 +121,7 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched | None:
         local_rank=numbers["LOCAL_RANK"],
         restarts=_number("TORCHELASTIC_RESTART_COUNT", variables.get("TORCHELASTIC_RESTART_COUNT", "0")),
         by_manytune=variables.get("TORCHELASTIC_RUN_ID", "").startswith(OF_MANYTUNE),
+        shards=_is_on(variables, USES_FSDP),
     )
 
 
@@ -141,8 +162,15 @@ def _check_others(variables: Mapping[str, str]) -> None:
 
 
 def _check_accelerate(variables: Mapping[str, str]) -> None:
+    if _is_on(variables, USES_FSDP):
+        for name, (known, instead) in _OF_FSDP.items():
+            value = variables.get(name, "1" if name == "FSDP_VERSION" else known[0])
+            if value.lower() not in known:
+                raise RunError(
+                    f"accelerate's configuration asks for FSDP, and sets {name} to {value}. {instead}."
+                )
     for name, (what, instead) in _OF_ACCELERATE.items():
-        if variables.get(name, "false").lower() in ("true", "1", "yes"):
+        if _is_on(variables, name):
             raise RunError(f"accelerate's configuration asks for {what} ({name}). {instead}; or use {WAYS}.")
     for name, key in (
         ("ACCELERATE_MIXED_PRECISION", "training.dtype"),
@@ -154,6 +182,10 @@ def _check_accelerate(variables: Mapping[str, str]) -> None:
                 f"accelerate's configuration sets {name} to {value}, and the recipe's {key} is what decides that. Set "
                 f"it to no in `accelerate config`, and {key} in the recipe."
             )
+
+
+def _is_on(variables: Mapping[str, str], name: str) -> bool:
+    return variables.get(name, "false").lower() in ("true", "1", "yes")
 
 
 def _number(name: str, value: str) -> int:

@@ -32,12 +32,14 @@ class Processes:
         count: How many there are.
         device: Where tensors are while they are exchanged.
         by_manytune: Whether `--processes` started them.
+        shards: Whether the launcher was asked for FSDP2, whatever the recipe says.
     """
 
     rank: int = 0
     count: int = 1
     device: torch.device = _CPU
     by_manytune: bool = False
+    shards: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -89,7 +91,11 @@ class Processes:
         """
         if self.count > 1:
             for tensor in tensors:
-                distributed.broadcast(tensor.detach(), src=0)
+                own = tensor.detach()
+                shared = own.to(self.device)
+                distributed.broadcast(shared, src=0)
+                if shared is not own:
+                    own.copy_(shared)
 
     def wait(self) -> None:
         """Wait until all have come here."""
@@ -141,7 +147,7 @@ def join(found: Launched | None, *, device: str = "auto") -> Processes:
                 f"{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}. Start them by {WAYS}."
             ) from error
     where = _CPU if cpu else torch.device("cuda", found.local_rank)
-    return Processes(found.rank, found.count, where, found.by_manytune)
+    return Processes(found.rank, found.count, where, found.by_manytune, found.shards)
 
 
 def joined(device: str = "auto") -> Processes:

@@ -25,6 +25,15 @@ class _OneDevice(TrainingArguments):
         return min(1, int(super().n_gpu))
 
 
+class _Placed(_OneDevice):
+    """The model is where it trains, as one that is sharded, which isn't to be moved."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """Never."""
+        return False
+
+
 def check_device(settings: TrainingRecipe) -> None:
     """Refuse a device that isn't there.
 
@@ -46,6 +55,7 @@ def training_arguments(
     scratch: str,
     run_name: str | None = None,
     processes: Processes = ALONE,
+    sharded: bool = False,
 ) -> TrainingArguments:
     """What transformers' Trainer is to do.
 
@@ -59,6 +69,7 @@ def training_arguments(
         scratch: A directory that transformers may create; nothing of ours goes there.
         run_name: What reporting integrations call the run.
         processes: Those that train together.
+        sharded: Whether the model is sharded over them.
 
     Raises:
         RunError: The device isn't there, or the schedule can't be had in so many steps.
@@ -69,7 +80,7 @@ def training_arguments(
     recompute = {"use_reentrant": False} if settings.gradient_checkpointing else None
     # By itself transformers takes a process that a launcher started, and that has no GPU, for one that is alone.
     use_cpu = settings.device == "cpu" or (processes.count > 1 and processes.device.type == "cpu")
-    return _OneDevice(
+    return (_Placed if sharded else _OneDevice)(
         output_dir=scratch,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,

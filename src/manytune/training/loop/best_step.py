@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from manytune.model.state_dicts import find_tuner
+from manytune.sharded import fill, reshard, whole_for_files
 from manytune.store.run_log import ValidationReport
 from manytune.training.recipe import LOSS, TrainingRecipe
 
@@ -160,20 +160,21 @@ def _read(report: Mapping[str, Any]) -> ValidationReport:
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
-    """What trains, and what its method remembers of it (`TrainingHooks.state`), on the CPU."""
+    """What trains, and what its method remembers of it (`TrainingHooks.state`), whole, on the CPU."""
+    reshard(model)
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = {name: parameter.detach() for parameter, name in names.items()}
     for hooks in _hooks(model):
         for parameter, tensors in hooks.state().items():
             found |= {f"{names[parameter]}{_SEPARATOR}{key}": value for key, value in tensors.items()}
-    return {name: value.to("cpu", copy=True).contiguous() for name, value in found.items()}
+    return {name: value.to("cpu", copy=True).contiguous() for name, value in whole_for_files(found).items()}
 
 
 def _put_back(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    reshard(model)
     parameters = {name: parameter for name, parameter in model.named_parameters() if name in weights}
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        fill(parameter, weights[name])
     remembered: dict[nn.Parameter, dict[str, Tensor]] = {}
     for name, value in weights.items():
         owner, separator, key = name.rpartition(_SEPARATOR)

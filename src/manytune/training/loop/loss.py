@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from manytune.data.encoded import Encoded
+from manytune.sharded import has_shards
 from manytune.training.batches import Builder
 from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.speed.chunked_cross_entropy import loss_sum
@@ -56,12 +57,20 @@ def mean_loss(
     starts = range(0, len(by_length), batch_size)
     sums, targets = [0.0] * len(starts), [0.0] * len(starts)
     try:
-        for index in range(processes.rank, len(starts), processes.count):
-            start = starts[index]
+        for index in _turns(len(starts), processes, sharded=has_shards(model)):
+            start = starts[index % len(starts)]
             batch = build(by_length[start : start + batch_size], pad_id=pad_id).to(device)
             with lower(batch):
-                sums[index] = loss_sum(model, batch).item()
-            targets[index] = batch.targets
+                found = loss_sum(model, batch).item()
+            if index < len(starts):
+                sums[index], targets[index] = found, batch.targets
     finally:
         model.train(was_training)
     return sum(processes.sum(sums)) / sum(processes.sum(targets))
+
+
+def _turns(count: int, processes: Processes, *, sharded: bool) -> range:
+    """The batches of one process; past the end where it has none, and others need its parts of the weights."""
+    if sharded:
+        count = -(-count // processes.count) * processes.count
+    return range(processes.rank, count, processes.count)

@@ -17,6 +17,7 @@ from transformers import PrinterCallback
 from manytune.errors import RunError
 from manytune.kernels.build import prepare_kernels
 from manytune.model.accounting import count_experts, count_parameters
+from manytune.sharded import own_part
 from manytune.store.run_log import Report, StepReport, ValidationReport
 from manytune.training.batches import builder
 from manytune.training.batches.batch import base_model
@@ -24,6 +25,7 @@ from manytune.training.distributed.division import passes_of
 from manytune.training.distributed.generators import own_stream
 from manytune.training.distributed.gradients import note_on_statistics
 from manytune.training.distributed.processes import Processes, joined
+from manytune.training.distributed.sharding import shard, sharding_here_alone, shards
 from manytune.training.loop.arguments import training_arguments
 from manytune.training.loop.background import BackgroundBuilder
 from manytune.training.loop.best_step import BestStep
@@ -64,7 +66,7 @@ def train_model(
     """Train the parameters that require a gradient, in place.
 
     On several processes each calls it with the same arguments, trains its part of each step and ends with the same
-    weights; the first one writes what is written.
+    weights, or with its parts of them if `settings.sharding` is full; the first one writes what is written.
 
     Args:
         model: A causal language model, an encoder-decoder or a classifier with a method attached, on any device; it
@@ -86,11 +88,13 @@ def train_model(
     Raises:
         DivergedError: The loss or the gradient is NaN or Inf.
         RunError: Nothing is trainable, the method's options don't go with the number of steps, the device or a
-            package of `report_to` isn't there, no parameter changed, or `settings.cache_frozen` can't be.
+            package of `report_to` isn't there, no parameter changed, or `settings.cache_frozen` or `settings.sharding`
+            can't be.
         RecipeError: `settings.batching` names no layout.
         DataError: A row alone exceeds `settings.token_budget`.
     """
-    with precision(model, settings):
+    processes = joined(settings.device) if processes is None else processes
+    with sharding_here_alone(), precision(model, settings):
         return _train(
             model,
             rows,
@@ -101,7 +105,7 @@ def train_model(
             tensorboard_directory=tensorboard_directory,
             measure_flops=measure_flops,
             scores=scores,
-            processes=joined(settings.device) if processes is None else processes,
+            processes=processes,
         )
 
 
@@ -121,7 +125,7 @@ def _train(
     check_validation(settings, validates=bool(rows.validation), scores=scores)
     check_optimizer(settings)
     freeze_first_factors(model, settings)
-    trainable = _trainable(model)
+    _trainable(model)
     builder(settings.batching)  # a name that is wrong is an error on any model
     layout = choose_layout(model, settings.batching)
     for note in (layout.note, note_on_statistics(model, processes)):
@@ -131,6 +135,9 @@ def _train(
     callbacks = method_callbacks(model, steps=plan.steps)
     if processes.is_first:
         callbacks += reporting_callbacks(settings, tensorboard_directory)
+    if is_sharded := shards(settings, processes):
+        shard(model, settings, processes)
+    trainable = _trainable(model)
     before = {name: _checksum(parameter) for name, parameter in trainable.items()}
     history = _History(report)
     if torch.cuda.is_available():
@@ -158,6 +165,7 @@ def _train(
             scratch=scratch,
             run_name=None if tensorboard_directory is None else tensorboard_directory.parent.name,
             processes=processes,
+            sharded=is_sharded,
         )
         setup = LoopSetup(
             rows=rows,
@@ -179,7 +187,7 @@ def _train(
     kernels = prepare_kernels(model)  # again: it may have gone to a GPU
     model.eval()
     kept = best.finish(model, history.last_validation, step=steps, steps=plan.steps)
-    _check_changed(trainable, before, settings)
+    _check_changed(trainable, before, settings, processes)
     # Of the training, without what measuring takes.
     memory = round(processes.largest(peak_memory()))
     counters, size = trainer.clock.counters, ModelSize.of(model, frozen.layers if frozen else ())
@@ -287,15 +295,18 @@ def _run(model: nn.Module, trainer: AdapterTrainer, setup: LoopSetup) -> tuple[f
 
 
 def _checksum(parameter: Tensor) -> int:
-    """The sum of a parameter's bit patterns: another value, another sum, and no copy."""
+    """The sum of the bit patterns of this process's part: another value, another sum, and no copy."""
     bits = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}[parameter.element_size()]
-    return int(parameter.detach().contiguous().view(bits).sum(dtype=torch.int64))
+    return int(own_part(parameter.detach()).contiguous().view(bits).sum(dtype=torch.int64))
 
 
 def _check_changed(
-    trainable: Mapping[str, Tensor], before: Mapping[str, int], settings: TrainingRecipe
+    trainable: Mapping[str, Tensor],
+    before: Mapping[str, int],
+    settings: TrainingRecipe,
+    processes: Processes,
 ) -> None:
-    if any(_checksum(parameter) != before[name] for name, parameter in trainable.items()):
+    if processes.largest(any(_checksum(parameter) != before[name] for name, parameter in trainable.items())):
         return
     raise RunError(
         f"training changed nothing: all {len(trainable)} trainable tensors are what they were. The learning rate "

@@ -23,7 +23,7 @@ from manytune.data.encoded import Encoded
 from manytune.errors import DivergedError, RunError
 from manytune.layer_forwards import uncompiled
 from manytune.store.run_log import Report, StepReport, ValidationReport
-from manytune.training.batches import Builder
+from manytune.training.batches import AnyBatch, Builder
 from manytune.training.distributed.gradients import loss_module
 from manytune.training.distributed.processes import Processes
 from manytune.training.loop.background import BackgroundBuilder, PendingBatch
@@ -163,7 +163,11 @@ class AdapterTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        return loss_module(self._module, self._setup.processes)
+        return loss_module(self._module, self._setup.processes, spare=self._first_row)
+
+    def _first_row(self) -> AnyBatch:
+        setup = self._setup
+        return setup.build(setup.rows.sequences([0]), pad_id=setup.rows.pad_id).to(self.args.device)
 
     def compute_loss(
         self,

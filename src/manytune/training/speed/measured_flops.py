@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from manytune.kernels.products import product
 from manytune.methods.tuners.base_layers import linear_sizes
 from manytune.methods.tuners.quantized_layers import dequantized_weight, quantization_backend
+from manytune.sharded import is_sharded
 from manytune.training.speed.required_flops import matrices
 
 # Fewer rows measure the call more than the product; more take long on a large head.
@@ -45,6 +46,8 @@ def matmul_flops_per_second(
         if min(shape) >= _NARROWEST or not chosen:
             shapes[shape] += 1
             if shape not in chosen:
+                if is_sharded(weight):  # this process has a part of it
+                    weight = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
                 weight = dequantized_weight(module) if packed else weight
                 chosen[shape] = weight if dtype is None else weight.to(dtype)
     rows = min(max(rows, _FEWEST_ROWS), _MOST_ROWS)

@@ -21,6 +21,7 @@ from manytune.errors import ConfigError, PeftWarning
 from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.arithmetic.pruning import weighted_sum
 from manytune.methods.config import PeftConfig, PeftType, as_name_set
+from manytune.methods.ia3.sizes import USUAL_MODULES
 from manytune.methods.registry import Method, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base_layers import BaseLayer
@@ -38,32 +39,6 @@ from manytune.methods.tuners.targets import (
 )
 from manytune.methods.tuners.terms import Factors, Terms
 from manytune.methods.tuners.unmatched import nearest, report
-
-_KV_DOWN = (("k_proj", "v_proj"), ("down_proj",))
-_QV_DOWN = (("q_proj", "v_proj"), ("down_proj",))
-_FUSED = (("query_key_value",), ("dense_4h_to_h",))
-_GPT2 = (("c_attn",), ("mlp.c_proj",))
-_BERT = (("key", "value"), ("output.dense",))
-
-#: Attention modules and feed-forward modules that are usual for an architecture, by `config.model_type`.
-USUAL_MODULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **dict.fromkeys(("llama", "mistral"), _KV_DOWN),
-    **dict.fromkeys(("llama4", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), _QV_DOWN),
-    **dict.fromkeys(("gpt_neox", "falcon", "RefinedWeb", "RefinedWebModel"), _FUSED),
-    **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
-    **dict.fromkeys(("bert", "roberta"), _BERT),
-    "deberta-v2": (("key_proj", "value_proj"), ("output.dense",)),
-    "deberta": (("in_proj",), ("output.dense",)),
-    "bloom": (("query_key_value",), ("mlp.dense_4h_to_h",)),
-    "t5": (("k", "v"), ("wo",)),
-    "mt5": (("k", "v", "wi_1"), ()),
-    "opt": (("q_proj", "k_proj"), ("fc2",)),
-    "bart": (("q_proj", "v_proj"), ("fc2",)),
-    "phi": (("q_proj", "v_proj"), ("fc2",)),
-    "gptj": (("q_proj", "v_proj"), ("fc_out",)),
-    "gpt_neo": (("q_proj", "v_proj"), ("c_proj",)),
-    "mixtral": (("k_proj", "v_proj"), ("w2",)),
-}
 
 
 @dataclass

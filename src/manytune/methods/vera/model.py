@@ -28,7 +28,6 @@ from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.left_frozen import warn_of_left_frozen
 from manytune.methods.tuners.merging import added
 from manytune.methods.tuners.targets import (
-    ATTENTION_PROJECTIONS,
     Selection,
     base_of,
     expand_targets,
@@ -36,6 +35,7 @@ from manytune.methods.tuners.targets import (
     select,
 )
 from manytune.methods.tuners.terms import Terms, TermsError, Update, joined
+from manytune.methods.tuners.usual_targets import ATTENTION_PROJECTIONS
 
 
 @dataclass

@@ -1,0 +1,70 @@
+"""Recipes on the command line: their mistakes are reported before a model library is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from manytune.experiments.recipe import Experiment
+    from manytune.training.recipe import Recipe
+
+
+def check_recipe(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Check a training's recipe, and that its files and its base are there.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.key=value` texts.
+
+    Raises:
+        RecipeError: A key or a value is wrong.
+        DataError: A file isn't there.
+        StoreError: The base isn't there.
+    """
+    from manytune.training.recipe import outline_from, read_mapping
+
+    recipe = outline_from(read_mapping(path, overrides), where=str(path))
+    if recipe.training.validation is not None:
+        from manytune.experiments.score_names import check_scores
+
+        check_scores(recipe)
+    _check_files(recipe)
+
+
+def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Check an experiment's recipe, and that its files and its base are there.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.key=value` texts.
+
+    Returns:
+        The recipe; the values of its methods' options aren't checked.
+
+    Raises:
+        RecipeError: A key or a value is wrong.
+        DataError: A file isn't there.
+        StoreError: The base isn't there.
+    """
+    from manytune.data.readers import require_there
+    from manytune.experiments.recipe import outline_of
+    from manytune.training.recipe import read_mapping
+
+    experiment = outline_of(read_mapping(path, overrides), where=str(path))
+    _check_files(experiment.recipe)
+    rehearsal = experiment.forgetting.rehearsal
+    files = [probe.file for probe in experiment.forgetting.probes]
+    for file in files if rehearsal is None else [*files, rehearsal.file]:
+        require_there(file)
+    return experiment
+
+
+def _check_files(recipe: Recipe) -> None:
+    from manytune.data.readers import require_there
+    from manytune.store.base_source import require_base
+
+    for source in recipe.data.sources:
+        require_there(source)
+    require_base(recipe.base)

@@ -1,0 +1,58 @@
+"""A recipe's mistakes are reported at once: no command imports a model library before it has looked at the recipe."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.cli.light import run_each
+
+RECIPE = {
+    "base": "base",
+    "data": {
+        "train": "rows.jsonl",
+        "test": 0.2,
+        "prompt": "{{ question }}",
+        "completion": "{{ answer }}",
+    },
+    "method": {"name": "lora"},
+}
+MISTAKES = {
+    "a wrong key": ({"training": {"lr": 1e-4}}, "'lr' is training.learning_rate here"),
+    "a wrong method": ({"method": {"name": "lroa"}}, "Unknown method 'lroa'. Did you mean 'lora'?"),
+    "a wrong option": ({"method": {"name": "lora", "lora_r": 8}}, "'lora_r' is method.r here"),
+    "a missing file": ({"data": {**RECIPE["data"], "train": "row.jsonl"}}, "did you mean 'rows.jsonl'?"),
+    "a missing base": ({"base": "./bases/mine"}, "there is no such file or directory"),
+}
+COMMANDS = {
+    "train": ["train", "{}"],
+    "train --dry-run": ["train", "{}", "--dry-run"],
+    "compare": ["compare", "{}"],
+    "sweep": ["sweep", "{}"],
+    "evaluate": ["evaluate", "--recipe", "{}", "--answers", "answers.jsonl"],
+    "data check": ["data", "check", "--recipe", "{}"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with rows and a recipe for each mistake."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 9)
+    for name, (changes, _) in MISTAKES.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+    return tmp_path
+
+
+def test_mistakes_are_reported_before_a_model_library_is_imported(folder: Path) -> None:
+    cases = [(name, COMMANDS["train"]) for name in MISTAKES]
+    cases += [
+        (name, arguments) for arguments in COMMANDS.values() for name in ("a wrong method", "a missing file")
+    ]
+    typed = [[word.replace("{}", f"{name}.yaml") for word in arguments] for name, arguments in cases]
+    found = run_each(typed)
+    for (name, _), arguments, result in zip(cases, typed, found, strict=False):
+        assert MISTAKES[name][1] in result.said, (arguments, result)
+        assert (result.code, result.loaded) == (1, []), (arguments, result)
+    assert len(found) == len(cases)
