@@ -14,8 +14,8 @@ from manytune.cli.outputs.lines import print_line
 from manytune.terminal import visible
 
 if TYPE_CHECKING:
+    from manytune.store.entry import StoreEntry
     from manytune.store.manifest import Manifest
-    from manytune.store.store import StoreEntry
 
 _LOSS = "validation_loss"
 _HEADINGS = ("name", "method", "size", "score", "age")
