@@ -135,7 +135,7 @@ def compared(tree: ast.Module, words: set[str]) -> Iterator[str]:
             asked = [node.value]
         elif isinstance(node, ast.Dict):
             asked = [key for key in node.keys if isinstance(key, ast.Constant)]
-        elif isinstance(node, ast.Subscript):
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) != "Literal":  # a type isn't a look-up
             asked = [node.slice]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             asked = node.args if node.func.attr in ("get", "pop", "startswith", "endswith") else []
@@ -206,6 +206,7 @@ def test_knowing_a_method_in_some_way_is_found(module: str, source: str) -> None
             "from manytune.methods.lora.model import L\nclass A(L): ...",
         ),
         ("manytune.training.recipe", "name: str = 'lora'"),
+        ("manytune.training.recipe", "sharding: Literal['none', 'full'] = 'none'"),
         ("manytune.experiments.recipe", "REFERENCE = 'full'\nfound = {REFERENCE: 1}"),
         ("manytune.tuners.lora", "from manytune.methods.lora.layer import LoraLayer"),
         ("manytune.store.export_gguf", "writer.add_tensor(f'{name}.lora_a')"),
