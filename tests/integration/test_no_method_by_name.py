@@ -135,7 +135,9 @@ def compared(tree: ast.Module, words: set[str]) -> Iterator[str]:
             asked = [node.value]
         elif isinstance(node, ast.Dict):
             asked = [key for key in node.keys if isinstance(key, ast.Constant)]
-        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) != "Literal":  # a type isn't a look-up
+        elif (
+            isinstance(node, ast.Subscript) and ast.unparse(node.value) != "Literal"
+        ):  # a type isn't a look-up
             asked = [node.slice]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             asked = node.args if node.func.attr in ("get", "pop", "startswith", "endswith") else []
