@@ -31,8 +31,9 @@ _REASONS = {
     errno.EDQUOT: "your share of the disk is used up. Free some space, and run the command again",
     errno.EFBIG: "a file would be larger than is allowed here (`ulimit -f`). Raise the limit, or write somewhere else",
     errno.EROFS: "the file system is read-only. Write somewhere else",
-    errno.EACCES: "permission is missing. Have it given, or use another place",
-    errno.EPERM: "permission is missing. Have it given, or use another place",
+    errno.EACCES: "permission is missing. Get access to it, or use another place",
+    errno.EPERM: "permission is missing. Get access to it, or use another place",
+    errno.ENOTDIR: "a part of the path is a file. Write into a directory",
     errno.EIO: "the disk reports an error. Check it, or use another place",
 }
 
@@ -222,7 +223,7 @@ def make_directory(directory: Path) -> None:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError) as error:
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
             raise WriteError(
                 f"{directory}: no directory can be made here; a file of this name, or a link to nothing, may be in "
                 "the way. Write somewhere else."

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.engine.encoder_decoder.bases import t5
-from tests.random_cases import DEEP, DEPTH
+from tests.random_cases import DEEP
 from tests.store.tiny import LETTERS, save_tiny_mixture
 from tests.training.distributed.together import together
 from tests.training.distributed.trainings import (
@@ -52,26 +52,27 @@ DROPOUT: dict[str, Any] = {"options": {"lora_dropout": 0.5}, "max_steps": 6}
 CONTINUED: dict[str, Any] = {"max_steps": 8}
 #: Of each method; `make test` takes all twenty steps with LoRA alone.
 WHOLE: dict[str, dict[str, Any]] = {name: {} if DEEP or name == "lora" else SHORT for name in METHODS}
-#: Methods and settings under `sharding: full`; all 20 steps, the other methods and variants in `make test-deep`.
-_SHARDED_VARIANTS = (
-    "whole batches dealt",
-    "fewer rows than processes",
-    "the best step",
-    "recomputed activations",
-    "clipped",
-)
-SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {} if DEPTH > 1 else SHORT) for name in METHODS},
-    **{
-        name: ("lora", {**SHORT, **{**VARIANTS, "clipped": {"max_grad_norm": 0.01}}[name]})
-        for name in (*_SHARDED_VARIANTS, *(VARIANTS if DEPTH > 1 else ()))
-    },
-    **{name: (name, {**SHORT, "max_steps": 3}) for name in (OTHER_METHODS if DEPTH > 1 else ())},
+#: Methods and settings under `sharding: full`: all of them, and for 20 steps, in `make test-deep`.
+_AT_ONCE = {
+    "accumulation": 2,
+    "gradient_checkpointing": True,
+    "max_grad_norm": 0.01,
+    "keep": "best",
+    "eval_every": 2,
 }
+SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "several settings at once": ("lora", {**SHORT, **_AT_ONCE}),
+    "fewer rows than processes": ("lora", {**SHORT, **VARIANTS["fewer rows than processes"], "max_steps": 3}),
+    **{name: (name, {**SHORT, "max_steps": 3}) for name in ("dora", "prefix", "full")},
+}
+if DEEP:
+    SHARDED |= {name: (name, {}) for name in METHODS}
+    SHARDED |= {name: ("lora", {**SHORT, **changes}) for name, changes in VARIANTS.items()}
+    SHARDED |= {name: (name, {**SHORT, "max_steps": 3}) for name in OTHER_METHODS}
 
 
 #: Whole runs of recipes under `sharding: full`, by what is special about their bases.
-RUNS = ("text", *(("bfloat16", "mixture", "classifier", "encoder-decoder") if DEPTH > 1 else ()))
+RUNS = ("text", *(("bfloat16", "mixture", "classifier", "encoder-decoder") if DEEP else ()))
 
 
 def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
