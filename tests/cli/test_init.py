@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cli.newcomers_files import REFUSED, UNDERSTOOD, Expected
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
+from manytune.data.dataset import read_splits
+from manytune.training.recipe import load_recipe
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 
@@ -108,11 +111,12 @@ def test_a_recipe_that_exists_stays(folder: None) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"label": 1, "score": 2}, "the rows have 0 columns with text (none)"),
+        ({"label": 1, "score": 2}, "no column holds texts (columns: label, score)"),
         (
             {"messages": [USER]},
             "no row can be used; the first: train.jsonl:1: the conversation has no answer",
         ),
+        ({"prompt": "a", "completion": ""}, "no row can be used; the first: the completion is empty"),
     ],
 )
 def test_a_file_without_anything_to_learn_is_refused(row: dict[str, Any], expected: str) -> None:
@@ -120,3 +124,42 @@ def test_a_file_without_anything_to_learn_is_refused(row: dict[str, Any], expect
     assert result.exit_code == 1
     assert expected in " ".join(result.stderr.split())
     assert not Path("recipe.yaml").exists()
+
+
+def put(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return name
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), UNDERSTOOD.values(), ids=UNDERSTOOD)
+def test_a_file_as_people_bring_it_gets_a_recipe_that_reads_it(
+    name: str, content: str | bytes, expected: Expected
+) -> None:
+    result = init(put(name, content))
+    assert result.exit_code == 0, result.output
+    written = yaml.safe_load(Path("recipe.yaml").read_text())
+    assert {key: {**written, **written["data"]}[key] for key in expected} == expected
+    recipe = load_recipe("recipe.yaml")
+    splits = read_splits(recipe.data)
+    assert min(len(splits.train), len(splits.validation), len(splits.test)) > 0
+    assert len(splits.left_out) == ("on_error" in expected)
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), REFUSED.values(), ids=REFUSED)
+def test_a_file_that_cannot_be_learned_from_is_refused_with_the_reason_and_a_way_on(
+    name: str, content: str | bytes, expected: str
+) -> None:
+    result = init(put(name, content))
+    assert result.exit_code == 1
+    assert expected in " ".join(result.stderr.split())
+    assert not Path("recipe.yaml").exists()
+
+
+def test_a_table_in_parquet_is_looked_at_like_any_other() -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"dialogue": ["a b c", "d e f"], "gist": ["x", "y"], "turns": [[1, 2], [3, 4]]}
+    parquet.write_table(pyarrow.table(columns), "chats.parquet")
+    assert "'{{ dialogue }}'" in init("chats.parquet").stdout
+    assert yaml.safe_load(Path("recipe.yaml").read_text())["data"]["completion"] == "{{ gist }}"

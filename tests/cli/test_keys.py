@@ -35,6 +35,6 @@ def test_mistakes_are_sentences(run):
     def said(*arguments):
         return " ".join(run(*arguments).output.split())
 
-    assert "keys.json: the keys can't be read: No such file" in said("list")
+    assert "keys.json: the keys can't be read: there is no such file. `manytune keys add NAME" in said("list")
     run("add", "one")
     assert "there is no key called 'two'" in said("revoke", "two")

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -52,7 +53,16 @@ def test_without_its_extra_it_says_what_to_install(world, monkeypatch):
     directory, _, store = world
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = run("serve", "--base", str(directory), "--adapters", str(store.root))
-    assert result.exit_code == 1 and "pip install 'manytune[serve]'" in " ".join(result.stderr.split())
+    assert result.exit_code == 1
+    assert re.search(
+        r"uvicorn isn't installed. Run: pip install .*\[serve\]'", " ".join(result.stderr.split())
+    )
+
+
+def test_on_windows_it_says_where_it_runs_before_a_base_is_loaded(monkeypatch):
+    monkeypatch.setattr("manytune.server.listening.sys", SimpleNamespace(platform="win32"))
+    said = " ".join(run("serve", "--base", "absent").stderr.split())
+    assert "manytune serve runs on Linux and macOS. On Windows, run it in WSL 2" in said
 
 
 def test_the_former_name_of_reordered_weights_is_refused_with_the_new_one(world):

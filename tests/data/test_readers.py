@@ -18,7 +18,9 @@ from manytune.errors import DataError
 
 Write = Callable[[str, str | bytes], str]
 
-NOT_UTF8 = "the byte 0xe9 isn't UTF-8 ('é' in Windows-1252, as Excel writes it); save the file as UTF-8"
+_SAVED = "save the file as UTF-8 (CSV UTF-8 in Excel)"
+NOT_UTF8 = f"the byte 0xe9 isn't UTF-8 ('é' in Windows-1252, as Excel writes it); {_SAVED}"
+QUOTES = "; a cell that has the separator in it is put in quotes"
 
 
 @pytest.fixture
@@ -67,25 +69,36 @@ def test_all_formats_yield_the_same_fields_with_their_place(write: Write) -> Non
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet"])
 def test_an_empty_file_is_an_error(write: Write, suffix: str) -> None:
-    assert message(write(f"x.{suffix}", "")) == f"x.{suffix}: the file is empty"
+    assert (
+        message(write(f"x.{suffix}", ""))
+        == f"x.{suffix}: the file is empty; write rows into it, or name another file"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content"), [("x.jsonl", "\n \n"), ("x.json", "[]"), ("x.csv", "id,text\n")]
 )
 def test_a_file_without_rows_is_an_error(write: Write, name: str, content: str) -> None:
-    assert message(write(name, content)) == f"{name}: there are no rows in it"
+    expected = f"{name}: there are no rows in it; a table needs rows below its header"
+    assert message(write(name, content)) == expected
 
 
 def test_the_file_name_that_was_probably_meant_is_named(write: Write) -> None:
     write("train.jsonl", '{"a": 1}')
     assert message("trian.jsonl") == "trian.jsonl: there is no such file; did you mean 'train.jsonl'?"
-    assert message("no/where.csv") == "no/where.csv: there is no such file"
+    assert message("no/where.csv") == (
+        "no/where.csv: there is no such file; a path that isn't absolute begins where the command runs, at "
+        f"{Path.cwd()}"
+    )
 
 
 def test_an_unknown_kind_of_file_is_an_error_that_lists_the_known_ones(write: Write) -> None:
-    expected = "x.txt: files end in .jsonl, .json, .csv, .tsv, .parquet, not '.txt'"
-    assert message(write("x.txt", "hello")) == expected
+    expected = (
+        "x.txt: files end in .jsonl, .json, .csv, .tsv, .parquet, not '.txt'; write the rows as one of these"
+    )
+    assert message(write("x.txt", "hello")).startswith(expected)
+    assert "save its sheet as CSV UTF-8" in message(write("x.xlsx", "PK"))
+    assert "unpack it" in message(write("x.csv.gz", "x"))
 
 
 def test_a_file_has_no_splits(write: Write) -> None:
@@ -113,7 +126,7 @@ def test_a_csv_may_be_separated_as_spreadsheets_do_it(write: Write, mark: str) -
         {"id": "1", "text": "one, two"},
         {"id": "2", "text": f"a{mark}b"},
     ]
-    assert rejected("x.csv") == [(4, "expected 2 cells (id, text), found 3")]
+    assert rejected("x.csv") == [(4, f"expected 2 cells (id, text), found 3{QUOTES}")]
 
 
 def test_excels_own_first_line_names_the_separator_and_counts_as_a_line(write: Write) -> None:
@@ -137,7 +150,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_field(write: Write, name: str
 # JSON
 
 BROKEN_LINES = [
-    ('{"a": 1', "the line isn't valid JSON: Expecting ',' delimiter at column 8"),
+    ('{"a": 1', "the line isn't valid JSON: Expecting ',' delimiter (column 8)"),
     ('["a", 1]', """expected an object with the row's fields, found ["a", 1]"""),
     ("null", "expected an object with the row's fields, found null"),
     ('"' + "x" * 50 + '"', f"expected an object with the row's fields, found \"{'x' * 38}…"),
@@ -158,7 +171,7 @@ BROKEN_LINES = [
 def test_a_broken_line_is_an_error_with_its_number(write: Write, line: str | bytes, reason: str) -> None:
     line = line.encode() if isinstance(line, str) else line
     write("x.jsonl", b'{"a": 0}\n\n' + line + b'\n{"a": 9}\n')
-    assert message("x.jsonl") == f"x.jsonl:3: {reason}"
+    assert message("x.jsonl") == f"x.jsonl:3: {reason}. In a recipe, data.on_error: skip leaves such rows out"
 
 
 @pytest.mark.parametrize(("line", "reason"), BROKEN_LINES)
@@ -173,8 +186,9 @@ def test_a_skipped_line_is_returned_with_the_reason_and_the_others_are_kept(
 
 def test_an_error_says_how_many_more_rows_are_broken(write: Write) -> None:
     assert message(write("x.jsonl", '{"a": 1}\n1\n2\n3\n')).endswith(
-        "found 1 (2 more rows can't be read either)"
+        "found 1 (2 more rows can't be used either). In a recipe, data.on_error: skip leaves such rows out"
     )
+    assert message(write("x.jsonl", "1\n2\n")).endswith("found 1 (none of the 2 rows can be used)")
 
 
 def test_whole_surrogate_pairs_are_characters(write: Write) -> None:
@@ -230,7 +244,7 @@ def test_ragged_and_malformed_csv_rows_are_rejected_at_their_real_lines(write: W
     write("x.csv", b'id,text\n1,"a\nb"\n2\n3,x,y\n4,"x"y\n5,caf\xe9\n6,ok\n')
     assert rejected("x.csv") == [
         (4, "expected 2 cells (id, text), found 1"),
-        (5, "expected 2 cells (id, text), found 3"),
+        (5, f"expected 2 cells (id, text), found 3{QUOTES}"),
         (6, "the row isn't valid CSV: ',' expected after '\"'"),
         (7, NOT_UTF8),
     ]
@@ -253,7 +267,7 @@ def test_a_quote_that_is_never_closed_is_an_error_even_when_skipping(write: Writ
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("a,b,a", "the header names 'a' twice"),
+        ("a,b,a", "the header names 'a' twice; give each column a name of its own"),
         (",a", "column 1 of the header has no name (an index column? write the file without it)"),
         ("", "the first line is blank; it must name the fields"),
         ('"a', "the header isn't valid: unexpected end of data"),

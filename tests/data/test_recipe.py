@@ -92,9 +92,9 @@ def test_tasks_are_mixed_as_the_recipe_says() -> None:
             {},
             "data.train[0].promt: there is no such key; did you mean 'prompt'? Known: name",
         ),
-        ([task(), {"name": "b"}], {}, "data.train[1].file: this key is missing; it says its training rows"),
+        ([task(), {"name": "b"}], {}, "data.train[1].file: this key is missing. Give its training rows"),
         ([task(), "b.jsonl"], {}, "data.train[1]: expected a section with the keys name, file"),
-        ([task(weight=0)], {}, "data.train[0].weight: expected greater than 0; found 0"),
+        ([task(weight=0)], {}, "data.train[0].weight: expected a number greater than 0; found 0"),
         ([task(file=3)], {}, "data.train[0].file: expected a file or a datasets name, or a list"),
         (
             [task(prompt="x")],

@@ -208,7 +208,7 @@ WITHOUT: dict[str, tuple[Any, str, str]] = {
             MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
         ),
         "CAUSAL_LM",
-        "MambaForCausalLM does not support past key values",
+        "(MambaForCausalLM does not support past key values|found a layer with LinearAttentionLayer)",
     ),
     "recurrent": (
         lambda: RwkvForCausalLM(

@@ -40,7 +40,7 @@ def test_a_dtype_without_a_figure_is_refused() -> None:
         ({"memory_gib": 8}, "hardware: bandwidth_gb_s: this key is missing"),
         (
             {"memory_gib": 0, "bandwidth_gb_s": 1, "tflops": {"bfloat16": 1}},
-            "memory_gib: expected greater than 0",
+            "memory_gib: expected a number greater than 0",
         ),
         ({"memory_gb": 8, "bandwidth_gb_s": 1, "tflops": {"bfloat16": 1}}, "did you mean 'memory_gib'"),
         ({"memory_gib": 8, "bandwidth_gb_s": 1, "tflops": {}}, "tflops"),

@@ -40,9 +40,12 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path):
         ("{", "expected JSON"),
         ("[" * 100_000, "expected JSON"),
         ('{"keys": []}', "at least 1"),
-        ('{"keys": [{"name": "a", "sha256": "secret"}]}', "keys.0.sha256"),
-        ('{"keys": [{"name": "a", "key": "x", "sha256": "' + "0" * 64 + '"}]}', "keys.0.key"),
-        ('{"keys": [{"name": "a", "sha256": "' + "0" * 64 + '", "concurrent": 0}]}', "keys.0.concurrent"),
+        ('{"keys": [{"name": "a", "sha256": "secret"}]}', r"keys\[0\]\.sha256"),
+        ('{"keys": [{"name": "a", "key": "x", "sha256": "' + "0" * 64 + '"}]}', r"keys\[0\]\.key"),
+        (
+            '{"keys": [{"name": "a", "sha256": "' + "0" * 64 + '", "concurrent": 0}]}',
+            r"keys\[0\]\.concurrent",
+        ),
     ],
 )
 def test_a_file_of_keys_that_cannot_be_used_is_named_with_the_place(tmp_path, content, message):

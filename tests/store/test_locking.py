@@ -52,3 +52,17 @@ def test_a_lock_is_waited_for_as_long_as_the_patience_lasts(tmp_path: Path) -> N
         order.append("second")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_where_a_directory_cannot_be_held_a_file_next_to_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manytune.store.locking._HAS_FLOCK", False)  # as on Windows
+    target = tmp_path / "run"
+    with held(target):
+        with pytest.raises(LockedError, match="run: another process is writing here"), held(target):
+            pass
+        assert list(target.iterdir()) == []
+    lock = tmp_path / ".lock"
+    with held(target), locked(lock), pytest.raises(LockedError, match="for 0 s"), locked(lock, patience=0):
+        pass

@@ -89,9 +89,7 @@ def test_without_its_library_the_error_names_the_extra(
     packing: Packing, unpacked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        StoreError, match=rf"{packing} needs {LIBRARIES[packing]}.*pip install 'manytune\[quant\]'"
-    ):
+    with pytest.raises(StoreError, match=rf"{packing} needs {LIBRARIES[packing]}.*pip install .*\[quant\]'"):
         load_base(str(unpacked), weights=packing)
 
 

@@ -120,7 +120,10 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
             "data: {train: a}\ntraining: {epochs: three}",
             "training.epochs: expected a number; found 'three' (text)",
         ),
-        ("data: {train: a}\ntraining: {epochs: 0}", "training.epochs: expected greater than 0; found 0"),
+        (
+            "data: {train: a}\ntraining: {epochs: 0}",
+            "training.epochs: expected a number greater than 0; found 0",
+        ),
         (
             "data: {train: a}\ntraining: {batch_size: 2.5}",
             "training.batch_size: expected a whole number; found 2.5",
@@ -213,8 +216,37 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"absent\.yaml: the recipe can't be read"):
+    with pytest.raises(
+        RecipeError, match=r"absent\.yaml: there is no such file\. `manytune init FILE` writes"
+    ):
         load_recipe(tmp_path / "absent.yaml")
+    (tmp_path / "absent.yml").touch()
+    with pytest.raises(RecipeError, match=r"no such file; did you mean '.*absent\.yml'\?"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match=r"this is a directory; name the recipe's file, such as"):
+        load_recipe(tmp_path)
+    (tmp_path / "absent.yml").write_text("base: é", "latin-1")
+    with pytest.raises(RecipeError, match=r"a recipe is text in UTF-8, and this file isn't"):
+        load_recipe(tmp_path / "absent.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: a: b", "put a value with a colon and a space in it in quotes"),
+        ("data:\n\ttrain: x", "indent with spaces"),
+        ("prompt: {{ a }} b", "that begins with {{ or with a quote in quotes as a whole"),
+        ("prompt: {{ fields['a'] }}", "put a value with {{ in it in quotes"),
+        ('prompt: "a', "close the quote"),
+        ("prompt: @a", "put a value that begins with this character in quotes"),
+        ("prompt: |\nx\n", "indent a text under `|` further than its key"),
+        ("prompt: *a", "put a value that begins with * in quotes"),
+    ],
+)
+def test_what_is_easily_got_wrong_in_yaml_is_said_with_what_to_do(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    assert expected in refusal(tmp_path, text)
 
 
 def test_every_key_says_what_it_is() -> None:

@@ -35,6 +35,9 @@ def demo(
     import time
 
     started = time.monotonic()
+    from manytune.demo.packages import require_packages
+
+    require_packages()
     from rich.console import Console
 
     # The story goes to stderr, so that stdout holds the result alone.

@@ -43,7 +43,7 @@ Workers = Annotated[
 On = Annotated[
     Place,
     typer.Option(
-        help="Where trainings run: in processes here, on Ray (pip install 'manytune[cluster]'), or as the tasks of a "
+        help="Where trainings run: in processes here, on Ray (the extra manytune[cluster]), or as the tasks of a "
         "Slurm array."
     ),
 ]

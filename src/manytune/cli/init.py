@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from manytune.training.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +40,17 @@ def init(
     require_absent(output)
     atomic_write(output, starting_recipe(file, output=output))
     recipe = outline_from(read_mapping(output), where=str(output))
-    typer.echo(f"{output} is written. Read it, and then:")
+    typer.echo(f"{output} is written: {_what_is_learned(recipe)}. Read it, and then:")
     typer.echo(f"  manytune train {output}")
     if recipe.data.test is not None:
         typer.echo(f"  manytune evaluate {recipe.output}")
+
+
+def _what_is_learned(recipe: Recipe) -> str:
+    data = recipe.data
+    if recipe.task != "generation":
+        return f"{recipe.task} of {data.tokens or data.text} by {data.tags or data.label}"
+    if data.is_conversational:
+        return f"conversations in the form {data.format}" if data.format != "text" else "running text"
+    template = data.prompt_template()
+    return f"{template.completion} after {template.prompt!r}"

@@ -35,6 +35,11 @@ class _Weights(StrEnum):
     nf4 = "nf4"
 
 
+class _Runtime(StrEnum):
+    torch = "torch"
+    openvino = "openvino"
+
+
 class _Cluster(StrEnum):
     ray = "ray"
 
@@ -94,6 +99,13 @@ def serve(
             metavar=f"[{'|'.join(_Weights)}]",
         ),
     ] = _Weights.reordered,
+    runtime: Annotated[
+        _Runtime,
+        typer.Option(
+            help="What computes the base: torch, or OpenVINO on a CPU, with --weights plain, int8 or int4 (pip install "
+            "'manytune[openvino]'). Torch runs what OpenVINO can't, and the log says so."
+        ),
+    ] = _Runtime.torch,
     workers: Annotated[
         int,
         typer.Option(
@@ -104,7 +116,7 @@ def serve(
     ] = 1,
     on: Annotated[
         _Cluster | None,
-        typer.Option(help="Serve by replicas on a cluster: Ray Serve (pip install 'manytune[ray-serve]')."),
+        typer.Option(help="Serve by replicas on a cluster: Ray Serve (the extra manytune[ray-serve])."),
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="With --on: how many servers there are.")] = 2,
     max_replicas: Annotated[
@@ -196,6 +208,7 @@ def serve(
     """
     from manytune.cli.serve_vllm import require_vllm, serve_with_vllm
     from manytune.errors import ServeError
+    from manytune.extras import install_command
 
     if engine is _Engine.vllm:
         serve_with_vllm(context)
@@ -208,17 +221,18 @@ def serve(
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.key_file import KeySource, require_keys_for
-        from manytune.server.listening import check_address
+        from manytune.server.listening import check_address, require_this_system
         from manytune.server.logs import log_to_stderr
 
         if workers == 1 and on is None:  # else this process loads nothing that models need
             import manytune.server.app  # noqa: F401 - the same
     except ImportError as error:
-        raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
+        raise ServeError(f"{error.name} isn't installed. Run: {install_command('serve')}") from error
 
     from manytune.cli.serve_replicas import serve_by_workers, serve_on_ray
     from manytune.server.opening import ServeOptions, open_server
 
+    require_this_system()
     api_keys = KeySource(keys, os.environ)
     require_keys_for(host, api_keys)
 
@@ -229,6 +243,7 @@ def serve(
         base_name=base_name,
         dtype=dtype,
         weights=weights.value,
+        runtime=runtime.value,
         max_batch=max_batch,
         max_queue=max_queue,
         kv_tokens=kv_tokens,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from manytune.errors import ServeError
+from manytune.extras import install_command
 
 if TYPE_CHECKING:
     from manytune.server.key_file import KeySource
@@ -77,7 +78,7 @@ def serve_on_ray(
         port: The port.
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("aiohttp") is None:
-        raise ServeError("--on ray needs Ray Serve. Run: pip install 'manytune[ray-serve]'")
+        raise ServeError(f"--on ray needs Ray Serve. Run: {install_command('ray-serve')}")
     import ray
     import ray.serve
 

@@ -21,6 +21,7 @@ _FOR_VLLM = ("vllm", "check", "as_json", "ray_config", "ray_adapters", "vllm_opt
 #: Options of manytune's own engine, and what to use instead.
 _NOT_FOR_VLLM = {
     "weights": "give vLLM's --quantization after --",
+    "runtime": "vLLM computes the base itself",
     "kv_tokens": "give vLLM's --gpu-memory-utilization or --kv-cache-memory-bytes after --",
     "prefix_tokens": "give vLLM's --enable-prefix-caching or --no-enable-prefix-caching after --",
     "adapter_limit": "vLLM has room for adapters up to --max-lora-rank",
@@ -56,6 +57,7 @@ def serve_with_vllm(context: typer.Context) -> None:
         StoreError: The base or the store can't be read.
     """
     from manytune.errors import ServeError
+    from manytune.extras import install_command
 
     for name, instead in _NOT_FOR_VLLM.items():
         if _is_given(context, name):
@@ -66,7 +68,7 @@ def serve_with_vllm(context: typer.Context) -> None:
 
         from manytune.handover.vllm_engine import check_store
     except ImportError as error:
-        raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
+        raise ServeError(f"{error.name} isn't installed. Run: {install_command('serve')}") from error
     from manytune.cli.outputs.handover import print_checked
     from manytune.handover.vllm_release import find_vllm, installed
     from manytune.handover.vllm_rules import VllmVerdicts

@@ -20,6 +20,7 @@ from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe
 from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
+from manytune.data.row_errors import row_error
 from manytune.data.row_limit import limited
 from manytune.data.special_tokens import Spelled, spelled_in
 from manytune.data.splits import Leak, group_key, leaks, split
@@ -151,6 +152,7 @@ class _Rows:
         self.left_out: list[Rejected] = []
         self.unused: Counter[str] = Counter()
         self.odd: list[str] = []
+        self._failed: list[DataError] = []
         self._data = data
         self._on_error = data.on_error
         self._form: RowForm | None = None  # of a single task
@@ -228,11 +230,15 @@ class _Rows:
             forms = self._single(records.kept, spec) if templates is None else templates
             self.unused.update(unused_turns(records.kept, forms.values()))
             rendered = [self._render(record, forms, partial=partial) for record in records.kept]
+            if self._failed:
+                failed = len({error.where for error in self._failed})
+                raise row_error(self._failed[0], failed=failed, rows=len(records.kept)) from self._failed[0]
             found.extend(row for row in rendered if row)
             self.odd.extend(self._oddities(forms, records.kept))
         if not found:
             raise DataError(
-                f"no usable row is left to {'train on' if role == 'train' else role}", where=", ".join(specs)
+                f"no usable row is left to {'train on' if role == 'train' else role}; `manytune data check` says why",
+                where=", ".join(specs),
             )
         return _keyed(found, in_groups=templates is not None and len(templates) > 1)
 
@@ -263,7 +269,8 @@ class _Rows:
             except DataError as error:
                 inapplicable = partial and isinstance(error, EmptyPartError)
                 if self._on_error == "error" and not inapplicable:
-                    raise
+                    self._failed.append(error)
+                    continue
                 reason = str(error).removeprefix(f"{record.where}: ")
                 if inapplicable:
                     reason = f"the template {name!r} doesn't apply to it"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from manytune.data.records import Record, Rejected
+from manytune.data.rendering import shorten
 from manytune.data.text import not_utf8, read_utf8_bytes
 from manytune.errors import DataError
 
@@ -91,7 +92,7 @@ def _header(reader: Iterator[list[str]], source: str) -> list[str]:
                 f"column {column} of the header has no name (an index column? write the file without it)"
             )
         elif header.count(name) > 1:
-            problem = f"the header names {name!r} twice"
+            problem = f"the header names {name!r} twice; give each column a name of its own"
     if problem:
         raise DataError(problem, where=f"{source}:1")
     return header
@@ -101,15 +102,19 @@ def _row(header: list[str], cells: list[str], source: str, line: int) -> Record 
     if problem := _encoding_problem(cells):
         return Rejected(source, line, problem)
     if len(cells) != len(header):
-        expected = f"expected {len(header)} cells ({', '.join(header)})"
-        return Rejected(source, line, f"{expected}, found {len(cells)}")
+        expected = f"expected {len(header)} cells ({shorten(', '.join(header), 200)})"
+        why = "; a cell that has the separator in it is put in quotes" if len(cells) > len(header) else ""
+        return Rejected(source, line, f"{expected}, found {len(cells)}{why}")
     return Record(dict(zip(header, cells, strict=True)), source, line)
 
 
 def _malformed(error: csv.Error, source: str, first: int, last: int) -> Rejected:
     if "unexpected end of data" in str(error):
         # All further rows went into the field; to call that one rejected row would hide how much is lost.
-        raise DataError("a quoted field that starts in this row is never closed", where=f"{source}:{first}")
+        raise DataError(
+            'a quoted field that starts in this row is never closed; close it, and write " within it as ""',
+            where=f"{source}:{first}",
+        )
     lines = f" (lines {first} to {last} were read as one row)" if last > first else ""
     return Rejected(source, first, f"the row isn't valid CSV: {error}{lines}")
 

@@ -79,7 +79,9 @@ def _line(line: bytes, source: str, number: int) -> Record | Rejected:
     except json.JSONDecodeError as error:
         hint = ". A file that is one array is named .json" if line.lstrip().startswith(b"[") else ""
         return Rejected(
-            source, number, f"the line isn't valid JSON: {error.msg} at column {error.colno}{hint}"
+            source,
+            number,
+            f"the line isn't valid JSON: {error.msg.removesuffix(' at')} (column {error.colno}){hint}",
         )
     except ValueError as error:
         return Rejected(source, number, f"the line can't be read: {error}")

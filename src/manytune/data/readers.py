@@ -11,9 +11,12 @@ from manytune.data.delimited import read_csv, read_tsv
 from manytune.data.json_files import read_json, read_json_lines
 from manytune.data.nearest import did_you_mean
 from manytune.data.records import Record, Records, Rejected
+from manytune.data.row_errors import row_error
 from manytune.errors import DataError
 
 _DATASET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
+_COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst")
 _WITH_SPLIT = re.compile(r"(.+)\[([\w.-]+)\]")
 
 
@@ -33,10 +36,10 @@ def read(spec: str, *, split: str | None = None, on_error: Literal["error", "ski
     kept = tuple(row for row in rows if isinstance(row, Record))
     rejected = tuple(row for row in rows if isinstance(row, Rejected))
     if rejected and on_error == "error":
-        more = f" ({len(rejected) - 1} more rows can't be read either)" if len(rejected) > 1 else ""
-        raise DataError(f"{rejected[0].reason}{more}", where=rejected[0].where)
+        first = DataError(rejected[0].reason, where=rejected[0].where)
+        raise row_error(first, failed=len(rejected), rows=len(rows))
     if not rows:
-        raise DataError("there are no rows in it", where=spec)
+        raise DataError("there are no rows in it; a table needs rows below its header", where=spec)
     return Records(kept, rejected)
 
 
@@ -70,7 +73,11 @@ def require_there(spec: str) -> None:
     if chosen := _WITH_SPLIT.fullmatch(spec):
         require_there(chosen[1])
     elif path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
-        raise DataError(f"there is no such file{_similar_file(path)}", where=spec)
+        nearest = (
+            _similar_file(path)
+            or f"; a path that isn't absolute begins where the command runs, at {Path.cwd()}"
+        )
+        raise DataError(f"there is no such file{nearest}", where=spec)
 
 
 def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
@@ -91,13 +98,22 @@ def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
 def _file_rows(path: Path, source: str) -> list[Record | Rejected]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"files end in {', '.join(_READERS)}, not {path.suffix!r}", where=source)
+        raise DataError(_other_kind(path.suffix.lower()), where=source)
     try:
         if path.stat().st_size == 0:
-            raise DataError("the file is empty", where=source)
+            raise DataError("the file is empty; write rows into it, or name another file", where=source)
         return reader(path, source)
     except OSError as error:
         raise DataError(f"the file can't be read: {error.strerror or error}", where=source) from error
+
+
+def _other_kind(suffix: str) -> str:
+    kinds = ", ".join(_READERS)
+    if suffix in _WORKBOOKS:
+        return "a workbook isn't read; save its sheet as CSV UTF-8 (Save As in Excel), and name that file"
+    if suffix in _COMPRESSED:
+        return f"a compressed file isn't read; unpack it, and name the {kinds} file in it"
+    return f"files end in {kinds}, not {suffix!r}; write the rows as one of these, or rename the file if it is one"
 
 
 def _parquet_rows(path: Path, source: str) -> list[Record | Rejected]:

@@ -24,6 +24,8 @@ class EmptyPartError(TemplateError):
 
 
 _ENVIRONMENT = TextEnvironment()
+_OF_JINJA = {"and", "or", "not", "in", "is", "if", "else", "true", "false", "none", "True", "False", "None"}
+_OF_JINJA |= {"fields", "loop", "self"}
 _ALL = "fields"  # by this name a template reaches all of a row's fields
 
 
@@ -186,7 +188,9 @@ def field_as_text(purpose: str, name: str, values: Mapping[str, object]) -> str:
 
 def field_reference(name: str) -> str:
     """Return the template that is a field's value: `{{ name }}`, or by way of `fields` if that isn't an identifier."""
-    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ fields[{json.dumps(name)}] }}}}"
+    if name.isidentifier() and name not in _OF_JINJA:
+        return f"{{{{ {name} }}}}"
+    return f"{{{{ fields[{json.dumps(name, ensure_ascii=False)}] }}}}"
 
 
 def no_field(name: str, values: Mapping[str, object]) -> str:

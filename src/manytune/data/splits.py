@@ -54,8 +54,9 @@ def split(
         sizes[key(item)] = sizes.get(key(item), 0) + 1
     if len(sizes) < len(fractions):
         raise DataError(
-            f"too few groups: {len(sizes)} with {len(items)} rows for the splits {', '.join(fractions)}; "
-            "a group is never divided"
+            f"too few groups: {len(sizes)} for the splits {', '.join(fractions)}. Rows with the same prompt, or the "
+            "same value of group_by, are a group, which is never divided. Give more rows, or set none aside "
+            "(data.validation: null)"
         )
     strata = {} if stratum is None else _strata(items, key, stratum)
     names = _assign(sizes, fractions, seed, strata)

@@ -28,6 +28,7 @@ from manytune.data.rendering import (
     shorten,
     used_fields,
 )
+from manytune.data.row_errors import row_error
 from manytune.errors import DataError, TemplateError, reason_of
 
 _FILES = {".yaml", ".yml", ".json"}
@@ -259,21 +260,23 @@ def render_all(
     Args:
         template: The template, or another form.
         records: The rows.
-        on_error: `"error"` stops at the first row that the template doesn't fit; `"skip"` returns such rows.
+        on_error: `"error"` raises if the template doesn't fit a row; `"skip"` returns such rows.
 
     Raises:
         DataError: A row doesn't fit, and `on_error` is `"error"`.
     """
     kept: list[Example] = []
     rejected: list[Rejected] = []
+    first: DataError | None = None
     for record in records:
         try:
             kept.append(template.render(record))
         except DataError as error:
-            if on_error == "error":
-                raise
+            first = first or error
             reason = str(error).removeprefix(f"{record.where}: ")
             rejected.append(Rejected(record.source, record.row, reason))
+    if first is not None and on_error == "error":
+        raise row_error(first, failed=len(rejected), rows=len(kept) + len(rejected)) from first
     return Rendered(tuple(kept), tuple(rejected))
 
 

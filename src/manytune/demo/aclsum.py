@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from manytune.atomic import atomic_write
+from manytune.demo.packages import INSTALL
 from manytune.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -103,6 +104,5 @@ def _installed() -> Path:
         if all((directory / file).is_file() for file in _FILES.values()):
             return directory
     raise DataError(
-        "the demo's data comes from the Python package aclsum, which isn't installed. "
-        "Run: pip install --no-deps aclsum"
+        f"the demo's data comes from the Python package aclsum, which isn't installed. Run: {INSTALL}"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from manytune.cache_argument import cache_argument
 from manytune.engine.base_model import base_of, has_virtual_tokens
 from manytune.model.peft_model import PeftModel
 from manytune.token_prefixes import common_prefix
@@ -88,9 +89,9 @@ def prefill_shared(model: Any, prompts: Sequence[Sequence[int]], *, pad_id: int)
             input_ids=ids[firsts, :widest],
             attention_mask=prefix_mask,
             position_ids=(prefix_mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument(base_of(model)) or "past_key_values": cache},
         )
     cache.batch_select_indices(source.to(device))
     return Prefilled(ids, mask, cache)

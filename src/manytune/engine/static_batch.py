@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from transformers import GenerationConfig
 
+from manytune.cache_argument import cache_argument
 from manytune.engine.base_model import (
     base_of,
     check_lengths,
@@ -125,7 +126,7 @@ def _new_tokens(model: Any, prompts: Sequence[Sequence[int]], config: Generation
         cached = {}
     else:
         input_ids, attention_mask = prefilled.input_ids, prefilled.attention_mask
-        cached = {"past_key_values": prefilled.cache}
+        cached = {cache_argument(base_of(model)) or "past_key_values": prefilled.cache}
     generated = model.generate(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import math
 import os
-import resource
 import signal
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from manytune.free_memory import is_short_memory
+
+if sys.platform != "win32":  # which has no such limits, and no server
+    import resource
 
 _STATM = Path("/proc/self/statm")
 _OOM_SCORE = Path("/proc/self/oom_score_adj")

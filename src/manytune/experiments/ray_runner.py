@@ -21,6 +21,7 @@ from manytune.experiments.ray_worker import RayWorker
 from manytune.experiments.runner import KEPT, failed, is_done, write_work
 from manytune.experiments.trials import Phase, Trial
 from manytune.experiments.workspace import Workspace
+from manytune.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class OnRay:
         if not missing:
             return
         if importlib.util.find_spec("ray") is None:
-            raise RunError("--on ray needs the package ray. Run: pip install 'manytune[cluster]'")
+            raise RunError(f"--on ray needs the package ray. Run: {install_command('cluster')}")
         directory, say = workspace.experiment.directory, workspace.reporter.line
         work = write_work(workspace, phase, missing).resolve()
         on_cpu = workspace.experiment.recipe.training.device == "cpu"

@@ -112,7 +112,7 @@ def _check_layers(tuner: Tuner, layers: Sequence[nn.Module], names: Sequence[str
     if routed is not None:
         raise AdapterError(
             f"Cannot pass `adapter_names` with adapters on {routed}: it sees only the tokens that are routed to its "
-            "expert, so samples can't be told apart there. Use one adapter at a time with set_adapter()."
+            "expert, so samples can't be distinguished there. Use one adapter at a time with set_adapter()."
         )
     for layer in layers:
         if isinstance(layer, ModulesToSaveWrapper) and not isinstance(layer.original_module, _ROW_WISE):

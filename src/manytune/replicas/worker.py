@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from manytune.errors import ManytuneError, ServeError
+from manytune.extras import install_command
 from manytune.replicas.contract import Facts
 from manytune.replicas.vouching import VouchedKeys
 from manytune.server.auth import Keys
@@ -90,7 +91,7 @@ def _open(order: Order) -> Opened:
     try:
         return open_server(order.options, keys, device=device, store=store)
     except ImportError as error:
-        raise ServeError(f"{error.name} isn't installed. Run: pip install 'manytune[serve]'") from error
+        raise ServeError(f"{error.name} isn't installed. Run: {install_command('serve')}") from error
 
 
 def _serve(order: Order, opened: Opened, front: BinaryIO) -> int:

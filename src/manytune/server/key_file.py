@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from manytune.server.auth import Key, Keys
 
 _LARGEST = 16 << 20  # bytes of a file of keys
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MAKE_ONE = "`manytune keys add NAME --file {}` makes a key and writes its hash into such a file."
 _log = logging.getLogger(__name__)
 
 
@@ -134,14 +136,29 @@ def read_key_file(file: Path) -> list[Key]:
         if len(text) > _LARGEST:
             raise ServeError(f"{file}: expected at most {_LARGEST >> 20} MiB of keys.")
         return _KeyFile.model_validate(json.loads(text)).keys
+    except FileNotFoundError:
+        raise ServeError(
+            f"{file}: the keys can't be read: there is no such file. {_MAKE_ONE.format(file)}"
+        ) from None
     except OSError as error:
-        raise ServeError(f"{file}: the keys can't be read: {error.strerror}.") from None
+        raise ServeError(
+            f"{file}: the keys can't be read: {error.strerror}. Have it made readable."
+        ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ServeError(f"{file}: {where}: {first['msg']}.") from None
+        raise ServeError(f"{file}: {_in_words(error)} {_MAKE_ONE.format(file)}") from None
     except (ValueError, RecursionError) as error:
-        raise ServeError(f"{file}: expected JSON: {error}.") from None
+        raise ServeError(f"{file}: expected JSON: {error}. {_MAKE_ONE.format(file)}") from None
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first mistake in an entry."""
+    first = error.errors()[0]
+    where = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, first["loc"])))
+    if first["type"] == "missing":
+        return f"{where} is missing."
+    if first["type"] == "extra_forbidden":
+        return f"{where}: a key has no such field; it has {', '.join(Key.model_fields)}."
+    return f"{where}: {first['msg']}."
 
 
 def add_key(file: Path, name: str, **rights: Any) -> str:
@@ -164,8 +181,7 @@ def add_key(file: Path, name: str, **rights: Any) -> str:
     try:
         key = Key(name=name, sha256=_sha256(secret), **rights)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ServeError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+        raise ServeError(_in_words(error)) from None
     _write(file, [*keys, key])
     return secret
 

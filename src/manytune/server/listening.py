@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import resource
 import socket
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -64,6 +64,19 @@ def web_server(
     return uvicorn.Server(config)
 
 
+def require_this_system() -> None:
+    """Raise on Windows, which has none of the limits that keep requests and foreign adapters within bounds.
+
+    Raises:
+        ServeError: This is Windows.
+    """
+    if sys.platform == "win32":
+        raise ServeError(
+            "manytune serve runs on Linux and macOS. On Windows, run it in WSL 2 or in a container; manytune train, "
+            "evaluate, generate and chat work here."
+        )
+
+
 def check_address(host: str, port: int) -> None:
     """Raise if a server can't listen there, so that nobody waits for a base to be loaded in vain.
 
@@ -95,6 +108,8 @@ def check_address(host: str, port: int) -> None:
 
 def _files_for(connections: int) -> int:
     """How many connections there may be, of so many, after the process's limit of open files was raised for them."""
+    import resource  # not on Windows, where nothing is served
+
     wanted = connections + _ACCEPTED_AT_ONCE + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -21,7 +21,7 @@ from manytune.store.description import is_store
 from manytune.store.digests import sha256_file
 from manytune.store.fingerprint import Fingerprint
 from manytune.store.manifest import MANIFEST_NAME, Description, Manifest
-from manytune.store.run_directory import adapter_at
+from manytune.store.run_directory import RunDirectory, adapter_at
 from manytune.store.tokenizer_files import own_chat_template
 
 if TYPE_CHECKING:
@@ -136,7 +136,14 @@ def open_adapter(
             "the adapter again."
         )
     if not (path / CONFIG_NAME).is_file():
-        raise StoreError(f"{path}: {_what_is_there(path)}. An adapter's directory has an {CONFIG_NAME}.")
+        if RunDirectory(path).begun and not RunDirectory(path).adapter.is_dir():
+            raise StoreError(
+                f"{path}: this run isn't complete, so it has no adapter. Finish it with "
+                "`manytune train RECIPE --resume`."
+            )
+        raise StoreError(
+            f"{path}: {_what_is_there(path)}. Name a run, or an adapter's directory, which has an {CONFIG_NAME}."
+        )
     contents = contents_of(path)
     for name in contents.files:
         check_content(path / name)

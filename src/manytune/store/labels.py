@@ -179,7 +179,8 @@ def suggestions(reference: str, names: Sequence[str]) -> str:
 def name_taken(where: str, name: str, taken: str) -> NameTakenError:
     """What to raise when a name of a store belongs to the adapter with another digest."""
     return NameTakenError(
-        f"{where}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or move it."
+        f"{where}: the name {name!r} belongs to adapter {taken[:12]}. Choose another name, or take this "
+        "one from it with --move (move=True in Python)."
     )
 
 

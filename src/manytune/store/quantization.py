@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.errors import ConfigError, StoreError
+from manytune.extras import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Packing = Literal["nf4", "int8"]
 
 _LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao"}
-_EXTRA = "pip install 'manytune[quant]'"
 
 
 def packing_of_checkpoint(config: PretrainedConfig) -> str | None:
@@ -63,7 +63,9 @@ def quantization_config(name: str, stored: str | None, packing: Packing, compute
         )
     library = _LIBRARIES[packing]
     if importlib.util.find_spec(library) is None:
-        raise StoreError(f"base {name!r}: packing weights as {packing} needs {library}. Run: {_EXTRA}")
+        raise StoreError(
+            f"base {name!r}: packing weights as {packing} needs {library}. Run: {install_command('quant')}"
+        )
     if packing == "nf4":
         from transformers import BitsAndBytesConfig
 

@@ -37,7 +37,7 @@ from manytune.training.choices import (
 )
 from manytune.training.method_recipe import NAMES_ALONE, MethodRecipe
 from manytune.training.optimizers import OPTIMIZERS
-from manytune.training.recipe_errors import explain, keys_of, list_mistakes
+from manytune.training.recipe_errors import explain, keys_of, list_mistakes, unreadable
 from manytune.training.recipe_yaml import apply_override, line_of, parse_yaml, problem_of
 from manytune.training.schedules import SCHEDULES
 
@@ -248,7 +248,7 @@ class Recipe(Section):
     """A hub id, a directory, a .gguf file, or `embedded` (SmolLM2-135M-Instruct, needs no hub)."""
     weights: Packing | None = None
     """Pack the frozen base's linear layers: `nf4` (4 bits, by bitsandbytes) or `int8` (by torchao), for which
-    `manytune[quant]` is installed; null keeps them as they are, which may be packed."""
+    the extra `quant` is installed; null keeps them as they are, which may be packed."""
     task: Literal["generation", "classification", "regression", "token-classification"] = "generation"
     """What is learned: `generation` of a completion after a prompt; by a new head, `classification` of a text
     (`data.text`) or an image (`data.image`) with the labels of the rows (`data.label`), `regression`, whose labels are
@@ -341,8 +341,12 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 f"{file}: expected a recipe of at most {_LARGEST:,} bytes; this file is larger."
             )
         content = parse_yaml(text.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: the recipe can't be read: {error}") from error
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"{file}: a recipe is text in UTF-8, and this file isn't. Save it as UTF-8."
+        ) from None
+    except OSError as error:
+        raise RecipeError(unreadable(file, error)) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
     if not isinstance(content, dict):

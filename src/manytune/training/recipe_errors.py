@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -43,12 +44,14 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
             return f"{name}: there is no such key; {renamed}."
         return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
     if kind == "missing":
-        return f"{name}: this key is missing; it says {_summary_of(recipe, path)}"
+        return f"{name}: this key is missing. Give {_summary_of(recipe, path)}"
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
         return f"{name}: {problem['ctx']['error']}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{name}: expected a section with the keys {keys_of(_section_at(recipe, path))}; found {kind_of(value)}."
     expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
+    if expected.startswith(("greater than", "less than")):
+        expected = f"a number {expected}"
     nearest = ""
     if kind == "literal_error":
         nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
@@ -70,6 +73,19 @@ def list_mistakes(where: str, error: ValidationError, explained: Callable[[Any],
     return "\n".join(f"{where}: {line}" for line in short)
 
 
+def unreadable(file: Path, error: OSError) -> str:
+    """What is wrong with a recipe's file that the system doesn't open, and what to do."""
+    if isinstance(error, IsADirectoryError):
+        return f"{file}: this is a directory; name the recipe's file, such as {file / 'recipe.yaml'}."
+    if not isinstance(error, FileNotFoundError):
+        return f"{file}: the recipe can't be read: {error.strerror or error}. Have its permissions or its disk checked."
+    others = file.parent.iterdir() if file.parent.is_dir() else ()
+    nearest = did_you_mean(str(file), (str(other) for other in others if other.suffix in (".yaml", ".yml")))
+    return (
+        f"{file}: there is no such file{nearest or '.'} `manytune init FILE` writes a recipe for a data file."
+    )
+
+
 def _section_at(recipe: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
     section = recipe
     for key in path:
@@ -87,7 +103,7 @@ def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 def _summary_of(recipe: type[BaseModel], path: Sequence[str | int]) -> str:
     description = _section_at(recipe, path[:-1]).model_fields[str(path[-1])].description or ""
-    return description[:1].lower() + description[1:]
+    return " ".join((description[:1].lower() + description[1:]).split())
 
 
 def keys_of(section: type[BaseModel]) -> str:

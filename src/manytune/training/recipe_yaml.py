@@ -10,6 +10,24 @@ import yaml
 
 from manytune.errors import RecipeError
 
+# What to do about a problem, by words of PyYAML's description of it; the first that fits.
+_ADVICE = (
+    ("'\\t'", "indent with spaces, not with tabs"),
+    (
+        "mapping values are not allowed",
+        "put a value with a colon and a space in it in quotes, and indent the keys of a section alike",
+    ),
+    (
+        "expected <block end>",
+        "put a value that begins with {{ or with a quote in quotes as a whole, and indent the keys of a section alike",
+    ),
+    ("expected ',' or", "close each [ and {, and put a value with {{ in it in quotes"),
+    ("end of stream", "close the quote that is opened here or above"),
+    ("cannot start any token", "put a value that begins with this character in quotes"),
+    ("undefined alias", "put a value that begins with * in quotes"),
+    ("expected ':'", "write each key as `key: value`, and indent a text under `|` further than its key"),
+)
+
 
 class Loader(yaml.SafeLoader):
     """YAML as people expect it: `2e-4` is a number (YAML 1.1 wants `2.0e-4`), and no key is given twice."""
@@ -27,7 +45,7 @@ class Loader(yaml.SafeLoader):
                 )
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
-                problem = f"the key {key!r} is given twice"
+                problem = f"the key {key!r} is given twice; keep one of the two"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -67,8 +85,10 @@ def line_of(error: yaml.YAMLError) -> str:
 
 
 def problem_of(error: yaml.YAMLError) -> str:
-    """What is wrong."""
-    return str(getattr(error, "problem", None) or error)[:500]
+    """What is wrong, and what to do about it where it is a usual mistake."""
+    problem = str(getattr(error, "problem", None) or error)[:500]
+    advice = next((advice for words, advice in _ADVICE if words in problem), None)
+    return f"{problem}; {advice}" if advice else problem
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from manytune.data.numeric_labels import number_in
 from manytune.data.records import Record
 from manytune.data.rendering import field_reference, shorten
+from manytune.training.starting_columns import text_columns
 from manytune.training.starting_tags import HOW_A_HEAD_TRAINS
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "target", "topic")
@@ -33,11 +34,11 @@ def labelled_columns(records: Sequence[Record]) -> tuple[str, str] | None:
     if label is None and len(known) == 1:
         label = known[0]
     lengths = {
-        name: sum(len(value) for value in values if isinstance(value, str))
-        for name, values in columns.items()
+        name: sum(len(value) for value in columns[name] if isinstance(value, str))
+        for name in text_columns(records)
         if name not in known
     }
-    texts = [name for name in lengths if lengths[name]]
+    texts = list(lengths)
     return None if label is None or not texts else (max(texts, key=lengths.__getitem__), label)
 
 
@@ -54,10 +55,11 @@ def numeric_columns(records: Sequence[Record]) -> tuple[str, str] | None:
     if label is None and len(known) == 1:
         label = known[0]
     lengths: Counter[str] = Counter()
-    for record in records:
-        for name, value in record.fields.items():
-            if isinstance(value, str) and name not in known:
-                lengths[name] += len(value)
+    for name in text_columns(records):
+        if name not in known:
+            lengths[name] = sum(
+                len(value) for record in records if isinstance(value := record.fields.get(name), str)
+            )
     return None if label is None or not lengths.total() else (lengths.most_common(1)[0][0], label)
 
 

@@ -11,28 +11,18 @@ from manytune.data.conversation.checks import oddities
 from manytune.data.conversation.detect import detect
 from manytune.data.conversation.form import DESCRIPTIONS, ConversationForm, FormName
 from manytune.data.readers import read
-from manytune.data.records import Record
+from manytune.data.records import Record, Rejected
 from manytune.data.rendering import field_reference, shorten
 from manytune.data.strict_json import parse
-from manytune.data.templates import NAMED_TEMPLATES, Example
+from manytune.data.templates import NAMED_TEMPLATES, Example, PromptTemplate, render_all
+from manytune.data.text import TEXT_FILES, require_utf8
 from manytune.errors import DataError
 from manytune.training.starting_classifier import labelled_columns, labelled_recipe, numeric_columns
+from manytune.training.starting_columns import are_named, are_rated, asked_and_answered, listed
 from manytune.training.starting_tags import tagged_columns, tagged_recipe
 
 _ENOUGH = 30  # rows, of which a tenth is worth setting aside
 _SHARE = 0.1
-_QUESTION_NAMES = (
-    "prompt",
-    "question",
-    "input",
-    "instruction",
-    "document",
-    "dialogue",
-    "article",
-    "text",
-    "source",
-)
-_ANSWER_NAMES = ("completion", "answer", "output", "response", "summary", "target", "label", "highlights")
 
 
 def starting_recipe(file: str, *, output: Path) -> str:
@@ -46,31 +36,40 @@ def starting_recipe(file: str, *, output: Path) -> str:
         DataError: The file can't be read, or its columns are neither two texts, one asked and one answered, nor a text
             and a label.
     """
-    records = read(file, on_error="skip").kept
+    if Path(file).suffix.lower() in TEXT_FILES and Path(file).is_file():
+        require_utf8(Path(file), file)  # a row left out for an accent in it would be missed by nobody
+    found = read(file, on_error="skip")
+    records, unread = found.kept, [f"{row.where}: {row.reason}" for row in found.rejected]
     if not records:
-        raise DataError("no row can be read", where=file)
-    labelled = None if detect(records) is not None else labelled_columns(records)
-    tagged = None if detect(records) is not None else tagged_columns(records)
-    if tagged is not None:
-        return tagged_recipe(file, records, *tagged, output=output, shares=_share_lines(len(records)))
-    numeric = None if detect(records) is not None or labelled is not None else numeric_columns(records)
-    if found := labelled or numeric:
-        shares = _share_lines(len(records))
-        return labelled_recipe(
-            file, records, *found, output=output, shares=shares, numbers=numeric is not None
+        raise DataError(
+            f"no row can be read; the first: {found.rejected[0].reason}", where=found.rejected[0].where
         )
+    form = None if are_rated(records) else detect(records)
+    aside = [*_share_lines(len(records)), *_left_out_lines(unread)]
+    tagged = None if form is not None else tagged_columns(records)
+    if tagged is not None:
+        return tagged_recipe(file, records, *tagged, output=output, shares=aside)
+    is_known = form is not None or are_named(records)
+    labelled = None if is_known else labelled_columns(records)
+    numeric = None if is_known or labelled is not None else numeric_columns(records)
+    if columns := labelled or numeric:
+        return labelled_recipe(
+            file, records, *columns, output=output, shares=aside, numbers=numeric is not None
+        )
+    form_lines, unusable = _form_lines(records, file)
     return "\n".join(
         [
             f"# manytune train {output}",
             f"# then: manytune evaluate runs/{output.stem}",
             "",
-            "# A hub id, a directory or a .gguf file; embedded is SmolLM2-135M-Instruct, which needs no download.",
+            "# A hub id, a directory or a .gguf file; embedded is SmolLM2-135M-Instruct, which needs no hub.",
             "base: embedded",
             "",
             "data:",
             f"  train: {json.dumps(file, ensure_ascii=False)}",
-            *_form_lines(records, file),
+            *form_lines,
             *_share_lines(len(records)),
+            *_left_out_lines([*unread, *unusable]),
             "",
             "method:",
             "  # Others: docs/methods.md. A higher r has more parameters; alpha / r scales what it adds.",
@@ -89,27 +88,33 @@ def starting_recipe(file: str, *, output: Path) -> str:
     )
 
 
-def _form_lines(records: Sequence[Record], file: str) -> list[str]:
+def _form_lines(records: Sequence[Record], file: str) -> tuple[list[str], list[str]]:
+    """The lines that say how a row is read, and why rows can't be."""
     found = detect(records)
     if found in get_args(FormName):
         return _conversation_lines(records, found)
     if found is not None and found in NAMED_TEMPLATES:
         template = NAMED_TEMPLATES[found]
-        return [
+        lines = [
             f"  # {template.prompt!r} asks for {template.completion!r}.",
             f"  template: {found}",
-            *_length_lines("truncate_prompt", "a longer prompt is cut at its end, and counted"),
         ]
-    asked, answered = _two_texts(records, file)
-    return [
-        "  # A guess from the columns: write what is asked before or after it, and exchange the two if need be.",
-        f"  prompt: {json.dumps(field_reference(asked))}",
-        f"  completion: {json.dumps(field_reference(answered))}",
-        *_length_lines("truncate_prompt", "a longer prompt is cut at its end, and counted"),
-    ]
+    else:
+        asked, answered = asked_and_answered(records, file)
+        template = PromptTemplate(field_reference(asked), field_reference(answered))
+        lines = [
+            f"  # A guess from the columns {listed(dict.fromkeys(name for one in records for name in one.fields))}:",
+            "  # write what is asked before or after it, and exchange the two if need be.",
+            f"  prompt: {json.dumps(template.prompt, ensure_ascii=False)}",
+            f"  completion: {json.dumps(template.completion, ensure_ascii=False)}",
+        ]
+    rendered = render_all(template, records, on_error="skip")
+    _require_some(rendered.kept, rendered.rejected)
+    lines += _length_lines("truncate_prompt", "a longer prompt is cut at its end, and counted")
+    return lines, [f"{row.where}: {row.reason}" for row in rendered.rejected]
 
 
-def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
+def _conversation_lines(records: Sequence[Record], name: object) -> tuple[list[str], list[str]]:
     form = ConversationForm(name)  # type: ignore[arg-type]  # one of the names
     lines = [f"  # {DESCRIPTIONS[form.name]}; {len(records):,} rows.", f"  format: {form.name}"]
     if form.name == "text":
@@ -117,7 +122,7 @@ def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
             "  # Documents are packed up to max_length tokens; a longer one is divided.",
             "  max_length: 1024",
         ]
-        return lines
+        return lines, []
     usable, odd, reasons = [], 0, []
     for record in records:
         try:
@@ -128,18 +133,28 @@ def _conversation_lines(records: Sequence[Record], name: object) -> list[str]:
         odd += bool(oddities(form.conversation(record)))
     if not usable:
         raise DataError(f"no row can be used; the first: {reasons[0]}")
-    if reasons:
-        lines += [
-            f"  # {len(reasons):,} rows can't be used, such as {shorten(reasons[0], 100)}",
-            "  on_error: skip",
-        ]
     if odd:
         lines.append(f"  # {odd:,} conversations are odd: manytune data check says why.")
     lines += ["  # Every answer is learned; `last` learns each conversation's last one.", "  learn: all"]
     lines += _scoring_lines(usable)
-    return lines + _length_lines(
+    lines += _length_lines(
         "drop_oldest_turns", "a longer conversation loses its oldest turns, and is counted"
     )
+    return lines, reasons
+
+
+def _require_some(kept: Sequence[Example], rejected: Sequence[Rejected]) -> None:
+    if not kept:
+        raise DataError(f"no row can be used; the first: {rejected[0].reason}", where=rejected[0].where)
+
+
+def _left_out_lines(reasons: Sequence[str]) -> list[str]:
+    if not reasons:
+        return []
+    return [
+        f"  # {len(reasons):,} rows can't be used, such as {shorten(reasons[0], 100)}",
+        "  on_error: skip",
+    ]
 
 
 def _scoring_lines(examples: Sequence[Example]) -> list[str]:
@@ -171,27 +186,3 @@ def _share_lines(rows: int) -> list[str]:
         f"  validation: {share:g}",
         f"  test: {share:g}",
     ]
-
-
-def _two_texts(records: Sequence[Record], file: str) -> tuple[str, str]:
-    """The columns that are probably asked and answered: by their names, else the longest texts."""
-    lengths: dict[str, list[int]] = {}
-    for record in records:
-        for name, value in record.fields.items():
-            if isinstance(value, str) and value.strip():
-                lengths.setdefault(name, []).append(len(value))
-    texts = sorted(lengths, key=lambda name: -sum(lengths[name]))
-    if len(texts) < 2:
-        raise DataError(
-            f"the rows have {len(texts)} columns with text ({', '.join(texts) or 'none'}); a recipe needs one that is "
-            "asked and one that is answered, or one of the forms of conversations",
-            where=file,
-        )
-    answered = _named(texts, _ANSWER_NAMES) or texts[1]
-    rest = [name for name in texts if name != answered]
-    return _named(rest, _QUESTION_NAMES) or rest[0], answered
-
-
-def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    by_name = {column.lower(): column for column in columns}
-    return next((by_name[name] for name in names if name in by_name), None)

@@ -51,7 +51,7 @@ def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tensorboard": True}, r"needs the package tensorboard.*pip install 'manytune\[track\]'"),
+        ({"tensorboard": True}, r"needs the package tensorboard.*pip install .*\[track\]'"),
         ({"report_to": ("trackio",)}, r"training\.report_to trackio needs .*pip install trackio"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from manytune.cache_argument import cache_argument
 from manytune.engine.encoder_decoder import attention
 from manytune.engine.encoder_decoder.attention import DecoderStep, DistanceBias, EncoderStep, NoCache
 from manytune.engine.encoder_decoder.structure import Structure
@@ -68,7 +69,8 @@ class EncoderDecoderRunner(Runner):
         # Encoder and decoder have configurations of their own; transformers' way to set them looks through all modules.
         inner = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
         self._configs = list({id(config): config for config in inner}.values())
-        self._no_cache = NoCache(len(structure.cross))
+        named = cache_argument(self._model) or "past_key_values"
+        self._cached = {named: NoCache(len(structure.cross))}
         self._positions = torch.empty(0)  # of the tokens of a forward, while it runs
 
     @torch.inference_mode()
@@ -150,9 +152,9 @@ class EncoderDecoderRunner(Runner):
                 decoder_input_ids=index[:1],
                 # Its keys and values are known already, so that nothing reads the states themselves.
                 encoder_outputs=(torch.empty((1, 1, 0), device=self._device),),
-                past_key_values=self._no_cache,
                 use_cache=False,
                 manytune_step=step,
+                **self._cached,
             ).logits[0]
         return logits
 

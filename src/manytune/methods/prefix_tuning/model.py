@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from manytune.cache_argument import cache_argument, cache_in, put_cache
 from manytune.errors import ConfigError
 from manytune.methods.config import PeftType, PromptLearningConfig
 from manytune.methods.registry import Method, register
@@ -145,14 +145,15 @@ class PrefixTuningModel(PromptTuner):
         """See `PromptTuner.hooks`."""
         tokens = config.num_virtual_tokens
         reader = _reader(model)
+        named = cache_argument(reader) or ""
         of_decoder = "decoder_" if reader.config.is_encoder_decoder else ""
 
         def before(module: Any, args: Any, kwargs: Any) -> Any:
             inputs = {name: value for name, value in bound(module, args, kwargs).items() if value is not None}
             if module.training:
                 refuse_checkpointing(module)
-            if is_fresh(inputs.get("past_key_values")):
-                inputs["past_key_values"] = _filled(module, inputs, prompt, config)
+            if is_fresh(cache_in(inputs)):
+                put_cache(module, inputs, _filled(module, inputs, prompt, config))
             mask, positions = f"{of_decoder}attention_mask", f"{of_decoder}position_ids"
             if mask in inputs:
                 inputs[mask] = prepend_columns(inputs[mask], tokens)
@@ -162,8 +163,8 @@ class PrefixTuningModel(PromptTuner):
 
         def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             # A caller that wants no cache must not go on with the one that brought the prefix.
-            if kwargs.get("use_cache") is False and getattr(output, "past_key_values", None) is not None:
-                output.past_key_values = None
+            if kwargs.get("use_cache") is False and getattr(output, named, None) is not None:
+                setattr(output, named, None)
 
         return [
             reader.register_forward_pre_hook(in_this_thread(before), with_kwargs=True),
@@ -226,7 +227,7 @@ def refuse_checkpointing(model: nn.Module, *, planned: bool = False) -> None:
 def _reader(model: PreTrainedModel) -> Any:
     """The outermost module that takes keys and values from outside: the model, or what is below its head."""
     for module in (model, *(child for child in model.children() if isinstance(child, PreTrainedModel))):
-        if "past_key_values" in inspect.signature(module.forward).parameters:
+        if cache_argument(module) is not None:
             return module
     raise ConfigError(
         f"{type(model).__name__} does not support past key values, which are required for prefix tuning. {_NONE_NEEDED}"
@@ -244,7 +245,7 @@ def _require_plain(cache: Any) -> None:
 
 def _filled(reader: Any, inputs: dict[str, Any], prompt: SoftPrompt, config: PrefixTuningConfig) -> Any:
     """A cache with the prefix in each layer: the caller's, or a new one."""
-    cache = inputs.get("past_key_values")
+    cache = cache_in(inputs)
     if cache is None:
         own = DynamicCache(config=reader.config)
         cache = EncoderDecoderCache(own, DynamicCache()) if reader.config.is_encoder_decoder else own

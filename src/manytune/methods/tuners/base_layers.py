@@ -171,7 +171,7 @@ def _refuse_routed(path: str) -> None:
     if is_routed(path):
         raise TermsError(
             f"the adapter has weights for {path!r}, which sees only the tokens that are routed to its expert, so those "
-            f"of several adapters can't be told apart there. {INSTEAD}"
+            f"of several adapters can't be distinguished there. {INSTEAD}"
         )
 
 

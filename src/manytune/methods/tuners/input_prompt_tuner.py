@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from manytune.cache_argument import cache_in
 from manytune.errors import ConfigError
 from manytune.methods.config import PromptLearningConfig, TaskType
 from manytune.methods.tuners.base_layers import require_shape
@@ -79,7 +80,7 @@ def _in_front(
     """
     given = {name: value for name, value in inputs.items() if value is not None}
     mask, positions = given.get("attention_mask"), given.get("position_ids")
-    if not is_fresh(given.get("past_key_values")):
+    if not is_fresh(cache_in(given)):
         if mask is not None:
             given["attention_mask"] = prepend_columns(mask, tokens)
         if positions is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manytune.errors import DamagedError, StoreError, UnreachableError
+from manytune.extras import install_command
 from manytune.store.remote.failures import explained, is_absent, is_lost_race, is_past_the_end
 from manytune.store.remote.location import Location
 
@@ -219,7 +220,7 @@ def _filesystem(location: Location) -> Any:
         files = fsspec.filesystem(protocol, **options)
     except ImportError as error:
         driver, extra = _DRIVERS.get(protocol, (None, None))
-        how = f"pip install {driver}, or pip install 'manytune[{extra}]'" if driver else f"{error}"
+        how = f"pip install {driver}, or {install_command(extra)}" if driver and extra else f"{error}"
         raise StoreError(f"{location}: the driver for {protocol} isn't installed: {how}.") from error
     except Exception as error:  # an account isn't named, say
         raise explained(error, location) from error

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manytune.errors import RunError
+from manytune.extras import install_command
 from manytune.methods.registry import factor_pairs, method_of
 from manytune.methods.tuners.factor_pairs import FactorPair
 from manytune.model.state_dicts import find_tuner
@@ -29,8 +30,8 @@ def check_optimizer(settings: TrainingRecipe) -> None:
     package = OPTIMIZERS[settings.optimizer].package
     if package is not None and importlib.util.find_spec(package) is None:
         raise RunError(
-            f"training.optimizer {settings.optimizer} needs the package {package}. Run: pip install "
-            "'manytune[quant]', or choose another, such as adamw."
+            f"training.optimizer {settings.optimizer} needs the package {package}. Run: "
+            f"{install_command('quant')}, or choose another, such as adamw."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from manytune.errors import RunError
+from manytune.extras import install_command
 from manytune.training.recipe import REPORTERS, TrainingRecipe
 
 _TENSORBOARD = "tensorboard"
@@ -23,9 +24,9 @@ def check_reporters(settings: TrainingRecipe) -> None:
     for name in _named(settings):
         if importlib.util.find_spec(name) is None:
             # Only TensorBoard is an extra of manytune's.
-            install = "'manytune[track]'" if name == _TENSORBOARD else name
+            install = install_command("track") if name == _TENSORBOARD else f"pip install {name}"
             raise RunError(
-                f"training.report_to {name} needs the package {name}. Run: pip install {install}, or leave it out of "
+                f"training.report_to {name} needs the package {name}. Run: {install}, or leave it out of "
                 f"training.report_to{' and set training.tensorboard to false' if settings.tensorboard else ''}."
             )
 

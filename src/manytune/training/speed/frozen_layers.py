@@ -193,6 +193,10 @@ def available_memory(*, processes: Path = Path("/proc"), group: Path = Path("/sy
         processes: Where Linux describes its memory.
         group: Where it describes the process's control group, as a container has one.
     """
+    if not hasattr(os, "sysconf"):  # Windows
+        import psutil
+
+        return int(psutil.virtual_memory().available)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for line in _text(processes / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):

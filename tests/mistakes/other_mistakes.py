@@ -1,0 +1,131 @@
+"""Mistakes with adapters, with a server and its keys, and with the disk."""
+
+import errno
+
+from tests.mistakes.mistake import Asked, Mistake
+
+_TURN = [{"role": "user", "content": "abc"}]
+
+ADAPTERS = (
+    Mistake("An adapter's name is misspelt", "Did you mean 'support'?", "adapters show suport"),
+    Mistake(
+        "The directory holds no adapter",
+        "Name a run, or an adapter's directory",
+        "adapters add data --store adapters",
+        {"data/x.txt": ""},
+    ),
+    Mistake(
+        "The adapter is a pickle",
+        "convert",
+        "adapters add pickled",
+        {
+            "pickled/adapter_config.json": '{"peft_type": "LORA"}',
+            "pickled/adapter_model.bin": b"PK\x03\x04",
+        },
+    ),
+    Mistake("A name belongs to another adapter", "--move", "adapters add other --name support"),
+    Mistake(
+        "The adapter was trained on another base",
+        "Load the base that it was trained on",
+        "generate abc --adapter runs/done --base base2 ",
+    ),
+    Mistake("An adapter's file is cut off", "again", "adapters verify damaged"),
+    Mistake(
+        "`generate` names a run that isn't there",
+        "there is no such directory",
+        "generate abc --adapter runs/dnoe",
+    ),
+    Mistake("`generate` names no adapter", "name at least one run or adapter directory", "generate abc"),
+    Mistake(
+        "The prompt's field is missing", "needs the field", "generate --adapter runs/done --field txt=abc"
+    ),
+    Mistake(
+        "A run that isn't complete is evaluated",
+        "Finish it with `manytune train RECIPE --resume`",
+        "evaluate runs/begun",
+    ),
+    Mistake(
+        "An export's target exists",
+        "Remove it, or write somewhere else",
+        "adapters export support --to peft --output other",
+    ),
+)
+
+SERVER = (
+    Mistake("The port is in use", "give another --port", "serve --base base --port {port}"),
+    Mistake(
+        "Others can reach the server, and it has no keys",
+        "Give --keys",
+        "serve --base base --host 0.0.0.0 --port 0",
+    ),
+    Mistake(
+        "The directory of adapters holds something else",
+        "store",
+        "serve --base base --port 0 --adapters data",
+        {"data/x.txt": ""},
+    ),
+)
+
+REQUESTS = (
+    Asked("A request without a key", "Authorization: Bearer", {"model": "base", "messages": _TURN}, key=None),
+    Asked("A request with a wrong key", "key", {"model": "base", "messages": _TURN}, key="secrte"),
+    Asked("The model is misspelt", "GET /v1/models lists them", {"model": "bsae", "messages": _TURN}),
+    Asked(
+        "The prompt is longer than the base reads",
+        "shorten the prompt",
+        {"model": "base", "messages": [{"role": "user", "content": "a" * 200}]},
+    ),
+    Asked(
+        "More tokens are asked for than the server gives",
+        "at most",
+        {"model": "base", "messages": _TURN, "max_tokens": 5000},
+    ),
+    Asked("An ordinary key asks for what an admin may", "admin", None),
+)
+
+KEYS = (
+    Mistake(
+        "The file of keys isn't there", "manytune keys add", "serve --base base --port 0 --keys keys.json"
+    ),
+    Mistake("The file of keys isn't JSON", "manytune keys add", "keys list", {"keys.json": "secret\n"}),
+    Mistake(
+        "The file has a key itself instead of its hash",
+        "sha256",
+        "keys list",
+        {"keys.json": '{"keys": [{"name": "a", "key": "secret"}]}'},
+    ),
+    Mistake(
+        "A key's name is taken",
+        "Choose another name",
+        "keys add mine",
+        {"keys.json": '{"keys": [{"name": "mine", "sha256": "' + "0" * 64 + '"}]}'},
+    ),
+    Mistake(
+        "A key that isn't there is revoked",
+        "There are: mine",
+        "keys revoke yours",
+        {"keys.json": '{"keys": [{"name": "mine", "sha256": "' + "0" * 64 + '"}]}'},
+    ),
+    Mistake(
+        "The key in the environment is blank",
+        "set it to a key, or unset it",
+        "serve --base base --port 0",
+        environment={"MANYTUNE_API_KEY": " "},
+    ),
+)
+
+DISK = (
+    Mistake("The disk is full while a run is written", "Free some", disk=errno.ENOSPC),
+    Mistake(
+        "The disk is full while an adapter is added", "Free some", "adapters add other", disk=errno.ENOSPC
+    ),
+    Mistake("The output directory may not be written", "Get access to it", disk=errno.EACCES),
+    Mistake(
+        "The store is on a read-only disk",
+        "Write somewhere else",
+        "adapters add other --store new",
+        disk=errno.EROFS,
+    ),
+    Mistake("The output's name is a file's", "Set output to another one", files={"runs/recipe": ""}),
+    Mistake("`init` would overwrite a recipe", "Remove it, or write somewhere else", "init train.csv"),
+)

@@ -1,0 +1,75 @@
+"""Mistakes in recipes."""
+
+from tests.mistakes.mistake import Mistake
+
+RECIPES = (
+    Mistake("The recipe's name is misspelt", "did you mean 'recipe.yaml'?", "train recpie.yaml"),
+    Mistake("There is no recipe yet", "`manytune init FILE` writes a recipe", "train config/first.yaml"),
+    Mistake(
+        "A template isn't in quotes",
+        "is put in quotes",
+        recipe={'prompt: "{{ question }}"': "prompt: {{ question }}"},
+    ),
+    Mistake(
+        "A prompt with a colon isn't in quotes",
+        "put a value with a colon and a space in it in quotes",
+        recipe={'prompt: "{{ question }}"': "prompt: Question: {{ question }}"},
+    ),
+    Mistake("A line is indented with a tab", "indent with spaces", recipe={"  train:": "\ttrain:"}),
+    Mistake(
+        "A key has the name that transformers gives it",
+        "'lr' is training.learning_rate here",
+        recipe={"max_steps: 1": "max_steps: 1\n  lr: 1e-4"},
+    ),
+    Mistake(
+        "A method's option has axolotl's name",
+        "'lora_r' is method.r here",
+        recipe={"training:": "method: {name: lora, lora_r: 16}\ntraining:"},
+    ),
+    Mistake("A key is misspelt", "did you mean 'epochs'?", recipe={"max_steps: 1": "epoch: 3"}),
+    Mistake("A number is written as a word", "expected a number", recipe={"max_steps: 1": "epochs: three"}),
+    Mistake(
+        "A number is out of range", "greater than or equal to 1", recipe={"max_steps: 1": "batch_size: 0"}
+    ),
+    Mistake(
+        "A key is given twice",
+        "keep one of the two",
+        recipe={"max_steps: 1": "max_steps: 1\n  max_steps: 2"},
+    ),
+    Mistake("`data.train` is missing", "this key is missing", recipe={"  train: train.csv\n": ""}),
+    Mistake(
+        "There is a prompt and no completion",
+        "prompt and completion go together",
+        recipe={'  completion: "{{ answer }}"\n': ""},
+    ),
+    Mistake(
+        "The method is misspelt",
+        "Did you mean 'lora'?",
+        recipe={"training:": "method: {name: lorra}\ntraining:"},
+    ),
+    Mistake(
+        "`target_modules` match nothing",
+        "Did you mean",
+        recipe={"training:": "method: {name: lora, target_modules: [query_proj]}\ntraining:"},
+    ),
+    Mistake("The base is misspelt", "Check the spelling", recipe={"base: base": "base: bsae"}),
+    Mistake(
+        "The base is an adapter",
+        "A base directory has a config.json",
+        recipe={"base: base": "base: runs/done/adapter"},
+    ),
+    Mistake(
+        "A GPU is asked for, and there is none", 'Use "auto" or "cpu"', recipe={"device: cpu": "device: cuda"}
+    ),
+    Mistake(
+        "`--set` without a value",
+        "expected section.key=value",
+        "train recipe.yaml --set training.epochs",
+    ),
+    Mistake(
+        "The output directory has a run already",
+        "Continue it with --resume, replace it with --overwrite",
+        recipe={"base: base": "base: base\noutput: runs/done"},
+    ),
+    Mistake("There is nothing to resume", "Leave --resume out", "train recipe.yaml --resume"),
+)
