@@ -178,7 +178,9 @@ def test_what_the_docs_say_is_supported_is_what_the_package_says() -> None:
     (torch,) = re.findall(r'"torch>=([\d.]+)', project)
     assert f"transformers | {oldest} to " in page and f"PyTorch | {torch} and later" in page
     (pinned,) = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    shown = {version for path in PAGES for version in re.findall(r"install torch==([\d.]+)", path.read_text())}
+    shown = {
+        version for path in PAGES for version in re.findall(r"install torch==([\d.]+)", path.read_text())
+    }
     assert shown == {pinned}
     listed = project.split("[project.optional-dependencies]")[1].split("[project.")[0]
     extras = re.findall(r"^([a-z-]+) = \[", listed, re.MULTILINE)

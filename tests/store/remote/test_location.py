@@ -65,7 +65,8 @@ def test_an_unknown_kind_of_storage_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "how"), [("gs://b/p", r"gcsfs, or pip install .*\[gs\]"), ("az://c/p", r"adlfs, or pip install .*\[az\]")]
+    ("url", "how"),
+    [("gs://b/p", r"gcsfs, or pip install .*\[gs\]"), ("az://c/p", r"adlfs, or pip install .*\[az\]")],
 )
 def test_a_driver_that_is_not_installed_is_named(url: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
