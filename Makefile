@@ -2,7 +2,7 @@
 # make test    everything a change must pass: lint, types, tests; brings the extras and a browser if they are missing
 # make check   lint, static checks and types only
 # make audit   ask an index whether a pinned version has a known vulnerability
-# make test-deep   the tests with ten times as many random cases
+# make test-deep   the tests with ten times as many random cases, and matrices whole that `make test` runs in part
 # make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
 # make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
 # make ray-serve   two replicas on a Ray cluster of this machine, one of them killed; installs Ray Serve
@@ -26,12 +26,13 @@ PINNED := pyproject.toml constraints.txt demo-packages.txt
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
 
-# Many tests start processes, which find the package compiled, whatever the environment says of bytecode.
+# Many tests start processes, which find the package compiled, whatever the environment says of bytecode. Each worker
+# has one half of the folders, so that what a folder's tests share is made once.
 test: check browser
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-deep: $(VENV)/installed-dev browser
-	MANYTUNE_DEPTH=10 $(BIN)/python -m pytest -n 2
+	MANYTUNE_DEPTH=10 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -15,31 +15,35 @@ import time
 
 import torch
 from machine import LoadWatch
-from torch.nn import functional
 
 from manytune.demo.aclsum import read_papers
 from manytune.engine.engine import Engine
-from manytune.engine.options import EngineOptions
+from manytune.engine.options import EngineOptions, Runtime
 from manytune.engine.request import Request, SamplingParams
-from manytune.engine.weights import Weights, linear_layers
-from manytune.mixed.layers import MixedLayers
+from manytune.engine.weights import Weights
 from manytune.store.base import Base, load_base
 
-FORMS: tuple[Weights, ...] = ("plain", "reordered", "int8", "int4")
+FORMS: tuple[tuple[Runtime, Weights], ...] = (
+    ("torch", "plain"),
+    ("torch", "reordered"),
+    ("torch", "int8"),
+    ("torch", "int4"),
+    ("openvino", "plain"),
+    ("openvino", "int8"),
+    ("openvino", "int4"),
+)
 NEW_TOKENS = 48
 PAPERS = 12
 
 
-def nats_per_token(base: Base, form: Weights) -> float:
-    layers = MixedLayers(dict(base.model.named_modules()), linear_layers(base.model, form))
-    total, count = 0.0, 0
-    for paper in read_papers("test")[:PAPERS]:
-        ids = torch.tensor([base.tokenizer(paper.abstract)["input_ids"][:256]])
-        with torch.inference_mode(), layers.applied({}):
-            logits = base.model(input_ids=ids).logits[0, :-1]
-        total += float(functional.cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
-        count += ids.shape[1] - 1
-    return total / count
+def nats_per_token(base: Base, engine: Engine) -> float:
+    params = SamplingParams(max_new_tokens=0, prompt_logprobs=0)
+    asked = [
+        Request(str(number), tuple(base.tokenizer(paper.abstract)["input_ids"][:256]), params)
+        for number, paper in enumerate(read_papers("test")[:PAPERS])
+    ]
+    scored = [one.logprob for answer in engine.generate(asked) for one in answer.prompt_logprobs or ()]
+    return -sum(scored) / len(scored)
 
 
 def seconds(engine: Engine, requests: int, vocabulary: int) -> float:
@@ -63,8 +67,14 @@ def main() -> None:
     options = parser.parse_args()
     base = load_base("embedded")
     vocabulary = base.model.config.vocab_size
-    engines = {form: Engine(base.model, base.tokenizer, EngineOptions(weights=form)) for form in FORMS}
-    times: dict[tuple[Weights, int], list[float]] = {}
+    engines = {
+        (runtime, weights): Engine(
+            base.model, base.tokenizer, EngineOptions(weights=weights, runtime=runtime)
+        )
+        for runtime, weights in FORMS
+    }
+    engines = {form: engine for form, engine in engines.items() if engine.runtime == form[0]}
+    times: dict[tuple[tuple[Runtime, Weights], int], list[float]] = {}
     watch = LoadWatch()
     for number in range(options.rounds + 1):
         for form, engine in engines.items():
@@ -73,10 +83,15 @@ def main() -> None:
                 if number:  # the first warms up
                     times.setdefault((form, requests), []).append(spent)
     print(f"{watch.stop()}; {torch.get_num_threads()} threads, {options.rounds} rounds\n")
-    print("| weights | 1 request, tokens/s | 8 requests, tokens/s | nats a token |\n|---|---|---|---|")
-    for form in FORMS:
+    print(
+        "| runtime, weights | 1 request, tokens/s | 8 requests, tokens/s | nats a token |\n|---|---|---|---|"
+    )
+    for form, engine in engines.items():
         one, eight = (n * NEW_TOKENS / statistics.median(times[form, n]) for n in (1, 8))
-        print(f"| {form} | {one:.1f} | {eight:.1f} | {nats_per_token(base, form):.4f} |", flush=True)
+        print(
+            f"| {', '.join(form)} | {one:.1f} | {eight:.1f} | {nats_per_token(base, engine):.4f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -10,11 +10,22 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # vector instructions after the other, and the C++ compiler takes several times as long over them.
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
+# Under pytest-xdist two workers share two cores; a second thread each, here or in a process that a test starts, would
+# slow both down many times.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from functools import cache
 
 import pytest
 import torch
+import typer.testing
 
-# Under pytest-xdist two workers share two cores; a second torch thread each would slow both down many times.
+from manytune.cli import main as command_line
+
+# Each call of a command in a test would make all sixty commands again.
+command_line.build_app = cache(command_line.build_app)
+typer.testing._get_command = cache(typer.testing._get_command)
+
 torch.set_num_threads(1)
 
 

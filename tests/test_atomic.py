@@ -33,7 +33,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         atomic_write(tmp_path / "none" / "a.json", "x")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "file").touch()
-    for path in ("link", "link/a", "file"):
+    for path in ("link", "link/a", "file", "file/a"):
         with pytest.raises(WriteError, match=f"{path}: no directory can be made here"):
             make_directory(tmp_path / path)
 

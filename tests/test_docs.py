@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,14 @@ def commands(page: Path, program: str) -> list[str]:
     return found
 
 
+@cache
+def program() -> Any:
+    return typer.main.get_command(build_app())
+
+
 def mistakes(command: str) -> list[str]:
     """What in a `manytune ...` line the real command line doesn't know."""
-    node: Any = typer.main.get_command(build_app())
+    node: Any = program()
     for word in shlex.split(command, comments=True)[1:]:
         if word == "--":  # another program's options
             break

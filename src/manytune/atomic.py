@@ -223,7 +223,7 @@ def make_directory(directory: Path) -> None:
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError) as error:
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
             raise WriteError(
                 f"{directory}: no directory can be made here; a file of this name, or a link to nothing, may be in "
                 "the way. Write somewhere else."

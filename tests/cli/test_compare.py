@@ -33,7 +33,9 @@ def test_compare_prints_the_table_and_what_was_forgotten_and_writes_four_files(r
     for expected in ("chrF", "full", "LoRA", "Forgotten", "letters", "corrected for the 3 comparisons"):
         assert expected in done.stdout
     assert "training LoRA/lr-0.03-seed-0" in done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    shown, paths = done.stdout.split("Written:\n")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert f"  {recipe.parent}/experiment/report.html" in paths.splitlines()  # whole, however long
     directory = recipe.parent / "experiment"
     for name in ("report.html", "report.md", "table.tex", "results.json", "recipe.yaml"):
         assert (directory / name).is_file()

@@ -78,6 +78,28 @@ def test_wrong_usage_is_status_2(app: typer.Typer, arguments: list[str]) -> None
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["sweep", "r.yaml", "--ranks", "1,x"],
+            "error: Invalid value for --ranks: expected whole numbers from 1, sep",
+        ),
+        (["adapters", "lst"], "error: No such command 'lst'. Did you mean 'list'?"),
+        (["train"], "error: Missing argument 'RECIPE'"),
+    ],
+)
+def test_wrong_usage_is_wrapped_and_says_where_the_options_are(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    result = CliRunner().invoke(build_app(), arguments, prog_name="manytune", terminal_width=60)
+    lines = result.stderr.splitlines()
+    assert result.exit_code == 2 and result.stdout == ""
+    assert lines[0].startswith("Usage: manytune ") and "Its options: manytune " in result.stderr
+    assert said in " ".join(result.stderr.split()) and max(map(len, lines)) <= 60
+
+
 def test_version(app: typer.Typer) -> None:
     assert CliRunner().invoke(app, ["--version"]).stdout == f"manytune {__version__}\n"
 

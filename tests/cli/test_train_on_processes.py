@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.random_cases import DEPTH
+from tests.random_cases import DEEP
 from tests.training.tiny_run import recipe_content
 
 from manytune.training.recipe import load_recipe
@@ -28,7 +28,7 @@ WAYS = {
         *("-m", "manytune", "train"),
     ],
 }
-if DEPTH > 1:
+if DEEP:
     WAYS["accelerate launch, FSDP2"] = [
         *("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2"),
         *("--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no"),

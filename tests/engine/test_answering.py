@@ -1,9 +1,12 @@
 """Prompts that are known beforehand: the answers are those of one prompt at a time, whoever gives them."""
 
+import itertools
+
 import pytest
 import torch
 from tests.engine.encoder_decoder.bases import bart, t5
 from tests.engine.systems import END, MODELS, PROMPTS, gpt2, llama, with_lora
+from tests.random_cases import covering
 from tests.reference.one_at_a_time import greedy
 
 from manytune.engine import answering
@@ -41,11 +44,12 @@ def static(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 16])
-@pytest.mark.parametrize("prompts", [PROMPTS, ASKED], ids=["unlike", "alike"])
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_answers_are_those_of_one_prompt_at_a_time(static, tokenizer, system, prompts, batch_size):
-    model = SYSTEMS[system]()
+@pytest.mark.parametrize(
+    ("system", "likeness", "batch_size"),
+    covering(itertools.product(SYSTEMS, ("unlike", "alike"), (1, 4, 16)), tuple),
+)
+def test_answers_are_those_of_one_prompt_at_a_time(static, tokenizer, system, likeness, batch_size):
+    model, prompts = SYSTEMS[system](), {"unlike": PROMPTS, "alike": ASKED}[likeness]
     answers = answer_prompts(model, tokenizer, prompts, max_new_tokens=9, batch_size=batch_size)
     expected = [greedy(model, prompt, max_new_tokens=9, stop_ids={END}) for prompt in prompts]
     assert [(answer.token_ids, answer.finished) for answer in answers] == expected

@@ -1,67 +1,19 @@
 """A row of any mixed batch is what transformers generates with its one adapter attached."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.adapters import (
-    END,
-    VOCABULARY,
-    attached,
-    configs_for,
-    gpt2,
-    in_memory,
-    llama,
-    of_all_tokens,
-)
+from tests.engine.adapters import END
 from tests.engine.arrivals import Arrival
 from tests.engine.arrivals import check as check_arrivals
 from tests.engine.arrivals import run as run_arrivals
-from tests.random_cases import cases
-from tests.reference.single_adapter import answer
+from tests.engine.mixtures import BUILDERS, LIMIT, PROMPTS, check, params, run, world_of
+from tests.random_cases import cases, some
 
-from manytune.engine.engine import Engine
-from manytune.engine.options import EngineOptions
-from manytune.engine.request import Request, SamplingParams
-
-LIMIT = 10
-GENERATOR = torch.Generator().manual_seed(11)
-PROMPTS = [
-    tuple(torch.randint(2, VOCABULARY, (length,), generator=GENERATOR).tolist())
-    for length in (3, 1, 17, 8, 21)
-]
-BUILDERS = {"llama": llama, "gpt2": gpt2}
-
-
-class World:
-    """A base, its adapters in memory, and what transformers answers with each of them alone."""
-
-    def __init__(self, family):
-        build = BUILDERS[family]
-        self.model = build()
-        self.adapters = {}
-        self.expected = {}
-        systems = {None: build()}
-        for seed, (name, config) in enumerate(configs_for(self.model).items()):
-            systems[name] = attached(build(), config, seed=seed)
-            self.adapters[name] = in_memory(systems[name])
-        for name, system in systems.items():
-            for number, prompt in enumerate(PROMPTS):
-                self.expected[name, number] = answer(system, prompt, max_new_tokens=LIMIT, end_id=END)
-
-    def engine(self, tokenizer, **options):
-        engine = Engine(self.model, tokenizer, EngineOptions(**options))
-        for name, adapter in self.adapters.items():
-            engine.add_adapter(name, adapter)
-        return engine
-
-
-@cache
-def world_of(family):
-    return World(family)
+from manytune.engine.request import Request
 
 
 @pytest.fixture(scope="module", params=list(BUILDERS))
@@ -72,31 +24,6 @@ def world(request):
 @pytest.fixture(scope="module")
 def llama_world():
     return world_of("llama")
-
-
-def params(limit=LIMIT):
-    return SamplingParams(max_new_tokens=limit, logprobs=VOCABULARY)
-
-
-def check(world, name, number, outputs, limit=LIMIT):
-    tokens, logprobs = world.expected[name, number]
-    tokens = tokens[:limit]
-    assert [output.token_id for output in outputs] == tokens, (name, number)
-    found = torch.stack([of_all_tokens(output.logprobs.top) for output in outputs])
-    torch.testing.assert_close(found, logprobs[: len(found)], atol=1e-5, rtol=0)
-    ended = tokens[-1] == END
-    assert outputs[-1].finish_reason == ("stop" if ended else "length")
-
-
-def run(engine, requests):
-    outputs = {request.id: [] for request in requests}
-    for request in requests:
-        engine.submit(request)
-    while engine.busy:
-        for output in engine.step():
-            outputs[output.request_id].append(output)
-        engine.check_integrity()
-    return outputs
 
 
 def test_adapters_change_the_answers(world):
@@ -111,7 +38,15 @@ def test_each_adapter_alone_answers_as_transformers_does(world, tokenizer):
         check(world, name, 2, outputs["one"])
 
 
-@pytest.mark.parametrize("options", [{}, {"prefill_chunk": 4}, {"max_batch": 3}, {"kv_budget_tokens": 300}])
+ALL_AT_ONCE = {"prefill_chunk": 4, "max_batch": 3, "kv_budget_tokens": 300}
+
+
+@pytest.mark.parametrize(
+    "options",
+    some(
+        [{}, {"prefill_chunk": 4}, {"max_batch": 3}, {"kv_budget_tokens": 300}, ALL_AT_ONCE], {}, ALL_AT_ONCE
+    ),
+)
 def test_every_adapter_in_one_batch_answers_as_alone(world, tokenizer, options):
     engine = world.engine(tokenizer, **options)
     asked = [(name, number) for number in range(len(PROMPTS)) for name in (None, *world.adapters)]

@@ -14,6 +14,7 @@ from tests.engine.adapters import (
     llama,
     of_all_tokens,
 )
+from tests.random_cases import some
 
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
@@ -70,13 +71,17 @@ def check(name, prompt, given):
 
 @pytest.mark.parametrize(
     "options",
-    [
+    some(
+        [
+            {},
+            {"prefill_chunk": 5},
+            {"prefix_cache_tokens": 512},
+            {"prefix_cache_tokens": 512, "prefill_chunk": 7},
+        ],
         {},
-        {"prefill_chunk": 5},
-        {"prefix_cache_tokens": 512},
         {"prefix_cache_tokens": 512, "prefill_chunk": 7},
-    ],
-    ids=["plain", "in chunks", "cached", "cached and in chunks"],
+    ),
+    ids=str,
 )
 def test_prompts_of_all_adapters_in_one_batch_have_transformers_log_probabilities(tokenizer, options):
     engine = engine_of(tokenizer, **options)

@@ -234,7 +234,7 @@ def _partition(
 
     def cases() -> list[str]:
         step = max(1, reads() // count)
-        return [str(1 + (seed + number * step) % reads()) for number in range(count)]
+        return [str(1 + (seed + number * step) % reads()) for number in range(min(count, reads()))]
 
     def run(case: str) -> str:
         root, act = make(int(case))

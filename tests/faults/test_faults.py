@@ -27,6 +27,7 @@ _CASES = {
     "two servers": 1,
     "partition gone": 1,
     "partition stale": 1,
+    "S3 half": 1,
     "cache full": 1,
     "cache cut": 1,
     "damaged cache": 1,

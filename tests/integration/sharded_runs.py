@@ -1,23 +1,22 @@
 """One process of two that train tiny models together, on a CPU over gloo; and the same training in one process.
 
-As a program, `python -m tests.integration.sharded_runs DIRECTORY` with the environment that torchrun sets: each case's
-findings go to `DIRECTORY/found.pt`, what it wrote into `DIRECTORY/<case>`.
+`main` is what each of the two processes calls: the findings of every case go to `found.pt` in a directory, what a case
+wrote into a folder with its name.
 """
 
 from __future__ import annotations
 
 import gc
-import sys
 import traceback
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from tests.integration.sharded_trainers import LIBRARIES, trained
+from tests.random_cases import DEEP
 from tests.training.tiny_run import sequences
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -28,18 +27,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import manytune
 from manytune import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from manytune.training.batches import padded
+from manytune.training.distributed.processes import Processes
 from manytune.training.speed.chunked_cross_entropy import loss_sum
 
 PROCESSES = 2
 VOCABULARY = 32
+#: Steps of the methods that train for longer.
+MANY = 20 if DEEP else 6
 #: Steps of each method.
 METHODS: dict[str, tuple[int, Callable[[], Any]]] = {
-    "lora": (20, lambda: manytune.LoraConfig(r=3, target_modules="all-linear")),
-    "dora": (20, lambda: manytune.LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "down_proj"])),
-    "ia3": (20, lambda: manytune.IA3Config()),
-    "prefix": (20, lambda: manytune.PrefixTuningConfig(num_virtual_tokens=3)),
-    "bottleneck": (20, lambda: manytune.BottleneckConfig()),
-    "full": (20, lambda: manytune.FullConfig()),
+    "lora": (MANY, lambda: manytune.LoraConfig(r=3, target_modules="all-linear")),
+    "dora": (MANY, lambda: manytune.LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "down_proj"])),
+    "ia3": (MANY, lambda: manytune.IA3Config()),
+    "prefix": (MANY, lambda: manytune.PrefixTuningConfig(num_virtual_tokens=3)),
+    "bottleneck": (MANY, lambda: manytune.BottleneckConfig()),
+    "full": (MANY, lambda: manytune.FullConfig()),
     "projected prefix": (
         3,
         lambda: manytune.PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True),
@@ -50,13 +52,12 @@ METHODS: dict[str, tuple[int, Callable[[], Any]]] = {
     "vera": (3, lambda: manytune.VeraConfig(r=4, target_modules=["q_proj"])),
     "trained head": (3, lambda: manytune.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])),
 }
-#: Every method in FSDP2, and those of many steps under DistributedDataParallel, too.
-WRAPPED = [
-    (name, mode)
-    for name, (steps, _) in METHODS.items()
-    for mode in ("ddp", "fsdp")
-    if mode == "fsdp" or steps > 3
+#: Every method in FSDP2, and those of many steps under DistributedDataParallel, too: in `make test` two of them, since
+#: `tests/training/test_distributed_equality.py` has all of these with manytune's own loop.
+WITH_DDP = [
+    name for name, (steps, _) in METHODS.items() if steps == MANY and (DEEP or name in ("lora", "full"))
 ]
+WRAPPED = [(name, mode) for name in METHODS for mode in ("ddp", "fsdp") if mode == "fsdp" or name in WITH_DDP]
 #: Heads for the loss in chunks: an adapter's options, and whether the base's embeddings are tied.
 HEADS: dict[str, tuple[dict[str, Any], bool]] = {
     "tied": ({"target_modules": ["q_proj"]}, True),
@@ -281,44 +282,32 @@ def said(call: Callable[[], Any]) -> str:
     return ""
 
 
-@contextmanager
-def together() -> Iterator[int]:
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
-    try:
-        yield distributed.get_rank()
-    finally:
-        distributed.destroy_process_group()
-
-
-def main(directory: Path) -> None:
+def main(processes: Processes, directory: Path) -> None:
+    warnings.simplefilter("default")  # of torch's own, and as users have them
+    rank = processes.rank
     found: dict[str, Any] = {}
-    with together() as rank:
-        cases: dict[str, Callable[[], Any]] = {
-            f"{name} {mode}": lambda n=name, m=mode: method(n, m, rank, directory)  # type: ignore[misc]
-            for name, mode in WRAPPED
-        }
-        cases |= {
-            f"chunked {head} {mode}": lambda h=head, m=mode: chunked(h, m, rank)  # type: ignore[misc]
-            for head in HEADS
-            for mode in ("ddp", "fsdp", "tail")
-        }
-        cases |= {
-            f"trainer {library} {mode}": lambda lib=module, n=library, m=mode: trained(  # type: ignore[misc]
-                lib, m, directory / f"trainer {n} {m}"
-            )
-            for library, module in LIBRARIES.items()
-            for mode in ("ddp", "fsdp")
-        }
-        cases["refused"] = lambda: refused(rank, directory)
-        for name, case in cases.items():
-            try:
-                found[name] = case()
-            except Exception:
-                found[name] = {"error": traceback.format_exc()}
-                print(name, found[name]["error"], flush=True)
+    cases: dict[str, Callable[[], Any]] = {
+        f"{name} {mode}": lambda n=name, m=mode: method(n, m, rank, directory)  # type: ignore[misc]
+        for name, mode in WRAPPED
+    }
+    cases |= {
+        f"chunked {head} {mode}": lambda h=head, m=mode: chunked(h, m, rank)  # type: ignore[misc]
+        for head in HEADS
+        for mode in ("ddp", "fsdp", "tail")
+    }
+    cases |= {
+        f"trainer {library} {mode}": lambda lib=module, n=library, m=mode: trained(  # type: ignore[misc]
+            lib, m, directory / f"trainer {n} {m}"
+        )
+        for library, module in LIBRARIES.items()
+        for mode in ("ddp", "fsdp")
+    }
+    cases["refused"] = lambda: refused(rank, directory)
+    for name, case in cases.items():
+        try:
+            found[name] = case()
+        except Exception:
+            found[name] = {"error": traceback.format_exc()}
+            print(name, found[name]["error"], flush=True)
     if rank == 0:
         torch.save(found, directory / "found.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 from tests.test_architecture import FILES, imports_in, module_of, tree_of
@@ -18,31 +19,34 @@ FOR_USERS = {"manytune", "manytune.tuners", "manytune.utils"}
 SHOWS_METHODS = "manytune.demo."
 #: The methods of the package; other tests register more.
 OWN = [m for m in methods().values() if m.tuner.__module__.startswith("manytune.methods.")]
+ROOMS = {method.tuner.__module__.split(".")[2] for method in OWN}
 
 
 def room(module: str) -> str | None:
     """`manytune.methods.lora.layer` → `lora`; None for a module that belongs to no method."""
     parts = module.split(".")
-    rooms = {method.tuner.__module__.split(".")[2] for method in OWN}
-    return parts[2] if parts[:2] == ["manytune", "methods"] and len(parts) > 2 and parts[2] in rooms else None
+    return parts[2] if parts[:2] == ["manytune", "methods"] and len(parts) > 2 and parts[2] in ROOMS else None
 
 
-def of_others(module: str) -> list[Method]:
-    """The methods that aren't a module's own."""
-    return [method for method in OWN if room(method.tuner.__module__) != room(module)]
+@cache
+def of_others(own: str | None) -> tuple[Method, ...]:
+    """The methods of other rooms."""
+    return tuple(method for method in OWN if room(method.tuner.__module__) != own)
 
 
-def classes(known: list[Method]) -> set[str]:
+@cache
+def classes(known: tuple[Method, ...]) -> set[str]:
     return {kind.__name__ for method in known for kind in (method.config, method.tuner)}
 
 
-def layers(known: list[Method], *, shared: bool) -> list[type]:
+def layers(known: tuple[Method, ...], *, shared: bool) -> list[type]:
     """The layers that methods put into models: those of their own rooms, or those that are parts for every method."""
     kinds = [m.tuner.layer_class for m in known if issubclass(m.tuner, LayerTuner)]
     return [kind for kind in kinds if (room(kind.__module__) is None) is shared]
 
 
-def options(known: list[Method]) -> set[str]:
+@cache
+def options(known: tuple[Method, ...]) -> set[str]:
     """Options that no method of another family has, less words that mean many things, and those of shared layers."""
     shared = {name for kind in layers(known, shared=True) for name in kind.other_param_names}
     fields = {m.name: {f.name for f in dataclasses.fields(m.config)} for m in known}
@@ -57,7 +61,8 @@ def options(known: list[Method]) -> set[str]:
     }
 
 
-def tensors(known: list[Method]) -> set[str]:
+@cache
+def tensors(known: tuple[Method, ...]) -> set[str]:
     return {name for kind in layers(known, shared=False) for name in kind.adapter_layer_names}
 
 
@@ -65,7 +70,7 @@ def knowledge(tree: ast.Module, module: str) -> list[str]:
     """What a module knows of methods that aren't its own, as `line: what`."""
     if module in FOR_USERS or module.rpartition(".")[0] in {"manytune.tuners", "manytune.utils"}:
         return []
-    known = of_others(module)
+    known = of_others(room(module))
     found = [*imported(tree, module), *named(tree, known)]
     if not module.startswith(SHOWS_METHODS):
         found += compared(tree, {m.name for m in known} | {str(m.peft_type) for m in known} | classes(known))
@@ -89,7 +94,7 @@ def imported(tree: ast.Module, module: str) -> Iterator[str]:
             yield f"{line}: imports {name}"
 
 
-def named(tree: ast.Module, known: list[Method]) -> Iterator[str]:
+def named(tree: ast.Module, known: tuple[Method, ...]) -> Iterator[str]:
     """Classes by the package's public names, and members of `PeftType`."""
     kinds = {str(method.peft_type) for method in known}
     for node in ast.walk(tree):

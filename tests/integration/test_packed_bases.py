@@ -14,6 +14,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from tests.packed import KINDS, installed, pack, save_base, save_packed
+from tests.random_cases import some
 from tests.reference import plain_training_loop
 from tests.server.world import app_of
 from tests.training.tiny_run import adapter_digest, as_rows, sequences, settings, write_rows
@@ -138,6 +139,7 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.parametrize("form", some(FORMS, "bitsandbytes-4bit", "int8"), indirect=True, scope="module")
 def test_an_interrupted_run_resumes_to_the_same_bits(
     form: str, trained: TrainedRun, unpacked: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from tests.server.world import app_of, fill_store
 from manytune.server.auth import Keys
 from manytune.store.base import Base
 
-CASES = int(os.environ.get("MANYTUNE_CASES", cases(80)))
+CASES = int(os.environ.get("MANYTUNE_CASES", cases(40)))
 NAMES = st.sampled_from(["base", "one", "two", "three"])
 #: Half of the requests name somebody who is there, and most are for short answers: the rest would all end at once.
 SHORT = st.integers(1, 3)

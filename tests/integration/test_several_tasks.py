@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.random_cases import some
 from tests.training.tiny_run import adapter_digest, recipe_content, sequences, write_rows
 
 from manytune.data.dataset import read_splits
@@ -183,7 +184,7 @@ def test_a_run_over_tasks_takes_epochs_of_the_mixture_and_keeps_each_template(tm
     assert recipe_from(dict(manifest.recipe or {})) == wanted.model_copy(update={"training": settled})
 
 
-@pytest.mark.parametrize("group_prefixes", [False, True])
+@pytest.mark.parametrize("group_prefixes", some([False, True], True))
 def test_a_run_over_tasks_resumes_to_the_same_bits(tmp_path: Path, group_prefixes: bool) -> None:
     whole = run(two_tasks(tmp_path / "whole", group_prefixes=group_prefixes))
     parts = two_tasks(tmp_path / "parts", group_prefixes=group_prefixes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 from tests.engine.test_token_bytes import TOKENIZERS
+from tests.random_cases import cases
 from tests.server.world import app_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -65,7 +66,7 @@ def chat_of(client, **more):
     return text, entries, whole["usage"]["completion_tokens"]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(cases(6)))
 def test_the_bytes_of_the_entries_are_those_of_the_text(written, seed):
     client, tokenizer = written
     special = {str(token): -100 for token in tokenizer.all_special_ids if token != tokenizer.eos_token_id}
@@ -131,7 +132,7 @@ def test_end_tokens_that_are_ignored_or_end_an_answer_have_an_entry(written):
 
 
 @pytest.mark.parametrize("echo", [False, True])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(cases(3)))
 def test_offsets_are_places_in_the_text(written, seed, echo):
     client, tokenizer = written
     special = {str(token): -100 for token in tokenizer.all_special_ids}

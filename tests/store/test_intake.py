@@ -14,7 +14,7 @@ from tests.store.peft_made import save_peft, train_with_trainer
 from tests.store.tiny import save_tiny_base, tiny_tokenizer
 
 from manytune.errors import DamagedError, StoreError
-from manytune.store import intake
+from manytune.store import servability
 from manytune.store.adapters import open_adapter
 from manytune.store.base import Base, load_base
 from manytune.store.contents import contents_of
@@ -218,6 +218,6 @@ def test_options_that_only_their_method_cannot_read_are_refused(
     def fail(*_: object, **__: object) -> None:
         raise TypeError("'float' object is not iterable")
 
-    monkeypatch.setattr(intake, "why_not_served", fail)
+    monkeypatch.setattr(servability, "why_not_served", fail)
     with pytest.raises(DamagedError, match=r"made/adapter_config\.json: .*'float' object is not iterable"):
         store.add(save_peft(tmp_path / "made"), base=tiny_base)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.engine.encoder_decoder.bases import t5
-from tests.random_cases import DEPTH
+from tests.random_cases import DEEP
 from tests.store.tiny import LETTERS, save_tiny_mixture
 from tests.training.distributed.together import together
 from tests.training.distributed.trainings import (
@@ -50,26 +50,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 DROPOUT: dict[str, Any] = {"options": {"lora_dropout": 0.5}, "max_steps": 6}
 CONTINUED: dict[str, Any] = {"max_steps": 8}
-#: Methods and settings under `sharding: full`; all 20 steps, the other methods and variants in `make test-deep`.
-_SHARDED_VARIANTS = (
-    "whole batches dealt",
-    "fewer rows than processes",
-    "the best step",
-    "recomputed activations",
-    "clipped",
-)
-SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {} if DEPTH > 1 else SHORT) for name in METHODS},
-    **{
-        name: ("lora", {**SHORT, **{**VARIANTS, "clipped": {"max_grad_norm": 0.01}}[name]})
-        for name in (*_SHARDED_VARIANTS, *(VARIANTS if DEPTH > 1 else ()))
-    },
-    **{name: (name, {**SHORT, "max_steps": 3}) for name in (OTHER_METHODS if DEPTH > 1 else ())},
+#: Of each method; `make test` takes all twenty steps with LoRA alone.
+WHOLE: dict[str, dict[str, Any]] = {name: {} if DEEP or name == "lora" else SHORT for name in METHODS}
+#: Methods and settings under `sharding: full`: all of them, and for 20 steps, in `make test-deep`.
+_AT_ONCE = {
+    "accumulation": 2,
+    "gradient_checkpointing": True,
+    "max_grad_norm": 0.01,
+    "keep": "best",
+    "eval_every": 2,
 }
+SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "several settings at once": ("lora", {**SHORT, **_AT_ONCE}),
+    "fewer rows than processes": ("lora", {**SHORT, **VARIANTS["fewer rows than processes"], "max_steps": 3}),
+    **{name: (name, {**SHORT, "max_steps": 3}) for name in ("dora", "prefix", "full")},
+}
+if DEEP:
+    SHARDED |= {name: (name, {}) for name in METHODS}
+    SHARDED |= {name: ("lora", {**SHORT, **changes}) for name, changes in VARIANTS.items()}
+    SHARDED |= {name: (name, {**SHORT, "max_steps": 3}) for name in OTHER_METHODS}
 
 
 #: Whole runs of recipes under `sharding: full`, by what is special about their bases.
-RUNS = ("text", *(("bfloat16", "mixture", "classifier", "encoder-decoder") if DEPTH > 1 else ()))
+RUNS = ("text", *(("bfloat16", "mixture", "classifier", "encoder-decoder") if DEEP else ()))
 
 
 def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
@@ -78,7 +81,7 @@ def first_weight(model: torch.nn.Module) -> Mapping[str, float]:
 
 def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
     """Everything for which two processes are started."""
-    found: dict[str, Any] = {name: trained(processes, name) for name in METHODS}
+    found: dict[str, Any] = {name: trained(processes, name, **changes) for name, changes in WHOLE.items()}
     found |= {name: trained(processes, **{**SHORT, **changes}) for name, changes in VARIANTS.items()}
     for name, (method, changes) in SHARDED.items():
         found[f"sharded {name}"] = trained(processes, method, sharding="full", **changes)
@@ -147,6 +150,17 @@ def both(directory: Path) -> list[dict[str, Any]]:
     return together(2, on_two, directory)
 
 
+def alone(name: str, changes: dict[str, Any]) -> Trained:
+    """The same on one process, once for all that it is compared with."""
+    key = repr((name, sorted(changes.items())))
+    if key not in _ALONE:
+        _ALONE[key] = trained_alone(name, **changes)
+    return _ALONE[key]
+
+
+_ALONE: dict[str, Trained] = {}
+
+
 def assert_same(found: Trained, expected: Trained, *, loss: float = LOSS, weight: float = WEIGHT) -> None:
     assert found.rates == expected.rates
     assert found.tokens == expected.tokens
@@ -160,11 +174,12 @@ def assert_same(found: Trained, expected: Trained, *, loss: float = LOSS, weight
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_what_one_does(name: str, both: list[dict[str, Any]]) -> None:
-    expected = trained_alone(name)
-    assert len(expected.losses) == 20
+    expected = alone(name, WHOLE[name])
+    steps = WHOLE[name].get("max_steps", 20)
+    assert len(expected.losses) == steps
     assert_same(both[0][name], expected)
     assert both[0][name].epochs == pytest.approx(expected.epochs)
-    assert both[0][name].epochs[-1] == 4.0
+    assert both[0][name].epochs[-1] == steps / 5
     for weight, value in both[1][name].weights.items():  # both end with the same bits
         assert np.array_equal(value, both[0][name].weights[weight])
 
@@ -173,7 +188,7 @@ def test_two_processes_train_what_one_does(name: str, both: list[dict[str, Any]]
 def test_two_processes_take_the_steps_of_one_however_batches_are_made(
     name: str, both: list[dict[str, Any]]
 ) -> None:
-    assert_same(both[0][name], trained_alone(**{**SHORT, **VARIANTS[name]}))
+    assert_same(both[0][name], alone("lora", {**SHORT, **VARIANTS[name]}))
 
 
 @pytest.mark.parametrize("name", SHARDED)
@@ -182,7 +197,7 @@ def test_two_processes_that_share_the_weights_train_what_one_does(
 ) -> None:
     method, changes = SHARDED[name]
     for found in both:
-        assert_same(found[f"sharded {name}"], trained_alone(method, **changes))
+        assert_same(found[f"sharded {name}"], alone(method, changes))
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -190,10 +205,10 @@ def test_two_processes_that_share_the_weights_train_what_one_does(
 def test_a_run_that_shares_the_weights_writes_the_adapter_of_one_that_does_not(
     kind: str, directory: Path, both: list[dict[str, Any]]
 ) -> None:
-    alone = run(recipe_of_a_run(kind, directory / "runs", "none"))
+    by_itself = run(recipe_of_a_run(kind, directory / "runs", "none"))
     # bfloat16 rounds each product.
     loss, weight = (1e-2, 1e-3) if kind == "bfloat16" else (LOSS, WEIGHT)
-    expected = alone.training.validation_loss
+    expected = by_itself.training.validation_loss
     assert [found[f"run {kind}"] for found in both] == pytest.approx([expected] * 2, abs=loss)
     ours, theirs = (
         load_file(directory / "runs" / kind / f"run-{sharding}" / "adapter" / "adapter_model.safetensors")

@@ -6,7 +6,9 @@ import pytest
 
 from manytune.errors import RecipeError
 from manytune.methods.lora.config import LoraConfig
-from manytune.training.recipe import Recipe, load_recipe
+from manytune.training.batches import BUILDERS
+from manytune.training.choices import LAYOUTS
+from manytune.training.recipe import Recipe, load_recipe, outline_from, recipe_from
 
 FULL = """
 base: some-org/some-model
@@ -257,3 +259,17 @@ def test_every_key_says_what_it_is() -> None:
         return missing
 
     assert undescribed(Recipe) == []
+
+
+def test_every_layout_that_a_recipe_can_name_is_built() -> None:
+    assert set(LAYOUTS) == set(BUILDERS)
+
+
+def test_an_outline_leaves_only_the_values_of_the_methods_options_unchecked() -> None:
+    data = {"train": "rows.jsonl", "prompt": "{{ a }}", "completion": "{{ b }}"}
+    content = {"data": data, "method": {"name": "lora", "r": "eight"}}
+    assert outline_from(content).method.name == "lora"
+    with pytest.raises(RecipeError, match=r"method: .*\br\b"):
+        recipe_from(content)
+    with pytest.raises(RecipeError, match=r"training\.epochs: expected a number"):
+        outline_from({**content, "training": {"epochs": "many"}})

@@ -49,9 +49,15 @@ def entries(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_one_directory_with_everything_about_it(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
-    finished = run(wanted)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, TrainedRun]:
+    """A run of twelve steps that nothing interrupts, and its recipe."""
+    wanted = recipe(tmp_path_factory.mktemp("whole"))
+    return wanted, run(wanted)
+
+
+def test_a_run_leaves_one_directory_with_everything_about_it(whole: tuple[Recipe, TrainedRun]) -> None:
+    wanted, finished = whole
     directory = Path(wanted.output)
     assert sorted(entry.name for entry in directory.iterdir()) == [
         "adapter",
@@ -69,9 +75,8 @@ def test_a_run_leaves_one_directory_with_everything_about_it(tmp_path: Path) -> 
     assert finished.resumed_from is None
 
 
-def test_the_log_has_a_line_a_step_and_one_a_validation(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
-    training = run(wanted).training
+def test_the_log_has_a_line_a_step_and_one_a_validation(whole: tuple[Recipe, TrainedRun]) -> None:
+    wanted, training = whole[0], whole[1].training
     steps = [entry for entry in entries(Path(wanted.output)) if "loss" in entry]
     validations = [entry for entry in entries(Path(wanted.output)) if "validation_loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, 13))
@@ -81,9 +86,10 @@ def test_the_log_has_a_line_a_step_and_one_a_validation(tmp_path: Path) -> None:
     assert validations[-1]["validation_loss"] == training.validation_loss
 
 
-def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
-    finished = run(wanted)
+def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(
+    whole: tuple[Recipe, TrainedRun],
+) -> None:
+    wanted, finished = whole
     base = load_base(wanted.base)
     manifest = open_adapter(finished.adapter, base=base).manifest
     assert manifest is not None
@@ -125,7 +131,7 @@ def test_a_recipe_trains_the_experts_of_a_mixture(tmp_path: Path) -> None:
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_gives_others(tmp_path: Path) -> None:
     hashes = []
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
-        hashes.append(adapter_digest(run(recipe(tmp_path / place, seed=seed)).adapter))
+        hashes.append(adapter_digest(run(recipe(tmp_path / place, seed=seed, max_steps=3)).adapter))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -133,13 +139,12 @@ def test_the_seed_does_not_decide_which_rows_are_validated_on(tmp_path: Path) ->
     losses = []
     for place, seed in (("a", 0), ("b", 1)):
         # Before training the adapter adds nothing, so that this is the base's loss on the validation rows.
-        training = run(recipe(tmp_path / place, seed=seed)).training
+        training = run(recipe(tmp_path / place, seed=seed, max_steps=1)).training
         losses.append(training.validation_reports[0].validation_loss)
     assert losses[0] == losses[1]
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path) -> None:
-    whole = run(recipe(tmp_path / "whole"))
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, whole: tuple[Recipe, TrainedRun]) -> None:
     parts = recipe(tmp_path / "parts")
     with pytest.raises(StoppedError):
         run(parts, report=stop_after(7))
@@ -147,12 +152,12 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path) -> None:
     finished = run(parts, resume=True, notify=lines.append)
     assert finished.resumed_from == 6
     assert "resuming after step 6" in lines
-    assert adapter_digest(finished.adapter) == adapter_digest(whole.adapter)
+    assert adapter_digest(finished.adapter) == adapter_digest(whole[1].adapter)
 
     timeless = ("seconds", "step_seconds", "tokens_per_second")
     logs = [
         [{key: value for key, value in entry.items() if key not in timeless} for entry in entries(directory)]
-        for directory in (whole.directory, finished.directory)
+        for directory in (whole[1].directory, finished.directory)
     ]
     assert logs[0] == logs[1]  # no step twice, none missing
 
@@ -174,7 +179,7 @@ def test_checkpoints_are_kept_when_asked(tmp_path: Path) -> None:
 
 
 def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=2)
     first = adapter_digest(run(wanted).adapter)
     other = changed(wanted, training={"seed": 5})
     with pytest.raises(RunError, match=r"there is a run here already.*--resume.*--overwrite"):
@@ -204,7 +209,7 @@ OWN_WORK = {
 
 
 def test_overwriting_a_run_removes_nothing_that_no_run_wrote(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=2)
     before = adapter_digest(run(wanted).adapter)
     for name, named in OWN_WORK.items():
         mine = Path(wanted.output) / name
@@ -238,7 +243,7 @@ def test_a_folder_with_a_recipe_of_its_own_is_no_run(tmp_path: Path) -> None:
 
 
 def test_what_a_link_in_a_run_leads_to_is_kept(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=2)
     run(wanted)
     for name in ("adapter", "checkpoints", "log.jsonl", "scores.json"):
         place, target, aside = Path(wanted.output) / name, tmp_path / "elsewhere" / name, tmp_path / "aside"
@@ -255,7 +260,7 @@ def test_what_a_link_in_a_run_leads_to_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_new_recipe_costs_no_former_run(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=2)
     before = adapter_digest(run(wanted).adapter)
     with pytest.raises(DataError):
         run(changed(wanted, data={"train": str(tmp_path / "absent.jsonl")}), overwrite=True)
@@ -264,7 +269,7 @@ def test_a_mistake_in_the_new_recipe_costs_no_former_run(tmp_path: Path) -> None
 
 
 def test_a_start_that_was_killed_before_its_recipe_was_written_blocks_no_other(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=2)
     run(wanted)
     for path in (file for file in Path(wanted.output).rglob("*") if file.is_file()):
         if path.name != "environment.json":
@@ -280,7 +285,7 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_resumed_is_an_error_that_says_why(tmp_path: Path) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=2)
     with pytest.raises(RunError, match="there is no run to resume here"):
         run(wanted, resume=True)
     with pytest.raises(RunError, match="give one of them"):
@@ -320,7 +325,7 @@ def test_resuming_with_other_rows_or_another_base_is_refused(tmp_path: Path) -> 
 def test_resuming_with_another_number_of_threads_says_that_bits_may_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = recipe(tmp_path)
+    wanted = recipe(tmp_path, max_steps=4)
     with pytest.raises(StoppedError):
         run(wanted, report=stop_after(3))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.methods.test_registry_contract import EXAMPLES, LLAMA
+from tests.random_cases import some
 from tests.store.tiny import save_tiny_base
 from tests.training.tiny_run import recipe_content
 
@@ -23,6 +24,11 @@ from manytune.training.run import TrainedRun, run
 from manytune.training.starting_adapter import with_its_method
 
 LORA = {"name": "lora", "r": 3, "target_modules": ["q_proj", "v_proj"]}
+
+
+#: A method of each way of training: layers, with a schedule, whole weights, tables, soft prompts, and two in one. The
+#: others are added in `make test-deep`.
+OF_EACH_KIND = ("lora", "adalora", "full", "trainable-tokens", "p-tuning", "prefix-tuning", "combined")
 
 
 def trained(directory: Path, method: dict[str, Any] = LORA, *, max_steps: int = 1) -> TrainedRun:
@@ -47,7 +53,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore:.*holds the computed virtual tokens")  # of p-tuning's network
-@pytest.mark.parametrize("name", [name for name in methods() if name in EXAMPLES])
+@pytest.mark.parametrize("name", some([name for name in methods() if name in EXAMPLES], *OF_EACH_KIND))
 def test_every_method_trains_on_from_its_adapter_and_never_the_base(name: str, tmp_path: Path) -> None:
     steps = 4 if name == "adalora" else 1  # which has a schedule of its own
     first = trained(tmp_path, {"name": name, **options(name)}, max_steps=steps)

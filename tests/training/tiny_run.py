@@ -34,9 +34,11 @@ def sequences(count: int, seed: int = 0) -> list[Encoded]:
     return [Encoded(letters(3, 9), (*letters(2, 5), 0), "rows.jsonl", row) for row in range(1, count + 1)]
 
 
-def lora(*, dropout: float = 0.0, r: int = 2, name: str = "lora") -> nn.Module:
-    """The tiny model with an adapter, the same one every time."""
+def lora(*, dropout: float = 0.0, r: int = 2, name: str = "lora", layers: int = 2) -> nn.Module:
+    """The tiny model, or some of its layers, with an adapter, the same one every time."""
     model = tiny_model()
+    del model.model.layers[layers:]
+    model.config.num_hidden_layers = layers
     torch.manual_seed(0)
     options: dict[str, Any] = (
         {} if name == "full" else {"r": r, "lora_dropout": dropout, "target_modules": "all-linear"}

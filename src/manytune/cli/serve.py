@@ -35,6 +35,11 @@ class _Weights(StrEnum):
     nf4 = "nf4"
 
 
+class _Runtime(StrEnum):
+    torch = "torch"
+    openvino = "openvino"
+
+
 class _Cluster(StrEnum):
     ray = "ray"
 
@@ -94,6 +99,13 @@ def serve(
             metavar=f"[{'|'.join(_Weights)}]",
         ),
     ] = _Weights.reordered,
+    runtime: Annotated[
+        _Runtime,
+        typer.Option(
+            help="What computes the base: torch, or OpenVINO on a CPU, with --weights plain, int8 or int4 (pip install "
+            "'manytune[openvino]'). Torch runs what OpenVINO can't, and the log says so."
+        ),
+    ] = _Runtime.torch,
     workers: Annotated[
         int,
         typer.Option(
@@ -231,6 +243,7 @@ def serve(
         base_name=base_name,
         dtype=dtype,
         weights=weights.value,
+        runtime=runtime.value,
         max_batch=max_batch,
         max_queue=max_queue,
         kv_tokens=kv_tokens,

@@ -8,6 +8,7 @@ which transformers hands to the attention function in every model that declares 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,8 @@ from manytune.engine.kv_cache import KVCache, bounded
 
 NAME = "manytune-engine"
 
-# Arguments that change what attention computes and that this function doesn't implement.
-_UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
+#: Arguments that change what attention computes and that this function doesn't implement.
+UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "alibi", "sinks")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class AttentionStep:
         """The mask of the decoding queries: 0 or -inf, `(decoding, 1, 1, longest)`."""
         key = (window, -1)
         if key not in self._masks:
-            mask = _causal_mask(self.positions[: self.decoding], self.longest, window, dtype)
+            mask = causal_mask(self.positions[: self.decoding], self.longest, window, dtype)
             self._masks[key] = mask[:, None, None]
         return self._masks[key]
 
@@ -81,11 +82,11 @@ class AttentionStep:
         key = (window, index)
         if key not in self._masks:
             positions = torch.arange(chunk.start, end, device=self.rows.device)
-            self._masks[key] = _causal_mask(positions, end, window, dtype)
+            self._masks[key] = causal_mask(positions, end, window, dtype)
         return self._masks[key]
 
 
-def _causal_mask(positions: Tensor, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def causal_mask(positions: Tensor, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
     """0 where the query of a position sees a key, else -inf, `(queries, keys)`."""
     queries = positions[:, None]
     places = torch.arange(keys, device=positions.device)
@@ -135,13 +136,8 @@ def engine_attention_forward(
     Raises:
         RuntimeError: The step is missing, or the model asks for a term that isn't part of the formula above.
     """
-    unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if manytune_step is None or attention_mask is not None or unsupported or dropout:
-        how = " and ".join(unsupported) or "no manytune_step, a mask, or dropout"
-        raise RuntimeError(
-            f"attention function {NAME!r} is for the engine's forwards only; {type(module).__name__} called it with "
-            f"{how}. Call the model outside of Engine.step()."
-        )
+    check_supported(NAME, module, manytune_step, attention_mask, dropout, kwargs)
+    assert manytune_step is not None
     step = manytune_step
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
@@ -158,7 +154,7 @@ def engine_attention_forward(
         # Grouped-query attention: the queries that share a key head take the dimension of query positions.
         q = query[0, :, :n].transpose(0, 1).reshape(n, -1, groups, size)
         visible = step.decode_mask(sliding_window, query.dtype)
-        found = _attend(
+        found = attend(
             q, keys[:n, :, : step.longest], values[:n, :, : step.longest], visible, scaling, softcap
         )
         out[:n] = found.reshape(n, heads, size)
@@ -168,11 +164,33 @@ def engine_attention_forward(
         q = query[0, :, span].unflatten(0, (-1, groups))  # (key_heads, groups, count, size)
         k, v = (part[chunk.row, :, None, :end].expand(-1, groups, -1, -1) for part in (keys, values))
         mask = step.chunk_mask(index, sliding_window, query.dtype)
-        out[span] = _attend(q, k, v, mask, scaling, softcap).flatten(0, 1).transpose(0, 1)
+        out[span] = attend(q, k, v, mask, scaling, softcap).flatten(0, 1).transpose(0, 1)
     return out.unsqueeze(0), None
 
 
-def _attend(
+def check_supported(
+    name: str,
+    module: nn.Module,
+    step: object | None,
+    attention_mask: Tensor | None,
+    dropout: float,
+    more: Mapping[str, Any],
+) -> None:
+    """Refuse a call of an attention function that isn't one of the engine's forwards.
+
+    Raises:
+        RuntimeError: The step is missing, or the model asks for a term that isn't part of the formula.
+    """
+    unsupported = [term for term in UNSUPPORTED if more.get(term) is not None]
+    if step is None or attention_mask is not None or unsupported or dropout:
+        how = " and ".join(unsupported) or "no manytune_step, a mask, or dropout"
+        raise RuntimeError(
+            f"attention function {name!r} is for the engine's forwards only; {type(module).__name__} called it with "
+            f"{how}. Call the model outside of Engine.step()."
+        )
+
+
+def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
 ) -> Tensor:
     """Attention of (batch, heads, queries, size); without a mask it is causal."""

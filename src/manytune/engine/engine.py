@@ -27,14 +27,14 @@ from manytune.engine.detokenize import TextStream
 from manytune.engine.forced_tokens import ForcedTokens
 from manytune.engine.masks import MaskThread
 from manytune.engine.memory import RequestMemory, adapter_limit, check_given, most_demanding
-from manytune.engine.options import EngineOptions
+from manytune.engine.options import EngineOptions, Runtime
 from manytune.engine.parts import decoder_parts, encoder_decoder_parts
 from manytune.engine.request import Completion, Output, Request, SamplingParams, TokenLogprobs
 from manytune.engine.running_request import RunningRequest
 from manytune.engine.sampling import Sampler, sample_tokens
 from manytune.engine.scheduler import Plan, Scheduler
 from manytune.engine.support import unsupported_reason
-from manytune.engine.weights import WeightVersions, linear_layers
+from manytune.engine.weights import WeightVersions
 from manytune.errors import ConfigError, RequestError
 from manytune.free_memory import is_short_memory
 from manytune.methods.tuners.terms import Adapter, Terms
@@ -87,8 +87,6 @@ class Engine:
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_token_ids(model, tokenizer)) | frozenset(end_ids)
         self._slots = AdapterSlots(model, adapter_limit(model, options))
-        layers = linear_layers(model, options.weights)
-        self._versions = WeightVersions(model, layers)
         self._scheduler = Scheduler(
             kv_budget_tokens=options.kv_budget_tokens,
             max_batch=options.max_batch,
@@ -96,7 +94,9 @@ class Engine:
             max_adapters=options.max_batch if options.max_adapters is None else options.max_adapters,
         )
         build = encoder_decoder_parts if model.config.is_encoder_decoder else decoder_parts
-        parts = build(model, self._slots, layers, self._scheduler, options)
+        parts = build(model, self._slots, self._scheduler, options)
+        self._versions = WeightVersions(model, parts.copied)
+        self.runtime: Runtime = parts.runtime  # the options' one, or torch where that can't run the model
         self._cache, self._runner, self._reading = parts.cache, parts.runner, parts.reading
         self._memory = RequestMemory(model, self._cache, self._slots, options)
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)

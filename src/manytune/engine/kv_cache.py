@@ -126,21 +126,15 @@ class KVCache:
             # Masked positions may hold any number but NaN, which new memory may contain.
             self._data[:, :, row] = 0
             self._used = row + 1
-        self._row[sequence] = row
-        self._order.append(sequence)
-        self._max_tokens[sequence] = max_tokens
-        self._length[sequence] = 0
+        self._append(sequence, max_tokens)
 
     def start_decoding(self, sequence: str) -> None:
         """Move a sequence whose prompt has been read to the decoding ones."""
         row, first = self._row[sequence], self.decoding
         assert row >= first, f"{sequence} decodes already"
         if row != first:
-            other = self._order[first]
-            kept = self._data[:, :, first, :, : self._length[other]].clone()
-            self._move(row, first)
-            self._data[:, :, row, :, : kept.shape[3]] = kept
-            self._place(other, row)
+            self._exchange(row, first)
+            self._place(self._order[first], row)
             self._place(sequence, first)
         self.decoding += 1
 
@@ -157,8 +151,7 @@ class KVCache:
 
     def check_integrity(self) -> None:
         """Assert that the bookkeeping is consistent."""
-        assert {name: row for row, name in enumerate(self._order)} == self._row
-        assert self._row.keys() == self._max_tokens.keys() == self._length.keys()
+        self._check_order()
         assert 0 <= self.decoding <= len(self._order) <= self._data.shape[2] or not self._order
         assert all(self._length[name] <= self._max_tokens[name] <= self._width for name in self._order)
         assert self._data.shape[2] * self._width <= self._budget
@@ -186,6 +179,18 @@ class KVCache:
 
     # -- parts
 
+    def _append(self, sequence: str, max_tokens: int) -> None:
+        """Note a new sequence behind the others."""
+        self._row[sequence] = len(self._order)
+        self._order.append(sequence)
+        self._max_tokens[sequence] = max_tokens
+        self._length[sequence] = 0
+
+    def _check_order(self) -> None:
+        assert {name: row for row, name in enumerate(self._order)} == self._row
+        assert self._row.keys() == self._max_tokens.keys() == self._length.keys()
+        assert all(self._length[name] <= most for name, most in self._max_tokens.items())
+
     def _block(self, rows: int, width: int) -> Tensor:
         layers, two, heads, size = self._shape
         return torch.empty((layers, two, rows, heads, width, size), **self._options)  # type: ignore[call-overload,no-any-return]
@@ -205,6 +210,11 @@ class KVCache:
             self._move(last, hole)
             self._place(self._order[last], hole)
         return last
+
+    def _exchange(self, row: int, first: int) -> None:
+        kept = self._data[:, :, first, :, : self._length[self._order[first]]].clone()
+        self._move(row, first)
+        self._data[:, :, row, :, : kept.shape[3]] = kept
 
     def _move(self, source: int, target: int) -> None:
         tokens = self._length[self._order[source]]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from manytune.engine.weights import Weights
+
+#: What computes the forwards.
+Runtime = Literal["torch", "openvino"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,8 @@ class EngineOptions:
             them; None for half of the memory that is free when the engine is made.
         weights: `"reordered"` keeps, on a CPU, a second copy of the linear layers' weights in the memory order that is
             multiplied fastest; `"int8"` and `"int4"` keep a rounded copy in fewer bits; `"plain"` keeps none.
+        runtime: `"torch"`, or `"openvino"` to run the decoder in OpenVINO on a CPU, if it is installed and can convert
+            the model; see `Engine.runtime`.
     """
 
     kv_budget_tokens: int = 32768
@@ -33,3 +39,4 @@ class EngineOptions:
     prefix_cache_tokens: int = 0
     adapter_bytes: int | None = None
     weights: Weights = "reordered"
+    runtime: Runtime = "torch"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -16,13 +17,17 @@ from manytune.engine.encoder_decoder.sources import Sources
 from manytune.engine.encoder_decoder.structure import structure_of
 from manytune.engine.kv_cache import KVCache
 from manytune.engine.limits import RequestLimits
-from manytune.engine.options import EngineOptions
+from manytune.engine.openvino.availability import openvino_obstacle
+from manytune.engine.options import EngineOptions, Runtime
 from manytune.engine.prompt_reading import PromptReading, Reading
 from manytune.engine.runner import Runner
 from manytune.engine.scheduler import Scheduler
-from manytune.mixed.layers import Forward
+from manytune.engine.weights import bits_of, linear_layers
+from manytune.errors import ConfigError
 from manytune.mixed.slots import AdapterSlots
 from manytune.own_dtype import runs_in_own_dtype
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,53 +38,83 @@ class Parts:
         cache: Keys and values of the decoder's tokens.
         runner: Runs the model.
         reading: What requests go through before their first token.
+        copied: Paths of the layers whose weights the runner has a copy of.
+        runtime: What computes the forwards.
     """
 
     cache: KVCache
     runner: Runner
     reading: Reading
+    copied: Collection[str]
+    runtime: Runtime
 
 
 def decoder_parts(
-    model: PreTrainedModel,
-    slots: AdapterSlots,
-    weights: Mapping[str, Forward],
-    scheduler: Scheduler,
-    options: EngineOptions,
+    model: PreTrainedModel, slots: AdapterSlots, scheduler: Scheduler, options: EngineOptions
 ) -> Parts:
     """The parts for a decoder.
 
     Args:
         model: The base.
         slots: The adapters.
-        weights: Forwards of its linear layers to use in place of their own, by path.
         scheduler: The scheduler.
         options: Memory and batching.
     """
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    cache = _cache(
-        model,
-        options,
-        layers=config.num_hidden_layers,
-        heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-    )
+    sizes = {
+        "layers": config.num_hidden_layers,
+        "heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+    }
     limits = RequestLimits(
         **_limits(model, options), positions=getattr(config, "max_position_embeddings", None)
     )
-    reading = PromptReading(cache, scheduler, limits, prefix_cache_tokens=options.prefix_cache_tokens)
-    return Parts(cache, Runner(model, cache, slots, weights), reading)
+    runner, copied = _openvino_runner(model, slots, options, sizes)
+    runtime: Runtime = "openvino"
+    if runner is None:
+        weights = linear_layers(model, options.weights)
+        runner, copied, runtime = (
+            Runner(model, _cache(model, options, **sizes), slots, weights),
+            weights,
+            "torch",
+        )
+    reading = PromptReading(runner.cache, scheduler, limits, prefix_cache_tokens=options.prefix_cache_tokens)
+    return Parts(runner.cache, runner, reading, copied, runtime)
+
+
+def _openvino_runner(
+    model: PreTrainedModel, slots: AdapterSlots, options: EngineOptions, sizes: Mapping[str, int]
+) -> tuple[Runner | None, Collection[str]]:
+    """A runner in OpenVINO and the layers that it has a copy of; None where torch has to run the model."""
+    if options.runtime == "torch":
+        return None, ()
+    if options.runtime != "openvino":
+        raise ConfigError(f"runtime={options.runtime!r}: expected one of {', '.join(get_args(Runtime))}.")
+    bits = bits_of(options.weights)
+    reason = openvino_obstacle(model)
+    if reason is None:
+        from manytune.engine.openvino.paged_cache import PagedCache
+        from manytune.engine.openvino.runner import OpenVINORunner
+
+        try:
+            cache = PagedCache(**sizes, budget=options.kv_budget_tokens)
+            runner = OpenVINORunner(model, cache, slots, bits)
+        except ConfigError as error:
+            reason = str(error)
+        else:
+            return runner, runner.copied
+    _say_that_torch_runs(reason)
+    return None, ()
 
 
 def encoder_decoder_parts(
-    model: PreTrainedModel,
-    slots: AdapterSlots,
-    weights: Mapping[str, Forward],
-    scheduler: Scheduler,
-    options: EngineOptions,
+    model: PreTrainedModel, slots: AdapterSlots, scheduler: Scheduler, options: EngineOptions
 ) -> Parts:
     """The parts for an encoder-decoder; see `decoder_parts`."""
+    if options.runtime == "openvino":
+        _say_that_torch_runs("the model has an encoder, and decoders alone are converted")
+    weights = linear_layers(model, options.weights)
     structure = structure_of(model)
     sizes = {"layers": len(structure.cross), "heads": structure.heads, "head_dim": structure.head_dim}
     cache = _cache(model, options, **sizes)
@@ -87,7 +122,11 @@ def encoder_decoder_parts(
     runner = EncoderDecoderRunner(model, structure, cache, sources.cache, slots, weights)
     limits = EncoderDecoderLimits(**_limits(model, options), positions=structure.positions)
     reading = SourceReading(cache, sources, scheduler, limits, runner, start=structure.start)
-    return Parts(cache, runner, reading)
+    return Parts(cache, runner, reading, weights, "torch")
+
+
+def _say_that_torch_runs(reason: str) -> None:
+    _log.warning("runtime='openvino': torch runs the model, since %s.", reason)
 
 
 def _cache(

@@ -101,6 +101,11 @@ class Runner:
         self._layers = MixedLayers(dict(model.named_modules()), weights)
         self._device = model.device
 
+    @property
+    def cache(self) -> KVCache:
+        """Keys and values."""
+        return self._cache
+
     @torch.inference_mode()
     def forward(
         self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]
@@ -139,7 +144,7 @@ class Runner:
     def _token_row(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> TokenRow:
         row = TokenRow(
             ids=[one.token for one in decode],
-            rows=list(range(len(decode))),
+            rows=[self._cache.row(one.sequence) for one in decode],
             positions=[self._cache.length(one.sequence) for one in decode],
             keep=list(range(len(decode))),
             next=list(range(len(decode))),
@@ -167,7 +172,12 @@ class Runner:
     def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
         """Logits of the tokens that the head reads."""
         step = self._step(AttentionStep, index, tokens, decoding, owners)
-        with self._running(attention.NAME, owners):
+        return self._model_logits(attention.NAME, step, index, tokens, owners)
+
+    def _model_logits(
+        self, attention_function: str, step: object, index: Tensor, tokens: TokenRow, owners: Owners
+    ) -> Tensor:
+        with self._running(attention_function, owners):
             inputs: dict[str, Tensor] = {"input_ids": index[:1]}
             if tokens.virtual:
                 embeddings = with_virtual_tokens(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from manytune.engine.quantized import quantized_layers
+from manytune.engine.quantized import Bits, quantized_layers
 from manytune.engine.reordered_weights import can_reorder, reordered_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.mixed.layers import Forward
@@ -26,15 +26,25 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
     Raises:
         ConfigError: There is no such form, or the model can't have it.
     """
+    bits = bits_of(weights)
+    if bits is not None:
+        return quantized_layers(model, bits)
+    return reordered_layers(model) if weights == "reordered" and can_reorder(model) else {}
+
+
+def bits_of(weights: Weights) -> Bits | None:
+    """Bits of a weight in a form; None for the model's own numbers.
+
+    Raises:
+        ConfigError: There is no such form.
+    """
     match weights:
-        case "plain":
-            return {}
-        case "reordered":
-            return reordered_layers(model) if can_reorder(model) else {}
+        case "plain" | "reordered":
+            return None
         case "int8":
-            return quantized_layers(model, 8)
+            return 8
         case "int4":
-            return quantized_layers(model, 4)
+            return 4
     if weights == "packed":
         raise ConfigError("weights='packed': 'packed' is called 'reordered' now. Use weights='reordered'.")
     raise ConfigError(f"weights={weights!r}: expected one of {', '.join(get_args(Weights))}.")
@@ -48,7 +58,7 @@ class WeightVersions:
         paths: The layers of which there are copies.
     """
 
-    def __init__(self, model: nn.Module, paths: Mapping[str, object]) -> None:
+    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         self._weights = [(path, model.get_submodule(path).get_parameter("weight")) for path in paths]
         self._states = [(weight.data_ptr(), weight._version) for _, weight in self._weights]
 

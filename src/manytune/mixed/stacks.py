@@ -171,6 +171,11 @@ class AdapterStacks:
         return len(self._holders)
 
     @property
+    def digests(self) -> set[str]:
+        """Those that have."""
+        return set(self._holders)
+
+    @property
     def nbytes(self) -> int:
         """Size of the slots' weights; what experts' and routers' updates share with the adapters isn't in it."""
         updates = sum(stack.nbytes for stack in self._updates.values())

@@ -12,6 +12,7 @@ from manytune.store.remote.location import is_url
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from manytune.engine.options import Runtime
     from manytune.engine.weights import Weights
     from manytune.server.auth import Keys
     from manytune.server.key_file import KeySource
@@ -42,6 +43,7 @@ class ServeOptions:
         base_name: The plain base's name in requests; None for the last part of `base`.
         dtype: The base's type; None as it is stored.
         weights: How the base's weights are kept.
+        runtime: What computes the forwards.
         max_batch: Requests that run at once.
         max_queue: Answers of each tenant that may wait in addition.
         kv_tokens: Capacity of the KV cache.
@@ -59,6 +61,7 @@ class ServeOptions:
     base_name: str | None = None
     dtype: str | None = None
     weights: ServedWeights = "reordered"
+    runtime: Runtime = "torch"
     max_batch: int = 32
     max_queue: int = 64
     kv_tokens: int = 32768
@@ -152,6 +155,7 @@ def open_server(
         prefix_cache_tokens=options.prefix_tokens,
         adapter_bytes=None if options.adapter_limit is None else options.adapter_limit << 20,
         weights=_IN_ENGINE[options.weights],
+        runtime=options.runtime,
     )
     app = create_app(base, adapters, settings, keys, engine)
     return Opened(app, adapters, name, settings.max_body_bytes, settings.max_choices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,17 @@ def environment(settings: TrainingRecipe, *, processes: Processes = ALONE) -> di
         "activations": settings.activations,
         "tf32": settings.tf32,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
     }
 
 
+@cache
+def version_of(package: str) -> str:
+    """The release of an installed package, read once a process: that is a file of headers each time."""
+    return metadata.version(package)
+
+
+@cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.random_cases import some
 from tests.store.tiny import tiny_model
 from tests.training.tiny_run import as_rows, lora, recipe_content, sequences, settings, weights_digest
 from torch import nn
@@ -78,7 +79,7 @@ def test_a_step_follows_the_loss_with_the_penalty() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("interrupted_at", [1, 4, 7])
+@pytest.mark.parametrize("interrupted_at", some([1, 4, 7], 4))
 def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path: Path, interrupted_at: int) -> None:
     rows, usual = sequences(10), settings(max_steps=8, checkpoint_every=interrupted_at)
     whole = adalora()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.random_cases import some
 from tests.training.batches import tiny
 from tests.training.tiny_run import as_rows, settings
 from torch import nn
@@ -112,8 +113,14 @@ def assert_same_training(found: Any, expected: Any, models: tuple[nn.Module, nn.
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("layout", BUILDERS)
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    some(
+        [(kind, layout) for kind in ("llama", "gpt2") for layout in BUILDERS],
+        *(("llama", layout) for layout in BUILDERS),
+        ("gpt2", "shared-prefix"),
+    ),
+)
 def test_it_trains_to_the_same_weights(kind: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, cached = (model(kind, monkeypatch, layers=[2]) for _ in range(2))
     expected = trained(plain, cache=False, batching=layout)

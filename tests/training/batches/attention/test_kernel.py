@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 from tests.kernels.machine import assert_near, needs_compiler, without_kernels
+from tests.random_cases import some
 from tests.training.batches.test_batch_exactness import WHOLE_SEQUENCES_AS_PREFIXES
 from tests.training.batches.tiny import SHAPE, Sequence
 from torch import nn
@@ -168,9 +169,17 @@ def test_a_model_gets_the_loss_and_gradients_it_gets_without_kernels(kind, taken
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's compiler trips over deprecations of its own
-@pytest.mark.parametrize(("kind", "backend"), [("llama", "inductor"), ("mistral", "eager")])
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    some(
+        [("llama", "inductor"), ("llama", "eager"), ("mistral", "eager")],
+        ("llama", "eager"),
+        ("mistral", "eager"),
+    ),
+)
 def test_compiled_layers_get_the_same_as_well(kind, backend, taken, monkeypatch):
-    # A window is another graph; what the compiler's later stages make of a graph takes most of the time.
+    # A window is another graph. What the compiler's later stages make of a graph takes most of the time; a training in
+    # tests/training/speed/test_compilation.py has them in `make test`, too.
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
     torch._dynamo.reset()
     found = loss_and_gradients(with_lora(kind), compile=True)

@@ -1,0 +1,227 @@
+"""A converted graph with attention over pages and adapters' terms in place of its marks, ready to be compiled.
+
+What adapters add to a layer is computed for all of them at once, each token keeping its own ranks: with D and U of all
+adapters one below the other, (ranks, in) and (ranks, out), and own(t, r) true where rank r is of token t's adapter,
+
+    y[t] = c[slot t] ⊙ (W (a[slot t] ⊙ x[t]) + b) + d[slot t] + Σ_{r: own(t, r)} φ(D[r] z[t] + e[r]) U[r] + f[slot t]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from manytune.engine.openvino.conversion import ATTENTION, INPUT, OUTPUT, Attention, Converted
+from manytune.engine.openvino.library import node_types, ops, ov
+from manytune.engine.openvino.marks import marks_in, put
+
+#: Tokens of a page of the cache; the CPU's kernels know no other size.
+PAGE = 32
+
+
+@dataclass(frozen=True, order=True)
+class UpdateInput:
+    """An update that some adapters have at one layer.
+
+    Attributes:
+        path: The layer.
+        activation: Name of φ; empty for the identity.
+        reads_output: Whether z is the layer's own output.
+        source: Path of the layer whose input is z; empty for this one.
+        has_bias: Whether there is e.
+        inputs: Size of z.
+        outputs: Size of y.
+    """
+
+    path: str
+    activation: str
+    reads_output: bool
+    source: str
+    has_bias: bool
+    inputs: int
+    outputs: int
+
+    def name(self, part: str) -> str:
+        """The name of an input of the graph: `down`, `up` or `bias`."""
+        form = "-".join((self.activation, "y" if self.reads_output else "x", self.source))
+        return f"{part} {self.path} {form}"
+
+
+@dataclass(frozen=True, order=True)
+class FactorInput:
+    """Factors that some adapters have at one layer.
+
+    Attributes:
+        path: The layer.
+        kind: `inputs`, `outputs`, `shift` or `added`: a, c, d or f.
+        size: How many.
+    """
+
+    path: str
+    kind: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The name of an input of the graph."""
+        return f"{self.kind} {self.path}"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What adapters do in a graph."""
+
+    updates: frozenset[UpdateInput] = frozenset()
+    factors: frozenset[FactorInput] = frozenset()
+
+    def __or__(self, other: Outline) -> Outline:
+        return Outline(self.updates | other.updates, self.factors | other.factors)
+
+    def __le__(self, other: Outline) -> bool:
+        return self.updates <= other.updates and self.factors <= other.factors
+
+
+def build(converted: Converted, outline: Outline, *, head: str) -> Any:
+    """A graph that can be compiled.
+
+    Args:
+        converted: The base; it isn't changed.
+        outline: What adapters do in it.
+        head: Path of the layer that sees the tokens in `kept` alone.
+
+    Returns:
+        A graph with the inputs of `converted` and those named in `_Inputs` and in the outline.
+    """
+    graph = converted.graph.clone()
+    marks = marks_in(graph)
+    inputs = _Inputs()
+    _put_attention(marks, converted.attentions, inputs)
+    _put_terms(marks, outline, inputs, head)
+    for label, node in marks.items():
+        if label.startswith((INPUT, OUTPUT)):
+            put(node, node.input_value(0))
+    graph.add_parameters(list(inputs.made.values()))
+    graph.validate_nodes_and_infer_types()
+    return graph
+
+
+class _Inputs:
+    """Inputs that are added to a graph, by name."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+
+    def floats(self, name: str, *shape: int) -> Any:
+        return self._of(name, ov.Type.f32, shape)
+
+    def integers(self, name: str, *shape: int) -> Any:
+        return self._of(name, ov.Type.i32, shape)
+
+    def flags(self, name: str, *shape: int) -> Any:
+        return self._of(name, ov.Type.boolean, shape)
+
+    def _of(self, name: str, kind: Any, shape: tuple[int, ...]) -> Any:
+        if name not in self.made:
+            parameter = ops.parameter(ov.PartialShape(list(shape)), kind, name=name)
+            parameter.output(0).set_names({name})
+            self.made[name] = parameter
+        return self.made[name]
+
+
+def _put_attention(marks: dict[str, Any], attentions: Iterable[Attention], inputs: _Inputs) -> None:
+    for one in attentions:
+        node = marks[f"{ATTENTION}{one.layer}"]
+        shape = (-1, one.key_heads, PAGE, one.head_dim)
+        given = [
+            *(node.input_value(place) for place in range(3)),  # queries, keys, values
+            inputs.floats(f"keys {one.layer}", *shape),
+            inputs.floats(f"values {one.layer}", *shape),
+            *(inputs.integers(name, -1) for name in ("past", "begins", "pages", "page_begins")),
+            _number(one.scaling, np.float32),
+            _number(one.window or 0, np.int32),
+            _none_of(np.float32),  # slopes
+            inputs.integers("longest"),
+            # What isn't used: scores, moving cached keys, sparse attention, sinks, evicting pages, drafts in trees.
+            *(_none_of(kind) for kind in (np.int32, np.int32, np.int32, np.float32, np.float32)),
+            *(_number(0, np.int32) for _ in range(2)),
+            _none_of(np.float32),
+            _number(0, np.int32),
+            *(_none_of(kind) for kind in (np.int32, np.int32, np.int32, np.int32, np.uint8, np.int32)),
+        ]
+        attention = node_types._PagedAttentionExtension([_output(each) for each in given])
+        facts = attention.get_rt_info()  # what the plugin lays the cache out by
+        for name in ("k", "v"):
+            facts[f"num_{name}_heads"] = one.key_heads
+            facts[f"{name}_head_size"] = one.head_dim
+        put(node, attention.output(0))
+
+
+def _put_terms(marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: str) -> None:
+    for factor in sorted(outline.factors):
+        if factor.kind == "inputs":
+            node = marks[f"{INPUT}{factor.path}"]
+            x = node.input_value(0)
+            put(node, ops.multiply(x, _of_each_token(factor, x, inputs, head)).output(0))
+    for path in sorted({u.path for u in outline.updates} | {f.path for f in outline.factors}):
+        node = marks[f"{OUTPUT}{path}"]
+        y = node.input_value(0)
+        for kind, operation in (("outputs", ops.multiply), ("shift", ops.add)):
+            for factor in sorted(outline.factors):
+                if factor.path == path and factor.kind == kind:
+                    y = operation(y, _of_each_token(factor, y, inputs, head)).output(0)
+        own = inputs.flags("own kept" if path == head else "own", -1, -1, -1)
+        added = y
+        for update in sorted(outline.updates):
+            if update.path == path:
+                z = y if update.reads_output else marks[f"{INPUT}{update.source or path}"].input_value(0)
+                added = ops.add(added, _update(update, z, own, inputs)).output(0)
+        for factor in sorted(outline.factors):
+            if factor.path == path and factor.kind == "added":
+                added = ops.add(added, _of_each_token(factor, added, inputs, head)).output(0)
+        if added != node.input_value(0):
+            put(node, added)
+
+
+def _update(update: UpdateInput, z: Any, own: Any, inputs: _Inputs) -> Any:
+    """U φ(D z + e) of z, (windows, W, in); each window has its own ranks (see `windows`)."""
+    low = ops.matmul(z, inputs.floats(update.name("down"), -1, -1, update.inputs), False, True)
+    if update.has_bias:
+        low = ops.add(low, inputs.floats(update.name("bias"), -1, 1, -1))
+    low = _ACTIVATIONS[update.activation](low)
+    # A choice and not a product: another adapter's result may be infinite.
+    low = ops.select(own, low, _number(0.0, np.float32))
+    return ops.matmul(low, inputs.floats(update.name("up"), -1, -1, update.outputs), False, False)
+
+
+def _of_each_token(factor: FactorInput, y: Any, inputs: _Inputs, head: str) -> Any:
+    """The factors of each token's slot, in the shape of y: (windows, W, size) or (windows, W, heads, size)."""
+    slots = inputs.integers("slots kept" if factor.path == head else "slots", -1, -1)
+    table = inputs.floats(factor.name, -1, factor.size)
+    rows = ops.gather(table, slots, _number(0, np.int64))
+    per_head = y.get_partial_shape().rank.get_length() == 4
+    return ops.unsqueeze(rows, _number(2, np.int64)) if per_head else rows
+
+
+#: The functions φ by the names that terms give them.
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "": lambda x: x,
+    "relu": ops.relu,
+    "gelu": lambda x: ops.gelu(x, "erf"),
+    "silu": ops.swish,
+    "tanh": ops.tanh,
+}
+
+
+def _output(node: Any) -> Any:
+    return node if isinstance(node, ov.Output) else node.output(0)
+
+
+def _number(value: float, kind: Any) -> Any:
+    return ops.constant(np.array(value, dtype=kind))
+
+
+def _none_of(kind: Any) -> Any:
+    return ops.constant(np.array([], dtype=kind))

@@ -1,0 +1,41 @@
+"""OpenVINO, imported without its telemetry: nothing is sent anywhere.
+
+The package reports its import and its conversions to a service unless `openvino_telemetry` is missing. What is used
+here is its core and its PyTorch frontend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_TELEMETRY = "openvino_telemetry"
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    known = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if known is not None:
+            sys.modules[_TELEMETRY] = known
+
+
+with _without_telemetry():
+    ov = importlib.import_module("openvino")
+    ops = importlib.import_module("openvino.opset13")
+    node_types = importlib.import_module("openvino.op")
+    pytorch_frontend = importlib.import_module("openvino.frontend.pytorch")
+    _frontends = importlib.import_module("openvino.frontend")
+    torch_decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+
+
+def load_frontend() -> Any:
+    """What converts torch's traces."""
+    return _frontends.FrontEndManager().load_by_framework("pytorch")

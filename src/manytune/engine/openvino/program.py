@@ -1,0 +1,112 @@
+"""Compiled graphs: the base's alone, and one with what the adapters so far do in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from manytune.engine.openvino.compression import compress
+from manytune.engine.openvino.conversion import convert, embedding_size
+from manytune.engine.openvino.graph import Outline, build
+from manytune.engine.openvino.library import ov
+from manytune.engine.openvino.paged_cache import PagedCache
+from manytune.engine.quantized import GROUP, Bits
+from manytune.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+class Program:
+    """A compiled graph with its inputs.
+
+    Args:
+        compiled: The graph.
+        outline: What adapters do in it.
+        cache: Keys and values, which it reads and writes where they are.
+    """
+
+    def __init__(self, compiled: Any, outline: Outline, cache: PagedCache) -> None:
+        self.outline = outline
+        #: Which of the adapters' tensors it has.
+        self.tables: object = None
+        self._request = compiled.create_infer_request()
+        self._names = {name for one in compiled.inputs for name in one.get_names()}
+        self._given: dict[str, Any] = {}
+        for layer in range(cache.layers):
+            keys, values = cache.layer(layer)
+            self.give({f"keys {layer}": keys, f"values {layer}": values})
+
+    def give(self, inputs: Mapping[str, Tensor]) -> None:
+        """Set inputs, without copying; others stay as they were, and those that the graph doesn't have are left out."""
+        for name, value in inputs.items():
+            if name in self._names:
+                self._given[name] = shared = ov.Tensor(value.numpy(), shared_memory=True)
+                self._request.set_tensor(name, shared)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The graph's logits; they are valid until it runs again."""
+        self.give(inputs)
+        # Not `infer`, which returns as if nothing had happened where a node raises.
+        self._request.start_async()
+        self._request.wait()
+        return torch.from_numpy(self._request.get_output_tensor(0).data)
+
+
+class Programs:
+    """The compiled graphs of a base.
+
+    Args:
+        model: The base.
+        cache: Keys and values.
+        bits: Bits of a weight; None for the model's own numbers.
+
+    Raises:
+        ConfigError: OpenVINO can't convert the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: PagedCache, bits: Bits | None) -> None:
+        self._converted = convert(model)
+        self.layers = self._converted.layers
+        head = model.get_output_embeddings()
+        self._head = next((path for path in self.layers if model.get_submodule(path) is head), "")
+        if not self._head:
+            raise ConfigError(f"the output head of {type(model).__name__} isn't a linear layer")
+        self._hidden = embedding_size(model)
+        self._cache = cache
+        self._bits = bits
+        if bits is not None:
+            compress(self._converted.graph, bits, head=self._head)
+        self._core = ov.Core()
+        self._plain = self._compiled(Outline())
+        self._joint = self._plain
+
+    def program(self, outline: Outline) -> Program:
+        """A program that computes what is in an outline: the one for no adapters, or the one for all so far."""
+        if outline <= self._plain.outline:
+            return self._plain
+        if not outline <= self._joint.outline:
+            self._joint = self._compiled(outline | self._joint.outline)
+        return self._joint
+
+    def _compiled(self, outline: Outline) -> Program:
+        start = time.perf_counter()
+        graph = build(self._converted, outline, head=self._head)
+        graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # See `compression`; products with weights in 4 bits don't use it, since their zero points aren't integers.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        compiled = self._core.compile_model(graph, "CPU", settings)
+        what = f"{len(outline.updates)} updates and {len(outline.factors)} factors of adapters"
+        _log.info("OpenVINO compiled the base with %s in %.1f s", what, time.perf_counter() - start)
+        return Program(compiled, outline, self._cache)

@@ -1,0 +1,260 @@
+"""Forwards of a decoder in OpenVINO, and in torch for the rows whose adapters it can't compute."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from manytune.engine.openvino import paged_attention
+from manytune.engine.openvino.adapter_tables import AdapterTables, Place, obstacle, outline_of
+from manytune.engine.openvino.agreement import require_agreement
+from manytune.engine.openvino.graph import PAGE, Outline
+from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
+from manytune.engine.openvino.paged_cache import PagedCache
+from manytune.engine.openvino.program import Program, Programs
+from manytune.engine.openvino.windows import Windows, divide
+from manytune.engine.quantized import Bits
+from manytune.engine.runner import NextToken, PromptChunk, Runner, TokenRow, with_virtual_tokens
+from manytune.mixed.owners import Owners
+from manytune.mixed.slots import AdapterSlots
+from manytune.mixed.stacks import Snapshot
+
+_log = logging.getLogger(__name__)
+
+
+class PagedRunner(Runner):
+    """Forwards in torch over a paged cache, of any of the sequences."""
+
+    _cache: PagedCache
+
+    def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
+        spans = [
+            PagedSpan(torch.tensor(self._cache.pages(name)), where, tokens.positions[where.start])
+            for name, where in self._sequences(tokens, decoding)
+        ]
+        step = PagedStep(self._cache, spans)
+        return self._model_logits(paged_attention.NAME, step, index, tokens, owners)
+
+    def _sequences(self, tokens: TokenRow, decoding: int) -> list[tuple[str, slice]]:
+        """The sequences of a forward, each with the place of its tokens."""
+        order = self._cache.order
+        alone = [(order[row], slice(place, place + 1)) for place, row in enumerate(tokens.rows[:decoding])]
+        return alone + [(order[one.row], slice(one.first, one.first + one.count)) for one in tokens.chunks]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a graph has to do with an adapter.
+
+    Attributes:
+        obstacle: Why it can't compute the adapter; None if it can.
+        outline: What the adapter does in it.
+        on_table: Whether the adapter acts on the token embeddings, which torch looks up.
+    """
+
+    obstacle: str | None
+    outline: Outline
+    on_table: bool
+
+
+@dataclass(frozen=True)
+class _Division:
+    """The tokens of a forward among the windows.
+
+    Attributes:
+        windows: The windows.
+        order: The tokens, window after window.
+        inputs: Of the graph: which ranks and which slot each token has.
+    """
+
+    windows: Windows
+    order: Tensor
+    inputs: dict[str, Tensor]
+
+
+class OpenVINORunner(PagedRunner):
+    """Forwards in OpenVINO.
+
+    Args:
+        model: The base, in evaluation mode.
+        cache: Keys and values.
+        slots: The adapters.
+        bits: Bits of a weight in OpenVINO; None for the model's own numbers.
+
+    Raises:
+        ConfigError: OpenVINO can't run the model.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: PagedCache, slots: AdapterSlots, bits: Bits | None
+    ) -> None:
+        super().__init__(model, cache, slots, {})
+        self._in_torch = PagedRunner(model, cache, slots, {})
+        self._table = model.get_input_embeddings()
+        self._embedding = next(path for path, module in model.named_modules() if module is self._table)
+        self._tables = AdapterTables(self._embedding)
+        self._programs = Programs(model, cache, bits)
+        self._program = self._programs.program(Outline())
+        self._known: dict[str, _Known] = {}
+        self._divided: tuple[object, _Division] | None = None
+        require_agreement(model, cache, self._in_torch, self, bits)
+
+    @property
+    def copied(self) -> Collection[str]:
+        """Paths of the layers whose weights it has a copy of."""
+        return self._programs.layers
+
+    @torch.inference_mode()
+    def forward(
+        self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Runner.forward`; torch runs the rows of adapters that the graph can't compute, OpenVINO the others."""
+        rows: list[NextToken | PromptChunk] = [*decode, *chunks]
+        apart = [self._facts(one.adapter).obstacle is not None for one in rows]
+        if all(apart):
+            return self._in_torch.forward(decode, chunks)
+        here = [one for one, is_apart in zip(rows, apart, strict=True) if not is_apart]
+        self._program = self._program_for({one.adapter.digest: one.adapter for one in here if one.adapter})
+        if not any(apart):
+            return super().forward(decode, chunks)
+        logits: list[Tensor] = []
+        choosing: list[int] = []
+        scored: dict[str, Tensor] = {}
+        for run, wanted in ((super().forward, False), (self._in_torch.forward, True)):
+            mine = [place for place, is_apart in enumerate(apart) if is_apart == wanted]
+            found, of_prompts = run(
+                [decode[place] for place in mine if place < len(decode)],
+                [chunks[place - len(decode)] for place in mine if place >= len(decode)],
+            )
+            logits.append(found)
+            choosing += [
+                place for place in mine if place < len(decode) or chunks[place - len(decode)].wants_logits
+            ]
+            scored |= of_prompts
+        order = sorted(range(len(choosing)), key=lambda row: choosing[row])
+        return torch.cat(logits)[order], scored
+
+    def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
+        sequences = self._sequences(tokens, decoding)
+        embeddings, positions = self._embeddings(index[:1], tokens, owners)[0], index[2]
+        kept = torch.tensor(tokens.keep or [0])
+        if self._program.outline == Outline():
+            given = self._places(sequences, tokens)
+            given |= {"embeddings": embeddings[None], "positions": positions[None], "kept": kept}
+            return self._program.run(given)
+        division = self._division(owners)
+        count, order = division.windows.count, division.order
+        if count > 1:
+            sequences = [sequences[token] for token in division.windows.order]
+            embeddings, positions = embeddings[order], positions[order]
+            kept = torch.arange(len(order) // count)  # of each window
+        given = self._places(sequences, tokens) | division.inputs
+        given["embeddings"] = embeddings.unflatten(0, (count, -1))
+        given["positions"] = positions.unflatten(0, (count, -1))
+        given["kept"] = kept
+        tables = (self._tables.version, count, division.windows.size)
+        if self._program.tables != tables:
+            self._program.give(self._tables.tensors(count, division.windows.size))
+            self._program.tables = tables
+        logits = self._program.run(given)
+        return logits if count == 1 else logits[order.argsort()]
+
+    # -- adapters
+
+    def _facts(self, adapter: Snapshot | None) -> _Known:
+        if adapter is None:
+            return _BASE
+        if adapter.digest not in self._known:
+            terms = adapter.terms
+            why = obstacle(terms, self._programs.layers, self._embedding)
+            if why is not None:
+                _log.warning("the rows of an adapter run in torch, not in OpenVINO: %s", why)
+            self._known[adapter.digest] = _Known(
+                why,
+                outline_of(terms, self._embedding) if why is None else Outline(),
+                self._embedding in terms.updates or self._embedding in terms.factors,
+            )
+        return self._known[adapter.digest]
+
+    def _program_for(self, adapters: Mapping[str, Snapshot]) -> Program:
+        """The program that computes these adapters, whose weights are in the tables then."""
+        new = [one for digest, one in adapters.items() if digest not in self._tables]
+        if new:
+            # Those that no longer run make room.
+            self._tables.keep(self._slots.digests)
+            self._known = {
+                digest: one for digest, one in self._known.items() if digest in self._slots.digests
+            }
+            for one in new:
+                self._tables.add(one)
+        wanted = Outline()
+        for one in adapters.values():
+            wanted = wanted | self._facts(one).outline
+        return self._programs.program(wanted)
+
+    def _division(self, owners: Owners) -> _Division:
+        """Which ranks and which slot each token has."""
+        key = (owners.single, owners.chunks, owners.kept, self._tables.version)
+        if self._divided is None or self._divided[0] != key:
+            digests = list(owners.single)
+            for digest, where in owners.chunks:
+                digests += [digest] * (where.stop - where.start)
+            self._divided = key, self._divide([self._tables.place(one) for one in digests], owners)
+        return self._divided[1]
+
+    def _divide(self, places: Sequence[Place], owners: Owners) -> _Division:
+        ranks = self._tables.ranks
+        if owners.chunks:  # many tokens of one adapter: windows of equal size would be large
+            windows = Windows(1, ranks, tuple(range(len(places))))
+        else:
+            windows = divide([place.ranks for place in places], ranks)
+        order = torch.tensor(windows.order)
+        ends = torch.tensor([(place.ranks.start, place.ranks.stop) for place in places])[order]
+        first, end = (part.view(windows.count, -1, 1) for part in ends.unbind(1))
+        rank = torch.arange(windows.count * windows.size).view(windows.count, 1, -1)
+        own = (rank >= first) & (rank < end)
+        slots = torch.tensor([place.slot for place in places], dtype=torch.int32)[order].view(
+            windows.count, -1
+        )
+        kept = slice(None) if owners.kept is None else list(owners.kept)
+        inputs = {"own": own, "own kept": own[:, kept], "slots": slots, "slots kept": slots[:, kept]}
+        return _Division(windows, order, inputs)
+
+    # -- inputs
+
+    def _embeddings(self, ids: Tensor, tokens: TokenRow, owners: Owners) -> Tensor:
+        if any(self._known[digest].on_table for digest in owners.digests):
+            with self._layers.applied(self._slots.choose(owners)):
+                found = self._table(ids)
+            self._slots.end_forward()
+        else:
+            found = self._table(ids)
+        return with_virtual_tokens(found, tokens.virtual) if tokens.virtual else found
+
+    def _places(self, sequences: Sequence[tuple[str, slice]], tokens: TokenRow) -> dict[str, Tensor]:
+        """Where each sequence's tokens are in the cache, sequence by sequence."""
+        past: list[int] = []
+        begins, pages, page_begins, longest = [0], [], [0], 1
+        for name, where in sequences:
+            start, count = tokens.positions[where.start], where.stop - where.start
+            past.append(start)
+            begins.append(begins[-1] + count)
+            pages += self._cache.pages(name)[: -(-(start + count) // PAGE)]
+            page_begins.append(len(pages))
+            longest = max(longest, start + count)
+        given = {
+            "past": past,
+            "begins": begins,
+            "pages": pages,
+            "page_begins": page_begins,
+            "longest": longest,
+        }
+        return {name: torch.tensor(values, dtype=torch.int32) for name, values in given.items()}
+
+
+_BASE = _Known(None, Outline(), on_table=False)

@@ -1,0 +1,209 @@
+"""With OpenVINO as the runtime a row of any mixture is what transformers generates with its one adapter attached."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.engine.adapters import InMemory, attached, in_memory, llama
+from tests.engine.arrivals import Arrival
+from tests.engine.arrivals import run as run_arrivals
+from tests.engine.mixtures import BUILDERS, LIMIT, PROMPTS, check, params, run, world_of
+from tests.random_cases import cases
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from manytune.engine.engine import Engine
+from manytune.engine.options import EngineOptions
+from manytune.engine.request import Request, SamplingParams
+from manytune.errors import ConfigError, RequestError
+from manytune.methods.lora.config import LoraConfig
+
+pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def world(family):
+    return world_of(family)
+
+
+@pytest.fixture(scope="module")
+def engine(world, tokenizer):
+    """One for many tests: it is idle between them."""
+    engine = world.engine(tokenizer, runtime="openvino", prefill_chunk=16, prefix_cache_tokens=64)
+    assert engine.runtime == "openvino"
+    return engine
+
+
+def test_every_adapter_in_one_batch_answers_as_alone(world, engine, family, caplog):
+    asked = [(name, number) for number in range(len(PROMPTS)) for name in (None, *world.adapters)]
+    requests = [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in asked]
+    with caplog.at_level(logging.WARNING):
+        outputs = run(engine, requests)
+    for name, number in asked:
+        check(world, name, number, outputs[f"{name}/{number}"])
+    in_torch = [record.getMessage() for record in caplog.records if "run in torch" in record.getMessage()]
+    expected = {"llama": "lm_head is trained in full", "gpt2": "transformer.wpe is a table"}[family]
+    assert in_torch and all(message.endswith(expected) for message in in_torch)
+
+
+@settings(max_examples=cases(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_arrivals_and_cancellations_change_no_answer(world, engine, data):
+    systems = st.sampled_from([None, *world.adapters])
+    places = st.integers(0, len(PROMPTS) - 1)
+    drawn = st.tuples(systems, places, st.integers(1, LIMIT), st.integers(0, 12))
+    arrivals = data.draw(st.lists(drawn, min_size=1, max_size=14))
+    names = st.sampled_from([str(place) for place in range(len(arrivals))])
+    cancelled = data.draw(st.dictionaries(names, st.integers(0, 20), max_size=4))
+    outputs = run_arrivals(
+        engine,
+        [
+            Arrival(Request(str(place), PROMPTS[number], params(limit), name), at)
+            for place, (name, number, limit, at) in enumerate(arrivals)
+        ],
+        cancelled,
+    )
+    for place, (name, number, limit, _) in enumerate(arrivals):
+        if str(place) not in cancelled:
+            check(world, name, number, outputs[str(place)], limit)
+
+
+def test_a_cached_prefix_gives_the_same_answer(engine, world):
+    prompt = tuple(range(2, 22))
+    requests = [Request(name, prompt, params()) for name in ("first", "again")]
+    first, again = (engine.generate([request])[0] for request in requests)
+    assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 16)
+    assert again.token_ids == first.token_ids
+
+
+def test_prompts_are_scored_as_in_torch(engine, world, tokenizer):
+    asked = Request("scored", PROMPTS[4], SamplingParams(max_new_tokens=0, prompt_logprobs=0))
+    found, expected = (
+        [one.logprob for one in each.generate([asked])[0].prompt_logprobs]
+        for each in (engine, world.engine(tokenizer))
+    )
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_that_has_diverged_fails_alone(world, engine, family):
+    targets = {
+        "llama": {"target_modules": ["down_proj"]},
+        "gpt2": {"target_modules": ["mlp.c_proj"], "fan_in_fan_out": True},
+    }
+    adapter = in_memory(
+        attached(BUILDERS[family](), LoraConfig(r=2, task_type="CAUSAL_LM", **targets[family]), seed=1)
+    )
+    tensors = {name: torch.full_like(tensor, torch.inf) for name, tensor in adapter.tensors.items()}
+    engine.add_adapter("diverged", InMemory("diverged", adapter.config, tensors))
+    asked = [Request("bad", PROMPTS[0], params(), "diverged"), Request("good", PROMPTS[2], params())]
+    outputs = run(engine, asked)
+    assert outputs["bad"][-1].finish_reason == "failed"
+    check(world, None, 2, outputs["good"])
+
+
+@pytest.fixture(scope="module")
+def compressed(tokenizer):
+    world = world_of("llama")
+    return {bits: world.engine(tokenizer, runtime="openvino", weights=f"int{bits}") for bits in (8, 4)}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_with_rounded_weights_is_the_same_in_a_mixture(compressed, bits):
+    engine, world = compressed[bits], world_of("llama")
+    names = [None, "lora q,v", "lora all", "dora", "ia3", "prefix tuning", "lora embeddings"]
+    assert set(names) - {None} < set(world.adapters)
+    requests = [Request(str(name), PROMPTS[2], replace(params(), ignore_eos=True), name) for name in names]
+    together = engine.generate(requests)
+    for request, found in zip(requests, together, strict=True):
+        (alone,) = engine.generate([request])
+        assert alone.token_ids == found.token_ids
+        for one, other in zip(alone.logprobs, found.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def dequantized(weight, bits):
+    """A weight as its formula in `compression` rounds it, written out group by group."""
+    rows = []
+    for row in weight.tolist():
+        groups = [row[at : at + 32] for at in range(0, len(row), 32)] if bits == 4 else [row]
+        rounded = []
+        for group in groups:
+            if bits == 4:
+                step = (max(group) - min(group)) / 15
+                rounded += [min(group) + step * round((value - min(group)) / step) for value in group]
+            else:
+                step = float(torch.tensor(max(map(abs, group)) / 127, dtype=torch.bfloat16))
+                rounded += [step * min(127, max(-127, round(value / step))) for value in group]
+        rows.append(rounded)
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_are_rounded_by_their_formula(bits):
+    from manytune.engine.openvino.compression import compressed
+    from manytune.engine.openvino.library import ops, ov
+
+    weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(2))
+    graph = ov.Model([ops.result(compressed(weight, bits))], [])
+    found = torch.from_numpy(ov.Core().compile_model(graph, "CPU")({})[0])
+    torch.testing.assert_close(found, dequantized(weight, bits), atol=1e-5, rtol=0)
+
+
+def runtime_and_words(model, tokenizer, caplog, **options):
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(model, tokenizer, EngineOptions(runtime="openvino", **options))
+    return engine, " ".join(record.getMessage() for record in caplog.records)
+
+
+def test_torch_runs_what_cant_be_converted_and_says_why(tokenizer, caplog):
+    sizes = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, pad_token_id=0)).eval()
+    engine, words = runtime_and_words(model, tokenizer, caplog)
+    assert engine.runtime == "torch"
+    assert "torch runs the model, since" in words and "softcap" in words
+    assert engine.generate([Request("one", (5, 6), SamplingParams(max_new_tokens=2))])[
+        0
+    ].usage.completion_tokens
+
+
+def test_torch_runs_models_of_half_precision_and_says_so(tokenizer, caplog):
+    engine, words = runtime_and_words(llama().bfloat16(), tokenizer, caplog)
+    assert engine.runtime == "torch" and "only float32 is converted" in words
+
+
+def test_a_graph_that_computes_something_else_is_noticed(tokenizer, caplog, monkeypatch):
+    from manytune.engine.openvino import program
+
+    def wrong(model):
+        found = convert(model)
+        return replace(found, attentions=tuple(replace(one, scaling=-2.0) for one in found.attentions))
+
+    convert = program.convert
+    monkeypatch.setattr(program, "convert", wrong)
+    engine, words = runtime_and_words(llama(spread=0.5), tokenizer, caplog)
+    assert engine.runtime == "torch" and "differs from torch's result by" in words
+
+
+def test_changed_weights_are_noticed(tokenizer):
+    model = llama()
+    engine = Engine(model, tokenizer, EngineOptions(runtime="openvino", kv_budget_tokens=128))
+    engine.submit(Request("one", PROMPTS[0], params()))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    with pytest.raises(RequestError, match="the base's weights changed"):
+        engine.step()
+
+
+def test_an_unknown_form_or_runtime_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="weights='int2': expected one of"):
+        Engine(llama(), tokenizer, EngineOptions(runtime="openvino", weights="int2"))
+    with pytest.raises(ConfigError, match="runtime='onnx': expected one of torch, openvino"):
+        Engine(llama(), tokenizer, EngineOptions(runtime="onnx"))
