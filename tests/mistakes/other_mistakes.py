@@ -35,7 +35,7 @@ ADAPTERS = (
         "there is no such directory",
         "generate abc --adapter runs/dnoe",
     ),
-    Mistake("`generate` names no adapter", "name at least one run or adapter directory", "generate abc"),
+    Mistake("`generate` names no adapter", "name a run, or an adapter by its directory", "generate abc"),
     Mistake(
         "The prompt's field is missing", "needs the field", "generate --adapter runs/done --field txt=abc"
     ),
