@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 from unittest.mock import patch
 
+import tests.conftest  # noqa: F401 - no hub is asked, and nothing waits for the disk
 from starlette.testclient import TestClient
 from tests.mistakes.data_mistakes import DATA
 from tests.mistakes.mistake import RECIPE, Asked, Mistake
@@ -179,6 +180,5 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as directory:
         PAGE.write_text(render(all_answers(Path(directory))))

@@ -102,8 +102,8 @@ def serve(
     runtime: Annotated[
         _Runtime,
         typer.Option(
-            help="What computes the base: torch, or OpenVINO on a CPU, with --weights plain, int8 or int4 (pip install "
-            "'manytune[openvino]'). Torch runs what OpenVINO can't, and the log says so."
+            help="What computes the base: torch, or OpenVINO on a CPU, with --weights plain, int8 or int4 (the extra "
+            "manytune[openvino]). Torch runs what OpenVINO can't, and the log says so."
         ),
     ] = _Runtime.torch,
     workers: Annotated[

@@ -7,6 +7,7 @@ import importlib.util
 import torch
 from transformers import PreTrainedModel
 
+from manytune.extras import install_command
 from manytune.methods.tuners.quantized_layers import packed_parameters
 from manytune.methods.tuners.targets import adapter_layers
 from manytune.own_dtype import runs_in_own_dtype
@@ -18,7 +19,7 @@ _CHANGING = ("dynamic", "longrope")
 def openvino_obstacle(model: PreTrainedModel) -> str | None:
     """Why OpenVINO can't run a decoder, as a clause that follows "since"; None if it may."""
     if importlib.util.find_spec("openvino") is None:
-        return "OpenVINO isn't installed; pip install 'manytune[openvino]' brings it"
+        return f"OpenVINO isn't installed; {install_command('openvino')} brings it"
     if model.device.type != "cpu":
         return f"the model is on {model.device}, and OpenVINO runs on the CPU here"
     if model.dtype != torch.float32 or any(map(runs_in_own_dtype, model.modules())):
