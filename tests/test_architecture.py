@@ -90,21 +90,29 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def nodes(tree: ast.AST, *, inside_functions: bool) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(tree):
-        yield child
-        if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from nodes(child, inside_functions=inside_functions)
+    waiting = [tree]
+    while waiting:
+        for child in ast.iter_child_nodes(waiting.pop()):
+            yield child
+            if inside_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                waiting.append(child)
+
+
+@cache
+def import_statements(tree: ast.AST, *, inside_functions: bool) -> list[ast.Import | ast.ImportFrom]:
+    found = nodes(tree, inside_functions=inside_functions)
+    return [node for node in found if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imports_in(
     tree: ast.AST, importer: str, *, is_package: bool, inside_functions: bool = True
 ) -> Iterator[tuple[str, int]]:
     """Absolute names of everything imported, with line numbers: `from a import b` yields `a.b`."""
-    for node in nodes(tree, inside_functions=inside_functions):
+    for node in import_statements(tree, inside_functions=inside_functions):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
+        else:
             origin = node.module or ""
             if node.level:
                 parents = importer.split(".")

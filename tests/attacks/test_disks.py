@@ -148,7 +148,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize(
     "command",
-    [("add", "runs/new"), ("alias", "kept", "other"), ("remove", "kept")],
+    [("add", "runs/new"), ("alias", "kept", "other"), ("remove", "kept", "--yes")],
 )
 def test_commands_on_adapters_end_with_a_sentence_and_leave_the_store_as_it_was(
     filled: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], number: int

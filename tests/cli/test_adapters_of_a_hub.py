@@ -32,7 +32,7 @@ def test_every_command_takes_the_name(kept: AdapterStore, base: Base) -> None:
     assert "Did you mean 'user/summaries'?" in message(adapters("show", "user/sumaries"))
     done("combine", "user/summaries", "user", "--name", "user/both", "--base", base.name)
     assert list(kept.names()) == ["user", "user/both", "user/summaries"]
-    done("remove", "user/summaries")
+    done("remove", "user/summaries", "--yes")
     assert list(kept.names()) == ["user", "user/both"]
 
 

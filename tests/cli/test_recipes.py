@@ -21,6 +21,7 @@ MISTAKES = {
     "a wrong method": ({"method": {"name": "lroa"}}, "Unknown method 'lroa'. Did you mean 'lora'?"),
     "a wrong option": ({"method": {"name": "lora", "lora_r": 8}}, "'lora_r' is method.r here"),
     "a missing file": ({"data": {**RECIPE["data"], "train": "row.jsonl"}}, "did you mean 'rows.jsonl'?"),
+    "a finished run": ({"output": "run"}, "there is a run here already. Continue it with --resume"),
     "a missing base": ({"base": "./bases/mine"}, "there is no such file or directory"),
 }
 COMMANDS = {
@@ -39,6 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("{}")
+    (tmp_path / "run" / "environment.json").write_text('{"manytune": "1", "packages": {}, "started": ""}')
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 9)
     for name, (changes, _) in MISTAKES.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))

@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.random_cases import DEEP
+from tests.experiments.forked import Forked
+from tests.random_cases import DEEP, some
 from tests.training.tiny_run import recipe_content
 
+from manytune.training.distributed.launchers import Launched, launched
 from manytune.training.recipe import load_recipe
 from manytune.training.run import run
 
@@ -53,7 +55,7 @@ def write_recipe(directory: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", some(list(WAYS), "--processes"))
 def test_each_way_to_start_two_processes_trains_what_one_does(way: str, tmp_path: Path) -> None:
     expected = run(load_recipe(write_recipe(tmp_path / "alone")))
     ran = started(*WAYS[way], str(write_recipe(tmp_path / "both")), "--json")
@@ -92,3 +94,19 @@ def test_the_command_is_a_module_too(module: str) -> None:
     assert ran.returncode == 0 and "--processes" in ran.stdout
     ran = started("-m", module, "train", "absent.yaml", OMPI_COMM_WORLD_SIZE="2")
     assert ran.returncode == 1 and "error: mpirun started 2 processes" in ran.stderr
+
+
+@pytest.mark.filterwarnings("ignore")  # of the launchers, in a process of their own
+@pytest.mark.parametrize("way", ["torchrun", "accelerate launch"])
+def test_what_a_launcher_says_to_its_processes_is_understood(way: str, tmp_path: Path) -> None:
+    """Their trainings are in `make test-deep`; how processes train together doesn't hang on who started them."""
+    script, found = tmp_path / "environment.py", tmp_path / "found"
+    script.write_text(
+        "import json, os, sys\n"
+        "with open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}', 'w') as file: json.dump(dict(os.environ), file)\n"
+    )
+    found.mkdir()
+    own = WAYS[way][: WAYS[way].index("manytune") - 1]  # without `-m manytune train`
+    assert Forked([sys.executable, *own, str(script), str(found)]).wait() == 0
+    said = [launched(json.loads((found / str(rank)).read_text())) for rank in range(2)]
+    assert said == [Launched(rank=rank, count=2, local_rank=rank) for rank in range(2)]

@@ -1,7 +1,7 @@
 """Every method on a device that isn't the CPU gives what it gives on the CPU, from attaching to answering.
 
-The device is `tests/reference/strict_device.py`: CPU memory that mixes with no CPU tensor. `make test` runs the stories
-in which every two of method with its options, model and story meet, `make test-deep` all.
+The device is `tests/reference/strict_device.py`: CPU memory that mixes with no CPU tensor. What `make test` runs of
+the stories is in `chosen`; `make test-deep` runs all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.engine.conftest import tokenizer  # noqa: F401  (a fixture)
 from tests.engine.encoder_decoder import bases
 from tests.methods import tiny_models, tiny_moe
 from tests.methods.test_registry_contract import Case, Example, cases, disturb
-from tests.random_cases import covering
+from tests.random_cases import covering, some
 from tests.reference.strict_device import MixedDevicesError, in_own_process, strict_device
 from torch import Tensor, nn
 
@@ -83,10 +83,20 @@ OPTIONS["lora/experts"] = (
 CASES.append(Optioned("lora", EXPERTS, "lora/experts"))
 #: What is told of cases, below.
 STORIES = ("trains", "moves", "switches", "answers", "terms")
-CHOSEN = covering(
-    itertools.product(CASES, STORIES),
-    lambda cell: (cell[0].method, cell[0].variant, cell[0].family.name, cell[1]),
-)
+
+
+def chosen() -> list[tuple[Case, str]]:
+    """Of methods, the stories in which any two of method, model and story meet; of options, training and one other."""
+    plain = [case for case in CASES if not case.variant]
+    found = covering(
+        itertools.product(plain, STORIES), lambda cell: (cell[0].method, cell[0].family.name, cell[1])
+    )
+    for number, case in enumerate(case for case in CASES if case.variant):
+        found += [(case, story) for story in some(STORIES, "trains", STORIES[1 + number % 4])]
+    return found
+
+
+CHOSEN = chosen()
 
 
 def each_case_of(story: str) -> pytest.MarkDecorator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 from tests.test_architecture import FILES, imports_in, module_of, tree_of
@@ -79,11 +79,17 @@ def knowledge(tree: ast.Module, module: str) -> list[str]:
     return sorted(found)
 
 
+@lru_cache(maxsize=1)
+def walked(tree: ast.Module) -> list[ast.AST]:
+    """The nodes of a module, once for all that is looked for in them."""
+    return list(ast.walk(tree))
+
+
 def imported(tree: ast.Module, module: str) -> Iterator[str]:
     """Imports from a method's room, unless by a method that derives from the class: AdaLoRA is a LoRA."""
     bases = {
         base.id
-        for node in ast.walk(tree)
+        for node in walked(tree)
         if isinstance(node, ast.ClassDef)
         for base in node.bases
         if isinstance(base, ast.Name)
@@ -97,7 +103,7 @@ def imported(tree: ast.Module, module: str) -> Iterator[str]:
 def named(tree: ast.Module, known: tuple[Method, ...]) -> Iterator[str]:
     """Classes by the package's public names, and members of `PeftType`."""
     kinds = {str(method.peft_type) for method in known}
-    for node in ast.walk(tree):
+    for node in walked(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "manytune":
             for alias in node.names:
                 if alias.name in classes(known):
@@ -127,7 +133,7 @@ def compared(tree: ast.Module, words: set[str]) -> Iterator[str]:
             {node.value} & words if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
         )
 
-    for node in ast.walk(tree):
+    for node in walked(tree):
         asked: list[ast.expr] = []
         if isinstance(node, ast.Compare):
             asked = [node.left, *node.comparators]
@@ -135,7 +141,9 @@ def compared(tree: ast.Module, words: set[str]) -> Iterator[str]:
             asked = [node.value]
         elif isinstance(node, ast.Dict):
             asked = [key for key in node.keys if isinstance(key, ast.Constant)]
-        elif isinstance(node, ast.Subscript):
+        elif (
+            isinstance(node, ast.Subscript) and ast.unparse(node.value) != "Literal"
+        ):  # a type isn't a look-up
             asked = [node.slice]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             asked = node.args if node.func.attr in ("get", "pop", "startswith", "endswith") else []
@@ -147,11 +155,11 @@ def read(tree: ast.Module, names: set[str], parts: set[str]) -> Iterator[str]:
     """Options and tensors by their names, as attributes or in texts other than docstrings."""
     docstrings = {
         node.body[0].value
-        for node in ast.walk(tree)
+        for node in walked(tree)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(tree):
+    for node in walked(tree):
         if isinstance(node, ast.Attribute) and node.attr in names:
             yield f"{node.lineno}: reads .{node.attr}"
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node in docstrings:
@@ -206,6 +214,7 @@ def test_knowing_a_method_in_some_way_is_found(module: str, source: str) -> None
             "from manytune.methods.lora.model import L\nclass A(L): ...",
         ),
         ("manytune.training.recipe", "name: str = 'lora'"),
+        ("manytune.training.recipe", "sharding: Literal['none', 'full'] = 'none'"),
         ("manytune.experiments.recipe", "REFERENCE = 'full'\nfound = {REFERENCE: 1}"),
         ("manytune.tuners.lora", "from manytune.methods.lora.layer import LoraLayer"),
         ("manytune.store.export_gguf", "writer.add_tensor(f'{name}.lora_a')"),

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from manytune.training.recipe import Recipe
 
 
-def check_recipe(path: Path, overrides: Sequence[str] = ()) -> None:
+def check_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Check a training's recipe, and that its files and its base are there.
 
     Args:
         path: A YAML file.
         overrides: `section.key=value` texts.
+
+    Returns:
+        The recipe; the values of its method's options aren't checked.
 
     Raises:
         RecipeError: A key or a value is wrong.
@@ -31,6 +34,19 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> None:
 
         check_scores(recipe)
     _check_files(recipe)
+    return recipe
+
+
+def check_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """See that a run may begin or continue in its directory.
+
+    Raises:
+        RunError: It may not; see `check_place`.
+    """
+    from manytune.store.run_directory import RunDirectory
+    from manytune.training.run_place import check_place
+
+    check_place(RunDirectory(Path(recipe.output)), resume=resume, overwrite=overwrite)
 
 
 def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,10 +56,12 @@ def train(
             "trains nothing, so --resume, --overwrite, --keep-checkpoints, --measure and --processes don't go with it",
             param_hint="--dry-run",
         )
+    from manytune.cli.recipes import check_run
     from manytune.training.distributed.launchers import launched
 
     found = launched()
-    loaded = _load(recipe, overrides or [], found)
+    place = None if dry_run or found else partial(check_run, resume=resume, overwrite=overwrite)
+    loaded = _load(recipe, overrides or [], found, place)
     if dry_run:
         _estimate(loaded, as_json=as_json)
     elif (processes or 1) > 1:
@@ -83,14 +87,18 @@ def train(
         )
 
 
-def _load(recipe: Path, overrides: list[str], found: Launched | None) -> Recipe:
+def _load(
+    recipe: Path, overrides: list[str], found: Launched | None, check_place: Callable[[Recipe], None] | None
+) -> Recipe:
     """Read the recipe; of several processes that can't, one on each machine says why."""
     from manytune.cli.recipes import check_recipe
     from manytune.errors import ManytuneError
     from manytune.training.recipe import load_recipe
 
     try:
-        check_recipe(recipe, overrides)
+        outline = check_recipe(recipe, overrides)
+        if check_place is not None:
+            check_place(outline)
         return load_recipe(recipe, overrides)
     except ManytuneError:
         if found is not None and found.local_rank > 0:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from manytune.errors import RunError
-from manytune.methods.checkpoint.format import TENSORS_NAME
+from manytune.methods.checkpoint.files import TENSORS_NAME
 from manytune.methods.config import CONFIG_NAME
 from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES
 from manytune.store.manifest import MANIFEST_NAME

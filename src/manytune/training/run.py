@@ -45,6 +45,7 @@ from manytune.training.precision import settled
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.recording import recording
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint, read_checkpoint
+from manytune.training.run_place import check_place
 from manytune.training.starting_adapter import with_its_method
 
 _LESS_MEMORY = (
@@ -190,7 +191,7 @@ def run(
     owns = processes.is_first
     say = (notify if owns else None) or (lambda _: None)
     if owns:
-        _check_place(directory, resume=resume, overwrite=overwrite)
+        check_place(directory, resume=resume, overwrite=overwrite)
     short = naming_short_memory(f"{directory.path}: training", instead=_LESS_MEMORY)
     with held(directory.path) if owns else contextlib.nullcontext(), short, sharding_here_alone():
         date = now()
@@ -356,34 +357,17 @@ def _finished(
     )
 
 
-def _check_place(directory: RunDirectory, *, resume: bool, overwrite: bool) -> None:
-    """Refuse what can be refused without touching anything."""
-    path = directory.path
-    if resume and overwrite:
-        raise RunError("--resume continues what --overwrite removes; give one of them.")
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path}: the run directory's name is taken by a file. Set output to another one.")
-    if resume and not directory.begun:
-        raise RunError(f"{path}: there is no run to resume here. Leave --resume out to start one.")
-
-
 def _enter(directory: RunDirectory, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """Make sure that the run directory, which is there by now, is what the options say it is."""
     path = directory.path
     clean_leftovers(path)
+    check_place(directory, resume=resume, overwrite=overwrite)  # another process may have been here meanwhile
     if resume:
-        if directory.finished:
-            raise RunError(f"{path}: the run is complete, so there is nothing to resume.")
         check_recipe(directory.recipe_file, recipe)
     elif any(path.iterdir()):
         if not is_of_a_run(directory):
             raise RunError(
                 f"{path}: the directory isn't empty and holds no run. Set output to another one, or empty it."
-            )
-        if directory.begun and not overwrite:
-            raise RunError(
-                f"{path}: there is a run here already. Continue it with --resume, replace it with --overwrite, "
-                "or set output to another directory."
             )
         require_removable(directory)
 

@@ -192,6 +192,25 @@ def test_a_graph_that_computes_something_else_is_noticed(tokenizer, caplog, monk
     assert engine.runtime == "torch" and "differs from torch's result by" in words
 
 
+def test_torch_runs_the_rows_of_adapters_that_openvino_cant_compile(tokenizer, caplog, monkeypatch):
+    from manytune.engine.openvino import program
+
+    def build(converted, outline, *, head):
+        if outline.updates:
+            raise RuntimeError("no kernel for it")
+        return built(converted, outline, head=head)
+
+    built = program.build
+    monkeypatch.setattr(program, "build", build)
+    world = world_of("llama")
+    engine = world.engine(tokenizer, runtime="openvino")
+    with caplog.at_level(logging.WARNING):
+        outputs = run(engine, [Request(str(name), PROMPTS[2], params(), name) for name in (None, "lora q,v")])
+    assert "the rows of 1 adapters run in torch, not in OpenVINO: no kernel for it" in caplog.text
+    check(world, None, 2, outputs["None"])
+    check(world, "lora q,v", 2, outputs["lora q,v"])
+
+
 def test_changed_weights_are_noticed(tokenizer):
     model = llama()
     engine = Engine(model, tokenizer, EngineOptions(runtime="openvino", kv_budget_tokens=128))

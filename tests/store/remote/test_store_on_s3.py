@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from tests.faults.wire import Wire
 from tests.random_cases import cases
 from tests.store.remote.changes import entering, numbers_in
 from tests.store.remote.s3_server import environment, s3_server
@@ -128,6 +129,32 @@ def test_credentials_that_are_missing_are_named(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StoreError, match=r"refuses your credentials.*AWS_ACCESS_KEY_ID"):
         SharedStore(url).names()
+
+
+def test_a_machine_that_is_cut_off_from_the_storage_keeps_what_it_has_and_goes_on_afterwards(
+    url: str, server: str, sources: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = SharedStore(url)
+    others.add(sources[0], name="one")
+    others.add(sources[1], name="two")
+    wire = Wire(server, "half", at=3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.address)
+    store = SharedStore(url)
+    store._objects.pauses = ()
+    directory = store.path("one")
+    store._mirror.remove(others.resolve("two"))
+    wire.watch()
+    store.refresh()
+    with pytest.raises(UnreachableError, match=f"{url}: the storage can't be reached now"):
+        store.path("two")  # its second file
+    with pytest.raises(UnreachableError):
+        store.refresh()
+    assert wire.is_cut and not store.directory(others.resolve("two")).exists()
+    assert store.path("one") == directory and set(store.names()) == {"one", "two"}
+    wire.mend()
+    others.alias("two", "one", move=True)
+    store.refresh()
+    open_adapter(store.path("one"))
 
 
 def test_a_server_that_is_gone_is_an_outage_and_not_a_mistake(

@@ -68,7 +68,10 @@ def add(
     from manytune.training.progress import Every
 
     if name is not None and len(sources) > 1:
-        raise typer.BadParameter(f"one name, and {len(sources)} adapters.", param_hint="--name")
+        raise typer.BadParameter(
+            f"it is for one adapter, and there are {len(sources)}. Leave it out; each gets its directory's name.",
+            param_hint="--name",
+        )
     loaded = None if base is None else load_base(base)
     kept = store_at(store)
     added: list[dict[str, object]] = []

@@ -105,6 +105,7 @@ class Programs:
             # See `compression`; products with weights in 4 bits don't use it, since their zero points aren't integers.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # several servers on one machine would pin their threads to the same cores
         }
         compiled = self._core.compile_model(graph, "CPU", settings)
         what = f"{len(outline.updates)} updates and {len(outline.factors)} factors of adapters"

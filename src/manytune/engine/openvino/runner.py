@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,7 +119,14 @@ class OpenVINORunner(PagedRunner):
         if all(apart):
             return self._in_torch.forward(decode, chunks)
         here = [one for one, is_apart in zip(rows, apart, strict=True) if not is_apart]
-        self._program = self._program_for({one.adapter.digest: one.adapter for one in here if one.adapter})
+        adapters = {one.adapter.digest: one.adapter for one in here if one.adapter}
+        try:
+            self._program = self._program_for(adapters)
+        except RuntimeError as error:  # OpenVINO's, in compiling what these adapters do
+            for digest in adapters:
+                self._known[digest] = replace(self._known[digest], obstacle="OpenVINO can't compile it")
+            _log.warning("the rows of %d adapters run in torch, not in OpenVINO: %s", len(adapters), error)
+            return self.forward(decode, chunks)
         if not any(apart):
             return super().forward(decode, chunks)
         logits: list[Tensor] = []

@@ -59,7 +59,7 @@ _DROPS_LAYERS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 
 def shards(settings: TrainingRecipe, processes: Processes) -> bool:
     """Whether these processes shard: as the recipe or accelerate's configuration says, and only several can."""
-    return processes.count > 1 and (settings.sharding == "full" or processes.shards)
+    return processes.count > 1 and (settings.sharding != "none" or processes.shards)
 
 
 def check_settings(settings: TrainingRecipe) -> None:
