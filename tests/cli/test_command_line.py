@@ -28,20 +28,14 @@ def commands(command: Any = None, name: str = "manytune") -> list[str]:
 @cache
 def help_pages(width: int) -> str:
     """The help of every command."""
-    app = build_app()
-    command = typer.main.get_command(app)
     pages = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "typer.testing._get_command", lambda _: command
-        )  # which is made again for each otherwise
-        for typed in commands(command):
-            arguments = [*typed.split()[1:], "--help"]
-            found = CliRunner().invoke(
-                app, arguments, prog_name="manytune", terminal_width=width, max_content_width=width
-            )
-            assert found.exit_code == 0, found.output
-            pages.append(f"$ {typed} --help\n{found.output.rstrip()}\n")
+    for command in commands():
+        arguments = [*command.split()[1:], "--help"]
+        found = CliRunner().invoke(
+            build_app(), arguments, prog_name="manytune", terminal_width=width, max_content_width=width
+        )
+        assert found.exit_code == 0, found.output
+        pages.append(f"$ {command} --help\n{found.output.rstrip()}\n")
     return "\n".join(pages)
 
 

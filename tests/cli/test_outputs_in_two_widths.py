@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import typer.main
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import save_tiny_base
 from typer.testing import CliRunner
@@ -106,13 +105,8 @@ def prepare(folder: Path) -> None:
 def output_pages(width: int) -> str:
     """Every command as it is typed, what it prints, and its exit status if that isn't 0."""
     pages: list[str] = []
-    app = build_app()
-    command = typer.main.get_command(app)
     with tempfile.TemporaryDirectory() as folder, chdir(folder), pytest.MonkeyPatch.context() as patch:
         prepare(Path(folder))
-        patch.setattr(
-            "typer.testing._get_command", lambda _: command
-        )  # which is made again for each otherwise
         # A terminal of this width, whose colours are taken out again.
         for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm"}.items():
             patch.setenv(name, value)
@@ -120,7 +114,7 @@ def output_pages(width: int) -> str:
             patch.delenv(name, raising=False)
         for line in COMMANDS.strip().splitlines():
             arguments = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", line)]
-            found = CliRunner().invoke(app, arguments, prog_name="manytune", terminal_width=width)
+            found = CliRunner().invoke(build_app(), arguments, prog_name="manytune", terminal_width=width)
             assert isinstance(found.exception, SystemExit | None), line
             text = _COLOURS.sub("", found.output.replace(os.getcwd(), "."))
             for changing, fixed in CHANGING:
