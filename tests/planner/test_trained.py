@@ -117,7 +117,7 @@ def test_inputs_are_kept_where_a_trained_product_reads_them() -> None:
             {"name": ["lora"]},
             r"method\.name: planning knows the methods adalora, .*found \['lora'\] \(a list\)",
         ),
-        ({"name": "other"}, "trained_parameters: this key is missing; it says how many numbers"),
+        ({"name": "other"}, r"trained_parameters: this key is missing\. Give how many numbers"),
         (
             {"name": "lora", "target_modules": ["q_porj"]},
             r"no linear layer 'q_porj'.*did you mean 'q_proj'\?",
