@@ -4,7 +4,6 @@ import copy
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import typer
@@ -112,7 +111,6 @@ def test_help_answers_without_loading_a_model_library() -> None:
         "try: main()\nexcept SystemExit as end: code = end.code\n"
         f"print('loaded:', sorted(set(sys.modules) & set({HEAVY!r})), 'code:', code)"
     )
-    started = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-c", script, "--help"],
         capture_output=True,
@@ -123,7 +121,6 @@ def test_help_answers_without_loading_a_model_library() -> None:
     assert "loaded: [] code: 0" in ran.stdout
     assert "Usage:" in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 60
-    assert time.monotonic() - started < 5  # half a second when nothing else runs; CI shares its cores
 
 
 @pytest.mark.parametrize(
