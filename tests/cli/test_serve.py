@@ -12,6 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 from tests.packed import installed
 from tests.server.world import fill_store, plain_ids, save_base
@@ -211,6 +212,7 @@ def fail_in_its_engine(arguments, stderr):
     os.dup2(stderr, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     sys.argv = ["manytune", *arguments]
+    torch.set_num_threads(1)  # OpenMP's threads aren't there after a fork, and are waited for
     Engine.step = lambda engine: 1 / 0
     main()
 
