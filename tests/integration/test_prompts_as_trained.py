@@ -48,7 +48,11 @@ def manifest_of(directory: Path) -> Manifest:
 
 def command_line(directory: Path, base: Base, text: str) -> tuple[int, ...]:
     """The prompt of `evaluate`, `generate` and `chat`."""
-    return choose([directory])[0].encoder(base, new_tokens=3).prompt_ids([Segment("user", text)])
+    return (
+        choose([str(directory)], directory.parent / "store")[0]
+        .encoder(base, new_tokens=3)
+        .prompt_ids([Segment("user", text)])
+    )
 
 
 def server(directory: Path, base: Base, text: str, **kwargs: Any) -> tuple[int, ...]:
@@ -111,7 +115,11 @@ def test_a_prompt_that_is_cut_leaves_room_for_the_longest_answer(tmp_path: Path)
     directory, _, base = trained(tmp_path, None, max_length=64, overflow="truncate_prompt")
     assert base.positions == 64
     segments = [Segment("user", LONG)]
-    ids = choose([directory])[0].encoder(base, new_tokens=40).prompt_ids(segments)
+    ids = (
+        choose([str(directory)], directory.parent / "store")[0]
+        .encoder(base, new_tokens=40)
+        .prompt_ids(segments)
+    )
     assert len(ids) == 64 - 40
     served = Prompts(base, max_chars=10_000).conversation(
         segments, manifest_of(directory), PromptOptions(new_tokens=40)

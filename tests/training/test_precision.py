@@ -334,7 +334,7 @@ def test_an_adapter_answers_with_the_hidden_states_that_it_was_trained_with(
     from manytune.store.attaching import attached
 
     wanted = half(tmp_path, {"name": "lora", "r": 2, "target_modules": "all-linear"}, activations=activations)
-    (chosen,) = choose([run(wanted).directory])
+    (chosen,) = choose([str(run(wanted).directory)], "store")
     base = load_base(wanted.base, dtype="bfloat16")
     for path in (None, chosen.stored.path):
         with (
