@@ -290,6 +290,7 @@ def test_many_are_added_at_once_with_one_base_and_a_fault_stops_none_of_the_othe
     folder: Path, base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
+    monkeypatch.delenv("COLUMNS", raising=False)  # for a program errors are whole lines
     monkeypatch.setattr("manytune.store.base.load_base", lambda spec: (loads.append(spec), base)[1])
     made = [save_peft(folder / "peft" / f"a{seed}", seed) for seed in range(3)]
     (folder / "peft" / "empty").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 from rich.text import Text
 
@@ -9,9 +11,11 @@ from manytune.terminal import visible
 
 
 def print_error(message: str) -> None:
-    """Print an error on stderr; its lines are as wide as the terminal."""
+    """Print an error on stderr; its lines are as wide as the terminal, or as COLUMNS says, and whole in a log file."""
     text = Text.assemble(("error: ", "bold red"), visible(message))
-    Console(stderr=True).print(text, overflow="fold", soft_wrap=False)
+    console = Console(stderr=True)
+    whole = not console.is_terminal and "COLUMNS" not in os.environ
+    console.print(text, overflow=None if whole else "fold", soft_wrap=whole)
 
 
 def print_line(text: str, *, stderr: bool = False) -> None:
