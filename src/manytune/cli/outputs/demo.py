@@ -34,7 +34,7 @@ def print_next(finished: Finished) -> None:
         ],
         ["adapters", "show", str(finished.lora.adapter)],
     ):
-        for line in _command_lines([_program(), *arguments], width=console.width):
+        for line in _command_lines([*_program(), *arguments], width=console.width):
             typer.echo(line)
 
 
@@ -51,6 +51,10 @@ def _command_lines(words: Sequence[str], *, width: int) -> list[str]:
     return lines
 
 
-def _program() -> str:
-    """How this program can be called again: by name if that finds it, else by the path it was called by."""
-    return "manytune" if shutil.which("manytune") else sys.argv[0]
+def _program() -> list[str]:
+    """The words that call this program again: its name if a shell finds it, else how it was called."""
+    if shutil.which("manytune"):
+        return ["manytune"]
+    called = sys.argv[0]
+    # `python -m manytune` puts the file's path here, which isn't a program.
+    return [sys.executable, "-m", "manytune"] if called.endswith("__main__.py") else [called]
