@@ -9,8 +9,8 @@ from tests.evaluation import invented
 
 from manytune.errors import ServeError, StoreError
 from manytune.evaluation.report.markdown import render_markdown
+from manytune.server.access.key_file import read_keys
 from manytune.server.http_errors import HttpError, for_clients, http_error_of
-from manytune.server.key_file import read_keys
 from manytune.store.base_source import resolve
 
 HOSTILE = [

@@ -94,9 +94,9 @@ def check(
     from manytune.cli.outputs.data import print_check
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.check import check as examine
-    from manytune.data.label_check import labels_in, with_labels
-    from manytune.data.label_kinds import AnyLabelledForm
-    from manytune.data.labelled import LabelledForm
+    from manytune.data.labels.label_check import labels_in, with_labels
+    from manytune.data.labels.label_kinds import AnyLabelledForm
+    from manytune.data.labels.labelled import LabelledForm
 
     plan = plan_rows_of(
         files, recipe, task, base, chosen_template(template, prompt, completion, system), form
@@ -141,9 +141,9 @@ def preview(
     """Show what the model will see, with each part that it learns between >>> and <<<."""
     from manytune.cli.outputs.data import print_previews
     from manytune.cli.outputs.json_output import print_json
-    from manytune.data.label_check import labels_in, preview_labelled
-    from manytune.data.label_kinds import AnyLabelledForm
-    from manytune.data.labelled import LabelledForm
+    from manytune.data.labels.label_check import labels_in, preview_labelled
+    from manytune.data.labels.label_kinds import AnyLabelledForm
+    from manytune.data.labels.labelled import LabelledForm
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
     from manytune.data.templates import render_all

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.chat_template import Tools
+    from manytune.data.encoding.chat_template import Tools
     from manytune.data.templates import Segment
 
 

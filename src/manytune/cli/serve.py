@@ -220,7 +220,7 @@ def serve(
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.key_file import KeySource, require_keys_for
+        from manytune.server.access.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address, require_this_system
         from manytune.server.logs import log_to_stderr
 

@@ -101,8 +101,8 @@ def _serve(
 ) -> None:
     from manytune.errors import ServeError
     from manytune.handover.vllm_engine import running_vllm
+    from manytune.server.access.key_file import KeySource, require_keys_for
     from manytune.server.connections import ConnectionLimits
-    from manytune.server.key_file import KeySource, require_keys_for
     from manytune.server.listening import check_address, web_server
     from manytune.server.logs import log_to_stderr
 

@@ -17,13 +17,13 @@ from manytune.handover.front import Front, FrontSettings
 from manytune.handover.routes import router
 from manytune.handover.versions import Versions
 from manytune.handover.vllm_client import VllmClient
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource, follow_keys, keys_of
+from manytune.server.access.tenant_quotas import TenantQuotas
 from manytune.server.app import add_error_handlers
-from manytune.server.auth import Keys
 from manytune.server.http_errors import HttpError
-from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.metrics import Metrics, store_reachable
 from manytune.server.middleware import RequestMiddleware
-from manytune.server.places import Places
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def create_front(
         versions=versions,
         client=client,
         metrics=metrics,
-        places=Places(settings.of_tenant),
+        quotas=TenantQuotas(settings.of_tenant),
         failure=failure,
         has_keys=bool(served_keys),
     )

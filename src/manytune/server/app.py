@@ -22,28 +22,28 @@ from manytune.engine.options import EngineOptions
 from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
 from manytune.examination.examiner import Examiner, shared_examiner
-from manytune.server.adapters import AdapterRegistry
+from manytune.server.access.audit import Audit
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource, follow_keys, keys_of
+from manytune.server.access.tenant_quotas import TenantQuotas
+from manytune.server.adapters.registry import AdapterRegistry
+from manytune.server.adapters.watcher import Watcher
 from manytune.server.any_engine import AnyEngine
-from manytune.server.audit import Audit
-from manytune.server.auth import Keys
-from manytune.server.body_errors import invalid_body
+from manytune.server.bodies.body_errors import invalid_body
 from manytune.server.grammars import Grammars
 from manytune.server.history import History
 from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import EngineState, Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.pages import add_pages
-from manytune.server.places import Places
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.routes import adapters as adapter_routes
 from manytune.server.routes import chat, classify, compare, completions, dashboard, embeddings, health, models
 from manytune.server.service import Service
 from manytune.server.settings import Settings
-from manytune.server.watcher import Watcher
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
@@ -142,7 +142,7 @@ def _service_of(
         adapters=adapters,
         prompts=prompts,
         loop=loop,
-        places=Places(options.max_batch + settings.max_queue),
+        quotas=TenantQuotas(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(EngineState(loop, adapters)),
         vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),

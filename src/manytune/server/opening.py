@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from manytune.engine.options import Runtime
     from manytune.engine.weights import Weights
-    from manytune.server.auth import Keys
-    from manytune.server.key_file import KeySource
+    from manytune.server.access.auth import Keys
+    from manytune.server.access.key_file import KeySource
     from manytune.store.base import Base
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore

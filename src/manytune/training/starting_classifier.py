@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from manytune.data.numeric_labels import number_in
+from manytune.data.labels.numeric_labels import number_in
 from manytune.data.records import Record
 from manytune.data.rendering import field_reference, shorten
 from manytune.training.starting_columns import text_columns

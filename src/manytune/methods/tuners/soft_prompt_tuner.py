@@ -32,7 +32,7 @@ from manytune.sharded import is_sharded
 class PromptTuner(Tuner):
     """A method whose adapters are virtual tokens. The model's layers stay as they are.
 
-    A subclass defines `settle`, `build`, `shape` and `hooks`. Calls through `PeftModel` put the virtual tokens
+    A subclass defines `infer_sizes`, `build`, `shape` and `hooks`. Calls through `PeftModel` put the virtual tokens
     in; a call of the model itself doesn't see them.
 
     Mutates: replaces each of `modules_to_save` by a `ModulesToSaveWrapper`; `unload` puts the originals back.
@@ -57,8 +57,8 @@ class PromptTuner(Tuner):
     # -- what a subclass says
 
     @abstractmethod
-    def settle(self, config: Any) -> None:
-        """Fill in what the model decides, and refuse what doesn't fit it."""
+    def infer_sizes(self, config: Any) -> None:
+        """Fill in the sizes that are inferred from the model, and refuse others."""
 
     @abstractmethod
     def build(self, config: Any) -> SoftPrompt:
@@ -111,7 +111,7 @@ class PromptTuner(Tuner):
             yield
             return
         name = self._active[0]
-        assert isinstance(base_model, PreTrainedModel), "settle checks it"
+        assert isinstance(base_model, PreTrainedModel), "infer_sizes checks it"
         handles = self.hooks(base_model, self._prompt(name), self.peft_config[name])
         try:
             yield
@@ -131,7 +131,7 @@ class PromptTuner(Tuner):
         self._require_new(adapter_name)
         assert isinstance(config, PromptLearningConfig)
         check_model(self.model, config)
-        self.settle(config)
+        self.infer_sizes(config)
         keepers = self._keepers(config)
         # An adapter for inference has its computed values only, as its file does.
         prompt = SoftPrompt(*self.shape(config)) if config.inference_mode else self.build(config)
