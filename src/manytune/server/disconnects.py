@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -34,8 +33,7 @@ async def unless_disconnected(http: Request, work: Coroutine[Any, Any, _Result])
     finally:
         for task in (working, watching):
             task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await working  # it releases what it holds
+        await asyncio.wait((working,))  # it releases what it holds; asyncio reports what fails then
 
 
 async def _disconnected(http: Request) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, CheckpointError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig
-from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.filling import fill_state, taken
 from manytune.methods.tuners.layer_terms import with_own_tables
 from manytune.methods.tuners.merging import MergeError
@@ -25,6 +25,7 @@ from manytune.methods.tuners.saved_targets import lies_in, saved_targets
 from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
 from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
+from manytune.methods.tuners.unsupported import NotInLayersError
 from manytune.methods.tuners.walk import replace_module
 from manytune.sharded import is_sharded
 

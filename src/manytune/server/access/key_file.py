@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from manytune.atomic import atomic_write
 from manytune.errors import ServeError
 from manytune.server.access.auth import Key, Keys
+from manytune.server.background import repeat
 
 _LARGEST = 16 << 20  # bytes of a file of keys
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -97,7 +98,7 @@ def require_keys_for(host: str, source: KeySource) -> None:
         )
 
 
-async def follow_keys(keys: Keys, source: KeySource, seconds: float) -> None:
+async def follow_keys(keys: Keys, source: KeySource | None, seconds: float) -> None:
     """Read the keys again whenever their file has changed, until cancelled.
 
     A file that is missing, damaged or without keys changes nothing, so that a server never becomes one without keys;
@@ -105,23 +106,28 @@ async def follow_keys(keys: Keys, source: KeySource, seconds: float) -> None:
 
     Args:
         keys: The server's.
-        source: Where they come from.
+        source: Where they come from; None if they don't change.
         seconds: Interval between two looks at the file.
     """
+    if source is None or source.file is None:
+        return
     known = source.state()
-    while source.file is not None:
-        await asyncio.sleep(seconds)
+
+    async def look() -> None:
+        nonlocal known
         state = source.state()
         if state == known:
-            continue
-        known = state
+            return
         try:
             found = await asyncio.to_thread(source.read)
         except ServeError as error:
             _log.warning("the keys stay as they were: %s", error)
-            continue
-        keys.replace(found)
-        _log.info("the keys were read again", extra={"fields": {"keys": len(found)}})
+        else:
+            keys.replace(found)
+            _log.info("the keys were read again", extra={"fields": {"keys": len(found)}})
+        known = state
+
+    await repeat(look, seconds, "following the file of keys")
 
 
 def read_key_file(file: Path) -> list[Key]:

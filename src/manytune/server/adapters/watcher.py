@@ -9,6 +9,7 @@ from manytune.errors import CacheFullError, ManytuneError
 from manytune.server.adapters.names import changes
 from manytune.server.adapters.registry import AdapterRegistry
 from manytune.server.any_engine import AnyEngine
+from manytune.server.background import repeat
 from manytune.server.http_errors import HttpError
 from manytune.server.loop import EngineLoop
 
@@ -44,15 +45,17 @@ class Watcher:
         try:
             async with self._checking:
                 await asyncio.to_thread(self._adapters.catalogue.update, self._names)
-        finally:
-            self._ready.set()
-        while True:
-            await asyncio.sleep(self._seconds)
-            try:
-                await self.check()
-            except (ManytuneError, OSError, HttpError) as error:
-                if self._adapters.store_names.unreachable is None:  # else it was logged when it began
-                    _log.warning("the store can't be checked for new versions: %s", error)
+        except Exception:
+            _log.exception("the catalogue is incomplete; it is made again in %g seconds", self._seconds)
+        self._ready.set()
+        await repeat(self._check_now, self._seconds, "following the store")
+
+    async def _check_now(self) -> None:
+        try:
+            await self.check()
+        except (ManytuneError, OSError, HttpError) as error:
+            if self._adapters.store_names.unreachable is None:  # else it was logged when it began
+                _log.warning("the store can't be checked for new versions: %s", error)
 
     async def ready(self) -> None:
         """Wait until the store has been looked at once, so that listings are complete."""
