@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
+from manytune.methods.config import PeftConfig
 from manytune.store.adapters import StoredAdapter, open_adapter
 from manytune.store.references import referenced
 from manytune.store.run_directory import RunDirectory
@@ -199,7 +200,6 @@ class Chosen:
         )
 
     def _config(self) -> Any:
-        from manytune.methods.config import PeftConfig
 
         return PeftConfig.from_pretrained(self.stored.path)
 

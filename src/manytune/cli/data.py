@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from manytune.atomic import atomic_directory, atomic_write, require_absent
 from manytune.cli.command_line import CommandLine
 from manytune.cli.data_cache import cache
 from manytune.cli.data_rows import ask_for_form, ask_for_template, chosen_template, plan_rows_of
@@ -192,9 +194,6 @@ def convert(
 
     Files in several arguments become one. A file that exists isn't overwritten.
     """
-    import json
-
-    from manytune.atomic import atomic_write, require_absent
     from manytune.cli.outputs.data import print_split
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.conversation.form import ConversationForm
@@ -251,7 +250,6 @@ def split(
     Rows stay together that share --group-by's field, or else their prompt if there is a template, or else
     everything. Where a row goes depends on its content and the seed, not on the order of the rows.
     """
-    from manytune.atomic import atomic_directory
     from manytune.cli.outputs.data import print_split
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.json_files import json_line
