@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.errors import ServeError
 from manytune.store.remote.location import is_url
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from manytune.store.store import AdapterStore
 
 ServedWeights = Literal["reordered", "plain", "int8", "int4", "nf4"]
-SERVED_WEIGHTS: tuple[ServedWeights, ...] = get_args(ServedWeights)
 
 #: What the engine does with them; those that are packed stay as they are.
 _IN_ENGINE: dict[ServedWeights, Weights] = {

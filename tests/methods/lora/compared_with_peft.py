@@ -27,6 +27,7 @@ _PEFTS_OWN = (
     "Setting `save_embedding_layers` to `True`",
     "Careful, disabling adapter layers with bias",
     "Could not find a config file in",
+    "No config.json of",
     ".*tensor.s. have invalid shape: .*lora_B.bias",
 )
 

@@ -16,7 +16,6 @@ from manytune.server.access.key_file import (
     add_key,
     follow_keys,
     read_key_file,
-    read_keys,
     revoke_key,
 )
 from manytune.server.http_errors import HttpError
@@ -26,12 +25,12 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path):
     file = tmp_path / "keys.json"
     digest = hashlib.sha256(b"secret").hexdigest()
     file.write_text(json.dumps({"keys": [{"name": "alice", "sha256": digest, "models": ["one"]}]}))
-    keys = read_keys(file, {"MANYTUNE_ADMIN_KEY": "boss", "MANYTUNE_API_KEY": ""})
+    keys = Keys(KeySource(file, {"MANYTUNE_ADMIN_KEY": "boss", "MANYTUNE_API_KEY": ""}).read())
     assert len(keys) == 2
     alice = keys.authenticate("Bearer secret")
     assert (alice.name, alice.tenant, alice.is_admin) == ("alice", "alice", False)
     assert keys.authenticate("bearer boss").is_admin
-    assert len(read_keys(None, {})) == 0
+    assert len(Keys(KeySource(None, {}).read())) == 0
 
 
 @pytest.mark.parametrize(
@@ -52,13 +51,13 @@ def test_a_file_of_keys_that_cannot_be_used_is_named_with_the_place(tmp_path, co
     file = tmp_path / "keys.json"
     file.write_text(content)
     with pytest.raises(ServeError, match=message) as raised:
-        read_keys(file, {})
+        Keys(KeySource(file, {}).read())
     assert str(file) in str(raised.value)
 
 
 def test_two_equal_keys_are_refused():
     with pytest.raises(ServeError, match="the same"):
-        read_keys(None, {"MANYTUNE_API_KEY": "x", "MANYTUNE_ADMIN_KEY": "x"})
+        Keys(KeySource(None, {"MANYTUNE_API_KEY": "x", "MANYTUNE_ADMIN_KEY": "x"}).read())
 
 
 def test_a_key_that_was_added_is_let_in_with_its_rights_and_only_its_hash_is_kept(tmp_path):
@@ -66,7 +65,7 @@ def test_a_key_that_was_added_is_let_in_with_its_rights_and_only_its_hash_is_kep
     helpdesk = add_key(file, "helpdesk", models=("support-*",), requests_per_minute=60, concurrent=4)
     root = add_key(file, "root", admin=True)
     assert helpdesk not in file.read_text() and file.stat().st_mode & 0o077 == 0
-    keys = read_keys(file, {})
+    keys = Keys(KeySource(file, {}).read())
     found = keys.authenticate(f"Bearer {helpdesk}")
     assert (found.name, found.tenant, found.is_admin) == ("helpdesk", "helpdesk", False)
     assert found.may_use("support-de") and not found.may_use("sales")
@@ -84,7 +83,7 @@ def test_a_key_is_revoked_by_its_name_but_never_the_last_one(tmp_path):
     with pytest.raises(ServeError, match=r"no key called 'three'\. There are: one, two"):
         revoke_key(file, "three")
     revoke_key(file, "one")
-    keys = read_keys(file, {})
+    keys = Keys(KeySource(file, {}).read())
     keys.authenticate(f"Bearer {two}")
     with pytest.raises(HttpError, match="isn't one of the server's"):
         keys.authenticate(f"Bearer {one}")
@@ -96,7 +95,7 @@ def test_a_key_is_revoked_by_its_name_but_never_the_last_one(tmp_path):
 def test_no_key_is_another_refusal_than_a_wrong_one(tmp_path, header):
     file = tmp_path / "keys.json"
     add_key(file, "one")
-    keys = read_keys(file, {})
+    keys = Keys(KeySource(file, {}).read())
     with pytest.raises(HttpError) as none:
         keys.authenticate(header)
     with pytest.raises(HttpError) as wrong:

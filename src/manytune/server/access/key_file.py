@@ -80,11 +80,6 @@ def keys_of(keys: Keys | KeySource | None) -> tuple[Keys, KeySource | None]:
     return (Keys() if keys is None else keys), None
 
 
-def read_keys(file: Path | None, environment: Mapping[str, str]) -> Keys:
-    """See `KeySource.read`."""
-    return Keys(KeySource(file, environment).read())
-
-
 def require_keys_for(host: str, source: KeySource) -> None:
     """Refuse to listen for others than this machine without keys.
 
