@@ -102,7 +102,7 @@ class Programs:
             "INFERENCE_PRECISION_HINT": "f32",
             "KV_CACHE_PRECISION": "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # See `compression`; products with weights in 4 bits don't use it, since their zero points aren't integers.
+            # See `compression`.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # several servers on one machine would pin their threads to the same cores
