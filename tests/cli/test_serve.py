@@ -1,6 +1,7 @@
 """`manytune serve` from start to SIGTERM, and `manytune chat`."""
 
 import http.client
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -111,12 +112,24 @@ def models(client):
     return [one["id"] for one in client.get("/v1/models").json()["data"]]
 
 
+def test_how_the_base_runs_is_in_the_log_with_the_reason(world, started):
+    directory, _, store = world
+    result = run("serve", "--base", str(directory), "--adapters", str(store.root))
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    (said,) = [line["message"] for line in lines if "the base runs with" in line["message"]]
+    runtime = "openvino" if importlib.util.find_spec("openvino") else "torch"
+    assert f"runtime={runtime!r} and weights='reordered': OpenVINO" in said
+    assert "its weights keep their own precision, as the" in said and "into groups of 32" in said
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_without_adapters_it_serves_the_base_and_what_is_added_later(world, started, tmp_path, there):
     directory, base, _ = world
     if there:
         (tmp_path / "adapters").mkdir()
-    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"))
+    adapters = str(tmp_path / "adapters")
+    result = run("serve", "--base", str(directory), "--adapters", adapters, "--runtime", "torch")
     assert result.exit_code == 0, result.output
     assert "no adapters yet; those that are put there are served" in " ".join(result.stderr.split())
     with TestClient(started[0], base_url="http://localhost") as client:
@@ -172,6 +185,8 @@ def test_it_serves_until_sigterm_and_lets_the_running_answer_end(world):
         "0",
         "--max-answer-tokens",
         "60",
+        "--runtime",
+        "torch",
     ]
     environment = {**os.environ, "MANYTUNE_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -221,6 +236,7 @@ def fail_in_its_engine(arguments, stderr):
 def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
     directory, _, store = world
     arguments = ["serve", "--base", str(directory), "--adapters", str(store.root), "--port", "0"]
+    arguments += ["--runtime", "torch"]  # OpenVINO's threads don't survive a fork
     read, write = os.pipe()
     process = multiprocessing.get_context("fork").Process(
         target=fail_in_its_engine, args=(arguments, write), daemon=True

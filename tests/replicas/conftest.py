@@ -64,6 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     command = [sys.executable, "-c", "from manytune.cli.main import main; main()", "serve"]
     command += ["--base", str(directory / "tiny"), "--base-name", "base", "--adapters", str(store.root)]
     command += ["--keys", str(directory / "keys.json"), "--port", "0", "--workers", "2", "--weights", "plain"]
+    command += ["--runtime", "torch"]
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
