@@ -12,5 +12,5 @@ import transformers.models.llama.tokenization_llama
 import transformers.trainer  # noqa: F401
 
 import manytune.experiments.compare
-import manytune.server.watcher
+import manytune.server.adapters.watcher
 import manytune.training.run  # noqa: F401

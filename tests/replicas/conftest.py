@@ -18,7 +18,7 @@ import pytest
 from tests.server.api_client import ROOT, Client
 from tests.server.world import fill_store, save_base
 
-from manytune.server.auth import Key
+from manytune.server.access.auth import Key
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.cli.options import AsJson
+from manytune.errors import ServeError
+from manytune.extras import install_command
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -219,8 +221,6 @@ def serve(
     Without keys the server answers this machine only, and admin routes are off. The log is JSON, on stderr.
     """
     from manytune.cli.serve_vllm import require_vllm, serve_with_vllm
-    from manytune.errors import ServeError
-    from manytune.extras import install_command
 
     if engine is _Engine.vllm:
         serve_with_vllm(context)
@@ -232,7 +232,7 @@ def serve(
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.key_file import KeySource, require_keys_for
+        from manytune.server.access.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address, require_this_system
         from manytune.server.logs import log_to_stderr
 

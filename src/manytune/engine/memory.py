@@ -13,7 +13,7 @@ from manytune.engine.running_request import RunningRequest
 from manytune.engine.speculation import MOST_OF_STEP
 from manytune.errors import ShortMemoryError
 from manytune.free_memory import require_memory
-from manytune.mixed.reckoning import AdapterLimit, bytes_for_one, running_bytes
+from manytune.mixed.memory_estimate import AdapterLimit, bytes_for_one, running_bytes
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import Snapshot, digest_of
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from manytune.engine.request import Output
 from manytune.free_memory import memory_in_use
-from manytune.server.adapters import AdapterRegistry
+from manytune.server.adapters.registry import AdapterRegistry
 from manytune.server.loop import EngineLoop
 from manytune.server.traffic import Traffic
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.errors import ServeError
 from manytune.store.remote.location import is_url
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from manytune.engine.options import Runtime
     from manytune.engine.speculation import SpeculationMode
     from manytune.engine.weights import Weights
-    from manytune.server.auth import Keys
-    from manytune.server.key_file import KeySource
+    from manytune.server.access.auth import Keys
+    from manytune.server.access.key_file import KeySource
     from manytune.store.base import Base
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
 ServedWeights = Literal["reordered", "plain", "int8", "int4", "nf4"]
-SERVED_WEIGHTS: tuple[ServedWeights, ...] = get_args(ServedWeights)
 
 #: What the engine does with them; those that are packed stay as they are.
 _IN_ENGINE: dict[ServedWeights, Weights] = {
