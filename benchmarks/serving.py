@@ -172,7 +172,7 @@ def disabled(model: Any, run: Callable[[], None]) -> Callable[[], None]:
 def engine_runs(scratch: Path, *, peer_all_linear: bool) -> dict[str, Callable[[], None]]:
     base = load_base("embedded")
     asked = asked_for(base.model.config.vocab_size)
-    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS))
+    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS, speculation="off"))
     runs: dict[str, Callable[[], None]] = {
         "engine, base": engine_run(engine, asked, [None] * REQUESTS),
         "transformers, static batch": static_run(base.model, asked),

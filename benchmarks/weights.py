@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 from machine import LoadWatch, processor
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.demo.aclsum import QUESTIONS, read_papers
 from manytune.demo.recipes import MAX_NEW_TOKENS
@@ -109,7 +109,7 @@ def engines_of(base: Base) -> dict[tuple[Runtime, Weights], Engine]:
     end = Encoder(base.tokenizer, max_length=None).end_id
     found = {}
     for runtime, weights in FORMS:
-        options = EngineOptions(weights=weights, runtime=runtime)
+        options = EngineOptions(weights=weights, runtime=runtime, speculation="off")
         try:
             engine = Engine(base.model, base.tokenizer, options, end_ids=[end])
         except ConfigError as error:

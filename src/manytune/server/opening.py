@@ -12,9 +12,10 @@ from manytune.store.remote.location import is_url
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from manytune.engine.speculation import SpeculationMode
     from manytune.engine.weights import Weights
-    from manytune.server.auth import Keys
-    from manytune.server.key_file import KeySource
+    from manytune.server.access.auth import Keys
+    from manytune.server.access.key_file import KeySource
     from manytune.store.base import Base
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
@@ -45,6 +46,7 @@ class ServeOptions:
         dtype: The base's type; None as it is stored.
         weights: How the base's weights are kept; "auto" for `manytune.engine.choice`'s.
         runtime: What computes the forwards; "auto" for OpenVINO where it can.
+        speculation: Whether answers are drafted where it pays, or never.
         max_batch: Requests that run at once.
         max_queue: Answers of each tenant that may wait in addition.
         kv_tokens: Capacity of the KV cache.
@@ -63,6 +65,7 @@ class ServeOptions:
     dtype: str | None = None
     weights: ServedWeights = "reordered"
     runtime: ServedRuntime = "torch"
+    speculation: SpeculationMode = "auto"
     max_batch: int = 32
     max_queue: int = 64
     kv_tokens: int = 32768
@@ -166,6 +169,7 @@ def open_server(
         adapter_bytes=None if options.adapter_limit is None else options.adapter_limit << 20,
         weights=chosen.weights,
         runtime=chosen.runtime,
+        speculation=options.speculation,
     )
     app = create_app(base, adapters, settings, keys, engine)
     return Opened(app, adapters, name, settings.max_body_bytes, settings.max_choices)
