@@ -171,12 +171,6 @@ def merges(case: Case) -> bool:
     return case.example.merges
 
 
-def on_one_family(case: Case) -> bool:
-    """Whether a case is a variant, or that of its method; one family after the other gets a method."""
-    families = case.example.families
-    return bool(case.variant) or case.family is families[list(methods()).index(case.method) % len(families)]
-
-
 def disturb(model: manytune.PeftModel) -> None:
     """Move every parameter that trains away from where it starts."""
     generator = torch.Generator().manual_seed(7)
@@ -216,7 +210,7 @@ def test_only_declared_parameters_get_gradients(case: Case) -> None:
     assert moved
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if DEEP or on_one_family(case)], ids=str)
+@each_case(10)
 def test_some_steps_lower_the_loss(case: Case) -> None:
     model = case.attach(case.base()).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
