@@ -14,7 +14,7 @@ import transformers.models.llama.tokenization_llama
 import transformers.trainer  # noqa: F401
 
 import manytune.experiments.compare
-import manytune.server.watcher
+import manytune.server.adapters.watcher
 import manytune.training.run  # noqa: F401
 from manytune.methods import load_methods
 

@@ -117,8 +117,10 @@ def test_without_adapters_it_serves_the_base_and_what_is_added_later(world, star
     directory, base, _ = world
     if there:
         (tmp_path / "adapters").mkdir()
-    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"))
+    mode = ["--speculation", "off"] if there else []
+    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"), *mode)
     assert result.exit_code == 0, result.output
+    assert (started[0].state.service.loop._engine._speculation.lookup((5,), 9) is None) == there
     assert "no adapters yet; those that are put there are served" in " ".join(result.stderr.split())
     with TestClient(started[0], base_url="http://localhost") as client:
         assert models(client) == ["tiny"]

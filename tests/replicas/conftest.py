@@ -18,7 +18,7 @@ from tests.forked_python import forked_python, process_of
 from tests.server.api_client import ROOT, Client
 from tests.server.world import fill_store, save_base
 
-from manytune.server.auth import Key
+from manytune.server.access.auth import Key
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
