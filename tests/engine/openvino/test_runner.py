@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.adapters import InMemory, attached, in_memory, llama
+from tests.engine.adapters import InMemory, attached, in_memory, llama, of_all_tokens
 from tests.engine.arrivals import Arrival
 from tests.engine.arrivals import run as run_arrivals
+from tests.engine.drafting import drafts_always
 from tests.engine.mixtures import BUILDERS, LIMIT, PROMPTS, check, params, run, world_of
 from tests.random_cases import cases
 from transformers import Gemma2Config, Gemma2ForCausalLM
@@ -18,6 +19,7 @@ from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import ConfigError, RequestError
+from manytune.methods.ia3.model import IA3Config
 from manytune.methods.lora.config import LoraConfig
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
@@ -83,6 +85,18 @@ def test_a_cached_prefix_gives_the_same_answer(engine, world):
     assert again.token_ids == first.token_ids
 
 
+def test_drafted_answers_are_those_of_transformers(engine, world, monkeypatch):
+    drafts_always(engine, monkeypatch)
+    asked = [(name, number) for name in (None, *world.adapters) for number in (2, 4)]
+    for first in range(0, len(asked), 4):
+        some = asked[first : first + 4]
+        requests = [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in some]
+        outputs = run(engine, requests)
+        for name, number in some:
+            check(world, name, number, outputs[f"{name}/{number}"])
+    assert engine.counters().accepted_tokens > LIMIT
+
+
 def test_prompts_are_scored_as_in_torch(engine, world, tokenizer):
     asked = Request("scored", PROMPTS[4], SamplingParams(max_new_tokens=0, prompt_logprobs=0))
     found, expected = (
@@ -117,8 +131,7 @@ def compressed(tokenizer):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_with_rounded_weights_is_the_same_in_a_mixture(compressed, bits):
     engine, world = compressed[bits], world_of("llama")
-    names = [None, "lora q,v", "lora all", "dora", "ia3", "prefix tuning", "lora embeddings"]
-    assert set(names) - {None} < set(world.adapters)
+    names = [None, *world.adapters]
     requests = [Request(str(name), PROMPTS[2], replace(params(), ignore_eos=True), name) for name in names]
     together = engine.generate(requests)
     for request, found in zip(requests, together, strict=True):
@@ -126,6 +139,31 @@ def test_a_row_with_rounded_weights_is_the_same_in_a_mixture(compressed, bits):
         assert alone.token_ids == found.token_ids
         for one, other in zip(alone.logprobs, found.logprobs, strict=True):
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_adapters_act_on_their_own_layers_where_several_are_one_product(compressed, bits, tokenizer):
+    engine, world = compressed[bits], world_of("llama")
+    names = [None, *world.adapters]
+    requests = [Request(str(name), PROMPTS[2], params(1), name) for name in names]
+    found, expected = (
+        [of_all_tokens(one.logprobs[0].top).exp() for one in each.generate(requests)]
+        for each in (engine, world.engine(tokenizer))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() < 0.05
+    # The adapters differ by more than the rounding does.
+    assert sum(bool((one - expected[0]).abs().max() > 0.1) for one in expected[1:]) > len(names) // 2
+
+
+def test_an_adapter_that_scales_the_inputs_of_one_layer_of_a_product_runs_in_torch(compressed, caplog):
+    engine = compressed[8]
+    config = IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"], task_type="CAUSAL_LM")
+    engine.add_adapter("scaled", in_memory(attached(llama(), config, seed=5)))
+    with caplog.at_level(logging.WARNING):
+        (found,) = engine.generate([Request("one", PROMPTS[0], params(1), "scaled")])
+    assert found.usage.completion_tokens == 1
+    assert "scales the inputs of model.layers.0.mlp.up_proj, which is computed together" in caplog.text
 
 
 def dequantized(weight, bits):
@@ -215,10 +253,10 @@ def test_a_graph_that_computes_something_else_is_noticed(tokenizer, caplog, monk
 def test_torch_runs_the_rows_of_adapters_that_openvino_cant_compile(tokenizer, caplog, monkeypatch):
     from manytune.engine.openvino import program
 
-    def build(converted, outline, *, head):
+    def build(converted, outline, **options):
         if outline.updates:
             raise RuntimeError("no kernel for it")
-        return built(converted, outline, head=head)
+        return built(converted, outline, **options)
 
     built = program.build
     monkeypatch.setattr(program, "build", build)

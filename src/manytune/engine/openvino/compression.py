@@ -15,45 +15,101 @@ that multiply these faster (VNNI).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manytune.engine.openvino.conversion import OUTPUT
+from manytune.engine.openvino.conversion import INPUT, OUTPUT, Converted
 from manytune.engine.openvino.library import ops, ov
-from manytune.engine.openvino.marks import marks_in
+from manytune.engine.openvino.marks import label_of, marks_in, put
 from manytune.engine.quantized import GROUP, Bits, int8_weight
 
 #: The zero point of products with integers: the middle of 0 to 15.
 _MIDDLE = 8
 
 
-def compress(graph: Any, bits: Bits, *, head: str) -> None:
-    """Round the weights of all products of a graph.
+def compress(converted: Converted, bits: Bits, *, head: str) -> Converted:
+    """Round the weights of all products of a graph, and take those of one input together, as queries, keys and values.
 
     The head, and layers whose inputs don't divide into groups, keep 8 bits in either case.
 
     Args:
-        graph: Changed in place.
+        converted: A graph, which is changed in place.
         bits: Bits of a weight.
         head: Path of the head.
+
+    Returns:
+        The same graph, and which layers share a product.
     """
-    of_head = marks_in(graph)[f"{OUTPUT}{head}"].input_value(0).get_node()
-    for node in list(graph.get_ordered_ops()):
-        if node.get_type_name() != "MatMul":
-            continue
-        weight = _weight_of(node)
-        if weight is None:
-            continue
-        x = node.input_value(0)
-        if node.get_attributes()["transpose_a"]:
-            x = ops.transpose(x, _order_of_transposed(x)).output(0)
-        four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
-        product = multiply(x, weight, 4 if four else 8)
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(product.output(0))
+    of_head = marks_in(converted.graph)[f"{OUTPUT}{head}"].input_value(0).get_node()
+    products: dict[object, list[_Product]] = {}
+    for node in converted.graph.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and (weight := _weight_of(node)) is not None:
+            four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
+            product = _Product(node, weight, 4 if four else 8)
+            products.setdefault(product.key, []).append(product)
+    shared: dict[str, str] = {}
+    for together in products.values():
+        _replace(together)
+        if len(together) > 1:
+            shared |= {str(one.layer): str(together[0].layer) for one in together}
+    return replace(converted, shared=shared)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of a graph with a constant.
+
+    Attributes:
+        node: Its node.
+        weight: The constant, (out, in).
+        bits: Bits of a weight that it gets.
+    """
+
+    node: Any
+    weight: Tensor
+    bits: Bits
+
+    @property
+    def x(self) -> Any:
+        """What is multiplied."""
+        return self.node.input_value(0)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the last two dimensions of x are exchanged first."""
+        return bool(self.node.get_attributes()["transpose_a"])
+
+    @property
+    def layer(self) -> str | None:
+        """Path of the layer whose input is x; None if x isn't one."""
+        label = label_of(self.x.get_node()) or ""
+        return label.removeprefix(INPUT) if label.startswith(INPUT) else None
+
+    @property
+    def key(self) -> object:
+        """Products of the same key can be taken as one."""
+        if self.layer is None or self.is_transposed:
+            return self.node.get_friendly_name()
+        source = self.x.get_node().input_value(0)
+        return source.get_node().get_friendly_name(), source.get_index(), self.bits
+
+
+def _replace(together: Sequence[_Product]) -> None:
+    """Put one product in place of several of one input; it reads the input of the first one's layer."""
+    first = together[0]
+    x = ops.transpose(first.x, _exchange_of_last(first.x)).output(0) if first.is_transposed else first.x
+    product = multiply(x, torch.cat([one.weight for one in together]), first.bits)
+    parts = [product.output(0)]
+    if len(together) > 1:
+        sizes = _numbers(*(len(one.weight) for one in together))
+        parts = ops.variadic_split(product, ops.constant(np.int64(-1)), sizes).outputs()
+    for one, part in zip(together, parts, strict=True):
+        put(one.node, part)
 
 
 def multiply(x: Any, weight: Tensor, bits: Bits) -> Any:
@@ -105,7 +161,7 @@ def _group_sums(x: Any) -> Any:
     return ops.reduce_sum(split, _numbers(last + 1), False)
 
 
-def _order_of_transposed(x: Any) -> Any:
+def _exchange_of_last(x: Any) -> Any:
     *first, row, column = range(x.get_partial_shape().rank.get_length())
     return _numbers(*first, column, row)
 
