@@ -42,6 +42,11 @@ class _Runtime(StrEnum):
     openvino = "openvino"
 
 
+class _Speculation(StrEnum):
+    auto = "auto"
+    off = "off"
+
+
 class _Cluster(StrEnum):
     ray = "ray"
 
@@ -108,6 +113,13 @@ def serve(
             "manytune[openvino]). Torch runs what OpenVINO can't, and the log says so."
         ),
     ] = _Runtime.torch,
+    speculation: Annotated[
+        _Speculation,
+        typer.Option(
+            help="Whether tokens that repeat the prompt or the answer are guessed and read several at once, where it "
+            "pays; answers stay the same."
+        ),
+    ] = _Speculation.auto,
     workers: Annotated[
         int,
         typer.Option(
@@ -244,6 +256,7 @@ def serve(
         dtype=dtype,
         weights=weights.value,
         runtime=runtime.value,
+        speculation=speculation.value,
         max_batch=max_batch,
         max_queue=max_queue,
         kv_tokens=kv_tokens,

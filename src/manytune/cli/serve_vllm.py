@@ -25,6 +25,7 @@ _FOR_VLLM = ("vllm", "check", "as_json", "ray_config", "ray_adapters", "vllm_opt
 _NOT_FOR_VLLM = {
     "weights": "give vLLM's --quantization after --",
     "runtime": "vLLM computes the base itself",
+    "speculation": "give vLLM's --speculative-config after --",
     "kv_tokens": "give vLLM's --gpu-memory-utilization or --kv-cache-memory-bytes after --",
     "prefix_tokens": "give vLLM's --enable-prefix-caching or --no-enable-prefix-caching after --",
     "adapter_limit": "vLLM has room for adapters up to --max-lora-rank",

@@ -157,7 +157,10 @@ def _measure(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     options = EngineOptions(
-        kv_budget_tokens=_BATCH * row_width(max(map(len, batch)) + tokens), max_batch=_BATCH, weights="plain"
+        kv_budget_tokens=_BATCH * row_width(max(map(len, batch)) + tokens),
+        max_batch=_BATCH,
+        weights="plain",
+        speculation="off",  # the cost of a token, not of what these answers repeat
     )
     engine = Engine(model, tokenizer, options)
     for adapter, one in adapters.items():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from manytune.engine.options import Runtime
+    from manytune.engine.speculation import SpeculationMode
     from manytune.engine.weights import Weights
     from manytune.server.access.auth import Keys
     from manytune.server.access.key_file import KeySource
@@ -43,6 +44,7 @@ class ServeOptions:
         dtype: The base's type; None as it is stored.
         weights: How the base's weights are kept.
         runtime: What computes the forwards.
+        speculation: Whether answers are drafted where it pays, or never.
         max_batch: Requests that run at once.
         max_queue: Answers of each tenant that may wait in addition.
         kv_tokens: Capacity of the KV cache.
@@ -61,6 +63,7 @@ class ServeOptions:
     dtype: str | None = None
     weights: ServedWeights = "reordered"
     runtime: Runtime = "torch"
+    speculation: SpeculationMode = "auto"
     max_batch: int = 32
     max_queue: int = 64
     kv_tokens: int = 32768
@@ -155,6 +158,7 @@ def open_server(
         adapter_bytes=None if options.adapter_limit is None else options.adapter_limit << 20,
         weights=_IN_ENGINE[options.weights],
         runtime=options.runtime,
+        speculation=options.speculation,
     )
     app = create_app(base, adapters, settings, keys, engine)
     return Opened(app, adapters, name, settings.max_body_bytes, settings.max_choices)
