@@ -141,9 +141,8 @@ def test_a_row_with_rounded_weights_is_the_same_in_a_mixture(compressed, bits):
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_adapters_act_on_their_own_layers_where_several_are_one_product(compressed, bits, tokenizer):
-    engine, world = compressed[bits], world_of("llama")
+def test_adapters_act_on_their_own_layers_where_several_are_one_product(compressed, tokenizer):
+    engine, world = compressed[8], world_of("llama")
     names = [None, *world.adapters]
     requests = [Request(str(name), PROMPTS[2], params(1), name) for name in names]
     found, expected = (
