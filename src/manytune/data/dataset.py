@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from manytune.data.conversation.checks import oddities
 from manytune.data.conversation.form import ConversationForm, FormName
 from manytune.data.encoded import Encoded, EncodedSet, rows_of
-from manytune.data.encoding_cache import EncodingCache
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe
@@ -31,6 +30,8 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from manytune.data.encoding_cache import EncodingCache
 
 _SPLIT_SEED = 0  # a constant, so that runs with different training seeds are judged on the same rows
 

@@ -19,7 +19,7 @@ NAMES_ALONE = "names alone"
 class MethodRecipe(BaseModel):
     """What is trained: the method's name, and with it the options of its configuration class."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = "lora"
     """`lora`, `full`, or another method of manytune.methods."""

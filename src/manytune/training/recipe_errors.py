@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe
-from manytune.data.section import kind_of, no_such_key
+from manytune.data.section import description_of, kind_of, no_such_key
 from manytune.data.task_recipe import TaskRecipe
 from manytune.training.other_names import called_here
 
@@ -102,7 +102,7 @@ def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 
 def _summary_of(recipe: type[BaseModel], path: Sequence[str | int]) -> str:
-    description = _section_at(recipe, path[:-1]).model_fields[str(path[-1])].description or ""
+    description = description_of(_section_at(recipe, path[:-1]), str(path[-1]))
     return " ".join((description[:1].lower() + description[1:]).split())
 
 
