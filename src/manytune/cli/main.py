@@ -72,7 +72,9 @@ def _show_usage(error: Any) -> None:
         return
     typer.echo(error.ctx.get_usage(), err=True)
     print_line(f"Its options: {error.ctx.command_path} --help", stderr=True)
-    print_error(error.format_message())
+    print_error(
+        error.format_message().replace("Value error, ", "").replace("Input should be", "it should be")
+    )
 
 
 def _print_version(wanted: bool) -> None:

@@ -25,7 +25,7 @@ from manytune.data.special_tokens import Spelled, spelled_in
 from manytune.data.splits import Leak, group_key, leaks, split
 from manytune.data.task_recipe import TaskRecipe
 from manytune.data.templates import Example, RowForm
-from manytune.data.unused import unused_turns
+from manytune.data.unused import check_prompt, unused_turns
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
@@ -229,6 +229,8 @@ class _Rows:
             records = read_role(spec, role, on_error=self._on_error)
             self.left_out.extend(records.rejected)
             forms = self._single(records.kept, spec) if templates is None else templates
+            for form in forms.values() if records.kept else ():
+                check_prompt(form, records.kept[0])
             self.unused.update(unused_turns(records.kept, forms.values()))
             rendered = [self._render(record, forms, partial=partial) for record in records.kept]
             if self._failed:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from manytune.data.nearest import did_you_mean
 
@@ -30,7 +30,7 @@ def _whole_as_float(value: object) -> object:
 _LONGEST = 200
 """Characters of a value that a message shows."""
 
-Number = Annotated[float, BeforeValidator(_whole_as_float)]
+Number = Annotated[float, BeforeValidator(_whole_as_float), Field(allow_inf_nan=False)]
 
 
 def description_of(section: type[BaseModel], key: str) -> str:
