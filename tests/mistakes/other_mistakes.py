@@ -81,12 +81,6 @@ SERVER = (
         "The port is given with --port",
         "serve --base base --host 127.0.0.1:8000",
     ),
-    Mistake(
-        "The host isn't this machine's",
-        "Give another --host",
-        "serve --base base --host ::2 --port 0",
-        environment={"MANYTUNE_API_KEY": "secret-secret"},
-    ),
     Mistake("An option is misspelt", "Possible options: --host, --log-prompts, --port", "serve --prot 80"),
     Mistake("vLLM isn't installed", "pip install vllm", "serve --engine vllm --base base --vllm absent"),
     Mistake(

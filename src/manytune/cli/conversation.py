@@ -129,9 +129,10 @@ class _Shown:
     def add(self, new: Reply) -> None:
         """Print what comes next."""
         self._reasoning += new.reasoning
-        if self._interactive:
+        if self._interactive and new.reasoning:
             typer.secho(visible(new.reasoning), nl=False, dim=True)
-            typer.echo("\n\n" if self._reasoning and new.content and not self._content else "", nl=False)
+        if self._interactive and self._reasoning and new.content and not self._content:
+            typer.echo("\n\n", nl=False)
         typer.echo(visible(new.content), nl=False)
         self._content += new.content
 

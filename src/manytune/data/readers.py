@@ -164,7 +164,7 @@ def _dataset_rows(spec: str, name: str, config: str | None, split: str | None) -
             else "there is no such file or dataset"
         )
         kinds = ", ".join(_READERS)
-        reason = str(error).rstrip(".")
+        reason = str(error).rstrip(".").replace(str(Path(name).resolve()), name)
         message = (
             f"{found}; name a {kinds} file, or a dataset of the hub ({reason}){_similar_file(Path(spec))}"
         )

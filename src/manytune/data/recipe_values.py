@@ -45,7 +45,7 @@ def rows_or_share(value: object) -> object:
     if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
         return value
     raise ValueError(
-        f"expected a file, a datasets name, a share between 0 and 1, or null for none; found {kind_of(value)}"
+        f"expected a file, a datasets name, or a share between 0 and 1 (null for none); found {kind_of(value)}"
     )
 
 
