@@ -81,6 +81,7 @@ SERVER = (
         "The port is given with --port",
         "serve --base base --host 127.0.0.1:8000",
     ),
+    Mistake("An option begins with a dash", "two hyphens: --", "train recipe.yaml \N{EN DASH}resume"),
     Mistake("An option is misspelt", "Possible options: --host, --log-prompts, --port", "serve --prot 80"),
     Mistake("vLLM isn't installed", "pip install vllm", "serve --engine vllm --base base --vllm absent"),
     Mistake(

@@ -80,7 +80,7 @@ def test_what_only_re_takes_is_matched_by_it(pattern: str, matching: str, other:
 
 
 def test_an_expression_that_is_none_is_an_error_that_says_how_names_are_written() -> None:
-    with pytest.raises(ConfigError, match="isn't a regular expression: .* written as a list"):
+    with pytest.raises(ConfigError, match=r"isn't a regular expression: .* written as a list"):
         patterns.fullmatch("(a|b*", "a")
 
 
