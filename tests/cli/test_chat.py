@@ -116,7 +116,7 @@ def test_a_mistake_in_a_terminal_ends_no_conversation(world, answer, typed):
 
 
 def test_ctrl_c_ends_an_answer_after_its_step_and_keeps_what_was_said(world, answer, typed, monkeypatch):
-    step, steps = Engine.step, []
+    former, step, steps = signal.getsignal(signal.SIGINT), Engine.step, []
 
     def interrupted(engine):
         steps.append(1)
@@ -129,4 +129,4 @@ def test_ctrl_c_ends_an_answer_after_its_step_and_keeps_what_was_said(world, ans
     begun = lines[1].removesuffix(" (interrupted)")
     assert lines[1] == f"{begun} (interrupted)" and begun == answer("hello", tokens=3)
     assert lines[3].startswith(answer(f"hello\n\n{begun}\n\ncd"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is former

@@ -24,7 +24,7 @@ COMMANDS = (
     (["train", "recipe.yaml", "--set", "training.lr=1"], LIBRARIES, 570),
     (["train", "recipe.yaml", "--set", "training.epochs=many"], LIBRARIES, 570),
     (["train", "recipe.yaml", "--set", "data.train=row.jsonl"], LIBRARIES, 580),
-    (["train", "recipe.yaml", "--set", "data.prompt={{ questions }}"], LIBRARIES, 580),
+    (["train", "recipe.yaml", "--set", "data.prompt='{{ questions }}'"], LIBRARIES, 580),
     (["init", "rows.jsonl", "--output", "new.yaml"], LIBRARIES, 600),
     (["compare", "recipe.yaml", "--set", "training.lr=1"], LIBRARIES - {"numpy"}, 730),
 )
