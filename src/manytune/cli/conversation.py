@@ -14,7 +14,7 @@ from manytune.terminal import visible
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.answer_format import AnswerStream, Reply
+    from manytune.data.encoding.answer_format import AnswerStream, Reply
     from manytune.data.templates import Segment
     from manytune.engine.engine import Engine
     from manytune.engine.request import FinishReason, SamplingParams
@@ -67,7 +67,7 @@ class Conversation:
         Raises:
             ConfigError: The engine can't run it.
         """
-        from manytune.data.encode import Encoder
+        from manytune.data.encoding.encode import Encoder
         from manytune.store.resident import read_resident
 
         base = self._base
@@ -84,7 +84,7 @@ class Conversation:
         Raises:
             ManytuneError: There can't, as the conversation is longer than the base reads, for example.
         """
-        from manytune.data.answer_format import AnswerStream
+        from manytune.data.encoding.answer_format import AnswerStream
         from manytune.data.templates import Segment
         from manytune.engine.request import Request
 
@@ -138,7 +138,7 @@ class _Shown:
 
     def end(self, reason: FinishReason) -> Reply:
         """End the line, and tell a person why the answer ends where the model didn't end it."""
-        from manytune.data.answer_format import Reply
+        from manytune.data.encoding.answer_format import Reply
 
         why = {
             "stop": "" if self._content else "an empty answer",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.cli.options import AsJson
+from manytune.errors import ServeError
+from manytune.extras import install_command
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -28,16 +30,24 @@ class _Engine(StrEnum):
 
 
 class _Weights(StrEnum):
+    auto = "auto"
     reordered = "reordered"
     plain = "plain"
+    bf16 = "bf16"
     int8 = "int8"
     int4 = "int4"
     nf4 = "nf4"
 
 
 class _Runtime(StrEnum):
+    auto = "auto"
     torch = "torch"
     openvino = "openvino"
+
+
+class _Speculation(StrEnum):
+    auto = "auto"
+    off = "off"
 
 
 class _Cluster(StrEnum):
@@ -93,19 +103,27 @@ def serve(
     weights: Annotated[
         _Weights,
         typer.Option(
-            help="How the base's weights are kept: reordered, plain, or rounded to int8 or int4, on a CPU; nf4 packs "
-            "them into 4 bits as QLoRA does, on any device.",
+            help="How the base's weights are kept: reordered, plain, or rounded to bf16, int8 or int4, on a CPU; nf4 "
+            "packs them into 4 bits as QLoRA does, on any device. auto is int4 on a CPU for a base whose file had 4 "
+            "bits (such as Q4_1), if that is faster, and reordered for others; the log says which and why.",
             parser=_parse_weights,
             metavar=f"[{'|'.join(_Weights)}]",
         ),
-    ] = _Weights.reordered,
+    ] = _Weights.auto,
     runtime: Annotated[
         _Runtime,
         typer.Option(
-            help="What computes the base: torch, or OpenVINO on a CPU, with --weights plain, int8 or int4 (the extra "
-            "manytune[openvino]). Torch runs what OpenVINO can't, and the log says so."
+            help="What computes the base: torch, or OpenVINO on a CPU (the extra manytune[openvino]). auto is OpenVINO "
+            "where it is installed and can run the base. Torch runs what OpenVINO can't, and the log says so."
         ),
-    ] = _Runtime.torch,
+    ] = _Runtime.auto,
+    speculation: Annotated[
+        _Speculation,
+        typer.Option(
+            help="Whether tokens that repeat the prompt or the answer are guessed and read several at once, where it "
+            "pays; answers stay the same."
+        ),
+    ] = _Speculation.auto,
     workers: Annotated[
         int,
         typer.Option(
@@ -207,8 +225,6 @@ def serve(
     Without keys the server answers this machine only, and admin routes are off. The log is JSON, on stderr.
     """
     from manytune.cli.serve_vllm import require_vllm, serve_with_vllm
-    from manytune.errors import ServeError
-    from manytune.extras import install_command
 
     if engine is _Engine.vllm:
         serve_with_vllm(context)
@@ -220,7 +236,7 @@ def serve(
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.key_file import KeySource, require_keys_for
+        from manytune.server.access.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address, host_of, require_this_system
         from manytune.server.logs import log_to_stderr
 
@@ -245,6 +261,7 @@ def serve(
         dtype=dtype,
         weights=weights.value,
         runtime=runtime.value,
+        speculation=speculation.value,
         max_batch=max_batch,
         max_queue=max_queue,
         kv_tokens=kv_tokens,
@@ -283,12 +300,12 @@ def serve(
     from manytune.cli.chosen import answering_device
     from manytune.cli.outputs.progress import wait_for
 
+    log_to_stderr()  # it also says how the base runs
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
         work = loading.submit(open_server, options, api_keys, device=answering_device())
         opened = wait_for(work, f"loading {base}")
-    log_to_stderr()
     say(opened.base_name, len(opened.store.names()))
     _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 

@@ -31,7 +31,7 @@ from manytune.replicas.names import Names
 from manytune.replicas.ray_replicas import RayReplicas
 from manytune.replicas.ray_router import AffinityRouter
 from manytune.replicas.vouching import VouchedKeys
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 from manytune.server.opening import ServeOptions, open_server, require_directory
 
 _FAILED = "the engine has failed"

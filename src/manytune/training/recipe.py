@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from manytune.data.labels.numeric_labels import Scale
 from manytune.data.nearest import did_you_mean
-from manytune.data.numeric_labels import Scale
 from manytune.data.readers import holds_rows
 from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
@@ -47,7 +47,6 @@ _LARGEST = 1 << 20
 
 LOSS = "validation_loss"
 """What the validation loss is called among the metrics that decide which step is best."""
-
 
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """What transformers reports to, as `report_to` names it; each is the name of its package, too."""

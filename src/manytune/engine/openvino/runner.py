@@ -18,8 +18,8 @@ from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.openvino.program import Program, Programs
 from manytune.engine.openvino.windows import Windows, divide
-from manytune.engine.quantized import Bits
 from manytune.engine.runner import NextToken, PromptChunk, Runner, TokenRow, with_virtual_tokens
+from manytune.engine.weights import Rounding
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import Snapshot
@@ -84,25 +84,25 @@ class OpenVINORunner(PagedRunner):
         model: The base, in evaluation mode.
         cache: Keys and values.
         slots: The adapters.
-        bits: Bits of a weight in OpenVINO; None for the model's own numbers.
+        rounding: What weights are rounded to in OpenVINO; None for the model's own numbers.
 
     Raises:
         ConfigError: OpenVINO can't run the model.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: PagedCache, slots: AdapterSlots, bits: Bits | None
+        self, model: PreTrainedModel, cache: PagedCache, slots: AdapterSlots, rounding: Rounding | None
     ) -> None:
         super().__init__(model, cache, slots, {})
         self._in_torch = PagedRunner(model, cache, slots, {})
         self._table = model.get_input_embeddings()
         self._embedding = next(path for path, module in model.named_modules() if module is self._table)
         self._tables = AdapterTables(self._embedding)
-        self._programs = Programs(model, cache, bits)
+        self._programs = Programs(model, cache, rounding)
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
         self._divided: tuple[object, _Division] | None = None
-        require_agreement(model, cache, self._in_torch, self, bits)
+        require_agreement(model, cache, self._in_torch, self, rounding)
 
     @property
     def copied(self) -> Collection[str]:
@@ -154,7 +154,7 @@ class OpenVINORunner(PagedRunner):
             given = self._places(sequences, tokens)
             given |= {"embeddings": embeddings[None], "positions": positions[None], "kept": kept}
             return self._program.run(given)
-        division = self._division(owners)
+        division = self._division(owners, in_one=bool(tokens.chunks))
         count, order = division.windows.count, division.order
         if count > 1:
             sequences = [sequences[token] for token in division.windows.order]
@@ -204,19 +204,20 @@ class OpenVINORunner(PagedRunner):
             wanted = wanted | self._facts(one).outline
         return self._programs.program(wanted)
 
-    def _division(self, owners: Owners) -> _Division:
-        """Which ranks and which slot each token has."""
-        key = (owners.single, owners.chunks, owners.kept, self._tables.version)
+    def _division(self, owners: Owners, *, in_one: bool) -> _Division:
+        """Which ranks and which slot each token has; in one window if any sequence has several tokens."""
+        key = (owners.single, owners.chunks, owners.kept, in_one, self._tables.version)
         if self._divided is None or self._divided[0] != key:
             digests = list(owners.single)
             for digest, where in owners.chunks:
                 digests += [digest] * (where.stop - where.start)
-            self._divided = key, self._divide([self._tables.place(one) for one in digests], owners)
+            places = [self._tables.place(one) for one in digests]
+            self._divided = key, self._divide(places, owners, in_one=in_one)
         return self._divided[1]
 
-    def _divide(self, places: Sequence[Place], owners: Owners) -> _Division:
+    def _divide(self, places: Sequence[Place], owners: Owners, *, in_one: bool) -> _Division:
         ranks = self._tables.ranks
-        if owners.chunks:  # many tokens of one adapter: windows of equal size would be large
+        if in_one:  # many tokens of one adapter: windows of equal size would be large
             windows = Windows(1, ranks, tuple(range(len(places))))
         else:
             windows = divide([place.ranks for place in places], ranks)
