@@ -96,6 +96,11 @@ RECIPES = (
         recipe={"training:": "method: {name: lorra}\ntraining:"},
     ),
     Mistake(
+        "A kind of LoRA is given as the method",
+        "use_dora: true",
+        recipe={"training:": "method: {name: dora}\ntraining:"},
+    ),
+    Mistake(
         "`target_modules` match nothing",
         "Did you mean",
         recipe={"training:": "method: {name: lora, target_modules: [query_proj]}\ntraining:"},
