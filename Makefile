@@ -62,9 +62,12 @@ fresh: $(VENV)/installed-dev
 
 pythons:
 	@for version in 3.11 3.12 3.13; do \
-	  python$$version -c 1 2>/dev/null || { echo "python$$version isn't installed"; continue; }; \
-	  PYTHONPYCACHEPREFIX=$$(mktemp -d) python$$version -W error -m compileall -q -f src || exit 1; \
-	  echo "python$$version compiles every source"; \
+	  for python in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python ""; do \
+	    $$python -c 1 2>/dev/null && break; \
+	  done; \
+	  [ -n "$$python" ] || { echo "python$$version isn't installed"; continue; }; \
+	  PYTHONPYCACHEPREFIX=$$(mktemp -d) $$python -W error -m compileall -q -f src || exit 1; \
+	  echo "$$python compiles every source"; \
 	done
 
 bench: $(VENV)/installed-dev

@@ -80,8 +80,11 @@ def serve_on_ray(
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("aiohttp") is None:
         raise ServeError(f"--on ray needs Ray Serve. Run: {install_command('ray-serve')}")
     import ray
-    import ray.serve
 
+    try:
+        import ray.serve
+    except ImportError as error:
+        raise ServeError(f"--on ray needs Ray Serve. Run: {install_command('ray-serve')}") from error
     from manytune.replicas.ray_deployment import application
 
     deployed = application(

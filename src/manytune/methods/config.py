@@ -162,7 +162,7 @@ class PeftConfig:
     # -- files
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as they stand in memory, by name."""
+        """The options as they are in memory, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def to_json(self) -> str:

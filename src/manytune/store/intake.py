@@ -82,7 +82,8 @@ def _config_in(copy: Path, origin: Path) -> PeftConfig:
     try:
         return PeftConfig.from_pretrained(copy)
     except ManytuneError as error:
-        raise type(error)(f"{origin / CONFIG_NAME}: {error}") from None
+        reason = str(error).removeprefix(f"{copy / CONFIG_NAME}: ")
+        raise type(error)(f"{origin / CONFIG_NAME}: {reason}") from None
     except Exception as error:  # options may hold values of any kind
         raise DamagedError(f"{origin / CONFIG_NAME}: {error}") from error
 

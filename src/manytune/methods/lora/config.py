@@ -64,7 +64,7 @@ class LoraConfig(PeftConfig):
         trainable_token_indices: Tokens whose rows of the input embeddings (and of a tied head) train in full, such as
             new ones; or the tokens by the path, or path ending, of their embedding.
 
-    The remaining fields are options of HF PEFT that aren't implemented; they stand here because its files
+    The remaining fields are options of HF PEFT that aren't implemented; they are here because its files
     name them, and setting one to anything but its default is an error.
 
     Raises:

@@ -25,7 +25,7 @@ from manytune.methods.tuners.targets import candidates, matches
 
 #: Targets that bring their tables along; HF PEFT's list.
 _NAMES = ("embed_tokens", "lm_head")
-#: What stands in HF PEFT's names between a module's path and its weight, for what has taken the module's place.
+#: What is in HF PEFT's names between a module's path and its weight, for what has taken the module's place.
 _WITHIN = {"token_adapter", "base_layer", "original_module", "modules_to_save"}
 _MOST_BYTES = 16 << 20
 
