@@ -66,6 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         command = [python, "-m", "manytune", "serve"]
         command += ["--base", directory / "tiny", "--base-name", "base", "--adapters", store.root]
         command += ["--keys", directory / "keys.json", "--port", "0", "--workers", "2", "--weights", "plain"]
+        command += ["--runtime", "torch"]
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
             yield Served(_port_in(log, process), python, log, directory, base, store)
