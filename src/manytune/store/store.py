@@ -64,6 +64,11 @@ class AdapterStore:
         self._labels = Labels(self.root, self._staging)
         self.description = StoreDescription(self.root)
 
+    @property
+    def address(self) -> str:
+        """What another process opens the same store by: its directory, or its URL."""
+        return str(self.root)
+
     # -- reading
 
     def require_there(self) -> None:

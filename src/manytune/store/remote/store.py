@@ -65,6 +65,11 @@ class SharedStore(AdapterStore):
     def __str__(self) -> str:
         return str(self.location)
 
+    @property
+    def address(self) -> str:
+        """See `AdapterStore.address`."""
+        return str(self)
+
     # -- reading
 
     def refresh(self) -> None:
