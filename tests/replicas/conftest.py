@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +62,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (directory / "keys.json").write_text(
         json.dumps({"keys": [key.model_dump() for key in (ROOT, LIMITED)]}), encoding="utf-8"
     )
+    with two_workers(directory, base, store, "--keys", str(directory / "keys.json")) as found:
+        yield found
+
+
+@contextmanager
+def two_workers(directory: Path, base: Base, store: AdapterStore, *options: str) -> Iterator[Served]:
+    """Two workers over the base in `directory`, as `manytune serve` starts them."""
     command = [sys.executable, "-c", "from manytune.cli.main import main; main()", "serve"]
-    command += ["--base", str(directory / "tiny"), "--base-name", "base", "--adapters", str(store.root)]
-    command += ["--keys", str(directory / "keys.json"), "--port", "0", "--workers", "2", "--weights", "plain"]
+    command += ["--base", str(directory / "tiny"), "--base-name", "base", "--adapters", store.address]
+    command += ["--port", "0", "--workers", "2", "--weights", "plain", *options]
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
