@@ -129,7 +129,7 @@ def start(recipe: Path, port: int) -> subprocess.Popen[str]:
 
 
 def main() -> int:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     with tempfile.TemporaryDirectory(prefix="ray-") as scratch:  # Ray's sockets have short paths
         directory = Path(scratch)
         alone, on_ray = write_recipe(directory / "alone"), write_recipe(directory / "on-ray")

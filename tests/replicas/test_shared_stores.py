@@ -124,7 +124,9 @@ if DEEP:
         for name, adapter in zip("abc", made, strict=True):
             local.add(adapter, name=name)
         ids = plain_ids(base, "abc")
-        expected = {name: alone(base, local, name, ids, max_new_tokens=8, ignore_eos=True).text for name in "abc"}
+        expected = {
+            name: alone(base, local, name, ids, max_new_tokens=8, ignore_eos=True).text for name in "abc"
+        }
 
         def ask(name: str) -> Any:
             body = {"model": name, "prompt": "abc", "max_tokens": 8, "temperature": 0, "ignore_eos": True}

@@ -15,6 +15,7 @@ from typing import Any
 
 from manytune.errors import RunError
 from manytune.experiments.failures import forget_failure, keep_failure
+from manytune.experiments.ray_connection import start_ray
 from manytune.experiments.ray_resources import Node, Share, share_of
 from manytune.experiments.ray_trials import RayTrials
 from manytune.experiments.ray_worker import RayWorker
@@ -101,33 +102,12 @@ def _connected() -> Iterator[Any]:
 
     started_here = not ray.is_initialized()
     if started_here:
-        start_ray()
+        try:
+            start_ray(log_to_driver=False)
+        except RunError as error:
+            raise RunError(f"{error} {KEPT}") from error
     try:
         yield ray
     finally:
         if started_here:
             ray.shutdown()
-
-
-def start_ray(**options: Any) -> None:
-    """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
-
-    Its own processes must come up within seconds, which a machine that is busy with trainings may not manage, so a
-    start that fails is tried once more.
-
-    Args:
-        options: More of `ray.init`'s, such as what a cluster of this machine declares.
-
-    Raises:
-        RunError: It failed twice.
-    """
-    import ray
-
-    for last in (False, True):
-        try:
-            ray.init(log_to_driver=False, include_dashboard=False, **options)
-            return
-        except (RuntimeError, OSError, TimeoutError, ValueError) as error:
-            ray.shutdown()
-            if last:
-                raise RunError(f"Ray could not be started, or not be reached: {error} {KEPT}") from error

@@ -153,8 +153,8 @@ def _notes(recipe: PlanRecipe, model: Architecture, trained: Trained) -> Iterato
         refused[f"optimizer: {training.optimizer}"] = training.optimizer not in _SHARDED_OPTIMIZERS
         for key in (key for key, is_refused in refused.items() if is_refused):
             yield (
-                f"manytune doesn't shard with {key} (docs/distributed.md); this is a plan for trainers that do. Here, take "
-                f"weights in bfloat16 or float32 and an optimizer of {' or '.join(_SHARDED_OPTIMIZERS)}."
+                f"manytune doesn't shard with {key} (docs/distributed.md); this is a plan for trainers that do. Here, "
+                f"take weights in bfloat16 or float32 and an optimizer of {' or '.join(_SHARDED_OPTIMIZERS)}."
             )
     if recipe.serving is not None and trained.whole and recipe.serving.adapters > 1:
         yield "Fully fine-tuned models share nothing: each of them is counted as large as the base."
