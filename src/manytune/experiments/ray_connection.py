@@ -1,13 +1,59 @@
-"""Starting a Ray on this machine, or connecting to the cluster that `RAY_ADDRESS` names."""
+"""Starting a Ray here, or connecting to the cluster that `RAY_ADDRESS` names; and noticing that it is gone."""
 
 from __future__ import annotations
 
 import os
+import socket
+import time
 from typing import Any
 
 from manytune.errors import RunError
 
 _MODE = "RAY_AUTH_MODE"
+_PATIENCE = (
+    40.0  # seconds without the head; after 60 Ray ends this process itself, and nothing says what to do
+)
+_CONNECTING, _PAUSE = 5.0, 1.0  # seconds
+
+
+class HeadLostError(RunError):
+    """The head of the cluster can't be reached any more. Whatever asks it for something now waits in vain."""
+
+
+class Head:
+    """The head of the cluster that this process is connected to.
+
+    Args:
+        address: Its host and port. If it can't be reached from here even now, as through Ray's client, it isn't
+            watched.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._is_watched = self._answers()
+
+    def require(self) -> None:
+        """See that it is there; wait for it if it isn't, as it may be started again.
+
+        Raises:
+            HeadLostError: It doesn't come back.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while self._is_watched and not self._answers():
+            if time.monotonic() >= deadline:
+                raise HeadLostError(
+                    f"the head at {self._address} can't be reached any more, so it has ended, or its machine or the "
+                    "network has. Start it again."
+                )
+            time.sleep(_PAUSE)
+
+    def _answers(self) -> bool:
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTING).close()
+        except (OSError, ValueError):
+            return False
+        return True
 
 
 def start_ray(**options: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from manytune.errors import RunError
 from manytune.experiments.failures import forget_failure, keep_failure
-from manytune.experiments.ray_connection import start_ray
+from manytune.experiments.ray_connection import Head, HeadLostError, start_ray
 from manytune.experiments.ray_resources import Node, Share, share_of
 from manytune.experiments.ray_trials import RayTrials
 from manytune.experiments.ray_worker import RayWorker
@@ -66,12 +66,16 @@ class OnRay:
             )
             say(f"{len(missing)} trainings on Ray, {share.workers} at once with {share}")
             found = RayTrials(
-                lambda: start_worker(ray, share, work), share.workers, [trial.name for trial in missing], say
+                lambda: start_worker(ray, share, work),
+                share.workers,
+                [trial.name for trial in missing],
+                say,
+                Head(ray.get_runtime_context().gcs_address).require,
             )
             try:
                 found.run()
             except RunError as error:
-                raise RunError(f"Ray: {error} {KEPT}") from error
+                raise type(error)(f"Ray: {error} {KEPT}") from error
             except ray.exceptions.RayTaskError:  # a defect, which keeps its traceback
                 raise
             except ray.exceptions.RayError as error:
@@ -108,6 +112,9 @@ def _connected() -> Iterator[Any]:
             raise RunError(f"{error} {KEPT}") from error
     try:
         yield ray
+    except HeadLostError:
+        started_here = False  # to say goodbye it would be waited for
+        raise
     finally:
         if started_here:
             ray.shutdown()
