@@ -25,8 +25,8 @@ from machine import LoadWatch
 from torch import nn
 
 import manytune
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.readers import read
 from manytune.data.templates import PromptTemplate
 from manytune.store.base import Base, load_base

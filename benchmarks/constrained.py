@@ -114,7 +114,7 @@ def main() -> None:
     start = time.perf_counter()
     cache = GrammarCache(Vocabulary(base.tokenizer, size, end_token_ids(base.model, base.tokenizer)))
     print(f"the vocabulary of {size:,} tokens was read in {time.perf_counter() - start:.2f} s")
-    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS))
+    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS, speculation="off"))
     wanted = {"free": 0, "half constrained": REQUESTS // 2, "all constrained": REQUESTS}
     runs = {name: run_of(engine, requests(count, cache, size)) for name, count in wanted.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -33,7 +33,7 @@ from machine import LoadWatch
 from safetensors.torch import load_file, save_file
 from serving_client import Server, call, free_port, served
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.engine.detokenize import decode
 from manytune.engine.engine import Engine

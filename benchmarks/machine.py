@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import statistics
 import time
@@ -10,6 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+_INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "bf16",
+    "i8mm",
+    "sve",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,20 @@ class LoadWatch:
         wall = time.perf_counter() - self._wall
         others = (_busy_seconds() - self._all) - (_own_seconds() - self._own)
         return Load(wall, max(0.0, others / wall))
+
+
+def processor() -> str:
+    """The processor's name, and what it has of the instructions that decide the speed of products."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in info.read_text().splitlines())
+    found: dict[str, str] = {}
+    for key, _, value in lines:
+        found.setdefault(key.strip(), value.strip())
+    has = found.get("flags", found.get("Features", "")).split()
+    known = [name for name in _INSTRUCTIONS if name in has]
+    return f"{found.get('model name', platform.machine())} ({', '.join(known)})"
 
 
 def gemm_gflops(size: int = 1024, *, rounds: int = 9) -> float:

@@ -106,7 +106,7 @@ def measure(entry: Entry, steps: int) -> Record:
     """Train and ask, in this process."""
     from machine import LoadWatch, gemm_gflops
 
-    from manytune.data.encode import Encoder
+    from manytune.data.encoding.encode import Encoder
     from manytune.demo.story import read_questions, write_data
     from manytune.engine.static_batch import generate_batch
     from manytune.evaluation.answers import ask

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.kernels.products import fast_products, product
 from manytune.store.base import Base
 from manytune.training.batches import Batch, packed_attention

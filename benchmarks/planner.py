@@ -326,7 +326,9 @@ def serve(one: Configuration, scratch: Path, what: str) -> Comparison:
     model.save_pretrained(scratch / "adapter")
     plain = model.unload()
     options = EngineOptions(
-        kv_budget_tokens=one.batch_size * row_width(one.prompt + one.completion), max_batch=one.batch_size
+        kv_budget_tokens=one.batch_size * row_width(one.prompt + one.completion),
+        max_batch=one.batch_size,
+        speculation="off",
     )
     engine = Engine(plain, base.tokenizer, options)
     for number in range(one.adapters or 0):

@@ -85,10 +85,12 @@ def asked_for(vocabulary: int) -> list[Asked]:
     return [Asked(tuple(whole(100, vocabulary, whole(16, 65)[0])), whole(32, 65)[0]) for _ in range(REQUESTS)]
 
 
-def write_adapters(model: PreTrainedModel, directory: Path, targets: Sequence[str]) -> list[Path]:
+def write_adapters(
+    model: PreTrainedModel, directory: Path, targets: Sequence[str], count: int = REQUESTS
+) -> list[Path]:
     """Adapters of random weights, as files that both read."""
     paths = []
-    for number in range(REQUESTS):
+    for number in range(count):
         generator = torch.Generator().manual_seed(number)
         tensors = {}
         for path, module in model.named_modules():
@@ -170,7 +172,7 @@ def disabled(model: Any, run: Callable[[], None]) -> Callable[[], None]:
 def engine_runs(scratch: Path, *, peer_all_linear: bool) -> dict[str, Callable[[], None]]:
     base = load_base("embedded")
     asked = asked_for(base.model.config.vocab_size)
-    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS))
+    engine = Engine(base.model, base.tokenizer, EngineOptions(max_batch=REQUESTS, speculation="off"))
     runs: dict[str, Callable[[], None]] = {
         "engine, base": engine_run(engine, asked, [None] * REQUESTS),
         "transformers, static batch": static_run(base.model, asked),

@@ -43,8 +43,8 @@ from mfu import model_flops_utilization
 from torch import nn
 
 import manytune
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.readers import read
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate

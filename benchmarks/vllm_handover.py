@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from serving_client import Reply, call, free_port, served
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions

@@ -69,7 +69,7 @@ def main() -> None:
     vocabulary = base.model.config.vocab_size
     engines = {
         (runtime, weights): Engine(
-            base.model, base.tokenizer, EngineOptions(weights=weights, runtime=runtime)
+            base.model, base.tokenizer, EngineOptions(weights=weights, runtime=runtime, speculation="off")
         )
         for runtime, weights in FORMS
     }

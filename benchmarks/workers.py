@@ -22,11 +22,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 from machine import LoadWatch, gemm_gflops
+from server_systems import Case, prepare
 from serving import Asked, asked_for
 from serving_client import Server, call, family, free_port, served
 
 from manytune.store.base import load_base
-from server import prepare
 
 CLIENTS, REQUESTS, ADAPTERS = 32, 96, 32
 #: Tokens a second of the workers, compared with one process.
@@ -39,7 +39,7 @@ def drawn(asked: Sequence[Asked], number: int) -> list[tuple[str, Asked]]:
     """A round's requests, each with its adapter."""
     draw = random.Random(number)
     names = draw.choices(range(ADAPTERS), [1 / rank for rank in range(1, ADAPTERS + 1)], k=REQUESTS)
-    return [(str(name), draw.choice(asked)) for name in names]
+    return [(f"qv{name}", draw.choice(asked)) for name in names]
 
 
 async def tokens_a_second(port: int, requests: Sequence[tuple[str, Asked]]) -> float:
@@ -93,7 +93,7 @@ def main() -> None:
     names = ("one process", f"{options.workers} workers")
     with TemporaryDirectory() as scratch, ExitStack() as running:
         folder = Path(scratch)
-        prepare(base, folder, False)
+        prepare(base, folder, [Case(CLIENTS, 1, ADAPTERS)])
         del base
         command = [str(Path(sys.executable).with_name("manytune")), "serve", "--base", "embedded"]
         command += ["--adapters", str(folder / "store"), "--weights", options.weights]

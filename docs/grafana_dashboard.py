@@ -38,6 +38,8 @@ PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
             "generated": _rate("manytune_completion_tokens_total"),
             "read": _rate("manytune_prompt_tokens_total"),
             "read, from cached prefixes": _rate("manytune_prefix_cached_tokens_total"),
+            "guessed and read": _rate("manytune_drafted_tokens_total"),
+            "guessed rightly": _rate("manytune_accepted_tokens_total"),
         },
     ),
     (

@@ -32,8 +32,8 @@ from tests.server.live import live  # noqa: E402
 from manytune.engine.options import EngineOptions  # noqa: E402
 from manytune.evaluation.report import render_report  # noqa: E402
 from manytune.evaluation.results import read_evaluation  # noqa: E402
+from manytune.server.access.auth import Key, Keys  # noqa: E402
 from manytune.server.app import create_app  # noqa: E402
-from manytune.server.auth import Key, Keys  # noqa: E402
 from manytune.server.settings import Settings  # noqa: E402
 from manytune.store.base import load_base  # noqa: E402
 from manytune.store.store import AdapterStore  # noqa: E402

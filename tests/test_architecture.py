@@ -1,8 +1,9 @@
 """The folders are the architecture: who may import whom, read from the parsed imports."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ TESTS = Path(__file__).parent
 # source is theirs.
 ACROSS_ROOMS = {"integration", "faults", "attacks", "parity", "reference"}
 
-# What each package may import besides itself and `errors`. A package that isn't here was added without
-# deciding where it stands.
+# What each package may import besides itself and single files such as `errors.py`. A package that isn't here was added
+# without deciding on its place.
 ALLOWED = {
     "kernels": set[str](),
     "methods": {"kernels"},
@@ -36,7 +37,6 @@ ALLOWED = {
     "handover": {"server", "examination", "data", "store", "methods"},
     # Many servers as one: of what a server computes it knows nothing, and loads it in other processes only.
     "replicas": {"server", "store"},
-    "cluster": {"training", "data", "methods", "store"},
     # Sizes and formulas alone: of training those files that need no torch.
     "planner": {"training", "data", "mixed", "methods"},
     "experiments": {"training", "evaluation", "engine", "data", "store", "model", "methods"},
@@ -49,7 +49,6 @@ ALLOWED = {
         "server",
         "replicas",
         "examination",
-        "cluster",
         "training",
         "evaluation",
         "engine",
@@ -64,7 +63,6 @@ ALLOWED = {
 NOT_IN_THE_PUBLIC_NAMES = {
     "__main__",
     "cli",
-    "cluster",
     "demo",
     "examination",
     "experiments",
@@ -77,6 +75,30 @@ VAGUE = {"utils", "util", "helpers", "helper", "manager", "misc"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLES_OF_TORCH = {("torch", "save"), ("torch", "load")}
 LONGEST_FILE = 400
+# What extras bring, which isn't on every machine, and where everything else starts from.
+OF_EXTRAS = {
+    "bitsandbytes",
+    "fastapi",
+    "openvino",
+    "peft",
+    "prometheus_client",
+    "ray",
+    "s3fs",
+    "starlette",
+    "tensorboard",
+    "torchao",
+    "trl",
+    "uvicorn",
+}
+WITHOUT_EXTRAS = {
+    "manytune.cli.main",
+    "manytune.demo.story",
+    "manytune.engine.engine",
+    "manytune.evaluation.evaluate",
+    "manytune.experiments.compare",
+    "manytune.store.store",
+    "manytune.training.run",
+}
 
 
 def module_of(path: Path) -> str:
@@ -153,7 +175,7 @@ def test_imports_go_down_only() -> None:
         for path in FILES
     }
     upwards = {module: imports for module, imports in found.items() if imports}
-    assert not upwards, "these import what stands above or next to them"
+    assert not upwards, "these import rooms above or next to their own"
 
 
 @pytest.mark.parametrize(
@@ -168,21 +190,62 @@ def test_imports_go_down_only() -> None:
         ("manytune.errors", "import manytune.data"),
     ],
 )
-def test_an_import_against_the_direction_is_seen_wherever_it_stands(importer: str, line: str) -> None:
+def test_an_import_against_the_direction_is_seen_wherever_it_is(importer: str, line: str) -> None:
     assert len(forbidden_imports(ast.parse(line), importer)) == 1
 
 
-def test_every_package_has_a_place_in_the_architecture() -> None:
+def test_every_package_has_a_place_in_the_architecture_and_every_place_a_package() -> None:
     packages = {path.parent.name for path in SRC.glob("*/__init__.py")}
-    assert packages <= set(ALLOWED)
+    assert packages | {"__main__"} == set(ALLOWED)
 
 
-def test_the_allowed_imports_have_no_cycle() -> None:
-    settled: set[str] = set()
-    while len(settled) < len(ALLOWED):
-        ready = {name for name, below in ALLOWED.items() if below <= settled} - settled
-        assert ready, f"cycle among {set(ALLOWED) - settled}"
-        settled |= ready
+def test_the_allowed_imports_have_no_circle() -> None:
+    assert not circle_in(ALLOWED)
+
+
+def circle_in(imports: Mapping[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last is the first; none if there is no circle."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def modules_imported(trees: Mapping[str, ast.Module], packages: set[str]) -> dict[str, set[str]]:
+    """For each module the others of these that it imports, within functions and for types alone, too."""
+    found: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        names = [name for name, _ in imports_in(tree, module, is_package=module in packages)]
+        targets = {name if name in trees else name.rpartition(".")[0] for name in names}
+        found[module] = targets & set(trees) - {module}
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    trees = {module_of(path): tree_of(path) for path in FILES}
+    packages = {module_of(path) for path in FILES if path.name == "__init__.py"}
+    assert not circle_in(modules_imported(trees, packages))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from manytune.data import records",
+        "import manytune.data.records",
+        "def late():\n    from manytune.data.records import Record",
+        "if TYPE_CHECKING:\n    from .records import Record",
+    ],
+)
+def test_a_circle_is_seen_however_its_files_import(line: str) -> None:
+    sources = {
+        "manytune.data.readers": line,
+        "manytune.data.records": "from manytune.data.text import read",
+        "manytune.data.text": "from manytune.data import readers",
+    }
+    trees = {module: ast.parse(source) for module, source in sources.items()}
+    assert set(circle_in(modules_imported(trees, set()))) == set(sources)
+    assert not circle_in(modules_imported({**trees, "manytune.data.text": ast.parse("import json")}, set()))
 
 
 def test_a_file_has_one_responsibility_and_a_name_for_it() -> None:
@@ -213,12 +276,44 @@ def test_methods_know_no_trainer_and_no_file_layout_outside_checkpoint() -> None
             assert not any(name.split(".")[0] == "safetensors" for name in names), module_of(path)
 
 
-def test_cluster_is_imported_only_when_asked_for() -> None:
-    for path in FILES:
-        importer, is_package = module_of(path), path.name == "__init__.py"
-        at_import = imports_in(tree_of(path), importer, is_package=is_package, inside_functions=False)
-        packages = {package_of(name) for name, _ in at_import}
-        assert package_of(importer) == "cluster" or "cluster" not in packages, importer
+def libraries_at_import(start: str) -> set[str]:
+    """The libraries that importing a module imports, by their first names: neither in functions nor for types alone."""
+    paths = {module_of(path): path for path in FILES}
+    waiting, seen, found = [start], {start}, set[str]()
+    while waiting:
+        module = waiting.pop()
+        path = paths[module]
+        body = [node for node in tree_of(path).body if not is_for_types(node)]
+        tree = ast.Module(body, [])
+        for name, _ in imports_in(
+            tree, module, is_package=path.name == "__init__.py", inside_functions=False
+        ):
+            found.add(name.split(".")[0])
+            target = name if name in paths else name.rpartition(".")[0]
+            if target in paths and target not in seen:
+                seen.add(target)
+                waiting.append(target)
+    return found
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def test_what_extras_bring_is_imported_only_when_asked_for() -> None:
+    assert {"fastapi", "starlette"} <= libraries_at_import("manytune.server.app") & OF_EXTRAS
+    assert "ray" in libraries_at_import("manytune.replicas.ray_deployment")
+    needed = {start: libraries_at_import(start) & OF_EXTRAS for start in WITHOUT_EXTRAS}
+    assert not {start: libraries for start, libraries in needed.items() if libraries}
+
+
+def test_methods_has_methods_alone_next_to_what_they_share() -> None:
+    shared = {"__init__", "config", "registry", "outline", "tuners", "checkpoint", "arithmetic"}
+    for path in sorted((SRC / "methods").iterdir()):
+        if path.stem in shared or not (path.suffix == ".py" or (path / "__init__.py").is_file()):
+            continue
+        source = (path if path.is_file() else path / "model.py").read_text()
+        assert "\nregister(" in source, f"methods/{path.name} registers no method"
 
 
 def is_named_after_a_source(test: Path) -> bool:

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- attacks -->\n", "<!-- end of attacks -->"
 #: Of each test: what is mutated, how many cases, and where it is.
 TESTS = {
     "bodies": (20_000, "tests/attacks/test_bodies.py"),
-    "adapters": (10_000, "tests/server/test_validation_hostile_adapters.py"),
+    "adapters": (10_000, "tests/server/adapters/test_validation_hostile_adapters.py"),
     "templates": (2_000, "tests/attacks/test_templates.py"),
     "recipes": (2_000, "tests/attacks/test_recipes.py"),
     "checkpoints": (2_000, "tests/attacks/test_checkpoints.py"),

@@ -21,7 +21,7 @@ from tests.server.api_client import ROOT, ROOT_HEADERS
 from tests.server.live import live
 from tests.server.world import app_of, fill_store, save_base
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 
 MESSAGES = [
     {"role": "system", "content": "ab"},

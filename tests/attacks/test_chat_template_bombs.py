@@ -8,7 +8,7 @@ import pytest
 from tests.chat_templates import FAMILIES, tokenizer_of
 
 from manytune.chat_rendering import render_chat
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.errors import StoreError, TemplateError
 from manytune.store.tokenizer_files import own_chat_template

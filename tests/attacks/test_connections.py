@@ -16,7 +16,7 @@ from tests.server.api_client import ROOT
 from tests.server.live import Live, live, until
 from tests.server.world import app_of
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.server.connections import ConnectionLimits, address_of
 from manytune.server.logs import JsonLines, RateLimit
 

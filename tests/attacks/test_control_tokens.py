@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from manytune.data.conversation.conversation import Message, ToolCall
-from manytune.data.encode import Encoder
-from manytune.data.encoding_options import EncodingOptions
-from manytune.data.label_encoder import LabelEncoder
-from manytune.data.labelled import LabelledForm, Labels
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoding_options import EncodingOptions
+from manytune.data.encoding.special_tokens import MARK, SpecialTokens
+from manytune.data.labels.label_encoder import LabelEncoder
+from manytune.data.labels.labelled import LabelledForm, Labels
 from manytune.data.records import Record
-from manytune.data.special_tokens import MARK, SpecialTokens
 from manytune.data.templates import Example, PromptTemplate
 from manytune.server.prompts import PromptOptions, Prompts
 

@@ -25,9 +25,9 @@ from manytune.engine.options import EngineOptions
 from manytune.errors import ManytuneError, StoreError
 from manytune.examination.examiner import Examiner, Verdict
 from manytune.examination.limits import Limits
+from manytune.server.access.auth import Keys
+from manytune.server.adapters.examined import Examined
 from manytune.server.app import create_app
-from manytune.server.auth import Keys
-from manytune.server.examined import Examined
 from manytune.server.settings import Settings
 from manytune.store.base import Base
 from manytune.store.folder import FolderStore

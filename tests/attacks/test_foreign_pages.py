@@ -10,10 +10,10 @@ from starlette.testclient import TestClient
 from tests.server.api_client import ROOT
 from tests.server.world import app_of
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
+from manytune.server.access.origins import check_sender
 from manytune.server.http_errors import HttpError
 from manytune.server.middleware import PUBLIC_PATHS
-from manytune.server.origins import check_sender
 
 BODY = json.dumps({"model": "base", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1})
 JSON = {"content-type": "application/json"}

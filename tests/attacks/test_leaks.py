@@ -9,8 +9,9 @@ from tests.evaluation import invented
 
 from manytune.errors import ServeError, StoreError
 from manytune.evaluation.report.markdown import render_markdown
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource
 from manytune.server.http_errors import HttpError, for_clients, http_error_of
-from manytune.server.key_file import read_keys
 from manytune.store.base_source import resolve
 
 HOSTILE = [
@@ -67,14 +68,14 @@ def test_clients_arent_told_where_files_are(caplog, message, expected):
 @pytest.mark.parametrize("variable", ["MANYTUNE_API_KEY", "MANYTUNE_ADMIN_KEY"])
 @pytest.mark.parametrize("around", ["\n", "\r\n", " ", "\t\n"])
 def test_a_line_break_after_a_key_isnt_part_of_it(variable, around):
-    keys = read_keys(None, {variable: f"secret{around}"})
+    keys = Keys(KeySource(None, {variable: f"secret{around}"}).read())
     assert keys.authenticate("Bearer secret").name == variable
 
 
 @pytest.mark.parametrize("value", ["\n", "  ", "two words", "two\nlines", "bell\a", "schlüssel"])
 def test_a_key_that_nobody_could_send_is_refused_by_its_name(value):
     with pytest.raises(ServeError, match=r"^MANYTUNE_API_KEY (is blank|has a character)"):
-        read_keys(None, {"MANYTUNE_API_KEY": value})
+        Keys(KeySource(None, {"MANYTUNE_API_KEY": value}).read())
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt"])

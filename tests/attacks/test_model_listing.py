@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from tests.server.api_client import ROOT, ROOT_HEADERS
 from tests.server.world import app_of, fill_store, new_version
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.store.labels import Labels
 from manytune.store.manifest import Manifest
 from manytune.store.store import AdapterStore

@@ -23,7 +23,7 @@ from manytune.engine.request import Request, SamplingParams
 from manytune.errors import OversizedAdapterError
 from manytune.methods.tuners.terms import Factors, ParameterUpdate, Terms, Update
 from manytune.mixed import updates
-from manytune.mixed.reckoning import AdapterLimit, running_bytes
+from manytune.mixed.memory_estimate import AdapterLimit, running_bytes
 from manytune.mixed.stacks import AdapterStacks, snapshot_of
 from manytune.mixed.updates import Product, UpdateStack
 from manytune.server.app import create_app

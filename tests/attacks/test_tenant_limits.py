@@ -11,9 +11,9 @@ from tests.server.live import live
 from tests.server.world import app_of
 
 from manytune.engine.scheduler import AGING, Job, Scheduler
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
+from manytune.server.access.tenant_quotas import TenantQuotas
 from manytune.server.http_errors import HttpError
-from manytune.server.places import Places
 
 CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 
@@ -56,8 +56,8 @@ def test_best_of_makes_no_answers_that_nobody_counts(guarded: TestClient) -> Non
     assert guarded.post("/v1/completions", json=body, headers=bearer("two")).status_code == 400
 
 
-def test_answers_of_a_minute_are_counted_and_places_come_back(guarded: TestClient) -> None:
-    for _ in range(3):  # of two at once: each request gives its places back
+def test_answers_of_a_minute_are_counted_and_quotas_are_released(guarded: TestClient) -> None:
+    for _ in range(3):  # of two at once: each request releases its answers
         body = {"model": "one", **CHAT, "n": 2}
         assert guarded.post("/v1/chat/completions", json=body, headers=bearer("two")).status_code == 200
     three, two = ({"model": "one", **CHAT, "n": n} for n in (3, 2))
@@ -66,22 +66,22 @@ def test_answers_of_a_minute_are_counted_and_places_come_back(guarded: TestClien
     assert refused.status_code == 429 and 0 < int(refused.headers["retry-after"]) <= 30
 
 
-def test_places_are_each_tenants_own() -> None:
-    places = Places(4)
-    first = places.take("a", 3)
+def test_quotas_are_each_tenants_own() -> None:
+    quotas = TenantQuotas(4)
+    first = quotas.reserve("a", 3)
     with pytest.raises(HttpError, match="of one tenant"):
-        places.take("a", 2)
-    everybody = [places.take(name, 4) for name in "bcd"]  # nobody else is refused
-    first.free()
-    second = places.take("a", 2)
-    for taken in (first, second, *everybody):
-        taken.free_all()
-        taken.free_all()
-        taken.free()
-    assert not places._taken
+        quotas.reserve("a", 2)
+    everybody = [quotas.reserve(name, 4) for name in "bcd"]  # nobody else is refused
+    first.release()
+    second = quotas.reserve("a", 2)
+    for reserved in (first, second, *everybody):
+        reserved.release_all()
+        reserved.release_all()
+        reserved.release()
+    assert not quotas._reserved
 
 
-def test_a_tenant_that_fills_its_places_leaves_no_429_to_another(base, store, slow_steps) -> None:
+def test_a_tenant_that_uses_up_its_quota_leaves_no_429_to_another(base, store, slow_steps) -> None:
     keys = Keys([key("greedy"), key("other")])
     app = app_of(base, store, keys, max_queue=8, max_answer_tokens=40)
     body = {"model": "one", **CHAT, "max_tokens": 40, "logit_bias": {"0": -100}, "stream": True}

@@ -9,7 +9,7 @@ from tests.server.tool_world import save_chat_base
 
 from manytune.cli.constraint import grammar_of
 from manytune.data.conversation.conversation import Message
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.engine.answering import answer_prompts
 from manytune.errors import ConfigError, DataError, GrammarError
 from manytune.evaluation.answers import Question

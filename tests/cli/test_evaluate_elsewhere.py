@@ -32,10 +32,10 @@ def test_a_live_servers_scores_are_those_of_the_local_run_to_the_digit(folder: P
         ]  # fmt: skip
         there = evaluated(*asked)
         assert scores(there) == here
-        beside = evaluated(
+        alongside = evaluated(
             "runs/good", *asked[:2], "--model", "good", "--metrics", "exact_match", "--api", api
         )
-        assert scores(beside)[f"good at 127.0.0.1:{server.port}", "exact_match"] == 1.0
+        assert scores(alongside)[f"good at 127.0.0.1:{server.port}", "exact_match"] == 1.0
     # What was recorded is all that is needed: the server is gone.
     assert scores(evaluated(*asked)) == here
     assert [one["verdict"] for one in there["comparisons"] if one["metric"] == "rouge1"] == [

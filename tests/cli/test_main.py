@@ -123,6 +123,18 @@ def test_help_answers_without_loading_a_model_library() -> None:
     assert max(map(len, ran.stdout.splitlines())) <= 60
 
 
+def variables_set_by_main(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment after the command, which began with this and what has nothing to do with threads and logs."""
+    own = ("GOMP_", "OMP_", "TORCH_")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    found = {**others, **given}
+    monkeypatch.setattr(os, "environ", found)
+    monkeypatch.setattr("sys.argv", ["manytune", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    return found
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
@@ -130,12 +142,21 @@ def test_help_answers_without_loading_a_model_library() -> None:
 def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(
     given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
-    monkeypatch.setattr(os, "environ", {**others, **given})
-    monkeypatch.setattr("sys.argv", ["manytune", "--version"])
-    with pytest.raises(SystemExit):
-        main()
-    assert os.environ.get("GOMP_SPINCOUNT") == expected
+    assert variables_set_by_main(given, monkeypatch).get("GOMP_SPINCOUNT") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"LOCAL_RANK": "1"}, "ERROR"),
+        ({"LOCAL_RANK": "1", "TORCH_CPP_LOG_LEVEL": "INFO"}, "INFO"),
+    ],
+)
+def test_in_processes_that_train_together_torchs_cpp_advice_is_off_unless_the_user_wants_it(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert variables_set_by_main(given, monkeypatch).get("TORCH_CPP_LOG_LEVEL") == expected
 
 
 def test_what_libraries_log_while_they_are_imported_stays_out_of_the_terminal():

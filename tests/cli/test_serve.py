@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from starlette.testclient import TestClient
+from tests.forked_python import forked_python
 from tests.packed import installed
 from tests.server.world import fill_store, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
@@ -116,8 +117,10 @@ def test_without_adapters_it_serves_the_base_and_what_is_added_later(world, star
     directory, base, _ = world
     if there:
         (tmp_path / "adapters").mkdir()
-    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"))
+    mode = ["--speculation", "off"] if there else []
+    result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"), *mode)
     assert result.exit_code == 0, result.output
+    assert (started[0].state.service.loop._engine._speculation.lookup((5,), 9) is None) == there
     assert "no adapters yet; those that are put there are served" in " ".join(result.stderr.split())
     with TestClient(started[0], base_url="http://localhost") as client:
         assert models(client) == ["tiny"]
@@ -162,44 +165,37 @@ def test_weights_nf4_serves_the_base_packed(world, started, tmp_path):
 @pytest.mark.slow
 def test_it_serves_until_sigterm_and_lets_the_running_answer_end(world):
     directory, _, store = world
-    command = [sys.executable, "-c", "from manytune.cli.main import main; main()"]
-    options = [
-        "--base",
-        str(directory),
-        "--adapters",
-        str(store.root),
-        "--port",
-        "0",
-        "--max-answer-tokens",
-        "60",
-    ]
+    options = ["--base", directory, "--adapters", store.root, "--port", "0", "--max-answer-tokens", "60"]
     environment = {**os.environ, "MANYTUNE_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "serve", *options], stderr=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        port = None
-        for line in process.stderr:
-            if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
-                port = int(found[1])
-                break
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        body = {"model": "one", "messages": [{"role": "user", "content": "a"}], "stream": True}
-        body |= {"max_tokens": 60, "logit_bias": {"0": -100}, "temperature": 0}
-        headers = {"content-type": "application/json", "authorization": "Bearer secret"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        response = connection.getresponse()
-        assert response.status == 200
-        response.readline()
-        process.send_signal(signal.SIGTERM)
-        rest = response.read().decode()
-        connection.close()
-        assert '"finish_reason":"length"' in rest and rest.endswith("data: [DONE]\n\n")
-        log = process.stderr.read()
-        assert process.wait(20) == -signal.SIGTERM  # uvicorn ends as the signal wants it, when all is done
-    finally:
-        process.kill()
-        process.stderr.close()
+    with (
+        forked_python() as python,
+        subprocess.Popen(
+            [python, "-m", "manytune", "serve", *options], stderr=subprocess.PIPE, text=True, env=environment
+        ) as process,
+    ):
+        try:
+            port = None
+            for line in process.stderr:
+                if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
+                    port = int(found[1])
+                    break
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            body = {"model": "one", "messages": [{"role": "user", "content": "a"}], "stream": True}
+            body |= {"max_tokens": 60, "logit_bias": {"0": -100}, "temperature": 0}
+            headers = {"content-type": "application/json", "authorization": "Bearer secret"}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            response = connection.getresponse()
+            assert response.status == 200
+            response.readline()
+            process.send_signal(signal.SIGTERM)
+            rest = response.read().decode()
+            connection.close()
+            assert '"finish_reason":"length"' in rest and rest.endswith("data: [DONE]\n\n")
+            log = process.stderr.read()
+            # uvicorn ends as the signal wants it, when all is done
+            assert process.wait(20) == -signal.SIGTERM
+        finally:
+            process.kill()
     lines = [json.loads(line) for line in log.splitlines()]
     (asked,) = [line for line in lines if line.get("path") == "/v1/chat/completions"]
     assert asked["status"] == 200 and asked["key"] == "MANYTUNE_API_KEY" and asked["model"] == "one"

@@ -66,6 +66,10 @@ def test_check_knows_what_the_installed_release_can_do(world, tmp_path):
             ["--engine", "vllm", "--weights", "int8"],
             "--weights is for manytune's own engine: give vLLM's --quantization",
         ),
+        (
+            ["--engine", "vllm", "--speculation", "off"],
+            "--speculation is for manytune's own engine: give vLLM's --speculative-config",
+        ),
         (["--engine", "vllm", "--workers", "2"], "--workers is for manytune's own engine"),
         (
             ["--engine", "vllm", "--on", "ray"],

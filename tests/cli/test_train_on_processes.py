@@ -1,4 +1,4 @@
-"""`manytune train` on two processes as people start it; each of these starts several Python processes."""
+"""`manytune train` on two processes as people start it, but for what importing takes in each of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tests.experiments.forked import Forked
+from tests.forked_python import forked_python
 from tests.random_cases import DEEP, some
 from tests.training.tiny_run import recipe_content
 
@@ -39,9 +40,11 @@ if DEEP:
     ]
 
 
-def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def started(
+    *arguments: str, python: Path | str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments],
+        [python, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", **environment},
@@ -59,7 +62,8 @@ def write_recipe(directory: Path) -> Path:
 @pytest.mark.parametrize("way", some(list(WAYS), "--processes"))
 def test_each_way_to_start_two_processes_trains_what_one_does(way: str, tmp_path: Path) -> None:
     expected = run(load_recipe(write_recipe(tmp_path / "alone")))
-    ran = started(*WAYS[way], str(write_recipe(tmp_path / "both")), "--json")
+    with forked_python() as python:
+        ran = started(*WAYS[way], str(write_recipe(tmp_path / "both")), "--json", python=python)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)  # one process prints
     directory = tmp_path / "both" / "run"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from manytune.data.check import Lengths, check
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.records import Record, Records, Rejected
 from manytune.data.templates import PromptTemplate
 

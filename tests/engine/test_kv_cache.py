@@ -33,7 +33,7 @@ def test_each_sequence_keeps_its_own_values(data):
     decoding = set()
     for number in range(data.draw(st.integers(1, 30))):
         name = str(number)
-        action = data.draw(st.sampled_from(["add", "add", "write", "decode", "remove"]))
+        action = data.draw(st.sampled_from(["add", "add", "write", "decode", "truncate", "remove"]))
         if action == "add":
             max_tokens = data.draw(st.integers(1, 3 * WIDTH_MULTIPLE))
             widest = row_width(max([max_tokens, *(entry[0] for entry in wrote.values())]))
@@ -47,6 +47,9 @@ def test_each_sequence_keeps_its_own_values(data):
                 more = values(1000 + number, data.draw(st.integers(1, max_tokens - own.shape[3])))
                 kept.write(name, more)
                 wrote[name] = (max_tokens, torch.cat((own, more), dim=3))
+            elif action == "truncate":
+                kept.truncate(name, gone := data.draw(st.integers(0, own.shape[3])))
+                wrote[name] = (max_tokens, own[:, :, :, : own.shape[3] - gone])
             elif action == "decode" and name not in decoding:
                 kept.start_decoding(name)
                 decoding.add(name)

@@ -136,6 +136,16 @@ def test_adapters_of_one_tenant_take_turns():
     assert run.finish()[:4] == ["x0", "y0", "x1", "y1"]
 
 
+def test_drafted_tokens_count_for_their_tenant():
+    run = Run(make_scheduler(max_batch=2))
+    run.add(job("a", tenant="a", max_tokens=20), job("b", tenant="b", max_tokens=5))
+    run.step()
+    run.scheduler.charge("a", 10)
+    run.add(job("more a", tenant="a"), job("more b", tenant="b"))
+    run.finish()
+    assert run.admitted[2] == "more b"
+
+
 def test_a_tenant_that_was_away_gains_no_advantage():
     run = Run(make_scheduler(max_batch=1))
     run.add(*(job(f"a{i}", tenant="a") for i in range(6)))

@@ -2,8 +2,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from manytune.data.answer_format import AnswerFormat
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.answer_format import AnswerFormat
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
 from manytune.evaluation.answers import ask, each_turn, questions_from

@@ -6,7 +6,7 @@ import pytest
 from tests.experiments.tiny_experiment import Reported, experiment
 from tests.store.tiny import tiny_tokenizer
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError, RecipeError
 from manytune.evaluation.records import read_record

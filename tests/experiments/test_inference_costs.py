@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 from tests.experiments.tiny_experiment import Reported, experiment
+from tests.store.adapters_made import make_adapter
+from tests.store.tiny import save_tiny_base
 
 from manytune.evaluation.report.tables import cost_table
 from manytune.evaluation.wording import findings, mixed_sentence, prompting_sentence, verdict_of
 from manytune.experiments.compare import compare
+from manytune.experiments.inference_costs import inference_costs
 from manytune.experiments.opening import open_workspace
 from manytune.experiments.outputs import write_outputs
 from manytune.experiments.runner import InTurn
+from manytune.store.base import load_base
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,25 @@ def test_the_base_and_each_adapter_are_measured_merged_unmerged_and_mixed(compar
     assert all(
         one.tokens_per_second > 0 and one.first_token_seconds > 0 and one.memory_bytes > 0
         for one in evaluation.answering
+    )
+
+
+def test_a_form_that_an_adapter_does_not_have_is_said_not_left_out_silently(tmp_path):
+    base = load_base(str(save_tiny_base(tmp_path / "base")))
+    adapter = make_adapter(tmp_path / "soft", base, method="prompt-tuning", num_virtual_tokens=2)
+    lines = []
+    costs = inference_costs(
+        base,
+        {"base": [(3, 4)]},
+        {"soft": adapter},
+        max_new_tokens=1,
+        kept=tmp_path / "c.json",
+        say=lines.append,
+    )
+    assert [(one.system, one.form) for one in costs] == [("base", "base"), ("soft", "unmerged")]
+    (line,) = [line for line in lines if "soft" in line]
+    assert line.startswith("soft isn't measured merged: ") and "merge" in line.removeprefix(
+        "soft isn't measured merged"
     )
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.store.tiny import LETTERS, save_tiny_base
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.errors import DataError
 from manytune.experiments import general_text
 from manytune.experiments.forgetting_recipe import ForgettingRecipe, ProbeRecipe

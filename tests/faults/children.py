@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import signal
 import sys
 import tempfile
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.faults.injector import Fault, Injector
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.faults.imported"])
+from tests.forkserver import PROCESSES
 
 #: Seconds after which a process hangs; what it does takes less than one where nothing else runs.
 PATIENCE = 300.0

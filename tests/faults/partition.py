@@ -17,9 +17,9 @@ from tests.faults.children import Acknowledge
 from tests.faults.stores import sources_in
 
 from manytune.errors import ManytuneError
-from manytune.server.adapters import AdapterRegistry
+from manytune.server.adapters.registry import AdapterRegistry
+from manytune.server.adapters.watcher import Watcher
 from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.watcher import Watcher
 from manytune.store.base import load_base
 from manytune.store.store import AdapterStore
 

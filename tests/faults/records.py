@@ -15,8 +15,8 @@ from tests.faults.stores import making
 from tests.store.tiny import tiny_tokenizer
 from tests.training.tiny_run import sequences
 
-from manytune.data.encoded import EncodedSet
-from manytune.data.encoding_cache import EncodingCache
+from manytune.data.encoding.encoded import EncodedSet
+from manytune.data.encoding.encoding_cache import EncodingCache
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError, ManytuneError
 from manytune.evaluation.records import read_record

@@ -23,7 +23,7 @@ from tests.server.world import alone, app_of, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
 
 from manytune.errors import StoreError
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.store.base import Base, load_base
 from manytune.store.resident import read_resident
 from manytune.store.store import AdapterStore

@@ -16,7 +16,7 @@ from manytune.handover.front import FrontSettings
 from manytune.handover.versions import Versions
 from manytune.handover.vllm_client import VllmClient
 from manytune.handover.vllm_rules import VllmVerdicts
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from tests.handover.conftest import Front
 from tests.server.api_client import ROOT, ROOT_HEADERS
 
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 
 LIMITED = Key(
     name="limited",

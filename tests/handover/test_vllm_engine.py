@@ -16,7 +16,7 @@ from manytune.handover.vllm_engine import HandoverSettings, check_store, running
 from manytune.handover.vllm_process import VllmProcess
 from manytune.handover.vllm_release import Vllm, find_vllm
 from manytune.handover.vllm_rules import VllmVerdicts
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 
 # Answers every request with 200, and dies of /metrics.
 SERVER = f"""\

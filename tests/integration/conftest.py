@@ -13,7 +13,7 @@ from tests.server.conftest import base, client, store
 from tests.server.live import live
 from tests.server.world import app_of, fill_store, new_version
 
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 

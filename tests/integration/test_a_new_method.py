@@ -18,10 +18,10 @@ from manytune.methods import registry
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import Method, peft_config_from, register
 from manytune.methods.tuners.adapter_layer import AdapterLayer
-from manytune.methods.tuners.base import NotInLayersError
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.targets import Selection, all_linear_targets, select
 from manytune.methods.tuners.terms import TermsError
+from manytune.methods.tuners.unsupported import NotInLayersError
 from manytune.model.attach import get_peft_model
 from manytune.store.export_gguf import export_gguf
 from manytune.store.exports import export_peft, export_vllm

@@ -12,7 +12,7 @@ from tests.integration.test_classifiers import manytune
 from tests.server.world import app_of, fill_store, save_base
 from tests.training.tiny_classifiers import classifier_content
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.store.attaching import attached
 from manytune.store.base import Base

@@ -12,7 +12,7 @@ from tests.server.admin import ask, listed
 from tests.server.api_client import ROOT, ROOT_HEADERS
 from tests.server.world import app_of, fill_store
 
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 from manytune.store.store import AdapterStore
 
 NAMES = ("user/one", "user", "team/two")

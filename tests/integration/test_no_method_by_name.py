@@ -177,7 +177,7 @@ def test_no_method_is_known_outside_its_own_room() -> None:
     ("module", "source"),
     [
         ("manytune.store.exports", "from manytune.methods.lora.config import LoraConfig"),
-        ("manytune.server.validation", "def late():\n    from manytune.methods import ia3"),
+        ("manytune.server.adapters.validation", "def late():\n    from manytune.methods import ia3"),
         ("manytune.methods.tuners.switching", "import manytune.methods.combined"),
         ("manytune.methods.vera", "from manytune.methods.lora.init import starts_from_weight"),
         ("manytune.store.exports", "from manytune import IA3Config"),

@@ -12,7 +12,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-from tests.methods.lora.beside_peft import Net, quiet
+from tests.methods.lora.compared_with_peft import Net, quiet
 from tests.methods.tiny_models import BERT, LLAMA, T5, Family
 from torch import nn
 

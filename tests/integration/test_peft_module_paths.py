@@ -7,7 +7,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.lora.beside_peft import Net
+from tests.methods.lora.compared_with_peft import Net
 from torch import nn
 
 import manytune

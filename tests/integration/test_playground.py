@@ -13,7 +13,7 @@ from tests.server.browser import FOUND, Page
 from tests.server.world import alone, chat_ids, plain_ids
 from trl.data_utils import apply_chat_template, is_conversational
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.store.base import Base
 

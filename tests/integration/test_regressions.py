@@ -13,7 +13,7 @@ from tests.integration.test_classifiers import manytune
 from tests.server.world import app_of
 from tests.training.tiny_classifiers import classifier_content, regression_content, write_numbers
 
-from manytune.data.numeric_labels import NumericLabels
+from manytune.data.labels.numeric_labels import NumericLabels
 from manytune.engine.text_runner import TextJob
 from manytune.errors import RecipeError
 from manytune.store.adapters import open_adapter

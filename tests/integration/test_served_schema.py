@@ -25,7 +25,7 @@ from tests.server.api_client import ROOT
 from tests.server.live import live
 from tests.server.world import app_of, fill_store
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.store.base import Base
 
 CASES = int(os.environ.get("MANYTUNE_CASES", cases(40)))

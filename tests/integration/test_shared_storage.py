@@ -14,7 +14,7 @@ from tests.server.api_client import ROOT, ROOT_HEADERS
 from tests.server.world import alone, app_of, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.store.base import Base
 from manytune.store.remote.store import SharedStore
 from manytune.store.store import AdapterStore

@@ -12,7 +12,7 @@ from tests.server.world import app_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manytune.engine.request import TokenLogprobs
-from manytune.server.token_entries import TokenEntries
+from manytune.server.answers.token_entries import TokenEntries
 from manytune.store.base import load_base
 from manytune.store.store import AdapterStore
 

@@ -16,7 +16,7 @@ from tests.server.live import live
 from tests.server.tool_world import CLOCK, WEATHER, app_of_base, save_chat_base
 
 from manytune.data.conversation.conversation import Message, ToolCall
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example
 
 TOOLS = [WEATHER, CLOCK]

@@ -6,7 +6,6 @@ import copy
 import pickle
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.forked_python import forked_python
 from tests.integration.trainer_runs import STEPS, adapted, base, lora, losses, rows, trained, trainer_of
 from transformers import Trainer
 
@@ -155,12 +155,12 @@ def test_a_state_dict_gathered_elsewhere_is_what_is_saved(tmp_path: Path) -> Non
 
 
 def test_without_peft_a_trainer_with_adapter_checkpoints_does_the_same(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.integration.trainer_runs", str(tmp_path / "without")],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
+    with forked_python() as python:
+        ran = subprocess.run(
+            [python, "-m", "tests.integration.trainer_runs", tmp_path / "without"],
+            capture_output=True,
+            text=True,
+        )
     assert ran.returncode == 0, ran.stderr
     expected = trained(manytune, tmp_path / "with", tied=True)
     history = " ".join(str(loss) for loss in [*losses(expected), losses(expected)[3]])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.lora.beside_peft import Net, run, scatter, sorted_trainable
+from tests.methods.lora.compared_with_peft import Net, run, scatter, sorted_trainable
 from tests.methods.tiny_models import GPT2, LLAMA
 from tests.methods.tuners.test_merging import assert_same_bits, bits, trace
 

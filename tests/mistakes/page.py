@@ -33,7 +33,7 @@ from tests.store.tiny import save_tiny_base
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 from manytune.store.base import load_base
 from manytune.store.store import AdapterStore
 

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from accelerate import dispatch_model
-from tests.methods.lora.beside_peft import Net
+from tests.methods.lora.compared_with_peft import Net
 from tests.methods.tiny_models import LLAMA
 from tests.methods.tiny_moe import QWEN3, logits
 from torch import Tensor, nn

@@ -13,7 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.lora.beside_peft import Net, quiet, run, scatter, sorted_trainable
+from tests.methods.lora.compared_with_peft import Net, quiet, run, scatter, sorted_trainable
 from torch import nn
 
 import manytune

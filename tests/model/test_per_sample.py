@@ -12,7 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.lora.beside_peft import quiet
+from tests.methods.lora.compared_with_peft import quiet
 from tests.methods.tiny_models import BERT, GPT2, LLAMA, T5, VOCABULARY, Family
 from torch import Tensor, nn
 

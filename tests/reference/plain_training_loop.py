@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 
 
 def train(

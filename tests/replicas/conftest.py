@@ -1,4 +1,4 @@
-"""A server of two workers in processes of their own, started once: a process takes seconds to come up."""
+"""A server of two workers in processes of their own, started once, without what importing takes in each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.forked_python import forked_python, process_of
 from tests.server.api_client import ROOT, Client
 from tests.server.world import fill_store, save_base
 
-from manytune.server.auth import Key
+from manytune.server.access.auth import Key
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
@@ -32,7 +32,7 @@ class Served:
     """A server of many workers, as its operator started it."""
 
     port: int
-    process: subprocess.Popen[bytes]
+    python: Path
     log: Path
     directory: Path
     base: Base
@@ -50,7 +50,7 @@ class Served:
         found = {}
         for line in self.lines():
             if line["message"] == "a worker has started":
-                found[str(line["replica"])] = int(str(line["pid"]))
+                found[str(line["replica"])] = process_of(self.python, int(str(line["pid"])))
         return found
 
 
@@ -69,20 +69,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @contextmanager
 def two_workers(directory: Path, base: Base, store: AdapterStore, *options: str) -> Iterator[Served]:
     """Two workers over the base in `directory`, as `manytune serve` starts them."""
-    command = [sys.executable, "-c", "from manytune.cli.main import main; main()", "serve"]
-    command += ["--base", str(directory / "tiny"), "--base-name", "base", "--adapters", store.address]
-    command += ["--port", "0", "--workers", "2", "--weights", "plain", *options]
     log = directory / "log"
-    with log.open("wb") as output:
+    with forked_python() as python, log.open("wb") as output:
+        command = [python, "-m", "manytune", "serve"]
+        command += ["--base", directory / "tiny", "--base-name", "base", "--adapters", store.address]
+        command += ["--port", "0", "--workers", "2", "--weights", "plain", *options]
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        yield Served(_port_in(log, process), process, log, directory, base, store)
-    finally:
-        process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            yield Served(_port_in(log, process), process, log, directory, base, store)
         finally:
-            process.kill()
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
 
 
 def _port_in(log: Path, process: subprocess.Popen[bytes]) -> int:

@@ -10,7 +10,7 @@ from tests.replicas.fakes import DIGESTS, FACTS, FakeReplicas, stream, text, who
 
 from manytune.replicas.front import front_app
 from manytune.replicas.vouching import VouchedKeys
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 
 CHAT = "/v1/chat/completions"
 SECRET = "between-them"

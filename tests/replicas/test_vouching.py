@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from manytune.replicas.vouching import VouchedKeys, vouch
-from manytune.server.auth import Key
+from manytune.server.access.auth import Key
 from manytune.server.http_errors import HttpError
 
 KEY = Key(name="n", sha256="0" * 64, models=("a-*",), admin=True, requests_per_minute=3, concurrent=2)

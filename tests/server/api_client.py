@@ -7,7 +7,7 @@ import json
 from contextlib import AbstractContextManager
 from typing import Any
 
-from manytune.server.auth import Key
+from manytune.server.access.auth import Key
 
 ROOT = Key(name="root", sha256="4813494d137e1631bba301d5acab6e7bb7aa74ce1185d456565ef51d737677b2", admin=True)
 ROOT_HEADERS = {"authorization": "Bearer root"}

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from tests.server.api_client import ROOT, ROOT_HEADERS
 from tests.server.world import app_of, fill_store, save_base
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 

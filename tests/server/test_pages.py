@@ -7,7 +7,7 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
-from manytune.server.chat_schema import CompareRequest
+from manytune.server.bodies.chat_schema import CompareRequest
 from manytune.server.pages import PAGES
 
 #: What a conversation is made of, and what the page says in another way or doesn't need.

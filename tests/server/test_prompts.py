@@ -8,7 +8,7 @@ from tests.server.world import CHAT, LIMIT, alone, app_of
 from tests.store.adapters_made import make_adapter
 from tests.store.peft_made import save_peft
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.records import Record
 from manytune.data.templates import PromptTemplate, Segment
 from manytune.server.prompts import PromptOptions, Prompts

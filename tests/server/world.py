@@ -9,7 +9,7 @@ from typing import Any
 from tests.store.adapters_made import make_adapter
 from tests.store.tiny import tiny_model, tiny_tokenizer
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions

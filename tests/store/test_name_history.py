@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.store.adapters_made import make_adapter
 
+from manytune.errors import StoreError
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
@@ -58,3 +60,18 @@ def test_a_name_that_is_taken_away_has_no_history_any_more(tiny_base: Base, tmp_
     add(store, tmp_path, tiny_base, "a", 1)
     store.unalias("a")
     assert versions(store, "a") == [] and not (store.root / "former" / "a").exists()
+
+
+def test_a_history_that_cannot_be_read_is_an_error_and_stays_as_it_is(
+    tiny_base: Base, tmp_path: Path
+) -> None:
+    store = AdapterStore(tmp_path / "store")
+    add(store, tmp_path, tiny_base, "a", 0)
+    file = store.root / "former" / "a"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(
+        StoreError, match=r"former/a: the name's former versions can't be read \(Is a directory\)"
+    ):
+        add(store, tmp_path, tiny_base, "a", 1)
+    assert file.is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.training.tiny_run import as_rows, lora, sequences, settings, weights_digest
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.training.batches import BUILDERS
 from manytune.training.dry_run import estimate_training
 from manytune.training.loop.train import train_model

@@ -26,7 +26,7 @@ from manytune.store.base import load_base
 from manytune.store.verification import verify_adapter
 from manytune.training.dry_run import estimate
 from manytune.training.loop.train import train_model
-from manytune.training.precision import precision, settled
+from manytune.training.precision import precision, resolve_dtype
 from manytune.training.recipe import Recipe, TrainingRecipe, load_recipe
 from manytune.training.run import run
 
@@ -43,7 +43,7 @@ def set_gpu(monkeypatch: pytest.MonkeyPatch, *, native: bool) -> None:
 
 
 def dtype_of(wanted: Recipe) -> str:
-    return settled(wanted).training.dtype
+    return resolve_dtype(wanted).training.dtype
 
 
 # -- what is chosen
@@ -67,7 +67,7 @@ def test_auto_is_bfloat16_on_a_gpu_that_computes_it_natively(
 def test_auto_over_a_base_that_is_loaded_is_that_ones_dtype(tmp_path: Path) -> None:
     wanted = recipe(tmp_path)
     for dtype, name in ((HALF, "bfloat16"), (torch.float32, "float32")):
-        assert settled(wanted, base=tiny_model().to(dtype)).training.dtype == name
+        assert resolve_dtype(wanted, base=tiny_model().to(dtype)).training.dtype == name
 
 
 def test_a_run_says_what_was_chosen_and_keeps_it(tmp_path: Path) -> None:

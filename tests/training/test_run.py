@@ -17,7 +17,7 @@ from manytune.store.base import load_base
 from manytune.store.locking import held
 from manytune.store.run_directory import RunDirectory
 from manytune.store.run_log import Report, StepReport
-from manytune.training.precision import settled
+from manytune.training.precision import resolve_dtype
 from manytune.training.recipe import Recipe, load_recipe, recipe_from
 from manytune.training.run import TrainedRun, run
 
@@ -66,7 +66,7 @@ def test_a_run_leaves_one_directory_with_everything_about_it(whole: tuple[Recipe
         "recipe.yaml",
         "scores.json",
     ]
-    assert load_recipe(directory / "recipe.yaml") == settled(wanted)
+    assert load_recipe(directory / "recipe.yaml") == resolve_dtype(wanted)
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["threads"] == torch.get_num_threads()
     assert environment["packages"]["torch"] == torch.__version__
@@ -97,7 +97,7 @@ def test_the_adapter_knows_its_base_template_and_recipe_and_can_be_loaded(
     assert manifest.template == {"prompt": "{{ text }}", "completion": "{{ answer }}"}
     assert manifest.encoding == "plain"
     assert manifest.scores == {"validation_loss": finished.training.validation_loss}
-    assert recipe_from(dict(manifest.recipe or {})) == settled(wanted)
+    assert recipe_from(dict(manifest.recipe or {})) == resolve_dtype(wanted)
 
     ids = torch.tensor([[3, 4, 5]])
     before = base.model(input_ids=ids).logits

@@ -9,7 +9,7 @@ import pytest
 from tests.reference import plain_training_loop
 from tests.training.tiny_run import as_rows, lora, sequences, settings
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.errors import DataError
 from manytune.training.batches import BUILDERS, builder
 from manytune.training.dry_run import estimate_training

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.store.tiny import LETTERS, save_tiny_base, tiny_model
 from torch import nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.mixing import Mixture
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model

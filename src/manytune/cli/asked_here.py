@@ -12,8 +12,8 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.encode import Encoder
-    from manytune.data.label_kinds import AnyLabels
+    from manytune.data.encoding.encode import Encoder
+    from manytune.data.labels.label_kinds import AnyLabels
     from manytune.data.templates import Example
     from manytune.engine.constraint import Constraint
     from manytune.evaluation.answers import Question

@@ -12,7 +12,7 @@ from manytune.cli.options import MovedBase
 from manytune.terminal import visible
 
 if TYPE_CHECKING:
-    from manytune.data.answer_format import AnswerStream, Reply
+    from manytune.data.encoding.answer_format import AnswerStream, Reply
     from manytune.engine.engine import Engine
     from manytune.engine.request import Request
 
@@ -46,8 +46,8 @@ def chat(
     does that.
     """
     from manytune.cli.chosen import answering_device, choose, load_common_base
-    from manytune.data.answer_format import AnswerStream
-    from manytune.data.encode import Encoder
+    from manytune.data.encoding.answer_format import AnswerStream
+    from manytune.data.encoding.encode import Encoder
     from manytune.data.templates import Segment
     from manytune.engine.engine import Engine
     from manytune.engine.request import Request, SamplingParams

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.cli.bases import common_base
 from manytune.errors import StoreError
+from manytune.methods.config import PeftConfig
 from manytune.store.adapters import StoredAdapter, open_adapter
 from manytune.store.references import referenced
 from manytune.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from manytune.data.encode import Encoder
-    from manytune.data.encoding_options import EncodingOptions
-    from manytune.data.label_kinds import AnyLabels
+    from manytune.data.encoding.encode import Encoder
+    from manytune.data.encoding.encoding_options import EncodingOptions
+    from manytune.data.labels.label_kinds import AnyLabels
     from manytune.data.recipe import DataRecipe
     from manytune.data.templates import PromptTemplate, RowForm
     from manytune.store.base import Base
@@ -73,7 +74,7 @@ class Chosen:
         Raises:
             DataError: Its manifest doesn't say them in a way that can be read.
         """
-        from manytune.data.label_kinds import labels_from
+        from manytune.data.labels.label_kinds import labels_from
 
         manifest = self.stored.manifest
         return None if manifest is None or manifest.labels is None else labels_from(manifest.labels)
@@ -174,7 +175,7 @@ class Chosen:
         Raises:
             DataError: Its manifest doesn't say it in a way that can be read.
         """
-        from manytune.data.encoding_options import EncodingOptions
+        from manytune.data.encoding.encoding_options import EncodingOptions
 
         manifest = self.stored.manifest
         kept = None if manifest is None else manifest.encoding_options
@@ -199,7 +200,6 @@ class Chosen:
         )
 
     def _config(self) -> Any:
-        from manytune.methods.config import PeftConfig
 
         return PeftConfig.from_pretrained(self.stored.path)
 

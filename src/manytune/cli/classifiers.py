@@ -9,7 +9,7 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.label_kinds import AnyLabels
+    from manytune.data.labels.label_kinds import AnyLabels
     from manytune.data.templates import Example
     from manytune.evaluation.answers import Question
     from manytune.evaluation.evaluate import System
@@ -43,7 +43,7 @@ def labelled_questions_of(
     Raises:
         DataError: The adapters were trained with different limits, or a row can't be used.
     """
-    from manytune.data.word_labels import WordLabels
+    from manytune.data.labels.word_labels import WordLabels
     from manytune.evaluation.answers import labelled_questions
     from manytune.experiments.classifying import label_encoder_of
     from manytune.store.classifier_base import classifier_base

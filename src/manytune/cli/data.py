@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from manytune.atomic import atomic_directory, atomic_write, require_absent
 from manytune.cli.command_line import CommandLine
 from manytune.cli.data_cache import cache
 from manytune.cli.data_rows import ask_for_form, ask_for_template, chosen_template, plan_rows_of
@@ -94,9 +96,9 @@ def check(
     from manytune.cli.outputs.data import print_check
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.check import check as examine
-    from manytune.data.label_check import labels_in, with_labels
-    from manytune.data.label_kinds import AnyLabelledForm
-    from manytune.data.labelled import LabelledForm
+    from manytune.data.labels.label_check import labels_in, with_labels
+    from manytune.data.labels.label_kinds import AnyLabelledForm
+    from manytune.data.labels.labelled import LabelledForm
 
     plan = plan_rows_of(
         files, recipe, task, base, chosen_template(template, prompt, completion, system), form
@@ -141,9 +143,9 @@ def preview(
     """Show what the model will see, with each part that it learns between >>> and <<<."""
     from manytune.cli.outputs.data import print_previews
     from manytune.cli.outputs.json_output import print_json
-    from manytune.data.label_check import labels_in, preview_labelled
-    from manytune.data.label_kinds import AnyLabelledForm
-    from manytune.data.labelled import LabelledForm
+    from manytune.data.labels.label_check import labels_in, preview_labelled
+    from manytune.data.labels.label_kinds import AnyLabelledForm
+    from manytune.data.labels.labelled import LabelledForm
     from manytune.data.preview import preview as show
     from manytune.data.records import Rejected
     from manytune.data.templates import render_all
@@ -192,9 +194,6 @@ def convert(
 
     Files in several arguments become one. A file that exists isn't overwritten.
     """
-    import json
-
-    from manytune.atomic import atomic_write, require_absent
     from manytune.cli.outputs.data import print_split
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.conversation.form import ConversationForm
@@ -251,7 +250,6 @@ def split(
     Rows stay together that share --group-by's field, or else their prompt if there is a template, or else
     everything. Where a row goes depends on its content and the seed, not on the order of the rows.
     """
-    from manytune.atomic import atomic_directory
     from manytune.cli.outputs.data import print_split
     from manytune.cli.outputs.json_output import print_json
     from manytune.data.json_files import json_line

@@ -16,7 +16,7 @@ def cache(
     """List the encoded rows that train, compare and sweep keep for the next run; they are made again at need."""
     from manytune.cli.outputs.data_cache import entries_as_json, print_entries
     from manytune.cli.outputs.json_output import print_json
-    from manytune.data.encoding_cache import EncodingCache
+    from manytune.data.encoding.encoding_cache import EncodingCache
 
     kept = EncodingCache()
     entries = kept.clear() if clear else kept.entries()

@@ -12,10 +12,10 @@ import typer
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
-    from manytune.data.encode import Encoder
-    from manytune.data.label_encoder import LabelEncoder
-    from manytune.data.label_kinds import AnyLabels
-    from manytune.data.length_limit import Overflow
+    from manytune.data.encoding.encode import Encoder
+    from manytune.data.encoding.length_limit import Overflow
+    from manytune.data.labels.label_encoder import LabelEncoder
+    from manytune.data.labels.label_kinds import AnyLabels
     from manytune.data.recipe import DataRecipe
     from manytune.data.records import Record
     from manytune.data.templates import PromptTemplate, RowForm
@@ -45,7 +45,7 @@ class RowsPlan:
         """The same for a classifier's texts; None for its images, which become no tokens."""
         if self.base is None or self.data is None or self.data.image is not None:
             return None
-        from manytune.data.word_encoder import encoder_for
+        from manytune.data.labels.word_encoder import encoder_for
         from manytune.store.base import load_tokenizer
 
         cuts = limited and self.data.overflow == "truncate_prompt"
@@ -61,7 +61,7 @@ class RowsPlan:
         """The base's encoder; without the length limit if every example is to be measured."""
         if self.base is None:
             return None
-        from manytune.data.encode import Encoder
+        from manytune.data.encoding.encode import Encoder
         from manytune.store.base import is_encoder_decoder, load_tokenizer
 
         tokenizer, seq2seq = load_tokenizer(self.base), is_encoder_decoder(self.base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +33,6 @@ def demo(
     Trains LoRA and, for comparison, every weight; asks the untouched base and both about the same unseen
     papers; writes a report.
     """
-    import time
-
     started = time.monotonic()
     from manytune.demo.packages import require_packages
 

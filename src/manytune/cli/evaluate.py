@@ -18,7 +18,7 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.label_words import LabelWords
+    from manytune.data.labels.label_words import LabelWords
     from manytune.data.templates import Example
     from manytune.evaluation.equivalence import Margin
     from manytune.evaluation.evaluate import System
@@ -282,7 +282,7 @@ def evaluate(
 
 def _label_words(text: str | None, *, calibrate: bool, with_schema: bool) -> LabelWords | None:
     """The label words that the options name; None for none."""
-    from manytune.data.label_words import label_words
+    from manytune.data.labels.label_words import label_words
 
     if text is None:
         if calibrate:
@@ -299,8 +299,8 @@ def _label_words(text: str | None, *, calibrate: bool, with_schema: bool) -> Lab
 def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
     """What the answers are."""
     from manytune.cli.classifiers import common_labels
-    from manytune.data.numeric_labels import NumericLabels
-    from manytune.data.word_labels import WordLabels
+    from manytune.data.labels.numeric_labels import NumericLabels
+    from manytune.data.labels.word_labels import WordLabels
 
     labels = common_labels(chosen) if chosen else None
     if labels is not None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manytune.atomic import atomic_write, require_absent
+
 if TYPE_CHECKING:
     from manytune.training.recipe import Recipe
 
@@ -33,7 +35,6 @@ def init(
     text; of other rows, two columns are taken for what is asked and what is answered. A file that exists isn't
     overwritten.
     """
-    from manytune.atomic import atomic_write, require_absent
     from manytune.training.recipe import outline_from, read_mapping
     from manytune.training.starting_recipe import starting_recipe
 

@@ -56,7 +56,7 @@ def add(
     A running server has it from the next look at its file on, two seconds later.
     """
     from manytune.cli.outputs.lines import print_line
-    from manytune.server.key_file import add_key
+    from manytune.server.access.key_file import add_key
 
     secret = add_key(
         file,
@@ -75,7 +75,7 @@ def list_(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List the keys of a file with their rights."""
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.lines import print_line
-    from manytune.server.key_file import read_key_file
+    from manytune.server.access.key_file import read_key_file
 
     keys = read_key_file(file)
     if as_json:
@@ -93,7 +93,7 @@ def list_(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
 def revoke(name: Name, file: File = DEFAULT_FILE) -> None:
     """Take a key out of a file; a running server refuses it two seconds later."""
     from manytune.cli.outputs.lines import print_line
-    from manytune.server.key_file import revoke_key
+    from manytune.server.access.key_file import revoke_key
 
     revoke_key(file, name)
     print_line(f"{file}: revoked {name}.", stderr=True)

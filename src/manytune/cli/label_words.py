@@ -10,7 +10,7 @@ from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.label_words import LabelWords
+    from manytune.data.labels.label_words import LabelWords
     from manytune.data.templates import Example
     from manytune.evaluation.evaluate import System
 
@@ -45,7 +45,7 @@ def choose_here(
 
     from manytune.cli.chosen import BASE_NAME, load_common_base
     from manytune.cli.outputs.progress import CommandProgress
-    from manytune.data.label_words import CONTENT_FREE
+    from manytune.data.labels.label_words import CONTENT_FREE
     from manytune.evaluation.evaluate import System
     from manytune.experiments.label_choice import choose_labels, content_free_example, labels_asked
     from manytune.store.attaching import attached

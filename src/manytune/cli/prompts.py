@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from manytune.errors import TemplateError
+
 if TYPE_CHECKING:
     from manytune.cli.chosen import Chosen
-    from manytune.data.chat_template import Tools
+    from manytune.data.encoding.chat_template import Tools
     from manytune.data.templates import Segment
 
 
@@ -75,7 +77,6 @@ def prompt_of(asked: Asked, adapter: Chosen, task: str | None) -> tuple[tuple[Se
     from manytune.data.conversation.form import ConversationForm
     from manytune.data.records import Record
     from manytune.data.templates import Segment
-    from manytune.errors import TemplateError
 
     if asked.text is not None:
         return (Segment("user", asked.text),), ()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.cli.options import AsJson
+from manytune.errors import ServeError
+from manytune.extras import install_command
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -38,6 +40,11 @@ class _Weights(StrEnum):
 class _Runtime(StrEnum):
     torch = "torch"
     openvino = "openvino"
+
+
+class _Speculation(StrEnum):
+    auto = "auto"
+    off = "off"
 
 
 class _Cluster(StrEnum):
@@ -106,6 +113,13 @@ def serve(
             "manytune[openvino]). Torch runs what OpenVINO can't, and the log says so."
         ),
     ] = _Runtime.torch,
+    speculation: Annotated[
+        _Speculation,
+        typer.Option(
+            help="Whether tokens that repeat the prompt or the answer are guessed and read several at once, where it "
+            "pays; answers stay the same."
+        ),
+    ] = _Speculation.auto,
     workers: Annotated[
         int,
         typer.Option(
@@ -207,8 +221,6 @@ def serve(
     Without keys the server answers this machine only, and admin routes are off. The log is JSON, on stderr.
     """
     from manytune.cli.serve_vllm import require_vllm, serve_with_vllm
-    from manytune.errors import ServeError
-    from manytune.extras import install_command
 
     if engine is _Engine.vllm:
         serve_with_vllm(context)
@@ -220,7 +232,7 @@ def serve(
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
-        from manytune.server.key_file import KeySource, require_keys_for
+        from manytune.server.access.key_file import KeySource, require_keys_for
         from manytune.server.listening import check_address, require_this_system
         from manytune.server.logs import log_to_stderr
 
@@ -244,6 +256,7 @@ def serve(
         dtype=dtype,
         weights=weights.value,
         runtime=runtime.value,
+        speculation=speculation.value,
         max_batch=max_batch,
         max_queue=max_queue,
         kv_tokens=kv_tokens,

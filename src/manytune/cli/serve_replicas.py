@@ -14,7 +14,7 @@ from manytune.errors import ServeError
 from manytune.extras import install_command
 
 if TYPE_CHECKING:
-    from manytune.server.key_file import KeySource
+    from manytune.server.access.key_file import KeySource
     from manytune.server.opening import ServeOptions
 
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from manytune.errors import ServeError
+from manytune.extras import install_command
+
 if TYPE_CHECKING:
     from manytune.handover.base import EmptyBase
     from manytune.handover.vllm_engine import Checked, HandoverSettings
@@ -22,6 +25,7 @@ _FOR_VLLM = ("vllm", "check", "as_json", "ray_config", "ray_adapters", "vllm_opt
 _NOT_FOR_VLLM = {
     "weights": "give vLLM's --quantization after --",
     "runtime": "vLLM computes the base itself",
+    "speculation": "give vLLM's --speculative-config after --",
     "kv_tokens": "give vLLM's --gpu-memory-utilization or --kv-cache-memory-bytes after --",
     "prefix_tokens": "give vLLM's --enable-prefix-caching or --no-enable-prefix-caching after --",
     "adapter_limit": "vLLM has room for adapters up to --max-lora-rank",
@@ -40,8 +44,6 @@ def require_vllm(context: typer.Context) -> None:
     Raises:
         ServeError: One was given.
     """
-    from manytune.errors import ServeError
-
     given = next((name for name in _FOR_VLLM if _is_given(context, name)), None)
     if given == "vllm_options":
         raise ServeError(f"{context.params[given][0]!r}: options after -- are for --engine vllm.")
@@ -56,9 +58,6 @@ def serve_with_vllm(context: typer.Context) -> None:
         ServeError: An option isn't vLLM's, vLLM isn't installed, or it ends; with the last lines of its output.
         StoreError: The base or the store can't be read.
     """
-    from manytune.errors import ServeError
-    from manytune.extras import install_command
-
     for name, instead in _NOT_FOR_VLLM.items():
         if _is_given(context, name):
             raise ServeError(f"{_option(name)} is for manytune's own engine: {instead}.")
@@ -99,10 +98,9 @@ def _serve(
     checked: list[Checked],
     settings: HandoverSettings,
 ) -> None:
-    from manytune.errors import ServeError
     from manytune.handover.vllm_engine import running_vllm
+    from manytune.server.access.key_file import KeySource, require_keys_for
     from manytune.server.connections import ConnectionLimits
-    from manytune.server.key_file import KeySource, require_keys_for
     from manytune.server.listening import check_address, web_server
     from manytune.server.logs import log_to_stderr
 
@@ -155,7 +153,6 @@ def unwound_by_sigterm() -> Iterator[None]:
 
 
 def _settings(context: typer.Context) -> HandoverSettings:
-    from manytune.errors import ServeError
     from manytune.handover.vllm_engine import HandoverSettings
     from manytune.store.labels import NAME
     from manytune.store.opening import ServedPlace
@@ -200,7 +197,6 @@ def _write_for_ray(
     settings: HandoverSettings,
 ) -> None:
     from manytune.cli.outputs.handover import print_checked
-    from manytune.errors import ServeError
     from manytune.handover.ray_llm import write_for_ray
 
     if given["ray_adapters"] is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manytune.cli.options import AsJson
+from manytune.errors import ManytuneError, RunError
 
 if TYPE_CHECKING:
     from manytune.training.distributed.launchers import Launched
@@ -92,7 +93,6 @@ def _load(
 ) -> Recipe:
     """Read the recipe; of several processes that can't, one on each machine says why."""
     from manytune.cli.recipes import check_recipe
-    from manytune.errors import ManytuneError
     from manytune.training.recipe import load_recipe
 
     try:
@@ -129,7 +129,6 @@ def _start(arguments: list[str], processes: int, recipe: Recipe, found: Launched
     """
     import torch
 
-    from manytune.errors import RunError
     from manytune.training.distributed.launch import launch
     from manytune.training.distributed.processes import check_devices
 

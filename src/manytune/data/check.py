@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from manytune.data.conversation.checks import oddities
 from manytune.data.conversation.form import ConversationForm
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.printable import is_absent
 from manytune.data.records import Located, Records, Rejected
 from manytune.data.splits import Leak, key_text, leaks, record_key

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 
 from manytune.data.conversation.checks import oddities
 from manytune.data.conversation.form import ConversationForm, FormName
-from manytune.data.encoded import Encoded, EncodedSet, rows_of
-from manytune.data.encoding_cache import EncodingCache
+from manytune.data.encoding.encoded import Encoded, EncodedSet, rows_of
+from manytune.data.encoding.encoding_cache import EncodingCache
+from manytune.data.encoding.special_tokens import Spelled, spelled_in
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
 from manytune.data.recipe import DataRecipe
@@ -22,7 +23,6 @@ from manytune.data.records import Record, Rejected
 from manytune.data.rendering import EmptyPartError
 from manytune.data.row_errors import row_error
 from manytune.data.row_limit import limited
-from manytune.data.special_tokens import Spelled, spelled_in
 from manytune.data.splits import Leak, group_key, leaks, split
 from manytune.data.task_recipe import TaskRecipe
 from manytune.data.templates import Example, RowForm

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, model_validator
 
-from manytune.data.chat_template import uses_date
 from manytune.data.conversation.detect import detect, unknown_form
 from manytune.data.conversation.form import ConversationForm, Format, FormName, Learn
-from manytune.data.encode import Encoder
-from manytune.data.encoding_options import EncodingOptions
-from manytune.data.label_kinds import AnyLabelledForm
-from manytune.data.labelled import labelled_form
-from manytune.data.length_limit import Overflow
+from manytune.data.encoding.chat_template import uses_date
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoding_options import EncodingOptions
+from manytune.data.encoding.length_limit import Overflow
+from manytune.data.labels.label_kinds import AnyLabelledForm
+from manytune.data.labels.labelled import labelled_form
+from manytune.data.labels.word_labels import TaggedForm
 from manytune.data.mixing import Mixture, check_options, mix
 from manytune.data.recipe_values import (
     Files,
@@ -35,7 +36,6 @@ from manytune.data.task_recipe import (
     template_of,
 )
 from manytune.data.templates import PromptTemplate, RowForm
-from manytune.data.word_labels import TaggedForm
 from manytune.errors import TemplateError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from manytune.data.encoding_options import EncodingOptions
+from manytune.data.encoding.encoding_options import EncodingOptions
 from manytune.data.section import kind_of
 
 

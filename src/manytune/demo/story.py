@@ -14,7 +14,7 @@ from typing import Literal
 from rich.console import Console
 
 from manytune import __version__
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.readers import read
 from manytune.data.templates import Example
 from manytune.demo.aclsum import read_papers, write_rows

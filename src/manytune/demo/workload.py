@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.demo.plan import Workload
 from manytune.model.attach import get_peft_model
 from manytune.token_prefixes import common_prefix

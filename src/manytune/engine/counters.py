@@ -23,6 +23,8 @@ class Counters:
         adapters: Registered adapters.
         adapters_in_slots: Adapters whose weights are in slots.
         prefix_tokens: Tokens in the prefix cache.
+        drafted_tokens: Tokens of answers that were guessed and read by a forward before they were chosen.
+        accepted_tokens: How many of them were chosen then.
     """
 
     steps: int
@@ -38,3 +40,5 @@ class Counters:
     adapters: int
     adapters_in_slots: int
     prefix_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

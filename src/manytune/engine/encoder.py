@@ -24,8 +24,8 @@ from manytune.engine.text_runner import TextInput, TextJob, TextRunner, TextToke
 from manytune.errors import ConfigError, ContextLengthError, RequestError
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.mixed.layers import MixedLayers
+from manytune.mixed.memory_estimate import AdapterLimit, bytes_for_one
 from manytune.mixed.owners import Owners
-from manytune.mixed.reckoning import AdapterLimit, bytes_for_one
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import LayerTerms, Snapshot, digest_of
 from manytune.model.image_models import reads_images

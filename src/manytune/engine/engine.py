@@ -15,10 +15,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.base_model import end_token_ids
@@ -27,12 +25,14 @@ from manytune.engine.detokenize import TextStream
 from manytune.engine.forced_tokens import ForcedTokens
 from manytune.engine.masks import MaskThread
 from manytune.engine.memory import RequestMemory, adapter_limit, check_given, most_demanding
+from manytune.engine.next_tokens import Forward, next_tokens
 from manytune.engine.options import EngineOptions, Runtime
 from manytune.engine.parts import decoder_parts, encoder_decoder_parts
-from manytune.engine.request import Completion, Output, Request, SamplingParams, TokenLogprobs
+from manytune.engine.request import Completion, Output, Request, SamplingParams
 from manytune.engine.running_request import RunningRequest
-from manytune.engine.sampling import Sampler, sample_tokens
+from manytune.engine.sampling import Sampler
 from manytune.engine.scheduler import Plan, Scheduler
+from manytune.engine.speculation import speculation_of
 from manytune.engine.support import unsupported_reason
 from manytune.engine.weights import WeightVersions
 from manytune.errors import ConfigError, RequestError
@@ -42,17 +42,6 @@ from manytune.mixed.slots import AdapterSlots
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class _Forward:
-    """What a forward gives: the next logits of `decoding` and then of `ready`, and those of scored prompts."""
-
-    decoding: list[RunningRequest]
-    ready: list[RunningRequest]
-    logits: Tensor
-    scored: dict[str, Tensor]
-    masks: list[Tensor | None]
 
 
 class Engine:
@@ -101,6 +90,7 @@ class Engine:
         self._memory = RequestMemory(model, self._cache, self._slots, options)
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
         self._masks = MaskThread()
+        self._speculation = speculation_of(model, options.speculation)
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
@@ -177,6 +167,7 @@ class Engine:
             input=read,
             forced=self._forced.masks(params.max_new_tokens, continues=params.ignore_eos),
             matcher=None if request.constraint is None else request.constraint.start(),
+            lookup=self._speculation.lookup(request.prompt_ids, params.max_new_tokens),
         )
         self._requests[request.id] = running
         self._scheduler.add(running.job())
@@ -202,12 +193,14 @@ class Engine:
     def step(self) -> list[Output]:
         """One forward: each decoding request gets a token, and chunks of prompts are read; nothing without requests.
 
-        Where there isn't enough memory, requests end with the reason "memory": of those in the step, as many as it
-        takes, those of the adapter that needs the most first. The others go on.
+        A request gets several tokens where some were drafted rightly. Where there isn't enough memory, requests end
+        with the reason "memory": of those in the step, as many as it takes, those of the adapter that needs the most
+        first. The others go on.
 
         Raises:
             RequestError: The base's weights have changed, and the engine has a copy of them.
         """
+        self._speculation.begin_step()
         self._versions.check()
         outputs: list[Output] = []
         for name in self._scheduler.admit():
@@ -264,6 +257,8 @@ class Engine:
             kv_budget_tokens=self._scheduler.kv_budget_tokens,
             adapters=len(self._slots.names),
             adapters_in_slots=self._slots.held,
+            drafted_tokens=self._speculation.drafted,
+            accepted_tokens=self._speculation.accepted,
             prefix_tokens=self._reading.kept_tokens,
         )
 
@@ -307,7 +302,7 @@ class Engine:
         self._reading.begin(running)
         self._cached += running.cached_tokens
 
-    def _forward(self, plan: Plan) -> _Forward:
+    def _forward(self, plan: Plan) -> Forward:
         """A forward of a plan's requests, as many as are still there."""
         decoding = [self._requests[name] for name in self._cache.order[: self._cache.decoding]]
         ready = [self._requests[name] for name in plan.ready if name in self._requests]
@@ -316,48 +311,42 @@ class Engine:
             for one in plan.chunks
             if one.id in self._requests
         ]
+        drafts = self._speculation.drafts([None if chunks else one.lookup for one in decoding])
+        reads = [one.next_token(draft) for one, draft in zip(decoding, drafts, strict=True)]
         masks = self._masks.begin([one.mask for one in (*decoding, *ready)])
         try:
-            logits, scored = self._runner.forward([running.next_token() for running in decoding], chunks)
+            logits, more = self._runner.forward(reads, chunks)
         except BaseException:
             with suppress(Exception):
                 masks()  # nothing of this step is left when the next one begins
             raise
         self._steps += 1
         self._read += self._reading.read_tokens(sum(len(chunk.tokens) for chunk in chunks))
-        return _Forward(decoding, ready, logits, scored, masks())
+        return Forward(decoding, ready, drafts, bool(chunks), logits, more, masks())
 
-    def _choose(self, forward: _Forward) -> list[Output]:
-        """The next token of each request that has logits for it."""
+    def _choose(self, forward: Forward) -> list[Output]:
+        """The next tokens of each request that has logits for them."""
         for running in forward.ready:
             self._reading.start_decoding(running)
             self._cache.start_decoding(running.request.id)
-        choosing = (*forward.decoding, *forward.ready)
-        stuck = [mask is not None and not mask.numpy().any() for mask in forward.masks]
-        among = [None if is_stuck else mask for mask, is_stuck in zip(forward.masks, stuck, strict=True)]
+        drafted = forward.drafted
+        scored = [self._requests[name] for name in forward.more if name not in drafted]
         try:
-            for name, rows in forward.scored.items():
-                self._requests[name].score(rows)
-            sampled = sample_tokens(forward.logits, [running.sampler for running in choosing], among)
+            for running in scored:
+                running.score(forward.more[running.request.id])
+            found = next_tokens(forward)
         except Exception as error:
             if not is_short_memory(error):
                 raise
-            names = dict.fromkeys((*(one.request.id for one in choosing), *forward.scored))
+            names = dict.fromkeys(one.request.id for one in (*forward.choosing, *scored))
             return [self._end(self._requests[name], self._requests[name].end("memory")) for name in names]
-        return [
-            self._end(running, self._next(running, token, is_stuck=is_stuck))
-            for running, token, is_stuck in zip(choosing, sampled, stuck, strict=True)
-        ]
-
-    def _next(
-        self, running: RunningRequest, token: tuple[int, TokenLogprobs | None] | None, *, is_stuck: bool
-    ) -> Output:
-        # Without finite logits there is no answer: the adapter's values have diverged.
-        if token is None or running.has_failed:
-            return running.end("failed")
-        if is_stuck:
-            return running.end_of_constraint()
-        return running.add_token(*token) if running.wants_token else running.end("length")
+        for name, draft in drafted.items():
+            self._scheduler.charge(name, len(draft))
+            self._cache.truncate(name, len(draft) + 1 - len(found[name]))
+        if not forward.reads_prompts:
+            accepted = sum(len(found[name]) - 1 for name in drafted)
+            self._speculation.end_step(len(found), sum(map(len, drafted.values())), accepted)
+        return [self._end(self._requests[name], output) for name, own in found.items() for output in own]
 
     def _shrinking(
         self,

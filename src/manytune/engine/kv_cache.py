@@ -101,6 +101,11 @@ class KVCache:
         self._length[sequence] += tokens
         assert self._length[sequence] <= self._max_tokens[sequence], f"{sequence} outgrew its row"
 
+    def truncate(self, sequence: str, tokens: int) -> None:
+        """Forget so many of a sequence's last tokens, whose keys and values the next ones overwrite."""
+        assert 0 <= tokens <= self._length[sequence], f"{sequence} has no {tokens} tokens to forget"
+        self._length[sequence] -= tokens
+
     def needed(self, max_tokens: int) -> int:
         """Memory that `add` of such a sequence takes, in bytes; rows are written whole when they are first used."""
         width = row_width(max([max_tokens, *self._max_tokens.values()]))

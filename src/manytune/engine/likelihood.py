@@ -25,7 +25,7 @@ _NOT_SCORED = -100
 
 
 class PromptAndCompletion(Protocol):
-    """What `completion_nll` needs of a sequence; `manytune.data.encoded.Encoded` has it."""
+    """What `completion_nll` needs of a sequence; `manytune.data.encoding.encoded.Encoded` has it."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from manytune.engine.kv_cache import KVCache
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Output
 from manytune.engine.running_request import RunningRequest
+from manytune.engine.speculation import MOST_OF_STEP
 from manytune.errors import ShortMemoryError
 from manytune.free_memory import require_memory
-from manytune.mixed.reckoning import AdapterLimit, bytes_for_one, running_bytes
+from manytune.mixed.memory_estimate import AdapterLimit, bytes_for_one, running_bytes
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import Snapshot, digest_of
 
@@ -65,7 +66,8 @@ class RequestMemory:
         self._on_cpu = model.device.type == "cpu"
         self._cache = cache
         self._slots = slots
-        self._for_step = step_bytes(model, options.prefill_chunk + options.max_batch, options.max_batch)
+        rows = options.max_batch + (MOST_OF_STEP if options.speculation == "auto" else 0)
+        self._for_step = step_bytes(model, options.prefill_chunk + options.max_batch, rows)
 
     def check(self, request_id: str, max_tokens: int, adapter: Snapshot | None) -> None:
         """Refuse a request that there isn't enough memory for now: its keys and values, its adapter, and a step.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from manytune.engine.speculation import SpeculationMode
 from manytune.engine.weights import Weights
 
 #: What computes the forwards.
@@ -30,6 +31,8 @@ class EngineOptions:
             multiplied fastest; `"int8"` and `"int4"` keep a rounded copy in fewer bits; `"plain"` keeps none.
         runtime: `"torch"`, or `"openvino"` to run the decoder in OpenVINO on a CPU, if it is installed and can convert
             the model; see `Engine.runtime`.
+        speculation: `"auto"` reads guessed tokens of answers together with the last one where the engine's own
+            measurements say that it pays; answers stay the same. `"off"` never does. See `speculation`.
     """
 
     kv_budget_tokens: int = 32768
@@ -40,3 +43,4 @@ class EngineOptions:
     adapter_bytes: int | None = None
     weights: Weights = "reordered"
     runtime: Runtime = "torch"
+    speculation: SpeculationMode = "auto"

@@ -24,11 +24,19 @@ _StepT = TypeVar("_StepT", bound=AttentionStep)
 
 @dataclass(frozen=True)
 class NextToken:
-    """A decoding sequence: its last token, which the forward reads."""
+    """A decoding sequence.
+
+    Attributes:
+        sequence: The sequence.
+        token: Its last token, which the forward reads.
+        adapter: The adapter that reads it.
+        draft: Guesses of the tokens after it, which are read, too.
+    """
 
     sequence: str
     token: int
     adapter: Snapshot | None
+    draft: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,10 @@ class TokenRow:
         ids: Token ids; 0 for virtual tokens.
         rows: Their rows in the cache.
         positions: Their positions in their sequences.
-        keep: Indices of the tokens whose logits are needed, those that `next` chooses from and those of scored prompts.
+        keep: Indices of the tokens whose logits are needed: those that `next` chooses from, drafts, and scored prompts.
         next: Which of them choose a next token.
-        scored: Which of them are of which sequence's prompt.
-        chunks: Where the prompt chunks are.
+        more: Which of them are of which sequence's draft or scored prompt.
+        chunks: Where drafts are, then prompt chunks.
         virtual: Index of the first token and embeddings of each chunk with virtual tokens.
     """
 
@@ -77,9 +85,14 @@ class TokenRow:
     positions: list[int] = field(default_factory=list)
     keep: list[int] = field(default_factory=list)
     next: list[int] = field(default_factory=list)
-    scored: dict[str, slice] = field(default_factory=dict)
+    more: dict[str, slice] = field(default_factory=dict)
     chunks: list[ChunkSpan] = field(default_factory=list)
     virtual: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def keep_all(self, sequence: str, indices: range) -> None:
+        """Have the logits of a sequence's tokens."""
+        self.more[sequence] = slice(len(self.keep), len(self.keep) + len(indices))
+        self.keep.extend(indices)
 
 
 class Runner:
@@ -118,16 +131,19 @@ class Runner:
 
         Returns:
             Logits, (sequences whose next token is to be chosen, vocabulary): the decoding ones, then the chunks that
-            want them. And by sequence those of the tokens of scored chunks, without virtual ones, (tokens, vocabulary).
+            want them. And by sequence those of drafts, and of the tokens of scored chunks without virtual ones,
+            (tokens, vocabulary).
         """
         tokens = self._token_row(decode, chunks)
         # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.
         kept = None if len(tokens.keep) == len(tokens.ids) else tuple(tokens.keep or [0])
+        drafted = [one for one in decode if one.draft]
+        spans = tokens.chunks[len(drafted) :]
         owners = Owners(
-            tuple(digest_of(one.adapter) for one in decode),
+            tuple(digest_of(one.adapter) for one in (*decode, *(one for one in drafted for _ in one.draft))),
             tuple(
                 (digest_of(chunk.adapter), slice(span.first, span.first + span.count))
-                for chunk, span in zip(chunks, tokens.chunks, strict=True)
+                for chunk, span in zip(chunks, spans, strict=True)
             ),
             kept,
         )
@@ -135,11 +151,11 @@ class Runner:
         index = torch.tensor([tokens.ids, tokens.rows, tokens.positions], device=self._device)  # (3, T)
         logits = self._logits(index, tokens, len(decode), owners)[: len(tokens.keep)]
         for one in decode:
-            self._cache.extend(one.sequence, 1)
-        for chunk, span in zip(chunks, tokens.chunks, strict=True):
+            self._cache.extend(one.sequence, 1 + len(one.draft))
+        for chunk, span in zip(chunks, spans, strict=True):
             self._cache.extend(chunk.sequence, span.count)
-        scored = {sequence: logits[rows] for sequence, rows in tokens.scored.items()}
-        return (logits[tokens.next] if scored else logits), scored
+        more = {sequence: logits[rows] for sequence, rows in tokens.more.items()}
+        return (logits[tokens.next] if more else logits), more
 
     def _token_row(self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]) -> TokenRow:
         row = TokenRow(
@@ -149,25 +165,33 @@ class Runner:
             keep=list(range(len(decode))),
             next=list(range(len(decode))),
         )
+        for one in decode:
+            if one.draft:
+                # Attention sees the token before them in the cache, where its keys and values are written first.
+                span = self._append(row, one.sequence, self._cache.length(one.sequence) + 1, one.draft)
+                row.keep_all(one.sequence, range(span.first, span.first + span.count))
         for chunk in chunks:
-            first, start = len(row.ids), self._cache.length(chunk.sequence)
-            count = chunk.embedded_tokens + len(chunk.tokens)
-            span = ChunkSpan(self._cache.row(chunk.sequence), first, start, count)
-            row.chunks.append(span)
-            row.ids.extend((*[0] * chunk.embedded_tokens, *chunk.tokens))
-            row.rows.extend([span.row] * count)
-            row.positions.extend(range(start, start + count))
+            start = self._cache.length(chunk.sequence)
+            span = self._append(row, chunk.sequence, start, (*[0] * chunk.embedded_tokens, *chunk.tokens))
             if chunk.embeddings is not None:
-                row.virtual.append((first, chunk.embeddings))
-            kept = len(row.keep)
+                row.virtual.append((span.first, chunk.embeddings))
+            end = span.first + span.count
             if chunk.is_scored:
-                row.keep.extend(range(first + chunk.embedded_tokens, first + count))
-                row.scored[chunk.sequence] = slice(kept, len(row.keep))
+                row.keep_all(chunk.sequence, range(span.first + chunk.embedded_tokens, end))
             elif chunk.wants_logits:
-                row.keep.append(first + count - 1)
+                row.keep.append(end - 1)
             if chunk.wants_logits:
                 row.next.append(len(row.keep) - 1)
         return row
+
+    def _append(self, row: TokenRow, sequence: str, start: int, ids: Sequence[int]) -> ChunkSpan:
+        """Append neighbours of one sequence, from a position on."""
+        span = ChunkSpan(self._cache.row(sequence), len(row.ids), start, len(ids))
+        row.chunks.append(span)
+        row.ids.extend(ids)
+        row.rows.extend([span.row] * len(ids))
+        row.positions.extend(range(start, start + len(ids)))
+        return span
 
     def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
         """Logits of the tokens that the head reads."""

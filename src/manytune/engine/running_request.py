@@ -12,6 +12,7 @@ from manytune.engine.constraint import Matcher
 from manytune.engine.detokenize import TextStream, decode
 from manytune.engine.masks import Mask
 from manytune.engine.model_input import ModelInput
+from manytune.engine.prompt_lookup import PromptLookup
 from manytune.engine.request import Completion, FinishReason, Output, Request, TokenLogprobs, Usage
 from manytune.engine.runner import NextToken, PromptChunk
 from manytune.engine.sampling import Sampler, token_logprobs
@@ -30,6 +31,7 @@ class RunningRequest:
         text: Detokenizes them; None if the text isn't needed before the end.
         end_ids: Tokens that end its answer.
         matcher: What its constraint allows next; None if it has none.
+        lookup: Guesses its next tokens; None if they aren't drafted.
         input: What is read before the first of them is chosen.
         forced: By place in the answer, the mask of a token that the model's generation settings force there.
         tokens: The tokens chosen so far, the end token included.
@@ -47,6 +49,7 @@ class RunningRequest:
     input: ModelInput
     forced: Mapping[int, Tensor] = field(default_factory=dict)
     matcher: Matcher | None = None
+    lookup: PromptLookup | None = None
     tokens: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     is_admitted: bool = False
@@ -85,9 +88,9 @@ class RunningRequest:
         is_scored = self.prompt_logprobs is not None
         return PromptChunk(self.request.id, tokens, self.adapter, embeddings, wants_logits, is_scored)
 
-    def next_token(self) -> NextToken:
-        """The last token, which the next forward reads."""
-        return NextToken(self.request.id, self.tokens[-1], self.adapter)
+    def next_token(self, draft: tuple[int, ...]) -> NextToken:
+        """The last token, which the next forward reads, and guesses of those after it."""
+        return NextToken(self.request.id, self.tokens[-1], self.adapter, draft)
 
     def score(self, logits: Tensor) -> None:
         """Append log probabilities of the prompt.
@@ -135,6 +138,8 @@ class RunningRequest:
         """Append a token to the answer, which may end with it."""
         is_forced = len(self.tokens) in self.forced
         self.tokens.append(token)
+        if self.lookup is not None:
+            self.lookup.add(token)
         text, reason = "", self._reason_to_stop(token)
         if is_forced and len(self.tokens) == self.request.params.max_new_tokens:
             reason = "length"  # the model didn't end the answer itself

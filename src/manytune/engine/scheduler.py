@@ -210,6 +210,10 @@ class Scheduler:
         """Note that an encoder has read the input of a request that was just admitted."""
         self._running[request_id].is_encoded = True
 
+    def charge(self, request_id: str, tokens: int) -> None:
+        """Note that a running request has had more tokens in a step than the one that it decodes: drafted ones."""
+        self._charge(self._running[request_id].job, tokens)
+
     def plan(self) -> Plan:
         """The next step. Mutates: the tokens of its chunks count as read."""
         self._steps += 1

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from manytune.data.answer_format import BARE, AnswerFormat
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
-from manytune.data.label_encoder import RowEncoder
+from manytune.data.encoding.answer_format import BARE, AnswerFormat
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
+from manytune.data.labels.label_encoder import RowEncoder
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer, Item

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.engine.answering import answer_prompts
 from manytune.engine.constraint import Constraint
 from manytune.engine.likelihood import completion_nll

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manytune.data.label_encoder import Labelled, RowEncoder
-from manytune.data.label_kinds import AnyLabels
-from manytune.data.labelled_dataset import row_encoder
-from manytune.data.numeric_labels import NumericLabels
+from manytune.data.labels.label_encoder import Labelled, RowEncoder
+from manytune.data.labels.label_kinds import AnyLabels
+from manytune.data.labels.labelled_dataset import row_encoder
+from manytune.data.labels.numeric_labels import NumericLabels
+from manytune.data.labels.word_encoder import Tagged
+from manytune.data.labels.word_labels import WordLabels
 from manytune.data.recipe import DataRecipe
-from manytune.data.word_encoder import Tagged
-from manytune.data.word_labels import WordLabels
 from manytune.evaluation.answers import Question
 from manytune.evaluation.results import Answer
 from manytune.experiments.answering import Notice

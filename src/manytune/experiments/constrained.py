@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from dataclasses import replace
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.engine.base_model import end_token_ids
 from manytune.engine.constraint import Constraint
 from manytune.engine.constraints.compiled import CompiledGrammar

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example, Segment
 from manytune.errors import DataError
 from manytune.evaluation.answers import Question, questions_from

@@ -94,13 +94,17 @@ def inference_costs(
     if kept.is_file() and (found := _read(kept)) is not None and found.key == key:
         return found.costs
     say("measuring what answering costs")
-    costs = tuple(_all(base, prompts, adapters, min(_TOKENS, max_new_tokens)))
+    costs = tuple(_all(base, prompts, adapters, min(_TOKENS, max_new_tokens), say))
     write_versioned(Measured(key, costs), kept, _MEASURED)
     return costs
 
 
 def _all(
-    base: Base, prompts: Mapping[str, Prompts], adapters: Mapping[str, Path], tokens: int
+    base: Base,
+    prompts: Mapping[str, Prompts],
+    adapters: Mapping[str, Path],
+    tokens: int,
+    say: Callable[[str], None],
 ) -> Iterator[InferenceCost]:
     own = next(iter(prompts.values()))
     for name, asked in prompts.items():
@@ -110,20 +114,23 @@ def _all(
         resident = read_resident(directory)
         try:
             mixable[name] = _Mixable(resident, terms_of(resident, base.model))
-        except TermsError:
-            pass
+        except TermsError as error:
+            say(f"{name} answers in no mixed batch, so this isn't measured: {error}")
         else:
             one = {name: mixable[name]}
             yield _measure(name, "unmerged", base.model, base.tokenizer, own, tokens, one)
-        try:
-            with attached(base, directory) as model:
+        with attached(base, directory) as model:
+            try:
                 model.merge_adapter()
-                try:
-                    yield _measure(name, "merged", model.get_base_model(), base.tokenizer, own, tokens, {})
-                finally:
-                    model.unmerge_adapter()
-        except ManytuneError:  # a method that isn't merged, or a base that nothing is merged into
-            continue
+            except (
+                ManytuneError
+            ) as error:  # a method that isn't merged, or a base that nothing is merged into
+                say(f"{name} isn't measured merged: {error}")
+                continue
+            try:
+                yield _measure(name, "merged", model.get_base_model(), base.tokenizer, own, tokens, {})
+            finally:
+                model.unmerge_adapter()
     if len(mixable) > 1:
         yield _measure(", ".join(mixable), "mixed", base.model, base.tokenizer, own, tokens, mixable)
 
@@ -150,7 +157,10 @@ def _measure(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     options = EngineOptions(
-        kv_budget_tokens=_BATCH * row_width(max(map(len, batch)) + tokens), max_batch=_BATCH, weights="plain"
+        kv_budget_tokens=_BATCH * row_width(max(map(len, batch)) + tokens),
+        max_batch=_BATCH,
+        weights="plain",
+        speculation="off",  # the cost of a token, not of what these answers repeat
     )
     engine = Engine(model, tokenizer, options)
     for adapter, one in adapters.items():

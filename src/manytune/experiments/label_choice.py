@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
-from manytune.data.label_words import CONTENT_FREE, LabelWords, label_probabilities
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
+from manytune.data.labels.label_words import CONTENT_FREE, LabelWords, label_probabilities
 from manytune.data.records import Record
 from manytune.data.templates import Example, PromptTemplate
 from manytune.engine.likelihood import completion_nll

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from manytune.data.label_kinds import AnyLabels
-from manytune.data.numeric_labels import NumericLabels
+from manytune.data.labels.label_kinds import AnyLabels
+from manytune.data.labels.numeric_labels import NumericLabels
 from manytune.errors import DataError, RecipeError
 from manytune.evaluation.answers import labelled_questions, questions_from
 from manytune.experiments.classifying import label_encoder_of

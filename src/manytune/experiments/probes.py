@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from manytune.atomic import atomic_write
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.readers import read_role
 from manytune.data.templates import Example, Segment, render_all
 from manytune.errors import DataError

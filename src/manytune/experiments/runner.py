@@ -15,7 +15,7 @@ import torch
 
 from manytune.atomic import atomic_write
 from manytune.errors import RunError
-from manytune.experiments import kept
+from manytune.experiments import finished as kept
 from manytune.experiments.failures import Failure
 from manytune.experiments.trials import Phase, Trial
 from manytune.experiments.worker import Outcome, Work

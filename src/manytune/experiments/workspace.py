@@ -13,8 +13,8 @@ from statistics import mean
 from typing import Any
 
 from manytune.data.dataset import Splits, TokenSplits
-from manytune.data.encode import Encoder
-from manytune.data.label_kinds import AnyLabels
+from manytune.data.encoding.encode import Encoder
+from manytune.data.labels.label_kinds import AnyLabels
 from manytune.data.row_limit import limited
 from manytune.engine.constraint import Constraint
 from manytune.errors import ConfigError, DivergedError, RecipeError
@@ -28,7 +28,7 @@ from manytune.experiments.answering import Decoding, ask_model, group_losses, is
 from manytune.experiments.classifying import ask_classifier, baseline_answers
 from manytune.experiments.constrained import schema_constraint
 from manytune.experiments.few_shot import FewShot
-from manytune.experiments.kept import kept_record, record_path
+from manytune.experiments.finished import kept_record, record_path
 from manytune.experiments.probes import (
     LoadedProbe,
     probes_digest,

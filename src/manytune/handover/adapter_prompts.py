@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from manytune.data.encoding_options import EncodingOptions
+from manytune.data.encoding.encoding_options import EncodingOptions
 from manytune.data.templates import Segment
 from manytune.handover.vllm_client import VllmClient
 from manytune.handover.vllm_rules import options_of

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from manytune import __version__
 from manytune.errors import ManytuneError
 from manytune.handover.front import Front, FrontSettings
 from manytune.handover.routes import router
 from manytune.handover.versions import Versions
 from manytune.handover.vllm_client import VllmClient
-from manytune.server.app import add_error_handlers
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource, follow_keys, keys_of
+from manytune.server.access.tenant_quotas import TenantQuotas
+from manytune.server.application import plain_application
+from manytune.server.background import in_background, repeat
 from manytune.server.http_errors import HttpError
-from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.metrics import Metrics, store_reachable
 from manytune.server.middleware import RequestMiddleware
-from manytune.server.places import Places
 
 _log = logging.getLogger(__name__)
 
@@ -69,26 +69,18 @@ def create_front(
     """
     served_keys, source = keys_of(keys)
     metrics = Metrics(VersionsState(versions))
-    app = FastAPI(
-        title="manytune",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=_lifespan,
-        redirect_slashes=False,
-    )
+    app = plain_application(_lifespan)
     app.state.key_source, app.state.keys = source, served_keys
     app.state.front = Front(
         settings=settings,
         versions=versions,
         client=client,
         metrics=metrics,
-        places=Places(settings.of_tenant),
+        quotas=TenantQuotas(settings.of_tenant),
         failure=failure,
         has_keys=bool(served_keys),
     )
     app.include_router(router)
-    add_error_handlers(app)
     app.add_middleware(
         RequestMiddleware, keys=served_keys, metrics=metrics, max_body_bytes=settings.max_body_bytes
     )
@@ -104,22 +96,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await front.versions.check()
     except HttpError as error:  # its end is reported by its process
         _log.warning("vLLM doesn't answer: %s", error.message)
-    watching = [asyncio.create_task(_watch(front))]
-    if app.state.key_source is not None:
-        keys, source = app.state.keys, app.state.key_source
-        watching.append(asyncio.create_task(follow_keys(keys, source, front.settings.watch_seconds)))
-    yield
-    for task in watching:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    seconds = front.settings.watch_seconds
+    watching = repeat(partial(_check, front), seconds, "following the store")
+    async with in_background(watching, follow_keys(app.state.keys, app.state.key_source, seconds)):
+        yield
 
 
-async def _watch(front: Front) -> None:
-    while True:
-        await asyncio.sleep(front.settings.watch_seconds)
-        try:
-            await front.versions.check()
-        except (ManytuneError, OSError, HttpError) as error:
-            if front.versions.unreachable is None:  # else it was logged when it began
-                _log.warning("the store can't be checked for new versions: %s", error)
+async def _check(front: Front) -> None:
+    try:
+        await front.versions.check()
+    except (ManytuneError, OSError, HttpError) as error:
+        if front.versions.unreachable is None:  # else it was logged when it began
+            _log.warning("the store can't be checked for new versions: %s", error)

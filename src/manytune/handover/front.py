@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from manytune.handover.versions import Versions
 from manytune.handover.vllm_client import VllmClient
+from manytune.server.access.tenant_quotas import TenantQuotas
 from manytune.server.http_errors import HttpError
 from manytune.server.metrics import Metrics
-from manytune.server.places import Places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Front:
         versions: Names to versions.
         client: Reaches vLLM.
         metrics: Counts and times.
-        places: How many answers each tenant may have waiting or running.
+        quotas: How many answers each tenant may have waiting or running.
         failure: How vLLM ended; None while it runs.
         has_keys: Whether there are API keys, and so tenants.
         secret: What tenants' salts are made with.
@@ -53,7 +53,7 @@ class Front:
     versions: Versions
     client: VllmClient
     metrics: Metrics
-    places: Places
+    quotas: TenantQuotas
     failure: Callable[[], str | None]
     has_keys: bool
     secret: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)

@@ -15,8 +15,8 @@ from manytune.errors import ManytuneError
 from manytune.handover.front import Front
 from manytune.handover.replies import Reply
 from manytune.handover.sent import Sent
-from manytune.server.auth import Principal, Visit
-from manytune.server.body import invalid
+from manytune.server.access.auth import Principal, Visit
+from manytune.server.bodies.body import invalid
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError, for_clients, http_error_of
 from manytune.server.json_lists import list_response
@@ -54,8 +54,8 @@ async def _answered(http: Request, path: str) -> Response:
     front.check_running()
     visit.count_answers(sent.answers, "n")
     async with AsyncExitStack() as held:
-        places = front.places.take(principal.tenant, sent.answers)
-        held.callback(places.free_all)
+        reservation = front.quotas.reserve(principal.tenant, sent.answers)
+        held.callback(reservation.release_all)
         try:
             version = await front.versions.acquire(sent.model)
             held.callback(front.versions.release, version)

@@ -10,7 +10,7 @@ from typing import Any
 
 from manytune.errors import DataError
 from manytune.handover.versions import Version
-from manytune.server.body import invalid, is_deep
+from manytune.server.bodies.body import invalid, is_deep
 from manytune.server.http_errors import HttpError
 from manytune.server.prompts import template_of
 

@@ -19,9 +19,9 @@ from manytune.handover.adapter_copies import remove_copy, write_copy
 from manytune.handover.adapter_prompts import AdapterPrompts, ChatAdditions
 from manytune.handover.vllm_client import VllmClient
 from manytune.handover.vllm_rules import VllmVerdicts
-from manytune.server.catalogue import Catalogue, Listed
+from manytune.server.adapters.catalogue import Catalogue, Listed
+from manytune.server.adapters.names import Names, changes
 from manytune.server.http_errors import HttpError, for_clients, http_error_of, model_not_found
-from manytune.server.names import Names, changes
 from manytune.store.entry import StoreEntry
 from manytune.store.manifest import Manifest
 from manytune.store.store import AdapterStore

@@ -25,8 +25,8 @@ from manytune.handover.vllm_options import USUAL_BATCH, VllmOptions, check_optio
 from manytune.handover.vllm_process import VllmProcess
 from manytune.handover.vllm_release import Vllm
 from manytune.handover.vllm_rules import RANKS, Verdict, VllmVerdicts, rank_for
-from manytune.server.auth import Keys
-from manytune.server.key_file import KeySource
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource
 from manytune.store.entry import StoreEntry
 from manytune.store.store import AdapterStore
 

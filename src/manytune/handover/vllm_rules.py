@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from manytune.data.encoding_options import EncodingOptions
+from manytune.data.encoding.encoding_options import EncodingOptions
 from manytune.errors import ConfigError, DataError, ManytuneError, StoreError, UnreachableError
 from manytune.examination.examiner import shared_examiner
 from manytune.examination.plain_files import check_files
 from manytune.methods.checkpoint.format import TENSORS_NAME
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
-from manytune.server.examined import Examined
-from manytune.server.validation import MetaBase, check_options
+from manytune.server.adapters.examined import Examined
+from manytune.server.adapters.validation import MetaBase, check_options
 from manytune.store.adapters import check_base
 from manytune.store.base import Base
 from manytune.store.entry import StoreEntry

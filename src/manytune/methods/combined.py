@@ -20,13 +20,14 @@ from manytune.errors import ConfigError
 from manytune.methods.checkpoint.format import read_tensors, write_adapter
 from manytune.methods.config import PeftConfig, PeftType, PromptLearningConfig
 from manytune.methods.registry import Method, method_of, methods, peft_config_from, register
-from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.soft_prompt import PROMPT
 from manytune.methods.tuners.soft_prompt_tuner import PromptTuner
 from manytune.methods.tuners.terms import Terms, joined
 from manytune.methods.tuners.training_hooks import TrainingHooks
+from manytune.methods.tuners.unsupported import NotInLayersError
 
 
 @dataclass

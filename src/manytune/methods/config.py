@@ -212,7 +212,7 @@ class PeftConfig:
 
         Raises:
             CheckpointError: There is no such file, or it can't be read.
-            TypeError: The file names no `peft_type`, and this class doesn't either.
+            OptionTypeError: The file names no `peft_type`, and this class doesn't either.
         """
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         path = find_adapter_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub)
@@ -223,7 +223,10 @@ class PeftConfig:
         """Build the configuration class that `peft_type` names; options that it lacks are named and ignored."""
         peft_type = options.get("peft_type")
         if peft_type is None and cls is PeftConfig:
-            raise TypeError("The configuration has no `peft_type`, so its method is unknown.")
+            raise OptionTypeError(
+                "The configuration has no `peft_type`, so its method is unknown. Write the one that it was trained "
+                'with into it, such as "LORA".'
+            )
         kind = config_class(peft_type)
         return (kind or cls)._from_options(options)
 
@@ -280,6 +283,10 @@ class PromptLearningConfig(PeftConfig):
     def is_prompt_learning(self) -> bool:
         """Whether the method trains virtual tokens rather than weights."""
         return True
+
+
+class OptionTypeError(ConfigError, TypeError):
+    """An option is missing or of another type, where HF PEFT raises a `TypeError`."""
 
 
 def as_name_set(names: str | Iterable[str] | None) -> str | set[str] | None:

@@ -16,7 +16,7 @@ from manytune.methods.registry import terms_of
 from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.targets import adapter_layers
 from manytune.methods.tuners.terms import Adapter, Terms
-from manytune.mixed.reckoning import AdapterLimit
+from manytune.mixed.memory_estimate import AdapterLimit
 from manytune.mixed.stacks import AdapterStacks, Snapshot, dtype_for, snapshot_of
 
 

@@ -16,10 +16,11 @@ from manytune.methods.arithmetic.combination import Combination
 from manytune.methods.config import PeftConfig
 from manytune.methods.registry import method_of
 from manytune.methods.tuners.attached import ATTACHED, refuse_attached
-from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.sums import add_weighted_adapter
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.task_heads import TASK_HEADS, head_names, untrained_parts
+from manytune.methods.tuners.unsupported import NotInLayersError
 from manytune.model.accounting import accounting_line, count_parameters
 from manytune.model.naming import name_base
 from manytune.model.per_sample import each_with_its_own
@@ -185,7 +186,7 @@ class AdaptedModel(nn.Module):
 
         Raises:
             AdapterError: There is no adapter of that name.
-            TypeError: The method trains what is in use only, as soft prompts do.
+            TrainsInUseOnlyError: The method trains what is in use and nothing else, as soft prompts do.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         reshard(self)

@@ -16,6 +16,7 @@ from manytune.methods.checkpoint.card import write_card
 from manytune.methods.checkpoint.format import LoadResult
 from manytune.methods.config import CONFIG_NAME, PeftConfig
 from manytune.methods.tuners.attached import refuse_attached
+from manytune.methods.tuners.unsupported import TrainsInUseOnlyError
 from manytune.methods.tuners.walk import every_module
 from manytune.model.adapted import AdaptedModel
 from manytune.model.kbit import let_inputs_require_grad
@@ -304,8 +305,7 @@ class PeftModel(RecognisedByTrainers, AdaptedModel):
                 self.tuner.delete_adapter(adapter_name)
             raise
         if fresh and is_trainable and self.tuner.in_layers:
-            # Methods of other kinds train what is in use, and nothing else.
-            with suppress(TypeError):
+            with suppress(TrainsInUseOnlyError):
                 self.set_requires_grad(adapter_name)
         if self.training and not is_trainable:
             self.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -68,8 +67,7 @@ async def call(app: ASGIApp, request: Forwarded, replica: str) -> AsyncIterator[
     finally:
         gone.set()
         running.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await running
+        await asyncio.wait((running,))  # asyncio reports what fails once nobody reads the answer
 
 
 def _scope(request: Forwarded) -> dict[str, object]:

@@ -20,7 +20,7 @@ from manytune.replicas.forwarding import forward, send_whole
 from manytune.replicas.metrics import FrontMetrics
 from manytune.replicas.operators import ask_all, is_for_all, loaded_adapter
 from manytune.replicas.vouching import vouch
-from manytune.server.auth import Keys, Visit
+from manytune.server.access.auth import Keys, Visit
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError
 from manytune.server.middleware import LOGGED_BY_REPLICA, RequestMiddleware

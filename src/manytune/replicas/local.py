@@ -16,9 +16,9 @@ from manytune.errors import ServeError
 from manytune.replicas.front import front_app
 from manytune.replicas.names import names_in
 from manytune.replicas.workers import Workers
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource, follow_keys
 from manytune.server.connections import ConnectionLimits
-from manytune.server.key_file import KeySource, follow_keys
 from manytune.server.listening import web_server
 from manytune.server.opening import ServeOptions
 

@@ -30,7 +30,7 @@ from manytune.replicas.names import names_in
 from manytune.replicas.ray_replicas import RayReplicas
 from manytune.replicas.ray_router import AffinityRouter
 from manytune.replicas.vouching import VouchedKeys
-from manytune.server.auth import Key, Keys
+from manytune.server.access.auth import Key, Keys
 from manytune.server.opening import ServeOptions, open_server
 from manytune.store.remote.location import local_directory
 

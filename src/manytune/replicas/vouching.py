@@ -14,7 +14,7 @@ import hmac
 
 from pydantic import ValidationError
 
-from manytune.server.auth import Key, Keys, Principal
+from manytune.server.access.auth import Key, Keys, Principal
 from manytune.server.http_errors import HttpError
 
 _SCHEME = "Front"

@@ -23,7 +23,7 @@ from manytune.errors import ManytuneError, ServeError
 from manytune.extras import install_command
 from manytune.replicas.contract import Facts
 from manytune.replicas.vouching import VouchedKeys
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 from manytune.server.opening import Opened, ServeOptions, open_server
 from manytune.terminal import quiet_libraries
 

@@ -229,3 +229,6 @@ class Workers:
                 await self._start(name)
             except (ServeError, OSError) as error:
                 how = f"couldn't start: {error}"
+            except Exception as error:
+                _log.exception("a worker couldn't be started")
+                how = f"couldn't start: {type(error).__name__}: {error}"

@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
-from manytune import __version__
 from manytune.engine.encoder import EncoderEngine
 from manytune.engine.engine import Engine
 from manytune.engine.memory import adapter_limit
 from manytune.engine.options import EngineOptions
 from manytune.engine.text_runner import TextRunner
-from manytune.errors import ManytuneError
 from manytune.examination.examiner import Examiner, shared_examiner
-from manytune.server.adapters import AdapterRegistry
+from manytune.server.access.audit import Audit
+from manytune.server.access.auth import Keys
+from manytune.server.access.key_file import KeySource, follow_keys, keys_of
+from manytune.server.access.tenant_quotas import TenantQuotas
+from manytune.server.adapters.registry import AdapterRegistry
+from manytune.server.adapters.watcher import Watcher
 from manytune.server.any_engine import AnyEngine
-from manytune.server.audit import Audit
-from manytune.server.auth import Keys
-from manytune.server.body_errors import invalid_body
+from manytune.server.application import plain_application
+from manytune.server.background import in_background
 from manytune.server.grammars import Grammars
 from manytune.server.history import History
-from manytune.server.http_errors import HttpError, http_error_of
-from manytune.server.key_file import KeySource, follow_keys, keys_of
 from manytune.server.labelling import Labelling
 from manytune.server.loop import EngineLoop
 from manytune.server.metrics import EngineState, Metrics
 from manytune.server.middleware import RequestMiddleware
 from manytune.server.pages import add_pages
-from manytune.server.places import Places
 from manytune.server.pooling import pooling_of
 from manytune.server.prompts import Prompts
 from manytune.server.routes import adapters as adapter_routes
 from manytune.server.routes import chat, classify, compare, completions, dashboard, embeddings, health, models
 from manytune.server.service import Service
 from manytune.server.settings import Settings
-from manytune.server.watcher import Watcher
 from manytune.store.base import Base
 from manytune.store.store import AdapterStore
 
-_log = logging.getLogger(__name__)
 _LOOKING_SECONDS = 5.0
 
 
@@ -77,14 +69,7 @@ def create_app(
     examiner = examiner if examiner is not None else shared_examiner()
     examiner.begin()
     service = _service_of(base, store, settings, engine_options or EngineOptions(), examiner)
-    app = FastAPI(
-        title="manytune",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=_lifespan,
-        redirect_slashes=False,
-    )
+    app = plain_application(_lifespan)
     app.state.service = service
     app.state.key_source, app.state.keys = source, served_keys
     app.state.history = History(
@@ -104,7 +89,6 @@ def create_app(
     ):
         app.include_router(module.router)
     add_pages(app)
-    add_error_handlers(app)
     app.add_middleware(
         RequestMiddleware,
         keys=served_keys,
@@ -142,7 +126,7 @@ def _service_of(
         adapters=adapters,
         prompts=prompts,
         loop=loop,
-        places=Places(options.max_batch + settings.max_queue),
+        quotas=TenantQuotas(options.max_batch + settings.max_queue),
         grammars=Grammars(base, prompts.end_ids),
         metrics=Metrics(EngineState(loop, adapters)),
         vocabulary=getattr(base.model.config.get_text_config(), "vocab_size", 0),
@@ -160,17 +144,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     service.loop.start()
     app.state.watcher = Watcher(service.adapters, service.loop, service.settings.watch_seconds)
-    watching = [asyncio.create_task(one.run()) for one in (app.state.watcher, app.state.history)]
-    if app.state.key_source is not None:
-        keys, source = app.state.keys, app.state.key_source
-        watching.append(asyncio.create_task(follow_keys(keys, source, service.settings.watch_seconds)))
-    with suppress(TimeoutError):  # of thousands of adapters, the rest is looked at while others are served
-        await asyncio.wait_for(app.state.watcher.ready(), _LOOKING_SECONDS)
-    yield
-    for task in watching:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    keys = follow_keys(app.state.keys, app.state.key_source, service.settings.watch_seconds)
+    async with in_background(app.state.watcher.run(), app.state.history.run(), keys):
+        with suppress(
+            TimeoutError
+        ):  # of thousands of adapters, the rest is looked at while others are served
+            await asyncio.wait_for(app.state.watcher.ready(), _LOOKING_SECONDS)
+        yield
     await service.loop.stop(patience=service.settings.drain_seconds)
     service.grammars.close()
     service.adapters.examined.close()
@@ -185,34 +165,3 @@ def _build_routes(app: FastAPI) -> None:
     nowhere = {"type": "http", "method": "GET", "path": "/nowhere", "root_path": "", "headers": []}
     for route in app.routes:
         route.matches(nowhere)
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Have every error answered in the form of OpenAI's."""
-
-    def answer(error: HttpError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status, error.headers)
-
-    @app.exception_handler(HttpError)
-    async def http_error(_: Request, error: HttpError) -> JSONResponse:
-        return answer(error)
-
-    @app.exception_handler(ManytuneError)
-    async def manytune_error(_: Request, error: ManytuneError) -> JSONResponse:
-        return answer(http_error_of(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(invalid_body(error.errors()[0]))
-
-    @app.exception_handler(HTTPException)
-    async def routing_error(_: Request, error: HTTPException) -> JSONResponse:
-        code = {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        return answer(HttpError(error.status_code, str(error.detail), code=code))
-
-    @app.exception_handler(Exception)
-    async def internal_error(_: Request, error: Exception) -> JSONResponse:
-        _log.error("a request failed", exc_info=error)
-        return answer(
-            HttpError(500, "an internal error; the server's log has the traceback.", code="internal_error")
-        )

@@ -9,14 +9,14 @@ from functools import partial
 
 from fastapi import Request
 
-from manytune.data.label_words import CONTENT_FREE, LabelWords, label_probabilities
+from manytune.data.labels.label_words import CONTENT_FREE, LabelWords, label_probabilities
 from manytune.data.templates import Segment
-from manytune.server.adapters import Model
-from manytune.server.formats import PartialAnswer
+from manytune.server.adapters.registry import Model
+from manytune.server.answers.formats import PartialAnswer
+from manytune.server.answers.replies import collect
+from manytune.server.bodies.schema import ClassifyRequest, CompletionRequest
 from manytune.server.http_errors import HttpError
 from manytune.server.prompts import Prompt, template_of
-from manytune.server.replies import collect
-from manytune.server.schema import ClassifyRequest, CompletionRequest
 from manytune.server.service import PromptMaker, Service, WantedAnswer, generate
 from manytune.store.manifest import Manifest
 

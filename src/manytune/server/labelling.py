@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from manytune.data.label_encoder import LabelEncoder
-from manytune.data.label_kinds import AnyLabels, labels_from
-from manytune.data.labelled import Labels
-from manytune.data.numeric_labels import NumericLabels
-from manytune.data.word_encoder import WordEncoder, encoder_for
-from manytune.data.word_labels import WordLabels
+from manytune.data.labels.label_encoder import LabelEncoder
+from manytune.data.labels.label_kinds import AnyLabels, labels_from
+from manytune.data.labels.labelled import Labels
+from manytune.data.labels.numeric_labels import NumericLabels
+from manytune.data.labels.word_encoder import WordEncoder, encoder_for
+from manytune.data.labels.word_labels import WordLabels
 from manytune.engine.classifier import Classifier
 from manytune.engine.text_runner import NOT_READ, TextInput, TextRunner, TextTokens
 from manytune.errors import ConfigError, DataError
-from manytune.server.adapters import Model
+from manytune.server.adapters.registry import Model
 from manytune.server.http_errors import HttpError
 from manytune.server.images import pixels_of
 from manytune.store.base import Base

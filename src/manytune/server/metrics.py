@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from manytune.engine.request import Output
 from manytune.free_memory import memory_in_use
-from manytune.server.adapters import AdapterRegistry
+from manytune.server.adapters.registry import AdapterRegistry
 from manytune.server.loop import EngineLoop
 from manytune.server.traffic import Traffic
 
@@ -159,6 +159,8 @@ class EngineState(Collector):
                 "Prompt tokens that were taken from cached prefixes.",
                 engine.cached_tokens,
             ),
+            ("drafted_tokens", "Tokens of answers that were guessed and read.", engine.drafted_tokens),
+            ("accepted_tokens", "Guessed tokens that were right.", engine.accepted_tokens),
             ("adapter_hits", "Requests that found their adapter in memory.", cache.hits),
             ("adapter_loads", "Loads of adapters into memory.", cache.misses + cache.prefetched),
             ("adapter_evictions", "Adapters evicted from memory.", cache.evictions),

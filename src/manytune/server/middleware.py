@@ -18,10 +18,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from manytune.server.audit import Audit
-from manytune.server.auth import Keys, Principal, Visit
+from manytune.server.access.audit import Audit
+from manytune.server.access.auth import Keys, Principal, Visit
+from manytune.server.access.origins import check_sender
 from manytune.server.http_errors import HttpError
-from manytune.server.origins import check_sender
 from manytune.server.pages import PAGES
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.errors import ServeError
 from manytune.store.remote.location import is_url
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from manytune.engine.options import Runtime
+    from manytune.engine.speculation import SpeculationMode
     from manytune.engine.weights import Weights
-    from manytune.server.auth import Keys
-    from manytune.server.key_file import KeySource
+    from manytune.server.access.auth import Keys
+    from manytune.server.access.key_file import KeySource
     from manytune.store.base import Base
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
 ServedWeights = Literal["reordered", "plain", "int8", "int4", "nf4"]
-SERVED_WEIGHTS: tuple[ServedWeights, ...] = get_args(ServedWeights)
 
 #: What the engine does with them; those that are packed stay as they are.
 _IN_ENGINE: dict[ServedWeights, Weights] = {
@@ -44,6 +44,7 @@ class ServeOptions:
         dtype: The base's type; None as it is stored.
         weights: How the base's weights are kept.
         runtime: What computes the forwards.
+        speculation: Whether answers are drafted where it pays, or never.
         max_batch: Requests that run at once.
         max_queue: Answers of each tenant that may wait in addition.
         kv_tokens: Capacity of the KV cache.
@@ -62,6 +63,7 @@ class ServeOptions:
     dtype: str | None = None
     weights: ServedWeights = "reordered"
     runtime: Runtime = "torch"
+    speculation: SpeculationMode = "auto"
     max_batch: int = 32
     max_queue: int = 64
     kv_tokens: int = 32768
@@ -143,6 +145,7 @@ def open_server(
         adapter_bytes=None if options.adapter_limit is None else options.adapter_limit << 20,
         weights=_IN_ENGINE[options.weights],
         runtime=options.runtime,
+        speculation=options.speculation,
     )
     app = create_app(base, adapters, settings, keys, engine)
     return Opened(app, adapters, name, settings.max_body_bytes, settings.max_choices)

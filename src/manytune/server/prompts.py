@@ -10,19 +10,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from manytune.data.answer_format import BARE, AnswerFormat
-from manytune.data.chat_template import end_token_of
-from manytune.data.encode import Encoder
-from manytune.data.encoding_options import EncodingOptions
-from manytune.data.label_words import LabelWords
-from manytune.data.special_tokens import SpecialTokens
+from manytune.data.encoding.answer_format import BARE, AnswerFormat
+from manytune.data.encoding.chat_template import end_token_of
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoding_options import EncodingOptions
+from manytune.data.encoding.special_tokens import SpecialTokens
+from manytune.data.labels.label_words import LabelWords
 from manytune.data.templates import Example, PromptTemplate, Segment
 from manytune.engine.base_model import end_token_ids
 from manytune.engine.constraints.grammar import Grammar
 from manytune.engine.constraints.spelling import special_tokens
 from manytune.engine.token_bytes import TokenBytes
 from manytune.errors import DataError, TemplateError
-from manytune.server.answer_form import AnswerForm
+from manytune.server.bodies.answer_form import AnswerForm
 from manytune.server.http_errors import HttpError, for_clients
 from manytune.server.tools.calls import CallReader, ToolFormat
 from manytune.server.tools.choice import format_of

@@ -15,18 +15,18 @@ from starlette.requests import Request as HttpRequest
 from manytune.engine.request import Output, Request, SamplingParams
 from manytune.engine.text_runner import TextRunner
 from manytune.errors import ManytuneError
-from manytune.server.adapters import AdapterRegistry, Model
-from manytune.server.auth import Principal, Visit
-from manytune.server.formats import PartialAnswer
+from manytune.server.access.auth import Principal, Visit
+from manytune.server.access.tenant_quotas import Reservation, TenantQuotas
+from manytune.server.adapters.registry import AdapterRegistry, Model
+from manytune.server.answers.formats import PartialAnswer
+from manytune.server.bodies.schema import GenerationBody
 from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.labelling import Labelling
 from manytune.server.logs import PROMPTS
 from manytune.server.loop import EngineLoop, Stream, Submission
 from manytune.server.metrics import Metrics, Timing
-from manytune.server.places import Places, Taken
 from manytune.server.prompts import Prompt, Prompts
-from manytune.server.schema import GenerationBody
 from manytune.server.settings import Settings
 from manytune.store.manifest import Manifest
 
@@ -63,7 +63,7 @@ class Service:
         adapters: Names to adapters in memory.
         prompts: Makes prompts of what clients send.
         loop: Runs the engine.
-        places: How many answers each tenant may have waiting or running.
+        quotas: How many answers each tenant may have waiting or running.
         grammars: Compiles what answers must look like.
         metrics: Counts and times.
         vocabulary: Number of tokens that the base knows.
@@ -78,7 +78,7 @@ class Service:
     adapters: AdapterRegistry
     prompts: Prompts
     loop: EngineLoop
-    places: Places
+    quotas: TenantQuotas
     grammars: Grammars
     metrics: Metrics
     vocabulary: int
@@ -96,9 +96,9 @@ class Answers:
         prompts: What was asked, for each answer.
     """
 
-    def __init__(self, service: Service, places: Taken) -> None:
+    def __init__(self, service: Service, reservation: Reservation) -> None:
         self._service = service
-        self._places = places
+        self._reservation = reservation
         self._stream = Stream(service.loop)
         self._timings: list[Timing] = []
         self._running: dict[str, int] = {}  # request id to index of the answer
@@ -113,7 +113,7 @@ class Answers:
             index = self._running[output.request_id]
             if output.finish_reason is not None:
                 del self._running[output.request_id]
-                self._places.free()
+                self._reservation.release()
             self._timings[index].observe(output)
             if output.finish_reason == "failed":
                 self._record_failure(self.models[index])
@@ -131,7 +131,7 @@ class Answers:
             return
         self._is_closed = True
         self._stream.close()
-        self._places.free_all()
+        self._reservation.release_all()
         for index in self._running.values():
             self._timings[index].end("cancelled")
         for model in self.models:
@@ -227,7 +227,7 @@ async def generate(
     service.loop.check_ready()
     visit: Visit = http.state.visit
     visit.count_answers(len(answers_wanted), body.count_field)
-    answers = Answers(service, service.places.take(principal.tenant, len(answers_wanted)))
+    answers = Answers(service, service.quotas.reserve(principal.tenant, len(answers_wanted)))
     try:
         if service.settings.log_prompts:
             prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_unset=True)

@@ -94,7 +94,7 @@ class FolderStore(AdapterStore):
 
     def _take(self, name: str, directory: Path, signature: _Signature) -> None:
         """Copy one adapter; if it can't be used, its former version stays."""
-        signature = self._settled(directory, signature)
+        signature = self._once_written(directory, signature)
         self._seen[name] = signature
         try:
             if self._examine is not None:
@@ -109,7 +109,7 @@ class FolderStore(AdapterStore):
             _log.warning("%s can't be served: %s", name, entry.manifest.unservable)
         self._compare_names(name, directory)
 
-    def _settled(self, directory: Path, signature: _Signature) -> _Signature:
+    def _once_written(self, directory: Path, signature: _Signature) -> _Signature:
         """The signature once nobody is writing any more, for at most a few times a second."""
         for _ in range(5):
             newest = max((modified for *_, modified in signature), default=0) / 1e9

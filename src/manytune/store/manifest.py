@@ -36,8 +36,8 @@ class Description:
             then. None for a single task.
         encoding: Whether prompts went through the tokenizer's chat template or not; None if it isn't known.
         encoding_options: What else decided how prompts became tokens, such as values of the chat template's variables;
-            `manytune.data.encoding_options` reads it. None for nothing.
-        labels: A classifier's classes, which `manytune.data.labelled` reads: `names`, in the order of the head's
+            `manytune.data.encoding.encoding_options` reads it. None for nothing.
+        labels: A classifier's classes, which `manytune.data.labels.labelled` reads: `names`, in the order of the head's
             outputs, and `counts`, how many training rows have each. None for a model that generates.
         recipe: The recipe of the run; None if there was none.
         scores: Measured numbers by name.

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from manytune.atomic import make_directory
+from manytune.errors import StoreError, reason_of
 from manytune.store.staging import Staging
 
 _LINE = re.compile(r"([0-9a-f]{64}) (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?")
@@ -50,11 +51,19 @@ class NameHistory:
 
         Args:
             file_name: The name, as its file is called.
+
+        Raises:
+            StoreError: What is kept can't be read.
         """
+        file = self._folder / file_name
         try:
-            text = (self._folder / file_name).read_bytes()[: 100 * (_MOST + 1)].decode("ascii", "replace")
-        except OSError:
+            text = file.read_bytes()[: 100 * (_MOST + 1)].decode("ascii", "replace")
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StoreError(
+                f"{file}: the name's former versions can't be read ({reason_of(error)}). Make the file readable."
+            ) from error
         found = [_LINE.fullmatch(line) for line in text.splitlines()]
         return [NamedVersion(one[1], one[2]) for one in reversed(found) if one is not None]
 
@@ -65,6 +74,9 @@ class NameHistory:
             file_name: The name, as its file is called.
             former: The version that had it; None if none had.
             digest: The version that gets it.
+
+        Raises:
+            StoreError: What was written before can't be read, so that it would be lost.
         """
         if former == digest:
             return

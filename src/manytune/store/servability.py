@@ -20,7 +20,7 @@ from manytune.methods.config import PeftConfig, TaskType
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.position_layers import check_positions
 from manytune.methods.tuners.terms import Adapter, Terms
-from manytune.mixed.reckoning import AdapterLimit, bytes_for_one
+from manytune.mixed.memory_estimate import AdapterLimit, bytes_for_one
 from manytune.mixed.stacks import dtype_for
 from manytune.store.classifier_parts import Classifiers, classifier_parts, trunk_terms
 from manytune.store.manifest import MANIFEST_NAME, Manifest

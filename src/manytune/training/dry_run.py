@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.model.accounting import ExpertCounts, count_experts, count_parameters
 from manytune.training.batches import AnyBatch, TokenCounts
 from manytune.training.batches.batch import base_model

@@ -9,10 +9,10 @@ import torch
 from transformers import set_seed
 
 from manytune.data.dataset import Splits, TokenSplits, encode_splits, read_splits
-from manytune.data.encoding_cache import EncodingCache
-from manytune.data.label_kinds import AnyLabels
-from manytune.data.labelled_dataset import encode_labelled
-from manytune.data.word_labels import WordLabels
+from manytune.data.encoding.encoding_cache import EncodingCache
+from manytune.data.labels.label_kinds import AnyLabels
+from manytune.data.labels.labelled_dataset import encode_labelled
+from manytune.data.labels.word_labels import WordLabels
 from manytune.errors import RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.classifier import renew_head, train_new_modules
@@ -22,7 +22,7 @@ from manytune.store.classifier_base import classifier_base, text_positions
 from manytune.store.quantization import require_trainable
 from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
-from manytune.training.precision import hold_trained_weights, say_precision, settled
+from manytune.training.precision import hold_trained_weights, resolve_dtype, say_precision
 from manytune.training.recipe import Recipe
 from manytune.training.starting_adapter import StartingAdapter, starting_adapter
 
@@ -87,7 +87,7 @@ def read_inputs(
     """
     say = notify or (lambda _: None)
     splits = read_splits(recipe.data)
-    asked, recipe = recipe.training, settled(recipe, base=base.model if base else None)
+    asked, recipe = recipe.training, resolve_dtype(recipe, base=base.model if base else None)
     if base is None:
         base = load_base(
             recipe.base,

@@ -15,7 +15,7 @@ from manytune.own_dtype import HALF
 from manytune.training.recipe import Recipe, TrainingRecipe
 
 
-def settled(recipe: Recipe, *, base: nn.Module | None = None) -> Recipe:
+def resolve_dtype(recipe: Recipe, *, base: nn.Module | None = None) -> Recipe:
     """Return a recipe in which `training.dtype` isn't `auto`.
 
     Args:
@@ -36,7 +36,7 @@ def say_precision(asked: TrainingRecipe, settings: TrainingRecipe, notify: Calla
 
     Args:
         asked: The training section as it was written.
-        settings: The same, settled.
+        settings: The same, with the dtype resolved.
         notify: Receives the line.
     """
     why = "" if asked.dtype != "auto" else f" (auto: {_reason(settings)})"
@@ -46,7 +46,7 @@ def say_precision(asked: TrainingRecipe, settings: TrainingRecipe, notify: Calla
 
 
 def describe(settings: TrainingRecipe) -> str:
-    """The numbers that settled settings compute with, in words for people."""
+    """The numbers that settings whose dtype is resolved compute with, in words for people."""
     if settings.dtype == "float32":
         return "float32, its products rounded to TF32" if _rounds_to_tf32(settings) else "float32"
     if settings.activations == "base":

@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from manytune.data.labels.numeric_labels import Scale
 from manytune.data.nearest import did_you_mean
-from manytune.data.numeric_labels import Scale
 from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of

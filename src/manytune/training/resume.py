@@ -83,13 +83,6 @@ def checkpoints_in(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
 
 
-def step_of(checkpoint: Path) -> int:
-    """The number of optimizer steps that a checkpoint holds."""
-    found = _NAME.fullmatch(checkpoint.name)
-    assert found, checkpoint
-    return int(found[1])
-
-
 def save_checkpoint(
     directory: Path,
     *,

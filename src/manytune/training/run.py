@@ -42,7 +42,7 @@ from manytune.training.loop.reporting import check_reporters
 from manytune.training.loop.result import TrainingResult
 from manytune.training.loop.train import train_model
 from manytune.training.loop.validation import ValidationScores
-from manytune.training.precision import settled
+from manytune.training.precision import resolve_dtype
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.recording import recording
 from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
@@ -197,7 +197,7 @@ def run(
     with held(directory.path) if owns else contextlib.nullcontext(), short, sharding_here_alone():
         date = now()
         if owns:
-            known = settled(recipe, base=base.model if base else None)
+            known = resolve_dtype(recipe, base=base.model if base else None)
             _enter(directory, known, resume=resume, overwrite=overwrite)
             date = (load_recipe(directory.recipe_file).data.date if resume else None) or date
         date = processes.from_first(date)

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from manytune.data.numeric_labels import number_in
+from manytune.data.labels.numeric_labels import number_in
 from manytune.data.records import Record
 from manytune.data.rendering import field_reference, shorten
 from manytune.training.starting_columns import text_columns
-from manytune.training.starting_tags import HOW_A_HEAD_TRAINS
+from manytune.training.starting_tags import head_recipe
 
 _LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "intent", "target", "topic")
 _NUMBER_NAMES = ("label", "score", "rating", "similarity", "similarity_score", "value", "target")
@@ -107,31 +107,23 @@ def labelled_recipe(
     else:
         counts = Counter(given)
         listed = shorten(", ".join(f"{name} {count:,}" for name, count in counts.most_common()), 90)
-    return "\n".join(
-        [
-            f"# manytune train {output}",
-            f"# then: manytune evaluate runs/{output.stem}",
-            "",
-            "# A hub id or a directory: an encoder such as BERT, or a model that writes text, as embedded is.",
-            "base: embedded",
-            "",
+    return head_recipe(
+        output=output,
+        task=[
             f"# A guess: {text} is a text, and {label} its {'number' if numbers else 'label'}: {listed}.",
             "# For generated answers: task: generation, with data.prompt and data.completion.",
             f"task: {'regression' if numbers else 'classification'}",
-            "",
-            "data:",
+        ],
+        data=[
             f"  train: {json.dumps(file, ensure_ascii=False)}",
             f"  text: {json.dumps(field_reference(text))}",
             f"  label: {json.dumps(label)}",
             "  # In tokens; a longer text is cut at its end, and counted.",
-            "  max_length: 512",
-            "  overflow: truncate_prompt",
-            *shares,
-            "",
-            *HOW_A_HEAD_TRAINS,
+        ],
+        shares=shares,
+        training=[
             "  # The number is learned with mean 0 and deviation 1; as it is with standardize: false"
             if numbers
-            else "  # Where labels are rare: class_weights: balanced",
-            "",
-        ]
+            else "  # Where labels are rare: class_weights: balanced"
+        ],
     )

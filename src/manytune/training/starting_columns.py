@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from manytune.data.numeric_labels import number_in
+from manytune.data.labels.numeric_labels import number_in
 from manytune.data.records import Record
 from manytune.data.rendering import shorten
 from manytune.errors import DataError

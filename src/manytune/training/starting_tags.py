@@ -10,8 +10,8 @@ from pathlib import Path
 from manytune.data.records import Record
 from manytune.data.rendering import shorten
 
-#: The sections of a recipe that say how a new head is trained; a line may follow in `training`.
-HOW_A_HEAD_TRAINS = (
+#: The sections of a recipe that say how a new head is trained.
+_HOW_A_HEAD_TRAINS = (
     "method:",
     "  # Others: docs/methods.md. The new head trains in full with any.",
     "  name: lora",
@@ -60,31 +60,60 @@ def tagged_recipe(
     listed = shorten(", ".join(f"{name} {count:,}" for name, count in Counter(given).most_common()), 90)
     numbers = all(isinstance(one, int) for one in given)
     naming = ["  # Name the numbers: tag_names: [O, B-PER, I-PER]"] if numbers else []
-    return "\n".join(
-        [
-            f"# manytune train {output}",
-            f"# then: manytune evaluate runs/{output.stem}",
-            "",
-            "# A hub id or a directory: an encoder such as BERT, or a model that writes text, as embedded is.",
-            "base: embedded",
-            "",
+    return head_recipe(
+        output=output,
+        task=[
             f"# A guess: {words} are words, and {tags} a tag for each: {listed}.",
             "task: token-classification",
-            "",
-            "data:",
+        ],
+        data=[
             f"  train: {json.dumps(file, ensure_ascii=False)}",
             f"  tokens: {json.dumps(words)}",
             f"  tags: {json.dumps(tags)}",
             *naming,
             "  # In tokens; the words of a longer text that are cut off aren't learned.",
-            "  max_length: 512",
-            "  overflow: truncate_prompt",
-            *shares,
-            "",
-            *HOW_A_HEAD_TRAINS,
-            "",
-        ]
+        ],
+        shares=shares,
     )
+
+
+def head_recipe(
+    *,
+    output: Path,
+    task: Sequence[str],
+    data: Sequence[str],
+    shares: Sequence[str],
+    training: Sequence[str] = (),
+) -> str:
+    """A recipe that trains a new head, as YAML with comments.
+
+    Args:
+        output: Where the recipe goes.
+        task: The lines of the task.
+        data: The first lines of the data section; the last one is about what is cut off.
+        shares: The lines of the rows that are set aside.
+        training: The last lines of the training section.
+    """
+    lines = [
+        f"# manytune train {output}",
+        f"# then: manytune evaluate runs/{output.stem}",
+        "",
+        "# A hub id or a directory: an encoder such as BERT, or a model that writes text, as embedded is.",
+        "base: embedded",
+        "",
+        *task,
+        "",
+        "data:",
+        *data,
+        "  max_length: 512",
+        "  overflow: truncate_prompt",
+        *shares,
+        "",
+        *_HOW_A_HEAD_TRAINS,
+        *training,
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _names(records: Sequence[Record]) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 from tests.chat_templates import FAMILIES, tokenizer_of
 
 from manytune.data.conversation.form import ConversationForm
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.readers import read
 from manytune.errors import DataError
 

@@ -5,7 +5,7 @@ from tests.chat_templates import FAMILIES, MARKED, Family, tokenizer_of
 
 from manytune.data.conversation.conversation import Message
 from manytune.data.conversation.generation_marks import marking, unmarked
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example
 from manytune.errors import TemplateError
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tests.chat_templates import tokenizer_of
 
 from manytune.data.conversation.packing import packed, parts
-from manytune.data.encode import Encoder
-from manytune.data.encoded import rows_of
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import rows_of
 from manytune.data.templates import Example
 
 

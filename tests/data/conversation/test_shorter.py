@@ -4,7 +4,7 @@ import pytest
 from tests.chat_templates import tokenizer_of
 
 from manytune.data.conversation.conversation import Message, ToolCall
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example
 from manytune.errors import DataError
 

@@ -6,7 +6,7 @@ from tests.chat_templates import tokenizer_of
 
 from manytune.data.conversation.conversation import Message, ToolCall
 from manytune.data.conversation.tools_as_text import tools_as_text
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}

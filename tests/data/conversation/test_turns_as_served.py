@@ -12,9 +12,9 @@ from tests.random_cases import cases
 from manytune.data.conversation.conversation import Message
 from manytune.data.conversation.form import ConversationForm
 from manytune.data.conversation.openai import row_of
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
-from manytune.data.encoding_options import EncodingOptions
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
+from manytune.data.encoding.encoding_options import EncodingOptions
 from manytune.data.records import Record
 from manytune.data.templates import Example
 from manytune.errors import DataError

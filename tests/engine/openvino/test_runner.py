@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.engine.adapters import InMemory, attached, in_memory, llama
 from tests.engine.arrivals import Arrival
 from tests.engine.arrivals import run as run_arrivals
+from tests.engine.drafting import drafts_always
 from tests.engine.mixtures import BUILDERS, LIMIT, PROMPTS, check, params, run, world_of
 from tests.random_cases import cases
 from transformers import Gemma2Config, Gemma2ForCausalLM
@@ -81,6 +82,18 @@ def test_a_cached_prefix_gives_the_same_answer(engine, world):
     first, again = (engine.generate([request])[0] for request in requests)
     assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 16)
     assert again.token_ids == first.token_ids
+
+
+def test_drafted_answers_are_those_of_transformers(engine, world, monkeypatch):
+    drafts_always(engine, monkeypatch)
+    asked = [(name, number) for name in (None, *world.adapters) for number in (2, 4)]
+    for first in range(0, len(asked), 4):
+        some = asked[first : first + 4]
+        requests = [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in some]
+        outputs = run(engine, requests)
+        for name, number in some:
+            check(world, name, number, outputs[f"{name}/{number}"])
+    assert engine.counters().accepted_tokens > LIMIT
 
 
 def test_prompts_are_scored_as_in_torch(engine, world, tokenizer):

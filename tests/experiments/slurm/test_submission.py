@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.experiments.slurm.fake_slurm import FakeSlurm
-from tests.experiments.slurm.forked_python import forked_python
 from tests.experiments.tiny_experiment import Reported, content, experiment
+from tests.forked_python import forked_python
 from tests.random_cases import DEPTH
 from typer.testing import CliRunner
 
@@ -48,11 +48,11 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """It finds the tests' process where a script names Python."""
+    """It finds a process that has imported everything where a script names Python."""
     found = FakeSlurm(tmp_path / "slurm")
     for name, value in found.environment.items():
         monkeypatch.setenv(name, value)
-    with forked_python(tmp_path) as python:
+    with forked_python() as python:
         monkeypatch.setattr(sys, "executable", str(python))
         yield found
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from tests.methods.lora.beside_peft import BY_NAME, CASES, Case, Net, quiet, run, scatter
+from tests.methods.lora.compared_with_peft import BY_NAME, CASES, Case, Net, quiet, run, scatter
 from tests.methods.tiny_models import LLAMA
 from torch import nn
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import peft
 import pytest
-from tests.methods.lora.beside_peft import Net
+from tests.methods.lora.compared_with_peft import Net
 
 from manytune import ConfigError, LoraConfig, PeftConfig, PeftType, TaskType, get_peft_model
 from manytune.methods.registry import peft_config_from

@@ -7,7 +7,7 @@ import warnings
 import peft
 import pytest
 import torch
-from tests.methods.lora.beside_peft import (
+from tests.methods.lora.compared_with_peft import (
     BY_NAME,
     CASES,
     NET,

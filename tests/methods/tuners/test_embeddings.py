@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import manytune
-from manytune.errors import AdapterError, CheckpointError
+from manytune.errors import AdapterError, CheckpointError, PeftWarning
 from manytune.methods.registry import terms_of
 from manytune.methods.tuners.filling import ShapeMismatchError
 from manytune.methods.tuners.terms import TermsError
@@ -144,6 +144,19 @@ def test_the_tables_are_saved_as_hf_peft_saves_them(longer: bool, how: Any, tmp_
         model = trained(resized(directory, rows=LONGER if longer else VOCABULARY), library)
         names.append(set(library.get_peft_model_state_dict(model, save_embedding_layers=how)))
     assert names[0] == names[1]
+
+
+def test_where_it_is_not_known_whether_rows_were_added_a_warning_says_so(tmp_path: Path) -> None:
+    directory = saved_base(LLAMA, tmp_path / "base")
+    model = trained(resized(directory), manytune)
+    (directory / "config.json").rename(directory / "kept.json")
+    with pytest.warns(PeftWarning, match=r"No config\.json of .*base was found, so whether its vocabulary"):
+        lost = manytune.get_peft_model_state_dict(model)
+    assert not any("embed" in name for name in lost)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        kept = manytune.get_peft_model_state_dict(model, save_embedding_layers=True)
+    assert any("embed" in name for name in kept) and not said
 
 
 def test_methods_other_than_lora_keep_added_rows(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.methods.lora.beside_peft import Net, run, scatter
+from tests.methods.lora.compared_with_peft import Net, run, scatter
 from tests.methods.tiny_models import GPT2, LLAMA
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM

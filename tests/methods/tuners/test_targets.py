@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.lora.beside_peft import Net, quiet
+from tests.methods.lora.compared_with_peft import Net, quiet
 from tests.methods.tiny_models import BERT, FAMILIES, GPT2, LLAMA, T5, Family
 from torch import nn
 

@@ -13,7 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tests.methods.lora.beside_peft import Net
+from tests.methods.lora.compared_with_peft import Net
 from tests.methods.tiny_models import BERT, GPT2, LLAMA, T5
 from torch import nn
 

@@ -4,7 +4,7 @@ from starlette.testclient import TestClient
 from tests.server.api_client import ROOT
 from tests.server.world import app_of
 
-from manytune.server.auth import Keys
+from manytune.server.access.auth import Keys
 
 
 def test_health_and_readiness_need_no_key(base, store):

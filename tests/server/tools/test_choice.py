@@ -5,7 +5,7 @@ from tests.chat_templates import FAMILIES, tokenizer_of
 from tests.server.tools.test_hermes import TOOLS
 from tests.server.tools.test_response_template import TEMPLATE
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.server.tools.choice import format_of
 
 WRITTEN = {"llama3": "llama3", "qwen3": "hermes", "qwen3-no-thinking": "hermes", "mistral": "mistral"}

@@ -8,8 +8,8 @@ from tests.training.batches.test_batch_exactness import GRADIENT, LOSS, assert_s
 from tests.training.batches.tiny import Sequence, model
 
 from manytune.data.conversation.conversation import Message
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded, rows_of
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded, rows_of
 from manytune.data.templates import Example
 from manytune.engine.likelihood import completion_nll
 from manytune.errors import DataError

@@ -22,8 +22,8 @@ from transformers import (
 from typer.testing import CliRunner
 
 from manytune.cli.main import build_app
-from manytune.data.encode import Encoder
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encode import Encoder
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.templates import Example, Segment
 from manytune.engine.likelihood import completion_nll
 from manytune.engine.static_batch import generate_batch

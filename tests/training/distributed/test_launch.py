@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from tests.training.distributed.together import PROCESSES
+from tests.forkserver import PROCESSES
 
 from manytune.errors import RunError
 from manytune.training.distributed.launch import launch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import socket
 import traceback
@@ -13,11 +12,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from tests.forkserver import PROCESSES
 
 from manytune.training.distributed.processes import Processes, joined, leave
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["manytune.training.run"])
 
 
 def together(

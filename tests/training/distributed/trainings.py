@@ -13,7 +13,7 @@ from tests.store.tiny import tiny_model
 from tests.training.tiny_run import VOCABULARY, as_rows, settings
 from torch import nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model
 from manytune.sharded import reshard, whole_for_files

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.training.tiny_run import as_rows, lora, sequences, settings
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.errors import DataError
 from manytune.training.batches import BUILDERS, Batch, builder
 from manytune.training.loop.background import BackgroundBuilder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.training.batches.grouping import plan_batches, rows_of_one
 from manytune.training.loop.samplers import GroupedSampler, SeededSampler
 

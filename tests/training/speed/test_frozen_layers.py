@@ -18,7 +18,7 @@ from tests.training.batches import tiny
 from tests.training.tiny_run import as_rows, settings
 from torch import nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.data.mixing import mix
 from manytune.methods.registry import peft_config_from
 from manytune.model.attach import get_peft_model

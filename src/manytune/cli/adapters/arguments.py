@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,38 +34,21 @@ Store = Annotated[
         help="The store's directory, or a URL such as s3://bucket/prefix; or set MANYTUNE_STORE.",
     ),
 ]
+
+
+def _argument(what: str) -> Any:
+    return typer.Argument(help=what, show_default=False, autocompletion=stored_names)
+
+
 Adapter = Annotated[
-    str,
-    typer.Argument(
-        help="A name in the store, a digest or its first digits; or a run's or an adapter's directory.",
-        show_default=False,
-        autocompletion=stored_names,
-    ),
+    str, _argument("A name in the store, a digest or its first digits; or a run's or an adapter's directory.")
 ]
 Adapters = Annotated[
     list[str],
-    typer.Argument(
-        help="Names in the store, digests or their first digits; or runs' or adapters' directories.",
-        show_default=False,
-        autocompletion=stored_names,
-    ),
+    _argument("Names in the store, digests or their first digits; or runs' or adapters' directories."),
 ]
-Kept = Annotated[
-    str,
-    typer.Argument(
-        help="A name in the store, a digest or its first digits.",
-        show_default=False,
-        autocompletion=stored_names,
-    ),
-]
-ManyKept = Annotated[
-    list[str],
-    typer.Argument(
-        help="Names in the store, digests or their first digits.",
-        show_default=False,
-        autocompletion=stored_names,
-    ),
-]
+Kept = Annotated[str, _argument("A name in the store, a digest or its first digits.")]
+ManyKept = Annotated[list[str], _argument("Names in the store, digests or their first digits.")]
 
 
 def store_at(location: str) -> AdapterStore:

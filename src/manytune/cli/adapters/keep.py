@@ -20,7 +20,8 @@ from manytune.cli.adapters.arguments import (
     stored_names,
 )
 from manytune.cli.options import AsJson
-from manytune.errors import ManytuneError
+from manytune.errors import ManytuneError, StoreError
+from manytune.terminal import visible
 
 
 def add(
@@ -127,7 +128,6 @@ def list_(
     from manytune.cli.outputs.adapters import summary
     from manytune.cli.outputs.json_output import print_json
     from manytune.cli.outputs.lines import print_error
-    from manytune.errors import StoreError
 
     damaged: list[dict[str, object]] = []
 
@@ -266,8 +266,6 @@ def remove(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Remove adapters from the store, with all their names and tags. It asks first; without a terminal, give --yes."""
-    from manytune.terminal import visible
-
     kept = store_at(store)
     digests = list(dict.fromkeys([kept.resolve(adapter) for adapter in adapters]))
     names = kept.names()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,8 +59,6 @@ def combine(
     store: Store = DEFAULT_STORE,
 ) -> None:
     """Add the weighted combination of adapters to the store, as a new adapter."""
-    import tempfile
-
     from manytune.cli.outputs.adapters import print_added
     from manytune.methods.arithmetic.combination import Combination
     from manytune.store.combining import combine_adapters

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from manytune.data.encoding_cache import CacheEntry
+    from manytune.data.encoding.encoding_cache import CacheEntry
 
 
 def print_entries(directory: Path, entries: Sequence[CacheEntry], *, removed: bool) -> None:

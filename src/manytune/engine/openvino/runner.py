@@ -154,7 +154,7 @@ class OpenVINORunner(PagedRunner):
             given = self._places(sequences, tokens)
             given |= {"embeddings": embeddings[None], "positions": positions[None], "kept": kept}
             return self._program.run(given)
-        division = self._division(owners)
+        division = self._division(owners, in_one=bool(tokens.chunks))
         count, order = division.windows.count, division.order
         if count > 1:
             sequences = [sequences[token] for token in division.windows.order]
@@ -204,19 +204,20 @@ class OpenVINORunner(PagedRunner):
             wanted = wanted | self._facts(one).outline
         return self._programs.program(wanted)
 
-    def _division(self, owners: Owners) -> _Division:
-        """Which ranks and which slot each token has."""
-        key = (owners.single, owners.chunks, owners.kept, self._tables.version)
+    def _division(self, owners: Owners, *, in_one: bool) -> _Division:
+        """Which ranks and which slot each token has; in one window if any sequence has several tokens."""
+        key = (owners.single, owners.chunks, owners.kept, in_one, self._tables.version)
         if self._divided is None or self._divided[0] != key:
             digests = list(owners.single)
             for digest, where in owners.chunks:
                 digests += [digest] * (where.stop - where.start)
-            self._divided = key, self._divide([self._tables.place(one) for one in digests], owners)
+            places = [self._tables.place(one) for one in digests]
+            self._divided = key, self._divide(places, owners, in_one=in_one)
         return self._divided[1]
 
-    def _divide(self, places: Sequence[Place], owners: Owners) -> _Division:
+    def _divide(self, places: Sequence[Place], owners: Owners, *, in_one: bool) -> _Division:
         ranks = self._tables.ranks
-        if owners.chunks:  # many tokens of one adapter: windows of equal size would be large
+        if in_one:  # many tokens of one adapter: windows of equal size would be large
             windows = Windows(1, ranks, tuple(range(len(places))))
         else:
             windows = divide([place.ranks for place in places], ranks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manytune.data.numeric_labels import number_in
+from manytune.data.labels.numeric_labels import number_in
 from manytune.errors import DataError
 from manytune.evaluation.metrics.base import Described, Floats, MeanOfItems, number_of_references
 from manytune.evaluation.results import Answer

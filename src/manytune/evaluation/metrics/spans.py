@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from manytune.data.spans import spans_of
+from manytune.data.labels.spans import spans_of
 from manytune.evaluation.metrics.base import Described, Floats, number_of_references
 from manytune.evaluation.results import Answer
 

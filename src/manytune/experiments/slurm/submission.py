@@ -18,7 +18,7 @@ import yaml
 
 from manytune.atomic import atomic_write
 from manytune.errors import RunError
-from manytune.experiments.kept import is_done
+from manytune.experiments.finished import is_done
 from manytune.experiments.recipe import Experiment
 from manytune.experiments.runner import work_file
 from manytune.experiments.slurm.directives import asks_for_gpus

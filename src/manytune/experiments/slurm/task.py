@@ -7,7 +7,7 @@ from pathlib import Path
 
 from manytune.errors import ManytuneError, RunError
 from manytune.experiments.failures import Failure, forget_failure, keep_failure
-from manytune.experiments.kept import is_done
+from manytune.experiments.finished import is_done
 from manytune.experiments.runner import work_file
 from manytune.experiments.trials import Phase
 from manytune.experiments.worker import Work, open_for, run_alone

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from manytune.errors import ConfigError, PeftWarning
-from manytune.methods.config import PeftConfig, PeftType, as_name_set
+from manytune.methods.config import OptionTypeError, PeftConfig, PeftType, as_name_set
 from manytune.methods.lora.init import is_known, starts_from_sketch, starts_from_weight
 from manytune.methods.tuners.targets import first_match
 
@@ -118,7 +118,9 @@ class LoraConfig(PeftConfig):
         self.target_modules = as_name_set(self.target_modules)
         self.exclude_modules = as_name_set(self.exclude_modules)
         if isinstance(self.target_parameters, str):
-            raise TypeError("`target_parameters` must be a list of strings, not a string.")
+            raise OptionTypeError(
+                f"`target_parameters` must be a list of strings, not a string; found {self.target_parameters!r:.100}."
+            )
         _check_implemented(self)
         _check_numbers(self)
         self._check_layers()

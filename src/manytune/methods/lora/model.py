@@ -122,7 +122,7 @@ class LoraModel(SummedTuner):
         if self.adapts_parameters:
             name_experts(self.model, config)
         chosen = self._select_modules(config)
-        _settle_orientation(config, [base_of(module) for _, module in chosen])
+        _correct_orientation(config, [base_of(module) for _, module in chosen])
         chosen = with_output_projections(self.model, chosen)
         places = select_parameters(self.model, config)
         refuse_both(chosen, places)
@@ -362,7 +362,7 @@ class LoraModel(SummedTuner):
         return super()._detach()
 
 
-def _settle_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:
+def _correct_orientation(config: LoraConfig, modules: Sequence[nn.Module]) -> None:
     """Which way round a weight is stored is known from the layer; what the user said is corrected."""
     if any(isinstance(module, Conv1D) for module in modules):
         config.fan_in_fan_out = True

@@ -103,9 +103,9 @@ class EncodedPrompt(SoftPrompt):
 class PromptEncoderModel(InputPromptTuner):
     """P-tuning attached to a model; see `PromptEncoderConfig`."""
 
-    def settle(self, config: PromptLearningConfig) -> None:
-        """See `PromptTuner.settle`."""
-        super().settle(config)
+    def infer_sizes(self, config: PromptLearningConfig) -> None:
+        """See `PromptTuner.infer_sizes`."""
+        super().infer_sizes(config)
         assert isinstance(config, PromptEncoderConfig)
         if config.encoder_hidden_size is None:
             config.encoder_hidden_size = config.token_dim

@@ -86,8 +86,8 @@ _NONE_NEEDED = "Prompt tuning and P-tuning need none."
 class PrefixTuningModel(PromptTuner):
     """Prefix tuning attached to a model; see `PrefixTuningConfig`."""
 
-    def settle(self, config: PrefixTuningConfig) -> None:
-        """See `PromptTuner.settle`: heads and sizes are those of the model's keys and values."""
+    def infer_sizes(self, config: PrefixTuningConfig) -> None:
+        """See `PromptTuner.infer_sizes`: heads and sizes are those of the model's keys and values."""
         reader = _reader(self.model)
         self.refuse_checkpointing()
         _require_plain(DynamicCache(config=reader.config))

@@ -29,6 +29,7 @@ from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.targeted import targeted_modules, targeted_parameters
 from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
 from manytune.methods.tuners.training_hooks import TrainingHooks
+from manytune.methods.tuners.unsupported import TrainsInUseOnlyError
 
 #: What names the base alone where an adapter is named.
 BASE = "__base__"
@@ -131,10 +132,10 @@ class Tuner(nn.Module, ABC):
         """Let adapters train, or freeze them, whether in use or not.
 
         Raises:
-            TypeError: The method trains what is in use only.
+            TrainsInUseOnlyError: The method does so.
         """
         kinds = ", ".join(sorted({str(config.peft_type) for config in self.peft_config.values()}))
-        raise TypeError(
+        raise TrainsInUseOnlyError(
             f"Setting `requires_grad` is not supported for {self.kind} methods like {kinds}. Use set_adapter."
         )
 
@@ -394,7 +395,3 @@ class Tuner(nn.Module, ABC):
             if "_modules" not in self.__dict__ or "model" not in self._modules:
                 raise
             return getattr(self.model, name)
-
-
-class NotInLayersError(AdapterError, AttributeError):
-    """Asked of a method whose adapters aren't in the model's layers, such as a soft prompt: merge, unload."""

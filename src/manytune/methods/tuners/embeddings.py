@@ -225,12 +225,23 @@ def _without_repeats(model: nn.Module, tables: dict[str, Tensor]) -> dict[str, T
 
 
 def _is_resized(model: nn.Module, config: PeftConfig) -> bool:
-    """Whether a base's vocabulary is another one than its configuration file, where that is at hand, says."""
+    """Whether a base's vocabulary is another one than its configuration file says.
+
+    Warns:
+        PeftWarning: The base was loaded from somewhere, and that file isn't there (any more).
+    """
     present = _vocabulary(getattr(model, "config", None))
     name = config.base_model_name_or_path
     if present is None or not name:
         return False
     original = _original_vocabulary(model, name, config.revision)
+    if original is None:
+        warnings.warn(
+            f"No config.json of {name} was found, so whether its vocabulary was changed isn't known, and no embeddings "
+            "are saved with the adapter. Pass save_embedding_layers=True if it was, and False if it wasn't.",
+            PeftWarning,
+            stacklevel=5,
+        )
     return original is not None and original != present
 
 

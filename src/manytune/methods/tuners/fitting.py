@@ -9,7 +9,7 @@ from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.offloading import offloaded_from
 
 
-def settle(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
+def fit_to_layer(layer: AdapterLayer, adapter_name: str, *, autocast: bool) -> None:
     """Make a new adapter fit its layer, frozen.
 
     Its modules take the layer's training mode, its parameters the base layer's device and dtype, or float32 for a

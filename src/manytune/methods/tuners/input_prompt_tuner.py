@@ -30,8 +30,8 @@ from manytune.methods.tuners.virtual_tokens import (
 class InputPromptTuner(PromptTuner):
     """A method whose virtual tokens are embeddings that the model reads before its input."""
 
-    def settle(self, config: PromptLearningConfig) -> None:
-        """See `PromptTuner.settle`: a virtual token is as wide as an embedding."""
+    def infer_sizes(self, config: PromptLearningConfig) -> None:
+        """See `PromptTuner.infer_sizes`: a virtual token is as wide as an embedding."""
         width = embeddings_of(self.model).shape[1]
         if config.token_dim not in (None, width):
             raise ConfigError(

@@ -18,7 +18,7 @@ from manytune.methods.tuners.adapter_layer import AdapterLayer
 from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.filling import fill_state
-from manytune.methods.tuners.fitting import settle
+from manytune.methods.tuners.fitting import fit_to_layer
 from manytune.methods.tuners.layer_merging import merge_layers, merged_in, refuse_inexact, tables_to_merge
 from manytune.methods.tuners.layer_terms import by_layer, saved_terms, with_own_tables
 from manytune.methods.tuners.merging import MergeError
@@ -136,7 +136,7 @@ class LayerTuner(Tuner):
                 with torch.device("meta") if low_cpu_mem_usage else nullcontext():
                     for path, layer in wrapped.items():
                         self.add_to_layer(layer, path, adapter_name, config)
-                        settle(layer, adapter_name, autocast=autocast_adapter_dtype)
+                        fit_to_layer(layer, adapter_name, autocast=autocast_adapter_dtype)
                 keepers = {p: kept_copies(m) for p, m in to_save}
                 for keeper in keepers.values():
                     keeper.add(adapter_name, autocast=autocast_adapter_dtype)

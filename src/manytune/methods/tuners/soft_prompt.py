@@ -1,4 +1,4 @@
-"""A soft prompt: one adapter's virtual tokens, and the models that they can stand before."""
+"""A soft prompt: one adapter's virtual tokens, and the models that can have one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def in_this_thread(hook: Any) -> Any:
 
 
 def check_model(model: nn.Module, config: PromptLearningConfig) -> None:
-    """Refuse a model that a soft prompt can't stand before, and settle how many tokens it has.
+    """Refuse a model that can't have a soft prompt, and infer how many tokens that has.
 
     Raises:
         ConfigError: It isn't a transformers model, or the configuration's task isn't the model's.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from manytune.errors import AdapterError, CheckpointError, PeftWarning
 from manytune.methods.config import PeftConfig, PromptLearningConfig
-from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.filling import fill_state, taken
 from manytune.methods.tuners.layer_terms import with_own_tables
 from manytune.methods.tuners.merging import MergeError
@@ -25,6 +25,7 @@ from manytune.methods.tuners.saved_targets import lies_in, saved_targets
 from manytune.methods.tuners.soft_prompt import PROMPT, SoftPrompt, check_model, computed, embeddings_of
 from manytune.methods.tuners.table_terms import over_tables
 from manytune.methods.tuners.terms import FILE_PREFIX, Terms, TermsError, joined
+from manytune.methods.tuners.unsupported import NotInLayersError
 from manytune.methods.tuners.walk import replace_module
 from manytune.sharded import is_sharded
 
@@ -32,7 +33,7 @@ from manytune.sharded import is_sharded
 class PromptTuner(Tuner):
     """A method whose adapters are virtual tokens. The model's layers stay as they are.
 
-    A subclass defines `settle`, `build`, `shape` and `hooks`. Calls through `PeftModel` put the virtual tokens
+    A subclass defines `infer_sizes`, `build`, `shape` and `hooks`. Calls through `PeftModel` put the virtual tokens
     in; a call of the model itself doesn't see them.
 
     Mutates: replaces each of `modules_to_save` by a `ModulesToSaveWrapper`; `unload` puts the originals back.
@@ -57,8 +58,8 @@ class PromptTuner(Tuner):
     # -- what a subclass says
 
     @abstractmethod
-    def settle(self, config: Any) -> None:
-        """Fill in what the model decides, and refuse what doesn't fit it."""
+    def infer_sizes(self, config: Any) -> None:
+        """Fill in the sizes that are inferred from the model, and refuse others."""
 
     @abstractmethod
     def build(self, config: Any) -> SoftPrompt:
@@ -111,7 +112,7 @@ class PromptTuner(Tuner):
             yield
             return
         name = self._active[0]
-        assert isinstance(base_model, PreTrainedModel), "settle checks it"
+        assert isinstance(base_model, PreTrainedModel), "infer_sizes checks it"
         handles = self.hooks(base_model, self._prompt(name), self.peft_config[name])
         try:
             yield
@@ -131,7 +132,7 @@ class PromptTuner(Tuner):
         self._require_new(adapter_name)
         assert isinstance(config, PromptLearningConfig)
         check_model(self.model, config)
-        self.settle(config)
+        self.infer_sizes(config)
         keepers = self._keepers(config)
         # An adapter for inference has its computed values only, as its file does.
         prompt = SoftPrompt(*self.shape(config)) if config.inference_mode else self.build(config)

@@ -11,8 +11,9 @@ import torch
 
 from manytune.errors import AdapterError
 from manytune.methods.arithmetic.combination import Combination
-from manytune.methods.tuners.base import NotInLayersError, Tuner
+from manytune.methods.tuners.base import Tuner
 from manytune.methods.tuners.layer_tuner import LayerTuner
+from manytune.methods.tuners.unsupported import NotInLayersError
 
 
 class SummedTuner(LayerTuner):

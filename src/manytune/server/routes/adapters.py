@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from manytune.server.adapters import AdapterRegistry
-from manytune.server.body import Body
+from manytune.server.adapters.registry import AdapterRegistry
+from manytune.server.adapters.versions import go_back, versions_of
+from manytune.server.bodies.body import Body
 from manytune.server.http_errors import HttpError
 from manytune.server.json_lists import list_response
 from manytune.server.middleware import DETAIL
 from manytune.server.service import Service
-from manytune.server.versions import go_back, versions_of
 
 router = APIRouter(prefix="/v1/adapters")
 

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.adapters import Model
-from manytune.server.chat_schema import ChatRequest, Conversation
-from manytune.server.formats import Envelope, PartialAnswer, delta_body, usage_of
-from manytune.server.message_schema import read_messages
+from manytune.server.adapters.registry import Model
+from manytune.server.answers.formats import Envelope, PartialAnswer, delta_body, usage_of
+from manytune.server.answers.replies import collect, stream
+from manytune.server.answers.token_entries import TokenEntries
+from manytune.server.bodies.chat_schema import ChatRequest, Conversation
+from manytune.server.bodies.message_schema import read_messages
 from manytune.server.prompts import Prompt, PromptOptions
-from manytune.server.replies import collect, stream
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
-from manytune.server.token_entries import TokenEntries
 from manytune.store.manifest import Manifest
 
 router = APIRouter(prefix="/v1/chat/completions")

@@ -11,20 +11,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from manytune.data.label_kinds import AnyLabels
-from manytune.data.labelled import Labels
-from manytune.data.numeric_labels import NumericLabels
+from manytune.data.labels.label_kinds import AnyLabels
+from manytune.data.labels.labelled import Labels
+from manytune.data.labels.numeric_labels import NumericLabels
 from manytune.engine.text_runner import NOT_READ, TextTokens
-from manytune.server.adapters import Model
+from manytune.server.adapters.registry import Model
+from manytune.server.answers.word_answers import WordsOfText, row_of_words, words_in
+from manytune.server.bodies.schema import ClassifyRequest
 from manytune.server.http_errors import HttpError
 from manytune.server.json_lists import list_response
 from manytune.server.label_choice import choose_labels
 from manytune.server.labelling import labels_of_model
 from manytune.server.routes.chat import fingerprint_of
 from manytune.server.routes.reading import Read, Reading, respond
-from manytune.server.schema import ClassifyRequest
 from manytune.server.service import Service
-from manytune.server.word_answers import WordsOfText, row_of_words, words_in
 
 router = APIRouter(prefix="/v1/classify")
 

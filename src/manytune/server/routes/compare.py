@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from manytune.engine.request import Output
-from manytune.server.chat_schema import CompareRequest
-from manytune.server.formats import PartialAnswer, usage_of
+from manytune.server.answers.formats import PartialAnswer, usage_of
+from manytune.server.answers.replies import collect, stream
+from manytune.server.bodies.chat_schema import CompareRequest
 from manytune.server.http_errors import HttpError
 from manytune.server.prompts import Prompt
-from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of, prompt_maker
 from manytune.server.service import Service, WantedAnswer, generate
 from manytune.store.manifest import Manifest

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from manytune.engine.request import Output
-from manytune.server.completion_parts import CompletionParts
-from manytune.server.formats import Envelope, PartialAnswer, usage_of
+from manytune.server.answers.completion_parts import CompletionParts
+from manytune.server.answers.formats import Envelope, PartialAnswer, usage_of
+from manytune.server.answers.replies import collect, stream
+from manytune.server.bodies.schema import CompletionRequest
 from manytune.server.json_lists import list_response
 from manytune.server.prompts import Prompt, PromptOptions
-from manytune.server.replies import collect, stream
 from manytune.server.routes.chat import fingerprint_of
-from manytune.server.schema import CompletionRequest
 from manytune.server.service import Answers, PromptMaker, Service, WantedAnswer, generate
 from manytune.store.manifest import Manifest
 

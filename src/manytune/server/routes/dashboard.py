@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from manytune.server.audit import Audit
+from manytune.server.access.audit import Audit
 from manytune.server.history import History
 from manytune.server.json_lists import list_response
 

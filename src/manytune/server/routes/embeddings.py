@@ -13,10 +13,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from manytune.engine.text_runner import TextRunner, TextTokens
-from manytune.server.adapters import Model
+from manytune.server.adapters.registry import Model
+from manytune.server.bodies.schema import EmbeddingRequest
 from manytune.server.http_errors import HttpError
 from manytune.server.routes.reading import Read, Reading, respond
-from manytune.server.schema import EmbeddingRequest
 from manytune.server.service import Service
 
 router = APIRouter(prefix="/v1/embeddings")

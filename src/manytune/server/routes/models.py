@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from manytune.server.auth import Principal
+from manytune.server.access.auth import Principal
 from manytune.server.http_errors import HttpError, for_clients
 from manytune.server.json_lists import list_response
 from manytune.server.service import Service

@@ -12,8 +12,8 @@ from fastapi.responses import Response
 
 from manytune.engine.text_runner import TextInput, TextJob, TextRunner
 from manytune.errors import ManytuneError
-from manytune.server.adapters import Model
-from manytune.server.auth import Principal
+from manytune.server.access.auth import Principal
+from manytune.server.adapters.registry import Model
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.json_lists import list_response
@@ -85,12 +85,12 @@ async def respond(
     texts = body.texts()
     service.loop.check_ready()
     principal: Principal = http.state.principal
-    places = service.places.take(principal.tenant)
+    reservation = service.quotas.reserve(principal.tenant)
     try:
         answered = _answered(service, body.model, texts, principal, read, classifies=classifies)
         return await unless_disconnected(http, answered)
     finally:
-        places.free()
+        reservation.release()
 
 
 async def _answered(

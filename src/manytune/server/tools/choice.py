@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from manytune.data.conversation.conversation import Message, ToolCall
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Example
 from manytune.errors import TemplateError
 from manytune.server.tools.calls import ToolFormat

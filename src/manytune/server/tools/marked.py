@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from manytune.data.answer_format import beginning_held
+from manytune.data.encoding.answer_format import beginning_held
 from manytune.server.tools.calls import Part, Written
 
 

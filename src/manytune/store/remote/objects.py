@@ -199,7 +199,7 @@ class Objects:
                 if pause is None or not isinstance(failure, UnreachableError):
                     raise failure from error
                 time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - so that two clients don't keep in step
-        raise AssertionError
+        raise AssertionError("the last try returns or raises")
 
 
 def _filesystem(location: Location) -> Any:

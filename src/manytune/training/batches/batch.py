@@ -19,7 +19,7 @@ from manytune.training.batches.target_loss import weighted_nll
 
 
 class TokenSequence(Protocol):
-    """A tokenised example, as `manytune.data.encoded.Encoded` is one."""
+    """A tokenised example, as `manytune.data.encoding.encoded.Encoded` is one."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manytune.data.image_encoder import LabelledImage
-from manytune.data.label_encoder import Labelled
-from manytune.data.word_encoder import Tagged
+from manytune.data.labels.image_encoder import LabelledImage
+from manytune.data.labels.label_encoder import Labelled
+from manytune.data.labels.word_encoder import Tagged
 from manytune.errors import DataError
 from manytune.training.batches.batch import LaidOut, base_model
 from manytune.training.batches.support import virtual_tokens

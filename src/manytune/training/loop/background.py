@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.training.batches import AnyBatch
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.training.distributed.division import DividedBatches
 from manytune.training.distributed.processes import Processes
 from manytune.training.loop.rows import TrainingRows

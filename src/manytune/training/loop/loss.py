@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.sharded import has_shards
 from manytune.training.batches import Builder
 from manytune.training.distributed.processes import ALONE, Processes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from manytune.data.encoded import Encoded, rows_of
+from manytune.data.encoding.encoded import Encoded, rows_of
 from manytune.data.mixing import Mixture
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manytune.data.encoded import Encoded
+from manytune.data.encoding.encoded import Encoded
 from manytune.errors import RunError
 from manytune.layer_forwards import replaced_forwards
 from manytune.training.batches import AnyBatch, Batch, Builder, TokenSequence

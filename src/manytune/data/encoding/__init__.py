@@ -1,0 +1,1 @@
+"""From examples to token ids: chat templates, special tokens, lengths, and what is kept for the next run."""

@@ -1,0 +1,1 @@
+"""Rows for classifiers: from labels, numbers and tags of words to what batches are made of."""

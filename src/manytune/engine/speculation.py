@@ -1,0 +1,111 @@
+"""Which tokens a step drafts: those whose expected gain exceeds what reading them costs.
+
+A step with drafts reads each request's last token and a few guessed ones (`prompt_lookup`), and gives logits for all of
+them. Tokens are then chosen one after another as always, with the same draws, masks and penalties, for as long as the
+chosen token is the guessed one; so an answer is what it is without drafts. For a guess x this is the acceptance rule of
+speculative sampling (Leviathan et al. 2023, arXiv 2211.17192) with all of the draft's probability on x: a token drawn
+from p is x with probability p(x), and otherwise has the distribution of p without x, renormalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from transformers import PreTrainedModel
+
+from manytune.engine.prompt_lookup import HitRate, PromptLookup
+from manytune.engine.step_times import StepTimes
+from manytune.errors import ConfigError
+
+#: Whether answers are drafted where it pays, or never.
+SpeculationMode = Literal["auto", "off"]
+
+#: The most drafted tokens of one request in a step, and of all.
+MOST_OF_REQUEST, MOST_OF_STEP = 10, 32
+
+
+class Speculation:
+    """Decides for an engine which tokens are drafted.
+
+    A step of m requests without drafts takes 1 and gives m tokens. A drafted token takes r more (`StepTimes.price`) and
+    gives one more with the probability c that it and those before it are right (`PromptLookup.chances`). So tokens are
+    drafted in the order of c, as long as each raises the tokens of a unit of time:
+
+        c / (m + sum of c so far) > r / (1 + r * number so far)
+
+    Args:
+        is_on: Whether there are any drafts.
+
+    Attributes:
+        drafted: Tokens that were drafted.
+        accepted: How many of them were right, so that the step gave one more token each.
+    """
+
+    def __init__(self, *, is_on: bool) -> None:
+        self._is_on = is_on
+        self._rate = HitRate()
+        self._times = StepTimes()
+        self.drafted = 0
+        self.accepted = 0
+
+    def lookup(self, prompt: Sequence[int], max_new_tokens: int) -> PromptLookup | None:
+        """Guesses for a new request; None if there are no drafts."""
+        return PromptLookup(prompt, max_new_tokens, HitRate(self._rate)) if self._is_on else None
+
+    def begin_step(self) -> None:
+        """Note that a step begins."""
+        self._times.begin()
+
+    def drafts(self, lookups: Sequence[PromptLookup | None]) -> list[tuple[int, ...]]:
+        """The tokens to draft in a step that reads no prompts.
+
+        Args:
+            lookups: Those of the requests that decode; None for one that isn't drafted.
+        """
+        requests = len(lookups)
+        chances = [
+            (chance, place)
+            for place, lookup in enumerate(lookups)
+            if lookup is not None
+            for chance in lookup.chances(MOST_OF_REQUEST)
+        ]
+        price = self._times.price(requests) if chances else None
+        if price is None:
+            return [()] * requests
+        tokens, time, counts = float(requests), 1.0, [0] * requests
+        for chance, place in sorted(chances, reverse=True)[:MOST_OF_STEP]:
+            if chance * time <= price * tokens:
+                break
+            tokens, time = tokens + chance, time + price
+            counts[place] += 1
+        if not any(counts):
+            self._times.refuse(requests)
+        return [
+            () if lookup is None else lookup.draft(count)
+            for lookup, count in zip(lookups, counts, strict=True)
+        ]
+
+    def end_step(self, requests: int, drafted: int, accepted: int) -> None:
+        """Count and measure a step that read no prompts.
+
+        Args:
+            requests: How many requests it gave a token.
+            drafted: How many drafted tokens it read.
+            accepted: How many of them were right.
+        """
+        if self._is_on:
+            self._times.end(requests, drafted)
+        self.drafted += drafted
+        self.accepted += accepted
+
+
+def speculation_of(model: PreTrainedModel, mode: SpeculationMode) -> Speculation:
+    """An engine's speculation; answers of encoder-decoders aren't drafted, since their prompts are the encoder's.
+
+    Raises:
+        ConfigError: There is no such mode.
+    """
+    if mode not in get_args(SpeculationMode):
+        raise ConfigError(f"speculation={mode!r}: expected one of {', '.join(get_args(SpeculationMode))}.")
+    return Speculation(is_on=mode == "auto" and not model.config.is_encoder_decoder)

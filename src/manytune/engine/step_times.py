@@ -1,0 +1,75 @@
+"""How long steps take, and what a drafted token adds to them, as this engine has measured on this machine."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+from time import perf_counter
+
+# Until it has been measured often enough, what a step costs besides its tokens is taken for the cost of so many tokens.
+_FIXED = 8
+
+# A median of so many measurements is an estimate; the last ones are kept.
+_ENOUGH, _KEPT = 3, 5
+# After so many steps in which no draft was worth its price, the price is measured again.
+_PATIENCE = 100
+# After so many steps with drafts, one without is measured again.
+_UNMEASURED = 50
+
+
+class StepTimes:
+    """Steps that read no prompts: without drafts by the number of requests, with drafts what each token adds.
+
+    The price of a drafted token is (t - p) / (p d), where t is the time of a step with d of them and p the median time
+    of those without, with as many requests. Prices are medians, too, of steps with about as many requests: 1, 2 to 3,
+    4 to 7 and so on.
+    """
+
+    def __init__(self) -> None:
+        self._plain: dict[int, deque[float]] = {}
+        self._drafting: dict[int, int] = {}  # steps with drafts since the last one without
+        self._prices: dict[int, deque[float]] = {}
+        self._refused: dict[int, int] = {}
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """Note that a step begins."""
+        self._begun = perf_counter()
+
+    def end(self, requests: int, drafted: int) -> None:
+        """Measure the step that has begun.
+
+        Args:
+            requests: How many requests it gave a token.
+            drafted: How many drafted tokens it read.
+        """
+        seconds = perf_counter() - self._begun
+        if not drafted:
+            self._plain.setdefault(requests, deque(maxlen=_KEPT)).append(seconds)
+            self._drafting[requests] = 0
+            return
+        plain = median(self._plain[requests])
+        self._drafting[requests] += 1
+        prices = self._prices.setdefault(requests.bit_length(), deque(maxlen=_KEPT))
+        prices.append(max(0.0, (seconds - plain) / (max(plain, 1e-9) * drafted)))
+        self._refused[requests.bit_length()] = 0
+
+    def price(self, requests: int) -> float | None:
+        """What a drafted token adds to a step of so many requests, as a share of it.
+
+        None if steps without drafts have to be measured first.
+        """
+        if len(self._plain.get(requests, ())) < _ENOUGH or self._drafting[requests] >= _UNMEASURED:
+            return None
+        prices = self._prices.get(requests.bit_length(), ())
+        return median(prices) if len(prices) >= _ENOUGH else min([1 / (requests + _FIXED), *prices])
+
+    def refuse(self, requests: int) -> None:
+        """Note that no draft was worth the price in a step."""
+        about = requests.bit_length()
+        self._refused[about] = self._refused.get(about, 0) + 1
+        if self._refused[about] >= _PATIENCE:
+            self._refused[about] = 0
+            prices = self._prices.get(about, deque())
+            while len(prices) >= _ENOUGH:
+                prices.popleft()

@@ -1,0 +1,1 @@
+"""The engine's outputs in the shapes that clients get."""

@@ -1,0 +1,1 @@
+"""The bodies of requests: their fields, and what is wrong with one that is refused."""

@@ -1,0 +1,124 @@
+"""Drafts are made where they pay, by the engine's own measurements."""
+
+import random
+
+import pytest
+from tests.engine.drafting import Clock
+
+from manytune.engine.prompt_lookup import HitRate, PromptLookup
+from manytune.engine.speculation import MOST_OF_REQUEST, MOST_OF_STEP, Speculation
+
+PATTERN = (3, 4, 5, 6, 7, 8)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+class Decoding:
+    """Requests whose answers are given, decoded by an engine's speculation.
+
+    Args:
+        seconds: How long a step takes, of the number of its tokens.
+    """
+
+    def __init__(self, clock, seconds, answers, prompt=PATTERN):
+        self.clock, self.seconds = clock, seconds
+        self.speculation = Speculation(is_on=True)
+        self.left = [list(answer) for answer in answers]
+        self.lookups = [self.speculation.lookup(prompt, len(answer)) for answer in answers]
+        self.drafted: list[int] = []
+
+    def run(self, steps):
+        for _ in range(steps):
+            self.speculation.begin_step()
+            drafts = self.speculation.drafts(self.lookups)
+            accepted = sum(self._choose(*one) for one in zip(self.lookups, self.left, drafts, strict=True))
+            read = sum(map(len, drafts))
+            self.clock.now += self.seconds(len(drafts) + read)
+            self.speculation.end_step(len(drafts), read, accepted)
+            self.drafted.append(read)
+        return self
+
+    @staticmethod
+    def _choose(lookup, left, draft):
+        for place in range(len(draft) + 1):
+            token = left.pop(0)
+            lookup.add(token)
+            if place == len(draft) or draft[place] != token:
+                return place
+        raise AssertionError
+
+
+def repeating(count=100_000):
+    return list(PATTERN) * (count // len(PATTERN))
+
+
+def test_long_drafts_are_made_where_further_tokens_cost_nothing(clock):
+    found = Decoding(clock, lambda tokens: 1.0, [repeating()]).run(60)
+    assert found.drafted[-1] == MOST_OF_REQUEST
+    assert found.speculation.accepted == found.speculation.drafted > 300
+
+
+def test_drafts_end_where_a_step_takes_as_long_as_its_tokens(clock):
+    found = Decoding(clock, lambda tokens: float(tokens), [repeating()] * 4).run(1000)
+    steps = sum(drafted > 0 for drafted in found.drafted)
+    assert 3 <= steps <= 13  # three to measure, and one in a hundred to measure again
+
+
+def test_drafts_begin_when_they_have_become_cheap(clock):
+    found = Decoding(clock, lambda tokens: float(tokens), [repeating()]).run(100)
+    assert found.drafted[-1] == 0
+    found.seconds = lambda tokens: 10 + 0.1 * tokens
+    found.run(600)
+    assert found.drafted[-1] == MOST_OF_REQUEST
+
+
+def test_nothing_is_drafted_where_nothing_repeats(clock):
+    found = Decoding(clock, lambda tokens: 1.0, [list(range(100, 400))]).run(300)
+    assert found.speculation.drafted == 0
+
+
+def test_guesses_that_are_seldom_right_are_seldom_tried(clock):
+    draw = random.Random(0)
+    answers = [[draw.randrange(12) for _ in range(2000)] for _ in range(2)]
+    found = Decoding(clock, lambda tokens: 8.0 + tokens, answers).run(600)
+    tokens = 2 * 600 + found.speculation.accepted
+    assert found.clock.now < 1.02 * tokens * (8.0 + 2) / 2
+
+
+def test_a_step_has_a_limit_of_drafted_tokens(clock):
+    found = Decoding(clock, lambda tokens: 1.0, [repeating()] * 8).run(60)
+    assert found.drafted[-1] == MOST_OF_STEP
+
+
+def test_steps_without_drafts_are_measured_now_and_then(clock):
+    found = Decoding(clock, lambda tokens: 1.0, [repeating()]).run(220)
+    assert 3 <= found.drafted[10:].count(0) <= 15
+
+
+def lookup_with(hits, misses):
+    """A lookup with a guess, of a request with such a record."""
+    rate = HitRate()
+    for is_hit in [True] * hits + [False] * misses:
+        rate.count(4, is_hit=is_hit)
+    lookup = PromptLookup(repeating(30), 100, rate)
+    lookup.add(PATTERN[0])
+    return lookup
+
+
+def test_drafts_are_as_long_as_pays(clock):
+    """By trying every length: the expected tokens of a unit of time, where a token adds an eleventh of a step."""
+    speculation = Decoding(clock, lambda tokens: 10.0 + tokens, [repeating()]).run(40).speculation
+    lookup = lookup_with(12, 2)
+    chances = list(lookup.chances(MOST_OF_REQUEST))
+    rates = [(1 + sum(chances[:length])) / (1 + length / 11) for length in range(MOST_OF_REQUEST + 1)]
+    (draft,) = speculation.drafts([lookup])
+    assert 0 < len(draft) == rates.index(max(rates)) < MOST_OF_REQUEST
+
+
+def test_requests_whose_guesses_are_right_are_drafted_and_others_are_not(clock):
+    speculation = Decoding(clock, lambda tokens: 10.0 + tokens, [repeating()] * 3).run(40).speculation
+    drafts = speculation.drafts([lookup_with(0, 20), lookup_with(20, 0), None])
+    assert [bool(draft) for draft in drafts] == [False, True, False]
