@@ -29,7 +29,7 @@ from tests.experiments.ray_head_check import free_port
 from tests.store.adapters_made import make_adapter
 from tests.store.remote.s3_server import environment, s3_server
 
-from manytune.data.encode import Encoder
+from manytune.data.encoding.encode import Encoder
 from manytune.data.templates import Segment
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
