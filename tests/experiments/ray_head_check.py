@@ -54,18 +54,12 @@ def descendants(pid: int) -> list[int]:
 
 
 class Head:
-    """A Ray head with one core, on this machine."""
+    """A Ray head on this machine, of a Python's environment, with so many cores or as if it had."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        command = [
-            str(Path(sys.executable).with_name("ray")),
-            "start",
-            "--head",
-            "--block",
-            "--port",
-            f"{port}",
-        ]
-        command += ["--num-cpus", "1", "--num-gpus", "0", "--include-dashboard", "false", "--temp-dir"]
+    def __init__(self, folder: Path, port: int, *, python: str = sys.executable, cores: int = 1) -> None:
+        command = [str(Path(python).with_name("ray")), "start", "--head", "--block"]
+        command += ["--port", f"{port}", "--num-cpus", f"{cores}", "--num-gpus", "0"]
+        command += ["--include-dashboard", "false", "--temp-dir"]
         command += [str(folder), "--disable-usage-stats", "--ray-client-server-port", f"{free_port()}"]
         self._log = (folder.parent / f"{folder.name}.log").open("wb")
         self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
@@ -85,8 +79,8 @@ class Head:
 
 
 @contextmanager
-def running_head(folder: Path, port: int) -> Iterator[Head]:
-    head = Head(folder, port)
+def running_head(folder: Path, port: int, **more: Any) -> Iterator[Head]:
+    head = Head(folder, port, **more)
     try:
         yield head
     finally:

@@ -25,7 +25,7 @@ from typing import Any
 import fsspec
 import torch
 import yaml
-from tests.experiments.ray_head_check import free_port
+from tests.experiments.ray_head_check import free_port, running_head
 from tests.store.adapters_made import make_adapter
 from tests.store.remote.s3_server import environment, s3_server
 
@@ -147,29 +147,32 @@ def main() -> int:
         storage = fsspec.filesystem("s3")
         storage.mkdir("bucket")
         storage.put(str(ray_directory / "adapters"), "bucket/", recursive=True)
-        port, log = free_port(), directory / "log"
-        on_cpus(ray_directory / "serve.yaml", port)
-        own = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
-        command = [chosen.python, "-m", "ray.serve.scripts", "run", str(ray_directory / "serve.yaml")]
-        with log.open("wb") as output:
-            started = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **own, "RAY_USAGE_STATS_ENABLED": "0"},
-            )
-        try:
-            until_it_answers(port, started, log)
-            expected = own_tokens(base, store)
-            for name, tokens in expected.items():
-                found = ask(port, "base" if name == "base" else f"base:{name}")
-                assert found == tokens, (name, found, tokens)
-            changed = sum(tokens != expected["base"] for tokens in expected.values())
-            print(f"{len(expected)} answers are manytune's, token by token; {changed} aren't the base's")
-        finally:
-            started.terminate()
-            started.wait(120)
+        on_cpus(ray_directory / "serve.yaml", port := free_port())
+        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{(head := free_port())}"}
+        # Its application asks for a core for the ingress, and for two more.
+        with running_head(directory / "ray-head", head, python=chosen.python, cores=4):
+            serve_and_compare(chosen.python, ray_directory / "serve.yaml", port, base, store)
     return 0
+
+
+def serve_and_compare(python: str, file: Path, port: int, base: Base, store: AdapterStore) -> None:
+    """`serve run` of the configuration, and the tokens of its answers."""
+    log = file.with_name("log")
+    with log.open("wb") as output:
+        command = [python, "-m", "ray.serve.scripts", "run", str(file)]
+        started = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        until_it_answers(port, started, log)
+        expected = own_tokens(base, store)
+        for name, tokens in expected.items():
+            found = ask(port, "base" if name == "base" else f"base:{name}")
+            assert found == tokens, (name, found, tokens)
+        changed = sum(tokens != expected["base"] for tokens in expected.values())
+        print(f"{len(expected)} answers are manytune's, token by token; {changed} aren't the base's")
+    finally:
+        started.terminate()
+        started.wait(120)
 
 
 if __name__ == "__main__":
