@@ -36,7 +36,7 @@ def names_in(store: str | Path) -> Names:
 
 
 class DirectoryNames:
-    """Those of a store in a directory, which are read anew for each request.
+    """Those of a store in a directory, which each request reads.
 
     Args:
         store: The directory.
