@@ -47,6 +47,7 @@ class AdapterStore:
         root: The store's directory; made by the first `add`. A URL is for `open_store`.
 
     Attributes:
+        address: What another process opens the same store by: its directory, or its URL.
         description: What says that there is a store, and whether it can be reached.
         unreachable: Why a store elsewhere couldn't be read at its last `refresh`; None for a directory.
 
@@ -60,14 +61,10 @@ class AdapterStore:
         if is_url(root):
             raise StoreError(f"{root}: expected a directory; manytune.store.opening.open_store opens a URL.")
         self.root = Path(root).expanduser()
+        self.address = str(self.root)
         self._staging = Staging(self.root / "staging", self.root / ".lock")
         self._labels = Labels(self.root, self._staging)
         self.description = StoreDescription(self.root)
-
-    @property
-    def address(self) -> str:
-        """What another process opens the same store by: its directory, or its URL."""
-        return str(self.root)
 
     # -- reading
 
