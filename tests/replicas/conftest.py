@@ -76,7 +76,7 @@ def two_workers(directory: Path, base: Base, store: AdapterStore, *options: str)
         command += ["--port", "0", "--workers", "2", "--weights", "plain", *options]
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
-            yield Served(_port_in(log, process), process, log, directory, base, store)
+            yield Served(_port_in(log, process), python, log, directory, base, store)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -129,7 +129,7 @@ class AdapterStore:
 
         Args:
             tag: The tag.
-            unreadable: Called with the digest and the error of each one that can't be read and isn't listed; None raises.
+            unreadable: Called with the digest and error of each one that can't be read and isn't listed; None raises.
         """
         names, tags = self._labels.names(), self._labels.tags()
         digests = (digest for digest in self._digests() if tag is None or tag in tags.get(digest, ()))
