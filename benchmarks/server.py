@@ -254,6 +254,8 @@ def main() -> None:
         chosen = [system for system in known if system.key in options.only]
         with ExitStack() as stack:
             running = list(started(folder, chosen, stack))
+            if not running:
+                sys.exit("there is no server to ask")
             if not options.engine:
                 del base  # its memory
             times = measured(running, sizes, options.rounds, end, vocabulary)

@@ -155,7 +155,8 @@ def _manytune(key: str, folder: Path, runtime: str, weights: str) -> System:
         lambda port: [
             *[sys.executable, "-m", "manytune", "serve", "--base", "embedded"],
             *["--adapters", str(folder / "store"), "--port", str(port)],
-            *["--runtime", runtime, "--weights", weights],
+            # The others guess no tokens either.
+            *["--runtime", runtime, "--weights", weights, "--speculation", "off"],
         ],
         lambda adapter: {"model": adapter or "embedded", "temperature": 0, "ignore_eos": True},
         missing=missing_package("openvino", "'manytune[openvino]'", sys.executable)

@@ -77,6 +77,8 @@ def test_many_connections_without_a_whole_request_keep_nobody_out(
         answer = server.post("/v1/chat/completions", json.loads(BODY))
         assert answer.status == 200 and answer.read()
         assert all(is_ended(connection) for connection in crowd[:20])  # they made place
+        for connection in crowd:
+            connection.close()  # or the server, as it ends, would wait for their requests
 
 
 @pytest.mark.parametrize("sent", ["nothing", "half a request line", "headers without an end"])

@@ -1,6 +1,7 @@
 """`manytune serve` from start to SIGTERM, and `manytune chat`."""
 
 import http.client
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -112,12 +113,23 @@ def models(client):
     return [one["id"] for one in client.get("/v1/models").json()["data"]]
 
 
+def test_how_the_base_runs_is_in_the_log_with_the_reason(world, started):
+    directory, _, store = world
+    result = run("serve", "--base", str(directory), "--adapters", str(store.root))
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    (said,) = [line["message"] for line in lines if "the base runs with" in line["message"]]
+    runtime = "openvino" if importlib.util.find_spec("openvino") else "torch"
+    assert f"runtime={runtime!r} and weights='reordered': OpenVINO" in said
+    assert "its weights keep their own precision, as the" in said and "into groups of 32" in said
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_without_adapters_it_serves_the_base_and_what_is_added_later(world, started, tmp_path, there):
     directory, base, _ = world
     if there:
         (tmp_path / "adapters").mkdir()
-    mode = ["--speculation", "off"] if there else []
+    mode = ["--runtime", "torch", *(["--speculation", "off"] if there else [])]
     result = run("serve", "--base", str(directory), "--adapters", str(tmp_path / "adapters"), *mode)
     assert result.exit_code == 0, result.output
     assert (started[0].state.service.loop._engine._speculation.lookup((5,), 9) is None) == there
@@ -166,6 +178,7 @@ def test_weights_nf4_serves_the_base_packed(world, started, tmp_path):
 def test_it_serves_until_sigterm_and_lets_the_running_answer_end(world):
     directory, _, store = world
     options = ["--base", directory, "--adapters", store.root, "--port", "0", "--max-answer-tokens", "60"]
+    options += ["--runtime", "torch"]
     environment = {**os.environ, "MANYTUNE_API_KEY": "secret", "OMP_NUM_THREADS": "1"}
     with (
         forked_python() as python,
@@ -217,6 +230,7 @@ def fail_in_its_engine(arguments, stderr):
 def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
     directory, _, store = world
     arguments = ["serve", "--base", str(directory), "--adapters", str(store.root), "--port", "0"]
+    arguments += ["--runtime", "torch"]  # OpenVINO's threads don't survive a fork
     read, write = os.pipe()
     process = multiprocessing.get_context("fork").Process(
         target=fail_in_its_engine, args=(arguments, write), daemon=True

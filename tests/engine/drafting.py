@@ -13,7 +13,7 @@ class Clock:
 
 
 def drafts_always(engine, monkeypatch):
-    """The engine, with drafts in almost every step that reads no prompts, for up to eight requests at once."""
+    """The engine, with drafts in almost every step that reads no prompts, for up to 32 requests at once."""
     clock = Clock(monkeypatch)
 
     def tick():
@@ -22,7 +22,7 @@ def drafts_always(engine, monkeypatch):
 
     monkeypatch.setattr(step_times, "perf_counter", tick)
     speculation = Speculation(is_on=True)
-    for requests in range(1, 9):
+    for requests in range(1, 33):
         for drafted in (0, 0, 0, 1, 1, 1):
             speculation.begin_step()
             speculation._times.end(requests, drafted)

@@ -167,7 +167,9 @@ def test_sampled_answers_have_the_models_distribution(small, tokenizer, monkeypa
         logits = small(torch.tensor([[*prompt, *answer] for answer in answers])).logits[:, -4:-1]
     log = (logits / heat).log_softmax(2).gather(2, torch.tensor(answers)[:, :, None])
     expected = dict(zip(answers, (draws * log.sum((1, 2)).exp()).tolist(), strict=True))
-    engine = drafts_always(Engine(small, tokenizer, EngineOptions(max_batch=8)), monkeypatch)
+    engine = drafts_always(
+        Engine(small, tokenizer, EngineOptions(max_batch=32, prefill_chunk=1024)), monkeypatch
+    )
     found: Counter = Counter()
     for first in range(0, draws, 400):
         asked = [

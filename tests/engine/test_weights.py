@@ -10,7 +10,9 @@ from manytune.errors import ConfigError
 
 
 def test_an_unknown_form_is_refused(tokenizer):
-    with pytest.raises(ConfigError, match="weights='int2': expected one of reordered, plain, int8, int4"):
+    with pytest.raises(
+        ConfigError, match="weights='int2': expected one of reordered, plain, bf16, int8, int4"
+    ):
         Engine(llama(), tokenizer, EngineOptions(weights="int2"))
 
 

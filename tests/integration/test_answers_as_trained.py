@@ -75,9 +75,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "data": {**data, **more},
                     "method": {"name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
                     "training": {
-                        "epochs": 120,
+                        "epochs": 60,
                         "batch_size": 4,
-                        "learning_rate": 0.01,
+                        "learning_rate": 0.02,
                         "checkpoint_every": None,
                     },
                     "output": str(folder / name),

@@ -109,7 +109,8 @@ def _serve(words: Sequence[str], asking: Asking, done: Done) -> str:
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C
 
     threading.Thread(target=ask, daemon=True).start()
-    printed = _run([*words, "--port", str(port)])
+    # Converting the base for OpenVINO would take most of the time here.
+    printed = _run([*words, "--port", str(port), "--runtime", "torch"])
     if failed:
         raise failed[0]
     return printed

@@ -1,13 +1,14 @@
 """What every method promises, for every method of the registry on every family of models.
 
-A new method is picked up from the registry. It is tried with the example in `EXAMPLES`, or with its defaults.
+A new method is picked up from the registry. It is tried with the example in `EXAMPLES`, or with its defaults. In
+`make test` a method keeps each promise on one family, and some promise on every family; in `make test-deep` all on all.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,19 +147,28 @@ def cases() -> Iterator[Case]:
             yield Case(variant.partition("/")[0], family, variant)
 
 
-each_case = pytest.mark.parametrize("case", list(cases()), ids=str)
-each_neutral_case = pytest.mark.parametrize(
-    "case", [case for case in cases() if case.example.neutral], ids=str
-)
-each_merging_case = pytest.mark.parametrize(
-    "case", [case for case in cases() if case.example.merges], ids=str
-)
+def each_case(promise: int, of: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
+    """Each method and variant on one family, another one for each promise by its number; in `make test-deep` on all."""
+    names = {name: place for place, name in enumerate(dict.fromkeys(_name(case) for case in cases()))}
+
+    def is_chosen(case: Case) -> bool:
+        families = case.example.families
+        return case.family is families[(names[_name(case)] + promise) % len(families)]
+
+    own = [case for case in cases() if of(case) and (DEEP or str(case) in _NONE or is_chosen(case))]
+    return pytest.mark.parametrize("case", own, ids=str)
 
 
-def on_one_family(case: Case) -> bool:
-    """Whether a case is a variant, or that of its method; one family after the other gets a method."""
-    families = case.example.families
-    return bool(case.variant) or case.family is families[list(methods()).index(case.method) % len(families)]
+def _name(case: Case) -> str:
+    return case.variant or case.method
+
+
+def is_neutral(case: Case) -> bool:
+    return case.example.neutral
+
+
+def merges(case: Case) -> bool:
+    return case.example.merges
 
 
 def disturb(model: manytune.PeftModel) -> None:
@@ -180,13 +190,13 @@ def adapted_by(model: manytune.PeftModel) -> set[str]:
     }
 
 
-@each_neutral_case
+@each_case(0, is_neutral)
 def test_the_output_is_the_bases_at_first(case: Case) -> None:
     before = case.logits(case.base())
     torch.testing.assert_close(case.logits(case.attach(case.base())), before, rtol=1e-5, atol=1e-5)
 
 
-@each_case
+@each_case(1)
 def test_only_declared_parameters_get_gradients(case: Case) -> None:
     model = case.attach(case.base()).train()
     disturb(model)
@@ -200,7 +210,7 @@ def test_only_declared_parameters_get_gradients(case: Case) -> None:
     assert moved
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if DEEP or on_one_family(case)], ids=str)
+@each_case(10)
 def test_some_steps_lower_the_loss(case: Case) -> None:
     model = case.attach(case.base()).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -215,7 +225,7 @@ def test_some_steps_lower_the_loss(case: Case) -> None:
     assert losses[-1] < 0.99 * losses[0]
 
 
-@each_case
+@each_case(2)
 def test_attaching_and_detaching_leaves_no_trace(case: Case) -> None:
     base = case.base()
     names = [(name, type(module)) for name, module in base.named_modules()]
@@ -238,7 +248,7 @@ def test_attaching_and_detaching_leaves_no_trace(case: Case) -> None:
     assert not any(hooks)
 
 
-@each_case
+@each_case(3)
 def test_a_saved_adapter_gives_equal_logits_when_loaded(case: Case, tmp_path: Path) -> None:
     model = case.attach(case.base())
     disturb(model)
@@ -249,7 +259,7 @@ def test_a_saved_adapter_gives_equal_logits_when_loaded(case: Case, tmp_path: Pa
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-@each_case
+@each_case(4)
 def test_a_disabled_adapter_gives_exactly_the_base(case: Case) -> None:
     expected = case.logits(case.base())
     model = case.attach(case.base())
@@ -262,7 +272,7 @@ def test_a_disabled_adapter_gives_exactly_the_base(case: Case) -> None:
     assert any(parameter.requires_grad for parameter in model.parameters())
 
 
-@each_case
+@each_case(5)
 def test_two_adapters_beside_each_other_keep_their_own_outputs(case: Case) -> None:
     model = case.attach(case.base())
     disturb(model)
@@ -282,7 +292,7 @@ def test_two_adapters_beside_each_other_keep_their_own_outputs(case: Case) -> No
     assert not [name for name, _ in model.named_parameters() if ".second" in name]
 
 
-@each_merging_case
+@each_case(6, merges)
 def test_merged_equals_unmerged_and_unmerges_to_the_same_bits(case: Case) -> None:
     base = case.base(torch.float64)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -301,7 +311,7 @@ def test_merged_equals_unmerged_and_unmerges_to_the_same_bits(case: Case) -> Non
     assert all(torch.equal(base.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-@each_merging_case
+@each_case(7, merges)
 def test_merged_for_good_is_a_plain_model_with_the_same_output(case: Case) -> None:
     base = case.base(torch.float64)
     kinds = [type(module) for module in base.modules()]
@@ -324,14 +334,14 @@ def test_a_method_that_does_not_merge_says_so(case: Case) -> None:
         model.merge_adapter()
 
 
-@each_case
+@each_case(8)
 def test_a_copy_of_the_model_gives_the_same_output(case: Case) -> None:
     model = case.attach(case.base())
     disturb(model)
     assert torch.equal(case.logits(copy.deepcopy(model)), case.logits(model))
 
 
-@each_case
+@each_case(9)
 def test_an_attached_adapters_terms_say_what_it_computes(case: Case) -> None:
     model = case.attach(case.base(torch.float64))
     disturb(model)
@@ -342,7 +352,7 @@ def test_an_attached_adapters_terms_say_what_it_computes(case: Case) -> None:
     assert_computed_by(model.tuner.live_terms("default"), case, model)
 
 
-@each_case
+@pytest.mark.parametrize("case", list(cases()), ids=str)  # what is served
 def test_a_saved_adapters_terms_say_what_it_computes(case: Case) -> None:
     model = case.attach(case.base(torch.float64))
     disturb(model)

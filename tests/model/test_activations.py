@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 from tests.methods import tiny_models, tiny_moe
-from tests.methods.test_registry_contract import Case, cases, disturb
+from tests.methods.test_registry_contract import Case, disturb, each_case
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -121,7 +121,7 @@ def test_fused_and_separate_operations_agree() -> None:
     torch.testing.assert_close(fused, apart, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", list(cases()), ids=str)
+@each_case(11)
 def test_every_method_computes_what_it_computes_in_float32(case: Case) -> None:
     """A base whose weights are bfloat16 numbers: but for the products' rounding it is the same model."""
     warnings.simplefilter("ignore", manytune.PeftWarning)

@@ -73,7 +73,7 @@ def two_workers(directory: Path, base: Base, store: AdapterStore, *options: str)
     with forked_python() as python, log.open("wb") as output:
         command = [python, "-m", "manytune", "serve"]
         command += ["--base", directory / "tiny", "--base-name", "base", "--adapters", store.address]
-        command += ["--port", "0", "--workers", "2", "--weights", "plain", *options]
+        command += ["--port", "0", "--workers", "2", "--weights", "plain", "--runtime", "torch", *options]
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
             yield Served(_port_in(log, process), python, log, directory, base, store)

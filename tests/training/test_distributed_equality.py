@@ -42,18 +42,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole batches dealt": {"accumulation": 2},
     "batches divided by rows": {"accumulation": 3},
     "a step with less than its accumulation": {"batch_size": 3, "accumulation": 2},
-    "fewer rows than processes": {"batch_size": 1},
+    "fewer rows than processes": {"batch_size": 1, "max_steps": 3},
     "a budget of tokens": {"token_budget": 60},
     "prefixes in one batch": {"group_prefixes": True, "batch_size": 6},
-    "padded": {"batching": "padded"},
+    "padded": {"batching": "padded", "max_steps": 3},
     "the best step": {"keep": "best", "eval_every": 1},
-    "recomputed activations": {"gradient_checkpointing": True},
+    "recomputed activations": {"gradient_checkpointing": True, "max_steps": 3},
     "half an epoch": {"max_steps": None, "epochs": 0.5},
 }
 DROPOUT: dict[str, Any] = {"options": {"lora_dropout": 0.5}, "max_steps": 6}
 CONTINUED: dict[str, Any] = {"max_steps": 8}
-#: Of each method; `make test` takes all twenty steps with LoRA alone.
-WHOLE: dict[str, dict[str, Any]] = {name: {} if DEEP or name == "lora" else SHORT for name in METHODS}
+#: Of each method: four epochs, or with LoRA two, and one with others.
+WHOLE: dict[str, dict[str, Any]] = {
+    name: {} if DEEP else {"max_steps": 10} if name == "lora" else SHORT for name in METHODS
+}
 #: Methods and settings under `sharding: full`: all of them, and for 20 steps, in `make test-deep`.
 _AT_ONCE = {
     "accumulation": 2,
@@ -64,7 +66,7 @@ _AT_ONCE = {
 }
 SHARDED: dict[str, tuple[str, dict[str, Any]]] = {
     "several settings at once": ("lora", {**SHORT, **_AT_ONCE}),
-    "fewer rows than processes": ("lora", {**SHORT, **VARIANTS["fewer rows than processes"], "max_steps": 3}),
+    "fewer rows than processes": ("lora", {**SHORT, **VARIANTS["fewer rows than processes"]}),
     **{name: (name, {**SHORT, "max_steps": 3}) for name in ("dora", "prefix", "full")},
 }
 if DEEP:

@@ -30,14 +30,17 @@ class _Engine(StrEnum):
 
 
 class _Weights(StrEnum):
+    auto = "auto"
     reordered = "reordered"
     plain = "plain"
+    bf16 = "bf16"
     int8 = "int8"
     int4 = "int4"
     nf4 = "nf4"
 
 
 class _Runtime(StrEnum):
+    auto = "auto"
     torch = "torch"
     openvino = "openvino"
 
@@ -100,19 +103,20 @@ def serve(
     weights: Annotated[
         _Weights,
         typer.Option(
-            help="How the base's weights are kept: reordered, plain, or rounded to int8 or int4, on a CPU; nf4 packs "
-            "them into 4 bits as QLoRA does, on any device.",
+            help="How the base's weights are kept: reordered, plain, or rounded to bf16, int8 or int4, on a CPU; nf4 "
+            "packs them into 4 bits as QLoRA does, on any device. auto is int4 on a CPU for a base whose file had 4 "
+            "bits (such as Q4_1), if that is faster, and reordered for others; the log says which and why.",
             parser=_parse_weights,
             metavar=f"[{'|'.join(_Weights)}]",
         ),
-    ] = _Weights.reordered,
+    ] = _Weights.auto,
     runtime: Annotated[
         _Runtime,
         typer.Option(
-            help="What computes the base: torch, or OpenVINO on a CPU, with --weights plain, int8 or int4 (the extra "
-            "manytune[openvino]). Torch runs what OpenVINO can't, and the log says so."
+            help="What computes the base: torch, or OpenVINO on a CPU (the extra manytune[openvino]). auto is OpenVINO "
+            "where it is installed and can run the base. Torch runs what OpenVINO can't, and the log says so."
         ),
-    ] = _Runtime.torch,
+    ] = _Runtime.auto,
     speculation: Annotated[
         _Speculation,
         typer.Option(
@@ -295,12 +299,12 @@ def serve(
     from manytune.cli.chosen import answering_device
     from manytune.cli.outputs.progress import wait_for
 
+    log_to_stderr()  # it also says how the base runs
     # A thread that has computed something keeps its OpenMP workers for life. With those of the engine's thread there
     # would be more than cores, and then all of them sleep between any two products. So the loading thread ends.
     with ThreadPoolExecutor(1) as loading:
         work = loading.submit(open_server, options, api_keys, device=answering_device())
         opened = wait_for(work, f"loading {base}")
-    log_to_stderr()
     say(opened.base_name, len(opened.store.names()))
     _listen(opened.app, host, port, drain_seconds=drain_seconds, max_connections=max_connections)
 

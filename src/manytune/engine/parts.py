@@ -22,7 +22,7 @@ from manytune.engine.options import EngineOptions, Runtime
 from manytune.engine.prompt_reading import PromptReading, Reading
 from manytune.engine.runner import Runner
 from manytune.engine.scheduler import Scheduler
-from manytune.engine.weights import bits_of, linear_layers
+from manytune.engine.weights import linear_layers, rounding_of
 from manytune.errors import ConfigError
 from manytune.mixed.slots import AdapterSlots
 from manytune.own_dtype import runs_in_own_dtype
@@ -91,15 +91,17 @@ def _openvino_runner(
         return None, ()
     if options.runtime != "openvino":
         raise ConfigError(f"runtime={options.runtime!r}: expected one of {', '.join(get_args(Runtime))}.")
-    bits = bits_of(options.weights)
+    rounding = rounding_of(options.weights)
     reason = openvino_obstacle(model)
     if reason is None:
         from manytune.engine.openvino.paged_cache import PagedCache
         from manytune.engine.openvino.runner import OpenVINORunner
 
         try:
-            cache = PagedCache(**sizes, budget=options.kv_budget_tokens)
-            runner = OpenVINORunner(model, cache, slots, bits)
+            # Attention in bfloat16 reads keys and values in it.
+            dtype = torch.bfloat16 if rounding == "bf16" else torch.float32
+            cache = PagedCache(**sizes, budget=options.kv_budget_tokens, dtype=dtype)
+            runner = OpenVINORunner(model, cache, slots, rounding)
         except ConfigError as error:
             reason = str(error)
         else:

@@ -61,8 +61,26 @@ def quantized_layers(model: PreTrainedModel, bits: Bits) -> Mapping[str, Forward
                     f"weights='int4': {path} has {module.in_features} inputs, which don't divide into groups of "
                     f"{GROUP}. Use weights='int8'."
                 )
-            forwards[path] = _int4(module) if four else _int8(module)
+            forwards[path] = quantized_layer(module, 4 if four else 8)
     return forwards
+
+
+def quantized_layer(module: nn.Linear, bits: Bits) -> Forward:
+    """A forward that computes a linear layer with rounded weights."""
+    return _int4(module) if bits == 4 else _int8(module)
+
+
+def int4_error(weight: Tensor) -> float:
+    """By how much 4 bits would change a weight, (out, in): the norm of the change as a share of the weight's.
+
+    The two numbers of a group aren't rounded, so that for weights that were stored in such a form this is 0 but for
+    float32's rounding.
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    scale = (high - low).clamp(min=1e-12) / 15
+    change = ((groups - low) / scale).round() * scale + low - groups
+    return float(change.norm() / groups.norm().clamp(min=1e-12))
 
 
 def int8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:

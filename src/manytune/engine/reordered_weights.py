@@ -34,13 +34,15 @@ def can_reorder(model: PreTrainedModel) -> bool:
     )
 
 
-def reordered_layers(model: PreTrainedModel) -> Mapping[str, Forward]:
+def reordered_layers(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Mapping[str, Forward]:
     """Forwards that compute the same as the model's linear layers, by path.
 
     Packed layers keep their own, and so do those that give float32 from weights in half precision.
 
     Args:
         model: One for which `can_reorder` is true. It isn't changed, and must not change while these are in use.
+        dtype: What to round weights and inputs to before they are multiplied; None for the model's own. Products have
+            their input's dtype.
     """
     found: dict[LayerGroup, list[int]] = {}
     for path, module in model.named_modules():
@@ -52,12 +54,17 @@ def reordered_layers(model: PreTrainedModel) -> Mapping[str, Forward]:
     for family in with_same_input(list(found)):
         for block in found[family[0]]:
             paths = [path_of(group, block) for group in family if block in found[group]]
-            forwards.update(_fused([model.get_submodule(path) for path in paths], paths))
+            forwards.update(_fused([model.get_submodule(path) for path in paths], paths, dtype))
         for group in family[1:]:
             rest = [path_of(group, block) for block in found[group] if block not in found[family[0]]]
             for path in rest:
-                forwards.update(_fused([model.get_submodule(path)], [path]))
+                forwards.update(_fused([model.get_submodule(path)], [path], dtype))
     return forwards
+
+
+def reordered_layer(module: nn.Linear) -> Forward:
+    """A forward that computes the same as a linear layer of a model for which `can_reorder` is true."""
+    return _fused([module], [""], None)[""]
 
 
 @dataclass
@@ -67,6 +74,7 @@ class _FusedLinear:
     Attributes:
         weight: Their weights, one below the other and reordered.
         bias: Their biases, or None.
+        dtype: Of both.
         input: The tensor that was multiplied last, and that not all layers have asked for yet.
         output: The product with it.
         readers_left: How many of the layers haven't taken their part of it.
@@ -74,24 +82,28 @@ class _FusedLinear:
 
     weight: Tensor
     bias: Tensor | None
+    dtype: torch.dtype
     input: Tensor | None = None
     output: Tensor | None = None
     readers_left: int = 0
 
     def product(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return y
+        rounded = x.to(self.dtype)  # the same tensor where that is its dtype
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, self.bias, "none", [], "")
+        return y.to(x.dtype)
 
 
-def _fused(modules: Sequence[Any], paths: list[str]) -> dict[str, Forward]:
+def _fused(modules: Sequence[Any], paths: list[str], dtype: torch.dtype | None) -> dict[str, Forward]:
     weights = [module.get_parameter("weight").detach() for module in modules]
-    biases = [None if module.bias is None else module.bias.detach() for module in modules]
+    dtype = weights[0].dtype if dtype is None else dtype
+    weights = [weight.to(dtype) for weight in weights]
+    biases = [None if module.bias is None else module.bias.detach().to(dtype) for module in modules]
     bias = None
     if any(one is not None for one in biases):
         zeros = (weight.new_zeros(weight.shape[0]) for weight in weights)
         bias = torch.cat([zero if one is None else one for one, zero in zip(biases, zeros, strict=True)])
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    fused = _FusedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), bias)
+    fused = _FusedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), bias, dtype)
     if len(modules) == 1:
         return {paths[0]: fused.product}
     ends = torch.tensor([len(weight) for weight in weights]).cumsum(0).tolist()

@@ -10,7 +10,7 @@ from time import perf_counter
 _FIXED = 8
 
 # A median of so many measurements is an estimate; the last ones are kept.
-_ENOUGH, _KEPT = 3, 5
+_ENOUGH, _KEPT = 3, 9
 # After so many steps in which no draft was worth its price, the price is measured again.
 _PATIENCE = 100
 # After so many steps with drafts, one without is measured again.

@@ -8,12 +8,15 @@ from typing import Literal, get_args
 from torch import nn
 from transformers import PreTrainedModel
 
+from manytune.engine.bfloat16 import bfloat16_layers, require_bfloat16
 from manytune.engine.quantized import Bits, quantized_layers
 from manytune.engine.reordered_weights import can_reorder, reordered_layers
 from manytune.errors import ConfigError, RequestError
 from manytune.mixed.layers import Forward
 
-Weights = Literal["reordered", "plain", "int8", "int4"]
+Weights = Literal["reordered", "plain", "bf16", "int8", "int4"]
+#: What weights are rounded to: bits of an integer, or bfloat16.
+Rounding = Bits | Literal["bf16"]
 
 
 def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forward]:
@@ -26,21 +29,26 @@ def linear_layers(model: PreTrainedModel, weights: Weights) -> Mapping[str, Forw
     Raises:
         ConfigError: There is no such form, or the model can't have it.
     """
-    bits = bits_of(weights)
-    if bits is not None:
-        return quantized_layers(model, bits)
+    rounding = rounding_of(weights)
+    if rounding == "bf16":
+        return bfloat16_layers(model)
+    if rounding is not None:
+        return quantized_layers(model, rounding)
     return reordered_layers(model) if weights == "reordered" and can_reorder(model) else {}
 
 
-def bits_of(weights: Weights) -> Bits | None:
-    """Bits of a weight in a form; None for the model's own numbers.
+def rounding_of(weights: Weights) -> Rounding | None:
+    """What a form rounds weights to; None for the model's own numbers.
 
     Raises:
-        ConfigError: There is no such form.
+        ConfigError: There is no such form, or this processor doesn't multiply in it.
     """
     match weights:
         case "plain" | "reordered":
             return None
+        case "bf16":
+            require_bfloat16()
+            return "bf16"
         case "int8":
             return 8
         case "int4":

@@ -12,7 +12,6 @@ from manytune.store.remote.location import is_url
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from manytune.engine.options import Runtime
     from manytune.engine.speculation import SpeculationMode
     from manytune.engine.weights import Weights
     from manytune.server.access.auth import Keys
@@ -21,12 +20,15 @@ if TYPE_CHECKING:
     from manytune.store.quantization import Packing
     from manytune.store.store import AdapterStore
 
-ServedWeights = Literal["reordered", "plain", "int8", "int4", "nf4"]
+ServedWeights = Literal["auto", "reordered", "plain", "bf16", "int8", "int4", "nf4"]
+ServedRuntime = Literal["auto", "torch", "openvino"]
 
 #: What the engine does with them; those that are packed stay as they are.
-_IN_ENGINE: dict[ServedWeights, Weights] = {
+_IN_ENGINE: dict[ServedWeights, Weights | Literal["auto"]] = {
+    "auto": "auto",
     "reordered": "reordered",
     "plain": "plain",
+    "bf16": "bf16",
     "int8": "int8",
     "int4": "int4",
     "nf4": "plain",
@@ -42,8 +44,8 @@ class ServeOptions:
         adapters: A store, its URL on shared storage, or a directory with a subdirectory for each adapter.
         base_name: The plain base's name in requests; None for the last part of `base`.
         dtype: The base's type; None as it is stored.
-        weights: How the base's weights are kept.
-        runtime: What computes the forwards.
+        weights: How the base's weights are kept; "auto" for `manytune.engine.choice`'s.
+        runtime: What computes the forwards; "auto" for OpenVINO where it can.
         speculation: Whether answers are drafted where it pays, or never.
         max_batch: Requests that run at once.
         max_queue: Answers of each tenant that may wait in addition.
@@ -62,7 +64,7 @@ class ServeOptions:
     base_name: str | None = None
     dtype: str | None = None
     weights: ServedWeights = "reordered"
-    runtime: Runtime = "torch"
+    runtime: ServedRuntime = "torch"
     speculation: SpeculationMode = "auto"
     max_batch: int = 32
     max_queue: int = 64
@@ -122,7 +124,9 @@ def open_server(
         StoreError: The base or the adapters can't be read.
         ConfigError: The engine can't run the base.
     """
+    from manytune.engine.choice import Choice, choose
     from manytune.engine.options import EngineOptions
+    from manytune.engine.product_times import product_seconds
     from manytune.server.app import create_app
     from manytune.server.images import MOST_BODY_BYTES
     from manytune.server.settings import Settings
@@ -138,13 +142,20 @@ def open_server(
         drain_seconds=options.drain_seconds,
         log_prompts=options.log_prompts,
     )
+    # Times differ from process to process, and all of several answer alike.
+    measure = product_seconds if store is None else None
+    chosen = (
+        Choice("reordered", "torch")  # there is no engine that would generate
+        if base.is_encoder
+        else choose(base.model, _IN_ENGINE[options.weights], options.runtime, measure=measure)
+    )
     engine = EngineOptions(
         max_batch=options.max_batch,
         kv_budget_tokens=options.kv_tokens,
         prefix_cache_tokens=options.prefix_tokens,
         adapter_bytes=None if options.adapter_limit is None else options.adapter_limit << 20,
-        weights=_IN_ENGINE[options.weights],
-        runtime=options.runtime,
+        weights=chosen.weights,
+        runtime=chosen.runtime,
         speculation=options.speculation,
     )
     app = create_app(base, adapters, settings, keys, engine)

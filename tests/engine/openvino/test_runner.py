@@ -208,10 +208,10 @@ def test_a_graph_that_computes_something_else_is_noticed(tokenizer, caplog, monk
 def test_torch_runs_the_rows_of_adapters_that_openvino_cant_compile(tokenizer, caplog, monkeypatch):
     from manytune.engine.openvino import program
 
-    def build(converted, outline, *, head):
+    def build(converted, outline, **options):
         if outline.updates:
             raise RuntimeError("no kernel for it")
-        return built(converted, outline, head=head)
+        return built(converted, outline, **options)
 
     built = program.build
     monkeypatch.setattr(program, "build", build)

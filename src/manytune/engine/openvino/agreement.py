@@ -8,19 +8,23 @@ from transformers import PreTrainedModel
 
 from manytune.engine.openvino.graph import PAGE
 from manytune.engine.openvino.paged_cache import PagedCache
-from manytune.engine.quantized import Bits
 from manytune.engine.runner import PromptChunk, Runner
+from manytune.engine.weights import Rounding
 from manytune.errors import ConfigError
 
 #: Two prompts; of one each the last token is read with the others in the cache.
 _PROBES = {"probe 1": (5, 1201, 17, 901, 333, 4001), "probe 2": (2111, 7, 77)}
-#: By bits of a weight, the largest norm of a difference of logits as a share of their norm. Rounding to 4 bits has been
-#: seen to give up to 0.2; a position or a head in a wrong place gives about 1.
-_MOST: dict[Bits | None, float] = {None: 1e-3, 8: 0.1, 4: 0.5}
+#: By what weights are rounded to, the largest norm of a difference of logits as a share of their norm. Rounding to 4
+#: bits has been seen to give up to 0.2; a position or a head in a wrong place gives about 1.
+_MOST: dict[Rounding | None, float] = {None: 1e-3, "bf16": 0.05, 8: 0.1, 4: 0.5}
 
 
 def require_agreement(
-    model: PreTrainedModel, cache: PagedCache, in_torch: Runner, converted: Runner, bits: Bits | None
+    model: PreTrainedModel,
+    cache: PagedCache,
+    in_torch: Runner,
+    converted: Runner,
+    rounding: Rounding | None,
 ) -> None:
     """Compare the logits of two prompts, read in one forward each time.
 
@@ -29,7 +33,7 @@ def require_agreement(
         cache: Keys and values of both; it is left as it was.
         in_torch: Runs the torch model.
         converted: Runs the converted model.
-        bits: Bits of a weight in the converted model; None for the model's own numbers.
+        rounding: What weights of the converted model are rounded to; None for the model's own numbers.
 
     Raises:
         ConfigError: They differ.
@@ -37,10 +41,10 @@ def require_agreement(
     vocabulary = model.config.get_text_config().vocab_size
     ours, expected = (_logits(runner, cache, vocabulary) for runner in (converted, in_torch))
     difference = float((ours - expected).norm() / expected.norm())
-    if not difference <= _MOST[bits]:
+    if not difference <= _MOST[rounding]:
         raise ConfigError(
             f"what OpenVINO makes of {type(model).__name__} differs from torch's result by {difference:.2%}, and up to "
-            f"{_MOST[bits]:.1%} was expected"
+            f"{_MOST[rounding]:.1%} was expected"
         )
 
 

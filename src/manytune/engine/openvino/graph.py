@@ -84,13 +84,14 @@ class Outline:
         return self.updates <= other.updates and self.factors <= other.factors
 
 
-def build(converted: Converted, outline: Outline, *, head: str) -> Any:
+def build(converted: Converted, outline: Outline, *, head: str, cache_type: Any) -> Any:
     """A graph that can be compiled.
 
     Args:
         converted: The base; it isn't changed.
         outline: What adapters do in it.
         head: Path of the layer that sees the tokens in `kept` alone.
+        cache_type: OpenVINO's type of cached keys and values.
 
     Returns:
         A graph with the inputs of `converted` and those named in `_Inputs` and in the outline.
@@ -98,7 +99,7 @@ def build(converted: Converted, outline: Outline, *, head: str) -> Any:
     graph = converted.graph.clone()
     marks = marks_in(graph)
     inputs = _Inputs()
-    _put_attention(marks, converted.attentions, inputs)
+    _put_attention(marks, converted.attentions, inputs, cache_type)
     _put_terms(marks, outline, inputs, head)
     for label, node in marks.items():
         if label.startswith((INPUT, OUTPUT)):
@@ -117,6 +118,9 @@ class _Inputs:
     def floats(self, name: str, *shape: int) -> Any:
         return self._of(name, ov.Type.f32, shape)
 
+    def cached(self, name: str, kind: Any, *shape: int) -> Any:
+        return self._of(name, kind, shape)
+
     def integers(self, name: str, *shape: int) -> Any:
         return self._of(name, ov.Type.i32, shape)
 
@@ -131,14 +135,15 @@ class _Inputs:
         return self.made[name]
 
 
-def _put_attention(marks: dict[str, Any], attentions: Iterable[Attention], inputs: _Inputs) -> None:
+def _put_attention(
+    marks: dict[str, Any], attentions: Iterable[Attention], inputs: _Inputs, cache_type: Any
+) -> None:
     for one in attentions:
         node = marks[f"{ATTENTION}{one.layer}"]
         shape = (-1, one.key_heads, PAGE, one.head_dim)
         given = [
             *(node.input_value(place) for place in range(3)),  # queries, keys, values
-            inputs.floats(f"keys {one.layer}", *shape),
-            inputs.floats(f"values {one.layer}", *shape),
+            *(inputs.cached(f"{name} {one.layer}", cache_type, *shape) for name in ("keys", "values")),
             *(inputs.integers(name, -1) for name in ("past", "begins", "pages", "page_begins")),
             _number(one.scaling, np.float32),
             _number(one.window or 0, np.int32),

@@ -23,23 +23,31 @@ class PagedCache(KVCache):
         heads: Heads of keys and values.
         head_dim: Size of a key.
         budget: Capacity in tokens.
+        dtype: Of keys and values.
     """
 
-    def __init__(self, *, layers: int, heads: int, head_dim: int, budget: int) -> None:
+    def __init__(
+        self, *, layers: int, heads: int, head_dim: int, budget: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(
             layers=layers,
             heads=heads,
             head_dim=head_dim,
             budget=budget,
             max_rows=0,
-            dtype=torch.float32,
+            dtype=dtype,
             device=torch.device("cpu"),
         )
         # The system gives memory to those pages only that are written to.
-        self._data = torch.empty((layers, 2, budget // PAGE, heads, PAGE, head_dim))
+        self._data = torch.empty((layers, 2, budget // PAGE, heads, PAGE, head_dim), dtype=dtype)
         self._free = list(reversed(range(budget // PAGE)))
         self._touched = 0  # pages below this have been used
         self._pages: dict[str, list[int]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._data.dtype
 
     @property
     def layers(self) -> int:

@@ -16,7 +16,8 @@ from manytune.engine.openvino.conversion import convert, embedding_size
 from manytune.engine.openvino.graph import Outline, build
 from manytune.engine.openvino.library import ov
 from manytune.engine.openvino.paged_cache import PagedCache
-from manytune.engine.quantized import GROUP, Bits
+from manytune.engine.quantized import GROUP
+from manytune.engine.weights import Rounding
 from manytune.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Program:
         """Set inputs, without copying; others stay as they were, and those that the graph doesn't have are left out."""
         for name, value in inputs.items():
             if name in self._names:
-                self._given[name] = shared = ov.Tensor(value.numpy(), shared_memory=True)
+                self._given[name] = shared = _shared(value)
                 self._request.set_tensor(name, shared)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -58,19 +59,48 @@ class Program:
         return torch.from_numpy(self._request.get_output_tensor(0).data)
 
 
+def settings(rounding: Rounding | None) -> dict[str, Any]:
+    """What graphs are compiled with.
+
+    Args:
+        rounding: What weights are rounded to; None for the model's own numbers.
+    """
+    precision = "bf16" if rounding == "bf16" else "f32"
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # See `compression`; products with weights in 4 bits don't use it, since their zero points aren't integers.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if rounding in (8, 4) else 0,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # several servers on one machine would pin their threads to the same cores
+    }
+
+
+def _type_of(dtype: torch.dtype) -> Any:
+    return ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
+
+
+def _shared(value: Tensor) -> Any:
+    """A tensor of OpenVINO's over the same memory."""
+    if value.dtype != torch.bfloat16:
+        return ov.Tensor(value.numpy(), shared_memory=True)
+    return ov.Tensor(value.view(torch.int16).numpy(), ov.Shape(list(value.shape)), ov.Type.bf16)
+
+
 class Programs:
     """The compiled graphs of a base.
 
     Args:
         model: The base.
         cache: Keys and values.
-        bits: Bits of a weight; None for the model's own numbers.
+        rounding: What weights are rounded to; None for the model's own numbers.
 
     Raises:
-        ConfigError: OpenVINO can't convert the model.
+        ConfigError: OpenVINO can't convert or compile the model.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: PagedCache, bits: Bits | None) -> None:
+    def __init__(self, model: PreTrainedModel, cache: PagedCache, rounding: Rounding | None) -> None:
         self._converted = convert(model)
         self.layers = self._converted.layers
         head = model.get_output_embeddings()
@@ -79,11 +109,15 @@ class Programs:
             raise ConfigError(f"the output head of {type(model).__name__} isn't a linear layer")
         self._hidden = embedding_size(model)
         self._cache = cache
-        self._bits = bits
-        if bits is not None:
-            compress(self._converted.graph, bits, head=self._head)
+        self._rounding = rounding
+        if rounding is not None and rounding != "bf16":
+            compress(self._converted.graph, rounding, head=self._head)
         self._core = ov.Core()
-        self._plain = self._compiled(Outline())
+        try:
+            self._plain = self._compiled(Outline())
+        except RuntimeError as error:  # OpenVINO's
+            lines = str(error).strip().splitlines()
+            raise ConfigError(f"OpenVINO can't compile {type(model).__name__}: {lines[-1]}") from error
         self._joint = self._plain
 
     def program(self, outline: Outline) -> Program:
@@ -96,18 +130,9 @@ class Programs:
 
     def _compiled(self, outline: Outline) -> Program:
         start = time.perf_counter()
-        graph = build(self._converted, outline, head=self._head)
+        graph = build(self._converted, outline, head=self._head, cache_type=_type_of(self._cache.dtype))
         graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # See `compression`; products with weights in 4 bits don't use it, since their zero points aren't integers.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if self._bits is None else GROUP,
-            "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # several servers on one machine would pin their threads to the same cores
-        }
-        compiled = self._core.compile_model(graph, "CPU", settings)
+        compiled = self._core.compile_model(graph, "CPU", settings(self._rounding))
         what = f"{len(outline.updates)} updates and {len(outline.factors)} factors of adapters"
         _log.info("OpenVINO compiled the base with %s in %.1f s", what, time.perf_counter() - start)
         return Program(compiled, outline, self._cache)

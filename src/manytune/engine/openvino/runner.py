@@ -18,8 +18,8 @@ from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.openvino.program import Program, Programs
 from manytune.engine.openvino.windows import Windows, divide
-from manytune.engine.quantized import Bits
 from manytune.engine.runner import NextToken, PromptChunk, Runner, TokenRow, with_virtual_tokens
+from manytune.engine.weights import Rounding
 from manytune.mixed.owners import Owners
 from manytune.mixed.slots import AdapterSlots
 from manytune.mixed.stacks import Snapshot
@@ -84,25 +84,25 @@ class OpenVINORunner(PagedRunner):
         model: The base, in evaluation mode.
         cache: Keys and values.
         slots: The adapters.
-        bits: Bits of a weight in OpenVINO; None for the model's own numbers.
+        rounding: What weights are rounded to in OpenVINO; None for the model's own numbers.
 
     Raises:
         ConfigError: OpenVINO can't run the model.
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: PagedCache, slots: AdapterSlots, bits: Bits | None
+        self, model: PreTrainedModel, cache: PagedCache, slots: AdapterSlots, rounding: Rounding | None
     ) -> None:
         super().__init__(model, cache, slots, {})
         self._in_torch = PagedRunner(model, cache, slots, {})
         self._table = model.get_input_embeddings()
         self._embedding = next(path for path, module in model.named_modules() if module is self._table)
         self._tables = AdapterTables(self._embedding)
-        self._programs = Programs(model, cache, bits)
+        self._programs = Programs(model, cache, rounding)
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
         self._divided: tuple[object, _Division] | None = None
-        require_agreement(model, cache, self._in_torch, self, bits)
+        require_agreement(model, cache, self._in_torch, self, rounding)
 
     @property
     def copied(self) -> Collection[str]:

@@ -1,0 +1,36 @@
+"""Products with a few weights in OpenVINO, alone, to see how long they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from manytune.engine.openvino.compression import compressed
+from manytune.engine.openvino.library import ops, ov
+from manytune.engine.openvino.program import settings
+from manytune.engine.weights import Rounding
+
+
+def products(weights: Sequence[Tensor], rounding: Rounding | None) -> Callable[[Sequence[Tensor]], object]:
+    """A function that multiplies inputs, (rows, in) each, with a weight, (out, in), each.
+
+    Args:
+        weights: The weights, in float32.
+        rounding: What to round them to; None for their own numbers.
+    """
+    inputs, outputs = [], []
+    for weight in weights:
+        inputs.append(ops.parameter([-1, weight.shape[1]], ov.Type.f32))
+        outputs.append(ops.matmul(inputs[-1], _constant(weight, rounding), False, True))
+    graph = ov.Model(outputs, inputs, "products")
+    compiled = ov.Core().compile_model(graph, "CPU", settings(rounding))
+    return lambda given: compiled([one.numpy() for one in given])
+
+
+def _constant(weight: Tensor, rounding: Rounding | None) -> Any:
+    if rounding is None or rounding == "bf16":
+        return ops.constant(np.ascontiguousarray(weight.numpy()))
+    return compressed(weight, rounding)
