@@ -6,6 +6,7 @@
 # make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
 # make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
 # make ray-serve   two replicas on a Ray cluster of this machine, one of them killed; installs Ray Serve
+# make ray-head   a sweep on a Ray cluster of this machine whose head is killed; the same command then resumes it
 # make fresh   the wheel in an environment of its own, and with it the tutorial from a table to an answer (10 minutes)
 # make transformers   a part of the tests with the oldest and the newest transformers that are supported
 # make pythons   the sources compiled with each Python from 3.11 to 3.13 that is installed
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: fresh transformers pythons ray-serve audit attacks faults demo test test-deep check bench docs clean browser
+.PHONY: fresh transformers pythons ray-serve ray-head audit attacks faults demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
@@ -52,6 +53,10 @@ faults: $(VENV)/installed-dev
 ray-serve: $(VENV)/installed-dev
 	$(PIP) install -c constraints.txt -e '.[ray-serve]'
 	$(BIN)/python -m tests.replicas.ray_serve_check
+
+ray-head: $(VENV)/installed-dev
+	$(PIP) install -c constraints.txt -e '.[cluster]'
+	$(BIN)/python -m tests.experiments.ray_head_check
 
 TRANSFORMERS ?= 5.23.0 5.24.0
 transformers: $(VENV)/installed-dev

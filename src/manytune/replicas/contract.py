@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from manytune.server.http_errors import HttpError
+
+if TYPE_CHECKING:
+    from manytune.server.opening import Opened
 
 
 class ReplicaLostError(Exception):
@@ -103,7 +106,7 @@ class Facts:
 
     Attributes:
         base_name: The plain base's name in requests.
-        store: The directory of the store that they read.
+        store: The store that they read: its directory, or its URL.
         adapters: How many adapters it had when they started.
         max_body_bytes: Size of the largest request body.
         max_choices: Largest number of answers to one request.
@@ -114,6 +117,17 @@ class Facts:
     adapters: int
     max_body_bytes: int
     max_choices: int
+
+    @classmethod
+    def of(cls, opened: Opened) -> Facts:
+        """What a replica says of itself."""
+        return cls(
+            base_name=opened.base_name,
+            store=opened.store.address,
+            adapters=len(opened.store.names()),
+            max_body_bytes=opened.max_body_bytes,
+            max_choices=opened.max_choices,
+        )
 
 
 class Replicas(Protocol):
