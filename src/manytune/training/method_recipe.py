@@ -33,10 +33,8 @@ class MethodRecipe(BaseModel):
             if option not in known[self.name] and (renamed := called_here(option)):
                 raise ValueError(f"Method {self.name!r} has no option {option!r}; {renamed}.")
         check_options(self.name, options, known)
-        if options.get("lora_alpha") == 0:
-            raise ValueError("lora_alpha 0 multiplies every update by 0, so that nothing would be learned")
         if info.context != NAMES_ALONE:
-            self.peft_config()
+            self.peft_config().check_trains()
         return self
 
     def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:

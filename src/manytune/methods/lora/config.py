@@ -176,6 +176,11 @@ class LoraConfig(PeftConfig):
         key = first_match(path, self.alpha_pattern or {})
         return self.lora_alpha if key is None else self.alpha_pattern[key]
 
+    def check_trains(self) -> None:
+        """See `PeftConfig.check_trains`: a scaling of 0 leaves no gradient either."""
+        if self.lora_alpha == 0:
+            raise ConfigError("lora_alpha 0 multiplies every update by 0, so that nothing would be learned")
+
     def scaling_at(self, path: str) -> float:
         """s, the factor before BA, at the layer of a path."""
         return scaling_of(self.alpha_at(path), self.rank_at(path), use_rslora=self.use_rslora)
