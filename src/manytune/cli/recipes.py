@@ -54,19 +54,12 @@ def check_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Check an experiment's recipe, that its files and its base are there, and the rows of small files.
-
-    Args:
-        path: A YAML file.
-        overrides: `section.key=value` texts.
-
-    Returns:
-        The recipe; the values of its methods' options aren't checked.
+    """The same as `check_recipe` for an experiment's recipe, with the files of its probes and of its rehearsal.
 
     Raises:
-        RecipeError: A key or a value is wrong.
-        DataError: A file isn't there, or its rows can't be used.
-        StoreError: The base isn't there.
+        RecipeError: See `check_recipe`, as for the others.
+        DataError: See there.
+        StoreError: See there.
     """
     from manytune.data.readers import require_there
     from manytune.experiments.recipe import outline_of

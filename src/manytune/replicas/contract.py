@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from manytune.server.opening import Opened
 
 
+#: Headers of a connection, not of an answer; and the date, which the front's own server gives.
+OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date"})
+
+
 class ReplicaLostError(Exception):
     """A replica ended, or can't be reached, before its answer was complete.
 
@@ -63,30 +67,33 @@ class Route:
 
 
 @dataclass(frozen=True)
-class WholeAnswer:
-    """An answer that is complete.
+class Head:
+    """An answer's beginning.
 
     Attributes:
         replica: Whose it is.
         status: Of HTTP.
         headers: Without those that concern a connection.
-        body: All of it.
     """
 
     replica: str
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True)
+class WholeAnswer(Head):
+    """An answer that is complete.
+
+    Attributes:
+        body: All of it.
+    """
+
     body: bytes
 
 
 class Answer(Protocol):
-    """An answer that has begun.
-
-    Attributes:
-        replica: Whose it is.
-        status: Of HTTP.
-        headers: Without those that concern a connection.
-    """
+    """An answer that has begun, with what `Head` has."""
 
     replica: str
     status: int

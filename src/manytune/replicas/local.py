@@ -18,6 +18,7 @@ from manytune.replicas.names import names_in
 from manytune.replicas.workers import Workers
 from manytune.server.access.auth import Keys
 from manytune.server.access.key_file import KeySource, follow_keys
+from manytune.server.background import in_background
 from manytune.server.connections import ConnectionLimits
 from manytune.server.listening import web_server
 from manytune.server.opening import ServeOptions
@@ -69,15 +70,11 @@ def serve_by_workers(
             drain_seconds=options.drain_seconds,
             limits=ConnectionLimits(most=max_connections, most_of_address=max(1, max_connections // 2)),
         )
-        following = [
-            asyncio.create_task(follow_keys(known, keys, options.watch_seconds)),
-            asyncio.create_task(names.follow(options.watch_seconds)),
-        ]
+        seconds = options.watch_seconds
         try:
-            await server.serve()
+            async with in_background(follow_keys(known, keys, seconds), names.follow(seconds)):
+                await server.serve()
         finally:
-            for one in following:
-                one.cancel()
             await found.stop()
         return server.started
 

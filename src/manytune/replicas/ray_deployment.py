@@ -23,8 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manytune.errors import ServeError
-from manytune.replicas.asgi_call import Head, call
-from manytune.replicas.contract import Facts, Forwarded, Route, WholeAnswer
+from manytune.replicas.asgi_call import call
+from manytune.replicas.contract import Facts, Forwarded, Head, Route, WholeAnswer
 from manytune.replicas.front import front_app
 from manytune.replicas.names import names_in
 from manytune.replicas.ray_replicas import RayReplicas
