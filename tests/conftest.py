@@ -15,7 +15,9 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from functools import cache
+from types import SimpleNamespace
 
+import accelerate.utils.imports
 import pytest
 import torch
 import typer.testing
@@ -27,6 +29,12 @@ command_line.build_app = cache(command_line.build_app)
 typer.testing._get_command = cache(typer.testing._get_command)
 
 torch.set_num_threads(1)
+
+# For each seed that it can't give a device yet, torch keeps the stack as text, which takes a hundred times as long as
+# seeding; and each training asks a dozen times which packages are installed.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    device.traceback = SimpleNamespace(format_stack=list)  # type: ignore[attr-defined]
+accelerate.utils.imports._is_package_available = cache(accelerate.utils.imports._is_package_available)
 
 
 # A flush waits for the disk, for the sake of machines that lose their power. tests/test_atomic.py has the real one.

@@ -106,6 +106,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+PATHS = {module_of(path): path for path in FILES}
+
+
 @cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
@@ -276,24 +279,30 @@ def test_methods_know_no_trainer_and_no_file_layout_outside_checkpoint() -> None
             assert not any(name.split(".")[0] == "safetensors" for name in names), module_of(path)
 
 
-def libraries_at_import(start: str) -> set[str]:
-    """The libraries that importing a module imports, by their first names: neither in functions nor for types alone."""
-    paths = {module_of(path): path for path in FILES}
-    waiting, seen, found = [start], {start}, set[str]()
+@cache
+def imports_of(module: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The package's files and the libraries that are imported with a file: not in functions, not for types alone."""
+    path = PATHS[module]
+    tree = ast.Module([node for node in tree_of(path).body if not is_for_types(node)], [])
+    is_package = path.name == "__init__.py"
+    names = [name for name, _ in imports_in(tree, module, is_package=is_package, inside_functions=False)]
+    files = {name if name in PATHS else name.rpartition(".")[0] for name in names} & set(PATHS)
+    return frozenset(files), frozenset(name.split(".")[0] for name in names)
+
+
+@cache
+def loaded_with(start: str) -> frozenset[str]:
+    """All files of the package that are imported when one is, itself included."""
+    waiting, seen = [start], {start}
     while waiting:
-        module = waiting.pop()
-        path = paths[module]
-        body = [node for node in tree_of(path).body if not is_for_types(node)]
-        tree = ast.Module(body, [])
-        for name, _ in imports_in(
-            tree, module, is_package=path.name == "__init__.py", inside_functions=False
-        ):
-            found.add(name.split(".")[0])
-            target = name if name in paths else name.rpartition(".")[0]
-            if target in paths and target not in seen:
-                seen.add(target)
-                waiting.append(target)
-    return found
+        new = imports_of(waiting.pop())[0] - seen
+        seen |= new
+        waiting += new
+    return frozenset(seen)
+
+
+def libraries_at_import(start: str) -> set[str]:
+    return {library for module in loaded_with(start) for library in imports_of(module)[1]}
 
 
 def is_for_types(node: ast.stmt) -> bool:
@@ -305,6 +314,29 @@ def test_what_extras_bring_is_imported_only_when_asked_for() -> None:
     assert "ray" in libraries_at_import("manytune.replicas.ray_deployment")
     needed = {start: libraries_at_import(start) & OF_EXTRAS for start in WITHOUT_EXTRAS}
     assert not {start: libraries for start, libraries in needed.items() if libraries}
+
+
+def test_imports_within_functions_are_for_a_light_start_alone() -> None:
+    """One of what is loaded with the file anyway would only hide a circle, or nothing at all."""
+    always = loaded_with("manytune")
+    found = []
+    for module, path in PATHS.items():
+        top = {node for node, _ in statements(path, inside_functions=False)}
+        for node, names in statements(path, inside_functions=True):
+            loaded = {name if name in PATHS else name.rpartition(".")[0] for name in names} & (
+                loaded_with(module) | always
+            )
+            if node not in top and loaded - {module, "manytune"}:
+                found.append(f"{module}:{node.lineno}: {', '.join(sorted(loaded))}")
+    assert not found
+
+
+def statements(path: Path, *, inside_functions: bool) -> Iterator[tuple[ast.stmt, list[str]]]:
+    """Each import statement of a file, with what it imports."""
+    is_package = path.name == "__init__.py"
+    for node in import_statements(tree_of(path), inside_functions=inside_functions):
+        own = imports_in(ast.Module([node], []), module_of(path), is_package=is_package)
+        yield node, [name for name, _ in own]
 
 
 def test_methods_has_methods_alone_next_to_what_they_share() -> None:

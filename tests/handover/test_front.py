@@ -57,6 +57,8 @@ def test_requests_tokens_and_vllms_own_metrics_are_at_one_address(client):
     assert 'manytune_requests_total{model="one",outcome="stop"} 2.0' in text
     assert 'manytune_completion_tokens_total{model="one"} 4.0' in text
     assert 'manytune_prompt_tokens_total{model="base"} 5.0' in text
+    assert 'manytune_key_requests_total{key="root"} 3.0' in text
+    assert 'manytune_key_tokens_total{key="root"} 21.0' in text
     assert "manytune_adapters_resident 1.0" in text and "manytune_adapter_loads_total 1.0" in text
     assert "vllm:num_requests_running 0.0" in text
 

@@ -23,9 +23,11 @@ from tests.server.world import alone, new_version, plain_ids, save_base
 from tests.store.adapters_made import make_adapter
 from tests.store.remote.s3_server import environment, s3_server
 
+from manytune.errors import ConfigError
 from manytune.replicas import workers
 from manytune.replicas.contract import Facts, Forwarded
 from manytune.replicas.hashing import Ring
+from manytune.replicas.worker import Order, _open
 from manytune.replicas.workers import Workers
 from manytune.server.opening import ServeOptions
 from manytune.store.remote.store import SharedStore
@@ -241,6 +243,22 @@ def test_a_killed_worker_loses_its_streams_alone_which_end_with_an_error_and_com
         assert served.pids()[own] != pid
     died = next(line for line in served.lines() if line["message"].startswith("a worker has ended"))
     assert died["how"] == "was ended by SIGKILL" and died["replica"] == own and died["level"] == "error"
+
+
+@pytest.mark.parametrize("keeps_the_store", [True, False])
+def test_no_worker_goes_by_a_measurement_as_all_must_answer_alike(served, monkeypatch, keeps_the_store):
+    measured = []
+
+    def choose(model, weights, runtime, *, measure):
+        measured.append((weights, measure))
+        raise ConfigError("enough is known")
+
+    monkeypatch.setattr("manytune.engine.choice.choose", choose)
+    options = ServeOptions(base=str(served.directory / "tiny"), adapters=served.store.root, weights="auto")
+    store = None if keeps_the_store else str(served.store.root)
+    with pytest.raises(ConfigError, match="enough is known"):
+        _open(Order(0, "", options, None, store))
+    assert measured == [("auto", None)]
 
 
 if DEEP:

@@ -26,7 +26,7 @@ COMMAND_MODULES = (
     "init",
     "data",
     "train",
-    "evaluate",
+    "evaluate.command",
     "compare",
     "sweep",
     "plan",

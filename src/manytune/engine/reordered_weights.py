@@ -88,9 +88,9 @@ class _FusedLinear:
     readers_left: int = 0
 
     def product(self, x: Tensor) -> Tensor:
-        rounded = x.to(self.dtype)  # the same tensor where that is its dtype
+        rounded = x if x.dtype == self.dtype else x.to(self.dtype)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, self.bias, "none", [], "")
-        return y.to(x.dtype)
+        return y if rounded is x else y.to(x.dtype)
 
 
 def _fused(modules: Sequence[Any], paths: list[str], dtype: torch.dtype | None) -> dict[str, Forward]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from manytune.handover.versions import Version
 from manytune.server.http_errors import for_clients
-from manytune.server.metrics import Metrics
+from manytune.server.metrics import Timing
 
 _DONE = b"data: [DONE]"
 _DATA = b"data: "
@@ -20,25 +19,23 @@ class Reply:
 
     Args:
         version: What answers.
-        metrics: Where it is counted.
+        timing: Counts and times it, under the version's name and the key's.
         wants_usage: Whether the client asked for the counts of tokens at the end of a stream.
 
     Attributes:
         completion_tokens: Of all answers, once they are known.
     """
 
-    def __init__(self, version: Version, metrics: Metrics, *, wants_usage: bool) -> None:
+    def __init__(self, version: Version, timing: Timing, *, wants_usage: bool) -> None:
         self._version = version
-        self._metrics = metrics
+        self._timing = timing
         self._wants_usage = wants_usage
-        self._last = time.perf_counter()
-        self._begun = False
         self._ended = False
         self.completion_tokens = 0
 
     def whole(self, content: dict[str, Any]) -> dict[str, Any]:
         """An answer that came in one piece."""
-        self._time()
+        self._timing.token()
         self._count(content)
         return self._named(content)
 
@@ -76,7 +73,7 @@ class Reply:
 
     def _finished(self, outcome: str) -> None:
         self._ended = True
-        self._metrics.requests.labels(self._version.name, outcome).inc()
+        self._timing.end(outcome)
 
     def _event(self, line: bytes) -> bytes | None:
         """One line of a stream as it is passed on; None for one that isn't."""
@@ -94,7 +91,7 @@ class Reply:
             return _written(self.error(content))
         self._count(content)
         if content.get("choices"):
-            self._time()
+            self._timing.token()
             if not self._wants_usage:
                 content.pop("usage", None)
         elif content.get("usage") and not self._wants_usage:
@@ -107,19 +104,11 @@ class Reply:
         content["system_fingerprint"] = self._version.fingerprint
         return content
 
-    def _time(self) -> None:
-        now = time.perf_counter()
-        histogram = self._metrics.next_token if self._begun else self._metrics.first_token
-        histogram.labels(self._version.name).observe(now - self._last)
-        self._begun, self._last = True, now
-
     def _count(self, content: dict[str, Any]) -> None:
         usage = content.get("usage")
         if isinstance(usage, dict):
             self.completion_tokens = int(usage.get("completion_tokens") or 0)
-            name = self._version.name
-            self._metrics.prompt_tokens.labels(name).inc(int(usage.get("prompt_tokens") or 0))
-            self._metrics.answer_tokens.labels(name).inc(self.completion_tokens)
+            self._timing.count_tokens(int(usage.get("prompt_tokens") or 0), self.completion_tokens)
         for choice in content.get("choices") or ():
             reason = choice.get("finish_reason") if isinstance(choice, dict) else None
             if reason is not None:

@@ -20,6 +20,7 @@ from manytune.server.bodies.body import invalid
 from manytune.server.disconnects import unless_disconnected
 from manytune.server.http_errors import HttpError, for_clients, http_error_of
 from manytune.server.json_lists import list_response
+from manytune.server.metrics import Timing
 from manytune.server.routes.health import health_answer
 
 router = APIRouter()
@@ -63,7 +64,8 @@ async def _answered(http: Request, path: str) -> Response:
             body = sent.for_vllm(version, salt=salt, is_chat=path == _CHAT)
         except ManytuneError as error:
             raise http_error_of(error) from error
-        reply = Reply(version, front.metrics, wants_usage=sent.wants_usage)
+        timing = Timing(front.metrics, version.name, principal.name)
+        reply = Reply(version, timing, wants_usage=sent.wants_usage)
         held.callback(reply.end, "cancelled")
         if sent.streams:
             return await _stream(http, path, body, reply, held)

@@ -208,4 +208,5 @@ def _open(options: ServeOptions, secret: str | None, threads: int) -> Any:
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keys = Keys() if secret is None else VouchedKeys(secret)
-    return open_server(options, keys, device=device, store=local_directory(options.adapters))
+    store = local_directory(options.adapters)
+    return open_server(options, keys, device=device, store=store, one_of_several=True)

@@ -24,6 +24,7 @@ from manytune.extras import install_command
 from manytune.replicas.contract import Facts
 from manytune.replicas.vouching import VouchedKeys
 from manytune.server.access.auth import Keys
+from manytune.server.logs import log_to_stderr
 from manytune.server.opening import Opened, ServeOptions, open_server
 from manytune.terminal import quiet_libraries
 
@@ -72,6 +73,7 @@ def main() -> int:
     front = _standard_output()
     order = Order.from_line(line)
     quiet_libraries()
+    log_to_stderr(replica=str(order.number))
     try:
         # As in a server of one process, the thread that has computed something ends, and its OpenMP threads with it.
         with ThreadPoolExecutor(1) as loading:
@@ -90,7 +92,7 @@ def _open(order: Order) -> Opened:
     store = None if order.store is None else Path(order.store)
     keys = Keys() if order.secret is None else VouchedKeys(order.secret)
     try:
-        return open_server(order.options, keys, device=device, store=store)
+        return open_server(order.options, keys, device=device, store=store, one_of_several=True)
     except ImportError as error:
         raise ServeError(f"{error.name} isn't installed. Run: {install_command('serve')}") from error
 
@@ -98,9 +100,7 @@ def _open(order: Order) -> Opened:
 def _serve(order: Order, opened: Opened, front: BinaryIO) -> int:
     from manytune.server.connections import ConnectionLimits
     from manytune.server.listening import web_server
-    from manytune.server.logs import log_to_stderr
 
-    log_to_stderr(replica=str(order.number))
     limits = ConnectionLimits(most=_CONNECTIONS, most_of_address=_CONNECTIONS)
     server = web_server(
         opened.app,

@@ -97,15 +97,19 @@ class Timing:
 
     def observe(self, output: Output) -> None:
         """Count one event."""
-        now = time.perf_counter()
         if output.token_id is not None:
-            histogram = self._metrics.next_token if self._begun else self._metrics.first_token
-            histogram.labels(self._model).observe(now - self._last)
-            self._metrics.traffic.token(self._model, self._key, None if self._begun else now - self._last)
-            self._begun, self._last = True, now
+            self.token()
         if output.finish_reason is not None:
             self.end(output.finish_reason)
             self.count_tokens(output.usage.prompt_tokens, output.usage.completion_tokens)
+
+    def token(self) -> None:
+        """Measure the time since the last token, or since the beginning, to one that has come now."""
+        now = time.perf_counter()
+        histogram = self._metrics.next_token if self._begun else self._metrics.first_token
+        histogram.labels(self._model).observe(now - self._last)
+        self._metrics.traffic.token(self._model, self._key, None if self._begun else now - self._last)
+        self._begun, self._last = True, now
 
     def count_tokens(self, prompt_tokens: int, completion_tokens: int | None = None) -> None:
         """Count what was read, and what was generated if this is text; `observe` does it for that."""

@@ -109,7 +109,12 @@ class Opened:
 
 
 def open_server(
-    options: ServeOptions, keys: Keys | KeySource, *, device: str, store: Path | None = None
+    options: ServeOptions,
+    keys: Keys | KeySource,
+    *,
+    device: str,
+    store: Path | None = None,
+    one_of_several: bool = False,
 ) -> Opened:
     """Load the base and make the application.
 
@@ -118,6 +123,7 @@ def open_server(
         keys: The API keys, or where they come from.
         device: Where to put the base.
         store: Read this store, which another process keeps in step with `options.adapters`; None to do so here.
+        one_of_several: Other processes serve the same and must answer alike, so nothing is chosen by how fast it is.
 
     Raises:
         ServeError: The base can't have this name.
@@ -142,8 +148,7 @@ def open_server(
         drain_seconds=options.drain_seconds,
         log_prompts=options.log_prompts,
     )
-    # Times differ from process to process, and all of several answer alike.
-    measure = product_seconds if store is None else None
+    measure = None if one_of_several else product_seconds
     chosen = (
         Choice("reordered", "torch")  # there is no engine that would generate
         if base.is_encoder

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engine.adapters import InMemory, attached, in_memory, llama
+from tests.engine.adapters import InMemory, attached, in_memory, llama, of_all_tokens
 from tests.engine.arrivals import Arrival
 from tests.engine.arrivals import run as run_arrivals
 from tests.engine.drafting import drafts_always
@@ -19,6 +19,7 @@ from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
 from manytune.errors import ConfigError, RequestError
+from manytune.methods.ia3.model import IA3Config
 from manytune.methods.lora.config import LoraConfig
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
@@ -130,8 +131,7 @@ def compressed(tokenizer):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_with_rounded_weights_is_the_same_in_a_mixture(compressed, bits):
     engine, world = compressed[bits], world_of("llama")
-    names = [None, "lora q,v", "lora all", "dora", "ia3", "prefix tuning", "lora embeddings"]
-    assert set(names) - {None} < set(world.adapters)
+    names = [None, *world.adapters]
     requests = [Request(str(name), PROMPTS[2], replace(params(), ignore_eos=True), name) for name in names]
     together = engine.generate(requests)
     for request, found in zip(requests, together, strict=True):
@@ -139,6 +139,30 @@ def test_a_row_with_rounded_weights_is_the_same_in_a_mixture(compressed, bits):
         assert alone.token_ids == found.token_ids
         for one, other in zip(alone.logprobs, found.logprobs, strict=True):
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def test_adapters_act_on_their_own_layers_where_several_are_one_product(compressed, tokenizer):
+    engine, world = compressed[8], world_of("llama")
+    names = [None, *world.adapters]
+    requests = [Request(str(name), PROMPTS[2], params(1), name) for name in names]
+    found, expected = (
+        [of_all_tokens(one.logprobs[0].top).exp() for one in each.generate(requests)]
+        for each in (engine, world.engine(tokenizer))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() < 0.05
+    # The adapters differ by more than the rounding does.
+    assert sum(bool((one - expected[0]).abs().max() > 0.1) for one in expected[1:]) > len(names) // 2
+
+
+def test_an_adapter_that_scales_the_inputs_of_one_layer_of_a_product_runs_in_torch(compressed, caplog):
+    engine = compressed[8]
+    config = IA3Config(target_modules=["up_proj"], feedforward_modules=["up_proj"], task_type="CAUSAL_LM")
+    engine.add_adapter("scaled", in_memory(attached(llama(), config, seed=5)))
+    with caplog.at_level(logging.WARNING):
+        (found,) = engine.generate([Request("one", PROMPTS[0], params(1), "scaled")])
+    assert found.usage.completion_tokens == 1
+    assert "scales the inputs of model.layers.0.mlp.up_proj, which is computed together" in caplog.text
 
 
 def dequantized(weight, bits):
@@ -160,13 +184,33 @@ def dequantized(weight, bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_rounded_by_their_formula(bits):
-    from manytune.engine.openvino.compression import compressed
+    from manytune.engine.openvino.compression import multiply
     from manytune.engine.openvino.library import ops, ov
 
     weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(2))
-    graph = ov.Model([ops.result(compressed(weight, bits))], [])
-    found = torch.from_numpy(ov.Core().compile_model(graph, "CPU")({})[0])
-    torch.testing.assert_close(found, dequantized(weight, bits), atol=1e-5, rtol=0)
+    x = ops.parameter(ov.PartialShape([-1, -1, 64]), ov.Type.f32)
+    graph = ov.Model([ops.result(multiply(x.output(0), weight, bits))], [x])
+    # Activations are left as they are.
+    settings = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "INFERENCE_PRECISION_HINT": "f32"}
+    found = ov.Core().compile_model(graph, "CPU", settings)(torch.eye(64)[None].numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(found)[0].T, dequantized(weight, bits), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_activations_to_8_bits_changes_a_product_by_a_hundredth_at_most(bits):
+    from manytune.engine.openvino.compression import multiply
+    from manytune.engine.openvino.library import ops, ov
+    from manytune.engine.quantized import GROUP
+
+    draw = torch.Generator().manual_seed(3)
+    # All weights of a row are above 0, as far from a zero point in the middle of the codes as can be.
+    weight, x = torch.rand(64, 576, generator=draw) + 0.2, torch.randn(1, 16, 576, generator=draw)
+    given = ops.parameter(ov.PartialShape([-1, -1, 576]), ov.Type.f32)
+    graph = ov.Model([ops.result(multiply(given.output(0), weight, bits))], [given])
+    settings = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP, "INFERENCE_PRECISION_HINT": "f32"}
+    found = torch.from_numpy(ov.Core().compile_model(graph, "CPU", settings)(x.numpy())[0])
+    expected = x @ dequantized(weight, bits).T
+    assert float((found - expected).norm() / expected.norm()) < 0.01
 
 
 def runtime_and_words(model, tokenizer, caplog, **options):

@@ -7,7 +7,7 @@ adapters need little.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,13 +38,16 @@ class Place:
     slot: int
 
 
-def obstacle(terms: Terms, layers: frozenset[str], embedding: str) -> str | None:
+def obstacle(
+    terms: Terms, layers: frozenset[str], embedding: str, shared: Collection[str] = ()
+) -> str | None:
     """Why a converted graph can't compute an adapter, as a clause; None if it can.
 
     Args:
         terms: The adapter's.
         layers: Paths of the layers that the graph computes.
         embedding: Path of the table of token embeddings, which torch looks up.
+        shared: Layers of the graph that have their input in common with others.
     """
     if terms.parameters:
         return "it acts on a router or on experts"
@@ -57,6 +60,9 @@ def obstacle(terms: Terms, layers: frozenset[str], embedding: str) -> str | None
             return f"{path} isn't a linear layer or a norm"
         if not all(_is_bounded(part) for part in (update.down, update.up * update.scaling, update.down_bias)):
             return f"{path} has weights that are NaN, Inf or very large"
+    scaled = next((p for p, own in terms.factors.items() if p in shared and own.inputs is not None), None)
+    if scaled is not None:
+        return f"it scales the inputs of {scaled}, which is computed together with other layers"
     unknown = terms.factors.keys() - layers - {embedding}
     return f"{next(iter(unknown))} isn't a linear layer or a norm" if unknown else None
 

@@ -1,58 +1,126 @@
-"""A graph's weights in 8 or 4 bits, in the form from which OpenVINO multiplies without unpacking them first.
+"""A graph's products with weights in 8 or 4 bits, in the form that OpenVINO multiplies without unpacking them first.
 
     int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
     int4: W[o, g] = s[o, g] · (Q[o, g] - z[o, g])            Q from 0 to 15, two numbers for each 32 inputs
 
-z isn't rounded, so that a base from a file of such weights (GGUF's Q4_1) keeps them. Products with weights in 8 bits
-round each token's activations to 8 bits as well, in groups of 32, on processors that multiply these faster (VNNI). With
-weights in 4 bits that would take a z in 4 bits, which was measured to cost SmolLM2-135M 0.18 nats a token.
+z isn't rounded, so that a base from a file of such weights (GGUF's Q4_1) keeps them. OpenVINO's products with integers
+know whole zero points only, and to round z was measured to cost SmolLM2-135M 0.18 nats a token. So the product is taken
+with the zero point 8, and what is left needs no more of x than the sum of each group:
+
+    W x = Σ_g s_g · (Q_g - 8) x_g  +  Σ_g s_g · (8 - z_g) · Σ_{i in g} x_i
+
+Products with weights in 8 or 4 bits round each token's activations to 8 bits as well, in groups of 32, on processors
+that multiply these faster (VNNI).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manytune.engine.openvino.conversion import OUTPUT
+from manytune.engine.openvino.conversion import INPUT, OUTPUT, Converted
 from manytune.engine.openvino.library import ops, ov
-from manytune.engine.openvino.marks import marks_in
+from manytune.engine.openvino.marks import label_of, marks_in, put
 from manytune.engine.quantized import GROUP, Bits, int8_weight
 
+#: The zero point of products with integers: the middle of 0 to 15.
+_MIDDLE = 8
 
-def compress(graph: Any, bits: Bits, *, head: str) -> None:
-    """Round the weights of all products of a graph.
+
+def compress(converted: Converted, bits: Bits, *, head: str) -> Converted:
+    """Round the weights of all products of a graph, and take those of one input together, as queries, keys and values.
 
     The head, and layers whose inputs don't divide into groups, keep 8 bits in either case.
 
     Args:
-        graph: Changed in place.
+        converted: A graph, which is changed in place.
         bits: Bits of a weight.
         head: Path of the head.
+
+    Returns:
+        The same graph, and which layers share a product.
     """
-    of_head = marks_in(graph)[f"{OUTPUT}{head}"].input_value(0).get_node()
-    for node in list(graph.get_ordered_ops()):
-        if node.get_type_name() != "MatMul":
-            continue
-        weight = _weight_of(node)
-        if weight is None:
-            continue
-        four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
-        product = ops.matmul(
-            node.input_value(0),
-            compressed(weight, 4 if four else 8),
-            node.get_attributes()["transpose_a"],
-            True,
-        )
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(product.output(0))
+    of_head = marks_in(converted.graph)[f"{OUTPUT}{head}"].input_value(0).get_node()
+    products: dict[object, list[_Product]] = {}
+    for node in converted.graph.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and (weight := _weight_of(node)) is not None:
+            four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
+            product = _Product(node, weight, 4 if four else 8)
+            products.setdefault(product.key, []).append(product)
+    shared: dict[str, str] = {}
+    for together in products.values():
+        _replace(together)
+        if len(together) > 1:
+            shared |= {str(one.layer): str(together[0].layer) for one in together}
+    return replace(converted, shared=shared)
 
 
-def compressed(weight: Tensor, bits: Bits) -> Any:
-    """A node that gives a weight, (out, in), rounded by the formula for so many bits."""
-    return _int4(weight) if bits == 4 else _int8(weight)
+@dataclass(frozen=True)
+class _Product:
+    """A product of a graph with a constant.
+
+    Attributes:
+        node: Its node.
+        weight: The constant, (out, in).
+        bits: Bits of a weight that it gets.
+    """
+
+    node: Any
+    weight: Tensor
+    bits: Bits
+
+    @property
+    def x(self) -> Any:
+        """What is multiplied."""
+        return self.node.input_value(0)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the last two dimensions of x are exchanged first."""
+        return bool(self.node.get_attributes()["transpose_a"])
+
+    @property
+    def layer(self) -> str | None:
+        """Path of the layer whose input is x; None if x isn't one."""
+        label = label_of(self.x.get_node()) or ""
+        return label.removeprefix(INPUT) if label.startswith(INPUT) else None
+
+    @property
+    def key(self) -> object:
+        """Products of the same key can be taken as one."""
+        if self.layer is None or self.is_transposed:
+            return self.node.get_friendly_name()
+        source = self.x.get_node().input_value(0)
+        return source.get_node().get_friendly_name(), source.get_index(), self.bits
+
+
+def _replace(together: Sequence[_Product]) -> None:
+    """Put one product in place of several of one input; it reads the input of the first one's layer."""
+    first = together[0]
+    x = ops.transpose(first.x, _exchange_of_last(first.x)).output(0) if first.is_transposed else first.x
+    product = multiply(x, torch.cat([one.weight for one in together]), first.bits)
+    parts = [product.output(0)]
+    if len(together) > 1:
+        sizes = _numbers(*(len(one.weight) for one in together))
+        parts = ops.variadic_split(product, ops.constant(np.int64(-1)), sizes).outputs()
+    for one, part in zip(together, parts, strict=True):
+        put(one.node, part)
+
+
+def multiply(x: Any, weight: Tensor, bits: Bits) -> Any:
+    """A node that computes x Wᵀ with a weight, (out, in), rounded by the formula for so many bits.
+
+    Args:
+        x: An output of a graph, (..., in), whose number of dimensions is known.
+        weight: W; with 4 bits, in divides into groups.
+        bits: Bits of a weight.
+    """
+    return _times_int4(x, weight) if bits == 4 else ops.matmul(x, _int8(weight), False, True)
 
 
 def _weight_of(node: Any) -> Tensor | None:
@@ -70,15 +138,36 @@ def _int8(weight: Tensor) -> Any:
     return ops.multiply(ops.convert(ops.constant(codes.numpy()), "f32"), factors)
 
 
-def _int4(weight: Tensor) -> Any:
+def _times_int4(x: Any, weight: Tensor) -> Any:
     groups = weight.float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     scale = ((high - low) / 15).clamp(min=1e-12)
     zero = -low / scale
     codes = (groups / scale + zero).round().clamp(0, 15).to(torch.uint8)
-    difference = ops.subtract(ops.convert(_four_bits(codes), "f32"), ops.constant(zero.numpy()))
+    middle = _four_bits(torch.full((1, 1, 1), _MIDDLE, dtype=torch.uint8))
+    difference = ops.subtract(ops.convert(_four_bits(codes), "f32"), ops.convert(middle, "f32"))
     weights = ops.multiply(difference, ops.constant(scale.numpy()))
-    return ops.reshape(weights, ops.constant(np.array(weight.shape)), False)
+    product = ops.matmul(x, ops.reshape(weights, _numbers(*weight.shape), False), False, True)
+    left = scale * (_MIDDLE - zero)  # (out, groups, 1)
+    return ops.add(product, ops.matmul(_group_sums(x), ops.constant(left[..., 0].numpy()), False, True))
+
+
+def _group_sums(x: Any) -> Any:
+    """Sums of each GROUP of x, (..., in), as (..., in / GROUP). Products of one x share theirs after compilation."""
+    shape = x.get_partial_shape()
+    last = shape.rank.get_length() - 1
+    kept = [0] * last  # the dimensions that reshaping leaves as they are
+    split = ops.reshape(x, _numbers(*kept, -1, GROUP), True)
+    return ops.reduce_sum(split, _numbers(last + 1), False)
+
+
+def _exchange_of_last(x: Any) -> Any:
+    *first, row, column = range(x.get_partial_shape().rank.get_length())
+    return _numbers(*first, column, row)
+
+
+def _numbers(*values: int) -> Any:
+    return ops.constant(np.array(values, dtype=np.int64))
 
 
 def _four_bits(values: Tensor) -> Any:

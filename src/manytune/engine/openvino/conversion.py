@@ -7,8 +7,8 @@ architecture does in between is converted as it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,11 +56,13 @@ class Converted:
             logits (windows * K, vocabulary). Which tokens are in a row has no meaning but the order.
         attentions: One for each layer.
         layers: Paths of the layers whose inputs and outputs are marked.
+        shared: Of layers that are computed as one product the layer whose input mark is that of all, by path.
     """
 
     graph: Any
     attentions: tuple[Attention, ...]
     layers: frozenset[str]
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Step(nn.Module):

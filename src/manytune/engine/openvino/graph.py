@@ -98,6 +98,7 @@ def build(converted: Converted, outline: Outline, *, head: str, cache_type: Any)
     """
     graph = converted.graph.clone()
     marks = marks_in(graph)
+    marks |= {f"{INPUT}{path}": marks[f"{INPUT}{first}"] for path, first in converted.shared.items()}
     inputs = _Inputs()
     _put_attention(marks, converted.attentions, inputs, cache_type)
     _put_terms(marks, outline, inputs, head)

@@ -31,15 +31,18 @@ def mark(label: str, *tensors: Tensor) -> Tensor:
 
 def marks_in(graph: Any) -> dict[str, Any]:
     """The marks of a graph by their labels."""
-    return {
-        name.removeprefix(_PREFIX): node
-        for node in graph.get_ordered_ops()
-        if (name := node.get_type_name()).startswith(_PREFIX)
-    }
+    found = ((label_of(node), node) for node in graph.get_ordered_ops())
+    return {label: node for label, node in found if label is not None}
+
+
+def label_of(node: Any) -> str | None:
+    """The label of a mark; None for any other node."""
+    name: str = node.get_type_name()
+    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None
 
 
 def put(node: Any, output: Any) -> None:
-    """Let whatever reads a mark read this output in its place."""
+    """Let whatever reads a node, such as a mark, read this output in its place."""
     for reader in node.output(0).get_target_inputs():
         reader.replace_source_output(output)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from manytune.engine.openvino.compression import compressed
+from manytune.engine.openvino.compression import multiply
 from manytune.engine.openvino.library import ops, ov
 from manytune.engine.openvino.program import settings
 from manytune.engine.weights import Rounding
@@ -24,13 +24,13 @@ def products(weights: Sequence[Tensor], rounding: Rounding | None) -> Callable[[
     inputs, outputs = [], []
     for weight in weights:
         inputs.append(ops.parameter([-1, weight.shape[1]], ov.Type.f32))
-        outputs.append(ops.matmul(inputs[-1], _constant(weight, rounding), False, True))
+        outputs.append(_product(inputs[-1].output(0), weight, rounding))
     graph = ov.Model(outputs, inputs, "products")
     compiled = ov.Core().compile_model(graph, "CPU", settings(rounding))
     return lambda given: compiled([one.numpy() for one in given])
 
 
-def _constant(weight: Tensor, rounding: Rounding | None) -> Any:
+def _product(x: Any, weight: Tensor, rounding: Rounding | None) -> Any:
     if rounding is None or rounding == "bf16":
-        return ops.constant(np.ascontiguousarray(weight.numpy()))
-    return compressed(weight, rounding)
+        return ops.matmul(x, ops.constant(np.ascontiguousarray(weight.numpy())), False, True)
+    return multiply(x, weight, rounding)

@@ -111,7 +111,9 @@ class Programs:
         self._cache = cache
         self._rounding = rounding
         if rounding is not None and rounding != "bf16":
-            compress(self._converted.graph, rounding, head=self._head)
+            self._converted = compress(self._converted, rounding, head=self._head)
+        #: Layers that are computed as one product with others, so that none has an input of its own.
+        self.shared = self._converted.shared.keys()
         self._core = ov.Core()
         try:
             self._plain = self._compiled(Outline())

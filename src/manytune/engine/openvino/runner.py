@@ -178,7 +178,7 @@ class OpenVINORunner(PagedRunner):
             return _BASE
         if adapter.digest not in self._known:
             terms = adapter.terms
-            why = obstacle(terms, self._programs.layers, self._embedding)
+            why = obstacle(terms, self._programs.layers, self._embedding, self._programs.shared)
             if why is not None:
                 _log.warning("the rows of an adapter run in torch, not in OpenVINO: %s", why)
             self._known[adapter.digest] = _Known(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manytune.cli.asked_here import Local, encoders_of, system_of
+from manytune.cli.evaluate.here import Local, encoders_of, system_of
 from manytune.errors import DataError
 
 if TYPE_CHECKING:

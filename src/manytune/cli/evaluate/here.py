@@ -72,7 +72,7 @@ def ask_here(
         GrammarError, DataError: Answers can't be held to it.
     """
     from manytune.cli.chosen import load_common_base
-    from manytune.cli.classifiers import common_labels
+    from manytune.cli.evaluate.classifiers import common_labels
     from manytune.evaluation.answers import questions_from
     from manytune.experiments.answering import Decoding
 
@@ -119,7 +119,7 @@ def _ask_classifiers(
     limit: int | None,
     batch_size: int,
 ) -> Local:
-    from manytune.cli.classifiers import ask_classifiers, baseline_system, labelled_questions_of
+    from manytune.cli.evaluate.classifiers import ask_classifiers, baseline_system, labelled_questions_of
     from manytune.experiments.classifying import baseline_facts
 
     with_head, questions = labelled_questions_of(chosen, base, labels, examples)

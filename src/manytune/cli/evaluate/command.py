@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from manytune import __version__
-from manytune.cli import elsewhere
 from manytune.cli.adapters.arguments import DEFAULT_STORE, Store, store_at, stored_names
+from manytune.cli.evaluate import elsewhere
 from manytune.cli.options import AsJson, MovedBase
 from manytune.errors import DataError
 
@@ -150,9 +150,9 @@ def evaluate(
     unless --limit, --task, --constrained or --label-words is given. An adapter trained on several tasks also gets the
     scores of each.
     """
-    from manytune.cli.asked_here import ask_here, common_examples
     from manytune.cli.chosen import choose
-    from manytune.cli.label_words import choose_here
+    from manytune.cli.evaluate.here import ask_here, common_examples
+    from manytune.cli.evaluate.label_words import choose_here
     from manytune.evaluation.answers import by_prompt, each_turn, items_from
 
     if report is not None and not report.parent.is_dir():
@@ -298,7 +298,7 @@ def _label_words(text: str | None, *, calibrate: bool, with_schema: bool) -> Lab
 
 def _kind(chosen: Sequence[Chosen], examples: Sequence[Example] | None) -> Kind:
     """What the answers are."""
-    from manytune.cli.classifiers import common_labels
+    from manytune.cli.evaluate.classifiers import common_labels
     from manytune.data.labels.numeric_labels import NumericLabels
     from manytune.data.labels.word_labels import WordLabels
 
