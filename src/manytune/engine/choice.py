@@ -29,6 +29,9 @@ Measure = Callable[[PreTrainedModel, Runtime, Sequence[Weights]], Mapping[Weight
 #: The largest change of a weight by rounding, as a share of its norm, that is taken for none: float32's own rounding is
 #: far below it, and weights that never had 4 bits change by 5% or more.
 _NOTHING = 1e-3
+_AS_THEY_ARE = (
+    "4 bits express its weights as they are (activations are rounded; weights='plain' rounds nothing)"
+)
 #: Rows of each layer that are looked at.
 _ROWS = 16
 #: 4 bits are taken if their products take less than this share of the time.
@@ -96,10 +99,10 @@ def _weights(model: PreTrainedModel, runtime: Runtime, measure: Measure | None) 
     if obstacle is not None:
         return "reordered", f"its weights keep their own precision, as {obstacle}"
     if measure is None:
-        return "int4", "rounding to 4 bits leaves its weights as they are"
+        return "int4", _AS_THEY_ARE
     seconds = measure(model, runtime, ("reordered", "int4"))
     share = seconds["int4"] / seconds["reordered"]
-    measured = f"rounding to 4 bits leaves its weights as they are, and products take {share:.2f} of the time"
+    measured = f"{_AS_THEY_ARE}; products take {share:.2f} of the time"
     return ("int4" if share < _WORTH else "reordered"), measured
 
 
