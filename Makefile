@@ -6,6 +6,7 @@
 # make attacks     tens of thousands of hostile requests, adapters and files; writes docs/reliability.md
 # make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
 # make ray-serve   two replicas on a Ray cluster of this machine, one of them killed; installs Ray Serve
+# make ray-head   a sweep on a Ray cluster of this machine whose head is killed; the same command then resumes it
 # make fresh   the wheel in an environment of its own, and with it the tutorial from a table to an answer (10 minutes)
 # make transformers   a part of the tests with the oldest and the newest transformers that are supported
 # make pythons   the sources compiled with each Python from 3.11 to 3.13 that is installed
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: fresh transformers pythons ray-serve audit attacks faults demo test test-deep check bench docs clean browser
+.PHONY: fresh transformers pythons ray-serve ray-head audit attacks faults demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
@@ -53,6 +54,10 @@ ray-serve: $(VENV)/installed-dev
 	$(PIP) install -c constraints.txt -e '.[ray-serve]'
 	$(BIN)/python -m tests.replicas.ray_serve_check
 
+ray-head: $(VENV)/installed-dev
+	$(PIP) install -c constraints.txt -e '.[cluster]'
+	$(BIN)/python -m tests.experiments.ray_head_check
+
 TRANSFORMERS ?= 5.23.0 5.24.0
 transformers: $(VENV)/installed-dev
 	for release in $(TRANSFORMERS); do $(BIN)/python -m tests.other_releases transformers==$$release || exit 1; done
@@ -62,9 +67,12 @@ fresh: $(VENV)/installed-dev
 
 pythons:
 	@for version in 3.11 3.12 3.13; do \
-	  python$$version -c 1 2>/dev/null || { echo "python$$version isn't installed"; continue; }; \
-	  PYTHONPYCACHEPREFIX=$$(mktemp -d) python$$version -W error -m compileall -q -f src || exit 1; \
-	  echo "python$$version compiles every source"; \
+	  for python in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python ""; do \
+	    $$python -c 1 2>/dev/null && break; \
+	  done; \
+	  [ -n "$$python" ] || { echo "python$$version isn't installed"; continue; }; \
+	  PYTHONPYCACHEPREFIX=$$(mktemp -d) $$python -W error -m compileall -q -f src || exit 1; \
+	  echo "$$python compiles every source"; \
 	done
 
 bench: $(VENV)/installed-dev

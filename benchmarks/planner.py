@@ -2,10 +2,14 @@
 
     python benchmarks/planner.py [--memory-only] [--only NAME ...] [--rounds N] [--json FILE]
 
-Each configuration runs in a process of its own, once a round; the round with the median ratio counts. A training is
-`manytune train`'s, its peak memory the one that the trainer reports, its time the median step. The estimate gets the
-lengths of the rows, and the machine's FLOP/s in products of the model's shapes, measured right after the steps, and its
-bandwidth; the share of these that is reached is the planner's own.
+Each configuration runs in a process of its own for its memory and in another for its time, once a round; the round
+with the median ratio counts. A training is `manytune train`'s, its peak memory the one that the trainer reports. The
+estimate gets the lengths of the rows, and the machine's bandwidth and FLOP/s in products of the model's shapes; the
+share of these that is reached is the planner's own.
+
+A machine that others use, too, is faster in one minute than in the next. So products are measured before the first step
+and after each, and a step is compared with the estimate at the mean of the two measurements around it. The step counts
+whose product of time and FLOP/s is the median.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import argparse
 import itertools
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 WITHIN = {"memory": 0.2, "time": 0.3}
-STEPS = 6
+STEPS = {"memory": 2, "time": 7}  # the optimizer's states come with the first; an odd number has a median
+PRODUCT_ROWS, PRODUCT_SECONDS = 512, 0.5  # of inputs, which a batch has here; and of each measurement
 WORDS = (
     "the",
     "of",
@@ -220,13 +224,43 @@ def plan_of(one: Configuration, spec: str, flops: float, section: str, keys: dic
     )
 
 
-def train(one: Configuration, scratch: Path, *, measure: bool) -> list[Comparison]:
-    """Train in this process: a step is enough for the memory but for what the optimizer adds after the first."""
+class Speed:
+    """The machine's FLOP/s in products of a model's shapes, measured again and again while something else is timed.
+
+    Args:
+        model: Whose shapes. They are measured for the first time here.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._measured: list[float] = []
+        self.measure()
+
+    def measure(self, *_: Any) -> None:
+        """Measure once more."""
+        from manytune.training.speed.measured_flops import matmul_flops_per_second
+
+        self._measured.append(
+            matmul_flops_per_second(self._model, rows=PRODUCT_ROWS, seconds=PRODUCT_SECONDS)
+        )
+
+    def median(self, times: list[float]) -> tuple[float, float]:
+        """Of times that were each taken between two measurements, the one of the median work, and its FLOP/s."""
+        around = [(before + after) / 2 for before, after in itertools.pairwise(self._measured)]
+        print("    GFLOP/s: " + ", ".join(f"{one / 1e9:.0f}" for one in self._measured), file=sys.stderr)
+        print("    seconds: " + ", ".join(f"{one:.2f}" for one in times), file=sys.stderr)
+        pairs = sorted(zip(times, around, strict=True), key=lambda pair: pair[0] * pair[1])
+        return pairs[len(pairs) // 2]
+
+
+def train(one: Configuration, scratch: Path, what: str) -> Comparison:
+    """Train in this process."""
+    from manytune.store.base import load_base
     from manytune.training.recipe import recipe_from
     from manytune.training.run import run
 
     spec = base_of(one, scratch)
-    steps = STEPS if measure else 2
+    steps = STEPS[what]
     write_rows(scratch / "rows.jsonl", one, one.batch_size * steps)
     recipe = recipe_from(
         {
@@ -248,7 +282,10 @@ def train(one: Configuration, scratch: Path, *, measure: bool) -> list[Compariso
             "output": str(scratch / "run"),
         }
     )
-    training = run(recipe, measure_flops=measure).training
+    base = load_base(spec, dtype="float32") if what == "time" else None
+    speed = None if base is None else Speed(base.model)
+    report = None if speed is None else speed.measure  # called after each step, outside of its time
+    training = run(recipe, base=base, report=report, measure_flops=False).training
     rows = one.batch_size * training.steps
     counts = training.counters
     virtual = one.method.get("num_virtual_tokens", 0) if one.method["name"] == "prompt-tuning" else 0
@@ -258,22 +295,19 @@ def train(one: Configuration, scratch: Path, *, measure: bool) -> list[Compariso
         "target_tokens": counts.logit_rows / rows,
         "weights": "float32",
     }
-    flops = training.matmul_flops_per_second or 1e11
-    plan = plan_of(one, spec, flops, "training", keys)
-    found = plan.training
-    assert found is not None
-    for part in found.parts:
-        print(f"    {part.name}: {part.bytes.expected / 2**20:,.0f} MiB", file=sys.stderr)
-    results = [_compared(one.name, "memory", "MiB", found.memory / 2**20, training.peak_memory / 2**20)]
-    if measure:
-        done = [0.0, *(report.step_seconds for report in training.step_reports)]
-        step = statistics.median(after - before for before, after in itertools.pairwise(done))
-        results.append(_compared(one.name, "time", "s a step", found.step_seconds, step))
-        print(f"    {flops / 1e9:.0f} GFLOP/s, MFU {training.mfu or 0:.0%}", file=sys.stderr)
-    return results
+    if speed is None:
+        found = plan_of(one, spec, 1e11, "training", keys).training
+        for part in found.parts:
+            print(f"    {part.name}: {part.bytes.expected / 2**20:,.0f} MiB", file=sys.stderr)
+        return _compared(one.name, "memory", "MiB", found.memory / 2**20, training.peak_memory / 2**20)
+    done = [0.0, *(report.step_seconds for report in training.step_reports)]
+    seconds, flops = speed.median([after - before for before, after in itertools.pairwise(done)])
+    found = plan_of(one, spec, flops, "training", keys).training
+    return _compared(one.name, "time", "s a step", found.step_seconds, seconds)
 
 
-def serve(one: Configuration, scratch: Path, *, measure: bool) -> list[Comparison]:
+def serve(one: Configuration, scratch: Path, what: str) -> Comparison:
+    """Answer requests in this process."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -284,7 +318,6 @@ def serve(one: Configuration, scratch: Path, *, measure: bool) -> list[Compariso
     from manytune.store.base import load_base
     from manytune.store.resident import read_resident
     from manytune.training.loop.train import peak_memory
-    from manytune.training.speed.measured_flops import matmul_flops_per_second
 
     base = load_base("embedded", dtype=torch.float32)
     model: Any = get_peft_model(
@@ -301,8 +334,8 @@ def serve(one: Configuration, scratch: Path, *, measure: bool) -> list[Compariso
     for number in range(one.adapters or 0):
         engine.add_adapter(str(number), read_resident(scratch / "adapter"))
     draw = random.Random(0)
-    times = []
-    for turn in range(3 if measure else 1):
+
+    def answer(turn: int) -> float:
         requests = [
             Request(
                 f"{turn} {place}",
@@ -314,9 +347,8 @@ def serve(one: Configuration, scratch: Path, *, measure: bool) -> list[Compariso
         ]
         started = time.perf_counter()
         engine.generate(requests)
-        times.append(time.perf_counter() - started)
-    memory = peak_memory()
-    flops = matmul_flops_per_second(plain, rows=256) if measure else 1e11
+        return time.perf_counter() - started
+
     keys = {
         "prompt_tokens": one.prompt,
         "answer_tokens": one.completion,
@@ -328,13 +360,19 @@ def serve(one: Configuration, scratch: Path, *, measure: bool) -> list[Compariso
         "max_batch": one.batch_size,
         "devices": 1,
     }
+    answer(0)  # the first is slower: memory is taken
+    if what == "memory":
+        memory = peak_memory()
+        found = plan_of(one, "embedded", 1e11, "serving", keys).serving
+        return _compared(one.name, "memory", "MiB", found.memory / 2**20, memory / 2**20)
+    speed, times = Speed(plain), []
+    for turn in range(1, 4):
+        times.append(answer(turn))
+        speed.measure()
+    seconds, flops = speed.median(times)
     found = plan_of(one, "embedded", flops, "serving", keys).serving
-    results = [_compared(one.name, "memory", "MiB", found.memory / 2**20, memory / 2**20)]
-    if measure:
-        speed = one.batch_size * one.completion / statistics.median(times[1:])
-        results.append(_compared(one.name, "time", "tokens/s", found.tokens_per_second, speed))
-        print(f"    {flops / 1e9:.0f} GFLOP/s", file=sys.stderr)
-    return results
+    reached = one.batch_size * one.completion / seconds
+    return _compared(one.name, "time", "tokens/s", found.tokens_per_second, reached)
 
 
 def _compared(name: str, what: str, unit: str, found: Any, measured: float) -> Comparison:
@@ -365,32 +403,27 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=1, help="runs of each configuration, in turn")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
-    parser.add_argument("--one", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "WHAT"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
-        one = next(one for one in CONFIGURATIONS if one.name == chosen.one)
+        name, what = chosen.one
+        one = next(one for one in CONFIGURATIONS if one.name == name)
         with tempfile.TemporaryDirectory() as scratch:
             compare = train if one.adapters is None else serve
-            results = compare(one, Path(scratch), measure=not chosen.memory_only)
-        print(json.dumps([asdict(result) for result in results]))
+            result = compare(one, Path(scratch), what)
+        print(json.dumps(asdict(result)))
         return
     from machine import LoadWatch
 
     watch = LoadWatch()
     found: dict[tuple[str, str], list[Comparison]] = {}
     for name in [*(chosen.only or names)] * chosen.rounds:
-        command = [
-            sys.executable,
-            __file__,
-            "--one",
-            name,
-            *(["--memory-only"] if chosen.memory_only else []),
-        ]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        latest = [Comparison(**result) for result in json.loads(done.stdout.splitlines()[-1])]
-        show(latest)
-        for one in latest:
-            found.setdefault((one.name, one.what), []).append(one)
+        for what in ("memory",) if chosen.memory_only else ("memory", "time"):
+            command = [sys.executable, __file__, "--one", name, what]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            latest = Comparison(**json.loads(done.stdout.splitlines()[-1]))
+            show([latest])
+            found.setdefault((name, what), []).append(latest)
     print()
     results = [sorted(rounds, key=lambda one: one.ratio)[len(rounds) // 2] for rounds in found.values()]
     show(results)

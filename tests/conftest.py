@@ -14,10 +14,11 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"
 # slow both down many times.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import accelerate.utils.imports
+import accelerate.utils.memory
 import pytest
 import torch
 import typer.testing
@@ -36,6 +37,10 @@ for device in (torch.cuda, torch.xpu, torch.mtia):
     device.traceback = SimpleNamespace(format_stack=list)  # type: ignore[attr-defined]
 accelerate.utils.imports._is_package_available = cache(accelerate.utils.imports._is_package_available)
 
+# Each training begins with a full garbage collection, through all that fixtures and libraries keep. What tests leave
+# behind is in the younger generations.
+accelerate.utils.memory.gc = SimpleNamespace(collect=partial(gc.collect, 1))  # type: ignore[assignment]
+
 
 # A flush waits for the disk, for the sake of machines that lose their power. tests/test_atomic.py has the real one.
 os.fsync = lambda descriptor: None
@@ -43,11 +48,7 @@ os.fsync = lambda descriptor: None
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Leave what imports and collection make out of garbage collection.
-
-    Each training begins with a full one (accelerate's `free_memory`), which would go through a million objects of
-    libraries and tests that live until the end.
-    """
+    """Leave what imports and collection make out of garbage collection: a million objects that live until the end."""
     gc.disable()
     try:
         return (yield)

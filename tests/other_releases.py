@@ -36,7 +36,8 @@ def main(requirement: str) -> int:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
         (own,) = Path(folder).glob("lib/python*/site-packages")
-        (own / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        # As a directory of its own, whose .pth files count too: an editable manytune is in one.
+        (own / "shared.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
         install = [python, "-m", "pip", "install", "--quiet", "--no-deps", requirement]
         subprocess.run(install, check=True)
         print(f"with {requirement}", flush=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-import manytune.extras
 from manytune.extras import install_command
 
 
@@ -19,7 +18,7 @@ class _Installed:
 
 def command(monkeypatch: pytest.MonkeyPatch, record: object) -> str:
     text = record if isinstance(record, str | None) else json.dumps(record)
-    monkeypatch.setattr(manytune.extras, "distribution", lambda name: _Installed(text))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: _Installed(text))
     return install_command("serve")
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 
 def install_command(extra: str) -> str:
@@ -27,6 +24,11 @@ def install_command(extra: str) -> str:
 
 def _origin() -> tuple[Path, bool] | None:
     """The checkout or wheel that manytune was installed from, by its record (PEP 610), and whether as editable."""
+    # Here, as they import HTTP and mail, for which no command line waits.
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlparse
+    from urllib.request import url2pathname
+
     try:
         record = json.loads(distribution("manytune").read_text("direct_url.json") or "{}")
         address = urlparse(str(record.get("url", "")))

@@ -21,7 +21,15 @@ for arguments in json.loads(sys.argv[1]):
         except SystemExit as end:
             code = end.code
     loaded = sorted({"torch", "transformers", "peft", "datasets", "accelerate", "pandas"} & set(sys.modules))
-    results.append({"said": " ".join(said.getvalue().split()), "code": code, "loaded": loaded})
+    results.append(
+        {
+            "said": " ".join(said.getvalue().split()),
+            "code": code,
+            "loaded": loaded,
+            "packages": sorted({name.partition(".")[0] for name in sys.modules}),
+            "modules": len(sys.modules),
+        }
+    )
     if loaded:
         break
 print(json.dumps(results))
@@ -30,11 +38,21 @@ print(json.dumps(results))
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command printed, on stdout and stderr; its exit status; and the model libraries that were imported."""
+    """A command's end.
+
+    Attributes:
+        said: What it printed, on stdout and stderr.
+        code: Its exit status.
+        loaded: The model libraries that are imported by then.
+        packages: All packages that are.
+        modules: How many modules that is.
+    """
 
     said: str
     code: int
     loaded: list[str]
+    packages: list[str]
+    modules: int
 
 
 def run_each(commands: Sequence[Sequence[str]]) -> list[Ran]:

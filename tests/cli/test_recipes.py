@@ -21,6 +21,10 @@ MISTAKES = {
     "a wrong method": ({"method": {"name": "lroa"}}, "Unknown method 'lroa'. Did you mean 'lora'?"),
     "a wrong option": ({"method": {"name": "lora", "lora_r": 8}}, "'lora_r' is method.r here"),
     "a missing file": ({"data": {**RECIPE["data"], "train": "row.jsonl"}}, "did you mean 'rows.jsonl'?"),
+    "a wrong column": (
+        {"data": {**RECIPE["data"], "prompt": "{{ questions }}"}},
+        "rows.jsonl:1: the prompt template needs the field 'questions'",
+    ),
     "a finished run": ({"output": "run"}, "there is a run here already. Continue it with --resume"),
     "a missing base": ({"base": "./bases/mine"}, "there is no such file or directory"),
 }
@@ -43,7 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("{}")
     (tmp_path / "run" / "environment.json").write_text('{"manytune": "1", "packages": {}, "started": ""}')
-    (tmp_path / "rows.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 9)
+    rows = "".join(f'{{"question": "a{number}", "answer": "b"}}\n' for number in range(20))
+    (tmp_path / "rows.jsonl").write_text(rows)
     for name, (changes, _) in MISTAKES.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
     return tmp_path
@@ -54,6 +59,7 @@ def test_mistakes_are_reported_before_a_model_library_is_imported(folder: Path) 
     cases += [
         (name, arguments) for arguments in COMMANDS.values() for name in ("a wrong method", "a missing file")
     ]
+    cases += [("a wrong column", COMMANDS[command]) for command in ("compare", "sweep")]
     typed = [[word.replace("{}", f"{name}.yaml") for word in arguments] for name, arguments in cases]
     found = run_each(typed)
     for (name, _), arguments, result in zip(cases, typed, found, strict=False):

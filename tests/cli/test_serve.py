@@ -1,4 +1,4 @@
-"""`manytune serve` from start to SIGTERM, and `manytune chat`."""
+"""`manytune serve` from start to SIGTERM."""
 
 import http.client
 import importlib.util
@@ -249,32 +249,6 @@ def test_a_server_whose_engine_fails_ends_so_that_it_is_started_again(world):
     process.join(30)
     assert process.exitcode == 1
     assert "ZeroDivisionError" in log
-
-
-def test_chat_keeps_the_conversation_until_an_empty_line(world):
-    directory, base, store = world
-    engine = Engine(base.model, base.tokenizer)
-    engine.add_adapter("one", read_resident(store.path("one")))
-
-    def answer(text):
-        request = Request("1", plain_ids(base, text), SamplingParams(max_new_tokens=5), "one")
-        return engine.generate([request])[0].text
-
-    first = answer("ab")
-    second = answer(f"ab\n\n{first}\n\ncd")
-    arguments = [
-        "chat",
-        "--adapter",
-        str(store.path("one")),
-        "--base",
-        str(directory),
-        "--max-new-tokens",
-        "5",
-    ]
-    result = run(*arguments, input="ab\ncd\n\nab\n")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [first, second, first]
-    assert run("chat").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["chat", "chat with an adapter", "serve", "generate"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,55 @@ def test_each_way_to_start_two_processes_trains_what_one_does(way: str, tmp_path
         torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=0)
     assert len(re.findall("18 rows to train on", ran.stderr)) == 1
     assert "Warning" not in ran.stderr
+
+
+def on_two_machines(recipe: Path, *options: str) -> list[tuple[int, str, str]]:
+    """Status and output of two launchers, each in a directory of its own, in which the recipe's paths mean its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    machines = []
+    for rank in (0, 1):
+        own = recipe.parent / f"machine-{rank}"
+        own.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)]
+        command += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        command += ["-m", "manytune", "train", str(recipe), "--json", *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+        machines.append(
+            subprocess.Popen(
+                command,
+                cwd=own,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [machine.communicate(timeout=300) for machine in machines]
+    return [(machine.returncode, *one) for machine, one in zip(machines, said, strict=True)]
+
+
+if DEEP:
+
+    def test_launchers_of_two_machines_train_what_one_process_does_and_resume_where_both_see_the_run(
+        tmp_path: Path,
+    ) -> None:
+        expected = run(load_recipe(write_recipe(tmp_path / "alone")))
+        recipe = write_recipe(tmp_path / "both")
+        recipe.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "output": "run"}))
+        (first, found, said), (second, *nothing) = on_two_machines(recipe, "--keep-checkpoints")
+        assert (first, second) == (0, 0), said
+        assert json.loads(found)["validation_loss"] == pytest.approx(
+            expected.training.validation_loss, abs=1e-6
+        )
+        assert nothing[0] == "" and not (recipe.parent / "machine-1" / "run").exists()
+        (recipe.parent / "machine-0" / "run" / "scores.json").unlink()
+        ended = on_two_machines(recipe, "--resume")
+        assert [status for status, *_ in ended] == [1, 1]
+        assert [said.count("error: process 1 of 2 doesn't see /") for *_, said in ended] == [1, 1]
+        (recipe.parent / "machine-1" / "run").symlink_to(recipe.parent / "machine-0" / "run")
+        assert [status for status, *_ in on_two_machines(recipe, "--resume")] == [0, 0]
 
 
 @pytest.mark.parametrize("module", ["manytune", "manytune.cli.main"])

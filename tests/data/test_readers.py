@@ -369,7 +369,7 @@ def test_an_unknown_split_or_dataset_is_an_error_with_the_librarys_reason(folder
     assert "train" in message("folder", split="trian")
     (folder.parent / "ACLsum.csv").write_text("a\n1\n")
     unknown = message("aclsum")
-    assert unknown.startswith("aclsum: neither a file nor a dataset that can be loaded")
+    assert unknown.startswith("aclsum: there is no such file or dataset; name a .jsonl")
     assert unknown.endswith("did you mean 'ACLsum.csv'?")
 
 

@@ -7,7 +7,8 @@ import pytest
 from manytune.data.check import check
 from manytune.data.records import Record, Records
 from manytune.data.templates import NAMED_TEMPLATES, PromptTemplate
-from manytune.data.unused import said_of_unused, unused_turns
+from manytune.data.unused import check_prompt, said_of_unused, unused_turns
+from manytune.errors import TemplateError
 
 ALPACA = NAMED_TEMPLATES["alpaca"]
 
@@ -86,3 +87,34 @@ def test_the_check_of_a_file_says_it() -> None:
     found = check({"x": Records(records(alpaca(system="s"), alpaca()), ())}, template=ALPACA)
     assert found.files[0].unused == {"system": 1}
     assert found.passed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "refused"),
+    [
+        ("question", True),
+        (" question\n", True),
+        ("What is {question}?", True),
+        ("What is ${question}?", True),
+        ("What is $question?", True),
+        ("<question>", True),
+        ("[question]", True),
+        ("%(question)s", True),
+        ("prompts/ask.jinja", True),
+        ("What is {{ question }}?", False),
+        ("{% for k in fields %}{{ k }} {% endfor %}{question}", False),
+        ("Write a haiku.", False),
+        ("Answer the question:", False),
+        ("What is $questions?", False),
+    ],
+)
+def test_a_prompt_that_is_the_same_for_every_row_is_refused_if_it_seems_to_mean_a_field(
+    prompt: str, refused: bool
+) -> None:
+    (record,) = records({"question": "q", "answer": "a"})
+    template = PromptTemplate(prompt, "{{ answer }}")
+    if not refused:
+        check_prompt(template, record)
+        return
+    with pytest.raises(TemplateError, match=r"^x:1: the prompt template"):
+        check_prompt(template, record)

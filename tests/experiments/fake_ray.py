@@ -55,6 +55,11 @@ class FakeRay(types.ModuleType):
     def shutdown(self) -> None:
         self.running = False
 
+    def get_runtime_context(self) -> Any:
+        return types.SimpleNamespace(
+            gcs_address="nowhere.invalid:1"
+        )  # a head that can't be watched from here
+
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": dict(node)} for node in self._nodes]
 

@@ -77,6 +77,16 @@ def test_what_is_done_needs_no_ray(run, workspace, trial, monkeypatch):
     assert ray.starts == 0
 
 
+def test_a_cluster_that_may_ask_for_a_token_is_said_to(run, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    for mode, is_said in (("", True), ("token", False)):
+        monkeypatch.setenv("RAY_AUTH_MODE", mode) if mode else monkeypatch.delenv("RAY_AUTH_MODE", False)
+        with pytest.raises(RunError) as error:
+            run(FakeRay(failing_starts=9))
+        assert ("If the cluster asks for a token" in str(error.value)) == is_said
+        assert "RAY_AUTH_MODE=token. What is done is kept" in str(error.value) or not is_said
+
+
 @pytest.mark.parametrize(
     ("ray", "failure", "message"),
     [

@@ -12,8 +12,9 @@ from tests.experiments.tiny_experiment import Reported, experiment
 
 from manytune.evaluation.records import read_record
 from manytune.experiments.opening import open_workspace
+from manytune.experiments.ray_connection import start_ray
 from manytune.experiments.ray_resources import Share
-from manytune.experiments.ray_runner import OnRay, start_ray, start_worker
+from manytune.experiments.ray_runner import OnRay, start_worker
 from manytune.experiments.runner import InTurn
 from manytune.experiments.sweep import sweep, sweep_experiment
 
@@ -30,7 +31,7 @@ pytestmark = [
 def cluster():
     patched = pytest.MonkeyPatch()
     patched.setenv("OMP_NUM_THREADS", "1")  # its processes have the environment of their start
-    start_ray(num_cpus=2, num_gpus=2)
+    start_ray(num_cpus=2, num_gpus=2, log_to_driver=False)
     yield
     ray.shutdown()
     patched.undo()

@@ -8,6 +8,7 @@ from tests.experiments.fake_ray import FakeRay
 
 from manytune.errors import RunError
 from manytune.experiments.failures import Failure
+from manytune.experiments.ray_connection import HeadLostError
 from manytune.experiments.ray_trials import RayTrials
 from manytune.experiments.ray_worker import Opened
 
@@ -31,14 +32,16 @@ class Worker:
 def run(monkeypatch):
     """What is said of three trials, which of them failed, and the actors that were started."""
 
-    def run(*, lost=None, failing=None, error=None, workers=2):
+    def run(*, lost=None, failing=None, error=None, workers=2, require_head=lambda: None):
         ray = FakeRay(lost=lost)
         monkeypatch.setitem(sys.modules, "ray", ray)
         said: list[str] = []
         start = ray.remote(num_gpus=1)(Worker).remote
-        trials = RayTrials(lambda: start(failing or {}, error), workers, NAMES, said.append)
+        trials = RayTrials(lambda: start(failing or {}, error), workers, NAMES, said.append, require_head)
         try:
             trials.run()
+        except HeadLostError:
+            return SimpleNamespace(said=said, failed="the head is lost", actors=ray.actors)
         except RunError as raised:
             return SimpleNamespace(said=said, failed=str(raised), actors=ray.actors)
         return SimpleNamespace(said=said, failed=trials.failed, actors=ray.actors)
@@ -97,3 +100,14 @@ def test_workers_that_die_while_they_open_the_experiment_are_given_up(run):
     )
     assert len(found.actors) == 3
     assert not run(lost={("open",): 2}, workers=1).failed
+
+
+def test_without_its_head_nothing_is_asked_of_ray_any_more(run):
+    """A worker that is lost with it is no retry, and neither started again nor ended, for which the head is asked."""
+
+    def gone():
+        raise HeadLostError("gone")
+
+    found = run(lost={("run", 0): 1}, workers=1, require_head=gone)
+    assert found.failed == "the head is lost" and not [line for line in found.said if "was lost" in line]
+    assert len(found.actors) == 1 and not found.actors[0].killed

@@ -103,6 +103,67 @@ DATA = (
         recipe={**_CHAT, "validation: null": "validation: null\n  on_error: skip"},
     ),
     Mistake(
+        "A number of a JSON line is NaN",
+        "write null or leave the field out",
+        files={"train.jsonl": '{"question": "a", "answer": "b"}\n{"question": NaN, "answer": "d"}\n'},
+        recipe={"train.csv": "train.jsonl"},
+    ),
+    Mistake(
+        "The lines of a JSON file have commas between them",
+        "Leave out the commas",
+        files={"train.jsonl": '{"question": "a", "answer": "b"},\n{"question": "c", "answer": "d"},\n'},
+        recipe={"train.csv": "train.jsonl"},
+    ),
+    Mistake(
+        "Two columns have the same name",
+        "give each column a name of its own",
+        files={"train.csv": "question,answer,answer\na,b,c\n"},
+    ),
+    Mistake(
+        "The table has no header",
+        "this row has what is a, b",
+        files={"train.csv": "what is a,b\nwhat is c,d\nwhat is e,f\n"},
+    ),
+    Mistake(
+        "A Parquet file is cut off",
+        "write or copy it again",
+        files={"train.parquet": b"PAR1" + b"\0" * 60},
+        recipe={"train.csv": "train.parquet"},
+    ),
+    Mistake(
+        "A directory without rows is given as data",
+        "name a .jsonl",
+        files={"rows/.hidden": ""},
+        recipe={"train.csv": "rows"},
+    ),
+    Mistake(
+        "An address is given as data", "download the file", recipe={"train.csv": "https://a.b/train.jsonl"}
+    ),
+    Mistake("A pattern is given as data", "list the files", recipe={"train.csv": "'*.jsonl'"}),
+    Mistake(
+        "A share is written in per cent", "is written 0.1", recipe={"validation: null": "validation: 10%"}
+    ),
+    Mistake(
+        "The prompt is a column's name",
+        "as {{ question }}",
+        recipe={'"{{ question }}"': "question"},
+    ),
+    Mistake(
+        "A field is written in single braces",
+        "as {{ question }}",
+        recipe={'"{{ question }}"': '"What is {question}?"'},
+    ),
+    Mistake(
+        "The prompt is a file's name",
+        "is named by data.template",
+        recipe={'"{{ question }}"': "prompts/ask.jinja"},
+    ),
+    Mistake(
+        "Rows are longer than the base reads",
+        "Set data.max_length to 64",
+        files={"train.csv": _TABLE + f"{'a' * 100},b\n"},
+    ),
+    Mistake(
         "A table of numbers is given to `init`",
         "Add a column with a text for each row",
         "init numbers.csv --output new.yaml",

@@ -23,6 +23,29 @@ ADAPTERS = (
             "pickled/adapter_model.bin": b"PK\x03\x04",
         },
     ),
+    Mistake(
+        "The adapter's file is named",
+        "an adapter is a directory",
+        "adapters add other/adapter_model.safetensors",
+    ),
+    Mistake(
+        "The adapter's options aren't JSON",
+        "expected a JSON object",
+        "adapters add broken --base base",
+        {"broken/adapter_config.json": "{", "broken/adapter_model.safetensors": b"\2" + b"\0" * 7 + b"{}"},
+    ),
+    Mistake(
+        "A checkpoint of HF PEFT is added alone",
+        "Pass --base",
+        "adapters add peft",
+        {
+            "peft/adapter_config.json": '{"peft_type": "LORA"}',
+            "peft/adapter_model.safetensors": b"\2" + b"\0" * 7 + b"{}",
+        },
+    ),
+    Mistake(
+        "A name has a space in it", "expected up to 100 letters", "adapters add other --name 'my adapter'"
+    ),
     Mistake("A name belongs to another adapter", "--move", "adapters add other --name support"),
     Mistake(
         "The adapter was trained on another base",
@@ -53,6 +76,14 @@ ADAPTERS = (
 
 SERVER = (
     Mistake("The port is in use", "give another --port", "serve --base base --port {port}"),
+    Mistake(
+        "The host has a port in it",
+        "The port is given with --port",
+        "serve --base base --host 127.0.0.1:8000",
+    ),
+    Mistake("An option begins with a dash", "two hyphens: --", "train recipe.yaml \N{EN DASH}resume"),
+    Mistake("An option is misspelt", "Possible options: --host, --log-prompts, --port", "serve --prot 80"),
+    Mistake("vLLM isn't installed", "pip install vllm", "serve --engine vllm --base base --vllm absent"),
     Mistake(
         "Others can reach the server, and it has no keys",
         "Give --keys",
@@ -87,6 +118,7 @@ KEYS = (
     Mistake(
         "The file of keys isn't there", "manytune keys add", "serve --base base --port 0 --keys keys.json"
     ),
+    Mistake("A directory is given for keys", "name the file", "keys list --file runs"),
     Mistake("The file of keys isn't JSON", "manytune keys add", "keys list", {"keys.json": "secret\n"}),
     Mistake(
         "The file has a key itself instead of its hash",

@@ -74,8 +74,12 @@ _app = functools.cache(build_app)
 
 def _build(world: Path) -> None:
     save_tiny_base(world / "base")
-    with contextlib.chdir(world):  # so that what is made names its base as a user would
-        base = load_base("base")
+    with contextlib.chdir(world):  # so that what is made names its base as a user would, and finds it
+        _fill(world)
+
+
+def _fill(world: Path) -> None:
+    base = load_base("base")
     save_tiny_base(world / "base2", seed=1)
     (world / "train.csv").write_text(
         "question,answer\n" + "".join(f"what is {c},{c}\n" for c in "abcdefghijkl")

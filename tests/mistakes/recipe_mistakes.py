@@ -31,6 +31,54 @@ RECIPES = (
     Mistake(
         "A number is out of range", "greater than or equal to 1", recipe={"max_steps: 1": "batch_size: 0"}
     ),
+    Mistake("A number is in quotes", "without quotes", recipe={"max_steps: 1": 'learning_rate: "1e-4"'}),
+    Mistake("A minus is a dash", "write 1e-4", recipe={"max_steps: 1": "learning_rate: 1e\u22124"}),
+    Mistake("A number isn't finite", "finite", recipe={"max_steps: 1": "learning_rate: .inf"}),
+    Mistake(
+        "A key is in the wrong place",
+        "is training.epochs here",
+        recipe={"base: base": "base: base\nepochs: 3"},
+    ),
+    Mistake(
+        "A space was copied from a web page", "write a space instead", recipe={"  train:": "\u00a0 train:"}
+    ),
+    Mistake(
+        "There are two recipes in one file",
+        "leave out the line ---",
+        recipe={"base: base": "base: base\n---\nbase: base"},
+    ),
+    Mistake("A table is given as the recipe", "`manytune init train.csv`", "train train.csv"),
+    Mistake(
+        "The method is a word alone",
+        "write it as {name: lora}",
+        recipe={"training:": "method: lora\ntraining:"},
+    ),
+    Mistake(
+        "`target_modules` is no expression",
+        "Several names are written as a list",
+        recipe={"training:": 'method: {name: lora, target_modules: "*q_proj"}\ntraining:'},
+    ),
+    Mistake(
+        "The scaling is 0",
+        "nothing would be learned",
+        recipe={"training:": "method: {name: lora, lora_alpha: 0}\ntraining:"},
+    ),
+    Mistake(
+        "There are more virtual tokens than the base reads",
+        "Lower method.num_virtual_tokens",
+        recipe={"training:": "method: {name: prefix-tuning, num_virtual_tokens: 500}\ntraining:"},
+    ),
+    Mistake(
+        "The base has no tokenizer",
+        "Save it there, too",
+        files={"bare/config.json": '{"model_type": "llama"}'},
+        recipe={"base: base": "base: bare"},
+    ),
+    Mistake(
+        "The output's name is too long",
+        "Set output to another one",
+        recipe={"base: base": f"base: base\noutput: runs/{'x' * 300}"},
+    ),
     Mistake(
         "A key is given twice",
         "keep one of the two",
@@ -46,6 +94,11 @@ RECIPES = (
         "The method is misspelt",
         "Did you mean 'lora'?",
         recipe={"training:": "method: {name: lorra}\ntraining:"},
+    ),
+    Mistake(
+        "A kind of LoRA is given as the method",
+        "use_dora: true",
+        recipe={"training:": "method: {name: dora}\ntraining:"},
     ),
     Mistake(
         "`target_modules` match nothing",

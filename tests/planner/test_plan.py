@@ -7,7 +7,7 @@ import sys
 from tests.planner.configs import llama
 
 from manytune.planner.hardware import Hardware
-from manytune.planner.plan import make_plan
+from manytune.planner.plan import Plan, make_plan
 from manytune.planner.recipe import plan_from
 
 
@@ -48,9 +48,24 @@ def test_what_is_left_out_is_said() -> None:
     assert "each of them is counted as large as the base" in note
 
 
+def test_what_manytune_does_not_shard_is_said_and_not_proposed() -> None:
+    """As `training/distributed/sharding.py` refuses it."""
+
+    def planned(**training: object) -> Plan:
+        return make_plan(plan_from({"model": llama(), "training": training}))
+
+    (weights, optimizer) = planned(sharded=True, weights="nf4", optimizer="adafactor").notes
+    assert weights.startswith("manytune doesn't shard with weights: nf4") and "bfloat16" in weights
+    assert optimizer.startswith("manytune doesn't shard with optimizer: adafactor")
+    assert not planned(sharded=True).notes and not planned(weights="nf4").notes
+    assert "weights: nf4" not in planned(sharded=True).savings
+    assert "sharded: true on several devices" not in planned(weights="nf4").savings
+    assert {"weights: nf4", "sharded: true on several devices"} <= set(planned().savings)
+
+
 def test_planning_imports_no_torch() -> None:
     program = (
-        "import sys; from manytune.planner.recipe import plan_from; from manytune.planner.plan import make_plan; "
+        "import sys; from manytune.planner.recipe import plan_from; from manytune.planner.plan import Plan, make_plan; "
         f"make_plan(plan_from({{'model': {llama()!r}, 'training': {{}}, 'serving': {{}}}})); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

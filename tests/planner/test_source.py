@@ -30,7 +30,7 @@ def test_a_hub_id_is_looked_up_in_the_cache_alone(tmp_path: Path, monkeypatch: p
     assert asked == [("someone/model", "config.json")]
 
 
-@pytest.mark.parametrize("asked", ["no/such-model", "not a model at all", "/nowhere/at/all"])
+@pytest.mark.parametrize("asked", ["no/such-model", "not a model at all", "/nowhere/at/all", ""])
 def test_a_model_that_is_not_here_is_refused_with_what_to_do(asked: str) -> None:
     with pytest.raises(
         RecipeError, match=r"none of them. Planning asks no network: save the model's config.json"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +62,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (directory / "keys.json").write_text(
         json.dumps({"keys": [key.model_dump() for key in (ROOT, LIMITED)]}), encoding="utf-8"
     )
+    with two_workers(directory, base, store, "--keys", str(directory / "keys.json")) as found:
+        yield found
+
+
+@contextmanager
+def two_workers(directory: Path, base: Base, store: AdapterStore, *options: str) -> Iterator[Served]:
+    """Two workers over the base in `directory`, as `manytune serve` starts them."""
     log = directory / "log"
     with forked_python() as python, log.open("wb") as output:
         command = [python, "-m", "manytune", "serve"]
-        command += ["--base", directory / "tiny", "--base-name", "base", "--adapters", store.root]
-        command += ["--keys", directory / "keys.json", "--port", "0", "--workers", "2", "--weights", "plain"]
-        command += ["--runtime", "torch"]
+        command += ["--base", directory / "tiny", "--base-name", "base", "--adapters", store.address]
+        command += ["--port", "0", "--workers", "2", "--weights", "plain", "--runtime", "torch", *options]
         process = subprocess.Popen(command, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
         try:
             yield Served(_port_in(log, process), python, log, directory, base, store)

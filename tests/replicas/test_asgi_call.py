@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from manytune.replicas.asgi_call import Head, call
-from manytune.replicas.contract import Forwarded
+from manytune.replicas.asgi_call import call
+from manytune.replicas.contract import Forwarded, Head
 
 REQUEST = Forwarded("POST", "/v1/a%20b?c=d", (("x-one", "1"),), b"body")
 

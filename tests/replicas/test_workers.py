@@ -11,18 +11,27 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import fsspec
 import pytest
-from tests.replicas.conftest import NAMES
+from tests.random_cases import DEEP
+from tests.replicas.conftest import NAMES, two_workers
+from tests.replicas.fakes import FACTS
 from tests.server.live import events_of, until
-from tests.server.world import alone, new_version, plain_ids
+from tests.server.world import alone, new_version, plain_ids, save_base
+from tests.store.adapters_made import make_adapter
+from tests.store.remote.s3_server import environment, s3_server
 
 from manytune.errors import ConfigError
-from manytune.replicas.contract import Forwarded
+from manytune.replicas import workers
+from manytune.replicas.contract import Facts, Forwarded
 from manytune.replicas.hashing import Ring
 from manytune.replicas.worker import Order, _open
 from manytune.replicas.workers import Workers
 from manytune.server.opening import ServeOptions
+from manytune.store.remote.store import SharedStore
+from manytune.store.store import AdapterStore
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +102,35 @@ def test_one_that_hangs_is_not_waited_for_when_each_is_asked_how_it_is(caplog):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own have names too long for a socket
         assert asyncio.run(ask_each(Path(folder))) == [("1", b"ok\n")]
     assert "worker 0 didn't answer /healthz within 0.2 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("adapters", "found", "orders"),
+    [
+        (Path("adapters"), "/cache/folders/ab", [None, "/cache/folders/ab"]),
+        ("s3://bucket/adapters", "s3://bucket/adapters", [None, None]),
+    ],
+)
+def test_each_worker_follows_shared_storage_and_one_alone_a_directory(
+    adapters, found, orders, tmp_path, monkeypatch
+):
+    given = []
+
+    class Started:
+        @staticmethod
+        async def start(order, *, threads):
+            given.append(order.store)
+            facts = Facts(**{**vars(FACTS), "store": found})
+            return SimpleNamespace(facts=facts, pid=1, wait=asyncio.Event().wait)
+
+    monkeypatch.setattr(workers, "Worker", Started)
+
+    async def start():
+        options = ServeOptions(base="base", adapters=adapters)
+        return await Workers(options, None, count=2, threads=1, folder=tmp_path).start()
+
+    assert asyncio.run(start()).store == found
+    assert given == orders
 
 
 def test_an_adapter_is_in_the_memory_of_its_own_replica_alone(served):
@@ -221,3 +259,40 @@ def test_no_worker_goes_by_a_measurement_as_all_must_answer_alike(served, monkey
     with pytest.raises(ConfigError, match="enough is known"):
         _open(Order(0, "", options, None, store))
     assert measured == [("auto", None)]
+
+
+if DEEP:
+
+    def test_two_workers_of_a_store_on_s3_answer_as_one_server_follow_it_and_come_back(tmp_path, monkeypatch):
+        base = save_base(tmp_path / "tiny")
+        local = AdapterStore(tmp_path / "local")
+        made = [make_adapter(tmp_path / str(seed), base, seed=seed) for seed in range(3)]
+        for name, adapter in zip("abc", made, strict=True):
+            local.add(adapter, name=name)
+        ids = plain_ids(base, "abc")
+        expected = {
+            name: alone(base, local, name, ids, max_new_tokens=8, ignore_eos=True).text for name in "abc"
+        }
+
+        def text(name):
+            status, answer = ask(served, name)
+            return answer["choices"][0]["text"] if status == 200 else status
+
+        with s3_server() as address:
+            for name, value in environment(address).items():
+                monkeypatch.setenv(name, value)
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+            store = SharedStore("s3://bucket/adapters")
+            store.add(made[0], name="a")
+            store.add(made[1], name="b")
+            monkeypatch.setenv("MANYTUNE_CACHE", str(tmp_path / "cache of the server"))
+            with two_workers(tmp_path, base, store, "--watch-seconds", "0.2") as served:
+                assert [text(name) for name in "ab"] == [expected[name] for name in "ab"]
+                store.add(made[2], name="a", move=True)
+                store.alias("b", "again")
+                until(lambda: text("a") == expected["c"] and text("again") == expected["b"], seconds=60)
+                before = served.pids()
+                os.kill(before["0"], signal.SIGKILL)
+                assert text("b") == expected["b"]
+                until(lambda: served.pids()["0"] != before["0"], seconds=120)
+                assert [text(name) for name in ("a", "again")] == [expected["c"], expected["b"]]

@@ -27,10 +27,12 @@ from tests.training.tiny_classifiers import classifier_content
 from tests.training.tiny_run import recipe_content
 
 from manytune.errors import PeftWarning, RunError
+from manytune.training.agreed_checkpoint import agreed_checkpoint
 from manytune.training.distributed.failures import said_once
 from manytune.training.distributed.processes import ALONE, Processes
 from manytune.training.loop.validation import ValidationScores
 from manytune.training.recipe import Recipe, recipe_from
+from manytune.training.resume import latest_checkpoint
 from manytune.training.run import run
 
 # float32 rounds sums by where they are cut; each step's loss is about 3, and its last bit 2.4e-7.
@@ -104,6 +106,10 @@ def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
             processes, checkpoints=directory / "dropout", stop_after=stop_after, **DROPOUT
         )
     trained(processes, checkpoints=directory / "continued", stop_after=4, **CONTINUED)
+    found["continues"] = [
+        continues_from(processes, directory / "continued", elsewhere)
+        for elsewhere in (directory / "continued", directory / "not-here", directory / "sharded")
+    ]
     found["masks"] = [state.sum().item() for state in processes.gather(torch.rand(4))]
     try:
         with said_once(processes):
@@ -111,6 +117,16 @@ def on_two(processes: Processes, directory: Path) -> dict[str, Any]:
     except (RunError, SystemExit) as error:
         found["error"] = type(error).__name__
     return found
+
+
+def continues_from(processes: Processes, firsts: Path, others: Path) -> str:
+    """What this process would continue from where the first sees one directory and the others see another."""
+    own = firsts if processes.is_first else others
+    try:
+        found = agreed_checkpoint(latest_checkpoint(own) if processes.is_first else None, own, processes)
+    except RunError as error:
+        return str(error)
+    return "" if found is None else str(found.path)
 
 
 def on_three(processes: Processes, directory: Path) -> None:
@@ -249,13 +265,23 @@ def test_a_checkpoint_is_continued_on_two_processes_on_three_and_on_one(
     expected = trained_alone(**CONTINUED)
     for name in ("continued", "sharded"):
         shutil.copytree(directory / name, directory / f"{name}-on-three")
-    together(3, on_three, directory)
+    together(3, on_three, directory, a_machine_each=True)
     for name, steps in (("continued", 5), ("sharded", 5), ("continued-on-three", 3), ("sharded-on-three", 3)):
         found = trained_alone(checkpoints=directory / name, **CONTINUED)
         assert found.losses == pytest.approx(expected.losses[-steps:], abs=LOSS, rel=0)
         assert found.tokens == expected.tokens
         for weight, value in found.weights.items():
             np.testing.assert_allclose(value, expected.weights[weight], atol=WEIGHT, rtol=0)
+
+
+def test_all_processes_see_the_checkpoint_that_they_continue_from_or_all_say_who_does_not(
+    both: list[dict[str, Any]],
+) -> None:
+    (same, absent, another), (same_there, *there) = (found["continues"] for found in both)
+    assert same == same_there and same.endswith("/continued/step-00000003")
+    assert absent.startswith("process 1 of 2 doesn't see /") and "file system" in absent
+    assert another.startswith("process 1 of 2 has another checkpoint in /")
+    assert [one.split("/")[0] for one in there] == [one.split("/")[0] for one in (absent, another)]
 
 
 def test_an_error_of_all_processes_is_raised_in_one_of_them(both: list[dict[str, Any]]) -> None:

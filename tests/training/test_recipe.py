@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from manytune.data.section import description_of
 from manytune.errors import RecipeError
 from manytune.methods.lora.config import LoraConfig
 from manytune.training.batches import BUILDERS
@@ -252,7 +253,7 @@ def test_what_is_easily_got_wrong_in_yaml_is_said_with_what_to_do(
 def test_every_key_says_what_it_is() -> None:
     def undescribed(section: type) -> list[str]:
         fields = section.model_fields  # type: ignore[attr-defined]
-        missing = [name for name, f in fields.items() if not f.description]
+        missing = [name for name in fields if not description_of(section, name)]
         for f in fields.values():
             if hasattr(f.annotation, "model_fields"):
                 missing += undescribed(f.annotation)

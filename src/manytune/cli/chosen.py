@@ -257,5 +257,13 @@ def load_common_base(chosen: Sequence[Chosen], override: str | None) -> tuple[Ba
     base = load_base(
         spec, dtype=None if dtype == "auto" else dtype, device=answering_device(), weights=weights
     )
-    checked = (dataclasses.replace(one, stored=open_adapter(one.stored.path, base=base)) for one in chosen)
-    return base, tuple(checked)
+    return base, checked_against(base, chosen)
+
+
+def checked_against(base: Base, chosen: Sequence[Chosen]) -> tuple[Chosen, ...]:
+    """Check that adapters were trained on a base; each is returned with the chat template that it comes with.
+
+    Raises:
+        BaseMismatchError: One was trained on another base.
+    """
+    return tuple(dataclasses.replace(one, stored=open_adapter(one.stored.path, base=base)) for one in chosen)

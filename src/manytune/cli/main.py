@@ -72,7 +72,11 @@ def _show_usage(error: Any) -> None:
         return
     typer.echo(error.ctx.get_usage(), err=True)
     print_line(f"Its options: {error.ctx.command_path} --help", stderr=True)
-    print_error(error.format_message())
+    said = error.format_message().replace("Value error, ", "").replace("Input should be", "it should be")
+    # Word processors make a dash of the hyphens before an option, which then is an argument.
+    if any(f"({dash}" in said for dash in "\N{EN DASH}\N{EM DASH}"):
+        said = f"{said.rstrip('.')}. An option begins with two hyphens: --."
+    print_error(said)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from manytune.training.recipe import Recipe
 
 
+_SMALL = 1 << 20
+"""Bytes of rows that are read twice: before the model libraries are imported, so that their mistakes come first too."""
+
+
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Check a training's recipe, and that its files and its base are there.
+    """Check a training's recipe, that its files and its base are there, and the rows of small files.
 
     Args:
         path: A YAML file.
@@ -23,7 +27,7 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: A key or a value is wrong.
-        DataError: A file isn't there.
+        DataError: A file isn't there, or its rows can't be used.
         StoreError: The base isn't there.
     """
     from manytune.training.recipe import outline_from, read_mapping
@@ -50,19 +54,12 @@ def check_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Check an experiment's recipe, and that its files and its base are there.
-
-    Args:
-        path: A YAML file.
-        overrides: `section.key=value` texts.
-
-    Returns:
-        The recipe; the values of its methods' options aren't checked.
+    """The same as `check_recipe` for an experiment's recipe, with the files of its probes and of its rehearsal.
 
     Raises:
-        RecipeError: A key or a value is wrong.
-        DataError: A file isn't there.
-        StoreError: The base isn't there.
+        RecipeError: See `check_recipe`, as for the others.
+        DataError: See there.
+        StoreError: See there.
     """
     from manytune.data.readers import require_there
     from manytune.experiments.recipe import outline_of
@@ -78,9 +75,13 @@ def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _check_files(recipe: Recipe) -> None:
+    from manytune.data.dataset import read_splits
     from manytune.data.readers import require_there
     from manytune.store.base_source import require_base
 
     for source in recipe.data.sources:
         require_there(source)
     require_base(recipe.base)
+    files = [Path(source).expanduser() for source in recipe.data.sources]
+    if all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= _SMALL:
+        read_splits(recipe.data)

@@ -237,7 +237,7 @@ def serve(
         import uvicorn  # noqa: F401 - looked for before the base is loaded
 
         from manytune.server.access.key_file import KeySource, require_keys_for
-        from manytune.server.listening import check_address, require_this_system
+        from manytune.server.listening import check_address, host_of, require_this_system
         from manytune.server.logs import log_to_stderr
 
         if workers == 1 and on is None:  # else this process loads nothing that models need
@@ -249,6 +249,7 @@ def serve(
     from manytune.server.opening import ServeOptions, open_server
 
     require_this_system()
+    host = host_of(host)
     api_keys = KeySource(keys, os.environ)
     require_keys_for(host, api_keys)
 

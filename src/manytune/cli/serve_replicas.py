@@ -80,15 +80,19 @@ def serve_on_ray(
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("aiohttp") is None:
         raise ServeError(f"--on ray needs Ray Serve. Run: {install_command('ray-serve')}")
     import ray
-    import ray.serve
 
+    try:
+        import ray.serve
+    except ImportError as error:
+        raise ServeError(f"--on ray needs Ray Serve. Run: {install_command('ray-serve')}") from error
+    from manytune.experiments.ray_connection import start_ray
     from manytune.replicas.ray_deployment import application
 
     deployed = application(
         options, keys.read(), replicas=replicas, most_replicas=most_replicas, threads=cores
     )
     ray_serve: Any = ray.serve
-    _start_ray()
+    start_ray()
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(deployed, name="manytune", route_prefix="/")
@@ -97,24 +101,6 @@ def serve_on_ray(
     finally:
         ray_serve.shutdown()
         ray.shutdown()
-
-
-def _start_ray() -> None:
-    """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
-
-    Raises:
-        ServeError: It failed twice: its processes must come up within seconds, which a busy machine may not manage.
-    """
-    import ray
-
-    for last in (False, True):
-        try:
-            ray.init(include_dashboard=False)
-            return
-        except Exception as error:  # Ray raises plain ones, too
-            ray.shutdown()
-            if last:
-                raise ServeError(f"Ray could not be started, or not be reached: {error}") from error
 
 
 def _wait_for_the_end() -> None:

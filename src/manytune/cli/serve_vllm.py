@@ -101,10 +101,10 @@ def _serve(
     from manytune.handover.vllm_engine import running_vllm
     from manytune.server.access.key_file import KeySource, require_keys_for
     from manytune.server.connections import ConnectionLimits
-    from manytune.server.listening import check_address, web_server
+    from manytune.server.listening import check_address, host_of, web_server
     from manytune.server.logs import log_to_stderr
 
-    host, port, most = given["host"], given["port"], given["max_connections"]
+    host, port, most = host_of(given["host"]), given["port"], given["max_connections"]
     keys = KeySource(given["keys"], os.environ)
     require_keys_for(host, keys)
     check_address(host, port)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from manytune.data.conversation.checks import oddities
 from manytune.data.conversation.form import ConversationForm, FormName
 from manytune.data.encoding.encoded import Encoded, EncodedSet, rows_of
-from manytune.data.encoding.encoding_cache import EncodingCache
 from manytune.data.encoding.special_tokens import Spelled, spelled_in
 from manytune.data.mixing import Mixture
 from manytune.data.readers import read_role
@@ -26,11 +25,13 @@ from manytune.data.row_limit import limited
 from manytune.data.splits import Leak, group_key, leaks, split
 from manytune.data.task_recipe import TaskRecipe
 from manytune.data.templates import Example, RowForm
-from manytune.data.unused import unused_turns
+from manytune.data.unused import check_prompt, unused_turns
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from manytune.data.encoding.encoding_cache import EncodingCache
 
 _SPLIT_SEED = 0  # a constant, so that runs with different training seeds are judged on the same rows
 
@@ -228,6 +229,8 @@ class _Rows:
             records = read_role(spec, role, on_error=self._on_error)
             self.left_out.extend(records.rejected)
             forms = self._single(records.kept, spec) if templates is None else templates
+            for form in forms.values() if records.kept else ():
+                check_prompt(form, records.kept[0])
             self.unused.update(unused_turns(records.kept, forms.values()))
             rendered = [self._render(record, forms, partial=partial) for record in records.kept]
             if self._failed:

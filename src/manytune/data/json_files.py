@@ -77,7 +77,11 @@ def _line(line: bytes, source: str, number: int) -> Record | Rejected:
     except UnicodeDecodeError as error:
         return Rejected(source, number, not_utf8(line[error.start]))
     except json.JSONDecodeError as error:
-        hint = ". A file that is one array is named .json" if line.lstrip().startswith(b"[") else ""
+        hint = ""
+        if line.lstrip().startswith(b"["):
+            hint = ". A file that is one array is named .json"
+        elif line.rstrip().endswith(b"},"):
+            hint = ". Leave out the commas between the lines, or name a file that is one array .json"
         return Rejected(
             source,
             number,

@@ -21,8 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from manytune.errors import DataError
 
 Strategy = Literal["proportional", "temperature", "explicit"]
@@ -142,8 +140,7 @@ class Mixture:
         for name, size, count in zip(self.names, self.sizes, self.counts, strict=True):
             rows += [start + row for row in _part_of_order(name, size, seed, epoch * count, count)]
             start += size
-        order = np.random.default_rng((seed, epoch)).permutation(len(rows))
-        return [rows[place] for place in order]
+        return [rows[place] for place in _order((seed, epoch), len(rows))]
 
 
 def mix(
@@ -221,11 +218,18 @@ def _part_of_order(name: str, size: int, seed: int, first: int, count: int) -> l
     position = first
     while len(rows) < count:
         cycle, offset = divmod(position, size)
-        order = np.random.default_rng((seed, _number(name), cycle)).permutation(size)
-        taken = order[offset : offset + count - len(rows)].tolist()
+        taken = _order((seed, _number(name), cycle), size)[offset : offset + count - len(rows)]
         rows += taken
         position += len(taken)
     return rows
+
+
+def _order(seed: tuple[int, ...], count: int) -> list[int]:
+    """The numbers below `count`, shuffled."""
+    import numpy as np  # here, as a mistake in a recipe is reported without it
+
+    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    return order
 
 
 def _number(name: str) -> int:

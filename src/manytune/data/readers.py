@@ -68,16 +68,36 @@ def require_there(spec: str) -> None:
         DataError: There is no such file.
     """
     path = Path(spec).expanduser()
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return
+    if path.exists() or spec == "-":
+        raise DataError("rows are read from files, and this is none; write them into one", where=spec)
+    if advice := _not_a_path(spec):
+        raise DataError(advice, where=spec)
     if chosen := _WITH_SPLIT.fullmatch(spec):
         require_there(chosen[1])
-    elif path.suffix.lower() in _READERS or not _DATASET_NAME.fullmatch(spec):
+    elif holds_rows(path) or not _DATASET_NAME.fullmatch(spec):
         nearest = (
             _similar_file(path)
             or f"; a path that isn't absolute begins where the command runs, at {Path.cwd()}"
         )
         raise DataError(f"there is no such file{nearest}", where=spec)
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file's name says that there are rows in it."""
+    return path.suffix.lower() in _READERS
+
+
+def _not_a_path(spec: str) -> str:
+    """What to do about a spec that means something else than a file or a dataset; empty if it may be one."""
+    if "://" in spec:
+        return "addresses aren't read; download the file, and name it"
+    if "*" in spec or "?" in spec:
+        return "patterns aren't read; list the files, as in [a.jsonl, b.jsonl]"
+    if share := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", spec):
+        return f"there is no such file; a share of the rows is written {float(share[1]) / 100:g}"
+    return ""
 
 
 def _rows(spec: str, split: str | None) -> list[Record | Rejected]:
@@ -124,7 +144,11 @@ def _parquet_rows(path: Path, source: str) -> list[Record | Rejected]:
         with parquet.ParquetFile(path) as file:
             table = file.read()
     except pyarrow.ArrowException as error:
-        raise DataError(f"it isn't a readable Parquet file: {error}", where=source) from error
+        reason = str(error).rstrip(".")
+        raise DataError(
+            f"it isn't a readable Parquet file, and may have been cut off; write or copy it again ({reason})",
+            where=source,
+        ) from error
     return [Record(fields, source, row) for row, fields in enumerate(table.to_pylist(), start=1)]
 
 
@@ -134,7 +158,16 @@ def _dataset_rows(spec: str, name: str, config: str | None, split: str | None) -
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # datasets, the hub client and each file format raise errors of their own
-        message = f"neither a file nor a dataset that can be loaded ({error}){_similar_file(Path(spec))}"
+        found = (
+            "no rows can be read from the directory"
+            if Path(name).is_dir()
+            else "there is no such file or dataset"
+        )
+        kinds = ", ".join(_READERS)
+        reason = str(error).rstrip(".").replace(str(Path(name).resolve()), name)
+        message = (
+            f"{found}; name a {kinds} file, or a dataset of the hub ({reason}){_similar_file(Path(spec))}"
+        )
         raise DataError(message, where=spec) from error
     if split is None:
         if len(loaded) != 1:

@@ -44,7 +44,9 @@ def rows_or_share(value: object) -> object:
     """A file, a share, or None."""
     if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
         return value
-    raise ValueError(f"expected a file, a datasets name, or a share between 0 and 1; found {kind_of(value)}")
+    raise ValueError(
+        f"expected a file, a datasets name, or a share between 0 and 1 (null for none); found {kind_of(value)}"
+    )
 
 
 def auto_or_bool(value: object) -> object:

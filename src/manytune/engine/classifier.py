@@ -185,7 +185,7 @@ class _Outputs:
 
 
 class _Given(nn.Module):
-    """What stands in the place of the base's layers: it gives what they have given."""
+    """What takes the place of the base's layers: it returns what they have returned."""
 
     def __init__(self) -> None:
         super().__init__()

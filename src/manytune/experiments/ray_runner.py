@@ -15,6 +15,7 @@ from typing import Any
 
 from manytune.errors import RunError
 from manytune.experiments.failures import forget_failure, keep_failure
+from manytune.experiments.ray_connection import Head, HeadLostError, start_ray
 from manytune.experiments.ray_resources import Node, Share, share_of
 from manytune.experiments.ray_trials import RayTrials
 from manytune.experiments.ray_worker import RayWorker
@@ -65,12 +66,16 @@ class OnRay:
             )
             say(f"{len(missing)} trainings on Ray, {share.workers} at once with {share}")
             found = RayTrials(
-                lambda: start_worker(ray, share, work), share.workers, [trial.name for trial in missing], say
+                lambda: start_worker(ray, share, work),
+                share.workers,
+                [trial.name for trial in missing],
+                say,
+                Head(ray.get_runtime_context().gcs_address).require,
             )
             try:
                 found.run()
             except RunError as error:
-                raise RunError(f"Ray: {error} {KEPT}") from error
+                raise type(error)(f"Ray: {error} {KEPT}") from error
             except ray.exceptions.RayTaskError:  # a defect, which keeps its traceback
                 raise
             except ray.exceptions.RayError as error:
@@ -101,33 +106,15 @@ def _connected() -> Iterator[Any]:
 
     started_here = not ray.is_initialized()
     if started_here:
-        start_ray()
+        try:
+            start_ray(log_to_driver=False)
+        except RunError as error:
+            raise RunError(f"{error} {KEPT}") from error
     try:
         yield ray
+    except HeadLostError:
+        started_here = False  # to say goodbye it would be waited for
+        raise
     finally:
         if started_here:
             ray.shutdown()
-
-
-def start_ray(**options: Any) -> None:
-    """Start Ray here, or connect to the cluster that `RAY_ADDRESS` names.
-
-    Its own processes must come up within seconds, which a machine that is busy with trainings may not manage, so a
-    start that fails is tried once more.
-
-    Args:
-        options: More of `ray.init`'s, such as what a cluster of this machine declares.
-
-    Raises:
-        RunError: It failed twice.
-    """
-    import ray
-
-    for last in (False, True):
-        try:
-            ray.init(log_to_driver=False, include_dashboard=False, **options)
-            return
-        except (RuntimeError, OSError, TimeoutError, ValueError) as error:
-            ray.shutdown()
-            if last:
-                raise RunError(f"Ray could not be started, or not be reached: {error} {KEPT}") from error

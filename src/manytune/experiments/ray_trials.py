@@ -10,11 +10,13 @@ from typing import Any
 
 from manytune.errors import RunError
 from manytune.experiments.failures import Failure
+from manytune.experiments.ray_connection import HeadLostError
 from manytune.experiments.ray_worker import Opened
 
 TRIES = 3
 """A trial, or opening the experiment, is given up when so many processes that did it were lost."""
-_PATIENCE = 60.0  # seconds without a worker, after which a line says what is waited for
+_LOOK = 5.0  # seconds without news, after which it is looked whether the head is there
+_PATIENCE = 12  # looks without a worker, after which a line says what is waited for
 _LONGEST_REASON = 200
 
 
@@ -42,6 +44,7 @@ class RayTrials:
         workers: How many there may be at once.
         names: The trials, in the order of the workers' list.
         say: Called with what happens, in words for people.
+        require_head: Raises `HeadLostError` if Ray's head is gone.
         failed: The trials that failed, by name.
     """
 
@@ -49,6 +52,7 @@ class RayTrials:
     workers: int
     names: Sequence[str]
     say: Callable[[str], None]
+    require_head: Callable[[], None] = lambda: None
     failed: dict[str, Failure] = field(default_factory=dict)
     _waiting: deque[int] = field(default_factory=deque)
     _calls: dict[Any, _Worker] = field(default_factory=dict)
@@ -61,18 +65,26 @@ class RayTrials:
 
         Raises:
             RunError: No worker can open the experiment.
+            HeadLostError: Ray's head is gone.
         """
         import ray
 
         self._waiting = deque(range(len(self.names)))
         try:
             self._fill()
+            looks = 0
             while self._done < len(self.names):
-                ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_PATIENCE)
+                ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=_LOOK)
+                looks = 0 if ready else looks + 1
                 if ready:
                     self._ended(self._calls.pop(ready[0]), ready[0])
-                elif all(worker.where is None for worker in self._calls.values()):
+                    continue
+                self.require_head()
+                if looks % _PATIENCE == 0 and all(worker.where is None for worker in self._calls.values()):
                     self.say("waiting for the cluster: no worker has opened the experiment yet")
+        except HeadLostError:
+            self._calls.clear()  # nobody is there who would end them
+            raise
         finally:
             for worker in self._calls.values():
                 ray.kill(worker.actor)
@@ -91,6 +103,7 @@ class RayTrials:
         try:
             found = ray.get(call)
         except ray.exceptions.RayActorError as error:
+            self.require_head()  # else another worker would be waited for in vain
             self._lost(worker, _reason(error))
             return
         if isinstance(found, Opened):

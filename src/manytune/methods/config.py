@@ -159,10 +159,17 @@ class PeftConfig:
         """
         return dict(options)
 
+    def check_trains(self) -> None:
+        """Refuse options with which nothing would be learned; an adapter that is loaded may have them.
+
+        Raises:
+            ConfigError: They are such.
+        """
+
     # -- files
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as they stand in memory, by name."""
+        """The options as they are in memory, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def to_json(self) -> str:

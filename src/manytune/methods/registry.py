@@ -168,5 +168,5 @@ def _fields(config: type[PeftConfig]) -> frozenset[str]:
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word.casefold(), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

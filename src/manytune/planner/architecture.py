@@ -12,7 +12,7 @@ from manytune.errors import RecipeError
 from manytune.methods.tuners.sizes import Matrix
 from manytune.planner.families import FAMILIES, HARMLESS, Family
 
-_LARGEST = 1 << 40
+_LARGEST = 1 << 24  # ten times the widest layer and the largest vocabulary that anybody has published
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _OPTIONAL = (
     *("num_key_value_heads", "head_dim", "tie_word_embeddings", "attention_bias", "mlp_bias", "enable_bias"),
@@ -156,6 +156,11 @@ def architecture_of(config: Mapping[str, Any], *, where: str, strict: bool = Fal
         key_heads = sizes.of("num_key_value_heads", default=heads if family.as_many_key_heads else None)
     head_dim = sizes.of("head_dim", default=family.head_dim or max(1, hidden // heads))
     _require_plain(config, hidden, where)
+    if heads % key_heads:
+        raise RecipeError(
+            f"{where}: {heads} heads of queries can't share {key_heads} heads of keys and values evenly; expected "
+            "num_attention_heads to be a multiple of num_key_value_heads."
+        )
     matrices = tuple(_matrices(family, config, hidden, heads * head_dim, key_heads * head_dim, inner))
     norm = hidden * (2 if family.layer_norm else 1)
     head_norms = {"none": 0, "head": 2 * head_dim, "all": (heads + key_heads) * head_dim}[family.head_norms]
@@ -217,10 +222,10 @@ class _Sizes:
         name = self._names.get(key, key)
         value = self._config.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
             raise RecipeError(
-                f"{self._where}: {name} should be a whole number from 1, as in a config.json of transformers; found "
-                f"{kind_of(value)}."
+                f"{self._where}: {name} should be a whole number from 1 to {_LARGEST:,}, as in a config.json of "
+                f"transformers; found {kind_of(value)}."
             )
         return value
 

@@ -16,6 +16,8 @@ from manytune.planner.source import architecture_from
 from manytune.planner.trained import slot_numbers, trained_of
 from manytune.planner.training import TrainingEstimate, estimate_training
 
+_SHARDED_OPTIMIZERS = ("adamw", "sgd")  # whose states are cut as their weights are
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -54,7 +56,7 @@ class Plan:
         found = []
         if not section.gradient_checkpointing and self.recipe.method.no_checkpointing is None:
             found.append("gradient_checkpointing")
-        if section.weights not in PACKED and not self.trained.whole:
+        if section.weights not in PACKED and not section.sharded and not self.trained.whole:
             found.append("weights: nf4")
         if self.trained.whole:
             found.append("a method that trains less")
@@ -62,7 +64,7 @@ class Plan:
             found.append(self.trained.saving)
         if section.activations == "float32" and section.weights != "float32":
             found.append("activations: base")
-        if not section.sharded:
+        if not section.sharded and section.weights not in PACKED:
             found.append("sharded: true on several devices")
         return tuple(found)
 
@@ -145,5 +147,14 @@ def _notes(recipe: PlanRecipe, model: Architecture, trained: Trained) -> Iterato
             f"A token uses {model.experts_used} of {model.experts} experts; adapters are planned on attention's "
             "linear layers."
         )
+    training = recipe.training
+    if training is not None and training.sharded:
+        refused = {f"weights: {training.weights}": training.weights in PACKED}
+        refused[f"optimizer: {training.optimizer}"] = training.optimizer not in _SHARDED_OPTIMIZERS
+        for key in (key for key, is_refused in refused.items() if is_refused):
+            yield (
+                f"manytune doesn't shard with {key} (docs/distributed.md); this is a plan for trainers that do. Here, "
+                f"take weights in bfloat16 or float32 and an optimizer of {' or '.join(_SHARDED_OPTIMIZERS)}."
+            )
     if recipe.serving is not None and trained.whole and recipe.serving.adapters > 1:
         yield "Fully fine-tuned models share nothing: each of them is counted as large as the base."

@@ -34,9 +34,9 @@ def config_path(asked: str) -> Path:
         RecipeError: It isn't here.
     """
     path = Path(asked).expanduser()
-    if path.is_file():
+    if asked.strip() and path.is_file():
         return path
-    if path.is_dir():
+    if asked.strip() and path.is_dir():
         if (path / _CONFIG).is_file():
             return path / _CONFIG
         raise RecipeError(f"model: the directory {asked!r} has no {_CONFIG}.")

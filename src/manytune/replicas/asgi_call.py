@@ -4,30 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message
 
-from manytune.replicas.contract import Forwarded
-
-#: Headers of a connection, not of an answer; and the date, which the front's own server gives.
-OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date"})
-
-
-@dataclass(frozen=True)
-class Head:
-    """An answer's beginning.
-
-    Attributes:
-        replica: Whose it is.
-        status: Of HTTP.
-        headers: Without those that concern a connection.
-    """
-
-    replica: str
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
+from manytune.replicas.contract import OF_CONNECTIONS, Forwarded, Head
 
 
 async def call(app: ASGIApp, request: Forwarded, replica: str) -> AsyncIterator[Head | bytes]:

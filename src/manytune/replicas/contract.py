@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from manytune.server.http_errors import HttpError
+
+if TYPE_CHECKING:
+    from manytune.server.opening import Opened
+
+
+#: Headers of a connection, not of an answer; and the date, which the front's own server gives.
+OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date"})
 
 
 class ReplicaLostError(Exception):
@@ -60,30 +67,33 @@ class Route:
 
 
 @dataclass(frozen=True)
-class WholeAnswer:
-    """An answer that is complete.
+class Head:
+    """An answer's beginning.
 
     Attributes:
         replica: Whose it is.
         status: Of HTTP.
         headers: Without those that concern a connection.
-        body: All of it.
     """
 
     replica: str
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True)
+class WholeAnswer(Head):
+    """An answer that is complete.
+
+    Attributes:
+        body: All of it.
+    """
+
     body: bytes
 
 
 class Answer(Protocol):
-    """An answer that has begun.
-
-    Attributes:
-        replica: Whose it is.
-        status: Of HTTP.
-        headers: Without those that concern a connection.
-    """
+    """An answer that has begun, with what `Head` has."""
 
     replica: str
     status: int
@@ -103,7 +113,7 @@ class Facts:
 
     Attributes:
         base_name: The plain base's name in requests.
-        store: The directory of the store that they read.
+        store: The store that they read: its directory, or its URL.
         adapters: How many adapters it had when they started.
         max_body_bytes: Size of the largest request body.
         max_choices: Largest number of answers to one request.
@@ -114,6 +124,17 @@ class Facts:
     adapters: int
     max_body_bytes: int
     max_choices: int
+
+    @classmethod
+    def of(cls, opened: Opened) -> Facts:
+        """What a replica says of itself."""
+        return cls(
+            base_name=opened.base_name,
+            store=opened.store.address,
+            adapters=len(opened.store.names()),
+            max_body_bytes=opened.max_body_bytes,
+            max_choices=opened.max_choices,
+        )
 
 
 class Replicas(Protocol):

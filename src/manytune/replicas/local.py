@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manytune.errors import ServeError
 from manytune.replicas.front import front_app
-from manytune.replicas.names import Names
+from manytune.replicas.names import names_in
 from manytune.replicas.workers import Workers
 from manytune.server.access.auth import Keys
 from manytune.server.access.key_file import KeySource, follow_keys
+from manytune.server.background import in_background
 from manytune.server.connections import ConnectionLimits
 from manytune.server.listening import web_server
-from manytune.server.opening import ServeOptions, require_directory
+from manytune.server.opening import ServeOptions
 
 #: The longest path of a Unix socket on Linux is 107 bytes, on others 103.
 _LONGEST_SOCKET = 100
@@ -53,7 +54,6 @@ def serve_by_workers(
     Raises:
         ServeError: A worker couldn't start.
     """
-    require_directory(options)
 
     async def serve() -> bool:
         known = Keys(keys.read())
@@ -61,7 +61,8 @@ def serve_by_workers(
         found = Workers(options, secret, count=workers, threads=threads_of_each(workers), folder=folder)
         facts = await found.start()
         on_ready(facts.base_name, facts.adapters)
-        app = front_app(found, facts, known, Names(facts.store).digest_of, secret)
+        names = names_in(facts.store)
+        app = front_app(found, facts, known, names.digest_of, secret)
         server = web_server(
             EndingWorkers(app, found),
             host=host,
@@ -69,11 +70,11 @@ def serve_by_workers(
             drain_seconds=options.drain_seconds,
             limits=ConnectionLimits(most=max_connections, most_of_address=max(1, max_connections // 2)),
         )
-        following = asyncio.create_task(follow_keys(known, keys, options.watch_seconds))
+        seconds = options.watch_seconds
         try:
-            await server.serve()
+            async with in_background(follow_keys(known, keys, seconds), names.follow(seconds)):
+                await server.serve()
         finally:
-            following.cancel()
             await found.stop()
         return server.started
 

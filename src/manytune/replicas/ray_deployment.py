@@ -5,7 +5,7 @@
     serve.run(application(ServeOptions(base="...", adapters=Path("/shared/adapters")), replicas=2), route_prefix="/")
 
 Ray Serve places replicas, starts others in place of those that end, and adds and removes them by the number of requests
-in work. All of them read one store, so it has to be on a file system that every machine sees under the same path.
+in work. All of them read one store: on a file system that every machine sees under the same path, or on shared storage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -24,15 +23,16 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manytune.errors import ServeError
-from manytune.replicas.asgi_call import Head, call
-from manytune.replicas.contract import Facts, Forwarded, Route, WholeAnswer
+from manytune.replicas.asgi_call import call
+from manytune.replicas.contract import Facts, Forwarded, Head, Route, WholeAnswer
 from manytune.replicas.front import front_app
-from manytune.replicas.names import Names
+from manytune.replicas.names import names_in
 from manytune.replicas.ray_replicas import RayReplicas
 from manytune.replicas.ray_router import AffinityRouter
 from manytune.replicas.vouching import VouchedKeys
 from manytune.server.access.auth import Key, Keys
-from manytune.server.opening import ServeOptions, open_server, require_directory
+from manytune.server.opening import ServeOptions, open_server
+from manytune.store.remote.location import local_directory
 
 _FAILED = "the engine has failed"
 
@@ -75,14 +75,7 @@ class Replica:
 
     async def facts(self) -> Facts:
         """What the front has to know."""
-        opened = self._opened
-        return Facts(
-            base_name=opened.base_name,
-            store=str(opened.store.root),
-            adapters=len(opened.store.names()),
-            max_body_bytes=opened.max_body_bytes,
-            max_choices=opened.max_choices,
-        )
+        return Facts.of(self._opened)
 
     def check_health(self) -> None:
         """Ray Serve calls this every few seconds, and starts another replica if it fails.
@@ -101,25 +94,33 @@ class Front:
         replicas: The replicas' handle.
         keys: The API keys.
         secret: What it proves itself with; None on a server without keys.
+        watch_seconds: Interval at which a store on shared storage is checked for other names.
     """
 
-    def __init__(self, replicas: DeploymentHandle[Any], keys: tuple[Key, ...], secret: str | None) -> None:
+    def __init__(
+        self, replicas: DeploymentHandle[Any], keys: tuple[Key, ...], secret: str | None, watch_seconds: float
+    ) -> None:
         self._handle = replicas
         self._keys = Keys(keys)
         self._secret = secret
+        self._watch_seconds = watch_seconds
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """See `serve.ingress`."""
-        return _WhenReplicasAre(self._handle, self._keys, self._secret)
+        return _WhenReplicasAre(self._handle, self._keys, self._secret, self._watch_seconds)
 
 
 class _WhenReplicasAre:
     """The front's application, made at the first request of what a replica says it serves."""
 
-    def __init__(self, handle: DeploymentHandle[Any], keys: Keys, secret: str | None) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], keys: Keys, secret: str | None, watch_seconds: float
+    ) -> None:
         self._handle = handle
         self._keys = keys
         self._secret = secret
+        self._watch_seconds = watch_seconds
+        self._following: asyncio.Task[None] | None = None
         self._making = asyncio.Lock()
         self._app: ASGIApp | None = None
 
@@ -134,8 +135,11 @@ class _WhenReplicasAre:
         async with self._making:
             if self._app is None:
                 facts: Facts = await self._handle.facts.remote()
-                digest_of = Names(facts.store).digest_of
-                self._app = front_app(RayReplicas(self._handle), facts, self._keys, digest_of, self._secret)
+                names = names_in(facts.store)
+                self._following = asyncio.create_task(names.follow(self._watch_seconds))
+                self._app = front_app(
+                    RayReplicas(self._handle), facts, self._keys, names.digest_of, self._secret
+                )
         await self._app(scope, receive, send)
 
 
@@ -151,7 +155,7 @@ def application(
     """A server of many replicas, for `serve.run`.
 
     Args:
-        options: What each replica serves; its adapters are a store's.
+        options: What each replica serves; its adapters are a store's, in a directory or on shared storage.
         keys: The API keys.
         replicas: How many there are at least.
         most_replicas: How many there may be when many requests are in work; None for no more.
@@ -163,8 +167,8 @@ def application(
     """
     from manytune.store.description import is_store
 
-    require_directory(options)
-    if not is_store(Path(options.adapters).expanduser()):
+    directory = local_directory(options.adapters)
+    if directory is not None and not is_store(directory):
         raise ServeError(
             f"{options.adapters}: expected a store of adapters, which replicas read at the same time. Make one with "
             "manytune adapters add."
@@ -194,7 +198,7 @@ def application(
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=options.drain_seconds,
     )
-    bound: serve.Application = front.bind(servers, tuple(keys), secret)
+    bound: serve.Application = front.bind(servers, tuple(keys), secret, options.watch_seconds)
     return bound
 
 
@@ -204,5 +208,5 @@ def _open(options: ServeOptions, secret: str | None, threads: int) -> Any:
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keys = Keys() if secret is None else VouchedKeys(secret)
-    store = Path(options.adapters).expanduser()
+    store = local_directory(options.adapters)
     return open_server(options, keys, device=device, store=store, one_of_several=True)

@@ -10,8 +10,15 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from manytune.replicas.asgi_call import Head
-from manytune.replicas.contract import Answer, Forwarded, ReplicaLostError, Route, WholeAnswer, no_replica
+from manytune.replicas.contract import (
+    Answer,
+    Forwarded,
+    Head,
+    ReplicaLostError,
+    Route,
+    WholeAnswer,
+    no_replica,
+)
 from manytune.replicas.placements import PLACEMENTS
 
 _UNKNOWN = "of Ray Serve"

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import httpx2
 
-from manytune.replicas.contract import Answer, Forwarded, ReplicaLostError
+from manytune.replicas.contract import OF_CONNECTIONS, Answer, Forwarded, ReplicaLostError
 
 #: Less than a replica keeps an idle connection, so that none is used that is being closed.
 _IDLE_SECONDS = 2.0
 _CONNECT_SECONDS = 10.0
-#: Headers of a connection, not of an answer; and the date, which the front's own server gives.
-_OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"date"})
 
 
 class UnixClient:
@@ -68,7 +66,7 @@ class _Answer:
         self.replica = replica
         self.status = response.status_code
         self.headers = tuple(
-            (name, value) for name, value in response.headers.raw if name.lower() not in _OF_CONNECTIONS
+            (name, value) for name, value in response.headers.raw if name.lower() not in OF_CONNECTIONS
         )
         self._response = response
 

@@ -43,7 +43,8 @@ class Order:
         socket: Where to listen.
         options: What to serve.
         secret: What the front proves itself with; None on a server without keys.
-        store: The store to read; None for the worker that keeps it in step with `options.adapters`.
+        store: The store to read; None for the worker that keeps it in step with `options.adapters`, and for each
+            worker of a store on shared storage.
     """
 
     number: int
@@ -120,15 +121,8 @@ def _serve(order: Order, opened: Opened, front: BinaryIO) -> int:
     loop = opened.app.state.service.loop
     loop.on_failure = end  # the front starts another worker
     threading.Thread(target=end_with_the_front, name="front", daemon=True).start()
-    facts = Facts(
-        base_name=opened.base_name,
-        store=str(opened.store.root),
-        adapters=len(opened.store.names()),
-        max_body_bytes=opened.max_body_bytes,
-        max_choices=opened.max_choices,
-    )
     with front:
-        front.write(json.dumps(asdict(facts)).encode() + b"\n")
+        front.write(json.dumps(asdict(Facts.of(opened))).encode() + b"\n")
     with suppress(KeyboardInterrupt):
         server.run()
     return 0 if loop.failure is None and server.started else 1

@@ -2,7 +2,7 @@
 
 The first worker keeps the store in step with what is served, if that is a directory of adapters; the others read the
 store. Each resolves an adapter's name when it is asked, so a new version serves from the next request on, whichever
-worker gets it.
+worker gets it. A store on shared storage is followed by each of them, as by a single server.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from manytune.replicas.router import Router
 from manytune.replicas.unix_client import UnixClient
 from manytune.replicas.worker import Order
 from manytune.server.opening import ServeOptions
+from manytune.store.remote.location import is_url
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class Workers:
         first, *others = self._orders
         try:
             facts = await self._start(first)
-            self._orders |= {name: replace(self._orders[name], store=facts.store) for name in others}
+            if not is_url(facts.store):  # else each asks the storage itself
+                self._orders |= {name: replace(self._orders[name], store=facts.store) for name in others}
             async with asyncio.TaskGroup() as starting:
                 for name in others:
                     starting.create_task(self._start(name))

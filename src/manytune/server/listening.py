@@ -77,6 +77,21 @@ def require_this_system() -> None:
         )
 
 
+def host_of(text: str) -> str:
+    """The host that `--host` means: an IPv6 address may be in brackets, as in an address of a page.
+
+    Raises:
+        ServeError: It has a scheme or a port in it, or is empty.
+    """
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not bare or bare == "*" or "/" in bare or (bare.count(":") == 1):
+        raise ServeError(
+            f"--host {text!r}: expected the name or the address of this machine alone, such as 127.0.0.1 or ::1, or "
+            "0.0.0.0 for all of its addresses. The port is given with --port."
+        )
+    return bare
+
+
 def check_address(host: str, port: int) -> None:
     """Raise if a server can't listen there, so that nobody waits for a base to be loaded in vain.
 

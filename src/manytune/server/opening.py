@@ -89,19 +89,6 @@ class ServeOptions:
         return cls(**{**known, "adapters": adapters if is_url(adapters) else Path(adapters)})
 
 
-def require_directory(options: ServeOptions) -> None:
-    """Refuse a store on shared storage for replicas, which read names from a directory that all of them see.
-
-    Raises:
-        ServeError: It is one.
-    """
-    if is_url(options.adapters):
-        raise ServeError(
-            f"{options.adapters}: replicas need a store in a directory, which they read at the same time; a store on "
-            "shared storage is served by one process, or by several servers with a gateway in front of them."
-        )
-
-
 @dataclass(frozen=True)
 class Opened:
     """An application that is ready to run.

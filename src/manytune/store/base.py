@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -179,6 +180,12 @@ def _encodes(config: Any) -> bool:
 def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    directory = Path(source.location)
+    if directory.is_dir() and not any(directory.glob("*token*")) and not any(directory.glob("*vocab*")):
+        raise StoreError(
+            f"base {source.name!r}: the directory holds no tokenizer. Save it there, too: "
+            f"AutoTokenizer.from_pretrained(...).save_pretrained({str(directory)!r})."
+        )
     tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from manytune.errors import DamagedError, ManytuneError, StoreError
 from manytune.methods.checkpoint.files import TENSORS_NAME
-from manytune.methods.config import CONFIG_NAME, PeftConfig
+from manytune.methods.config import CONFIG_NAME, OptionTypeError, PeftConfig
 from manytune.store.adapters import manifest_of, open_adapter
 from manytune.store.content_checks import check_safetensors
 from manytune.store.contents import CARD_NAME, TOKENIZER_NAMES, refuse_links
@@ -81,8 +81,11 @@ def _config_in(copy: Path, origin: Path) -> PeftConfig:
     check_safetensors(copy / TENSORS_NAME, origin=origin / TENSORS_NAME)
     try:
         return PeftConfig.from_pretrained(copy)
+    except OptionTypeError as error:
+        raise DamagedError(f"{origin / CONFIG_NAME}: {error}") from None
     except ManytuneError as error:
-        raise type(error)(f"{origin / CONFIG_NAME}: {error}") from None
+        reason = str(error).removeprefix(f"{copy / CONFIG_NAME}: ")
+        raise type(error)(f"{origin / CONFIG_NAME}: {reason}") from None
     except Exception as error:  # options may hold values of any kind
         raise DamagedError(f"{origin / CONFIG_NAME}: {error}") from error
 

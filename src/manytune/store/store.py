@@ -47,6 +47,7 @@ class AdapterStore:
         root: The store's directory; made by the first `add`. A URL is for `open_store`.
 
     Attributes:
+        address: What another process opens the same store by: its directory, or its URL.
         description: What says that there is a store, and whether it can be reached.
         unreachable: Why a store elsewhere couldn't be read at its last `refresh`; None for a directory.
 
@@ -60,6 +61,7 @@ class AdapterStore:
         if is_url(root):
             raise StoreError(f"{root}: expected a directory; manytune.store.opening.open_store opens a URL.")
         self.root = Path(root).expanduser()
+        self.address = str(self.root)
         self._staging = Staging(self.root / "staging", self.root / ".lock")
         self._labels = Labels(self.root, self._staging)
         self.description = StoreDescription(self.root)
@@ -127,8 +129,7 @@ class AdapterStore:
 
         Args:
             tag: The tag.
-            unreadable: Called with the digest of each adapter whose manifest can't be read, and why; they aren't
-                listed. None raises for the first.
+            unreadable: Called with the digest and error of each one that can't be read and isn't listed; None raises.
         """
         names, tags = self._labels.names(), self._labels.tags()
         digests = (digest for digest in self._digests() if tag is None or tag in tags.get(digest, ()))

@@ -13,7 +13,7 @@ from manytune.data.encoding.encoding_cache import EncodingCache
 from manytune.data.labels.label_kinds import AnyLabels
 from manytune.data.labels.labelled_dataset import encode_labelled
 from manytune.data.labels.word_labels import WordLabels
-from manytune.errors import RunError
+from manytune.errors import DataError, RunError
 from manytune.model.attach import get_peft_model
 from manytune.model.classifier import renew_head, train_new_modules
 from manytune.model.peft_model import PeftModel
@@ -117,7 +117,32 @@ def read_inputs(
         encoder_decoder=base.is_encoder_decoder,
         cache=EncodingCache(notify=say) if recipe.data.cache else None,
     )
+    _require_positions(data, base, recipe)
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, adapter=adapter)
+
+
+def _require_positions(data: TokenSplits, base: Base, recipe: Recipe) -> None:
+    """Refuse rows that are longer than what the base reads, with the adapter's virtual tokens before them.
+
+    Tables of positions end there; rotary positions go on, where the base has learned nothing, and no server reads on.
+    """
+    config = recipe.method.peft_config("SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM")
+    virtual = (getattr(config, "num_virtual_tokens", None) or 0) if config.is_prompt_learning else 0
+    longest = max((*data.train, *data.validation), key=lambda row: len(row.input_ids))
+    if base.positions is None or len(longest.input_ids) + virtual <= base.positions:
+        return
+    before = f" with {virtual} virtual tokens before them" if virtual else ""
+    room = base.positions - virtual
+    advice = (
+        f"Set data.max_length to {room} or less, and data.overflow to what becomes of longer rows"
+        if room > 1
+        else "Lower method.num_virtual_tokens"
+    )
+    raise DataError(
+        f"{len(longest.input_ids)} tokens{before} are more than the {base.positions} positions of base {base.name!r}. "
+        f"{advice}",
+        where=f"{longest.source}:{longest.row}",
+    )
 
 
 def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 
 from manytune.methods.registry import check_options, method_options, methods, peft_config_from
-from manytune.training.other_names import called_here
+from manytune.training.other_names import called_here, method_called_here
 
 if TYPE_CHECKING:
     from manytune.methods.config import PeftConfig
@@ -19,7 +19,7 @@ NAMES_ALONE = "names alone"
 class MethodRecipe(BaseModel):
     """What is trained: the method's name, and with it the options of its configuration class."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = "lora"
     """`lora`, `full`, or another method of manytune.methods."""
@@ -27,12 +27,14 @@ class MethodRecipe(BaseModel):
     @model_validator(mode="after")
     def _options_exist(self, info: ValidationInfo) -> Self:
         options, known = self.model_extra or {}, method_options()
+        if self.name not in known and (written := method_called_here(self.name)):
+            raise ValueError(f"{written}.")
         for option in options if self.name in known else ():
             if option not in known[self.name] and (renamed := called_here(option)):
                 raise ValueError(f"Method {self.name!r} has no option {option!r}; {renamed}.")
         check_options(self.name, options, known)
         if info.context != NAMES_ALONE:
-            self.peft_config()
+            self.peft_config().check_trains()
         return self
 
     def peft_config(self, task_type: str = "CAUSAL_LM") -> PeftConfig:

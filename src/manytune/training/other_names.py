@@ -41,7 +41,21 @@ _KEYS = {
     "training.gradient_checkpointing": "use_gradient_checkpointing activation_checkpointing",
     "training.compile": "torch_compile",
 }
+#: Methods of others, and how a recipe writes them.
+_METHODS = {
+    "qlora": "method: {name: lora} with weights: nf4",
+    "dora": "method: {name: lora, use_dora: true}",
+    "rslora": "method: {name: lora, use_rslora: true}",
+    "pissa": "method: {name: lora, init_lora_weights: pissa}",
+    "olora": "method: {name: lora, init_lora_weights: olora}",
+}
 _BY_NAME = {name: key for key, names in _KEYS.items() for name in names.split()}
+
+
+def method_called_here(name: str) -> str:
+    """How a recipe writes a method that others call so; empty if it isn't known."""
+    written = _METHODS.get(name.casefold())
+    return f"{name!r} is {written} here" if written else ""
 
 
 def called_here(name: str) -> str:

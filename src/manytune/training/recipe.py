@@ -23,6 +23,7 @@ from pydantic import (
 
 from manytune.data.labels.numeric_labels import Scale
 from manytune.data.nearest import did_you_mean
+from manytune.data.readers import holds_rows
 from manytune.data.recipe import DataRecipe
 from manytune.data.recipe_values import as_fields, json_values, names_or_null
 from manytune.data.section import Number, Section, kind_of
@@ -46,7 +47,6 @@ _LARGEST = 1 << 20
 
 LOSS = "validation_loss"
 """What the validation loss is called among the metrics that decide which step is best."""
-
 
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """What transformers reports to, as `report_to` names it; each is the name of its package, too."""
@@ -134,7 +134,7 @@ class TrainingRecipe(Section):
     group_prefixes: bool = False
     """Put rows with a common prefix, such as several questions on one document, into the same batch; with
     `shared-prefix` batches the prefix is computed once."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Decides the adapter's initial weights, the order of the rows and dropout; not the splits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between validation losses; null for once an epoch. The last step always has one."""
@@ -335,12 +335,13 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     try:
         with file.open("rb") as opened:
-            text = opened.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
+            content = opened.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
             raise RecipeError(
                 f"{file}: expected a recipe of at most {_LARGEST:,} bytes; this file is larger."
             )
-        content = parse_yaml(text.decode("utf-8"))
+        text = content.decode("utf-8")
+        parsed = parse_yaml(text)
     except UnicodeDecodeError:
         raise RecipeError(
             f"{file}: a recipe is text in UTF-8, and this file isn't. Save it as UTF-8."
@@ -348,15 +349,18 @@ def read_mapping(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(unreadable(file, error)) from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error)}") from error
-    if not isinstance(content, dict):
         raise RecipeError(
-            f"{file}: a recipe is a mapping with the keys {keys_of(Recipe)}; found {kind_of(content)}."
+            f"{file}{line_of(error)}: this isn't valid YAML: {problem_of(error, text)}"
+        ) from error
+    if not isinstance(parsed, dict):
+        rows = f" `manytune init {file}` writes one for rows." if holds_rows(file) else ""
+        raise RecipeError(
+            f"{file}: a recipe is a mapping with the keys {keys_of(Recipe)}; found {kind_of(parsed)}.{rows}"
         )
     for override in overrides:
-        apply_override(content, override)
-    content.setdefault("output", f"runs/{file.stem}")
-    return content
+        apply_override(parsed, override)
+    parsed.setdefault("output", f"runs/{file.stem}")
+    return parsed
 
 
 def recipe_from(content: dict[str, Any], *, where: str = "recipe") -> Recipe:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from manytune.data.nearest import did_you_mean
 from manytune.data.recipe import DataRecipe
-from manytune.data.section import kind_of, no_such_key
+from manytune.data.section import description_of, kind_of, no_such_key
 from manytune.data.task_recipe import TaskRecipe
+from manytune.methods.outline import method_outline
 from manytune.training.other_names import called_here
 
 _ALTERNATIVES = {("train", "files"), ("train", "tasks")}  # pydantic's names of the two forms of data.train
@@ -40,7 +41,7 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(str(key)[:100] for key in path))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        if renamed := called_here(str(path[-1])):
+        if renamed := called_here(str(path[-1])) or _in_section(recipe, str(path[-1])):
             return f"{name}: there is no such key; {renamed}."
         return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
     if kind == "missing":
@@ -48,14 +49,34 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
         return f"{name}: {problem['ctx']['error']}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{name}: expected a section with the keys {keys_of(_section_at(recipe, path))}; found {kind_of(value)}."
+        keys = keys_of(_section_at(recipe, path))
+        as_name = f"; write it as {{name: {value}}}" if keys == "name" and isinstance(value, str) else "."
+        return f"{name}: expected a section with the keys {keys}; found {kind_of(value)}{as_name}"
     expected = _TYPES.get(kind) or problem["msg"].removeprefix("Input should be ")
     if expected.startswith(("greater than", "less than")):
         expected = f"a number {expected}"
     nearest = ""
     if kind == "literal_error":
         nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
+    if kind in ("float_type", "int_type") and isinstance(value, str) and (number := _number_in(value)):
+        nearest = f"; write {number}, without quotes."
     return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
+
+
+def _in_section(recipe: type[BaseModel], key: str) -> str:
+    """Where a key belongs that is in another section, as `called_here` says it; empty if it is in none."""
+    for section, field in recipe.model_fields.items():
+        if _is_section(field.annotation) and key in field.annotation.model_fields:
+            return f"{key!r} is {section}.{key} here"
+    options = next((found for method, found in method_outline().items() if key in found), None)
+    return f"{key!r} is method.{key} here" if options else ""
+
+
+def _number_in(text: str) -> str:
+    """The number that a text was meant to be: in quotes, with a decimal comma, or with a dash for a minus."""
+    plain = re.sub("[\u2010-\u2015\u2212]", "-", text.strip())
+    plain = plain.replace(",", ".") if "." not in plain else plain
+    return plain if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", plain) else ""
 
 
 def list_mistakes(where: str, error: ValidationError, explained: Callable[[Any], str]) -> str:
@@ -102,7 +123,7 @@ def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 
 def _summary_of(recipe: type[BaseModel], path: Sequence[str | int]) -> str:
-    description = _section_at(recipe, path[:-1]).model_fields[str(path[-1])].description or ""
+    description = description_of(_section_at(recipe, path[:-1]), str(path[-1]))
     return " ".join((description[:1].lower() + description[1:]).split())
 
 

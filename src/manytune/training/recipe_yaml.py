@@ -24,9 +24,15 @@ _ADVICE = (
     ("expected ',' or", "close each [ and {, and put a value with {{ in it in quotes"),
     ("end of stream", "close the quote that is opened here or above"),
     ("cannot start any token", "put a value that begins with this character in quotes"),
+    ("found another document", "a recipe is one document: leave out the line --- and what comes after it"),
+    ("determine a constructor", "values with a tag (!) aren't read; leave the tag out"),
     ("undefined alias", "put a value that begins with * in quotes"),
     ("expected ':'", "write each key as `key: value`, and indent a text under `|` further than its key"),
 )
+
+
+#: A no-break space where YAML wants a space, as web pages and word processors write it.
+_NO_BREAK = re.compile("^[ \u00a0]*\u00a0|:\u00a0")
 
 
 class Loader(yaml.SafeLoader):
@@ -84,8 +90,21 @@ def line_of(error: yaml.YAMLError) -> str:
     return f":{mark.line + 1}" if mark else ""
 
 
-def problem_of(error: yaml.YAMLError) -> str:
-    """What is wrong, and what to do about it where it is a usual mistake."""
+def problem_of(error: yaml.YAMLError, text: str = "") -> str:
+    """What is wrong, and what to do about it where it is a usual mistake.
+
+    Args:
+        error: What PyYAML found.
+        text: What it read.
+    """
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"it has the character U+{ord(text[error.position]):04X}, which no text has; remove it"
+    if spaced := next(
+        (number for number, line in enumerate(text.splitlines(), 1) if _NO_BREAK.search(line)), None
+    ):
+        return (
+            f"line {spaced} has a no-break space (U+00A0), which isn't a space in YAML; write a space instead"
+        )
     problem = str(getattr(error, "problem", None) or error)[:500]
     advice = next((advice for words, advice in _ADVICE if words in problem), None)
     return f"{problem}; {advice}" if advice else problem

@@ -262,6 +262,14 @@ def latest_checkpoint(directory: Path, notify: Callable[[str], None] | None = No
     return None
 
 
+def digest_of_checkpoint(path: Path) -> str | None:
+    """The SHA-256 of the digests of all files of a checkpoint; None if it isn't there."""
+    try:
+        return sha256_file(path / _DIGESTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 

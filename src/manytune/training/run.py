@@ -24,6 +24,7 @@ from manytune.store.run_contents import is_of_a_run, require_removable
 from manytune.store.run_directory import RunDirectory, RunScores
 from manytune.store.run_log import Report
 from manytune.store.servability import note_verdict
+from manytune.training.agreed_checkpoint import agreed_checkpoint
 from manytune.training.data_summary import describe_data
 from manytune.training.dates import now
 from manytune.training.distributed.processes import Processes, joined
@@ -44,7 +45,7 @@ from manytune.training.loop.validation import ValidationScores
 from manytune.training.precision import resolve_dtype
 from manytune.training.recipe import Recipe, load_recipe
 from manytune.training.recording import recording
-from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint, read_checkpoint
+from manytune.training.resume import Checkpoint, Checkpoints, latest_checkpoint
 from manytune.training.run_place import check_place
 from manytune.training.starting_adapter import with_its_method
 
@@ -260,9 +261,7 @@ def _checkpoints(
         say(f"resuming after step {found.position.step}")
     elif resume:
         say("no checkpoint was written before the interruption; starting at the first step")
-    chosen = processes.from_first("" if found is None else found.path.name)
-    if chosen and not processes.is_first:
-        found = read_checkpoint(directory.checkpoints / chosen)
+    found = agreed_checkpoint(found, directory.checkpoints, processes)
     return Checkpoints(directory=directory.checkpoints, identity=identity, resume_from=found)
 
 

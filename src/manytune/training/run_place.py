@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from manytune.errors import RunError
 from manytune.store.run_contents import is_of_a_run
 from manytune.store.run_directory import RunDirectory
+
+_LONGEST = 255
+"""Bytes of a file's name, on the file systems of Linux, macOS and Windows."""
 
 
 def check_place(directory: RunDirectory, *, resume: bool, overwrite: bool) -> None:
@@ -19,6 +24,11 @@ def check_place(directory: RunDirectory, *, resume: bool, overwrite: bool) -> No
         RunError: There is a file, there is nothing to resume, or there is a run that nobody asked to replace.
     """
     path = directory.path
+    if "\0" in str(path) or len(os.fsencode(path.name)) > _LONGEST:
+        raise RunError(
+            f"{str(path)[:60]!r}: no directory can have this name: it may have {_LONGEST} bytes and no NUL. "
+            "Set output to another one."
+        )
     if resume and overwrite:
         raise RunError("--resume continues what --overwrite removes; give one of them.")
     if path.exists() and not path.is_dir():

@@ -146,6 +146,13 @@ def test_the_tables_are_saved_as_hf_peft_saves_them(longer: bool, how: Any, tmp_
     assert names[0] == names[1]
 
 
+def test_added_rows_are_saved_if_the_base_is_called_otherwise_than_where_it_is(tmp_path: Path) -> None:
+    base = resized(saved_base(LLAMA, tmp_path / "base"))
+    base.name_or_path = "org/base"  # as `load_base` calls the embedded base, which is in no hub's cache
+    found = manytune.get_peft_model_state_dict(trained(base, manytune))
+    assert any("embed" in name for name in found)
+
+
 def test_where_it_is_not_known_whether_rows_were_added_a_warning_says_so(tmp_path: Path) -> None:
     directory = saved_base(LLAMA, tmp_path / "base")
     model = trained(resized(directory), manytune)

@@ -17,8 +17,13 @@ from tests.forkserver import PROCESSES
 from manytune.training.distributed.processes import Processes, joined, leave
 
 
-def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call `work(processes, *arguments)` in so many processes of one group; give what each returned, in their order."""
+def together(
+    count: int, work: Callable[..., Any], *arguments: Any, a_machine_each: bool = False
+) -> list[Any]:
+    """Call `work(processes, *arguments)` in so many processes of one group; give what each returned, in their order.
+
+    With `a_machine_each` they are numbered as if each had a machine of its own.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -26,7 +31,9 @@ def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
     for rank in range(count):
         receiver, sender = PROCESSES.Pipe(duplex=False)
         member = PROCESSES.Process(
-            target=_member, args=(rank, count, port, sender, work, arguments), daemon=True
+            target=_member,
+            args=(rank, 0 if a_machine_each else rank, count, port, sender, work, arguments),
+            daemon=True,
         )
         member.start()
         sender.close()
@@ -46,11 +53,17 @@ def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
 
 
 def _member(
-    rank: int, count: int, port: int, sender: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    local_rank: int,
+    count: int,
+    port: int,
+    sender: Connection,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(
         RANK=str(rank),
-        LOCAL_RANK=str(rank),
+        LOCAL_RANK=str(local_rank),
         WORLD_SIZE=str(count),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

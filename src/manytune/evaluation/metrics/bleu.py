@@ -3,6 +3,8 @@
 Both are functions of counts summed over the corpus, not averages of sentence scores. The rows hold those
 counts. With several references BLEU clips n-grams by the largest count in any of them and takes the closest
 length; chrF takes the best reference of each item.
+
+sacrebleu is imported when a score or a signature is computed: recipes name metrics, and their mistakes don't wait.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 
 from manytune.evaluation.metrics.base import Described, Floats
 from manytune.evaluation.results import Answer
@@ -62,6 +62,8 @@ class Bleu(Described):
 
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """Sacrebleu's own."""
+        from sacrebleu.metrics.bleu import BLEU
+
         return _sacrebleu_signature(BLEU(), references)
 
 
@@ -104,11 +106,17 @@ class Chrf(Described):
 
     def signature(self, references: Sequence[Sequence[str]]) -> str:
         """Sacrebleu's own."""
+        from sacrebleu.metrics.chrf import CHRF
+
         return _sacrebleu_signature(CHRF(), references)
 
 
 @cache
 def _sentence_bleu() -> Any:
+    from sacrebleu.metrics.bleu import (
+        BLEU,
+    )  # here, as recipes name metrics, and their mistakes don't wait for it
+
     # effective_order only silences sacrebleu's advice for sentence scores; the counts are the same.
     return BLEU(effective_order=True)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from manytune.evaluation.hyperparameters import TITLE
 from manytune.evaluation.results import Evaluation
 
-#: What stands at the top, in this order, of the facts that an evaluation brings along.
+#: What is at the top, in this order, of the facts that an evaluation brings along.
 _FACTS = ("Base", "Data", "Rows", "Date", "Training seeds")
 
 

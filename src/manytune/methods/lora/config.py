@@ -64,7 +64,7 @@ class LoraConfig(PeftConfig):
         trainable_token_indices: Tokens whose rows of the input embeddings (and of a tied head) train in full, such as
             new ones; or the tokens by the path, or path ending, of their embedding.
 
-    The remaining fields are options of HF PEFT that aren't implemented; they stand here because its files
+    The remaining fields are options of HF PEFT that aren't implemented; they are here because its files
     name them, and setting one to anything but its default is an error.
 
     Raises:
@@ -175,6 +175,11 @@ class LoraConfig(PeftConfig):
         """Alpha at the layer of a path."""
         key = first_match(path, self.alpha_pattern or {})
         return self.lora_alpha if key is None else self.alpha_pattern[key]
+
+    def check_trains(self) -> None:
+        """See `PeftConfig.check_trains`: a scaling of 0 leaves no gradient either."""
+        if self.lora_alpha == 0:
+            raise ConfigError("lora_alpha 0 multiplies every update by 0, so that nothing would be learned")
 
     def scaling_at(self, path: str) -> float:
         """s, the factor before BA, at the layer of a path."""

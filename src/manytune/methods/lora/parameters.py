@@ -10,7 +10,7 @@ possible, too (`tuners/grouped_experts.py`):
     W[e] x + s · B[e] A[e] D(x)
 
 Shapes: A is one matrix (experts · r × in), expert by expert; B is (out × r · experts), in which the experts of one
-direction stand next to each other. Both are HF PEFT's, as are the wrappers around a layer that holds several targeted
+direction are next to each other. Both are HF PEFT's, as are the wrappers around a layer that holds several targeted
 parameters: each adapts one of them, and lies in the one before it.
 """
 

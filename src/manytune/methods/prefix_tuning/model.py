@@ -161,10 +161,12 @@ class PrefixTuningModel(PromptTuner):
                 inputs[positions] = shifted_positions(inputs[positions], tokens, prepend=False)
             return (), inputs
 
-        def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            # A caller that wants no cache must not go on with the one that brought the prefix.
+        def after(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            # A caller that wants no cache must not go on with the one that brought the prefix. A field that is set to
+            # None would stay among the output's items, from which generation takes it.
             if kwargs.get("use_cache") is False and getattr(output, named, None) is not None:
-                setattr(output, named, None)
+                return type(output)(**{name: value for name, value in output.items() if name != named})
+            return None
 
         return [
             reader.register_forward_pre_hook(in_this_thread(before), with_kwargs=True),

@@ -1,6 +1,6 @@
 """Attaching a method that trains some of the base's own parameters, full fine-tuning among them.
 
-Each adapter has values of its own for the parameters it trains. The values of the one in use stand in the
+Each adapter has values of its own for the parameters it trains. The values of the one in use are in the
 model's parameters, which keep their identity; the base's are kept aside. Switching swaps them, so it costs
 nothing, and going back to the base is bit-exact.
 """

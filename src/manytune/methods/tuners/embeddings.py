@@ -25,7 +25,7 @@ from manytune.methods.tuners.targets import candidates, matches
 
 #: Targets that bring their tables along; HF PEFT's list.
 _NAMES = ("embed_tokens", "lm_head")
-#: What stands in HF PEFT's names between a module's path and its weight, for what has taken the module's place.
+#: What is in HF PEFT's names between a module's path and its weight, for what has taken the module's place.
 _WITHIN = {"token_adapter", "base_layer", "original_module", "modules_to_save"}
 _MOST_BYTES = 16 << 20
 
@@ -230,11 +230,15 @@ def _is_resized(model: nn.Module, config: PeftConfig) -> bool:
     Warns:
         PeftWarning: The base was loaded from somewhere, and that file isn't there (any more).
     """
-    present = _vocabulary(getattr(model, "config", None))
+    own = getattr(model, "config", None)
+    present = _vocabulary(own)
     name = config.base_model_name_or_path
     if present is None or not name:
         return False
-    original = _original_vocabulary(model, name, config.revision)
+    # A base may be called otherwise than the place that it was loaded from, as by a hub's id in place of a directory.
+    places = dict.fromkeys(place for place in (getattr(own, "_name_or_path", None), name) if place)
+    known = (_original_vocabulary(model, place, config.revision) for place in places)
+    original = next((one for one in known if one is not None), None)
     if original is None:
         warnings.warn(
             f"No config.json of {name} was found, so whether its vocabulary was changed isn't known, and no embeddings "

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from manytune.errors import ConfigError
+
 try:
     import re2
 except ModuleNotFoundError:  # a server has it; elsewhere options are usually one's own
@@ -25,18 +27,18 @@ def fullmatch(pattern: str, text: str) -> bool:
     """Whether an expression matches a whole text.
 
     Raises:
-        re.error: It isn't a regular expression.
+        ConfigError: It isn't a regular expression.
     """
-    return _compiled(pattern).fullmatch(text) is not None
+    return _expression(pattern).fullmatch(text) is not None
 
 
 def match(pattern: str, text: str) -> Callable[[int], str] | None:
     """The groups of an expression's match at the beginning of a text, by their numbers; None if it doesn't match.
 
     Raises:
-        re.error: It isn't a regular expression.
+        ConfigError: It isn't a regular expression.
     """
-    found = _compiled(pattern).match(text)
+    found = _expression(pattern).match(text)
     return None if found is None else found.group
 
 
@@ -52,6 +54,16 @@ def is_linear(pattern: str) -> bool:
 def has_choices(pattern: str) -> bool:
     """Whether an expression can match in more than one way: whether it has any repetition or alternative."""
     return _choices(pattern) > 0
+
+
+def _expression(pattern: str) -> Any:
+    try:
+        return _compiled(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"{pattern!r} isn't a regular expression: {error}. Several names are written as a list, such as [q_proj, "
+            "v_proj]; in an expression `.*` is any text, and a backslash takes a sign's meaning away."
+        ) from error
 
 
 def _choices(pattern: str) -> int:

@@ -174,7 +174,7 @@ class MethodSizes(BaseModel):
         no_checkpointing: Why it can't train with gradient checkpointing; None if it can.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     on_packed: ClassVar[bool] = True
     no_checkpointing: ClassVar[str | None] = None

@@ -163,7 +163,7 @@ class PromptTuner(Tuner):
         """See `Tuner.set_adapter`.
 
         Raises:
-            AdapterError: More than one is named; each is trained to stand directly before the input.
+            AdapterError: More than one is named; each is trained to come directly before the input.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         for name in names:

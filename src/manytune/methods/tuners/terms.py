@@ -7,7 +7,7 @@ At one layer that computes W x + b, an adapter makes of an input x
 where z is x, y itself, or the input of another layer. An embedding table is such a layer, with x one-hot; a norm is one
 with the identity for W. In a mixture of experts a router computes with W + s U D, and each grouped expert e with
 W[e] + s U[e] D[e]. Outside of layers an adapter has virtual tokens that are read before the prompt, or keys and
-values that stand in the cache before it. Each method uses some of these terms; one that needs more says so.
+values that are in the cache before it. Each method uses some of these terms; one that needs more says so.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Terms:
         reads_output: Whether z is the layer's own output.
         factors: a, c and d by path of their layer.
         embeddings: Virtual tokens that are read before the prompt, (tokens, hidden), or None.
-        prefix: Keys and values that stand before it in each layer, (layers, 2, heads, tokens, head size), or None.
+        prefix: Keys and values that come before it in each layer, (layers, 2, heads, tokens, head size), or None.
         parameters: What is added to routers and grouped experts, by path of the parameter.
     """
 

@@ -226,7 +226,7 @@ class VeraModel(LayerTuner):
     """VeRA attached to a model; see `VeraConfig`."""
 
     prefix: ClassVar[str] = "vera_lambda_"
-    # A and B stand next to the model, not in it.
+    # A and B are next to the model, not in it.
     file_prefix: ClassVar[str] = "base_model."
     parameter_prefix = "model."
     no_sum: ClassVar[str | None] = (

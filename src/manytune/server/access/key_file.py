@@ -141,6 +141,10 @@ def read_key_file(file: Path) -> list[Key]:
         raise ServeError(
             f"{file}: the keys can't be read: there is no such file. {_MAKE_ONE.format(file)}"
         ) from None
+    except IsADirectoryError:
+        raise ServeError(
+            f"{file}: this is a directory; name the file, such as {file / 'keys.json'}."
+        ) from None
     except OSError as error:
         raise ServeError(
             f"{file}: the keys can't be read: {error.strerror}. Have it made readable."

@@ -268,7 +268,7 @@ class ClassifyRequest(Body):
         """The labels and their words; None for an adapter with a head.
 
         Raises:
-            HttpError: They can't be told apart, or there are too few or too many.
+            HttpError: They can't be distinguished, or there are too few or too many.
         """
         if self.label_words is None:
             return None

@@ -124,7 +124,7 @@ def explained(error: Exception, location: Location, name: str = "") -> StoreErro
         return UnreachableError(
             f"{location}: the storage can't be reached now ({shown}). Check the network and the address, and try again."
         )
-    return StorageError(f"{location.url(name)}: the storage didn't do it ({shown}).")
+    return StorageError(f"{location.url(name)}: the storage didn't do it ({shown}). Check the URL.")
 
 
 def _lacks_bucket(error: BaseException) -> bool:

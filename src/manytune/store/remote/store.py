@@ -56,6 +56,7 @@ class SharedStore(AdapterStore):
         self.location = url if isinstance(url, Location) else location_of(url)
         self._mirror = Mirror(self.location)
         super().__init__(self._mirror.root)
+        self.address = str(self.location)
         self.description = self._mirror.description
         self._objects = Objects(self.location)
         self._journal = Journal(self._objects)

@@ -102,10 +102,11 @@ class Processes:
         self.sum([0.0])
 
     def fails_first(self) -> bool:
-        """Whether no other process has failed before, so that this one's error is the one to say."""
+        """Whether no other process of this machine has failed before, so that this one's error is the one to say."""
         if self.count == 1:
             return True
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        machine = os.environ.get("GROUP_RANK", "0")  # torchrun's number for it
         try:
             store = distributed.TCPStore(  # type: ignore[attr-defined]  # torch documents it
                 os.environ["MASTER_ADDR"],
@@ -113,7 +114,7 @@ class Processes:
                 is_master=False,
                 timeout=datetime.timedelta(seconds=10),
             )
-            return bool(store.add(f"{_FAILED}/{attempt}", 1) == 1)
+            return bool(store.add(f"{_FAILED}/{attempt}/{machine}", 1) == 1)
         except RuntimeError:  # it ended with the process that held it, which has said why
             return self.is_first
 
