@@ -4,6 +4,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from manytune.data.section import description_of
 from manytune.experiments.forgetting_recipe import ForgettingRecipe
 from manytune.experiments.recipe import CompareRecipe
 from manytune.training.recipe import Recipe
@@ -29,7 +30,7 @@ def _rows(section: type[BaseModel], prefix: str) -> list[str]:
         default = (
             "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
         )
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        meaning = " ".join(description_of(section, name).split()).replace("|", "\\|")
         rows.append(f"| `{prefix}{name}` | {default} | {meaning} |")
         rows += _rows(inner, f"{prefix}{name}[].") if inner is not None else []
     return rows

@@ -41,7 +41,7 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(str(key)[:100] for key in path))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        if renamed := called_here(str(path[-1])) or _in_section(recipe, str(path[-1])):
+        if renamed := called_here(str(path[-1])) or _elsewhere(recipe, name, str(path[-1])):
             return f"{name}: there is no such key; {renamed}."
         return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
     if kind == "missing":
@@ -63,13 +63,17 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
 
 
-def _in_section(recipe: type[BaseModel], key: str) -> str:
-    """Where a key belongs that is in another section, as `called_here` says it; empty if it is in none."""
-    for section, field in recipe.model_fields.items():
-        if _is_section(field.annotation) and key in field.annotation.model_fields:
-            return f"{key!r} is {section}.{key} here"
-    options = next((found for method, found in method_outline().items() if key in found), None)
-    return f"{key!r} is method.{key} here" if options else ""
+def _elsewhere(recipe: type[BaseModel], name: str, key: str) -> str:
+    """Where a key belongs that was given as `name`, as `called_here` says it; empty if there is no other place."""
+    places = [
+        f"{section}.{key}"
+        for section, field in recipe.model_fields.items()
+        if _is_section(field.annotation) and key in field.annotation.model_fields
+    ]
+    if any(key in options for options in method_outline().values()):
+        places.append(f"method.{key}")
+    other = next((place for place in places if place != name), None)
+    return f"{key!r} is {other} here" if other else ""
 
 
 def _number_in(text: str) -> str:
