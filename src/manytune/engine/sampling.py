@@ -137,7 +137,7 @@ def sample_tokens(
     Returns:
         For each request its token and log probabilities; None if its logits contain NaN or infinity.
     """
-    likeliest = logits.argmax(1, keepdim=True)  # NaN counts as the largest
+    likeliest = _argmax(logits)
     finite = logits.gather(1, likeliest).isfinite().flatten().tolist()
     masks: Sequence[Tensor | None] = [None] * len(samplers) if allowed is None else allowed
     masks = [None if mask is None else mask.to(logits.device) for mask in masks]
@@ -153,6 +153,15 @@ def sample_tokens(
             likeliest.flatten().tolist(), finite, samplers, logits, masks, strict=True
         )
     ]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """Indices of the largest of each row, (rows, 1); NaN counts as the largest."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # In one thread. After an operation in several, torch's threads wait actively for the next one, and would take
+        # the cores from OpenVINO's at the beginning of the next step.
+        return torch.from_numpy(logits.numpy().argmax(1, keepdims=True))
+    return logits.argmax(1, keepdim=True)
 
 
 def _within(number: float) -> float:

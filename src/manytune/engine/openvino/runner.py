@@ -169,7 +169,8 @@ class OpenVINORunner(PagedRunner):
             self._program.give(self._tables.tensors(count, division.windows.size))
             self._program.tables = tables
         logits = self._program.run(given)
-        return logits if count == 1 else logits[order.argsort()]
+        # By numpy, in one thread; see `sampling`.
+        return logits if count == 1 else torch.from_numpy(logits.numpy()[order.argsort().numpy()])
 
     # -- adapters
 
