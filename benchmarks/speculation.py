@@ -89,7 +89,7 @@ def main() -> None:
     form = {"runtime": options.runtime, "weights": options.weights}
     engines = {
         mode: Engine(base.model, base.tokenizer, EngineOptions(**form, speculation=mode))
-        for mode in ("off", "auto")
+        for mode in ("off", "on")
     }
     watch = LoadWatch()
     lines = []
@@ -99,23 +99,23 @@ def main() -> None:
             for number in range(options.rounds):  # those before were to warm up
                 order = list(engines) if number % 2 else list(reversed(engines))
                 runs = {mode: answered(engines[mode], requests, at_once) for mode in order}
-                ratios.append(runs["off"].seconds / runs["auto"].seconds)
+                ratios.append(runs["off"].seconds / runs["on"].seconds)
             equal = [
                 one.token_ids == other.token_ids
-                for one, other in zip(runs["off"].answers, runs["auto"].answers, strict=True)
+                for one, other in zip(runs["off"].answers, runs["on"].answers, strict=True)
             ]
-            auto, ratio = runs["auto"], statistics.median(ratios)
+            drafting, ratio = runs["on"], statistics.median(ratios)
             tokens = len(requests) * options.tokens
             lines.append(
-                f"| {at_once} | {task} | {tokens / runs['off'].seconds:.1f} | {tokens / auto.seconds:.1f} | "
+                f"| {at_once} | {task} | {tokens / runs['off'].seconds:.1f} | {tokens / drafting.seconds:.1f} | "
                 f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {REQUIRED[task]} "
-                f"{'ok' if ratio >= REQUIRED[task] else 'MISSED'} | {auto.drafted}, {auto.accepted} | "
+                f"{'ok' if ratio >= REQUIRED[task] else 'MISSED'} | {drafting.drafted}, {drafting.accepted} | "
                 f"{sum(equal)} of {len(equal)} |"
             )
             print(lines[-1], flush=True)
     print(f"\n{watch.stop()}; matrix products {gemm_gflops():.0f} GFLOP/s, {torch.get_num_threads()} threads")
     print(
-        f"{engines['auto'].runtime}, {options.weights}, {options.rounds} rounds, {options.tokens} new tokens each\n"
+        f"{engines['on'].runtime}, {options.weights}, {options.rounds} rounds, {options.tokens} new tokens each\n"
     )
     print(
         "| at once | answers | tokens/s without | with | ratio, median (range) | required | drafted, accepted | "

@@ -218,6 +218,17 @@ def test_memory_that_is_missing_within_a_draft_ends_that_request(tokenizer, monk
     assert [one.token_id for one in outputs[:-1]] == [9] * (len(outputs) - 1)
 
 
+@pytest.mark.parametrize(
+    ("mode", "weights", "drafts"),
+    [("auto", "plain", True), ("auto", "int8", False), ("on", "int8", True), ("off", "plain", False)],
+)
+def test_activations_that_are_rounded_are_drafted_only_if_asked_for(tokenizer, mode, weights, drafts):
+    engine = Engine(llama(), tokenizer, EngineOptions(speculation=mode, weights=weights))
+    assert (engine._speculation.lookup((5,), 9) is not None) == drafts
+    half = Engine(llama().bfloat16(), tokenizer, EngineOptions(speculation=mode))
+    assert (half._speculation.lookup((5,), 9) is not None) == (mode == "on")
+
+
 def test_an_unknown_mode_is_refused(tokenizer):
-    with pytest.raises(ConfigError, match="speculation='always': expected one of auto, off"):
+    with pytest.raises(ConfigError, match="speculation='always': expected one of auto, on, off"):
         Engine(llama(), tokenizer, EngineOptions(speculation="always"))

@@ -90,7 +90,7 @@ class Engine:
         self._memory = RequestMemory(model, self._cache, self._slots, options)
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
         self._masks = MaskThread()
-        self._speculation = speculation_of(model, options.speculation)
+        self._speculation = speculation_of(model, options.speculation, weights=options.weights)
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 

@@ -66,7 +66,7 @@ class RequestMemory:
         self._on_cpu = model.device.type == "cpu"
         self._cache = cache
         self._slots = slots
-        rows = options.max_batch + (MOST_OF_STEP if options.speculation == "auto" else 0)
+        rows = options.max_batch + (MOST_OF_STEP if options.speculation != "off" else 0)
         self._for_step = step_bytes(model, options.prefill_chunk + options.max_batch, rows)
 
     def check(self, request_id: str, max_tokens: int, adapter: Snapshot | None) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 from transformers import PreTrainedModel
 
 from manytune.engine.prompt_lookup import HitRate, PromptLookup
 from manytune.engine.step_times import StepTimes
+from manytune.engine.weights import Weights, rounding_of
 from manytune.errors import ConfigError
 
-#: Whether answers are drafted where it pays, or never.
-SpeculationMode = Literal["auto", "off"]
+#: Whether answers are drafted where it pays: in float32 only, in any precision, or never.
+SpeculationMode = Literal["auto", "on", "off"]
 
 #: The most drafted tokens of one request in a step, and of all.
 MOST_OF_REQUEST, MOST_OF_STEP = 10, 32
@@ -100,12 +102,23 @@ class Speculation:
         self.accepted += accepted
 
 
-def speculation_of(model: PreTrainedModel, mode: SpeculationMode) -> Speculation:
+def speculation_of(model: PreTrainedModel, mode: SpeculationMode, *, weights: Weights) -> Speculation:
     """An engine's speculation; answers of encoder-decoders aren't drafted, since their prompts are the encoder's.
+
+    Several tokens at once are rounded differently from one. In float32 that is a millionth of a logit, but where
+    activations are rounded to 8 bits or bfloat16 it is enough to change answers: `"auto"` drafts in float32 only.
+
+    Args:
+        model: The base.
+        mode: The mode.
+        weights: The form of the base's weights.
 
     Raises:
         ConfigError: There is no such mode.
     """
     if mode not in get_args(SpeculationMode):
         raise ConfigError(f"speculation={mode!r}: expected one of {', '.join(get_args(SpeculationMode))}.")
-    return Speculation(is_on=mode == "auto" and not model.config.is_encoder_decoder)
+    exact = rounding_of(weights) is None and model.dtype == torch.float32
+    return Speculation(
+        is_on=(mode == "on" or (mode == "auto" and exact)) and not model.config.is_encoder_decoder
+    )
