@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -11,11 +13,16 @@ from manytune.terminal import visible
 
 
 def print_error(message: str) -> None:
-    """Print an error on stderr; its lines are as wide as the terminal, or as COLUMNS says, and whole in a log file."""
-    text = Text.assemble(("error: ", "bold red"), visible(message))
+    """Print an error on stderr; its lines are as wide as the terminal, or as COLUMNS says, and whole in a log file.
+
+    A word that is longer than a line, such as a path, is left whole: it can be copied from a terminal that folds it.
+    """
     console = Console(stderr=True)
-    whole = not console.is_terminal and "COLUMNS" not in os.environ
-    console.print(text, overflow=None if whole else "fold", soft_wrap=whole)
+    text = f"error: {visible(message)}"
+    if console.is_terminal or "COLUMNS" in os.environ:
+        text = "\n".join(_wrapped(line, console.width) for line in text.split("\n"))
+    head, rest = text.split(":", 1)
+    console.print(Text.assemble((f"{head}:", "bold red"), rest), soft_wrap=True)
 
 
 def print_line(text: str, *, stderr: bool = False) -> None:
@@ -27,3 +34,14 @@ def print_line(text: str, *, stderr: bool = False) -> None:
     """
     console = Console(highlight=False, markup=False, stderr=stderr)
     console.print(Text(visible(text)), soft_wrap=not console.is_terminal)
+
+
+def _wrapped(line: str, width: int) -> str:
+    """A line, broken between words where more than `width` cells would be written."""
+    lines = [""]
+    for space, word in re.findall(r"(\s*)(\S+)", line):
+        if lines[-1].strip() and cell_len(lines[-1] + space + word) > width:
+            lines.append(word)
+        else:
+            lines[-1] += space + word
+    return "\n".join(lines)
