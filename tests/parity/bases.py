@@ -13,6 +13,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from manytune.methods.tuners.quantized_layers import keep_differentiable
+
 VOCABULARY = 24
 _DECODER: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
@@ -131,6 +133,9 @@ def _packed(model: Any, bits: int) -> nn.Module:
         packed: nn.Module = type(model).from_pretrained(
             directory, quantization_config=packing, dtype=torch.float32
         )
+    # On CPUs with AVX512-BF16 bitsandbytes rounds what a 4-bit layer computes in evaluation mode to bfloat16, and no
+    # gradient comes back afterwards. manytune's models don't let it; HF PEFT's would, and differ by the processor.
+    keep_differentiable(packed)
     return packed.eval()
 
 

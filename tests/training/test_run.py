@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_a_run_leaves_one_directory_with_everything_about_it(whole: tuple[Recipe
     assert load_recipe(directory / "recipe.yaml") == resolve_dtype(wanted)
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["threads"] == torch.get_num_threads()
-    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == metadata.version("torch")
     assert json.loads((directory / "scores.json").read_text()) == finished.scores.to_dict()
     assert (finished.train_rows, finished.validation_rows) == (18, 6)
     assert finished.resumed_from is None

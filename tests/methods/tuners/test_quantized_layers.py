@@ -211,6 +211,7 @@ def test_a_base_with_an_adapter_merged_in_is_saved_and_loaded(
         merged: Any = model.merge_and_unload()
     merged.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    keep_differentiable(again)  # as `merged` is: on some CPUs 4-bit layers compute in bfloat16 otherwise
     assert type(again.model.layers[0].self_attn.q_proj) is nn.Linear
     assert torch.equal(logits(again), logits(merged))
 
