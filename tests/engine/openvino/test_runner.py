@@ -185,21 +185,21 @@ def dequantized(weight, bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_rounded_by_their_formula(bits):
     from manytune.engine.openvino.compression import multiply
-    from manytune.engine.openvino.library import ops, ov
+    from manytune.engine.openvino.library import core, ops, ov
 
     weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(2))
     x = ops.parameter(ov.PartialShape([-1, -1, 64]), ov.Type.f32)
     graph = ov.Model([ops.result(multiply(x.output(0), weight, bits))], [x])
     # Activations are left as they are.
     settings = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "INFERENCE_PRECISION_HINT": "f32"}
-    found = ov.Core().compile_model(graph, "CPU", settings)(torch.eye(64)[None].numpy())[0]
+    found = core().compile_model(graph, "CPU", settings)(torch.eye(64)[None].numpy())[0]
     torch.testing.assert_close(torch.from_numpy(found)[0].T, dequantized(weight, bits), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_activations_to_8_bits_changes_a_product_by_a_hundredth_at_most(bits):
     from manytune.engine.openvino.compression import multiply
-    from manytune.engine.openvino.library import ops, ov
+    from manytune.engine.openvino.library import core, ops, ov
     from manytune.engine.quantized import GROUP
 
     draw = torch.Generator().manual_seed(3)
@@ -208,7 +208,7 @@ def test_rounding_activations_to_8_bits_changes_a_product_by_a_hundredth_at_most
     given = ops.parameter(ov.PartialShape([-1, -1, 576]), ov.Type.f32)
     graph = ov.Model([ops.result(multiply(given.output(0), weight, bits))], [given])
     settings = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP, "INFERENCE_PRECISION_HINT": "f32"}
-    found = torch.from_numpy(ov.Core().compile_model(graph, "CPU", settings)(x.numpy())[0])
+    found = torch.from_numpy(core().compile_model(graph, "CPU", settings)(x.numpy())[0])
     expected = x @ dequantized(weight, bits).T
     assert float((found - expected).norm() / expected.norm()) < 0.01
 

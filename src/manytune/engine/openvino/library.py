@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 _TELEMETRY = "openvino_telemetry"
@@ -34,6 +35,17 @@ with _without_telemetry():
     pytorch_frontend = importlib.import_module("openvino.frontend.pytorch")
     _frontends = importlib.import_module("openvino.frontend")
     torch_decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+
+
+@cache
+def core() -> Any:
+    """What compiles graphs: one for the process, until it ends.
+
+    OpenVINO's CPU plugin gives the thread that loads it a stack for signals, and puts the former one back when it is
+    unloaded. Of two whose times overlap the second would put back one that is gone, and the next signal that Python
+    handles, Ctrl-C or SIGTERM, would end the process with a segmentation fault.
+    """
+    return ov.Core()
 
 
 def load_frontend() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from manytune.engine.openvino.compression import multiply
-from manytune.engine.openvino.library import ops, ov
+from manytune.engine.openvino.library import core, ops, ov
 from manytune.engine.openvino.program import settings
 from manytune.engine.weights import Rounding
 
@@ -26,7 +26,7 @@ def products(weights: Sequence[Tensor], rounding: Rounding | None) -> Callable[[
         inputs.append(ops.parameter([-1, weight.shape[1]], ov.Type.f32))
         outputs.append(_product(inputs[-1].output(0), weight, rounding))
     graph = ov.Model(outputs, inputs, "products")
-    compiled = ov.Core().compile_model(graph, "CPU", settings(rounding))
+    compiled = core().compile_model(graph, "CPU", settings(rounding))
     return lambda given: compiled([one.numpy() for one in given])
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from manytune.engine.openvino.compression import compress
 from manytune.engine.openvino.conversion import convert, embedding_size
 from manytune.engine.openvino.graph import Outline, build
-from manytune.engine.openvino.library import ov
+from manytune.engine.openvino.library import core, ov
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.quantized import GROUP
 from manytune.engine.weights import Rounding
@@ -114,7 +114,6 @@ class Programs:
             self._converted = compress(self._converted, rounding, head=self._head)
         #: Layers that are computed as one product with others, so that none has an input of its own.
         self.shared = self._converted.shared.keys()
-        self._core = ov.Core()
         try:
             self._plain = self._compiled(Outline())
         except RuntimeError as error:  # OpenVINO's
@@ -134,7 +133,7 @@ class Programs:
         start = time.perf_counter()
         graph = build(self._converted, outline, head=self._head, cache_type=_type_of(self._cache.dtype))
         graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
-        compiled = self._core.compile_model(graph, "CPU", settings(self._rounding))
+        compiled = core().compile_model(graph, "CPU", settings(self._rounding))
         what = f"{len(outline.updates)} updates and {len(outline.factors)} factors of adapters"
         _log.info("OpenVINO compiled the base with %s in %.1f s", what, time.perf_counter() - start)
         return Program(compiled, outline, self._cache)
