@@ -111,10 +111,8 @@ def explained(error: Exception, location: Location, name: str = "") -> StoreErro
     code = _code(error)
     shown = f"{code or type(error).__name__}: {_first_line(error)}"
     if _lacks_bucket(error):
-        return StorageError(
-            f"{location}: there is no bucket {location.bucket!r}. Create it, or check the URL."
-        )
-    if not _REFUSED.isdisjoint(words):
+        return no_bucket(location)
+    if not _REFUSED.isdisjoint(words) or _lacks_credentials(error):
         kind = _SAME.get(location.protocol, location.protocol)
         return StorageError(
             f"{location.url(name)}: the storage refuses your credentials, or what they may do ({shown}). Check "
@@ -125,6 +123,16 @@ def explained(error: Exception, location: Location, name: str = "") -> StoreErro
             f"{location}: the storage can't be reached now ({shown}). Check the network and the address, and try again."
         )
     return StorageError(f"{location.url(name)}: the storage didn't do it ({shown}). Check the URL.")
+
+
+def no_bucket(location: Location) -> StorageError:
+    """What to raise where the bucket isn't there."""
+    return StorageError(f"{location}: there is no bucket {location.bucket!r}. Create it, or check the URL.")
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    """Whether none are given, which Azure's driver says in words alone."""
+    return any(isinstance(one, ValueError) and "credential" in str(one) for one in _chain(error))
 
 
 def _lacks_bucket(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from manytune.errors import DamagedError, StoreError, UnreachableError
 from manytune.extras import install_command
-from manytune.store.remote.failures import explained, is_absent, is_lost_race, is_past_the_end
+from manytune.store.remote.failures import explained, is_absent, is_lost_race, is_past_the_end, no_bucket
 from manytune.store.remote.location import Location
 
 _T = TypeVar("_T")
@@ -35,6 +35,8 @@ _DRIVERS = {
     "abfs": ("adlfs", "az"),
     "abfss": ("adlfs", "az"),
 }
+#: Kinds whose drivers try again themselves, for up to a minute, and list a bucket that isn't there as an empty one.
+_PATIENT = frozenset(kind for kind, (driver, _) in _DRIVERS.items() if driver != "s3fs")
 _IN_MEMORY = "memory"
 _CREATING = threading.Lock()  # fsspec's storage in memory looks first and creates then
 
@@ -56,7 +58,7 @@ class Objects:
     def __init__(self, location: Location) -> None:
         self.location = location
         self._files: Any = _filesystem(location)
-        self.pauses = _PAUSES
+        self.pauses = () if location.protocol in _PATIENT else _PAUSES
 
     def require_writable(self) -> None:
         """Refuse to write where two writers could overwrite each other.
@@ -74,6 +76,8 @@ class Objects:
     def list(self, folder: str) -> dict[str, int]:
         """The sizes of all objects below a folder, by their names from the store's prefix on."""
         found = self._tried(folder, lambda: self._found(folder))
+        if not found:
+            self._require_bucket()
         return {} if found is None else found
 
     def read(self, name: str, *, most: int) -> bytes:
@@ -137,6 +141,8 @@ class Objects:
         except Exception as error:
             if is_lost_race(error):
                 return False
+            if is_absent(error):  # all that it needs is the bucket
+                self._require_bucket()
             raise explained(error, self.location, name) from error
         return True
 
@@ -153,6 +159,17 @@ class Objects:
                 self._tried("", lambda path=path: self._removed([path]))  # type: ignore[misc]
 
     # -- parts
+
+    def _require_bucket(self) -> None:
+        """Refuse a bucket that isn't there, where the driver doesn't."""
+        if self.location.protocol not in _PATIENT:
+            return
+        try:
+            self._files.info(self.location.bucket)
+        except FileNotFoundError as error:
+            raise no_bucket(self.location) from error
+        except Exception:  # credentials for objects alone can't see it, and need not
+            return
 
     def _removed(self, paths: Sequence[str]) -> bool:
         self._files.rm(paths)
