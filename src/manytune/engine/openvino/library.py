@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _TELEMETRY = "openvino_telemetry"
@@ -33,7 +34,15 @@ with _without_telemetry():
     node_types = importlib.import_module("openvino.op")
     pytorch_frontend = importlib.import_module("openvino.frontend.pytorch")
     _frontends = importlib.import_module("openvino.frontend")
+    _factories = importlib.import_module("openvino.utils.node_factory")
     torch_decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+
+
+def node_factory(library: Path) -> Any:
+    """What makes nodes of the operations in a library."""
+    factory = _factories.NodeFactory()
+    factory.add_extension(library)
+    return factory
 
 
 def load_frontend() -> Any:
