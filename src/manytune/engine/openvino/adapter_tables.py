@@ -17,9 +17,10 @@ from manytune.engine.openvino.graph import FactorInput, Outline, UpdateInput
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.stacks import Snapshot
 
+#: The largest weight that is a number.
+FINITE = torch.finfo(torch.float32).max
+
 _FIRST_SLOTS = 8
-#: With weights beyond this, what an adapter makes of another one's token might overflow, and 0 · ∞ isn't 0.
-_LARGEST = 1e6
 _FACTORS = ("inputs", "outputs", "shift")
 
 
@@ -41,7 +42,11 @@ class Division:
 
 
 def obstacle(
-    terms: Terms, layers: frozenset[str], embedding: str, shared: Collection[str] = ()
+    terms: Terms,
+    layers: frozenset[str],
+    embedding: str,
+    shared: Collection[str] = (),
+    largest: float = FINITE,
 ) -> str | None:
     """Why a converted graph can't compute an adapter, as a clause; None if it can.
 
@@ -50,6 +55,7 @@ def obstacle(
         layers: Paths of the layers that the graph computes.
         embedding: Path of the table of token embeddings, which torch looks up.
         shared: Layers of the graph that have their input in common with others.
+        largest: The largest weight of an update that it may have.
     """
     if terms.parameters:
         return "it acts on a router or on experts"
@@ -60,7 +66,9 @@ def obstacle(
             return f"{path} is trained in full" if update.down is None else f"{path} is a table"
         if {path, update.source or path} - layers:
             return f"{path} isn't a linear layer or a norm"
-        if not all(_is_bounded(part) for part in (update.down, update.up * update.scaling, update.down_bias)):
+        if not all(
+            _is_bounded(part, largest) for part in (update.down, update.up * update.scaling, update.down_bias)
+        ):
             return f"{path} has weights that are NaN, Inf or very large"
     scaled = next((p for p, own in terms.factors.items() if p in shared and own.inputs is not None), None)
     if scaled is not None:
@@ -88,7 +96,14 @@ class AdapterTables(ABC):
 
     Args:
         embedding: Path of the table of token embeddings, which isn't the graph's.
+
+    Attributes:
+        largest: The largest weight that an update may have.
+        outline: What all adapters so far do.
+        version: Changes whenever the adapters do.
     """
+
+    largest = FINITE
 
     def __init__(self, embedding: str) -> None:
         self._embedding = embedding
@@ -96,7 +111,6 @@ class AdapterTables(ABC):
         self._slots: dict[str, int] = {}
         self._factors: dict[str, Tensor] = {}
         self._room = _FIRST_SLOTS
-        #: Changes whenever the adapters do.
         self.version = 0
 
     def __contains__(self, digest: str) -> bool:
@@ -198,5 +212,5 @@ def _factor(factor: FactorInput, terms: Terms, own: Mapping[UpdateInput, Update]
     return neutral if value is None else value.detach()
 
 
-def _is_bounded(values: Tensor | None) -> bool:
-    return values is None or bool((values.abs() <= _LARGEST).all())
+def _is_bounded(values: Tensor | None, largest: float) -> bool:
+    return values is None or bool((values.abs() <= largest).all())

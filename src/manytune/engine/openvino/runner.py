@@ -166,7 +166,8 @@ class OpenVINORunner(PagedRunner):
             return _BASE
         if adapter.digest not in self._known:
             terms = adapter.terms
-            why = obstacle(terms, self._programs.layers, self._embedding, self._programs.shared)
+            programs = self._programs
+            why = obstacle(terms, programs.layers, self._embedding, programs.shared, self._tables.largest)
             if why is not None:
                 _log.warning("the rows of an adapter run in torch, not in OpenVINO: %s", why)
             self._known[adapter.digest] = _Known(

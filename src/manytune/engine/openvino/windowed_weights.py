@@ -22,6 +22,9 @@ _FIRST_RANKS = 64
 class WindowedWeights(AdapterTables):
     """See `AdapterTables`."""
 
+    #: With weights beyond this, what an adapter makes of another one's token might overflow, and 0 · ∞ isn't 0.
+    largest = 1e6
+
     def __init__(self, embedding: str) -> None:
         super().__init__(embedding)
         self._ranges: dict[str, slice] = {}
