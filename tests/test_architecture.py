@@ -29,7 +29,7 @@ ALLOWED = {
     "store": {"model", "mixed", "methods"},
     "training": {"data", "model", "methods", "store", "kernels"},
     "evaluation": {"data", "store"},
-    "engine": {"store", "model", "mixed", "methods"},
+    "engine": {"store", "model", "mixed", "methods", "kernels"},
     # It reads foreign files by the functions that the server uses for them, without a model library.
     "examination": {"data", "store", "methods"},
     # Of data only templates and encoding: a server makes prompts with the very code that training made them with.

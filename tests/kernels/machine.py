@@ -8,7 +8,7 @@ import torch
 
 from manytune.kernels import build
 
-COMPILER = build._compiler()
+COMPILER, _ = build.find_compiler()
 
 needs_compiler = pytest.mark.skipif(
     platform.system() != "Linux" or COMPILER is None or os.environ.get("MANYTUNE_KERNELS") == "torch",

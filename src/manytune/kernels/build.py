@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,17 +102,13 @@ def load_kernels() -> Kernels:
 
 
 def _load() -> Kernels:
-    if os.environ.get(_OFF) == "torch":
-        return Kernels(None, f"torch's own ({_OFF}=torch)")
-    if platform.system() != "Linux":
-        return Kernels(None, f"torch's own (the C++ kernels are for Linux; this is {platform.system()})")
-    compiler = _compiler()
+    compiler, reason = find_compiler()
     if compiler is None:
-        return Kernels(None, "torch's own (no C++ compiler found: install g++, or name one in CXX)")
+        return Kernels(None, f"torch's own ({reason})")
     try:
         library = ctypes.CDLL(str(compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
-        return Kernels(None, f"torch's own ({_last_line(error)})")
+        return Kernels(None, f"torch's own ({first_error(error)})")
     found = difference(library)
     if found is not None:
         return Kernels(None, f"torch's own (what {compiler} made of the C++ kernels is wrong: {found})")
@@ -126,42 +123,57 @@ def prepare_kernels(model: nn.Module) -> Kernels | None:
     return load_kernels()
 
 
-def compiled(compiler: str, flags: tuple[str, ...] = _FLAGS) -> Path:
-    """The shared library that a compiler makes of the sources, from the cache or made now.
+def compiled(
+    compiler: str,
+    flags: tuple[str, ...] = _FLAGS,
+    sources: Path | None = None,
+    linked: tuple[str, ...] = (),
+) -> Path:
+    """The shared library that a compiler makes of sources, from the cache or made now.
 
     What is in the cache is used only if nobody else can have written it, and if it is whole; see `private_files.py`.
 
     Args:
         compiler: The program.
         flags: Its arguments but for input and output.
+        sources: A directory of sources, which find the kernels' headers; None for the kernels' own.
+        linked: Arguments behind the sources: libraries.
 
     Raises:
         OSError: The compiler or the cache directory can't be used.
         subprocess.SubprocessError: The compiler fails.
     """
-    files = sorted(_SOURCES.glob("*.cpp"))
+    folders = [_SOURCES] if sources is None else [_SOURCES, sources]
+    files = sorted(folders[-1].glob("*.cpp"))
     directory = private_directory(cache_directory() / "kernels")
-    key = _key(compiler, flags)
+    key = _key(compiler, (*flags, *linked), folders)
     target = kept(directory, key, ".so")
     if target is not None:
         return target
     with tempfile.TemporaryDirectory(
         prefix=".", dir=directory
     ) as made:  # several processes may make it at once
-        _run([compiler, *flags, *map(str, files), "-o", f"{made}/kernels.so"], _COMPILE_SECONDS)
+        command = [compiler, *flags, f"-I{_SOURCES}", *map(str, files), *linked, "-o", f"{made}/kernels.so"]
+        _run(command, _COMPILE_SECONDS)
         return keep(Path(made, "kernels.so"), directory, key)
 
 
-def _compiler() -> str | None:
+def find_compiler() -> tuple[str | None, str]:
+    """A C++ compiler, or None and why none is to be used."""
+    if os.environ.get(_OFF) == "torch":
+        return None, f"{_OFF}=torch"
+    if platform.system() != "Linux":
+        return None, f"the C++ kernels are for Linux; this is {platform.system()}"
     named = os.environ.get("CXX", "").split()
-    return next((path for name in [*named[:1], "g++", "c++"] if (path := shutil.which(name))), None)
+    found = next((path for name in [*named[:1], "g++", "c++"] if (path := shutil.which(name))), None)
+    return found, "no C++ compiler found: install g++, or name one in CXX"
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
+def _key(compiler: str, arguments: tuple[str, ...], folders: Sequence[Path]) -> str:
     """Changes with the sources, the compiler and the processor, for which the compiler makes its instructions."""
-    texts = (_run([compiler, "--version"], 60), " ".join(flags), platform.machine())
+    texts = (_run([compiler, "--version"], 60), " ".join(arguments), platform.machine())
     parts = [*(text.encode() for text in texts), _processor()]
-    parts += [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
+    parts += [path.read_bytes() for one in folders for path in sorted(one.iterdir()) if path.is_file()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
@@ -174,7 +186,7 @@ def _run(command: list[str], seconds: float) -> str:
         text=True,
         errors="replace",
         timeout=seconds,
-        env={**os.environ, "LC_ALL": "C"},  # its errors in English, which `_last_line` looks for
+        env={**os.environ, "LC_ALL": "C"},  # its errors in English, which `first_error` looks for
     )
     return done.stdout
 
@@ -186,7 +198,7 @@ def _processor() -> bytes:
     return b"\n".join(sorted({line for line in lines if line.startswith(kinds)}))
 
 
-def _last_line(error: OSError | subprocess.SubprocessError) -> str:
+def first_error(error: OSError | subprocess.SubprocessError) -> str:
     """What a compiler or the system says, in a line."""
     output = getattr(error, "stderr", None) or ""
     said = [line for line in str(output).splitlines() if "error" in line] or [str(error)]

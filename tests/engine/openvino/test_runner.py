@@ -24,6 +24,8 @@ from manytune.methods.lora.config import LoraConfig
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
 
+from manytune.engine.openvino import runner
+
 
 @pytest.fixture(scope="module", params=list(BUILDERS))
 def family(request):
@@ -43,11 +45,20 @@ def engine(world, tokenizer):
     return engine
 
 
-def test_every_adapter_in_one_batch_answers_as_alone(world, engine, family, caplog):
+@pytest.fixture(params=["operation", "products"])
+def either(request, engine, world, tokenizer, monkeypatch):
+    """An engine, and one of a machine without a compiler."""
+    if request.param == "operation":
+        return engine
+    monkeypatch.setattr(runner, "operation", lambda: None)
+    return world.engine(tokenizer, runtime="openvino", prefill_chunk=16, prefix_cache_tokens=64)
+
+
+def test_every_adapter_in_one_batch_answers_as_alone(world, either, family, caplog):
     asked = [(name, number) for number in range(len(PROMPTS)) for name in (None, *world.adapters)]
     requests = [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in asked]
     with caplog.at_level(logging.WARNING):
-        outputs = run(engine, requests)
+        outputs = run(either, requests)
     for name, number in asked:
         check(world, name, number, outputs[f"{name}/{number}"])
     in_torch = [record.getMessage() for record in caplog.records if "run in torch" in record.getMessage()]
@@ -57,7 +68,7 @@ def test_every_adapter_in_one_batch_answers_as_alone(world, engine, family, capl
 
 @settings(max_examples=cases(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_arrivals_and_cancellations_change_no_answer(world, engine, data):
+def test_arrivals_and_cancellations_change_no_answer(world, either, data):
     systems = st.sampled_from([None, *world.adapters])
     places = st.integers(0, len(PROMPTS) - 1)
     drawn = st.tuples(systems, places, st.integers(1, LIMIT), st.integers(0, 12))
@@ -65,7 +76,7 @@ def test_arrivals_and_cancellations_change_no_answer(world, engine, data):
     names = st.sampled_from([str(place) for place in range(len(arrivals))])
     cancelled = data.draw(st.dictionaries(names, st.integers(0, 20), max_size=4))
     outputs = run_arrivals(
-        engine,
+        either,
         [
             Arrival(Request(str(place), PROMPTS[number], params(limit), name), at)
             for place, (name, number, limit, at) in enumerate(arrivals)
@@ -120,6 +131,32 @@ def test_an_adapter_that_has_diverged_fails_alone(world, engine, family):
     outputs = run(engine, asked)
     assert outputs["bad"][-1].finish_reason == "failed"
     check(world, None, 2, outputs["good"])
+
+
+@pytest.mark.parametrize("by", ["operation", "products"])
+def test_very_large_weights_run_in_the_graph_where_no_other_token_meets_them(
+    tokenizer, caplog, monkeypatch, by
+):
+    world = world_of("llama")
+    adapter = in_memory(
+        attached(llama(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), seed=1)
+    )
+    factors = {"A": 2.0**40, "B": 2.0**-40}  # of the same product, to the bit
+    tensors = {name: one * factors[name.split("lora_")[1][0]] for name, one in adapter.tensors.items()}
+    if by == "products":
+        monkeypatch.setattr(runner, "operation", lambda: None)
+    found = []
+    with caplog.at_level(logging.WARNING):
+        for runtime, own in (("openvino", tensors), ("torch", adapter.tensors)):
+            engine = world.engine(tokenizer, runtime=runtime)
+            engine.add_adapter("large", InMemory("large", adapter.config, own))
+            outputs = run(
+                engine, [Request(name, PROMPTS[2], params(), name) for name in ("large", "lora q,v")]
+            )
+            found.append([one.token_id for one in outputs["large"]])
+            check(world, "lora q,v", 2, outputs["lora q,v"])
+    assert found[0] == found[1]
+    assert ("very large" in caplog.text) == (by == "products")
 
 
 @pytest.fixture(scope="module")

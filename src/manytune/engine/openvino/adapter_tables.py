@@ -1,45 +1,52 @@
-"""Adapters' weights as the converted graph reads them: of all adapters one below the other, layer by layer.
+"""What adapters do in a converted graph, and their weights as it reads them.
 
-An adapter has a range of ranks, the same at every layer, and a slot for its factors. Its weights are copied there once,
-and a step reads the tensors as they are, up to the last range in use. Ranges are given out from the front, so that few
-adapters need little.
+An adapter has a slot for its factors, in tables of all adapters. Its updates' weights are where the form of the graph
+needs them: `own_weights` or `windowed_weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from manytune.engine.openvino.graph import FactorInput, Outline, UpdateInput
-from manytune.engine.openvino.windows import RANKS
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.stacks import Snapshot
 
-_FIRST_RANKS = 64
+#: The largest weight that is a number.
+FINITE = torch.finfo(torch.float32).max
+
 _FIRST_SLOTS = 8
-#: With weights beyond this, what an adapter makes of another one's token might overflow, and 0 · ∞ isn't 0.
-_LARGEST = 1e6
 _FACTORS = ("inputs", "outputs", "shift")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an adapter is.
+class Division:
+    """The tokens of a forward as a graph takes them.
 
     Attributes:
-        ranks: Its range of ranks; empty if it has no updates.
-        slot: Its slot; 0 is that of tokens without an adapter.
+        count: Number of equal parts that they are given in.
+        order: The tokens, part after part.
+        inputs: Of the graph: what each token reads.
+        tables: Which of the adapters' tensors the graph needs; equal for the same ones.
     """
 
-    ranks: slice
-    slot: int
+    count: int
+    order: Tensor
+    inputs: dict[str, Tensor]
+    tables: object
 
 
 def obstacle(
-    terms: Terms, layers: frozenset[str], embedding: str, shared: Collection[str] = ()
+    terms: Terms,
+    layers: frozenset[str],
+    embedding: str,
+    shared: Collection[str] = (),
+    largest: float = FINITE,
 ) -> str | None:
     """Why a converted graph can't compute an adapter, as a clause; None if it can.
 
@@ -48,6 +55,7 @@ def obstacle(
         layers: Paths of the layers that the graph computes.
         embedding: Path of the table of token embeddings, which torch looks up.
         shared: Layers of the graph that have their input in common with others.
+        largest: The largest weight of an update that it may have.
     """
     if terms.parameters:
         return "it acts on a router or on experts"
@@ -58,7 +66,9 @@ def obstacle(
             return f"{path} is trained in full" if update.down is None else f"{path} is a table"
         if {path, update.source or path} - layers:
             return f"{path} isn't a linear layer or a norm"
-        if not all(_is_bounded(part) for part in (update.down, update.up * update.scaling, update.down_bias)):
+        if not all(
+            _is_bounded(part, largest) for part in (update.down, update.up * update.scaling, update.down_bias)
+        ):
             return f"{path} has weights that are NaN, Inf or very large"
     scaled = next((p for p, own in terms.factors.items() if p in shared and own.inputs is not None), None)
     if scaled is not None:
@@ -81,125 +91,103 @@ def outline_of(terms: Terms, embedding: str) -> Outline:
     return Outline(frozenset(updates), frozenset(factors))
 
 
-class AdapterTables:
+class AdapterTables(ABC):
     """The weights of adapters that run.
 
     Args:
         embedding: Path of the table of token embeddings, which isn't the graph's.
+
+    Attributes:
+        largest: The largest weight that an update may have.
+        outline: What all adapters so far do.
+        version: Changes whenever the adapters do.
     """
+
+    largest = FINITE
 
     def __init__(self, embedding: str) -> None:
         self._embedding = embedding
         self.outline = Outline()
-        self._places: dict[str, Place] = {}
-        self._tensors: dict[str, Tensor] = {}
-        self._ranks, self._slots = _FIRST_RANKS, _FIRST_SLOTS
-        #: Changes whenever `tensors` does.
+        self._slots: dict[str, int] = {}
+        self._factors: dict[str, Tensor] = {}
+        self._room = _FIRST_SLOTS
         self.version = 0
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._places
+        return digest in self._slots
 
-    def place(self, digest: str | None) -> Place:
-        """Where an adapter is; None is the base alone."""
-        return _NOWHERE if digest is None else self._places[digest]
-
-    @property
-    def ranks(self) -> int:
-        """Ranks that a step reads."""
-        return max((place.ranks.stop for place in self._places.values()), default=0) or RANKS
-
-    def tensors(self, count: int, size: int) -> Mapping[str, Tensor]:
-        """The graph's inputs by name, as views.
+    @abstractmethod
+    def divide(
+        self, digests: Sequence[str | None], kept: Sequence[int] | None, outline: Outline, *, in_one: bool
+    ) -> Division:
+        """How a graph takes a forward's tokens.
 
         Args:
-            count: Number of windows.
-            size: Ranks of each.
+            digests: The adapter of each token; None for the base alone.
+            kept: The tokens that the head reads; None for all.
+            outline: What the graph computes.
+            in_one: Whether the tokens have to stay in their order.
         """
-        slots = 1 + max((place.slot for place in self._places.values()), default=0)
-        found = {factor.name: self._tensors[factor.name][:slots] for factor in self.outline.factors}
-        for update in self.outline.updates:
-            for part in ("down", "up", *(["bias"] if update.has_bias else [])):
-                rows = self._tensors[update.name(part)][: count * size]
-                found[update.name(part)] = rows.view(count, *((1, size) if part == "bias" else (size, -1)))
-        return found
+
+    @abstractmethod
+    def tensors(self, tables: object) -> Mapping[str, Tensor]:
+        """A graph's inputs by name, as views, for `Division.tables`."""
 
     def keep(self, digests: set[str]) -> None:
         """Let go of all other adapters."""
-        gone = self._places.keys() - digests
+        gone = self._slots.keys() - digests
         for digest in gone:
-            del self._places[digest]
+            del self._slots[digest]
+            self._let_go(digest)
         self.version += bool(gone)
 
     def add(self, snapshot: Snapshot) -> None:
         """Copy an adapter's weights."""
         terms = snapshot.terms
-        self._widen(outline_of(terms, self._embedding))
+        outline = outline_of(terms, self._embedding)
+        if not outline <= self.outline:
+            self.outline = self.outline | outline
+            self._make_factors()
         own = {
             _input(path, one, terms): one for path, one in terms.updates.items() if path != self._embedding
         }
-        place = self._free_place(max((one.rank for one in own.values()), default=0))
-        for update in self.outline.updates:
-            self._fill_update(place.ranks, update, own.get(update))
+        self._add_updates(snapshot.digest, own)
+        slot = next(number for number in range(1, len(self._slots) + 2) if number not in self._slots.values())
+        if slot >= self._room:
+            self._room *= 2
+            self._make_factors()
         for factor in self.outline.factors:
-            self._tensors[factor.name][place.slot] = _factor(factor, terms, own)
-        self._places[snapshot.digest] = place
+            self._factors[factor.name][slot] = _factor(factor, terms, own)
+        self._slots[snapshot.digest] = slot
         self.version += 1
 
     # -- parts
 
-    def _fill_update(self, ranks: slice, update: UpdateInput, own: Update | None) -> None:
-        names = ["down", "up", *(["bias"] if update.has_bias else [])]
-        parts = [self._tensors[update.name(name)][ranks] for name in names]
-        for part in parts:
-            part.zero_()
-        if own is None or not len(parts[0]):
-            return
-        assert own.down is not None
-        parts[0][: own.rank] = own.down.detach()
-        torch.mul(own.up.detach().T, own.scaling, out=parts[1][: own.rank])
-        if own.down_bias is not None:
-            parts[2][: own.rank] = own.down_bias.detach()
+    @abstractmethod
+    def _add_updates(self, digest: str, own: Mapping[UpdateInput, Update]) -> None:
+        """Copy an adapter's updates; the outline has them."""
 
-    def _free_place(self, rank: int) -> Place:
-        """The first free range and slot."""
-        count = -(-rank // RANKS) * RANKS
-        # So aligned, a range lies in one window of any size that holds it.
-        step = 1 << (count - 1).bit_length() if count else 1
-        start = 0
-        for taken in sorted((place.ranks for place in self._places.values()), key=lambda one: one.start):
-            if taken.start - start >= count:
-                break
-            start = max(start, -(-taken.stop // step) * step)
-        slots = {place.slot for place in self._places.values()}
-        slot = next(number for number in range(1, len(slots) + 2) if number not in slots)
-        while start + count > self._ranks or slot >= self._slots:
-            self._ranks *= 1 + (start + count > self._ranks)
-            self._slots *= 1 + (slot >= self._slots)
-            self._make(self.outline)
-        return Place(slice(start, start + count), slot)
+    @abstractmethod
+    def _let_go(self, digest: str) -> None:
+        """Forget an adapter's updates."""
 
-    def _widen(self, outline: Outline) -> None:
-        if not outline <= self.outline:
-            self.outline = self.outline | outline
-            self._make(self.outline)
+    def _slots_of(self, digests: Sequence[str | None], kept: Sequence[int] | None) -> dict[str, Tensor]:
+        """The slot of each token as inputs of the graph; 0 is that of the base alone."""
+        slots = torch.tensor([0 if one is None else self._slots[one] for one in digests], dtype=torch.int32)
+        return {"slots": slots, "slots kept": slots if kept is None else slots[list(kept)]}
 
-    def _make(self, outline: Outline) -> None:
+    def _factor_tensors(self) -> dict[str, Tensor]:
+        slots = 1 + max(self._slots.values(), default=0)
+        return {factor.name: self._factors[factor.name][:slots] for factor in self.outline.factors}
+
+    def _make_factors(self) -> None:
         """Make room; what is there stays."""
-        before, self._tensors = self._tensors, {}
-        for update in outline.updates:
-            self._tensors[update.name("down")] = torch.zeros(self._ranks, update.inputs)
-            self._tensors[update.name("up")] = torch.zeros(self._ranks, update.outputs)
-            if update.has_bias:
-                self._tensors[update.name("bias")] = torch.zeros(self._ranks)
-        for factor in outline.factors:
+        before, self._factors = self._factors, {}
+        for factor in self.outline.factors:
             start = torch.ones if factor.kind in ("inputs", "outputs") else torch.zeros
-            self._tensors[factor.name] = start(self._slots, factor.size)
+            self._factors[factor.name] = start(self._room, factor.size)
         for name, tensor in before.items():
-            self._tensors[name][: len(tensor)] = tensor
-
-
-_NOWHERE = Place(slice(0, 0), 0)
+            self._factors[name][: len(tensor)] = tensor
 
 
 def _input(path: str, update: Update, terms: Terms) -> UpdateInput:
@@ -224,5 +212,5 @@ def _factor(factor: FactorInput, terms: Terms, own: Mapping[UpdateInput, Update]
     return neutral if value is None else value.detach()
 
 
-def _is_bounded(values: Tensor | None) -> bool:
-    return values is None or bool((values.abs() <= _LARGEST).all())
+def _is_bounded(values: Tensor | None, largest: float) -> bool:
+    return values is None or bool((values.abs() <= largest).all())

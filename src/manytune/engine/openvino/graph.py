@@ -4,12 +4,16 @@ What adapters add to a layer is computed for all of them at once, each token kee
 adapters one below the other, (ranks, in) and (ranks, out), and own(t, r) true where rank r is of token t's adapter,
 
     y[t] = c[slot t] ⊙ (W (a[slot t] ⊙ x[t]) + b) + d[slot t] + Σ_{r: own(t, r)} φ(D[r] z[t] + e[r]) U[r] + f[slot t]
+
+The sum is one operation in C++ for all layers that read the same z (see `native`). Without it, it is made of products
+with the ranks of several adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ import numpy as np
 from manytune.engine.openvino.conversion import ATTENTION, INPUT, OUTPUT, Attention, Converted
 from manytune.engine.openvino.library import node_types, ops, ov
 from manytune.engine.openvino.marks import marks_in, put
+from manytune.engine.openvino.native import Operation, Part
 
 #: Tokens of a page of the cache; the CPU's kernels know no other size.
 PAGE = 32
@@ -77,6 +82,11 @@ class Outline:
     updates: frozenset[UpdateInput] = frozenset()
     factors: frozenset[FactorInput] = frozenset()
 
+    @property
+    def ordered(self) -> tuple[UpdateInput, ...]:
+        """The updates in the order of their numbers."""
+        return tuple(sorted(self.updates))
+
     def __or__(self, other: Outline) -> Outline:
         return Outline(self.updates | other.updates, self.factors | other.factors)
 
@@ -84,7 +94,9 @@ class Outline:
         return self.updates <= other.updates and self.factors <= other.factors
 
 
-def build(converted: Converted, outline: Outline, *, head: str, cache_type: Any) -> Any:
+def build(
+    converted: Converted, outline: Outline, *, head: str, cache_type: Any, operation: Operation | None = None
+) -> Any:
     """A graph that can be compiled.
 
     Args:
@@ -92,6 +104,7 @@ def build(converted: Converted, outline: Outline, *, head: str, cache_type: Any)
         outline: What adapters do in it.
         head: Path of the layer that sees the tokens in `kept` alone.
         cache_type: OpenVINO's type of cached keys and values.
+        operation: Adds updates; None for products.
 
     Returns:
         A graph with the inputs of `converted` and those named in `_Inputs` and in the outline.
@@ -101,7 +114,7 @@ def build(converted: Converted, outline: Outline, *, head: str, cache_type: Any)
     marks |= {f"{INPUT}{path}": marks[f"{INPUT}{first}"] for path, first in converted.shared.items()}
     inputs = _Inputs()
     _put_attention(marks, converted.attentions, inputs, cache_type)
-    _put_terms(marks, outline, inputs, head)
+    _put_terms(marks, outline, inputs, head, operation)
     for label, node in marks.items():
         if label.startswith((INPUT, OUTPUT)):
             put(node, node.input_value(0))
@@ -165,30 +178,95 @@ def _put_attention(
         put(node, attention.output(0))
 
 
-def _put_terms(marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: str) -> None:
+def _put_terms(
+    marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: str, operation: Operation | None
+) -> None:
     for factor in sorted(outline.factors):
         if factor.kind == "inputs":
             node = marks[f"{INPUT}{factor.path}"]
             x = node.input_value(0)
             put(node, ops.multiply(x, _of_each_token(factor, x, inputs, head)).output(0))
-    for path in sorted({u.path for u in outline.updates} | {f.path for f in outline.factors}):
-        node = marks[f"{OUTPUT}{path}"]
-        y = node.input_value(0)
-        for kind, operation in (("outputs", ops.multiply), ("shift", ops.add)):
+    results: dict[str, Any] = {}  # each layer's output with its factors
+    for path in {u.path for u in outline.updates} | {f.path for f in outline.factors}:
+        results[path] = marks[f"{OUTPUT}{path}"].input_value(0)
+        for kind, operate in (("outputs", ops.multiply), ("shift", ops.add)):
             for factor in sorted(outline.factors):
                 if factor.path == path and factor.kind == kind:
-                    y = operation(y, _of_each_token(factor, y, inputs, head)).output(0)
-        own = inputs.flags("own kept" if path == head else "own", -1, -1, -1)
-        added = y
-        for update in sorted(outline.updates):
-            if update.path == path:
-                z = y if update.reads_output else marks[f"{INPUT}{update.source or path}"].input_value(0)
-                added = ops.add(added, _update(update, z, own, inputs)).output(0)
-        for factor in sorted(outline.factors):
-            if factor.path == path and factor.kind == "added":
-                added = ops.add(added, _of_each_token(factor, added, inputs, head)).output(0)
-        if added != node.input_value(0):
-            put(node, added)
+                    y = results[path]
+                    results[path] = operate(y, _of_each_token(factor, y, inputs, head)).output(0)
+    read = {  # z
+        one: results[one.path]
+        if one.reads_output
+        else marks[f"{INPUT}{one.source or one.path}"].input_value(0)
+        for one in outline.updates
+    }
+    put_updates = _put_products if operation is None else partial(_put_operations, operation)
+    put_updates(outline, read, results, inputs, head)
+    for factor in sorted(outline.factors):
+        if factor.kind == "added":
+            y = results[factor.path]
+            results[factor.path] = ops.add(y, _of_each_token(factor, y, inputs, head)).output(0)
+    for path, y in results.items():
+        put(marks[f"{OUTPUT}{path}"], y)
+
+
+def _put_products(
+    outline: Outline, read: Mapping[UpdateInput, Any], results: dict[str, Any], inputs: _Inputs, head: str
+) -> None:
+    for one in outline.ordered:
+        own = inputs.flags("own kept" if one.path == head else "own", -1, -1, -1)
+        results[one.path] = ops.add(results[one.path], _update(one, read[one], own, inputs)).output(0)
+
+
+def _put_operations(
+    operation: Operation,
+    outline: Outline,
+    read: Mapping[UpdateInput, Any],
+    results: dict[str, Any],
+    inputs: _Inputs,
+    head: str,
+) -> None:
+    """One operation for all layers that read the same input; others could depend on each other's results."""
+    numbers = {one: number for number, one in enumerate(outline.ordered)}
+    together: dict[object, list[UpdateInput]] = {}
+    for one in numbers:
+        z = read[one]
+        apart = one.reads_output or one.source
+        key = (one.path, numbers[one]) if apart else (_name(z), z.get_index())
+        together.setdefault(key, []).append(one)
+    # Those of layers that are one product are added before it is split, unless one reads its layer's part without them.
+    whole = {_name(results[one.path]) for one in numbers if one.reads_output}
+    for updates in together.values():
+        targets: list[Any] = []
+        places: dict[str, tuple[int, int]] = {}
+        splits: dict[int, Any] = {}
+        for path in sorted({one.path for one in updates}):
+            y = results[path]
+            split = y.get_node()
+            is_part = split.get_type_name() == "VariadicSplit" and _name(y) not in whole
+            target = split.input_value(0) if is_part else y
+            if target not in targets:
+                targets.append(target)
+            number = targets.index(target)
+            if is_part:
+                splits[number] = split
+            before = split.outputs()[: y.get_index()] if is_part else ()
+            places[path] = number, sum(one.get_partial_shape()[-1].get_length() for one in before)
+        plan = inputs.integers("plan kept" if updates[0].path == head else "plan", -1)
+        parts = [
+            Part(numbers[one], *places[one.path], one.outputs, one.inputs, one.activation) for one in updates
+        ]
+        node = operation.node(plan.output(0), read[updates[0]], targets, parts)
+        for path, (number, _) in places.items():
+            if number in splits:
+                splits[number].input(0).replace_source_output(node.output(number))
+            else:
+                results[path] = node.output(number)
+
+
+def _name(output: Any) -> str:
+    name: str = output.get_node().get_friendly_name()
+    return name
 
 
 def _update(update: UpdateInput, z: Any, own: Any, inputs: _Inputs) -> Any:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+=======
+from pathlib import Path
 from typing import Any
 
 _TELEMETRY = "openvino_telemetry"
@@ -34,6 +36,7 @@ with _without_telemetry():
     node_types = importlib.import_module("openvino.op")
     pytorch_frontend = importlib.import_module("openvino.frontend.pytorch")
     _frontends = importlib.import_module("openvino.frontend")
+    _factories = importlib.import_module("openvino.utils.node_factory")
     torch_decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
 
 
@@ -46,6 +49,13 @@ def core() -> Any:
     handles, Ctrl-C or SIGTERM, would end the process with a segmentation fault.
     """
     return ov.Core()
+
+
+def node_factory(library: Path) -> Any:
+    """What makes nodes of the operations in a library."""
+    factory = _factories.NodeFactory()
+    factory.add_extension(library)
+    return factory
 
 
 def load_frontend() -> Any:

@@ -15,6 +15,7 @@ from manytune.engine.openvino.compression import compress
 from manytune.engine.openvino.conversion import convert, embedding_size
 from manytune.engine.openvino.graph import Outline, build
 from manytune.engine.openvino.library import core, ov
+from manytune.engine.openvino.native import Operation
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.quantized import GROUP
 from manytune.engine.weights import Rounding
@@ -95,12 +96,19 @@ class Programs:
         model: The base.
         cache: Keys and values.
         rounding: What weights are rounded to; None for the model's own numbers.
+        operation: Adds adapters' updates; None for products.
 
     Raises:
         ConfigError: OpenVINO can't convert or compile the model.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: PagedCache, rounding: Rounding | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: PagedCache,
+        rounding: Rounding | None,
+        operation: Operation | None = None,
+    ) -> None:
         self._converted = convert(model)
         self.layers = self._converted.layers
         head = model.get_output_embeddings()
@@ -109,6 +117,7 @@ class Programs:
             raise ConfigError(f"the output head of {type(model).__name__} isn't a linear layer")
         self._hidden = embedding_size(model)
         self._cache = cache
+        self._operation = operation
         self._rounding = rounding
         if rounding is not None and rounding != "bf16":
             self._converted = compress(self._converted, rounding, head=self._head)
@@ -131,7 +140,13 @@ class Programs:
 
     def _compiled(self, outline: Outline) -> Program:
         start = time.perf_counter()
-        graph = build(self._converted, outline, head=self._head, cache_type=_type_of(self._cache.dtype))
+        graph = build(
+            self._converted,
+            outline,
+            head=self._head,
+            cache_type=_type_of(self._cache.dtype),
+            operation=self._operation,
+        )
         graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
         compiled = core().compile_model(graph, "CPU", settings(self._rounding))
         what = f"{len(outline.updates)} updates and {len(outline.factors)} factors of adapters"

@@ -11,13 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manytune.engine.openvino import paged_attention
-from manytune.engine.openvino.adapter_tables import AdapterTables, Place, obstacle, outline_of
+from manytune.engine.openvino.adapter_tables import AdapterTables, Division, obstacle, outline_of
 from manytune.engine.openvino.agreement import require_agreement
 from manytune.engine.openvino.graph import PAGE, Outline
+from manytune.engine.openvino.native import operation
+from manytune.engine.openvino.own_weights import OwnWeights
 from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.openvino.program import Program, Programs
-from manytune.engine.openvino.windows import Windows, divide
+from manytune.engine.openvino.windowed_weights import WindowedWeights
 from manytune.engine.runner import NextToken, PromptChunk, Runner, TokenRow, with_virtual_tokens
 from manytune.engine.weights import Rounding
 from manytune.mixed.owners import Owners
@@ -62,21 +64,6 @@ class _Known:
     on_table: bool
 
 
-@dataclass(frozen=True)
-class _Division:
-    """The tokens of a forward among the windows.
-
-    Attributes:
-        windows: The windows.
-        order: The tokens, window after window.
-        inputs: Of the graph: which ranks and which slot each token has.
-    """
-
-    windows: Windows
-    order: Tensor
-    inputs: dict[str, Tensor]
-
-
 class OpenVINORunner(PagedRunner):
     """Forwards in OpenVINO.
 
@@ -97,11 +84,12 @@ class OpenVINORunner(PagedRunner):
         self._in_torch = PagedRunner(model, cache, slots, {})
         self._table = model.get_input_embeddings()
         self._embedding = next(path for path, module in model.named_modules() if module is self._table)
-        self._tables = AdapterTables(self._embedding)
-        self._programs = Programs(model, cache, rounding)
+        adds = operation()
+        self._tables: AdapterTables = (WindowedWeights if adds is None else OwnWeights)(self._embedding)
+        self._programs = Programs(model, cache, rounding, adds)
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
-        self._divided: tuple[object, _Division] | None = None
+        self._divided: tuple[object, Division] | None = None
         require_agreement(model, cache, self._in_torch, self, rounding)
 
     @property
@@ -155,19 +143,18 @@ class OpenVINORunner(PagedRunner):
             given |= {"embeddings": embeddings[None], "positions": positions[None], "kept": kept}
             return self._program.run(given)
         division = self._division(owners, in_one=bool(tokens.chunks))
-        count, order = division.windows.count, division.order
+        count, order = division.count, division.order
         if count > 1:
-            sequences = [sequences[token] for token in division.windows.order]
+            sequences = [sequences[token] for token in order.tolist()]
             embeddings, positions = embeddings[order], positions[order]
-            kept = torch.arange(len(order) // count)  # of each window
+            kept = torch.arange(len(order) // count)  # of each part
         given = self._places(sequences, tokens) | division.inputs
         given["embeddings"] = embeddings.unflatten(0, (count, -1))
         given["positions"] = positions.unflatten(0, (count, -1))
         given["kept"] = kept
-        tables = (self._tables.version, count, division.windows.size)
-        if self._program.tables != tables:
-            self._program.give(self._tables.tensors(count, division.windows.size))
-            self._program.tables = tables
+        if self._program.tables != division.tables:
+            self._program.give(self._tables.tensors(division.tables))
+            self._program.tables = division.tables
         logits = self._program.run(given)
         # By numpy, in one thread; see `sampling`.
         return logits if count == 1 else torch.from_numpy(logits.numpy()[order.argsort().numpy()])
@@ -179,7 +166,8 @@ class OpenVINORunner(PagedRunner):
             return _BASE
         if adapter.digest not in self._known:
             terms = adapter.terms
-            why = obstacle(terms, self._programs.layers, self._embedding, self._programs.shared)
+            programs = self._programs
+            why = obstacle(terms, programs.layers, self._embedding, programs.shared, self._tables.largest)
             if why is not None:
                 _log.warning("the rows of an adapter run in torch, not in OpenVINO: %s", why)
             self._known[adapter.digest] = _Known(
@@ -205,34 +193,19 @@ class OpenVINORunner(PagedRunner):
             wanted = wanted | self._facts(one).outline
         return self._programs.program(wanted)
 
-    def _division(self, owners: Owners, *, in_one: bool) -> _Division:
-        """Which ranks and which slot each token has; in one window if any sequence has several tokens."""
-        key = (owners.single, owners.chunks, owners.kept, in_one, self._tables.version)
+    def _division(self, owners: Owners, *, in_one: bool) -> Division:
+        """How the program takes a forward's tokens; in one part if any sequence has several."""
+        program = self._program
+        key = (owners.single, owners.chunks, owners.kept, in_one, self._tables.version, id(program))
         if self._divided is None or self._divided[0] != key:
             digests = list(owners.single)
             for digest, where in owners.chunks:
                 digests += [digest] * (where.stop - where.start)
-            places = [self._tables.place(one) for one in digests]
-            self._divided = key, self._divide(places, owners, in_one=in_one)
+            self._divided = (
+                key,
+                self._tables.divide(digests, owners.kept, program.outline, in_one=in_one),
+            )
         return self._divided[1]
-
-    def _divide(self, places: Sequence[Place], owners: Owners, *, in_one: bool) -> _Division:
-        ranks = self._tables.ranks
-        if in_one:  # many tokens of one adapter: windows of equal size would be large
-            windows = Windows(1, ranks, tuple(range(len(places))))
-        else:
-            windows = divide([place.ranks for place in places], ranks)
-        order = torch.tensor(windows.order)
-        ends = torch.tensor([(place.ranks.start, place.ranks.stop) for place in places])[order]
-        first, end = (part.view(windows.count, -1, 1) for part in ends.unbind(1))
-        rank = torch.arange(windows.count * windows.size).view(windows.count, 1, -1)
-        own = (rank >= first) & (rank < end)
-        slots = torch.tensor([place.slot for place in places], dtype=torch.int32)[order].view(
-            windows.count, -1
-        )
-        kept = slice(None) if owners.kept is None else list(owners.kept)
-        inputs = {"own": own, "own kept": own[:, kept], "slots": slots, "slots kept": slots[:, kept]}
-        return _Division(windows, order, inputs)
 
     # -- inputs
 
