@@ -3,11 +3,20 @@ import posix
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from manytune.atomic import atomic_directory, atomic_file, atomic_write, clean_leftovers, make_directory
+from manytune.atomic import (
+    atomic_directory,
+    atomic_file,
+    atomic_write,
+    clean_leftovers,
+    make_directory,
+    require_absent,
+    require_writable,
+)
 from manytune.errors import TargetExistsError, WriteError
 
 
@@ -185,3 +194,34 @@ def test_cleaning_touches_nothing_else(tmp_path: Path) -> None:
     assert clean_leftovers(tmp_path) == []
     assert clean_leftovers(tmp_path / "absent") == []
     assert names(tmp_path) == [".hidden", "adapter"]
+
+
+def test_a_file_never_takes_the_place_of_a_directory_a_device_or_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (
+        ("folder", "this is a directory"),
+        ("pipe", "this isn't a file, but a device or a pipe"),
+    ):
+        for write in (partial(atomic_write, content="x"), require_writable):
+            with pytest.raises(WriteError, match=f"{name}: {what}"):
+                write(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_where_nothing_can_be_written_is_said_before_work_begins(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(WriteError, match="'a\\\\x00b': no name may have a NUL in it"):
+        require_writable(Path("a\0b"))
+    with pytest.raises(WriteError, match="the name is too long"):
+        require_writable(tmp_path / ("x" * 300))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(WriteError, match="links lead in a circle"):
+        require_writable(tmp_path / "loop" / "there")
+
+
+def test_a_link_to_nothing_is_something(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("absent")
+    with pytest.raises(TargetExistsError):
+        require_absent(tmp_path / "link")

@@ -13,13 +13,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from manytune.errors import StoreError, TargetExistsError, WriteError
+from manytune.errors import StoreError, TargetExistsError, WriteError, reason_of
 
 _WRITING = ".manytune-tmp-"  # a target that isn't complete
 _REPLACED = ".manytune-old-"  # a complete directory that was moved away to make room for its successor
@@ -35,6 +36,9 @@ _REASONS = {
     errno.EPERM: "permission is missing. Get access to it, or use another place",
     errno.ENOTDIR: "a part of the path is a file. Write into a directory",
     errno.EIO: "the disk reports an error. Check it, or use another place",
+    errno.ENAMETOOLONG: "the name is too long: each part of a path may have 255 bytes. Choose a shorter one",
+    errno.ELOOP: "its links lead in a circle. Name the place itself",
+    errno.EISDIR: "this is a directory. Name a file in it",
 }
 
 
@@ -66,22 +70,30 @@ def explained(path: Path) -> Iterator[None]:
     """Let a block write a file, and name it in an error of the disk's.
 
     Raises:
-        WriteError: The disk is full or read-only, or permission is missing.
+        WriteError: The disk is full or read-only, permission is missing, or nothing can have this name.
     """
     try:
         yield
     except Exception as error:
-        found = write_error(error, path) or _nowhere(error, path)
+        found = write_error(error, path) or _unwritable(error, path)
         if found is None:
             raise
         raise found from error
 
 
-def _nowhere(error: Exception, path: Path) -> WriteError | None:
-    """Return an error that says that there is no directory for a file, if that is why it can't be written."""
-    if not isinstance(error, FileNotFoundError) or isinstance(error, StoreError) or path.parent.is_dir():
+def _unwritable(error: Exception, path: Path) -> WriteError | None:
+    """Return an error that says why nothing can be written at a path, if an error is about that path."""
+    if isinstance(error, ValueError) and "\0" in str(path):
+        return WriteError(f"{str(path)!r}: no name may have a NUL in it. Choose another one.")
+    if not isinstance(error, OSError) or isinstance(error, StoreError) or error.errno is None:
         return None
-    return WriteError(f"{path}: there is no directory {path.parent}. Make it, or write somewhere else.")
+    named = error.filename2 or error.filename
+    if named is not None and Path(os.fsdecode(named)).parent != path.parent:
+        return None
+    if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+        return WriteError(f"{path}: there is no directory {path.parent}. Make it, or write somewhere else.")
+    reason = "no file can be made here" if isinstance(error, FileNotFoundError) else reason_of(error)
+    return WriteError(f"{path}: it can't be written ({reason}). Write somewhere else.")
 
 
 @contextmanager
@@ -96,12 +108,15 @@ def atomic_file(path: Path, *, within: Path | None = None) -> Iterator[Path]:
         within: Directory of the temporary file, on the same file system; None is the target's own.
 
     Raises:
-        WriteError: The disk is full or read-only, or permission is missing.
+        WriteError: The disk is full or read-only, permission is missing, or something that is no file is at `path`.
     """
+    require_file(path)
     temporary = _sibling(path, _WRITING) if within is None else within / secrets.token_hex(8)
     with explained(path):
         try:
             yield temporary
+            if not temporary.exists():  # a mistake of the block's, and none of the place
+                raise FileNotFoundError(f"{temporary} wasn't written")
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -159,13 +174,46 @@ def atomic_directory(
         flush_directory(path.parent)
 
 
+def require_file(path: Path) -> None:
+    """Refuse a place for a file that is a directory, a device or a pipe: a rename would put the file in its stead.
+
+    Raises:
+        WriteError: There is something at `path` that isn't a file, or nothing can be there.
+    """
+    with explained(path):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    if stat.S_ISDIR(mode):
+        raise WriteError(f"{path}: this is a directory. Name a file in it.")
+    if not stat.S_ISREG(mode):
+        raise WriteError(f"{path}: this isn't a file, but a device or a pipe. Name a file.")
+
+
+def require_writable(path: Path) -> None:
+    """See that a file can be written at a path, before work begins whose result goes there; nothing of it remains.
+
+    Raises:
+        WriteError: See `atomic_file`.
+    """
+    require_file(path)
+    with explained(path):
+        temporary = _sibling(path, _WRITING)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+
+
 def require_absent(path: Path) -> None:
     """Refuse to write over something.
 
     Raises:
         TargetExistsError: There is something at `path`.
+        WriteError: Nothing can be there.
     """
-    if path.exists():
+    with explained(path):
+        is_there = path.exists() or path.is_symlink()  # one that leads nowhere
+    if is_there:
         raise TargetExistsError(f"{path} exists already. Remove it, or write somewhere else.")
 
 

@@ -20,13 +20,16 @@ COMMANDS = (
     (["--version"], {"pydantic", "yaml", "jinja2", *LIBRARIES}, 290),
     (["--help"], {"pydantic", "yaml", "jinja2", *LIBRARIES}, 290),
     (["adapters", "list"], {"yaml", *LIBRARIES}, 480),
+    (["init", "absent.csv"], {"yaml", *LIBRARIES}, 500),
     (["train", "absent.yaml"], LIBRARIES, 570),
     (["train", "recipe.yaml", "--set", "training.lr=1"], LIBRARIES, 570),
     (["train", "recipe.yaml", "--set", "training.epochs=many"], LIBRARIES, 570),
     (["train", "recipe.yaml", "--set", "data.train=row.jsonl"], LIBRARIES, 580),
     (["train", "recipe.yaml", "--set", "data.prompt='{{ questions }}'"], LIBRARIES, 580),
+    (["compare", "absent.yaml"], LIBRARIES, 580),
+    (["compare", "recipe.yaml", "--set", "training.lr=1"], LIBRARIES, 580),
     (["init", "rows.jsonl", "--output", "new.yaml"], LIBRARIES, 600),
-    (["compare", "recipe.yaml", "--set", "training.lr=1"], LIBRARIES - {"numpy"}, 730),
+    (["compare", "recipe.yaml", "--set", "compare.limit=many"], LIBRARIES - {"numpy"}, 730),
 )
 
 

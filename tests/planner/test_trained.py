@@ -1,7 +1,7 @@
 """What methods train, compared with the same methods attached to small models."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import pytest
@@ -9,9 +9,9 @@ import torch
 from tests.planner.configs import config_of, llama
 from transformers import AutoModelForCausalLM
 
-from manytune.errors import RecipeError
+from manytune.errors import ConfigError, RecipeError
 from manytune.methods.registry import methods, peft_config_from
-from manytune.methods.tuners.sizes import Trained, method_sizes
+from manytune.methods.tuners.sizes import MethodSizes, Trained, method_sizes, register_sizes
 from manytune.model.accounting import count_parameters
 from manytune.model.attach import get_peft_model
 from manytune.planner.architecture import architecture_of
@@ -142,3 +142,14 @@ def test_ia3_needs_usual_modules() -> None:
 def test_another_method_is_planned_by_its_trained_parameters() -> None:
     found = planned(llama(), name="other", trained_parameters=12_345)
     assert found.parameters == found.kept == 12_345
+
+
+def test_sizes_that_say_nothing_are_refused_when_they_are_registered() -> None:
+    class Unsaid(MethodSizes):
+        name: Literal["unsaid"] = "unsaid"  # type: ignore[assignment]
+
+    with pytest.raises(
+        ConfigError, match=r"Unsaid: expected a class with a default for `name` and a method `tra"
+    ):
+        register_sizes(Unsaid)
+    assert "unsaid" not in method_sizes()

@@ -242,12 +242,47 @@ def test_a_recipe_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("prompt: @a", "put a value that begins with this character in quotes"),
         ("prompt: |\nx\n", "indent a text under `|` further than its key"),
         ("prompt: *a", "put a value that begins with * in quotes"),
+        ("base: “b”", "write straight ones"),
+        ("data: {prompt: «a»}", "write straight ones"),
+        ("“base”: b", ":1: this isn't valid YAML: “ and ” are no quotes in YAML"),
+        ('base: "b”\noutput: c', "line 1 has a typographic quote"),
+        ("base: b\u00a0", "'b' has a no-break space (U+00A0) next to it; remove it"),
+        ("base: \u200bb", "'b' has a zero-width space (U+200B) next to it; remove it"),
+        ('data: {train: "C:\\data.csv"}', "use single quotes, or / in a path"),
+        ("data:\n  train: - a.csv", "begin a list in the line below its key, or write it as [a, b]"),
+        (
+            "base: no\ndata: {train: a.csv}",
+            "found False (true or false); YAML reads yes, no, on and off like that",
+        ),
+        ("base: [a]\ndata: {train: a.csv}", "found ['a'] (a list); write one text, without brackets"),
+        ("base: 7\ndata: {train: a.csv}", "found 7 (a whole number); put it in quotes"),
+        ("training: {max_steps: '1,000'}", "write 1000, without separators"),
+        ("training: {max_steps: 1e3}", "found 1000.0 (a number); write 1000."),
+        ("training: {warmup: 3%}", "write a share, 0.03"),
+        ("training: {learning_rate: '0,001'}", "write 0.001, without quotes"),
     ],
 )
 def test_what_is_easily_got_wrong_in_yaml_is_said_with_what_to_do(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     assert expected in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffbase: b\ndata: {train: a, prompt: '{{ x }}', completion: '{{ y }}'}\n",
+        "base: b\r\ndata:\r\n  train: a\r\n  prompt: '{{ x }}'\r\n  completion: '{{ y }}'\r\n",
+        "base: b\ndata: {train: a, prompt: '“{{ x }}”', completion: '{{ y }}'}\n",
+        "base: b\ndata:\n  train: a\n  prompt: |\n    “{{ x }}”\n  completion: '{{ y }}'\n",
+    ],
+    ids=["a byte order mark", "Windows' line ends", "quotes that are meant", "quotes in a block"],
+)
+def test_what_editors_write_is_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(text.encode())
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.base, recipe.data.sources) == ("b", ("a",))
+    assert recipe.data.prompt.strip("“”\n") == "{{ x }}"
 
 
 def test_every_key_says_what_it_is() -> None:

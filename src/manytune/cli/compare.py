@@ -46,6 +46,7 @@ def compare(
     """
     from manytune.cli.recipes import check_experiment
 
+    placement = Placement(on, workers, gpus_per_trial, cpus_per_trial, slurm_options, dry_run, slurm_stage)
     check_experiment(recipe, overrides or [])
     from rich.console import Console
 
@@ -58,7 +59,6 @@ def compare(
     from manytune.experiments.recipe import load_experiment
     from manytune.store.locking import held
 
-    placement = Placement(on, workers, gpus_per_trial, cpus_per_trial, slurm_options, dry_run, slurm_stage)
     experiment = load_experiment(recipe, overrides or [])
     command = ["manytune", "compare", "{recipe}"]
     if placement.submits:

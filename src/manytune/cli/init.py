@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manytune.atomic import atomic_write, require_absent
+from manytune.atomic import atomic_write, require_absent, require_writable
 
 if TYPE_CHECKING:
     from manytune.training.recipe import Recipe
@@ -35,10 +35,14 @@ def init(
     text; of other rows, two columns are taken for what is asked and what is answered. A file that exists isn't
     overwritten.
     """
+    from manytune.data.readers import require_there
+
+    require_absent(output)
+    require_writable(output)
+    require_there(file)
     from manytune.training.recipe import outline_from, read_mapping
     from manytune.training.starting_recipe import starting_recipe
 
-    require_absent(output)
     atomic_write(output, starting_recipe(file, output=output))
     recipe = outline_from(read_mapping(output), where=str(output))
     typer.echo(f"{output} is written: {_what_is_learned(recipe)}. Read it, and then:")

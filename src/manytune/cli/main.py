@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -38,6 +39,8 @@ COMMAND_MODULES = (
 )
 
 
+# Commands whose --set changes a key of a recipe.
+_OF_RECIPES = ("train", "compare", "sweep")
 # Its base is the error of every wrong usage; typer has no public name for it.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -73,10 +76,23 @@ def _show_usage(error: Any) -> None:
     typer.echo(error.ctx.get_usage(), err=True)
     print_line(f"Its options: {error.ctx.command_path} --help", stderr=True)
     said = error.format_message().replace("Value error, ", "").replace("Input should be", "it should be")
+    unknown = re.match(r"No such option: --([\w-]+)", said)
+    if unknown and error.ctx.info_name in _OF_RECIPES and (key := _key_called(unknown[1])):
+        said = f"No such option: --{unknown[1]}. A recipe's key is given with --set: {key}."
+    if said.startswith("Got unexpected extra argument"):
+        takes_keys = error.ctx.info_name in (*_OF_RECIPES, "plan")
+        said = f"{said.rstrip('.')}. Put a value with spaces in quotes"
+        said += ", and write --set as --set training.epochs=3." if takes_keys else "."
     # Word processors make a dash of the hyphens before an option, which then is an argument.
     if any(f"({dash}" in said for dash in "\N{EN DASH}\N{EM DASH}"):
         said = f"{said.rstrip('.')}. An option begins with two hyphens: --."
     print_error(said)
+
+
+def _key_called(option: str) -> str:
+    from manytune.cli.recipes import key_called
+
+    return key_called(option)
 
 
 def _print_version(wanted: bool) -> None:

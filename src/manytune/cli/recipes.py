@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _SMALL = 1 << 20
 """Bytes of rows that are read twice: before the model libraries are imported, so that their mistakes come first too."""
 
+OF_EXPERIMENTS = ("compare", "forgetting")
+"""The sections that a recipe of an experiment has besides a training's."""
+
 
 def check_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Check a training's recipe, that its files and its base are there, and the rows of small files.
@@ -41,6 +44,16 @@ def check_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def key_called(option: str) -> str:
+    """What a recipe calls what is given as an option, such as `'epochs' is training.epochs here`; empty if nothing."""
+    from manytune.training.other_names import called_here
+    from manytune.training.recipe import Recipe
+    from manytune.training.recipe_errors import elsewhere
+
+    name = option.replace("-", "_")
+    return called_here(name) or elsewhere(Recipe, "", name)
+
+
 def check_run(recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
     """See that a run may begin or continue in its directory.
 
@@ -62,10 +75,14 @@ def check_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         StoreError: See there.
     """
     from manytune.data.readers import require_there
-    from manytune.experiments.recipe import outline_of
-    from manytune.training.recipe import read_mapping
+    from manytune.training.recipe import outline_from, read_mapping
 
-    experiment = outline_of(read_mapping(path, overrides), where=str(path))
+    content = read_mapping(path, overrides)
+    # Before the metrics are imported, which an experiment's own sections are checked with.
+    outline_from({key: value for key, value in content.items() if key not in OF_EXPERIMENTS}, where=str(path))
+    from manytune.experiments.recipe import outline_of
+
+    experiment = outline_of(content, where=str(path))
     _check_files(experiment.recipe)
     rehearsal = experiment.forgetting.rehearsal
     files = [probe.file for probe in experiment.forgetting.probes]

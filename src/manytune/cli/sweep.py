@@ -78,6 +78,7 @@ def sweep(
 
     limits = [] if rows is None else _numbers(rows, "--rows")
     asked = [] if ranks is None else _numbers(ranks, "--ranks")
+    placement = Placement(on, workers, gpus_per_trial, cpus_per_trial, slurm_options, dry_run, slurm_stage)
     check_experiment(recipe, overrides or [])
     from rich.console import Console
 
@@ -92,7 +93,6 @@ def sweep(
     from manytune.experiments.sweep import sweep_experiment
     from manytune.store.locking import held
 
-    placement = Placement(on, workers, gpus_per_trial, cpus_per_trial, slurm_options, dry_run, slurm_stage)
     named = load_experiment(recipe, overrides or [])
     tried = asked or ([_own_rank(named)] if limits else _numbers(_USUAL, "--ranks"))
     experiment = sweep_experiment(named, tried, targets or [], limits)

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from manytune.atomic import explained, flush_directory
+from manytune.atomic import explained, flush_directory, require_file
 from manytune.data.templates import Example
 from manytune.errors import DataError
 from manytune.evaluation.results import Answer
@@ -30,11 +30,13 @@ class AnswerJournal:
 
     Raises:
         DataError: The file is something else, or can't be read.
+        WriteError: It is a directory or a device.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: dict[str, Answer] = {}
+        require_file(path)
         if not path.exists():
             return
         try:

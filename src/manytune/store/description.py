@@ -113,7 +113,9 @@ class StoreDescription:
                 raise StoreError(_no_store(self._root)) from None
             return
         except NotADirectoryError:
-            raise StoreError(f"{self._root}: expected a directory, found a file.") from None
+            raise StoreError(
+                f"{self._root}: expected a directory, found a file. Name another place."
+            ) from None
         except ValueError as error:
             raise StoreError(f"{file}: expected JSON: {error}. {_RESTORE}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:

@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from manytune.atomic import atomic_file
+from manytune.atomic import atomic_file, make_directory
 from manytune.errors import ConfigError, StoreError
 from manytune.methods.checkpoint.format import read_tensors
 from manytune.methods.config import PeftConfig
@@ -90,7 +90,7 @@ def export_gguf(
         if reordered and path.endswith(("q_proj", "k_proj")):
             b = llama_cpp_order(b, _heads(model_config, path))
         pairs[name] = a, b
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[kind])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

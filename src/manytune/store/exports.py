@@ -91,7 +91,7 @@ def export_vllm(adapters: Mapping[str, str | Path], target: Path) -> str:
     rank = next((known for known in _VLLM_RANKS if known >= max(ranks)), None)
     if rank is None:
         raise StoreError(f"vLLM runs ranks up to {_VLLM_RANKS[-1]}; found {max(ranks)}.")
-    modules = [f"{name}={(target / file_name(name)).resolve()}" for name in adapters]
+    modules = [f"{name}={(target / file_name(name)).absolute()}" for name in adapters]
     arguments = shlex.join(["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules])
     with atomic_directory(target) as temporary:
         for name, path in adapters.items():

@@ -20,6 +20,7 @@ from manytune.model.peft_model import PeftModel
 from manytune.store.base import Base, load_base
 from manytune.store.classifier_base import classifier_base, text_positions
 from manytune.store.quantization import require_trainable
+from manytune.training.adapter_memory import require_fitting
 from manytune.training.dates import dated
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.precision import hold_trained_weights, resolve_dtype, say_precision
@@ -84,6 +85,7 @@ def read_inputs(
             texts.
         ConfigError: transformers has no classifier of the base's kind.
         BaseMismatchError: The adapter to start from was trained on another base.
+        ShortMemoryError: The method's new weights and their gradients exceed the free memory.
     """
     say = notify or (lambda _: None)
     splits = read_splits(recipe.data)
@@ -118,6 +120,8 @@ def read_inputs(
         cache=EncodingCache(notify=say) if recipe.data.cache else None,
     )
     _require_positions(data, base, recipe)
+    if adapter is None:
+        require_fitting(base.model, recipe.method, _task_type(base))
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, adapter=adapter)
 
 
@@ -164,6 +168,7 @@ def _classifier_inputs(recipe: Recipe, base: Base, splits: Splits) -> RunInputs:
         scale=recipe.training.scale,
     )
     base = classifier_base(base, labels.names, of_words=isinstance(labels, WordLabels))
+    require_fitting(base.model, recipe.method, _task_type(base, labels))
     return RunInputs(recipe=recipe, base=base, splits=splits, data=data, labels=labels)
 
 
@@ -180,18 +185,22 @@ def attach_method(inputs: RunInputs) -> PeftModel:
     require_trainable(base.model)
     set_seed(recipe.training.seed)
     if inputs.labels is not None:
-        of_words = isinstance(inputs.labels, WordLabels)
-        config = recipe.method.peft_config("TOKEN_CLS" if of_words else "SEQ_CLS")
+        config = recipe.method.peft_config(_task_type(base, inputs.labels))
         renew_head(base.model)
         train_new_modules(base.model, config)
         model = get_peft_model(base.model, config)
     elif inputs.adapter is not None:
         model = inputs.adapter.attach(base, recipe)
     else:
-        task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
-        model = get_peft_model(base.model, recipe.method.peft_config(task_type))
+        model = get_peft_model(base.model, recipe.method.peft_config(_task_type(base)))
     hold_trained_weights(model, recipe)
     return model
+
+
+def _task_type(base: Base, labels: AnyLabels | None = None) -> str:
+    if labels is not None:
+        return "TOKEN_CLS" if isinstance(labels, WordLabels) else "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
 
 
 def _device(recipe: Recipe) -> str:

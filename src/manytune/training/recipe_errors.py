@@ -26,6 +26,14 @@ _TYPES = {
     "string_type": "text",
 }
 
+_AS_TEXT = {
+    type(None): "; write a text, in quotes.",
+    bool: "; YAML reads yes, no, on and off like that: put the word in quotes.",
+    list: "; write one text, without brackets and dashes.",
+    dict: "; write one text in the key's own line.",
+}
+"""What to write where a text is expected, by what is there; numbers and dates are put in quotes."""
+
 
 def explain(recipe: type[BaseModel], problem: Any) -> str:
     """One of pydantic's findings, in a recipe's words.
@@ -41,9 +49,12 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     name = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(str(key)[:100] for key in path))
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        if renamed := called_here(str(path[-1])) or _elsewhere(recipe, name, str(path[-1])):
+        if renamed := called_here(str(path[-1])) or elsewhere(recipe, name, str(path[-1])):
             return f"{name}: there is no such key; {renamed}."
         return f"{name}: {no_such_key(str(path[-1]), _section_at(recipe, path[:-1]).model_fields)}"
+    if kind == "invalid_key":
+        section = ".".join(map(str, place[:-1]))
+        return f"{section}: {value!r} is no key; put a key in quotes, and write numbers without commas"
     if kind == "missing":
         return f"{name}: this key is missing. Give {_summary_of(recipe, path)}"
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
@@ -58,12 +69,21 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     nearest = ""
     if kind == "literal_error":
         nearest = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
-    if kind in ("float_type", "int_type") and isinstance(value, str) and (number := _number_in(value)):
-        nearest = f"; write {number}, without quotes."
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        nearest = _as_number(value, whole=kind == "int_type")
+    if (
+        kind in ("int_type", "int_from_float")
+        and isinstance(value, float)
+        and value.is_integer()
+        and value < 1e15
+    ):
+        nearest = f"; write {int(value)}."
+    if kind == "string_type":
+        nearest = _AS_TEXT.get(type(value), "; put it in quotes.")
     return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"
 
 
-def _elsewhere(recipe: type[BaseModel], name: str, key: str) -> str:
+def elsewhere(recipe: type[BaseModel], name: str, key: str) -> str:
     """Where a key belongs that was given as `name`, as `called_here` says it; empty if there is no other place."""
     places = [
         f"{section}.{key}"
@@ -74,6 +94,16 @@ def _elsewhere(recipe: type[BaseModel], name: str, key: str) -> str:
         places.append(f"method.{key}")
     other = next((place for place in places if place != name), None)
     return f"{key!r} is {other} here" if other else ""
+
+
+def _as_number(text: str, *, whole: bool) -> str:
+    """What to write for a text that was meant to be a number; empty if that isn't clear."""
+    if whole and re.fullmatch(r"[1-9]\d{0,2}([,. \u00a0\u202f]\d{3})+", text):
+        return f"; write {re.sub('[^0-9]', '', text)}, without separators."
+    if not whole and text.endswith("%") and (number := _number_in(text[:-1])):
+        return f"; write a share, {float(number) / 100:g}."
+    number = _number_in(text)
+    return f"; write {number}, without quotes." if number else ""
 
 
 def _number_in(text: str) -> str:

@@ -27,12 +27,33 @@ _ADVICE = (
     ("found another document", "a recipe is one document: leave out the line --- and what comes after it"),
     ("determine a constructor", "values with a tag (!) aren't read; leave the tag out"),
     ("undefined alias", "put a value that begins with * in quotes"),
+    (
+        "unknown escape character",
+        "a backslash in double quotes begins an escape: use single quotes, or / in a path",
+    ),
+    ("sequence entries are not allowed", "begin a list in the line below its key, or write it as [a, b]"),
     ("expected ':'", "write each key as `key: value`, and indent a text under `|` further than its key"),
 )
 
 
 #: A no-break space where YAML wants a space, as web pages and word processors write it.
 _NO_BREAK = re.compile("^[ \u00a0]*\u00a0|:\u00a0")
+
+
+#: What opens and closes a quotation in print, and is text to YAML.
+_OPENING, _CLOSING = "“”„‟«»‘‚‹", "“”«»’‘›"
+#: A value that a straight quote opens and a typographic one closes.
+_MIXED = re.compile("[:\\[,-] *[\"'][^\"']*[”“’»]\\s*$")
+#: Spaces and marks that can't be seen, by the names that web pages and editors have for them.
+_UNSEEN = {
+    "\u00a0": "a no-break space",
+    "\u202f": "a narrow no-break space",
+    "\u2007": "a figure space",
+    "\u200b": "a zero-width space",
+    "\u200e": "a left-to-right mark",
+    "\u2060": "a word joiner",
+    "\ufeff": "a byte order mark",
+}
 
 
 class Loader(yaml.SafeLoader):
@@ -58,6 +79,8 @@ class Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """A value; one that Python can't hold, such as the 45th of a month, is a mistake of the file's."""
+        if isinstance(node, yaml.ScalarNode) and node.style is None and (problem := _unmeant(node.value)):
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         try:
             return super().construct_object(node, deep=deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -84,6 +107,16 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("its values are nested too deeply") from None
 
 
+def _unmeant(text: str) -> str:
+    """What is wrong with a value that isn't in quotes and has signs at its ends that word processors write."""
+    if len(text) > 1 and text[0] in _OPENING and text[-1] in _CLOSING:
+        return f"{text[0]} and {text[-1]} are no quotes in YAML, but part of the text; write straight ones, \" or '"
+    unseen = next((mark for mark in (text[:1], text[-1:]) if mark in _UNSEEN), None)
+    if unseen:
+        return f"{text.strip(unseen)!r} has {_UNSEEN[unseen]} (U+{ord(unseen):04X}) next to it; remove it"
+    return ""
+
+
 def line_of(error: yaml.YAMLError) -> str:
     """Where it is wrong, as `:line`."""
     mark = getattr(error, "problem_mark", None)
@@ -106,8 +139,19 @@ def problem_of(error: yaml.YAMLError, text: str = "") -> str:
             f"line {spaced} has a no-break space (U+00A0), which isn't a space in YAML; write a space instead"
         )
     problem = str(getattr(error, "problem", None) or error)[:500]
+    if quoted := _typographic(error, text):
+        return f"{problem}; line {quoted} has a typographic quote: write straight ones, \" or '"
     advice = next((advice for words, advice in _ADVICE if words in problem), None)
     return f"{problem}; {advice}" if advice else problem
+
+
+def _typographic(error: yaml.YAMLError, text: str) -> int | None:
+    """The line, of those that an error names, in which a straight quote is paired with a typographic one."""
+    lines = text.splitlines()
+    for mark in (getattr(error, "context_mark", None), getattr(error, "problem_mark", None)):
+        if mark is not None and mark.line < len(lines) and _MIXED.search(lines[mark.line]):
+            return int(mark.line) + 1
+    return None
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -13,7 +13,7 @@ import typer
 from manytune import __version__
 from manytune.cli.adapters.arguments import DEFAULT_STORE, Store, store_at, stored_names
 from manytune.cli.evaluate import elsewhere
-from manytune.cli.options import AsJson, MovedBase
+from manytune.cli.options import AsJson, MovedBase, check_place
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
@@ -155,8 +155,8 @@ def evaluate(
     from manytune.cli.evaluate.label_words import choose_here
     from manytune.evaluation.answers import by_prompt, each_turn, items_from
 
-    if report is not None and not report.parent.is_dir():
-        raise typer.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
+    if report is not None:
+        check_place("--report", report)
     if constrained and schema is None:
         raise typer.BadParameter("it holds answers to --schema; give that, too", param_hint="--constrained")
     words = _label_words(label_words, calibrate=calibrate, with_schema=schema is not None)

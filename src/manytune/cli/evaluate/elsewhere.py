@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from manytune.cli.options import check_place
 from manytune.errors import DataError
 
 if TYPE_CHECKING:
@@ -196,8 +197,7 @@ class Elsewhere:
             concurrency=self.concurrency,
         )
         path = self.record or Path(f"{slug(model)}.answers.jsonl")
-        if not path.parent.is_dir():
-            raise typer.BadParameter(f"there is no directory {path.parent}", param_hint="--record")
+        check_place("--record", path)
         address = endpoint.address
         with CommandProgress(Console(stderr=True)) as progress:
             answers = endpoint.ask(

@@ -33,7 +33,10 @@ def print_line(text: str, *, stderr: bool = False) -> None:
         stderr: Print it on stderr, where it isn't the command's result.
     """
     console = Console(highlight=False, markup=False, stderr=stderr)
-    console.print(Text(visible(text)), soft_wrap=not console.is_terminal)
+    text = visible(text)
+    if console.is_terminal:
+        text = "\n".join(_wrapped(line, console.width) for line in text.split("\n"))
+    console.print(Text(text), soft_wrap=True)
 
 
 def _wrapped(line: str, width: int) -> str:

@@ -6,6 +6,7 @@ training would take can be computed at once. A method without such a file is pla
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
@@ -182,13 +183,13 @@ class MethodSizes(BaseModel):
     name: str
     """The method's name in recipes."""
 
+    @abstractmethod
     def trained(self, model: ModelSizes) -> Trained:
         """What the method trains on a model.
 
         Raises:
             ManytuneError: A target isn't there, or the method has no default for the model's architecture.
         """
-        raise NotImplementedError
 
 
 def targets_of(
@@ -219,7 +220,16 @@ _SIZES: dict[str, type[MethodSizes]] = {}
 
 
 def register_sizes(sizes: type[MethodSizes]) -> None:
-    """Make a method's sizes known; its name is the default of `MethodSizes.name`."""
+    """Make a method's sizes known; its name is the default of `MethodSizes.name`.
+
+    Raises:
+        ConfigError: The class doesn't say what is trained, or names no method.
+    """
+    if sizes.__abstractmethods__ or not isinstance(sizes.model_fields["name"].default, str):
+        raise ConfigError(
+            f"Can't register {sizes.__qualname__}: expected a class with a default for `name` and a method `trained`. "
+            "Write both; methods/lora/sizes.py is an example."
+        )
     _SIZES[sizes.model_fields["name"].default] = sizes
 
 

@@ -140,7 +140,8 @@ class PromptTuner(Tuner):
         dtype = self.model.dtype
         if autocast_adapter_dtype and dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
-        device = embeddings_of(self.model).device
+        # On the meta device its size is counted, and nothing else.
+        device = None if prompt.embedding.weight.is_meta else embeddings_of(self.model).device
         self.prompt_encoder[adapter_name] = prompt.to(device=device, dtype=dtype)
         for path, keeper in keepers.items():
             keeper.add(adapter_name, autocast=autocast_adapter_dtype)
