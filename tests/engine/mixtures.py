@@ -62,12 +62,12 @@ def params(limit=LIMIT):
     return SamplingParams(max_new_tokens=limit, logprobs=VOCABULARY)
 
 
-def check(world, name, number, outputs, limit=LIMIT):
+def check(world, name, number, outputs, limit=LIMIT, *, atol=1e-5):
     tokens, logprobs = world.expected[name, number]
     tokens = tokens[:limit]
     assert [output.token_id for output in outputs] == tokens, (name, number)
     found = torch.stack([of_all_tokens(output.logprobs.top) for output in outputs])
-    torch.testing.assert_close(found, logprobs[: len(found)], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, logprobs[: len(found)], atol=atol, rtol=0)
     ended = tokens[-1] == END
     assert outputs[-1].finish_reason == ("stop" if ended else "length")
 
