@@ -116,7 +116,8 @@ def test_every_adapter_answers_as_transformers_does(tokenizer, monkeypatch):
         engine, [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in asked]
     )
     for name, number in asked:
-        check(world, name, number, outputs[f"{name}/{number}"])
+        # Several tokens at once are summed in another order than one.
+        check(world, name, number, outputs[f"{name}/{number}"], atol=2e-5)
     assert engine.counters().accepted_tokens > LIMIT
 
 
@@ -144,6 +145,46 @@ def test_a_stop_within_an_accepted_run_ends_the_answer_there(tokenizer, monkeypa
     assert (cut.token_ids, cut.finish_reason) == ((9,) * 7, "length")
     (cut,) = engine.generate([Request("cut", prompt, replace(loop, stop=("w9 w9 w9 w9 w9",)))])
     assert (cut.token_ids, cut.text, cut.finish_reason) == ((9,) * 5, "", "stop")
+
+
+class Countdown:
+    """An answer of 9, 10, 11 and nothing more."""
+
+    class Matcher:
+        def __init__(self):
+            self.left = [9, 10, 11]
+
+        def allowed(self) -> torch.Tensor:
+            mask = torch.zeros(VOCABULARY, dtype=torch.bool)
+            mask[self.left[:1]] = True
+            return mask
+
+        def accept(self, token) -> None:
+            assert token == self.left.pop(0)
+
+        @property
+        def may_end(self) -> bool:
+            return not self.left
+
+        must_end = False
+
+    def start(self):
+        return self.Matcher()
+
+
+@pytest.mark.parametrize(("temperature", "logprobs"), [(0.0, None), (1.0, 2)])
+def test_an_end_within_a_draft_ends_the_answer_there(tokenizer, monkeypatch, temperature, logprobs):
+    engine = drafts_always(Engine(llama(), tokenizer), monkeypatch)
+    asked = SamplingParams(20, temperature=temperature, seed=3, logprobs=logprobs)
+    prompt = (8, 9, 10, 11, END, 12, 13, 14, 15, 16, 8)
+    (found,) = engine.generate([Request("ended", prompt, asked, constraint=Countdown())])
+    assert (found.token_ids, found.finish_reason) == ((9, 10, 11), "stop")
+    assert found.usage.completion_tokens == 4
+    assert [one.token_id for one in found.logprobs] == ([] if logprobs is None else [9, 10, 11, END])
+    # The guesses 10, 11, END and more were read in one forward, which gave three tokens.
+    counters = engine.counters()
+    assert counters.drafted_tokens > counters.accepted_tokens == 2
+    engine.check_integrity()
 
 
 @pytest.fixture(scope="module")

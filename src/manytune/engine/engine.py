@@ -90,7 +90,9 @@ class Engine:
         self._memory = RequestMemory(model, self._cache, self._slots, options)
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
         self._masks = MaskThread()
-        self._speculation = speculation_of(model, options.speculation, weights=options.weights)
+        self._speculation = speculation_of(
+            model, options.speculation, weights=options.weights, has_exact_rows=self._runner.has_exact_rows
+        )
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0
 
@@ -167,7 +169,9 @@ class Engine:
             input=read,
             forced=self._forced.masks(params.max_new_tokens, continues=params.ignore_eos),
             matcher=None if request.constraint is None else request.constraint.start(),
-            lookup=self._speculation.lookup(request.prompt_ids, params.max_new_tokens),
+            lookup=self._speculation.lookup(
+                request.prompt_ids, params.max_new_tokens, has_adapter=adapter is not None
+            ),
         )
         self._requests[request.id] = running
         self._scheduler.add(running.job())

@@ -32,8 +32,9 @@ class EngineOptions:
         runtime: `"torch"`, or `"openvino"` to run the decoder in OpenVINO on a CPU, if it is installed and can convert
             the model; see `Engine.runtime`.
         speculation: `"auto"` reads guessed tokens of answers together with the last one where the engine's own
-            measurements say that it pays, in float32, where answers stay the same; `"on"` does it in every precision,
-            in which they may change as they do next to other requests; `"off"` never does. See `speculation`.
+            measurements say that it pays and answers stay the same: in float32, and in OpenVINO's rounded forms those
+            of the base; `"on"` does it in every precision and for adapters, where they may change as they do next to
+            other requests; `"off"` never does. See `speculation`.
     """
 
     kv_budget_tokens: int = 32768

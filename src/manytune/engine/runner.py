@@ -77,6 +77,7 @@ class TokenRow:
         next: Which of them choose a next token.
         more: Which of them are of which sequence's draft or scored prompt.
         chunks: Where drafts are, then prompt chunks.
+        drafts: How many of them are drafts.
         virtual: Index of the first token and embeddings of each chunk with virtual tokens.
     """
 
@@ -88,6 +89,7 @@ class TokenRow:
     more: dict[str, slice] = field(default_factory=dict)
     chunks: list[ChunkSpan] = field(default_factory=list)
     virtual: list[tuple[int, Tensor]] = field(default_factory=list)
+    drafts: int = 0
 
     def keep_all(self, sequence: str, indices: range) -> None:
         """Have the logits of a sequence's tokens."""
@@ -119,6 +121,10 @@ class Runner:
         """Keys and values."""
         return self._cache
 
+    def has_exact_rows(self) -> bool:
+        """Whether the base's tokens are known to have the same logits to the last bit whatever is read with them."""
+        return False
+
     @torch.inference_mode()
     def forward(
         self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]
@@ -138,7 +144,7 @@ class Runner:
         # The head can't run on no tokens: if none is needed it reads the first, whose logits are dropped.
         kept = None if len(tokens.keep) == len(tokens.ids) else tuple(tokens.keep or [0])
         drafted = [one for one in decode if one.draft]
-        spans = tokens.chunks[len(drafted) :]
+        spans = tokens.chunks[tokens.drafts :]
         owners = Owners(
             tuple(digest_of(one.adapter) for one in (*decode, *(one for one in drafted for _ in one.draft))),
             tuple(
@@ -170,6 +176,7 @@ class Runner:
                 # Attention sees the token before them in the cache, where its keys and values are written first.
                 span = self._append(row, one.sequence, self._cache.length(one.sequence) + 1, one.draft)
                 row.keep_all(one.sequence, range(span.first, span.first + span.count))
+        row.drafts = len(row.chunks)
         for chunk in chunks:
             start = self._cache.length(chunk.sequence)
             span = self._append(row, chunk.sequence, start, (*[0] * chunk.embedded_tokens, *chunk.tokens))

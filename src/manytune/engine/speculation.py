@@ -9,7 +9,7 @@ from p is x with probability p(x), and otherwise has the distribution of p witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -20,11 +20,14 @@ from manytune.engine.step_times import StepTimes
 from manytune.engine.weights import Weights, rounding_of
 from manytune.errors import ConfigError
 
-#: Whether answers are drafted where it pays: in float32 only, in any precision, or never.
+#: Whether answers are drafted where it pays: those that stay the same, any, or none.
 SpeculationMode = Literal["auto", "on", "off"]
 
 #: The most drafted tokens of one request in a step, and of all.
 MOST_OF_REQUEST, MOST_OF_STEP = 10, 32
+
+# How many times its price a draft has to be worth: prices and chances are estimates, and a wrong one costs time.
+_WORTH = 1.1
 
 
 class Speculation:
@@ -34,26 +37,32 @@ class Speculation:
     gives one more with the probability c that it and those before it are right (`PromptLookup.chances`). So tokens are
     drafted in the order of c, as long as each raises the tokens of a unit of time:
 
-        c / (m + sum of c so far) > r / (1 + r * number so far)
+        c / (m + sum of c so far) > 1.1 * r / (1 + r * number so far)
 
     Args:
         is_on: Whether there are any drafts.
+        drafts_adapters: Whether answers of adapters are drafted, too.
 
     Attributes:
         drafted: Tokens that were drafted.
         accepted: How many of them were right, so that the step gave one more token each.
     """
 
-    def __init__(self, *, is_on: bool) -> None:
+    def __init__(self, *, is_on: bool, drafts_adapters: bool = True) -> None:
         self._is_on = is_on
+        self._drafts_adapters = drafts_adapters
         self._rate = HitRate()
         self._times = StepTimes()
         self.drafted = 0
         self.accepted = 0
 
-    def lookup(self, prompt: Sequence[int], max_new_tokens: int) -> PromptLookup | None:
-        """Guesses for a new request; None if there are no drafts."""
-        return PromptLookup(prompt, max_new_tokens, HitRate(self._rate)) if self._is_on else None
+    def lookup(
+        self, prompt: Sequence[int], max_new_tokens: int, *, has_adapter: bool = False
+    ) -> PromptLookup | None:
+        """Guesses for a new request; None if its answer isn't drafted."""
+        if not self._is_on or (has_adapter and not self._drafts_adapters):
+            return None
+        return PromptLookup(prompt, max_new_tokens, HitRate(self._rate))
 
     def begin_step(self) -> None:
         """Note that a step begins."""
@@ -77,7 +86,7 @@ class Speculation:
             return [()] * requests
         tokens, time, counts = float(requests), 1.0, [0] * requests
         for chance, place in sorted(chances, reverse=True)[:MOST_OF_STEP]:
-            if chance * time <= price * tokens:
+            if chance * time <= _WORTH * price * tokens:
                 break
             tokens, time = tokens + chance, time + price
             counts[place] += 1
@@ -102,23 +111,29 @@ class Speculation:
         self.accepted += accepted
 
 
-def speculation_of(model: PreTrainedModel, mode: SpeculationMode, *, weights: Weights) -> Speculation:
+def speculation_of(
+    model: PreTrainedModel, mode: SpeculationMode, *, weights: Weights, has_exact_rows: Callable[[], bool]
+) -> Speculation:
     """An engine's speculation; answers of encoder-decoders aren't drafted, since their prompts are the encoder's.
 
-    Several tokens at once are rounded differently from one. In float32 that is a millionth of a logit, but where
-    activations are rounded to 8 bits or bfloat16 it is enough to change answers: `"auto"` drafts in float32 only.
+    Several tokens at once may be summed in another order than one. In float32 that is a millionth of a logit, but where
+    activations are rounded to 8 bits or bfloat16 it is enough to change answers. There `"auto"` drafts answers of the
+    base only, and only if the logits are equal to the last bit. Terms of adapters aren't.
 
     Args:
         model: The base.
         mode: The mode.
         weights: The form of the base's weights.
+        has_exact_rows: `Runner.has_exact_rows`.
 
     Raises:
         ConfigError: There is no such mode.
     """
     if mode not in get_args(SpeculationMode):
         raise ConfigError(f"speculation={mode!r}: expected one of {', '.join(get_args(SpeculationMode))}.")
-    exact = rounding_of(weights) is None and model.dtype == torch.float32
-    return Speculation(
-        is_on=(mode == "on" or (mode == "auto" and exact)) and not model.config.is_encoder_decoder
-    )
+    if mode == "off" or model.config.is_encoder_decoder:
+        return Speculation(is_on=False)
+    is_rounded = rounding_of(weights) is not None or model.dtype != torch.float32
+    if mode == "on" or not is_rounded:
+        return Speculation(is_on=True)
+    return Speculation(is_on=has_exact_rows(), drafts_adapters=False)

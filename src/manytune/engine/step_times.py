@@ -1,34 +1,41 @@
-"""How long steps take, and what a drafted token adds to them, as this engine has measured on this machine."""
+"""How long steps take, and what a drafted token adds to them, as this engine has measured on this machine.
+
+What else runs on the machine makes some steps longer and none shorter, and a step with one drafted token is hardly
+longer than one without. So an estimate isn't a mean: it is the value below which a third of the measurements are, and a
+measured price counts as often as its step had drafted tokens.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from collections.abc import Iterable
 from time import perf_counter
 
 # Until it has been measured often enough, what a step costs besides its tokens is taken for the cost of so many tokens.
 _FIXED = 8
 
-# A median of so many measurements is an estimate; the last ones are kept.
-_ENOUGH, _KEPT = 3, 9
+# So many measurements are enough for an estimate; the last ones are kept.
+_ENOUGH, _KEPT = 3, 25
 # After so many steps in which no draft was worth its price, the price is measured again.
 _PATIENCE = 100
 # After so many steps with drafts, one without is measured again.
-_UNMEASURED = 50
+_UNMEASURED = 30
+# The share of measurements below an estimate.
+_SHARE = 1 / 3
 
 
 class StepTimes:
     """Steps that read no prompts: without drafts by the number of requests, with drafts what each token adds.
 
-    The price of a drafted token is (t - p) / (p d), where t is the time of a step with d of them and p the median time
-    of those without, with as many requests. Prices are medians, too, of steps with about as many requests: 1, 2 to 3,
+    The price of a drafted token is (t - p) / (p d), where t is the time of a step with d of them and p the estimated
+    time of those without, with as many requests. It is estimated from steps with about as many requests: 1, 2 to 3,
     4 to 7 and so on.
     """
 
     def __init__(self) -> None:
         self._plain: dict[int, deque[float]] = {}
         self._drafting: dict[int, int] = {}  # steps with drafts since the last one without
-        self._prices: dict[int, deque[float]] = {}
+        self._prices: dict[int, deque[tuple[float, int]]] = {}  # and of how many tokens
         self._refused: dict[int, int] = {}
         self._begun = 0.0
 
@@ -48,10 +55,10 @@ class StepTimes:
             self._plain.setdefault(requests, deque(maxlen=_KEPT)).append(seconds)
             self._drafting[requests] = 0
             return
-        plain = median(self._plain[requests])
+        plain = max(1e-9, _estimate((one, 1) for one in self._plain[requests]))
         self._drafting[requests] += 1
         prices = self._prices.setdefault(requests.bit_length(), deque(maxlen=_KEPT))
-        prices.append(max(0.0, (seconds - plain) / (max(plain, 1e-9) * drafted)))
+        prices.append(((seconds - plain) / (plain * drafted), drafted))
         self._refused[requests.bit_length()] = 0
 
     def price(self, requests: int) -> float | None:
@@ -62,7 +69,9 @@ class StepTimes:
         if len(self._plain.get(requests, ())) < _ENOUGH or self._drafting[requests] >= _UNMEASURED:
             return None
         prices = self._prices.get(requests.bit_length(), ())
-        return median(prices) if len(prices) >= _ENOUGH else min([1 / (requests + _FIXED), *prices])
+        if len(prices) >= _ENOUGH:
+            return max(0.0, _estimate(prices))
+        return max(0.0, min([1 / (requests + _FIXED), *(price for price, _ in prices)]))
 
     def refuse(self, requests: int) -> None:
         """Note that no draft was worth the price in a step."""
@@ -73,3 +82,14 @@ class StepTimes:
             prices = self._prices.get(about, deque())
             while len(prices) >= _ENOUGH:
                 prices.popleft()
+
+
+def _estimate(measured: Iterable[tuple[float, int]]) -> float:
+    """The value below which a third of the measurements are, each of which counts so many times."""
+    ordered = sorted(measured)
+    left = _SHARE * sum(count for _, count in ordered)
+    for value, count in ordered:
+        left -= count
+        if left < 0:
+            return value
+    return ordered[-1][0]

@@ -19,6 +19,7 @@ from manytune.engine.openvino.own_weights import OwnWeights
 from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.openvino.program import Program, Programs
+from manytune.engine.openvino.row_exactness import are_rows_exact
 from manytune.engine.openvino.windowed_weights import WindowedWeights
 from manytune.engine.runner import NextToken, PromptChunk, Runner, TokenRow, with_virtual_tokens
 from manytune.engine.weights import Rounding
@@ -67,6 +68,13 @@ class _Known:
 class OpenVINORunner(PagedRunner):
     """Forwards in OpenVINO.
 
+    A token of the base's answers gets the same logits to the last bit whatever is read with it, guessed tokens
+    before it included (`row_exactness` compares). Products compute each row by itself, but attention has three kernels,
+    which sum in different orders: one for several tokens of a sequence, one for single tokens, and one that divides the
+    keys of few single tokens among threads. Drafted tokens are given to it as sequences of one token each, and empty
+    sequences are added to few ones, so that it always uses the second for answers. Terms of adapters are summed
+    differently in one row and in several.
+
     Args:
         model: The base, in evaluation mode.
         cache: Keys and values.
@@ -96,6 +104,10 @@ class OpenVINORunner(PagedRunner):
     def copied(self) -> Collection[str]:
         """Paths of the layers whose weights it has a copy of."""
         return self._programs.layers
+
+    def has_exact_rows(self) -> bool:
+        """See `Runner.has_exact_rows`; it takes a few forwards to find out."""
+        return are_rows_exact(self._cache, self, self._table.weight.shape[0])
 
     @torch.inference_mode()
     def forward(
@@ -134,6 +146,17 @@ class OpenVINORunner(PagedRunner):
         order = sorted(range(len(choosing)), key=lambda row: choosing[row])
         return torch.cat(logits)[order], scored
 
+    def _sequences(self, tokens: TokenRow, decoding: int) -> list[tuple[str, slice]]:
+        """See `PagedRunner._sequences`; each drafted token is a sequence of its own over the same pages."""
+        whole = super()._sequences(tokens, decoding)
+        drafts, chunks = whole[decoding : decoding + tokens.drafts], whole[decoding + tokens.drafts :]
+        apart = [
+            (name, slice(place, place + 1))
+            for name, where in drafts
+            for place in range(where.start, where.stop)
+        ]
+        return whole[:decoding] + apart + chunks
+
     def _logits(self, index: Tensor, tokens: TokenRow, decoding: int, owners: Owners) -> Tensor:
         sequences = self._sequences(tokens, decoding)
         embeddings, positions = self._embeddings(index[:1], tokens, owners)[0], index[2]
@@ -142,7 +165,7 @@ class OpenVINORunner(PagedRunner):
             given = self._places(sequences, tokens)
             given |= {"embeddings": embeddings[None], "positions": positions[None], "kept": kept}
             return self._program.run(given)
-        division = self._division(owners, in_one=bool(tokens.chunks))
+        division = self._division(owners, in_one=len(tokens.chunks) > tokens.drafts)
         count, order = division.count, division.order
         if count > 1:
             sequences = [sequences[token] for token in order.tolist()]
@@ -229,6 +252,10 @@ class OpenVINORunner(PagedRunner):
             pages += self._cache.pages(name)[: -(-(start + count) // PAGE)]
             page_begins.append(len(pages))
             longest = max(longest, start + count)
+        for _ in range(torch.get_num_threads() - len(sequences)):  # see the class
+            past.append(0)
+            begins.append(begins[-1])
+            page_begins.append(len(pages))
         given = {
             "past": past,
             "begins": begins,
