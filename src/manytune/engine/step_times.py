@@ -14,10 +14,11 @@ from time import perf_counter
 # Until it has been measured often enough, what a step costs besides its tokens is taken for the cost of so many tokens.
 _FIXED = 8
 
-# So many measurements are enough for an estimate; the last ones are kept.
-_ENOUGH, _KEPT = 3, 25
-# After so many steps in which no draft was worth its price, the price is measured again.
-_PATIENCE = 100
+# So many measurements are enough for an estimate of a step, and of a price; the last ones are kept.
+_ENOUGH, _ENOUGH_PRICES, _KEPT = 3, 5, 25
+# After so many steps in which no draft was worth its price, the price is measured again, so many times. Each time that
+# this was in vain it takes twice as many steps until the next time, up to a limit.
+_PATIENCE, _MOST_PATIENCE, _AGAIN = 8, 200, 2
 # After so many steps with drafts, one without is measured again.
 _UNMEASURED = 30
 # The share of measurements below an estimate.
@@ -37,6 +38,7 @@ class StepTimes:
         self._drafting: dict[int, int] = {}  # steps with drafts since the last one without
         self._prices: dict[int, deque[tuple[float, int]]] = {}  # and of how many tokens
         self._refused: dict[int, int] = {}
+        self._patience: dict[int, int] = {}
         self._begun = 0.0
 
     def begin(self) -> None:
@@ -57,9 +59,12 @@ class StepTimes:
             return
         plain = max(1e-9, _estimate((one, 1) for one in self._plain[requests]))
         self._drafting[requests] += 1
-        prices = self._prices.setdefault(requests.bit_length(), deque(maxlen=_KEPT))
+        about = requests.bit_length()
+        prices = self._prices.setdefault(about, deque(maxlen=_KEPT))
+        if len(prices) >= _ENOUGH_PRICES:
+            self._patience[about] = _PATIENCE
         prices.append(((seconds - plain) / (plain * drafted), drafted))
-        self._refused[requests.bit_length()] = 0
+        self._refused[about] = 0
 
     def price(self, requests: int) -> float | None:
         """What a drafted token adds to a step of so many requests, as a share of it.
@@ -69,7 +74,7 @@ class StepTimes:
         if len(self._plain.get(requests, ())) < _ENOUGH or self._drafting[requests] >= _UNMEASURED:
             return None
         prices = self._prices.get(requests.bit_length(), ())
-        if len(prices) >= _ENOUGH:
+        if len(prices) >= _ENOUGH_PRICES:
             return max(0.0, _estimate(prices))
         return max(0.0, min([1 / (requests + _FIXED), *(price for price, _ in prices)]))
 
@@ -77,11 +82,14 @@ class StepTimes:
         """Note that no draft was worth the price in a step."""
         about = requests.bit_length()
         self._refused[about] = self._refused.get(about, 0) + 1
-        if self._refused[about] >= _PATIENCE:
-            self._refused[about] = 0
-            prices = self._prices.get(about, deque())
-            while len(prices) >= _ENOUGH:
-                prices.popleft()
+        patience = self._patience.get(about, _PATIENCE)
+        if self._refused[about] < patience:
+            return
+        self._refused[about] = 0
+        self._patience[about] = min(2 * patience, _MOST_PATIENCE)
+        prices = self._prices.get(about, deque())
+        while len(prices) > _ENOUGH_PRICES - _AGAIN:  # the older ones may no longer be true
+            prices.popleft()
 
 
 def _estimate(measured: Iterable[tuple[float, int]]) -> float:

@@ -107,7 +107,7 @@ class OpenVINORunner(PagedRunner):
 
     def has_exact_rows(self) -> bool:
         """See `Runner.has_exact_rows`; it takes a few forwards to find out."""
-        return are_rows_exact(self._cache, self, self._table.weight.shape[0])
+        return are_rows_exact(self._cache, self, self._model.config.get_text_config().vocab_size)
 
     @torch.inference_mode()
     def forward(
