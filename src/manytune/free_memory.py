@@ -14,7 +14,7 @@ from pathlib import Path
 
 from manytune.errors import ShortMemoryError
 
-#: Bytes that stay free for what isn't reckoned: the interpreter, libraries and their threads.
+#: Bytes that stay free for what isn't counted: the interpreter, libraries and their threads.
 SPARE = 64 << 20
 
 _SYSTEM = Path("/proc/meminfo")

@@ -81,12 +81,23 @@ def test_names_and_stores_that_cannot_be_served_are_refused(world, tmp_path):
         (["--adapters", str(tmp_path / "something")], "expected a directory, found a file"),
         (["--adapters", str(tmp_path)], "isn't a store of adapters, has no subdirectories with an adapter"),
         (["--adapters", str(store.root), "--base-name", "one"], "an adapter is called 'one' like the base"),
+        (
+            ["--adapters", str(store.root), "--kv-tokens", str(10**11), "--port", "0"],
+            "A smaller number of tokens",
+        ),
         (["--adapters", str(store.root), "--base-name", "a/b/c"], "can't be the name of a model"),
         (["--adapters", str(store.root), "--keys", str(tmp_path / "keys.json")], "the keys can't be read"),
     ):
         (tmp_path / "something").touch()
         result = run("serve", "--base", str(directory), *options)
         assert result.exit_code == 1 and re.search(message, " ".join(result.stderr.split())), result.stderr
+
+
+def test_more_processes_than_memory_holds_are_refused_at_once():
+    result = run("serve", "--base", "absent", "--workers", "1000000", "--port", "0")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "Invalid value for --workers: 1,000,000 processes need 100,000,000 MiB without their base" in said
 
 
 def test_a_port_in_use_is_said_before_a_base_is_loaded():

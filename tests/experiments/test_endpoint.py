@@ -101,7 +101,8 @@ def test_what_came_before_a_failure_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     with server(said("a"), 503, 503) as (url, asked):
         with pytest.raises(
-            RequestError, match=r"rows.jsonl:2: .*status 503, 2 times. 1 of 3 answers are recorded in"
+            RequestError,
+            match=r"rows.jsonl:2: .*status 503, 2 times. Check the address .* runs. 1 of 3 answers are recorded in",
         ):
             ask(url, file, retries=1)
         assert ask(url, file) == ["a", "b", "c"]

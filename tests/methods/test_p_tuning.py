@@ -11,6 +11,7 @@ from tests.methods import prompts
 from tests.methods.tiny_models import LLAMA
 
 import manytune
+from manytune.errors import ConfigError
 
 IDS = LLAMA.inputs()["input_ids"]
 
@@ -74,3 +75,8 @@ def test_an_option_that_the_mlp_does_not_have_is_named(option: dict[str, Any]) -
 def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(manytune.ConfigError, match=message):
         attached(**options)
+
+
+def test_more_layers_than_any_network_has_are_refused_before_they_are_made() -> None:
+    with pytest.raises(ConfigError, match="encoder_num_layers is at most 100, found 1,000,000"):
+        manytune.PromptEncoderConfig(num_virtual_tokens=4, encoder_num_layers=1_000_000)

@@ -74,6 +74,39 @@ ADAPTERS = (
     ),
 )
 
+EVALUATION = (
+    Mistake("The recipe is evaluated, not its run", "runs/recipe", "evaluate recipe.yaml"),
+    Mistake(
+        "The report's directory isn't there",
+        "Make it, or write somewhere else",
+        "evaluate runs/done --report reports/done.html",
+    ),
+    Mistake("`--report` names a directory", "Name a file in it", "evaluate runs/done --report runs"),
+    Mistake("`--report` names a device", "Name a file", "evaluate runs/done --report /dev/null"),
+    Mistake(
+        "The file of answers is misspelt",
+        "did you mean 'answers.jsonl'?",
+        "evaluate --answers answer.jsonl",
+        {"answers.jsonl": '{"answer": "a"}\n'},
+    ),
+    Mistake(
+        "Nothing answers at `--endpoint`",
+        "Check the address and that the server runs",
+        "evaluate --endpoint http://127.0.0.1:9/v1 --model m --retries 0 --concurrency 1 --data train.csv "
+        "--prompt '{{ question }}' --completion '{{ answer }}'",
+    ),
+    Mistake("The run has no test rows", "give them with --data", "evaluate runs/done"),
+)
+
+PLANS = (
+    Mistake("A training's recipe is planned", "Plan its base", "plan recipe.yaml"),
+    Mistake(
+        "The plan is misspelt", "did you mean 'plan.yaml'?", "plan pland.yaml", {"plan.yaml": "model: base"}
+    ),
+    Mistake("An adapter is planned for", "Name its base", "plan other"),
+    Mistake("The device has a longer name", "did you mean 'h200-sxm'?", "plan base --hardware h200"),
+)
+
 SERVER = (
     Mistake("The port is in use", "give another --port", "serve --base base --port {port}"),
     Mistake(
@@ -138,6 +171,13 @@ KEYS = (
         "keys revoke yours",
         {"keys.json": '{"keys": [{"name": "mine", "sha256": "' + "0" * 64 + '"}]}'},
     ),
+    Mistake("A key has no name", "expected a text that isn't empty", "keys add ''"),
+    Mistake(
+        "The directory for the keys isn't there",
+        "Make it, or write somewhere else",
+        "keys add mine --file secrets/keys.json",
+    ),
+    Mistake("A device is given for keys", "Name a file", "keys add mine --file /dev/full"),
     Mistake(
         "The key in the environment is blank",
         "set it to a key, or unset it",

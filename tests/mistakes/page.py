@@ -25,7 +25,7 @@ import tests.conftest  # noqa: F401 - no hub is asked, and nothing waits for the
 from starlette.testclient import TestClient
 from tests.mistakes.data_mistakes import DATA
 from tests.mistakes.mistake import RECIPE, Asked, Mistake
-from tests.mistakes.other_mistakes import ADAPTERS, DISK, KEYS, REQUESTS, SERVER
+from tests.mistakes.other_mistakes import ADAPTERS, DISK, EVALUATION, KEYS, PLANS, REQUESTS, SERVER
 from tests.mistakes.recipe_mistakes import RECIPES
 from tests.server.world import app_of, save_base
 from tests.store.adapters_made import make_adapter
@@ -42,6 +42,8 @@ SECTIONS = {
     "Data": DATA,
     "Recipes": RECIPES,
     "Adapters": ADAPTERS,
+    "Evaluation": EVALUATION,
+    "Plans": PLANS,
     "Server": SERVER,
     "Keys": KEYS,
     "Disk": DISK,
@@ -131,7 +133,12 @@ def _message(work: Path, mistake: Mistake) -> str:
     lines = result.stderr.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith(("error: ", "Error: ")))
     said = "\n".join(lines[start:])[len("error: ") :].replace(str(taken), "8000")
+    said = re.sub(r"[\d,]+ MiB are free|up to [\d,]+ would fit", _without_number, said)  # of this machine
     return re.sub(r"\b[0-9a-f]{12}\b", "…", said)  # hashes, which differ between releases of libraries
+
+
+def _without_number(found: re.Match[str]) -> str:
+    return re.sub(r"[\d,]+", "…", found[0])
 
 
 def _failing(number: int) -> Callable[..., NoReturn]:

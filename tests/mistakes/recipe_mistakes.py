@@ -124,5 +124,58 @@ RECIPES = (
         "Continue it with --resume, replace it with --overwrite",
         recipe={"base: base": "base: base\noutput: runs/done"},
     ),
+    Mistake(
+        "A rank is far too large",
+        "would fit",
+        recipe={"training:": "method: {name: lora, r: 100000000}\ntraining:"},
+    ),
+    Mistake(
+        "Several names are one text",
+        "written as a list",
+        recipe={"training:": "method: {name: lora, target_modules: 'q_proj, v_proj'}\ntraining:"},
+    ),
+    Mistake(
+        "A template is in typographic quotes",
+        "write straight ones",
+        recipe={'prompt: "{{ question }}"': "prompt: “{{ question }}”"},
+    ),
+    Mistake(
+        "A typographic quote closes a straight one",
+        "write straight ones",
+        recipe={'prompt: "{{ question }}"': 'prompt: "{{ question }}”'},
+    ),
+    Mistake(
+        "A space that can't be seen was copied with a value",
+        "remove it",
+        recipe={"device: cpu": "device: cpu\u00a0"},
+    ),
+    Mistake(
+        "A name is one of YAML's words for true and false",
+        "put the word in quotes",
+        recipe={"base: base": "base: base\noutput: on"},
+    ),
+    Mistake(
+        "A template is a list",
+        "without brackets and dashes",
+        recipe={'prompt: "{{ question }}"': 'prompt: ["{{ question }}"]'},
+    ),
+    Mistake(
+        "A list begins next to its key",
+        "in the line below its key",
+        recipe={"train: train.csv": "train: - train.csv"},
+    ),
+    Mistake(
+        "A path of Windows is in double quotes",
+        "use single quotes, or /",
+        recipe={"train: train.csv": 'train: "C:\\data\\train.csv"'},
+    ),
+    Mistake("Thousands have a comma", "without separators", recipe={"max_steps: 1": "max_steps: 1,000"}),
+    Mistake("A share is in per cent", "write a share", recipe={"max_steps: 1": "warmup: 3%"}),
+    Mistake("A key is given as an option", "is given with --set", "train recipe.yaml --epochs 3"),
+    Mistake(
+        "`--set` has a space for the equals sign",
+        "write --set as",
+        "train recipe.yaml --set training.epochs 3",
+    ),
     Mistake("There is nothing to resume", "Leave --resume out", "train recipe.yaml --resume"),
 )

@@ -10,7 +10,7 @@ from tests.reference import plain_training_loop
 from tests.training.tiny_run import as_rows, lora, sequences, settings
 
 from manytune.data.encoding.encoded import Encoded
-from manytune.errors import DataError
+from manytune.errors import DataError, RunError
 from manytune.training.batches import BUILDERS, builder
 from manytune.training.dry_run import estimate_training
 from manytune.training.loop.train import train_model
@@ -137,3 +137,15 @@ def test_a_model_that_a_layout_does_not_suit_has_padded_batches_within_the_budge
     assert result.layout.used == "padded"
     assert result.steps == plan_of(usual, "padded").steps
     assert result.steps > plan_of(usual, "shared-prefix").steps
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 10**9}, {"epochs": 1e6, "token_budget": 20}])
+def test_more_batches_than_can_be_planned_are_refused_at_once(changes: dict[str, Any]) -> None:
+    with pytest.raises(
+        RunError, match="training.token_budget: .* batches would be planned before the first step"
+    ):
+        plan_training(
+            settings(**{"token_budget": BUDGET, **changes}),
+            as_rows(sequences(200)),
+            layout=LayoutChoice("padded", "padded", None),
+        )

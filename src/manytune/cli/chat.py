@@ -46,7 +46,7 @@ def chat(
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="0 for the likeliest answer; more for variety.")
     ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed for sampling.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers at this many tokens.")] = 256,
 ) -> None:
     """Talk to an adapter, each line a message. An empty line starts a new conversation, Ctrl-D ends.

@@ -79,12 +79,13 @@ def _show_usage(error: Any) -> None:
     unknown = re.match(r"No such option: --([\w-]+)", said)
     if unknown and error.ctx.info_name in _OF_RECIPES and (key := _key_called(unknown[1])):
         said = f"No such option: --{unknown[1]}. A recipe's key is given with --set: {key}."
-    if said.startswith("Got unexpected extra argument"):
+    dashed = any(f"({dash}" in said for dash in "\N{EN DASH}\N{EM DASH}")
+    if said.startswith("Got unexpected extra argument") and not dashed:
         takes_keys = error.ctx.info_name in (*_OF_RECIPES, "plan")
         said = f"{said.rstrip('.')}. Put a value with spaces in quotes"
         said += ", and write --set as --set training.epochs=3." if takes_keys else "."
     # Word processors make a dash of the hyphens before an option, which then is an argument.
-    if any(f"({dash}" in said for dash in "\N{EN DASH}\N{EM DASH}"):
+    if dashed:
         said = f"{said.rstrip('.')}. An option begins with two hyphens: --."
     print_error(said)
 

@@ -1,4 +1,4 @@
-"""`manytune plan`: what a training and a service would take, before there is a machine for them."""
+"""`manytune plan`: memory, time and cost of training and serving, before there is a machine for them."""
 
 from __future__ import annotations
 

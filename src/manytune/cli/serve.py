@@ -15,6 +15,7 @@ import typer
 from manytune.cli.options import AsJson
 from manytune.errors import ServeError
 from manytune.extras import install_command
+from manytune.free_memory import free_memory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -53,6 +54,21 @@ class _Speculation(StrEnum):
 
 class _Cluster(StrEnum):
     ray = "ray"
+
+
+_LEAST_OF_A_WORKER = 100 << 20
+"""Bytes that a server process takes at the very least: its interpreter and libraries, without a base."""
+
+
+def _check_workers(workers: int) -> None:
+    """Refuse more processes than the memory can hold before the machine is busy with starting them."""
+    free = free_memory()
+    if free is not None and workers > 1 and workers * _LEAST_OF_A_WORKER > free:
+        raise typer.BadParameter(
+            f"{workers:,} processes need {workers * _LEAST_OF_A_WORKER >> 20:,} MiB without their base, and "
+            f"{free >> 20:,} MiB are free. Usual is one for a few cores.",
+            param_hint="--workers",
+        )
 
 
 def _parse_weights(value: str) -> _Weights:
@@ -234,6 +250,7 @@ def serve(
     require_vllm(context)
     if on is not None and workers > 1:
         raise typer.BadParameter("--workers is for one machine; with --on, give --replicas.")
+    _check_workers(workers)
     try:
         import re2  # noqa: F401 - expressions in foreign adapters are matched by nothing else
         import uvicorn  # noqa: F401 - looked for before the base is loaded

@@ -46,7 +46,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Train on so many processes of this machine, each on a GPU of its own if there are any.",
+            help="Train with this many processes of this machine, each on a GPU of its own if there are any.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -91,6 +91,8 @@ def holds_rows(path: Path) -> bool:
 
 def _not_a_path(spec: str) -> str:
     """What to do about a spec that means something else than a file or a dataset; empty if it may be one."""
+    if spec.casefold() == "none":
+        return "this is a text to YAML; write null for no rows, without quotes"
     if "://" in spec:
         return "addresses aren't read; download the file, and name it"
     if "*" in spec or "?" in spec:

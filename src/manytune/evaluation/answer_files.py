@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from manytune.data.readers import read, read_role
+from manytune.data.readers import read, read_role, require_there
 from manytune.data.records import Record
 from manytune.data.templates import Example
 from manytune.errors import DataError
@@ -63,6 +63,7 @@ def read_answers(
     Raises:
         DataError: The file can't be read, or it isn't clear what is an answer in it.
     """
+    require_there(str(path))
     try:
         size = path.stat().st_size
     except OSError as error:

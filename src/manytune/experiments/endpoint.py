@@ -148,7 +148,9 @@ class Endpoint:
             except _BusyError as error:
                 if tried == self.retries:
                     over.set()
-                    raise RequestError(f"{self.address}: {error}, {tried + 1} times.") from error
+                    raise RequestError(
+                        f"{self.address}: {error}{_often(tried + 1)}. Check the address and that the server runs."
+                    ) from error
                 sleep(min(error.wait if error.wait is not None else pause, _LONGEST_WAIT))
                 pause *= 2
         raise AssertionError("the last try returns or raises")
@@ -170,7 +172,7 @@ class Endpoint:
                 raise _BusyError(f"it answered with status {error.code}", _seconds(error)) from error
             raise RequestError(f"{self.address} answered with status {error.code}: {said}.") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _BusyError(f"it can't be reached ({error or type(error).__name__})") from error
+            raise _BusyError(f"it can't be reached ({_reason(error)})") from error
         if len(content) > _LONGEST_REPLY:
             raise RequestError(f"{self.address} sent more than {_LONGEST_REPLY:,} bytes.")
         try:
@@ -250,3 +252,13 @@ def _read(reply: Any, api: Api) -> Answer:
 
 def _function(call: Any) -> dict[str, str]:
     return {"name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+
+
+def _reason(error: Exception) -> str:
+    """Why an address can't be reached, in the system's words alone."""
+    inner = getattr(error, "reason", error)
+    return str(getattr(inner, "strerror", None) or inner or type(error).__name__)
+
+
+def _often(times: int) -> str:
+    return f", {times} times" if times > 1 else ""

@@ -137,8 +137,8 @@ class CompareRecipe(Section):
     there, and the gain of `full` counts as the whole gain. Null for `full` and the recipe's own method, or for that
     method alone if the recipe packs the base's `weights`."""
     shots: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], BeforeValidator(_as_tuple)] = (1, 5)
-    """Also ask the untouched base with so many training examples in its prompt, wherever they fit into its context,
-    unless `systems` names such systems; an empty list for none."""
+    """Also ask the untouched base with each of these numbers of training examples in its prompt, wherever they fit
+    into its context, unless `systems` names such systems; an empty list for none."""
     seeds: Annotated[
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)], BeforeValidator(_as_tuple)
     ] = (0,)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
+from manytune.data.nearest import did_you_mean
 from manytune.data.section import Number, Section, kind_of
 from manytune.errors import RecipeError, reason_of
 from manytune.methods.tuners.sizes import Count, MethodSizes
@@ -168,6 +169,11 @@ def plan_from(content: dict[str, Any], overrides: Sequence[str] = (), *, where: 
     """
     for override in overrides:
         apply_override(content, override)
+    if "data" in content and "model" not in content:
+        raise RecipeError(
+            f"{where}: this is a training's recipe, and a plan has the keys {keys_of(PlanRecipe)}. Plan its base: "
+            f"manytune plan {content.get('base', 'BASE')} --set training.rows=1000."
+        )
     method = content.get("method", {})
     if isinstance(method, dict):
         method = {"name": "lora", **method}
@@ -198,6 +204,10 @@ def read_bounded_yaml(path: Path, section: type[Section] | None = None) -> dict[
         if len(text) > _LARGEST:
             raise RecipeError(f"{path}: expected a file of at most {_LARGEST:,} bytes; this one is larger.")
         content = parse_yaml(text.decode("utf-8"))
+    except FileNotFoundError:
+        others = path.parent.iterdir() if path.parent.is_dir() else ()
+        nearest = did_you_mean(str(path), (str(one) for one in others if one.suffix == path.suffix))
+        raise RecipeError(f"{path}: there is no such file{nearest or '; name one that is there.'}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: the file can't be read: {reason_of(error)}") from error
     except yaml.YAMLError as error:

@@ -27,6 +27,9 @@ def architecture_from(asked: str | dict[str, Any]) -> Architecture:
     return architecture_of(read_bounded_yaml(path), where=str(path))
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+
 def config_path(asked: str) -> Path:
     """The config of a model that is here.
 
@@ -39,7 +42,13 @@ def config_path(asked: str) -> Path:
     if asked.strip() and path.is_dir():
         if (path / _CONFIG).is_file():
             return path / _CONFIG
-        raise RecipeError(f"model: the directory {asked!r} has no {_CONFIG}.")
+        if (path / ADAPTER_CONFIG).is_file():
+            raise RecipeError(
+                f"model: the directory {asked!r} holds an adapter. Name its base, which is planned for."
+            )
+        raise RecipeError(
+            f"model: the directory {asked!r} has no {_CONFIG}. Name one that save_pretrained wrote."
+        )
     cached = _in_the_hubs_cache(asked)
     if cached is not None:
         return cached

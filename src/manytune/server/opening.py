@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from manytune.errors import ServeError
+from manytune.free_memory import naming_short_memory
 from manytune.store.remote.location import is_url
 
 if TYPE_CHECKING:
@@ -163,7 +164,9 @@ def open_server(
         runtime=chosen.runtime,
         speculation=options.speculation,
     )
-    app = create_app(base, adapters, settings, keys, engine)
+    cache = f"a cache of keys and values for {options.kv_tokens:,} tokens (--kv-tokens)"
+    with naming_short_memory(cache, instead="A smaller number of tokens needs less."):
+        app = create_app(base, adapters, settings, keys, engine)
     return Opened(app, adapters, name, settings.max_body_bytes, settings.max_choices)
 
 

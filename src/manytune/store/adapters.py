@@ -237,6 +237,8 @@ def _what_is_there(path: Path) -> str:
     aside = moved_aside(path)
     if aside is not None:
         return f"its replacement was interrupted; rename {aside} to {path.name} to restore the former one"
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return f"this is a recipe's file; its run is where `output` in it says, or runs/{path.stem}"
     if path.is_file():
         return "this is a file, and an adapter is a directory"
     if not path.is_dir():

@@ -46,7 +46,8 @@ def referenced(adapter: str, store: str | Path) -> Referenced:
         return Referenced(adapter_at(path))
     kept = open_store(store)
     # What isn't there is reported as a path if it can't be a name, or if its parent directory is there.
-    if not NAME.fullmatch(adapter) or ("/" in adapter and path.parent.is_dir() and adapter not in kept):
+    is_path = path.is_file() or ("/" in adapter and path.parent.is_dir())
+    if not NAME.fullmatch(adapter) or (is_path and adapter not in kept):
         return Referenced(adapter_at(path))
     return Referenced(kept.path(adapter), kept.resolve(adapter))
 

@@ -45,12 +45,12 @@ def require_fitting(model: nn.Module, method: MethodRecipe, task_type: str) -> N
         return
 
     def needs(size: _Size, number: int) -> float:
-        found = _bytes_of(model, method.model_copy(update=size.changed(number)), task_type)
+        found = _bytes_of(model, size.changed(method, number), task_type)
         return math.inf if found is None else found
 
     where = "on the GPU" if device.type == "cuda" else "free"
-    size = "more than any machine has" if math.isinf(needed) else f"{needed / 2**20:,.0f} MiB"
-    short = f"its weights and their gradients would take {size}, and {free / 2**20:,.0f} MiB are {where}"
+    takes = "more than any machine has" if math.isinf(needed) else f"{needed / 2**20:,.0f} MiB"
+    short = f"its weights and their gradients would take {takes}, and {free / 2**20:,.0f} MiB are {where}"
     smallest = ((needs(size, least), least, size) for size in _sizes(method) for least in _LEAST)
     found = min(smallest, default=None, key=lambda one: (one[0], one[1]))
     if found is None or found[0] >= needed:
@@ -70,11 +70,29 @@ def require_fitting(model: nn.Module, method: MethodRecipe, task_type: str) -> N
 
 @dataclass(frozen=True)
 class _Size:
-    """A whole number that a recipe gives a method: an option, or the value of one that is a mapping."""
+    """A whole number that a recipe gives a method: an option, or the value of one that is a mapping.
 
-    key: str
+    Attributes:
+        option: The option.
+        name: The key in the mapping; None for an option that is the number itself.
+        number: The number.
+    """
+
+    option: str
+    name: str | None
     number: int
-    changed: Callable[[int], dict[str, object]]
+
+    @property
+    def key(self) -> str:
+        """What it is called within a recipe's `method`."""
+        return self.option if self.name is None else f"{self.option}.{self.name}"
+
+    def changed(self, method: MethodRecipe, number: int) -> MethodRecipe:
+        """The method with another number in its place."""
+        value: object = number
+        if self.name is not None:
+            value = {**(method.model_extra or {})[self.option], self.name: number}
+        return method.model_copy(update={self.option: value})
 
 
 def _bytes_of(model: nn.Module, method: MethodRecipe, task_type: str) -> float | None:
@@ -105,14 +123,9 @@ def _bytes_of(model: nn.Module, method: MethodRecipe, task_type: str) -> float |
 
 def _sizes(method: MethodRecipe) -> Iterator[_Size]:
     """The whole numbers above 1 that a recipe gives a method."""
-    for key, value in (method.model_extra or {}).items():
-        if isinstance(value, int) and value > 1:
-            yield _Size(key, value, lambda number, key=key: {key: number})
-        for name, number in value.items() if isinstance(value, dict) else ():
-            if isinstance(number, int) and number > 1:
-                yield _Size(
-                    f"{key}.{name}", number, lambda n, key=key, v=value, name=name: {key: {**v, name: n}}
-                )
+    for option, value in (method.model_extra or {}).items():
+        numbers = value.items() if isinstance(value, dict) else [(None, value)]
+        yield from (_Size(option, name, n) for name, n in numbers if isinstance(n, int) and n > 1)
 
 
 def _largest(fits: Callable[[int], bool], *, above: int, below: int) -> int:

@@ -70,7 +70,7 @@ class ValidationRecipe(Section):
     scores: Annotated[tuple[str, ...], BeforeValidator(names_or_null), Field(min_length=1)]
     """Which scores of answers to validation prompts to measure, such as `[rouge1, exact_match]`."""
     every: Annotated[Literal["epoch"] | int, BeforeValidator(epoch_or_steps)] = "epoch"
-    """When: once an `epoch`, or every so many steps; before the first and after the last step in any case."""
+    """When: once an `epoch`, or a number of steps; before the first and after the last step in any case."""
     rows: Annotated[int, Field(ge=1)] = 64
     """On how many validation prompts at most, taken at equal distances; test rows have no part in it."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
@@ -91,16 +91,16 @@ class EarlyStoppingRecipe(Section):
 class TrainingRecipe(Section):
     """How it is trained."""
 
-    epochs: Annotated[Number, Field(gt=0)] = 3.0
+    epochs: Annotated[Number, Field(gt=0, le=1e6)] = 3.0
     """Passes over the training rows; a fraction is allowed."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Stop after this many optimizer steps, whatever `epochs` says."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=1 << 40)] = 8
     """Rows in one forward pass."""
-    token_budget: Annotated[int, Field(ge=1)] | None = None
+    token_budget: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     """Instead of `batch_size`: a batch takes rows until the next would have the model compute more tokens than this.
     Validation goes by `batch_size`."""
-    accumulation: Annotated[int, Field(ge=1)] = 1
+    accumulation: Annotated[int, Field(ge=1, le=1 << 40)] = 1
     """Forward passes in one optimizer step; the loss is the mean over all their target tokens."""
     learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
     """The peak learning rate."""

@@ -58,7 +58,7 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
     if kind == "missing":
         return f"{name}: this key is missing. Give {_summary_of(recipe, path)}"
     if kind == "value_error":  # raised by a validator of ours or by manytune.methods: complete as it is
-        return f"{name}: {problem['ctx']['error']}"
+        return f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
     if kind in ("model_type", "model_attributes_type"):
         keys = keys_of(_section_at(recipe, path))
         as_name = f"; write it as {{name: {value}}}" if keys == "name" and isinstance(value, str) else "."
@@ -78,6 +78,8 @@ def explain(recipe: type[BaseModel], problem: Any) -> str:
         and value < 1e15
     ):
         nearest = f"; write {int(value)}."
+    if isinstance(value, str) and value.casefold() == "none":
+        nearest = "; write null for none."
     if kind == "string_type":
         nearest = _AS_TEXT.get(type(value), "; put it in quotes.")
     return f"{name}: expected {expected}; found {kind_of(value)}{nearest or '.'}"

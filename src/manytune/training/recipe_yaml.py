@@ -146,12 +146,10 @@ def problem_of(error: yaml.YAMLError, text: str = "") -> str:
 
 
 def _typographic(error: yaml.YAMLError, text: str) -> int | None:
-    """The line, of those that an error names, in which a straight quote is paired with a typographic one."""
-    lines = text.splitlines()
-    for mark in (getattr(error, "context_mark", None), getattr(error, "problem_mark", None)):
-        if mark is not None and mark.line < len(lines) and _MIXED.search(lines[mark.line]):
-            return int(mark.line) + 1
-    return None
+    """The line, up to the one that an error names, in which a typographic quote is to close a straight one."""
+    mark = getattr(error, "problem_mark", None)
+    lines = text.splitlines()[: mark.line + 1] if mark is not None else []
+    return next((number for number, line in enumerate(lines, 1) if _MIXED.search(line)), None)
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

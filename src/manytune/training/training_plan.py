@@ -9,11 +9,15 @@ from itertools import count
 
 from torch import nn
 
+from manytune.errors import RunError
 from manytune.training.batches.grouping import BatchPlan, plan_batches
 from manytune.training.loop.rows import TrainingRows
 from manytune.training.loop.samplers import row_sampler
 from manytune.training.recipe import TrainingRecipe
 from manytune.training.speed.layout_choice import LayoutChoice, choose_layout
+
+_MOST_PLANNED = 20_000_000
+"""Batches within a token budget, which are planned at once: a gigabyte or two of their rows' numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,7 @@ def plan_training(settings: TrainingRecipe, rows: TrainingRows, *, layout: Layou
 
     Raises:
         DataError: One row alone exceeds the token budget; names the row.
+        RunError: With a token budget, so many batches are asked for that they can't be planned beforehand.
     """
     if settings.token_budget is not None:
         return _within_budget(settings, rows, layout)
@@ -98,6 +103,12 @@ def _within_budget(settings: TrainingRecipe, rows: TrainingRows, layout: LayoutC
         left = settings.epochs - len(epochs)
         if (wanted is None and left <= 0) or (wanted is not None and len(batches) >= wanted):
             break
+        asked = settings.epochs * len(epoch) if wanted is None else wanted
+        if asked > _MOST_PLANNED:
+            raise RunError(
+                f"training.token_budget: {asked:,.0f} batches would be planned before the first step, and "
+                f"{_MOST_PLANNED:,} can be. Set training.epochs or training.max_steps lower, or a larger budget."
+            )
         epochs.append(epoch)
         batches += epoch if wanted is not None or left >= 1 else epoch[: math.ceil(left * len(epoch))]
     steps = settings.max_steps or math.ceil(len(batches) / settings.accumulation)

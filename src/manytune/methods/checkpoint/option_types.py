@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Set
@@ -37,7 +38,7 @@ def check_option_types(config: Any, *, besides: Set[str] = frozenset()) -> None:
             expected = str(annotation) if typing.get_args(annotation) else annotation.__name__
             raise ConfigError(
                 f"{kind.__name__}: {name}: expected {expected.replace('typing.', '')}; "
-                f"found {_shown(value)} ({type(value).__name__})."
+                f"found {_shown(value)} ({type(value).__name__}){_instead(value)}."
             )
 
 
@@ -82,6 +83,15 @@ def _fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation) or (
         dataclasses.is_dataclass(annotation) and isinstance(value, Mapping)
     )
+
+
+def _instead(value: object) -> str:
+    """What to write in a recipe for a text that was meant to be something else; empty if that isn't clear."""
+    if not isinstance(value, str):
+        return ""
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false", value.strip(), re.IGNORECASE):
+        return f"; write {value.strip().lower()}, without quotes"
+    return "; in a recipe a list has brackets, such as [q_proj, v_proj]" if "," in value else ""
 
 
 def _is_finite(value: Real) -> bool:

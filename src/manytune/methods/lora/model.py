@@ -78,7 +78,7 @@ class LoraModel(SummedTuner):
 
     @property
     def _particular(self) -> dict[str, PeftConfig]:
-        """The adapters that others next to them have to reckon with: they train biases, or take weights over.
+        """The adapters that others next to them have to take into account: they train biases, or take weights over.
 
         Kept apart, so that adding or choosing one adapter among thousands asks nothing of the rest.
         """

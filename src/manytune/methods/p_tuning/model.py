@@ -25,6 +25,7 @@ class PromptEncoderReparameterizationType(StrEnum):
 
 
 _MLP_LAYERS = 2
+_MOST_LAYERS = 100
 
 
 @dataclass
@@ -42,7 +43,7 @@ class PromptEncoderConfig(PromptLearningConfig):
         encoder_dropout: Dropout between the LSTM's layers. The MLP has none.
 
     Raises:
-        ConfigError: The network is unknown, or its dropout is not a probability.
+        ConfigError: The network is unknown or has more layers than any, or its dropout is not a probability.
     """
 
     encoder_reparameterization_type: str = PromptEncoderReparameterizationType.MLP
@@ -62,6 +63,10 @@ class PromptEncoderConfig(PromptLearningConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} should be a positive integer, found {value!r}.")
+        if self.encoder_num_layers > _MOST_LAYERS:
+            raise ConfigError(
+                f"encoder_num_layers is at most {_MOST_LAYERS}, found {self.encoder_num_layers:,}; 2 are usual."
+            )
         if not 0.0 <= self.encoder_dropout < 1.0:
             raise ConfigError(f"encoder_dropout is a probability below 1, found {self.encoder_dropout!r}.")
 

@@ -8,6 +8,7 @@ list; see `unmatched.py`.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -306,6 +307,14 @@ def _check_exclusions(selection: Selection, paths: Sequence[str], excluded: Sequ
         )
 
 
+def _several(names: str) -> str:
+    """How several names are written, if that is what an expression was meant to be; empty if it wasn't."""
+    words = [word.strip() for word in names.split(",")]
+    if len(words) == 1 or not all(re.fullmatch(r"[\w.]+", word) for word in words):
+        return ""
+    return f"Several names are written as a list, such as [{', '.join(words)}]."
+
+
 def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Sequence[str]) -> None:
     target, exclude = shown(selection.names), shown(selection.exclude)
     if matching == 0 and not isinstance(selection.names, str):
@@ -316,8 +325,7 @@ def _refuse_empty(selection: Selection, matching: int, excluded: int, paths: Seq
     if matching == 0:
         raise NoMatchingPeftModuleError(
             f"{_subject(selection)} {target} not found in the base model: the expression must match a module's whole "
-            "path. "
-            f"{nearest([str(selection.names)], paths)}"
+            f"path. {_several(str(selection.names)) or nearest([str(selection.names)], paths)}"
         )
     if excluded == matching:
         raise NoMatchingPeftModuleError(

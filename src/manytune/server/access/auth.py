@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manytune.server.http_errors import HttpError, model_not_found
 
+MOST_NAME = 100
+"""Characters that a key's name may have."""
+
 
 class Key(BaseModel):
     """One entry of a key file.
@@ -31,10 +34,10 @@ class Key(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tenant: str = ""
-    models: tuple[str, ...] = ("*",)
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = ("*",)
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     concurrent: Annotated[int, Field(ge=1)] | None = None
     admin: bool = False

@@ -15,14 +15,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from manytune.atomic import atomic_write
+from manytune.atomic import atomic_write, require_file
 from manytune.errors import ServeError
-from manytune.server.access.auth import Key, Keys
+from manytune.server.access.auth import MOST_NAME, Key, Keys
 from manytune.server.background import repeat
 
 _LARGEST = 16 << 20  # bytes of a file of keys
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAKE_ONE = "`manytune keys add NAME --file {}` makes a key and writes its hash into such a file."
+_EXPECTED = {
+    "string_too_short": "expected a text that isn't empty",
+    "string_too_long": f"expected at most {MOST_NAME} characters",
+    "string_pattern_mismatch": "expected a key's SHA-256 in 64 hexadecimal digits, 0-9 and a-f",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -135,7 +140,7 @@ def read_key_file(file: Path) -> list[Key]:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(_LARGEST + 1)
         if len(text) > _LARGEST:
-            raise ServeError(f"{file}: expected at most {_LARGEST >> 20} MiB of keys.")
+            raise ServeError(f"{file}: expected at most {_LARGEST >> 20} MiB of keys. Name a file of keys.")
         return _KeyFile.model_validate(json.loads(text)).keys
     except FileNotFoundError:
         raise ServeError(
@@ -163,7 +168,7 @@ def _in_words(error: ValidationError) -> str:
         return f"{where} is missing."
     if first["type"] == "extra_forbidden":
         return f"{where}: a key has no such field; it has {', '.join(Key.model_fields)}."
-    return f"{where}: {first['msg']}."
+    return f"{where}: {_EXPECTED.get(first['type'], first['msg'])}."
 
 
 def add_key(file: Path, name: str, **rights: Any) -> str:
@@ -177,6 +182,7 @@ def add_key(file: Path, name: str, **rights: Any) -> str:
     Raises:
         ServeError: The name is taken, a right can't be used, or the file isn't one of keys.
     """
+    require_file(file)
     keys = read_key_file(file) if file.exists() else []
     if name in {key.name for key in keys}:
         raise ServeError(
