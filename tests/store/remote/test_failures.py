@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import fsspec
 import pytest
 
 from manytune.errors import StoreError, UnreachableError
@@ -85,6 +86,24 @@ def test_nothing_is_tried_again_that_the_driver_has_tried_again(
     with pytest.raises(UnreachableError):
         SharedStore(url).names()
     assert len(tries) == 1
+
+
+def test_a_server_of_google_that_stays_silent_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def filesystem(protocol: str, **options: Any) -> Driver:
+        given.update(options)
+        return Driver(has_bucket=True)
+
+    monkeypatch.setattr(fsspec, "filesystem", filesystem)
+    Objects(location_of("gs://bucket/adapters"))
+    limit = given["requests_timeout"]
+    assert limit.total is None and limit.sock_read == 60 and limit.sock_connect == 5
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"requests_timeout": 7})
+    Objects(location_of("gs://bucket/adapters"))
+    assert given["requests_timeout"] == 7
 
 
 def test_an_account_that_is_not_named_is_a_matter_of_credentials() -> None:

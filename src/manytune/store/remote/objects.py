@@ -234,6 +234,13 @@ def _filesystem(location: Location) -> Any:
         limits = {"connect_timeout": _CONNECTING, "read_timeout": _READING, "retries": retries}
         options["config_kwargs"] = {**limits, **own}
     try:
+        if protocol in ("gs", "gcs"):
+            from aiohttp import (
+                ClientTimeout,
+            )  # which comes with the driver, and without which it waits for ever
+
+            limit = ClientTimeout(total=None, sock_connect=_CONNECTING, sock_read=_READING)
+            options["requests_timeout"] = fsspec.config.conf.get("gs", {}).get("requests_timeout", limit)
         files = fsspec.filesystem(protocol, **options)
     except ImportError as error:
         driver, extra = _DRIVERS.get(protocol, (None, None))
