@@ -12,7 +12,8 @@ import re
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 #: transformers imports torchao wherever it is installed, which warns of kernels for other devices, and through torch.
-_CHATTY = ("torchao", "torch.utils._pytree")
+#: bitsandbytes misses a kernel of its own on CPUs with AVX512-BF16, for a form of 4-bit weights that isn't used here.
+_CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 
 
 def quiet_libraries() -> None:
