@@ -142,7 +142,7 @@ def test_a_model_that_a_layout_does_not_suit_has_padded_batches_within_the_budge
 @pytest.mark.parametrize("changes", [{"max_steps": 10**9}, {"epochs": 1e6, "token_budget": 20}])
 def test_more_batches_than_can_be_planned_are_refused_at_once(changes: dict[str, Any]) -> None:
     with pytest.raises(
-        RunError, match="training.token_budget: .* batches would be planned before the first step"
+        RunError, match=r"training.token_budget: .* batches would be planned before the first step"
     ):
         plan_training(
             settings(**{"token_budget": BUDGET, **changes}),
