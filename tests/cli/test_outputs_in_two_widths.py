@@ -80,7 +80,7 @@ CHANGING = (
     (re.compile(r"\b\d{4}-\d\d-\d\d(.)\d\d:\d\d:\d\d"), r"2026-11-30\g<1>12:00:00"),
     (re.compile(r"\b\d+ (s|min)$", re.MULTILINE), "0 s"),
     (re.compile(r"objects/[0-9a-f]{2}/[0-9a-f\n ]{60,}"), "objects/00/0000\n"),
-    (re.compile(r"\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{12}\b"), "0" * 12),
+    (re.compile(r"\b[0-9a-f]{12}\b"), "0" * 12),
     (re.compile(r"\b[0-9a-f]{30,}\b"), "0" * 30),
 )
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")

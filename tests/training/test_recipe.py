@@ -264,7 +264,7 @@ def test_a_recipe_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("task: classification\ndata: {train: a}", "my-task.yaml: task: classification needs data.text"),
         (
             "data: {train: a}\nmethod: {lora_alpha: '16'}",
-            "lora_alpha: expected float; found '16' (str); write 16, with",
+            "lora_alpha: expected float; found '16' (str); write 16",
         ),
         ("data: {train: a}\nmethod: {use_dora: 'true'}", "found 'true' (str); write true, without quotes"),
         ("training: {warmup: 3%}", "write a share, 0.03"),
