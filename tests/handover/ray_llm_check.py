@@ -26,7 +26,6 @@ import fsspec
 import torch
 import yaml
 from tests.experiments.ray_head_check import free_port, running_head
-from tests.store.adapters_made import make_adapter
 from tests.store.remote.s3_server import environment, s3_server
 
 from manytune.data.encoding.encode import Encoder
@@ -34,7 +33,11 @@ from manytune.data.templates import Segment
 from manytune.engine.engine import Engine
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
+from manytune.methods.lora.config import LoraConfig
+from manytune.model.attach import get_peft_model
+from manytune.store.adapters import save_adapter
 from manytune.store.base import Base, load_base
+from manytune.store.manifest import Description
 from manytune.store.resident import read_resident
 from manytune.store.store import AdapterStore
 
@@ -42,6 +45,8 @@ NAMES = ("one", "two", "three", "four")
 REMOTE = "s3://bucket/adapters"
 PROMPT = "The three largest rivers of Europe are"
 MOST = 16
+SCALE = 0.08  # of the values of matrices B: every answer changes
+PATIENCE = 1200.0  # seconds, on a machine that is busy
 READ = """
 import sys, yaml
 from ray.serve.llm import LLMConfig, LLMServingArgs
@@ -54,11 +59,22 @@ print(config.model_id, config.lora_config.dynamic_lora_loading_path, sorted(engi
 
 
 def filled(directory: Path, base: Base) -> AdapterStore:
-    """A store of adapters that change the base's answers."""
+    """A store of adapters that change the base's answers, by as much as training does.
+
+    Much larger ones make a model whose answers hang on the last bits of float32.
+    """
     store = AdapterStore(directory / "store")
     for seed, name in enumerate(NAMES):
-        made = make_adapter(directory / name, base, seed=seed, target_modules=["q_proj", "v_proj"], r=4)
-        store.add(made, name=name)
+        torch.manual_seed(seed)
+        options = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base.model, options)
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=SCALE)
+        about = Description(method="lora", base=base.name, fingerprint=base.fingerprint)
+        save_adapter(model, directory / name, about)
+        model.unload()
+        store.add(directory / name, name=name)
     return store
 
 
@@ -72,8 +88,7 @@ def own_tokens(base: Base, store: AdapterStore) -> dict[str, list[int]]:
     params = SamplingParams(max_new_tokens=MOST, ignore_eos=True)
     asked = [Request(name, ids, params, None if name == "base" else name) for name in ("base", *NAMES)]
     return {
-        request.request_id: list(one.token_ids)
-        for request, one in zip(asked, engine.generate(asked), strict=True)
+        request.id: list(one.token_ids) for request, one in zip(asked, engine.generate(asked), strict=True)
     }
 
 
@@ -106,13 +121,13 @@ def ask(port: int, model: str) -> list[int]:
         data=json.dumps(body).encode(),
         headers={"content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
         tokens: list[int] = json.loads(answer.read())["choices"][0]["token_ids"]
     return tokens
 
 
 def until_it_answers(port: int, started: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 900
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as answer:
@@ -150,8 +165,8 @@ def main() -> int:
         on_cpus(ray_directory / "serve.yaml", port := free_port())
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
         os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{(head := free_port())}"}
-        # Its application asks for a core for the ingress, and for two more.
-        with running_head(directory / "ray-head", head, python=chosen.python, cores=4):
+        # More than there are: its application asks for a core for the ingress, and for two more.
+        with running_head(directory / "ray-head", head, python=chosen.python, cores=8):
             serve_and_compare(chosen.python, ray_directory / "serve.yaml", port, base, store)
     return 0
 
