@@ -94,6 +94,18 @@ def test_measurements_that_were_disturbed_are_soon_repeated(clock):
     assert found.drafted[-1] == MOST_OF_REQUEST
 
 
+def test_a_machine_that_becomes_quieter_isnt_taken_for_cheap_drafts(clock):
+    """Steps without drafts that were measured before would make all others look cheap."""
+    draw = random.Random(0)
+    answers = [[draw.randrange(12) for _ in range(4000)]]
+    found = Decoding(clock, lambda tokens: 10.0 * (8 + tokens), answers).run(30)
+    found.seconds = lambda tokens: 8.0 + tokens
+    begun, accepted = found.clock.now, found.speculation.accepted
+    found.run(400)
+    tokens = 400 + found.speculation.accepted - accepted
+    assert found.clock.now - begun < 1.02 * tokens * (8.0 + 1)
+
+
 def test_nothing_is_drafted_where_nothing_repeats(clock):
     found = Decoding(clock, lambda tokens: 1.0, [list(range(100, 400))]).run(300)
     assert found.speculation.drafted == 0

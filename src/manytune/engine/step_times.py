@@ -2,7 +2,8 @@
 
 What else runs on the machine makes some steps longer and none shorter, and a step with one drafted token is hardly
 longer than one without. So an estimate isn't a mean: it is the value below which a third of the measurements are, and a
-measured price counts as often as its step had drafted tokens.
+measured price counts as often as its step had drafted tokens. A step with drafts that took less than those without are
+estimated to take shows that the estimate is too high, so it counts as one of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _ENOUGH, _ENOUGH_PRICES, _KEPT = 3, 5, 25
 _PATIENCE, _MOST_PATIENCE, _AGAIN = 8, 200, 2
 # After so many steps with drafts, one without is measured again.
 _UNMEASURED = 30
+# No price is estimated below this share of the one before any measurement.
+_LEAST = 1 / 5
 # The share of measurements below an estimate.
 _SHARE = 1 / 3
 
@@ -36,7 +39,8 @@ class StepTimes:
     def __init__(self) -> None:
         self._plain: dict[int, deque[float]] = {}
         self._drafting: dict[int, int] = {}  # steps with drafts since the last one without
-        self._prices: dict[int, deque[tuple[float, int]]] = {}  # and of how many tokens
+        # By about how many requests: the time, how many requests, how many drafted tokens.
+        self._drafted: dict[int, deque[tuple[float, int, int]]] = {}
         self._refused: dict[int, int] = {}
         self._patience: dict[int, int] = {}
         self._begun = 0.0
@@ -57,13 +61,14 @@ class StepTimes:
             self._plain.setdefault(requests, deque(maxlen=_KEPT)).append(seconds)
             self._drafting[requests] = 0
             return
-        plain = max(1e-9, _estimate((one, 1) for one in self._plain[requests]))
+        if seconds < self._plain_seconds(requests):
+            self._plain[requests].append(seconds)
         self._drafting[requests] += 1
         about = requests.bit_length()
-        prices = self._prices.setdefault(about, deque(maxlen=_KEPT))
-        if len(prices) >= _ENOUGH_PRICES:
+        measured = self._drafted.setdefault(about, deque(maxlen=_KEPT))
+        if len(measured) >= _ENOUGH_PRICES:
             self._patience[about] = _PATIENCE
-        prices.append(((seconds - plain) / (plain * drafted), drafted))
+        measured.append((seconds, requests, drafted))
         self._refused[about] = 0
 
     def price(self, requests: int) -> float | None:
@@ -73,10 +78,11 @@ class StepTimes:
         """
         if len(self._plain.get(requests, ())) < _ENOUGH or self._drafting[requests] >= _UNMEASURED:
             return None
-        prices = self._prices.get(requests.bit_length(), ())
+        first = 1 / (requests + _FIXED)
+        prices = self._prices(requests.bit_length())
         if len(prices) >= _ENOUGH_PRICES:
-            return max(0.0, _estimate(prices))
-        return max(0.0, min([1 / (requests + _FIXED), *(price for price, _ in prices)]))
+            return max(_LEAST * first, _estimate(prices))
+        return max(_LEAST * first, min([first, *(price for price, _ in prices)]))
 
     def refuse(self, requests: int) -> None:
         """Note that no draft was worth the price in a step."""
@@ -87,9 +93,20 @@ class StepTimes:
             return
         self._refused[about] = 0
         self._patience[about] = min(2 * patience, _MOST_PATIENCE)
-        prices = self._prices.get(about, deque())
-        while len(prices) > _ENOUGH_PRICES - _AGAIN:  # the older ones may no longer be true
-            prices.popleft()
+        measured = self._drafted.get(about, deque())
+        while len(measured) > _ENOUGH_PRICES - _AGAIN:  # the older ones may no longer be true
+            measured.popleft()
+
+    def _plain_seconds(self, requests: int) -> float:
+        return max(1e-9, _estimate([(seconds, 1) for seconds in self._plain[requests]]))
+
+    def _prices(self, about: int) -> list[tuple[float, int]]:
+        """The measured prices of drafted tokens, by the present estimates of steps without any, and of how many."""
+        measured = self._drafted.get(about, ())
+        plain = {requests: self._plain_seconds(requests) for _, requests, _ in measured}
+        return [
+            ((seconds / plain[requests] - 1) / drafted, drafted) for seconds, requests, drafted in measured
+        ]
 
 
 def _estimate(measured: Iterable[tuple[float, int]]) -> float:
