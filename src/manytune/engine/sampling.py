@@ -138,7 +138,7 @@ def sample_tokens(
         For each request its token and log probabilities; None if its logits contain NaN or infinity.
     """
     likeliest = _argmax(logits)
-    finite = logits.gather(1, likeliest).isfinite().flatten().tolist()
+    finite = [math.isfinite(one) for one in logits.gather(1, likeliest).flatten().tolist()]
     masks: Sequence[Tensor | None] = [None] * len(samplers) if allowed is None else allowed
     masks = [None if mask is None else mask.to(logits.device) for mask in masks]
     for place, mask in enumerate(masks):

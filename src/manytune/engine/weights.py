@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manytune.engine.bfloat16 import bfloat16_layers, require_bfloat16
@@ -67,8 +67,9 @@ class WeightVersions:
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
-        self._weights = [(path, model.get_submodule(path).get_parameter("weight")) for path in paths]
-        self._states = [(weight.data_ptr(), weight._version) for _, weight in self._weights]
+        self._paths = list(paths)
+        self._weights = [model.get_submodule(path).get_parameter("weight") for path in self._paths]
+        self._states = self._present()
 
     def check(self) -> None:
         """Refuse to continue with outdated copies.
@@ -76,9 +77,19 @@ class WeightVersions:
         Raises:
             RequestError: A weight was replaced or changed in place.
         """
-        for (path, weight), state in zip(self._weights, self._states, strict=True):
-            if (weight.data_ptr(), weight._version) != state:
-                raise RequestError(
-                    f"the base's weights changed while the engine has a copy of them ({path}): an adapter was merged, "
-                    "or training continued. Restore them, make a new Engine, or use weights='plain'."
-                )
+        present = self._present()
+        if present == self._states:  # at each step, so in one comparison
+            return
+        changed = next(
+            path
+            for path, *states in zip(self._paths, *self._states, *present, strict=True)
+            if states[:2] != states[2:]
+        )
+        raise RequestError(
+            f"the base's weights changed while the engine has a copy of them ({changed}): an adapter was merged, "
+            "or training continued. Restore them, make a new Engine, or use weights='plain'."
+        )
+
+    def _present(self) -> tuple[list[int], list[int]]:
+        """Where the weights are, and how often each was changed in place."""
+        return [*map(Tensor.data_ptr, self._weights)], [weight._version for weight in self._weights]

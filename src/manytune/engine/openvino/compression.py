@@ -1,13 +1,16 @@
 """A graph's products with weights in 8 or 4 bits, in the form that OpenVINO multiplies without unpacking them first.
 
-    int8: W[o, :] = s[o] · Q[o, :]                           Q from -127 to 127, one factor for each output
-    int4: W[o, g] = s[o, g] · (Q[o, g] - z[o, g])            Q from 0 to 15, two numbers for each 32 inputs
+    int8: W[o, :] = s[o] · Q[o, :]                    Q from -127 to 127, one factor for each output
+    int4: W[o, g] = s[o, g] · (Q[o, g] - z[o, g])     Q from 0 to 15, two numbers for each 32 inputs
 
-z isn't rounded, so that a base from a file of such weights (GGUF's Q4_1) keeps them. OpenVINO's products with integers
-know whole zero points only, and to round z was measured to cost SmolLM2-135M 0.18 nats a token. So the product is taken
-with the zero point 8, and what is left needs no more of x than the sum of each group:
+z isn't whole, as in a file of such weights (GGUF's Q4_1). OpenVINO's products with integers know whole zero points
+only, and to round z was measured to cost SmolLM2-135M 0.18 nats a token. So a weight of four bits takes a byte here,
+in which z is rounded to a 17th, and no Q at all:
 
-    W x = Σ_g s_g · (Q_g - 8) x_g  +  Σ_g s_g · (8 - z_g) · Σ_{i in g} x_i
+    W[o, g] = s[o, g] / 17 · (17 Q[o, g] - Z[o, g])   17 Q and Z = 17 z from 0 to 255
+
+To keep 4 bits with the zero point 8, and to add what is left of z from sums of each group, takes longer, since every
+product has three more operations then.
 
 Products with weights in 8 or 4 bits round each token's activations to 8 bits as well, in groups of 32, on processors
 that multiply these faster (VNNI).
@@ -24,12 +27,9 @@ import torch
 from torch import Tensor
 
 from manytune.engine.openvino.conversion import INPUT, OUTPUT, Converted
-from manytune.engine.openvino.library import ops, ov
+from manytune.engine.openvino.library import ops
 from manytune.engine.openvino.marks import label_of, marks_in, put
 from manytune.engine.quantized import GROUP, Bits, int8_weight
-
-#: The zero point of products with integers: the middle of 0 to 15.
-_MIDDLE = 8
 
 
 def compress(converted: Converted, bits: Bits, *, head: str) -> Converted:
@@ -120,7 +120,7 @@ def multiply(x: Any, weight: Tensor, bits: Bits) -> Any:
         weight: W; with 4 bits, in divides into groups.
         bits: Bits of a weight.
     """
-    return _times_int4(x, weight) if bits == 4 else ops.matmul(x, _int8(weight), False, True)
+    return ops.matmul(x, _int4(weight) if bits == 4 else _int8(weight), False, True)
 
 
 def _weight_of(node: Any) -> Tensor | None:
@@ -138,27 +138,20 @@ def _int8(weight: Tensor) -> Any:
     return ops.multiply(ops.convert(ops.constant(codes.numpy()), "f32"), factors)
 
 
-def _times_int4(x: Any, weight: Tensor) -> Any:
+def _int4(weight: Tensor) -> Any:
     groups = weight.float().unflatten(1, (-1, GROUP))  # (out, groups, GROUP)
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-    scale = ((high - low) / 15).clamp(min=1e-12)
-    zero = -low / scale
-    codes = (groups / scale + zero).round().clamp(0, 15).to(torch.uint8)
-    middle = _four_bits(torch.full((1, 1, 1), _MIDDLE, dtype=torch.uint8))
-    difference = ops.subtract(ops.convert(_four_bits(codes), "f32"), ops.convert(middle, "f32"))
+    step = ((high - low) / 15).clamp(min=1e-12)
+    rounded = low + step * ((groups - low) / step).round()
+    # 17 Q and Z where low is at most and high at least 0. Elsewhere 0 has to be among the values of a byte, too.
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    zero = (-low / scale).round()
+    codes = (rounded / scale + zero).round().clamp(0, 255)
+    bytes_ = (ops.constant(one.to(torch.uint8).numpy()) for one in (codes, zero))
+    difference = ops.subtract(*(ops.convert(one, "f32") for one in bytes_))
     weights = ops.multiply(difference, ops.constant(scale.numpy()))
-    product = ops.matmul(x, ops.reshape(weights, _numbers(*weight.shape), False), False, True)
-    left = scale * (_MIDDLE - zero)  # (out, groups, 1)
-    return ops.add(product, ops.matmul(_group_sums(x), ops.constant(left[..., 0].numpy()), False, True))
-
-
-def _group_sums(x: Any) -> Any:
-    """Sums of each GROUP of x, (..., in), as (..., in / GROUP). Products of one x share theirs after compilation."""
-    shape = x.get_partial_shape()
-    last = shape.rank.get_length() - 1
-    kept = [0] * last  # the dimensions that reshaping leaves as they are
-    split = ops.reshape(x, _numbers(*kept, -1, GROUP), True)
-    return ops.reduce_sum(split, _numbers(last + 1), False)
+    return ops.reshape(weights, _numbers(*weight.shape), False)
 
 
 def _exchange_of_last(x: Any) -> Any:
@@ -168,15 +161,3 @@ def _exchange_of_last(x: Any) -> Any:
 
 def _numbers(*values: int) -> Any:
     return ops.constant(np.array(values, dtype=np.int64))
-
-
-def _four_bits(values: Tensor) -> Any:
-    """Numbers from 0 to 15 as a constant of four bits each: two to a byte, the first in the lower half."""
-    flat = values.flatten()
-    if len(flat) % 2:
-        flat = torch.cat((flat, flat.new_zeros(1)))
-    packed = ov.Tensor(
-        ov.Type.u4, ov.Shape(list(values.shape))
-    )  # memory of its own, which the constant keeps
-    packed.data[:] = (flat[::2] | (flat[1::2] << 4)).numpy()
-    return ops.constant(packed)

@@ -93,7 +93,8 @@ class PagedCache(KVCache):
         self.extend(sequence, count)
         positions = torch.arange(start, start + count)
         pages = torch.tensor(self._pages[sequence])[positions // PAGE]
-        self._data[:, :, pages, :, positions % PAGE] = bounded(values).permute(3, 0, 1, 2, 4)
+        given = bounded(values).to(self.dtype)
+        self._data[:, :, pages, :, positions % PAGE] = given.permute(3, 0, 1, 2, 4)
 
     def check_integrity(self) -> None:
         """Assert that the bookkeeping is consistent."""
