@@ -125,7 +125,8 @@ def plan_of(tokens: Sequence[int], weights: np.ndarray) -> Tensor:
             a graph runs with the plan.
     """
     order = np.argsort(np.array(tokens), kind="stable")
-    ends, adapters = [], []
+    ends: list[int] = []
+    adapters: list[int] = []
     for adapter, count in zip(*np.unique(np.array(tokens), return_counts=True), strict=True):
         begin = ends[-1] if ends else 0
         own = [*range(begin + _BLOCK, begin + count, _BLOCK), begin + count]
@@ -163,7 +164,7 @@ def operation() -> Operation | None:
 
 
 def _library(compiler: str) -> Path:
-    package = Path(ov.__file__).parent
+    package = Path(str(ov.__file__)).parent
     libraries = [
         found
         for name in ("libopenvino.so.*", "libtbb.so.*")
