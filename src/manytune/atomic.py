@@ -88,8 +88,11 @@ def _unwritable(error: Exception, path: Path) -> WriteError | None:
     if not isinstance(error, OSError) or isinstance(error, StoreError) or error.errno is None:
         return None
     named = error.filename2 or error.filename
-    if named is not None and Path(os.fsdecode(named)).parent != path.parent:
-        return None
+    if named is not None:
+        other = Path(os.fsdecode(named))
+        is_own = other == path or any(kind in other.name for kind in (_WRITING, _REPLACED))
+        if other.parent != path.parent or not is_own:
+            return None
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         return WriteError(f"{path}: there is no directory {path.parent}. Make it, or write somewhere else.")
     reason = "no file can be made here" if isinstance(error, FileNotFoundError) else reason_of(error)

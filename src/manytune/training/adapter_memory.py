@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ def require_fitting(model: nn.Module, method: MethodRecipe, task_type: str) -> N
     top of it.
 
     Args:
-        model: The base, with nothing attached; it is given back as it was.
+        model: The base, with nothing attached; it stays as it is.
         method: What is to be attached.
         task_type: As for `MethodRecipe.peft_config`.
 
@@ -101,21 +102,21 @@ def _bytes_of(model: nn.Module, method: MethodRecipe, task_type: str) -> float |
     What can't be attached is for the attaching to explain.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
+    # A copy of the modules with the same weights: not every method can be taken away again.
+    layers = copy.deepcopy(model, {id(one): one for one in chain(model.parameters(), model.buffers())})
     try:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
-            attached = get_peft_model(model, method.peft_config(task_type), low_cpu_mem_usage=True)
+            attached = get_peft_model(layers, method.peft_config(task_type), low_cpu_mem_usage=True)
         new = [one for one in chain(attached.parameters(), attached.buffers()) if one.is_meta]
         needed = sum(one.numel() * one.element_size() * (2 if one.requires_grad else 1) for one in new)
-        if attached.tuner.in_layers:
-            attached.unload()
     except (ManytuneError, NotImplementedError):  # the latter by torch, of what needs the numbers themselves
         return None
     except (OverflowError, RuntimeError, TypeError) as error:
         if "overflow" in str(error).lower():
             return math.inf
         raise
-    finally:  # soft prompts leave a base frozen
+    finally:  # attaching froze the weights that are shared
         for parameter in trained:
             parameter.requires_grad_(True)
     return needed
