@@ -91,7 +91,11 @@ class Engine:
         self._forced = ForcedTokens(model, model.config.get_text_config().vocab_size)
         self._masks = MaskThread()
         self._speculation = speculation_of(
-            model, options.speculation, weights=options.weights, has_exact_rows=self._runner.has_exact_rows
+            model,
+            options.speculation,
+            weights=options.weights,
+            has_exact_rows=self._runner.has_exact_rows,
+            has_exact_adapters=self._runner.has_exact_adapters,
         )
         self._requests: dict[str, RunningRequest] = {}
         self._steps = self._read = self._cached = self._chosen = self._finished = self._cancelled = 0

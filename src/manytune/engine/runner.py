@@ -125,6 +125,11 @@ class Runner:
         """Whether the base's tokens are known to have the same logits to the last bit whatever is read with them."""
         return False
 
+    @property
+    def has_exact_adapters(self) -> bool:
+        """Whether what adapters add is the same to the last bit whatever is read with a token."""
+        return False
+
     @torch.inference_mode()
     def forward(
         self, decode: Sequence[NextToken], chunks: Sequence[PromptChunk]

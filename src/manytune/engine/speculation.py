@@ -112,19 +112,25 @@ class Speculation:
 
 
 def speculation_of(
-    model: PreTrainedModel, mode: SpeculationMode, *, weights: Weights, has_exact_rows: Callable[[], bool]
+    model: PreTrainedModel,
+    mode: SpeculationMode,
+    *,
+    weights: Weights,
+    has_exact_rows: Callable[[], bool],
+    has_exact_adapters: bool,
 ) -> Speculation:
     """An engine's speculation; answers of encoder-decoders aren't drafted, since their prompts are the encoder's.
 
     Several tokens at once may be summed in another order than one. In float32 that is a millionth of a logit, but where
-    activations are rounded to 8 bits or bfloat16 it is enough to change answers. There `"auto"` drafts answers of the
-    base only, and only if the logits are equal to the last bit. Terms of adapters aren't.
+    activations are rounded to 8 bits or bfloat16 it is enough to change answers. There `"auto"` drafts answers only
+    if the logits are equal to the last bit, and those of adapters only if what they add is, too.
 
     Args:
         model: The base.
         mode: The mode.
         weights: The form of the base's weights.
         has_exact_rows: `Runner.has_exact_rows`.
+        has_exact_adapters: `Runner.has_exact_adapters`.
 
     Raises:
         ConfigError: There is no such mode.
@@ -136,4 +142,4 @@ def speculation_of(
     is_rounded = rounding_of(weights) is not None or model.dtype != torch.float32
     if mode == "on" or not is_rounded:
         return Speculation(is_on=True)
-    return Speculation(is_on=has_exact_rows(), drafts_adapters=False)
+    return Speculation(is_on=has_exact_rows(), drafts_adapters=has_exact_adapters)

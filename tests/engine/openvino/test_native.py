@@ -33,8 +33,12 @@ def operation():
     return found
 
 
-def weights_of(update):
-    return Weights(update.down, update.up.T.contiguous(), update.down_bias)
+def weights_of(update, dtype=torch.float32):
+    return Weights(update.down.to(dtype), update.up.T.contiguous().to(dtype), update.down_bias)
+
+
+def rounded(update, dtype):
+    return replace(update, down=update.down.to(dtype).float(), up=update.up.to(dtype).float())
 
 
 def drawn(generator, rank, inputs, outputs, has_bias):
@@ -44,13 +48,14 @@ def drawn(generator, rank, inputs, outputs, has_bias):
     return Update(down, up, down_bias=bias if has_bias else None)
 
 
-def run(operation, parts, adapters, tokens, x, ys):
+def run(operation, parts, adapters, tokens, x, ys, dtype=torch.float32):
     """`adapters`: the updates of each by their numbers."""
     kept = [
-        [weights_of(own[part.number]) if part.number in own else None for own in adapters] for part in parts
+        [weights_of(own[part.number], dtype) if part.number in own else None for own in adapters]
+        for part in parts
     ]
     entries = np.array([[NOTHING if one is None else one.entry for one in row] for row in kept], np.int64)
-    return applied(operation, parts, plan_of(tokens, entries), x, ys)
+    return applied(operation, parts, plan_of(tokens, entries, dtype), x, ys)
 
 
 @settings(max_examples=cases(40), deadline=None)
@@ -84,7 +89,8 @@ def test_it_computes_the_formula(operation, data):
     tokens = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=40))
     x = torch.randn(1, len(tokens), inputs, generator=generator)
     ys = [torch.randn(1, len(tokens), 5 + width + 3, generator=generator) for width in widths]
-    found = run(operation, parts, adapters, tokens, x, ys)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    found = run(operation, parts, adapters, tokens, x, ys, dtype)
     for target, y in enumerate(ys):
         expected = y.clone()
         for part in parts:
@@ -92,20 +98,23 @@ def test_it_computes_the_formula(operation, data):
                 own = adapters[adapter].get(part.number)
                 if part.target == target and own is not None:
                     columns = slice(part.column, part.column + part.outputs)
-                    expected[0, token, columns] += added(own, x[0, token], part.activation or None)
+                    expected[0, token, columns] += added(
+                        rounded(own, dtype), x[0, token], part.activation or None
+                    )
         assert_near(found[target], expected)
 
 
-def test_a_row_is_the_same_bits_in_any_mixture(operation):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_the_same_bits_in_any_mixture(operation, dtype):
     generator = torch.Generator().manual_seed(4)
     part = Part(0, 0, 0, 90, 75, "silu")
     adapters = [{0: drawn(generator, rank, 75, 90, True)} for rank in (8, 21)]
     tokens = [0, 1, *[0] * 21, 1, 1, 0]
     x, y = (torch.randn(1, len(tokens), size, generator=generator) for size in (75, 90))
-    (together,) = run(operation, [part], adapters, tokens, x, [y])
+    (together,) = run(operation, [part], adapters, tokens, x, [y], dtype)
     for token, adapter in enumerate(tokens):
         own = slice(token, token + 1)
-        (alone,) = run(operation, [part], adapters, [adapter], x[:, own], [y[:, own]])
+        (alone,) = run(operation, [part], adapters, [adapter], x[:, own], [y[:, own]], dtype)
         assert torch.equal(alone[0, 0], together[0, token])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.engine.adapters import llama
+from tests.engine.adapters import attached, configs_for, in_memory, llama
 from tests.engine.drafting import drafts_always
 
 from manytune.engine.engine import Engine
@@ -24,11 +24,22 @@ def engine(tokenizer, request):
     torch.set_num_threads(before)
 
 
-def test_drafts_change_no_bit_of_an_answer(engine, monkeypatch):
+@pytest.mark.parametrize("adapters", [(), ("lora all", "lora bias", "dora", "bottleneck", "prefix tuning")])
+def test_drafts_change_no_bit_of_an_answer(engine, monkeypatch, adapters):
+    if adapters:
+        assert engine._runner.has_exact_adapters  # a C++ compiler is a requirement of these tests
+        configs = configs_for(llama())
+        for seed, name in enumerate(adapters):
+            engine.add_adapter(name, in_memory(attached(llama(), configs[name], seed=seed)))
     # The pattern repeats, so there are guesses; many tokens, so that some are wrong.
-    prompts = [(tuple(range(2 + one, 7 + one)) * 4)[: 12 + one] for one in range(5)]
+    prompts = [(tuple(range(2 + one, 7 + one)) * 4)[: 12 + one] for one in range(6)]
     asked = [
-        Request(str(one), prompt, SamplingParams(40, logprobs=2, ignore_eos=True))
+        Request(
+            str(one),
+            prompt,
+            SamplingParams(40, logprobs=2, ignore_eos=True),
+            (*adapters, None)[one % (len(adapters) + 1)],
+        )
         for one, prompt in enumerate(prompts)
     ]
     monkeypatch.setattr(engine, "_speculation", Speculation(is_on=False))
@@ -39,11 +50,13 @@ def test_drafts_change_no_bit_of_an_answer(engine, monkeypatch):
         assert [(one.token_ids, one.logprobs) for one in found] == [
             (one.token_ids, one.logprobs) for one in expected[: len(together)]
         ]
+    assert not any(one.obstacle for one in engine._runner._known.values())  # nothing ran in torch
     counters = engine.counters()
     assert counters.drafted_tokens > counters.accepted_tokens > 10
 
 
-def test_rows_that_depend_on_others_are_noticed(engine, monkeypatch):
+def test_rows_that_depend_on_others_are_noticed(tokenizer, monkeypatch):
+    engine = Engine(llama(), tokenizer, EngineOptions(runtime="openvino", prefill_chunk=256))
     runner = engine._runner
     assert runner.has_exact_rows()
     monkeypatch.setattr(type(runner), "_sequences", PagedRunner._sequences)  # drafts as chunks
@@ -52,8 +65,10 @@ def test_rows_that_depend_on_others_are_noticed(engine, monkeypatch):
 
 
 @pytest.mark.parametrize("is_exact", [True, False])
-def test_rounded_answers_of_the_base_are_drafted_where_they_stay_the_same(tokenizer, monkeypatch, is_exact):
+@pytest.mark.parametrize("adds_exactly", [True, False])
+def test_rounded_answers_are_drafted_where_they_stay_the_same(tokenizer, monkeypatch, is_exact, adds_exactly):
     monkeypatch.setattr(OpenVINORunner, "has_exact_rows", lambda self: is_exact)
+    monkeypatch.setattr(OpenVINORunner, "has_exact_adapters", adds_exactly)
     engine = Engine(llama(), tokenizer, EngineOptions(runtime="openvino", weights="int8"))
     assert (engine._speculation.lookup((5,), 9) is not None) == is_exact
-    assert engine._speculation.lookup((5,), 9, has_adapter=True) is None
+    assert (engine._speculation.lookup((5,), 9, has_adapter=True) is not None) == (is_exact and adds_exactly)

@@ -17,8 +17,8 @@ from manytune.engine.openvino.graph import FactorInput, Outline, UpdateInput
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.stacks import Snapshot
 
-#: The largest weight that is a number.
-FINITE = torch.finfo(torch.float32).max
+#: The largest weight that is a number, also where it is kept in bfloat16.
+FINITE = torch.finfo(torch.bfloat16).max
 
 _FIRST_SLOTS = 8
 _FACTORS = ("inputs", "outputs", "shift")

@@ -186,9 +186,10 @@ def _put_terms(
             node = marks[f"{INPUT}{factor.path}"]
             x = node.input_value(0)
             put(node, ops.multiply(x, _of_each_token(factor, x, inputs, head)).output(0))
-    results: dict[str, Any] = {}  # each layer's output with its factors
-    for path in {u.path for u in outline.updates} | {f.path for f in outline.factors}:
-        results[path] = marks[f"{OUTPUT}{path}"].input_value(0)
+    paths = {one.path for one in (*outline.updates, *outline.factors)}
+    products = {path: marks[f"{OUTPUT}{path}"].input_value(0) for path in paths}
+    results = dict(products)  # each layer's output with its factors
+    for path in paths:
         for kind, operate in (("outputs", ops.multiply), ("shift", ops.add)):
             for factor in sorted(outline.factors):
                 if factor.path == path and factor.kind == kind:
@@ -200,7 +201,7 @@ def _put_terms(
         else marks[f"{INPUT}{one.source or one.path}"].input_value(0)
         for one in outline.updates
     }
-    put_updates = _put_products if operation is None else partial(_put_operations, operation)
+    put_updates = _put_products if operation is None else partial(_put_operations, operation, products)
     put_updates(outline, read, results, inputs, head)
     for factor in sorted(outline.factors):
         if factor.kind == "added":
@@ -220,6 +221,7 @@ def _put_products(
 
 def _put_operations(
     operation: Operation,
+    products: Mapping[str, Any],
     outline: Outline,
     read: Mapping[UpdateInput, Any],
     results: dict[str, Any],
@@ -234,8 +236,10 @@ def _put_operations(
         apart = one.reads_output or one.source
         key = (one.path, numbers[one]) if apart else (_name(z), z.get_index())
         together.setdefault(key, []).append(one)
-    # Those of layers that are one product are added before it is split, unless one reads its layer's part without them.
+    # Those of layers that are one product are added before it is split, unless one reads its layer's part without
+    # them, or has factors, which come first and act on the part.
     whole = {_name(results[one.path]) for one in numbers if one.reads_output}
+    whole |= {_name(products[one.path]) for one in numbers if results[one.path] != products[one.path]}
     for updates in together.values():
         targets: list[Any] = []
         places: dict[str, tuple[int, int]] = {}

@@ -55,12 +55,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Weights:
-    """An adapter's weights for one update, in float32 and contiguous.
+    """An adapter's weights for one update, contiguous.
 
     Attributes:
-        down: D, (rank, in).
-        up: U, (rank, out).
-        bias: e, (rank,), or None.
+        down: D, (rank, in), in float32 or bfloat16.
+        up: U, (rank, out), in the same.
+        bias: e, (rank,), in float32, or None.
     """
 
     down: Tensor
@@ -116,13 +116,14 @@ class Operation:
         return self._factory.create("ManytuneUpdates", [plan, x, *targets], {"parts": numbers})
 
 
-def plan_of(tokens: Sequence[int], weights: np.ndarray) -> Tensor:
+def plan_of(tokens: Sequence[int], weights: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
     """What the tokens of a forward read: the operation's first input.
 
     Args:
         tokens: The adapter of each token, by its place in `weights`.
         weights: Of each update and adapter `Weights.entry`, (updates, adapters, 4). The tensors have to be there while
             a graph runs with the plan.
+        dtype: Of D and U.
     """
     order = np.argsort(np.array(tokens), kind="stable")
     ends: list[int] = []
@@ -132,7 +133,7 @@ def plan_of(tokens: Sequence[int], weights: np.ndarray) -> Tensor:
         own = [*range(begin + _BLOCK, begin + count, _BLOCK), begin + count]
         ends += own
         adapters += [adapter] * len(own)
-    header = (len(ends), len(tokens), *weights.shape[:2])
+    header = (len(ends), len(tokens), *weights.shape[:2], dtype.itemsize)
     numbers = np.concatenate([header, ends, adapters, order, weights.ravel()], dtype=np.int64)
     return torch.from_numpy(numbers.view(np.int32))  # halves: OpenVINO's graphs know no 64 bits
 
@@ -195,16 +196,19 @@ def applied(
 
 
 def difference(operation: Operation) -> float | None:
-    """How far the operation is from the formula, as a share of the largest value; None if that is due to rounding.
+    """How far the operation is from the formula, as a share of the largest value; None if that is due to rounding."""
+    return next(filter(None, (_difference(operation, one) for one in (torch.float32, torch.bfloat16))), None)
 
-    Two updates of two layers, one with φ and e, and tokens of three adapters, of which one has nothing.
-    """
+
+def _difference(operation: Operation, dtype: torch.dtype) -> float | None:
+    """Two updates of two layers, one with φ and e, and tokens of three adapters, of which one has nothing."""
     draw = torch.Generator().manual_seed(0)
     sizes, inputs, tokens = (40, 24), 37, [0, 1, 2, *[1] * 20, 0, 0]
     x = torch.randn(len(tokens), inputs, generator=draw)
     ys = [torch.randn(len(tokens), size, generator=draw) for size in sizes]
     weights = [
-        [_drawn(rank, inputs, size, draw, number) for number, size in enumerate(sizes)] for rank in (11, 3)
+        [_drawn(rank, inputs, size, draw, number, dtype) for number, size in enumerate(sizes)]
+        for rank in (11, 3)
     ]
     entries = np.array(
         [[*(own[number].entry for own in weights), NOTHING] for number in range(2)], dtype=np.int64
@@ -218,7 +222,7 @@ def difference(operation: Operation) -> float | None:
     parts = [
         Part(number, number, 0, size, inputs, "tanh" if number else "") for number, size in enumerate(sizes)
     ]
-    found = applied(operation, parts, plan_of(tokens, entries), x[None], [y[None] for y in ys])
+    found = applied(operation, parts, plan_of(tokens, entries, dtype), x[None], [y[None] for y in ys])
     wrong = max(
         float((one[0] - other).abs().max() / other.abs().max())
         for one, other in zip(found, expected, strict=True)
@@ -226,8 +230,10 @@ def difference(operation: Operation) -> float | None:
     return None if wrong <= _TOLERANCE else wrong
 
 
-def _drawn(rank: int, inputs: int, outputs: int, draw: torch.Generator, number: int) -> Weights:
+def _drawn(
+    rank: int, inputs: int, outputs: int, draw: torch.Generator, number: int, dtype: torch.dtype
+) -> Weights:
     down, up, bias = (
         torch.randn(*shape, generator=draw) for shape in ((rank, inputs), (rank, outputs), (rank,))
     )
-    return Weights(down, up, bias if number else None)
+    return Weights(down.to(dtype), up.to(dtype), bias if number else None)

@@ -72,8 +72,8 @@ class OpenVINORunner(PagedRunner):
     before it included (`row_exactness` compares). Products compute each row by itself, but attention has three kernels,
     which sum in different orders: one for several tokens of a sequence, one for single tokens, and one that divides the
     keys of few single tokens among threads. Drafted tokens are given to it as sequences of one token each, and empty
-    sequences are added to few ones, so that it always uses the second for answers. Terms of adapters are summed
-    differently in one row and in several.
+    sequences are added to few ones, so that it always uses the second for answers. The operation that adds
+    adapters' updates computes each row by itself, too; the products in its place don't.
 
     Args:
         model: The base, in evaluation mode.
@@ -93,7 +93,11 @@ class OpenVINORunner(PagedRunner):
         self._table = model.get_input_embeddings()
         self._embedding = next(path for path, module in model.named_modules() if module is self._table)
         adds = operation()
-        self._tables: AdapterTables = (WindowedWeights if adds is None else OwnWeights)(self._embedding)
+        self._tables: AdapterTables = (
+            WindowedWeights(self._embedding)
+            if adds is None
+            else OwnWeights(self._embedding, torch.float32 if rounding is None else torch.bfloat16)
+        )
         self._programs = Programs(model, cache, rounding, adds)
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
@@ -108,6 +112,11 @@ class OpenVINORunner(PagedRunner):
     def has_exact_rows(self) -> bool:
         """See `Runner.has_exact_rows`; it takes a few forwards to find out."""
         return are_rows_exact(self._cache, self, self._model.config.get_text_config().vocab_size)
+
+    @property
+    def has_exact_adapters(self) -> bool:
+        """See `Runner.has_exact_adapters`."""
+        return isinstance(self._tables, OwnWeights)
 
     @torch.inference_mode()
     def forward(

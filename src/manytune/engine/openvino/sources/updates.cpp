@@ -20,7 +20,25 @@ namespace {
 
 // Tokens that are multiplied at once, so that D and U are read once for all of them.
 constexpr int TOKENS = 4;
-constexpr int64_t NUMBERS = 6, HEADER = 4, ENTRY = 4;
+constexpr int64_t NUMBERS = 6, HEADER = 5, ENTRY = 4;
+
+// The upper half of a float32.
+typedef uint16_t BFloat16;
+
+inline float number(float value) { return value; }
+inline float number(BFloat16 value) {
+    const uint32_t bits = uint32_t(value) << 16;
+    float found;
+    std::memcpy(&found, &bits, sizeof(found));
+    return found;
+}
+
+inline Vector numbers(const float* from) { return load(from); }
+inline Vector numbers(const BFloat16* from) {
+    typedef BFloat16 Halves __attribute__((vector_size(WIDTH * 2), aligned(2), may_alias));
+    typedef uint32_t Bits __attribute__((vector_size(WIDTH * 4)));
+    return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
+}
 
 // An update as a graph has it.
 struct Part {
@@ -43,21 +61,23 @@ inline float activated(int64_t activation, float x) {
     }
 }
 
-// An adapter's weights for one update.
+// An adapter's weights for one update, D and U in float32 or bfloat16.
+template <typename N>
 struct Weights {
-    const float *down, *up, *bias;  // bias: null for none
+    const N *down, *up;
+    const float* bias;  // null for none
     int64_t ranks;
 };
 
 // What a forward's tokens read: 64-bit numbers in halves of 32, made by `native.py`.
 struct Plan {
-    int64_t blocks, tokens, updates, adapters;
+    int64_t blocks, tokens, updates, adapters, bytes;  // bytes: of a number of D and U
     const int64_t *ends, *adapter, *order, *weights;
 
     explicit Plan(const ov::Tensor& given) {
         const int64_t *data = reinterpret_cast<const int64_t*>(given.data<const int32_t>()), size = given.get_size() / 2;
         OPENVINO_ASSERT(size >= HEADER, "the plan is empty");
-        blocks = data[0], tokens = data[1], updates = data[2], adapters = data[3];
+        blocks = data[0], tokens = data[1], updates = data[2], adapters = data[3], bytes = data[4];
         ends = data + HEADER, adapter = ends + blocks, order = adapter + blocks, weights = order + tokens;
         OPENVINO_ASSERT(size == HEADER + 2 * blocks + tokens + ENTRY * updates * adapters, "the plan has another size");
     }
@@ -65,21 +85,22 @@ struct Plan {
     // Block by block the tokens of one adapter.
     int64_t begin(int64_t block) const { return block ? ends[block - 1] : 0; }
 
-    Weights of(int64_t update, int64_t block) const {
+    template <typename N>
+    Weights<N> of(int64_t update, int64_t block) const {
         const int64_t* entry = weights + ENTRY * (update * adapters + adapter[block]);
-        return {reinterpret_cast<const float*>(entry[0]), reinterpret_cast<const float*>(entry[1]),
+        return {reinterpret_cast<const N*>(entry[0]), reinterpret_cast<const N*>(entry[1]),
                 reinterpret_cast<const float*>(entry[2]), entry[3]};
     }
 };
 
 // R dot products of each of T rows of x with rows of D.
-template <int T, int R>
-inline void dots(const float* const* x, const float* down, int64_t in, float* low, int64_t ranks) {
+template <int T, int R, typename N>
+inline void dots(const float* const* x, const N* down, int64_t in, float* low, int64_t ranks) {
     Vector sums[T][R] = {};
     int64_t i = 0;
     for (; i + WIDTH <= in; i += WIDTH) {
         Vector right[R];
-        for (int r = 0; r < R; r++) right[r] = load(down + r * in + i);
+        for (int r = 0; r < R; r++) right[r] = numbers(down + r * in + i);
         for (int t = 0; t < T; t++) {
             const Vector left = load(x[t] + i);
             for (int r = 0; r < R; r++) sums[t][r] += left * right[r];
@@ -89,20 +110,20 @@ inline void dots(const float* const* x, const float* down, int64_t in, float* lo
         for (int r = 0; r < R; r++) {
             float sum = 0;
             for (int lane = 0; lane < WIDTH; lane++) sum += sums[t][r][lane];
-            for (int64_t rest = i; rest < in; rest++) sum += x[t][rest] * down[r * in + rest];
+            for (int64_t rest = i; rest < in; rest++) sum += x[t][rest] * number(down[r * in + rest]);
             low[t * ranks + r] = sum;
         }
 }
 
 // C vectors of each of T rows of y, from column j on.
-template <int T, int C>
-inline void add(const float* low, const Weights& own, int64_t width, float* const* y, int64_t j) {
+template <int T, int C, typename N>
+inline void add(const float* low, const Weights<N>& own, int64_t width, float* const* y, int64_t j) {
     Vector sums[T][C];
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c++) sums[t][c] = load(y[t] + j + c * WIDTH);
     for (int64_t r = 0; r < own.ranks; r++) {
         Vector right[C];
-        for (int c = 0; c < C; c++) right[c] = load(own.up + r * width + j + c * WIDTH);
+        for (int c = 0; c < C; c++) right[c] = numbers(own.up + r * width + j + c * WIDTH);
         for (int t = 0; t < T; t++) {
             const float left = low[t * own.ranks + r];
             for (int c = 0; c < C; c++) sums[t][c] += left * right[c];
@@ -112,8 +133,8 @@ inline void add(const float* low, const Weights& own, int64_t width, float* cons
         for (int c = 0; c < C; c++) store(y[t] + j + c * WIDTH, sums[t][c]);
 }
 
-template <int T>
-void update(const Part& part, const Weights& own, const float* const* x, float* const* y, float* low) {
+template <int T, typename N>
+void update(const Part& part, const Weights<N>& own, const float* const* x, float* const* y, float* low) {
     constexpr int R = T == 1 ? 8 : 4;
     int64_t r = 0, j = 0;
     for (; r + R <= own.ranks; r += R) dots<T, R>(x, own.down + r * part.in, part.in, low + r, own.ranks);
@@ -128,7 +149,7 @@ void update(const Part& part, const Weights& own, const float* const* x, float* 
     for (; j + WIDTH <= part.width; j += WIDTH) add<T, 1>(low, own, part.width, y, j);
     for (; j < part.width; j++)
         for (int t = 0; t < T; t++)
-            for (r = 0; r < own.ranks; r++) y[t][j] += low[t * own.ranks + r] * own.up[r * part.width + j];
+            for (r = 0; r < own.ranks; r++) y[t][j] += low[t * own.ranks + r] * number(own.up[r * part.width + j]);
 }
 
 // A layer's y, before and after.
@@ -144,6 +165,7 @@ struct Span {
     std::vector<Part> parts;
 };
 
+template <typename N>
 void run(const Plan& plan, int64_t block, const Span& span, const Layer& y, const float* x) {
     std::vector<float> low;
     for (int64_t at = plan.begin(block); at < plan.ends[block];) {
@@ -156,7 +178,7 @@ void run(const Plan& plan, int64_t block, const Span& span, const Layer& y, cons
             std::memcpy(rows[t], y.before + first, span.width * sizeof(float));
         }
         for (const Part& part : span.parts) {
-            const Weights own = plan.of(part.update, block);
+            const Weights<N> own = plan.of<N>(part.update, block);
             if (!own.ranks) continue;
             const float* inputs[TOKENS];
             for (int t = 0; t < count; t++) inputs[t] = x + plan.order[at + t] * part.in;
@@ -213,7 +235,8 @@ public:
         // In the threads of the graph, which calls this in their arena.
         tbb::parallel_for(int64_t(0), count, [&](int64_t item) {
             const Span& span = spans[item % spans.size()];
-            run(plan, item / spans.size(), span, layers[span.layer], x);
+            const auto work = plan.bytes == sizeof(float) ? run<float> : run<BFloat16>;
+            work(plan, item / spans.size(), span, layers[span.layer], x);
         });
         return true;
     }
