@@ -8,10 +8,16 @@ from typing import Any
 
 import peft
 import torch
+import transformers
+from packaging.version import Version
 from tests.methods.tiny_models import Family
 from torch import Tensor, nn
 
 import manytune
+
+#: From this release of transformers on HF PEFT 0.21 generates other tokens with soft prompts than its own forwards
+#: give, and doesn't run encoders with prefixes.
+IS_AFTER_PEFT = Version(transformers.__version__) >= Version("5.24")
 
 #: What each method's configuration class is called, here and there, with options that make it interesting.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,3 +94,19 @@ def logits(model: nn.Module, **inputs: Any) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(**inputs).logits
     return found
+
+
+def by_forwards(model: Any, ids: Tensor, count: int, *, is_seq2seq: bool) -> Tensor:
+    """What is generated greedily, from a whole forward for each token."""
+    config = model.get_base_model().config
+    written = torch.full((len(ids), 1), config.decoder_start_token_id) if is_seq2seq else ids
+    ended = torch.zeros(len(ids), 1, dtype=torch.bool)
+    for _ in range(count):
+        inputs = {"input_ids": ids, "decoder_input_ids": written} if is_seq2seq else {"input_ids": written}
+        likeliest = logits(model, attention_mask=torch.ones_like(inputs["input_ids"]), **inputs)[
+            :, -1
+        ].argmax(1)
+        token = torch.where(ended, config.pad_token_id, likeliest[:, None])
+        ended |= token == config.eos_token_id
+        written = torch.cat((written, token), 1)
+    return written
