@@ -186,7 +186,7 @@ def _put_terms(
             node = marks[f"{INPUT}{factor.path}"]
             x = node.input_value(0)
             put(node, ops.multiply(x, _of_each_token(factor, x, inputs, head)).output(0))
-    paths = {one.path for one in (*outline.updates, *outline.factors)}
+    paths = {one.path for one in outline.updates} | {one.path for one in outline.factors}
     products = {path: marks[f"{OUTPUT}{path}"].input_value(0) for path in paths}
     results = dict(products)  # each layer's output with its factors
     for path in paths:
