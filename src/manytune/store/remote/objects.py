@@ -235,9 +235,8 @@ def _filesystem(location: Location) -> Any:
         options["config_kwargs"] = {**limits, **own}
     try:
         if protocol in ("gs", "gcs"):
-            from aiohttp import (
-                ClientTimeout,
-            )  # which comes with the driver, and without which it waits for ever
+            # It comes with the driver, which waits for ever without it.
+            from aiohttp import ClientTimeout
 
             limit = ClientTimeout(total=None, sock_connect=_CONNECTING, sock_read=_READING)
             options["requests_timeout"] = fsspec.config.conf.get("gs", {}).get("requests_timeout", limit)
