@@ -54,6 +54,16 @@ RECIPES = (
         recipe={"training:": "method: lora\ntraining:"},
     ),
     Mistake(
+        "A soft prompt's length is missing",
+        "num_virtual_tokens should be a positive integer",
+        recipe={"training:": "method: {name: prefix-tuning}\ntraining:"},
+    ),
+    Mistake(
+        "An optimizer's option has another form",
+        "expected a list of 2 numbers",
+        recipe={"max_steps: 1": "max_steps: 1\n  optimizer_options: {betas: 0.9}"},
+    ),
+    Mistake(
         "`target_modules` is no expression",
         "Several names are written as a list",
         recipe={"training:": 'method: {name: lora, target_modules: "*q_proj"}\ntraining:'},

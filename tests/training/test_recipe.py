@@ -152,6 +152,27 @@ def test_a_broken_override_is_named(tmp_path: Path, override: str, message: str)
             "'momentum'?",
         ),
         (
+            "data: {train: a}\ntraining: {optimizer_options: {betas: 3}}",
+            "training: optimizer_options.betas: expected a list of 2 numbers from 0 to less than 1, such as "
+            "[0.9, 0.999]; found 3 (a whole number)",
+        ),
+        (
+            "data: {train: a}\ntraining: {optimizer: ademamix, optimizer_options: {betas: [0.9, 0.99]}}",
+            "training: optimizer_options.betas: expected a list of 3 numbers",
+        ),
+        (
+            "data: {train: a}\ntraining: {optimizer: adafactor, optimizer_options: {eps: .inf}}",
+            "training.optimizer_options: expected what JSON can hold",
+        ),
+        (
+            "data: {train: a}\ntraining: {lr_scheduler: cosine, lr_scheduler_options: {num_cycles: two}}",
+            "training: lr_scheduler_options.num_cycles: expected a number of at least 0; found 'two' (text)",
+        ),
+        (
+            "data: {train: a}\nmethod: {name: prefix-tuning}",
+            "method: num_virtual_tokens should be a positive integer, such as 20; found nothing",
+        ),
+        (
             "data: {train: a}\ntraining: {lr_scheduler: linear, lr_scheduler_options: {power: 2}}",
             "training: lr_scheduler linear has no option 'power'; it has none",
         ),

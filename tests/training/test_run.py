@@ -278,6 +278,23 @@ def test_a_start_that_was_killed_before_its_recipe_was_written_blocks_no_other(t
     assert run(wanted).training.steps
 
 
+def test_a_run_that_failed_before_its_first_step_is_begun_anew_without_being_asked(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, max_steps=2)
+    nested = changed(wanted, training={"optimizer": "sgd", "optimizer_options": {"nesterov": True}})
+    with pytest.raises(RunError, match="Nesterov momentum requires"):
+        run(nested)
+    assert (Path(wanted.output) / "recipe.yaml").is_file()
+    assert run(wanted).training.steps == 2
+
+
+def test_a_run_that_took_a_step_is_not_begun_anew_unasked(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path)
+    with pytest.raises(StoppedError):
+        run(wanted, report=stop_after(1))
+    with pytest.raises(RunError, match="there is a run here already"):
+        run(wanted)
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     wanted = recipe(tmp_path)
     Path(wanted.output).touch()

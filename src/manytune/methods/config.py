@@ -291,6 +291,13 @@ class PromptLearningConfig(PeftConfig):
         """Whether the method trains virtual tokens rather than weights."""
         return True
 
+    def check_trains(self) -> None:
+        """See `PeftConfig.check_trains`: no base has to be loaded to see that a length is missing."""
+        tokens = self.num_virtual_tokens
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+            found = "nothing" if tokens is None else repr(tokens)
+            raise ConfigError(f"num_virtual_tokens should be a positive integer, such as 20; found {found}")
+
 
 class OptionTypeError(ConfigError, TypeError):
     """An option is missing or of another type, where HF PEFT raises a `TypeError`."""

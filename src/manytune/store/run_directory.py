@@ -193,6 +193,13 @@ class RunDirectory:
         return self.recipe_file.is_file() and self.environment_file.is_file()
 
     @property
+    def has_results(self) -> bool:
+        """Whether there is anything of a run that took time: a step in its log, a checkpoint, an adapter, scores."""
+        log = self.log_file
+        there = (*self.folders, self.scores_file, self.evaluation_file)
+        return any(path.exists() for path in there) or (log.is_file() and log.stat().st_size > 0)
+
+    @property
     def finished(self) -> bool:
         """Whether there is a run that ended well."""
         return self.scores_file.is_file()

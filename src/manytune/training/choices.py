@@ -8,6 +8,7 @@ from typing import Any
 from manytune.data.nearest import did_you_mean
 from manytune.data.section import kind_of
 from manytune.training.optimizers import OPTIMIZERS
+from manytune.training.option_values import OptionValue
 from manytune.training.schedules import SCHEDULES
 
 LAYOUTS = ("padded", "padding-free", "shared-prefix")
@@ -37,7 +38,7 @@ def epoch_or_steps(value: object) -> object:
 
 
 def check_optimizer_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the optimizer doesn't have.
+    """Refuse options that the optimizer doesn't have, and values that they can't have.
 
     Raises:
         ValueError: Names the option.
@@ -46,7 +47,7 @@ def check_optimizer_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def check_schedule(name: str, options: Mapping[str, Any], *, warmup: float) -> None:
-    """Refuse options that the schedule doesn't have, and a warm-up for one that has none.
+    """Refuse options that the schedule doesn't have, values that they can't have, and a warm-up for one that has none.
 
     Raises:
         ValueError: Names the option.
@@ -61,8 +62,12 @@ def check_schedule(name: str, options: Mapping[str, Any], *, warmup: float) -> N
         raise ValueError(f"lr_scheduler {name} has no warm-up; set warmup to 0")
 
 
-def _check(key: str, name: str, options: Mapping[str, Any], known: Collection[str]) -> None:
-    for option in options:
+def _check(key: str, name: str, options: Mapping[str, Any], known: Mapping[str, OptionValue]) -> None:
+    for option, value in options.items():
         if option not in known:
             listed = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{key} {name} has no option {option!r}; {listed}{did_you_mean(option, known)}")
+        if not known[option].accepts(value):
+            raise ValueError(
+                f"{key}_options.{option}: expected {known[option].words}; found {kind_of(value)}"
+            )

@@ -15,6 +15,9 @@ _LONGEST = 255
 def check_place(directory: RunDirectory, *, resume: bool, overwrite: bool) -> None:
     """Refuse what a look at the directory refuses; no model library is imported for it.
 
+    A run that failed before its first step, for a mistake in its recipe say, has nothing that somebody could miss, and
+    is begun anew without being asked.
+
     Args:
         directory: The run directory, which needn't be there.
         resume: Whether the run in it is to be continued.
@@ -37,7 +40,7 @@ def check_place(directory: RunDirectory, *, resume: bool, overwrite: bool) -> No
         raise RunError(f"{path}: there is no run to resume here. Leave --resume out to start one.")
     if resume and directory.finished:
         raise RunError(f"{path}: the run is complete, so there is nothing to resume.")
-    if not resume and not overwrite and directory.begun and is_of_a_run(directory):
+    if not resume and not overwrite and directory.begun and directory.has_results and is_of_a_run(directory):
         raise RunError(
             f"{path}: there is a run here already. Continue it with --resume, replace it with --overwrite, "
             "or set output to another directory."

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-_MINIMUM = ("min_lr", "min_lr_rate")
+from manytune.training.option_values import OptionValue, choice, number, whole
+
+_MINIMUM = {"min_lr": number(0), "min_lr_rate": number(0)}
+_CYCLES = {"num_cycles": number(0)}
 
 
 @dataclass(frozen=True)
@@ -15,33 +18,49 @@ class ScheduleKind:
 
     Attributes:
         name: What transformers calls it (`SchedulerType`).
-        options: What `training.lr_scheduler_options` may set.
+        options: What `training.lr_scheduler_options` may set, and to what.
         one_of: Options of which exactly one is needed.
         warms_up: Whether it has a warm-up.
         by_validation: Whether it follows the validation loss instead of the steps.
     """
 
     name: str
-    options: tuple[str, ...] = ()
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
     one_of: tuple[str, ...] = ()
     warms_up: bool = True
     by_validation: bool = False
 
 
 _CONSTANT = ScheduleKind("constant_with_warmup")
-_PLATEAU = ("factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps")
-_STABLE = ("num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles")
+_PLATEAU = {
+    "factor": number(0, below=1),
+    "patience": whole(0),
+    "threshold": number(0),
+    "threshold_mode": choice("rel", "abs"),
+    "cooldown": whole(0),
+    "min_lr": number(0),
+    "eps": number(0),
+}
+_STABLE = {
+    "num_decay_steps": number(0),
+    "warmup_type": choice("linear", "cosine", "1-sqrt"),
+    "decay_type": choice("linear", "cosine", "1-sqrt"),
+    "min_lr_ratio": number(0),
+    **_CYCLES,
+}
 
 SCHEDULES: dict[str, ScheduleKind] = {
     "linear": ScheduleKind("linear"),
-    "cosine": ScheduleKind("cosine", ("num_cycles",)),
-    "cosine_with_restarts": ScheduleKind("cosine_with_restarts", ("num_cycles",)),
-    "cosine_with_min_lr": ScheduleKind("cosine_with_min_lr", ("num_cycles", *_MINIMUM), _MINIMUM),
+    "cosine": ScheduleKind("cosine", _CYCLES),
+    "cosine_with_restarts": ScheduleKind("cosine_with_restarts", {"num_cycles": whole(1)}),
+    "cosine_with_min_lr": ScheduleKind("cosine_with_min_lr", {**_CYCLES, **_MINIMUM}, tuple(_MINIMUM)),
     "cosine_warmup_with_min_lr": ScheduleKind(
-        "cosine_warmup_with_min_lr", ("num_cycles", *_MINIMUM, "warmup_lr_rate"), _MINIMUM
+        "cosine_warmup_with_min_lr",
+        {**_CYCLES, **_MINIMUM, "warmup_lr_rate": number(0)},
+        tuple(_MINIMUM),
     ),
-    "polynomial": ScheduleKind("polynomial", ("lr_end", "power")),
-    "inverse_sqrt": ScheduleKind("inverse_sqrt", ("timescale",)),
+    "polynomial": ScheduleKind("polynomial", {"lr_end": number(0), "power": number(0)}),
+    "inverse_sqrt": ScheduleKind("inverse_sqrt", {"timescale": whole(1)}),
     "warmup_stable_decay": ScheduleKind("warmup_stable_decay", _STABLE),
     "constant": _CONSTANT,
     "constant_with_warmup": _CONSTANT,
