@@ -91,9 +91,11 @@ class Child:
         self._receiver.close()
         code = self._process.exitcode
         self._process.close()
-        # Memory that C++ code isn't given and has no answer to ends the process in one of the last two ways.
+        # Memory that C++ code isn't given and has no answer to ends the process in one of the last three ways; the
+        # third is the dynamic linker's, which has none for a thread's data ("cannot allocate memory ...: ABORT").
         # Another thread may have asked for it first; then it isn't known (255), and what was sent says how it ended.
-        ends = (0, 255, -signal.SIGKILL, *((-signal.SIGABRT, -signal.SIGSEGV) if self._is_limited else ()))
+        short = (-signal.SIGABRT, -signal.SIGSEGV, 127) if self._is_limited else ()
+        ends = (0, 255, -signal.SIGKILL, *short)
         assert code in ends, f"exit code {code} {found.said}"
         if code not in (0, 255):
             found.how = "killed"
