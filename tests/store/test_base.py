@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.store.tiny import save_tiny_base, tiny_model
 
-from manytune.errors import StoreError
+from manytune import free_memory
+from manytune.errors import ShortMemoryError, StoreError
 from manytune.store.base import load_base, load_tokenizer
 
 
@@ -31,3 +32,10 @@ def test_the_weights_take_the_type_that_was_asked_for(tmp_path: Path, dtype: tor
 def test_an_unknown_type_is_an_error_that_names_a_known_one(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"dtype 'float23'.*\"bfloat16\""):
         load_base(str(save_tiny_base(tmp_path)), dtype="float23")
+
+
+def test_without_free_memory_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_tiny_base(tmp_path)
+    monkeypatch.setattr(free_memory, "free_memory", lambda: 8 << 20)
+    with pytest.raises(ShortMemoryError, match=r"loading the base .* 64 MiB have to stay free; 8 MiB are"):
+        load_base(str(base))

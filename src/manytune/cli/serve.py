@@ -138,8 +138,8 @@ def serve(
         _Speculation,
         typer.Option(
             help="Whether tokens that repeat the prompt or the answer are guessed and read several at once, where it "
-            "pays. auto does it where answers stay the same: in float32, and in OpenVINO's int4 and int8. on does it in "
-            "every form, in some of which tokens of almost equal probability may change places."
+            "pays. auto does it where answers stay the same: in float32, and in OpenVINO's int4 and int8. on does it "
+            "in every form, in some of which tokens of almost equal probability may change places."
         ),
     ] = _Speculation.auto,
     workers: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manytune.errors import StoreError
+from manytune.free_memory import require_memory
 from manytune.images import ImageReading
 from manytune.methods.tuners.quantized_layers import keep_differentiable
 from manytune.model.image_models import reads_images
@@ -90,10 +91,13 @@ def load_base(
 
     Raises:
         StoreError: The spec names nothing that can be loaded; says what was tried and what to install.
+        ShortMemoryError: Hardly any memory is free.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     source = resolve(spec, notify)
+    # Transformers loads weights in threads, and Python waits without end for one that begins without any memory.
+    require_memory(0, f"loading the base {source.name}")
     config = from_pretrained(AutoConfig, source)
     auto_class = (
         AutoModelForSeq2SeqLM
