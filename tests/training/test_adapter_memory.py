@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
+from tests.reference.strict_device import in_own_process, strict_device
 from tests.store.tiny import tiny_model
 
 from manytune.errors import ShortMemoryError
@@ -31,6 +32,18 @@ _METHODS: list[dict[str, Any]] = [
 
 def _method(options: dict[str, Any]) -> MethodRecipe:
     return MethodRecipe.model_validate(options)
+
+
+def _counted_on_a_device() -> list[float | None]:
+    with strict_device() as device:
+        model = tiny_model().to(device)
+        return [adapter_memory._bytes_of(model, _method(one), "CAUSAL_LM") for one in _METHODS]
+
+
+def test_on_another_device_as_much_is_counted() -> None:
+    with in_own_process() as run:
+        counted = run(_counted_on_a_device)
+    assert counted == [adapter_memory._bytes_of(tiny_model(), _method(one), "CAUSAL_LM") for one in _METHODS]
 
 
 @pytest.mark.parametrize("options", _METHODS, ids=lambda options: "-".join(map(str, options.values())))
