@@ -4,8 +4,9 @@
     int4: W[o, g] = s[o, g] · (Q[o, g] - z[o, g])     Q from 0 to 15, two numbers for each 32 inputs
 
 z isn't whole, as in a file of such weights (GGUF's Q4_1). OpenVINO's products with integers know whole zero points
-only, and to round z was measured to cost SmolLM2-135M 0.18 nats a token. So a weight of four bits takes a byte here,
-in which z is rounded to a 17th, and no Q at all:
+only, and to round z was measured to cost SmolLM2-135M 0.18 nats a token. So weights of four bits are multiplied by an
+operation of manytune's own (see `four_bits`). Where there is none, a weight takes a byte, in which z is rounded to a
+17th, and no Q at all:
 
     W[o, g] = s[o, g] / 17 · (17 Q[o, g] - Z[o, g])   17 Q and Z = 17 z from 0 to 255
 
@@ -27,12 +28,13 @@ import torch
 from torch import Tensor
 
 from manytune.engine.openvino.conversion import INPUT, OUTPUT, Converted
+from manytune.engine.openvino.four_bits import FourBits, has_four_bits
 from manytune.engine.openvino.library import ops
 from manytune.engine.openvino.marks import label_of, marks_in, put
 from manytune.engine.quantized import GROUP, Bits, int8_weight
 
 
-def compress(converted: Converted, bits: Bits, *, head: str) -> Converted:
+def compress(converted: Converted, bits: Bits, *, head: str, operations: FourBits | None = None) -> Converted:
     """Round the weights of all products of a graph, and take those of one input together, as queries, keys and values.
 
     The head, and layers whose inputs don't divide into groups, keep 8 bits in either case.
@@ -41,6 +43,7 @@ def compress(converted: Converted, bits: Bits, *, head: str) -> Converted:
         converted: A graph, which is changed in place.
         bits: Bits of a weight.
         head: Path of the head.
+        operations: Multiply with weights of 4 bits; None for OpenVINO's own.
 
     Returns:
         The same graph, and which layers share a product.
@@ -54,7 +57,7 @@ def compress(converted: Converted, bits: Bits, *, head: str) -> Converted:
             products.setdefault(product.key, []).append(product)
     shared: dict[str, str] = {}
     for together in products.values():
-        _replace(together)
+        _replace(together, operations)
         if len(together) > 1:
             shared |= {str(one.layer): str(together[0].layer) for one in together}
     return replace(converted, shared=shared)
@@ -99,11 +102,11 @@ class _Product:
         return source.get_node().get_friendly_name(), source.get_index(), self.bits
 
 
-def _replace(together: Sequence[_Product]) -> None:
+def _replace(together: Sequence[_Product], operations: FourBits | None) -> None:
     """Put one product in place of several of one input; it reads the input of the first one's layer."""
     first = together[0]
     x = ops.transpose(first.x, _exchange_of_last(first.x)).output(0) if first.is_transposed else first.x
-    product = multiply(x, torch.cat([one.weight for one in together]), first.bits)
+    product = multiply(x, torch.cat([one.weight for one in together]), first.bits, operations)
     parts = [product.output(0)]
     if len(together) > 1:
         sizes = _numbers(*(len(one.weight) for one in together))
@@ -112,14 +115,17 @@ def _replace(together: Sequence[_Product]) -> None:
         put(one.node, part)
 
 
-def multiply(x: Any, weight: Tensor, bits: Bits) -> Any:
+def multiply(x: Any, weight: Tensor, bits: Bits, operations: FourBits | None = None) -> Any:
     """A node that computes x Wᵀ with a weight, (out, in), rounded by the formula for so many bits.
 
     Args:
         x: An output of a graph, (..., in), whose number of dimensions is known.
         weight: W; with 4 bits, in divides into groups.
         bits: Bits of a weight.
+        operations: See `compress`.
     """
+    if bits == 4 and operations is not None and has_four_bits(weight):
+        return operations.product(x, weight)
     return ops.matmul(x, _int4(weight) if bits == 4 else _int8(weight), False, True)
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from manytune.engine.openvino.conversion import ATTENTION, INPUT, OUTPUT, Attention, Converted
+from manytune.engine.openvino.four_bits import FourBits
+from manytune.engine.openvino.gates import put_gates
 from manytune.engine.openvino.library import node_types, ops, ov
 from manytune.engine.openvino.marks import marks_in, put
 from manytune.engine.openvino.native import Operation, Part
@@ -95,7 +97,13 @@ class Outline:
 
 
 def build(
-    converted: Converted, outline: Outline, *, head: str, cache_type: Any, operation: Operation | None = None
+    converted: Converted,
+    outline: Outline,
+    *,
+    head: str,
+    cache_type: Any,
+    operation: Operation | None = None,
+    four_bits: FourBits | None = None,
 ) -> Any:
     """A graph that can be compiled.
 
@@ -105,6 +113,7 @@ def build(
         head: Path of the layer that sees the tokens in `kept` alone.
         cache_type: OpenVINO's type of cached keys and values.
         operation: Adds updates; None for products.
+        four_bits: Compute products in 4 bits, and gates then; None for OpenVINO.
 
     Returns:
         A graph with the inputs of `converted` and those named in `_Inputs` and in the outline.
@@ -118,6 +127,8 @@ def build(
     for label, node in marks.items():
         if label.startswith((INPUT, OUTPUT)):
             put(node, node.input_value(0))
+    if four_bits is not None:
+        put_gates(graph, four_bits)
     graph.add_parameters(list(inputs.made.values()))
     graph.validate_nodes_and_infer_types()
     return graph

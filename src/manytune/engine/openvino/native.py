@@ -144,7 +144,7 @@ def operation() -> Operation | None:
     compiler, reason = find_compiler()
     if compiler is not None:
         try:
-            found = Operation(_library(compiler))
+            found = Operation(extension_library(compiler, _SOURCES))
             wrong = difference(found)
         except (OSError, subprocess.SubprocessError) as error:
             reason = first_error(error)
@@ -164,7 +164,17 @@ def operation() -> Operation | None:
     return None
 
 
-def _library(compiler: str) -> Path:
+def extension_library(compiler: str, sources: Path) -> Path:
+    """A library of operations for OpenVINO, compiled unless that was done before.
+
+    Args:
+        compiler: The program.
+        sources: A directory of sources.
+
+    Raises:
+        OSError: The compiler, the cache or OpenVINO's headers can't be used.
+        subprocess.SubprocessError: The compiler fails.
+    """
     package = Path(str(ov.__file__)).parent
     libraries = [
         found
@@ -175,7 +185,7 @@ def _library(compiler: str) -> Path:
         raise OSError("this package of OpenVINO is without its headers and libraries; install it from PyPI")
     version = f"-DOPENVINO_PACKAGE={ov.__version__.split('-')[0]}"
     flags = (*_FLAGS, version, f"-I{package / 'include'}")
-    return compiled(compiler, flags, _SOURCES, tuple(map(str, libraries)))
+    return compiled(compiler, flags, sources, tuple(map(str, libraries)))
 
 
 def applied(

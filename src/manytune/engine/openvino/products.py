@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from manytune.engine.openvino.compression import multiply
+from manytune.engine.openvino.four_bits import four_bits
 from manytune.engine.openvino.library import core, ops, ov
 from manytune.engine.openvino.program import settings
 from manytune.engine.weights import Rounding
@@ -33,4 +34,4 @@ def products(weights: Sequence[Tensor], rounding: Rounding | None) -> Callable[[
 def _product(x: Any, weight: Tensor, rounding: Rounding | None) -> Any:
     if rounding is None or rounding == "bf16":
         return ops.matmul(x, ops.constant(np.ascontiguousarray(weight.numpy())), False, True)
-    return multiply(x, weight, rounding)
+    return multiply(x, weight, rounding, four_bits() if rounding == 4 else None)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from manytune.engine.openvino.compression import compress
 from manytune.engine.openvino.conversion import convert, embedding_size
+from manytune.engine.openvino.four_bits import four_bits
 from manytune.engine.openvino.graph import Outline, build
 from manytune.engine.openvino.library import core, ov
 from manytune.engine.openvino.native import Operation
@@ -127,8 +128,9 @@ class Programs:
         self._cache = cache
         self._operation = operation
         self._rounding = rounding
+        self._four_bits = four_bits() if rounding == 4 else None
         if rounding is not None and rounding != "bf16":
-            self._converted = compress(self._converted, rounding, head=self._head)
+            self._converted = compress(self._converted, rounding, head=self._head, operations=self._four_bits)
         #: Layers that are computed as one product with others, so that none has an input of its own.
         self.shared = self._converted.shared.keys()
         try:
@@ -154,6 +156,7 @@ class Programs:
             head=self._head,
             cache_type=_type_of(self._cache.dtype),
             operation=self._operation,
+            four_bits=self._four_bits,
         )
         graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
         compiled = core().compile_model(graph, "CPU", settings(self._rounding))

@@ -1,0 +1,185 @@
+"""Products with weights of 4 bits, and gates, by operations in C++ (see `sources/four_bits`).
+
+OpenVINO's own products with 4 bits know whole zero points only; see `compression`. These read half of the bytes of
+what it is given instead, and are used for any number of rows, so that each row is what it is alone. They are for
+processors with VNNI on 512 bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manytune.engine.openvino.library import core, node_factory, ops, ov
+from manytune.engine.openvino.native import extension_library
+from manytune.engine.quantized import GROUP
+from manytune.kernels.build import find_compiler, first_error
+
+_log = logging.getLogger(__name__)
+
+_SOURCES = Path(__file__).with_name("sources") / "four_bits"
+#: Outputs whose weights are together in memory.
+_LANES = 16
+_LARGEST_OFFSET = 4095
+#: Of half precision: below, h would lose digits, unless the layer has weights that are much larger.
+_SMALLEST_STEP, _SMALL = 2.0**-24, 1e-3
+_TOLERANCE = 1e-5  # of the largest value: a hundred times what rounding does
+PRODUCT = "ManytuneFourBits"
+
+
+class FourBits:
+    """The operations, which graphs may have.
+
+    Args:
+        library: Path of the compiled library.
+    """
+
+    def __init__(self, library: Path) -> None:
+        self._factory = node_factory(library)
+
+    def product(self, x: Any, weight: Tensor) -> Any:
+        """A node that computes x Wᵀ with a rounded weight.
+
+        Args:
+            x: An output of a graph, (..., in).
+            weight: W, (out, in), for which `has_four_bits` is true.
+        """
+        packed = ops.constant(pack(*rounded(weight)))
+        return self._factory.create(PRODUCT, [x, packed.output(0)], {"width": len(weight), "is_gated": False})
+
+    def gated_product(self, product: Any) -> Any | None:
+        """A node that computes silu(a) · b, where a and b are the halves of a product; None if it can't.
+
+        Args:
+            product: From `product`.
+        """
+        width = int(product.get_attributes()["width"])
+        if width % (2 * _LANES) or product.get_attributes()["is_gated"]:
+            return None
+        inputs = [product.input_value(place) for place in range(2)]
+        return self._factory.create(PRODUCT, inputs, {"width": width, "is_gated": True})
+
+    def gate(self, inputs: Sequence[Any]) -> Any:
+        """A node that computes silu(a) · b.
+
+        Args:
+            inputs: Outputs of a graph: a and b, or one whose halves they are.
+        """
+        return self._factory.create("ManytuneGate", list(inputs), {})
+
+
+def has_four_bits(weight: Tensor) -> bool:
+    """Whether products with a weight, (out, in), can use its 4-bit form."""
+    largest = float(weight.abs().max())
+    return weight.shape[1] % GROUP == 0 and _SMALL < largest < torch.finfo(torch.float16).max
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, (out, in), and h and z, (out, in / 32), of W = h/17 · (17 Q + z).
+
+    Args:
+        weight: W, (out, in).
+    """
+    groups = weight.float().unflatten(1, (-1, GROUP))
+    low, high = groups.amin(2), groups.amax(2)
+    least = 17 * low.abs() / _LARGEST_OFFSET  # h of values that hardly differ
+    step = torch.maximum((high - low) / 15, least).clamp(min=_SMALLEST_STEP).half()
+    step = torch.where(
+        step.float() < least, step * (1 + 2**-10), step
+    )  # half precision may have rounded down
+    codes = ((groups - low[..., None]) / step.float()[..., None]).round().clamp(0, 15)
+    offset = (17 * low / step.float()).round().clamp(-_LARGEST_OFFSET, _LARGEST_OFFSET)
+    return codes.flatten(1).to(torch.uint8), step, offset.to(torch.int16)
+
+
+def pack(codes: Tensor, step: Tensor, offset: Tensor) -> np.ndarray:
+    """The bytes that the operation reads, from what `rounded` gives."""
+    padding = (0, 0, 0, -len(codes) % _LANES)
+    q, h, z = (F.pad(one, padding) for one in (codes, step, offset))
+    groups = h.shape[1]
+    # (blocks, groups, 8 times 4 inputs, lanes, 4 inputs)
+    quads = q.view(-1, _LANES, groups, 8, 4).permute(0, 2, 3, 1, 4)
+    halves = (quads[:, :, :4] | (quads[:, :, 4:] << 4)).reshape(-1, groups, 4 * _LANES * 4)
+    numbers = [one.view(-1, _LANES, groups).transpose(1, 2).contiguous().view(torch.uint8) for one in (h, z)]
+    packed: np.ndarray = torch.cat((halves, *numbers), dim=2).flatten().numpy()
+    return packed
+
+
+@functools.cache
+def four_bits() -> FourBits | None:
+    """The operations, compiled unless that was done before; None where they can't be had, and the log says why."""
+    if not torch.cpu._is_vnni_supported() or not torch.cpu._is_avx512_supported():
+        _log.info(
+            "runtime='openvino', weights='int4': a weight takes a byte, as this processor has no avx512_vnni."
+        )
+        return None
+    compiler, reason = find_compiler()
+    if compiler is not None:
+        try:
+            found = FourBits(extension_library(compiler, _SOURCES))
+            wrong = difference(found)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = first_error(error)
+        except RuntimeError as error:  # OpenVINO's
+            reason = str(error).strip().splitlines()[-1]
+        else:
+            if wrong <= _TOLERANCE:
+                return found
+            reason = (
+                f"what {compiler} made of it is {wrong:.1e} of the largest value away from torch's result"
+            )
+    _log.warning(
+        "runtime='openvino', weights='int4': a weight takes a byte, which makes steps of few rows slower, since "
+        "products with 4 bits in C++ can't be used: %s.",
+        reason,
+    )
+    return None
+
+
+def difference(operations: FourBits) -> float:
+    """How far the operations are from their formulas, as a share of the largest value."""
+    draw = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for rows, outputs in ((1, 64), (11, 96), (19, 41)):
+        x = torch.randn(rows, 3 * GROUP, generator=draw)
+        weight = torch.randn(outputs, x.shape[1], generator=draw)
+        codes, step, offset = rounded(weight)
+        factor = (17 * codes.double().unflatten(1, (-1, GROUP)) + offset[..., None]) / 17
+        scale = x.view(rows, -1, GROUP).abs().amax(2, keepdim=True) / 127
+        near = (x.view(rows, -1, GROUP) * (1 / scale)).round() * scale.double()
+        y = near.flatten(1) @ (factor * step.double()[..., None]).flatten(1).T
+        gate = F.silu(y[:, : outputs // 2]) * y[:, outputs // 2 : outputs // 2 * 2]
+        expected = [y, *([gate] * (2 if outputs % 32 == 0 else 0))]
+        worst = max(
+            worst,
+            *(
+                float((one - other).abs().max() / other.abs().max())
+                for one, other in zip(applied(operations, x, weight), expected, strict=True)
+            ),
+        )
+    return worst
+
+
+def applied(operations: FourBits, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """What a graph of their own makes of x: the product and, if its halves are whole blocks, its gate in both ways."""
+    given = ops.parameter([-1, x.shape[1]], ov.Type.f32)
+    product = operations.product(given.output(0), weight)
+    results = [product]
+    if (joined := operations.gated_product(product)) is not None:
+        results += [joined, operations.gate([product.output(0)])]
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = ov.Model([one.output(0) for one in results], [given])
+    request = core().compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(0, ov.Tensor(x.contiguous().numpy(), shared_memory=True))
+    request.start_async()
+    request.wait()
+    return [torch.from_numpy(request.get_output_tensor(place).data.copy()) for place in range(len(results))]
