@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,31 +138,34 @@ def sample_tokens(
     Returns:
         For each request its token and log probabilities; None if its logits contain NaN or infinity.
     """
-    likeliest = _argmax(logits)
-    finite = [math.isfinite(one) for one in logits.gather(1, likeliest).flatten().tolist()]
+    likeliest, largest = _argmax(logits)
     masks: Sequence[Tensor | None] = [None] * len(samplers) if allowed is None else allowed
     masks = [None if mask is None else mask.to(logits.device) for mask in masks]
-    for place, mask in enumerate(masks):
-        if mask is not None and samplers[place].is_greedy:
-            ids = (
-                mask.nonzero().flatten()
-            )  # few, or all that may be in a text: less to read than the whole row
-            likeliest[place] = ids[logits[place, ids].argmax()]
-    return [
-        None if not is_finite else (token, None) if sampler.is_greedy else sampler.sample(row, mask)
-        for token, is_finite, sampler, row, mask in zip(
-            likeliest.flatten().tolist(), finite, samplers, logits, masks, strict=True
-        )
-    ]
+    found: list[tuple[int, TokenLogprobs | None] | None] = []
+    for place, (sampler, mask) in enumerate(zip(samplers, masks, strict=True)):
+        if not math.isfinite(largest[place]):
+            found.append(None)
+        elif not sampler.is_greedy:
+            found.append(sampler.sample(logits[place], mask))
+        elif mask is None:
+            found.append((likeliest[place], None))
+        else:
+            # Few, or all that may be in a text: less to read than the whole row.
+            ids = mask.nonzero().flatten()
+            found.append((int(ids[logits[place, ids].argmax()]), None))
+    return found
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """Indices of the largest of each row, (rows, 1); NaN counts as the largest."""
+def _argmax(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The place of the largest of each row, and the largest itself; NaN counts as the largest."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         # In one thread. After an operation in several, torch's threads wait actively for the next one, and would take
         # the cores from OpenVINO's at the beginning of the next step.
-        return torch.from_numpy(logits.numpy().argmax(1, keepdims=True))
-    return logits.argmax(1, keepdim=True)
+        rows = logits.numpy()
+        places = rows.argmax(1)
+        return places.tolist(), rows[np.arange(len(rows)), places].tolist()
+    ids = logits.argmax(1, keepdim=True)
+    return ids.flatten().tolist(), logits.gather(1, ids).flatten().tolist()
 
 
 def _within(number: float) -> float:

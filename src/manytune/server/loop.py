@@ -1,8 +1,9 @@
 """The thread that runs the engine, and the streams that carry its outputs to the web server's event loop.
 
 Requests, cancellations and calls arrive through one queue. Between two steps the thread handles all that have arrived;
-after a step the outputs go to their streams, with one wake-up of the event loop for all of them. Texts to embed or to
-classify take turns with the engine: one bounded batch of them after each of its steps.
+after a step the outputs go to their streams, with one wake-up of the event loop for all of them. Those of answers that
+clients get whole wait for the end of one, or for `HELD_SECONDS`, since each wake-up takes time from the next step.
+Texts to embed or to classify take turns with the engine: one bounded batch of them after each of its steps.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,42 +28,13 @@ from manytune.free_memory import naming_short_memory
 from manytune.methods.tuners.terms import Adapter, Terms
 from manytune.server.any_engine import AnyEngine, ensure_adapter
 from manytune.server.http_errors import HttpError
+from manytune.server.streams import Event, Stream
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-
-class Stream:
-    """The outputs of some requests as they are generated. It must be used on the event loop that submitted them."""
-
-    def __init__(self, owner: EngineLoop) -> None:
-        self._owner = owner
-        self._open: set[str] = set()
-        self._events: asyncio.Queue[Output | BaseException | None] = asyncio.Queue()
-
-    async def __aiter__(self) -> AsyncIterator[Output]:
-        while self._open:
-            event = await self._events.get()
-            if isinstance(event, BaseException):
-                raise event
-            if event is None:  # closed
-                return
-            if event.finish_reason is not None:
-                self._open.discard(event.request_id)
-            yield event
-
-    def close(self) -> None:
-        """Cancel the requests that haven't ended; their places are free after the present step."""
-        for request_id in self._open:
-            self._owner._cancel_later(request_id)
-        self._open.clear()
-        self._events.put_nowait(None)
-
-    def _expect(self, request_ids: Iterable[str]) -> None:
-        self._open.update(request_ids)
-
-    def _put(self, event: Output | BaseException) -> None:
-        self._events.put_nowait(event)
+#: For so long outputs of answers that clients get whole may wait: until then, metrics don't have them.
+HELD_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -128,6 +101,7 @@ class EngineLoop:
             queue.SimpleQueue()
         )
         self._streams: dict[str, Stream] = {}  # used by the engine's thread only
+        self._held: list[Event] = []  # in their order; used by the engine's thread only
         self._open: set[str] = set()  # used by the event loop only
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -163,6 +137,10 @@ class EngineLoop:
         if not self.is_ready:
             raise HttpError(503, "the server is stopping or its engine has failed.", code="unavailable")
 
+    def stream(self, *, is_whole: bool = False) -> Stream:
+        """A stream for requests; see there."""
+        return Stream(self._cancel_later, is_whole=is_whole)
+
     async def submit(self, submissions: Sequence[Submission], stream: Stream) -> None:
         """Put requests into the engine's queue, all of them or none. They begin in the same step if they fit.
 
@@ -188,7 +166,7 @@ class EngineLoop:
         except BaseException:
             self._open.difference_update(ids)
             raise
-        stream._expect(ids)
+        stream.expect(ids)
 
     async def call(self, run: Callable[[Any], _Result]) -> _Result:
         """Call a function with the engine between two of its steps."""
@@ -236,11 +214,11 @@ class EngineLoop:
     def _cancel_later(self, request_id: str) -> None:
         self._commands.put(_Cancel(request_id))
 
-    def _deliver(self, events: list[tuple[Stream, str, Output | BaseException]]) -> None:
-        for stream, request_id, event in events:
-            if isinstance(event, BaseException) or event.finish_reason is not None:
-                self._open.discard(request_id)
-            stream._put(event)
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event.what, BaseException) or event.what.finish_reason is not None:
+                self._open.discard(event.request_id)
+            event.stream.put(event)
 
     # -- for the engine's thread
 
@@ -249,10 +227,7 @@ class EngineLoop:
             while self._do_commands():
                 outputs = self._engine.step() if self._engine.busy else []
                 self.counters = self._engine.counters()
-                self._send([(self._streams[o.request_id], o.request_id, o) for o in outputs])
-                for output in outputs:
-                    if output.finish_reason is not None:
-                        del self._streams[output.request_id]
+                self._send_outputs(outputs)
                 for runner in self._runners:
                     if runner.busy:
                         runner.step()
@@ -260,7 +235,8 @@ class EngineLoop:
         except BaseException as error:
             _log.exception("the engine has failed; the server must be started again")
             self.failure = error
-        self._send([(stream, name, _stopped()) for name, stream in self._streams.items()])
+        now = time.perf_counter()
+        self._send([Event(stream, name, _stopped(), now) for name, stream in self._streams.items()])
         self._streams.clear()
         for runner in self._runners:
             for job in runner.jobs:
@@ -317,7 +293,7 @@ class EngineLoop:
         last = self._engine.cancel(request_id)
         stream = self._streams.pop(request_id, None)
         if last is not None and stream is not None:
-            self._send([(stream, request_id, last)])
+            self._send([Event(stream, request_id, last, time.perf_counter())])
         elif self._event_loop is not None and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(self._open.discard, request_id)
 
@@ -345,7 +321,25 @@ class EngineLoop:
                 if future is not None and future.set_running_or_notify_cancel():
                     future.set_exception(_stopped())
 
-    def _send(self, events: list[tuple[Stream, str, Output | BaseException]]) -> None:
+    def _send_outputs(self, outputs: Sequence[Output]) -> None:
+        """Send outputs of a step to their streams, or hold those that nobody waits for yet."""
+        now = time.perf_counter()
+        events = [Event(self._streams[one.request_id], one.request_id, one, now) for one in outputs]
+        ended = [one.request_id for one in outputs if one.finish_reason is not None]
+        for request_id in ended:
+            del self._streams[request_id]
+        self._held += [one for one in events if one.stream.is_whole]
+        if ended or (self._held and now - self._held[0].at >= HELD_SECONDS):
+            self._send([one for one in events if not one.stream.is_whole])
+        else:
+            self._wake([one for one in events if not one.stream.is_whole])
+
+    def _send(self, events: list[Event]) -> None:
+        """Send what is held, and then these."""
+        held, self._held = self._held, []
+        self._wake(held + events)
+
+    def _wake(self, events: list[Event]) -> None:
         if events and self._event_loop is not None and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(self._deliver, events)
 

@@ -95,17 +95,17 @@ class Timing:
         self._last = time.perf_counter()
         self._begun = False
 
-    def observe(self, output: Output) -> None:
-        """Count one event."""
+    def observe(self, output: Output, at: float) -> None:
+        """Count one event, which was there at this time, in seconds of `time.perf_counter`."""
         if output.token_id is not None:
-            self.token()
+            self.token(at)
         if output.finish_reason is not None:
             self.end(output.finish_reason)
             self.count_tokens(output.usage.prompt_tokens, output.usage.completion_tokens)
 
-    def token(self) -> None:
-        """Measure the time since the last token, or since the beginning, to one that has come now."""
-        now = time.perf_counter()
+    def token(self, at: float | None = None) -> None:
+        """Measure the time since the last token, or since the beginning, to one that has come then; None for now."""
+        now = time.perf_counter() if at is None else at
         histogram = self._metrics.next_token if self._begun else self._metrics.first_token
         histogram.labels(self._model).observe(now - self._last)
         self._metrics.traffic.token(self._model, self._key, None if self._begun else now - self._last)

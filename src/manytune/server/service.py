@@ -24,7 +24,7 @@ from manytune.server.grammars import Grammars
 from manytune.server.http_errors import HttpError, http_error_of
 from manytune.server.labelling import Labelling
 from manytune.server.logs import PROMPTS
-from manytune.server.loop import EngineLoop, Stream, Submission
+from manytune.server.loop import EngineLoop, Submission
 from manytune.server.metrics import Metrics, Timing
 from manytune.server.prompts import Prompt, Prompts
 from manytune.server.settings import Settings
@@ -96,10 +96,10 @@ class Answers:
         prompts: What was asked, for each answer.
     """
 
-    def __init__(self, service: Service, reservation: Reservation) -> None:
+    def __init__(self, service: Service, reservation: Reservation, *, is_whole: bool) -> None:
         self._service = service
         self._reservation = reservation
-        self._stream = Stream(service.loop)
+        self._stream = service.loop.stream(is_whole=is_whole)
         self._timings: list[Timing] = []
         self._running: dict[str, int] = {}  # request id to index of the answer
         self._watch: asyncio.Task[None] | None = None
@@ -114,7 +114,7 @@ class Answers:
             if output.finish_reason is not None:
                 del self._running[output.request_id]
                 self._reservation.release()
-            self._timings[index].observe(output)
+            self._timings[index].observe(output, self._stream.time)
             if output.finish_reason == "failed":
                 self._record_failure(self.models[index])
             yield index, output
@@ -227,7 +227,8 @@ async def generate(
     service.loop.check_ready()
     visit: Visit = http.state.visit
     visit.count_answers(len(answers_wanted), body.count_field)
-    answers = Answers(service, service.quotas.reserve(principal.tenant, len(answers_wanted)))
+    reserved = service.quotas.reserve(principal.tenant, len(answers_wanted))
+    answers = Answers(service, reserved, is_whole=not body.stream)
     try:
         if service.settings.log_prompts:
             prompt = body.model_dump(include={"messages", "fields", "prompt"}, exclude_unset=True)

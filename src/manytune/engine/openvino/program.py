@@ -158,7 +158,10 @@ class Programs:
             operation=self._operation,
             four_bits=self._four_bits,
         )
-        graph.reshape({"embeddings": [-1, -1, self._hidden], "positions": [-1, -1], "kept": [-1]})
+        # Several windows are needed by products with adapters alone. A fixed number spares the graph computing shapes
+        # from shapes, for which a step stops in each layer.
+        windows = 1 if self._operation is not None or outline == Outline() else -1
+        graph.reshape({"embeddings": [windows, -1, self._hidden], "positions": [windows, -1], "kept": [-1]})
         compiled = core().compile_model(graph, "CPU", settings(self._rounding))
         what = f"{len(outline.updates)} updates and {len(outline.factors)} factors of adapters"
         _log.info("OpenVINO compiled the base with %s in %.1f s", what, time.perf_counter() - start)

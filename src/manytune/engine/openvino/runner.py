@@ -101,6 +101,7 @@ class OpenVINORunner(PagedRunner):
         self._programs = Programs(model, cache, rounding, adds)
         self._program = self._programs.program(Outline())
         self._known: dict[str, _Known] = {}
+        self._wanted = (frozenset[str](), Outline())  # the last step's adapters, and what they do together
         self._divided: tuple[object, Division] | None = None
         require_agreement(model, cache, self._in_torch, self, rounding)
 
@@ -220,10 +221,12 @@ class OpenVINORunner(PagedRunner):
             }
             for one in new:
                 self._tables.add(one)
-        wanted = Outline()
-        for one in adapters.values():
-            wanted = wanted | self._facts(one).outline
-        return self._programs.program(wanted)
+        if self._wanted[0] != adapters.keys():
+            wanted = Outline()
+            for one in adapters.values():
+                wanted = wanted | self._facts(one).outline
+            self._wanted = frozenset(adapters), wanted
+        return self._programs.program(self._wanted[1])
 
     def _division(self, owners: Owners, *, in_one: bool) -> Division:
         """How the program takes a forward's tokens; in one part if any sequence has several."""
