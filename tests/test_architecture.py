@@ -20,8 +20,8 @@ ACROSS_ROOMS = {"integration", "faults", "attacks", "parity", "reference"}
 ALLOWED = {
     "kernels": set[str](),
     "methods": {"kernels"},
-    "mixed": {"methods"},
-    "model": {"mixed", "methods"},
+    "mixed": {"methods", "kernels"},
+    "model": {"mixed", "methods", "kernels"},
     # HF PEFT's module paths, for code that imports them.
     "tuners": {"methods"},
     "utils": {"methods", "model"},

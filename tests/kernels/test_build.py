@@ -22,6 +22,8 @@ FUNCTIONS = (
     "packed_attention_backward",
     "low_rank_forward",
     "low_rank_backward",
+    "own_updates",
+    "fingerprints",
 )
 
 
@@ -227,6 +229,23 @@ def test_a_gradient_with_one_wrong_value_is_found(library, place, wrong):
 
     found = difference(Altered(library, "low_rank_backward", spoil))
     assert found.startswith(f"LoRA's gradient of {wrong} is ")
+
+
+def test_one_wrong_value_of_rows_with_an_adapter_each_is_found(library):
+    def spoil(function, given):
+        function(*given)
+        ctypes.cast(given[2], ctypes.POINTER(ctypes.c_float))[3] += 1.0  # y
+
+    found = difference(Altered(library, "own_updates", spoil))
+    assert found.startswith("updates of rows with an adapter each is ")
+
+
+def test_fingerprints_that_do_not_depend_on_the_content_are_found(library):
+    def forget(function, given):
+        function(*given)
+        ctypes.memset(given[2], 7, 8 * given[1].value)
+
+    assert difference(Altered(library, "fingerprints", forget)).startswith("equality of fingerprints is ")
 
 
 def test_a_result_that_is_not_a_number_is_found(library):

@@ -8,13 +8,13 @@ much memory again as the layers; results differ from the plain ones by rounding 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from manytune.kernels.fused import parts_of
 from manytune.methods.tuners.quantized_layers import quantization_backend
 from manytune.mixed.layer_groups import LayerGroup, group_of, path_of, with_same_input
 from manytune.mixed.layers import Forward
@@ -67,63 +67,21 @@ def reordered_layer(module: nn.Linear) -> Forward:
     return _fused([module], [""], None)[""]
 
 
-@dataclass
-class _FusedLinear:
-    """Several layers as one product.
-
-    Attributes:
-        weight: Their weights, one below the other and reordered.
-        bias: Their biases, or None.
-        dtype: Of both.
-        input: The tensor that was multiplied last, and that not all layers have asked for yet.
-        output: The product with it.
-        readers_left: How many of the layers haven't taken their part of it.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    dtype: torch.dtype
-    input: Tensor | None = None
-    output: Tensor | None = None
-    readers_left: int = 0
-
-    def product(self, x: Tensor) -> Tensor:
-        rounded = x if x.dtype == self.dtype else x.to(self.dtype)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, self.bias, "none", [], "")
-        return y if rounded is x else y.to(x.dtype)
-
-
 def _fused(modules: Sequence[Any], paths: list[str], dtype: torch.dtype | None) -> dict[str, Forward]:
     weights = [module.get_parameter("weight").detach() for module in modules]
-    dtype = weights[0].dtype if dtype is None else dtype
-    weights = [weight.to(dtype) for weight in weights]
-    biases = [None if module.bias is None else module.bias.detach().to(dtype) for module in modules]
+    used = weights[0].dtype if dtype is None else dtype
+    weights = [weight.to(used) for weight in weights]
+    biases = [None if module.bias is None else module.bias.detach().to(used) for module in modules]
     bias = None
     if any(one is not None for one in biases):
         zeros = (weight.new_zeros(weight.shape[0]) for weight in weights)
         bias = torch.cat([zero if one is None else one for one, zero in zip(biases, zeros, strict=True)])
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    fused = _FusedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS), bias, dtype)
-    if len(modules) == 1:
-        return {paths[0]: fused.product}
-    ends = torch.tensor([len(weight) for weight in weights]).cumsum(0).tolist()
-    starts = [0, *ends[:-1]]
-    return {
-        path: _columns_of(fused, slice(start, end), len(modules))
-        for path, start, end in zip(paths, starts, ends, strict=True)
-    }
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
 
+    def product(x: Tensor) -> Tensor:
+        rounded = x if x.dtype == used else x.to(used)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(rounded, reordered, bias, "none", [], "")
+        return y if rounded is x else y.to(x.dtype)
 
-def _columns_of(fused: _FusedLinear, columns: slice, readers: int) -> Forward:
-    """One layer's part: the first of the layers to be called with an input computes the product for all of them."""
-
-    def forward(x: Tensor) -> Tensor:
-        if fused.input is not x or fused.output is None:
-            fused.input, fused.output, fused.readers_left = x, fused.product(x), readers
-        part = fused.output[..., columns]
-        fused.readers_left -= 1
-        if not fused.readers_left:
-            fused.input = fused.output = None  # don't keep activations alive
-        return part
-
-    return forward
+    return dict(zip(paths, parts_of(product, [len(one) for one in weights]), strict=True))

@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from manytune.kernels import attention, low_rank
+from manytune.kernels import attention, low_rank, own_updates
+from manytune.kernels.fingerprints import fingerprints
 
 _TOLERANCE = 1e-4  # of the largest value: a hundred times what rounding does
 
@@ -21,7 +22,13 @@ def difference(library: ctypes.CDLL) -> str | None:
     Returns:
         Which result is wrong, and by how much; None if all are right.
     """
-    pairs = {**_attention(library), **_low_rank(library)}
+    with torch.inference_mode(mode=False):  # which the first call may come in, and has no gradients
+        pairs = {
+            **_attention(library),
+            **_low_rank(library),
+            **_own_updates(library),
+            **_fingerprints(library),
+        }
     for name, (found, expected) in pairs.items():
         error = float((found.double() - expected).abs().max() / expected.abs().max())
         if not error <= _TOLERANCE:
@@ -75,3 +82,32 @@ def _low_rank(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:
         "LoRA's gradient of A": (grad_a, scaling * (wide_grad @ wide_b).T @ wide_x),
         "LoRA's gradient of B": (grad_b, scaling * wide_grad.T @ (wide_x @ wide_a.T)),
     }
+
+
+def _own_updates(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:
+    """Three adapters of unlike ranks with 5, 0 and 18 of 24 rows, in no order, and one row without an adapter."""
+    draw = torch.Generator().manual_seed(2)
+    width, out, scalings = 21, 50, (0.7, 1.0, 0.3)
+    x, y = torch.randn(24, width, generator=draw), torch.randn(24, out, generator=draw)
+    downs = [torch.randn(rank, width, generator=draw) for rank in (8, 4, 3)]
+    ups = [torch.randn(out, rank, generator=draw) for rank in (8, 4, 3)]
+    order = torch.randperm(24, generator=draw)[:23]
+    expected = y.double()
+    for rows, place in ((order[:5], 0), (order[5:], 2)):
+        low = scalings[place] * x[rows].double() @ downs[place].double().T
+        expected[rows] += low @ ups[place].double().T
+    blocks = own_updates.Blocks(order, torch.tensor([5, 5, 23]))
+    own_updates.add(library, x, y, blocks, own_updates.own_weights(downs, ups, scalings))
+    return {"updates of rows with an adapter each": (y, expected)}
+
+
+def _fingerprints(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same content elsewhere, and with one value changed: in the lanes, behind them, and in another piece."""
+    first = torch.randn((1 << 18) + 100, generator=torch.Generator().manual_seed(3))
+    tensors = [first, first.clone()]
+    for place in (5, (1 << 18) + 3, (1 << 18) + 99):
+        tensors.append(first.clone())
+        tensors[-1][place] *= -1
+    found = fingerprints(library, tensors)
+    equal = torch.tensor([float(one == found[0]) for one in found])
+    return {"equality of fingerprints": (equal, torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]).double())}

@@ -2,7 +2,8 @@
 
 In float32 on a CPU torch multiplies with BLAS. Its other library, oneDNN, takes a fifth to a third less time for that
 on some processors, and adds up in another order, so its results differ by rounding. Layers use it only inside
-`fast_products`: while training, where each step's time counts. Elsewhere a layer gives its usual bits.
+`fast_products`: while training, where each step's time counts; and while a batch has an adapter for each row
+(`fast_layers.py`). Elsewhere a layer gives its usual bits.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from manytune.layer_forwards import replaced_forwards
 from manytune.methods.tuners.targets import base_of
+from manytune.mixed.own_updates import OwnUpdate
 from manytune.mixed.stacks import LayerTerms
 from manytune.mixed.updates import Product
 
@@ -116,5 +117,5 @@ def _rows(y: Tensor) -> tuple[Tensor, Tensor]:
         return y, y.view(-1, y.shape[-1])
 
 
-def _reads_input(product: Product) -> bool:
+def _reads_input(product: Product | OwnUpdate) -> bool:
     return not product.reads_output and product.source is None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.factors import FactorStack, Outline, Rescaling, outline_of
+from manytune.mixed.own_updates import OwnUpdate
 from manytune.mixed.owners import Owners
 from manytune.mixed.parameters import HeldUpdate, ParameterTerms, held, held_bytes
 from manytune.mixed.selection import Selection, select_tokens
@@ -62,7 +63,7 @@ def dtype_for(base: torch.dtype) -> torch.dtype:
 class LayerTerms:
     """What adapters do at one layer in the present forward: at a router or grouped experts `parameters` alone."""
 
-    products: list[Product] = field(default_factory=list)
+    products: list[Product | OwnUpdate] = field(default_factory=list)
     rescalings: list[Rescaling] = field(default_factory=list)
     parameters: ParameterTerms | None = None
 

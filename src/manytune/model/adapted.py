@@ -325,7 +325,7 @@ class AdaptedModel(nn.Module):
         adapter_names = kwargs.pop("adapter_names", None)
         with (
             torch.no_grad(),
-            each_with_its_own(self.tuner, adapter_names, args, kwargs),
+            each_with_its_own(self.tuner, adapter_names, args, kwargs, many_steps=True),
             self.tuner.applied(self.base_model),
         ):
             return base.generate(*args, **kwargs)

@@ -20,7 +20,7 @@ from manytune.methods.tuners.base_layers import is_routed
 from manytune.methods.tuners.layer_tuner import LayerTuner
 from manytune.methods.tuners.saved_modules import ModulesToSaveWrapper, ModuleTypeError
 from manytune.methods.tuners.terms import Terms, TermsError
-from manytune.model.mixed_samples import mixed_samples
+from manytune.model.mixed_samples import mixed_samples, reordered_weights
 from manytune.model.row_by_row import row_by_row, wrong_length
 from manytune.sharded import refuse_sharded
 
@@ -29,7 +29,12 @@ _ROW_WISE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @contextmanager
 def each_with_its_own(
-    tuner: Tuner, adapter_names: Sequence[str] | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    tuner: Tuner,
+    adapter_names: Sequence[str] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    many_steps: bool = False,
 ) -> Iterator[None]:
     """Within this context the model's layers apply to each sample the adapter that it names.
 
@@ -38,6 +43,7 @@ def each_with_its_own(
         adapter_names: One name for each sample, `"__base__"` for none; None leaves everything as it is.
         args: The call's positional arguments, to count its samples.
         kwargs: The call's other arguments.
+        many_steps: Whether the model runs many times inside, as in generation.
 
     Raises:
         AdapterError: The model trains; a name is unknown; an adapter is merged; the number of names isn't that of
@@ -64,7 +70,8 @@ def each_with_its_own(
         _check_layers(tuner, layers, names)
     elif any(own.virtual_tokens for own in terms.values()):
         raise _whole_batches(tuner)
-    with row_by_row(layers, names) if terms is None else mixed_samples(tuner, terms, names):
+    reordered = reordered_weights(tuner) if many_steps else None
+    with row_by_row(layers, names) if terms is None else mixed_samples(tuner, terms, names, reordered):
         yield
 
 

@@ -15,9 +15,8 @@ from manytune.methods.lora.factor import Factor, draw_fresh, require_values, ski
 from manytune.methods.lora.fused import lora_linear
 from manytune.methods.lora.init import factors_of, initialise, starts_from_weight
 from manytune.methods.lora.shifted import ShiftedLayer
-from manytune.methods.tuners.base_layers import BaseLayer
 from manytune.methods.tuners.merged_sum import MergedSum
-from manytune.methods.tuners.terms import Terms, Update
+from manytune.methods.tuners.terms import Update
 from manytune.own_dtype import runs_in_own_dtype
 
 _WIDE = (torch.float32, torch.float64)
@@ -69,15 +68,14 @@ class Linear(ShiftedLayer):
             if not parameter.is_meta:
                 parameter.data = value.clone(memory_format=torch.contiguous_format)
 
-    def live_terms(self, base: BaseLayer, adapter_name: str, config: LoraConfig) -> Terms:
-        """See `AdapterLayer.live_terms`; without checks for the usual adapter, since this runs at each call."""
+    def live_update(self, adapter_name: str) -> Update | None:
+        """See `AdapterLayer.live_update`: the usual adapter's."""
         if self._shifts or self.use_dora[adapter_name] or self.lora_bias[adapter_name]:
-            return super().live_terms(base, adapter_name, config)
-        a, b = (
-            self._modules[name]._modules[adapter_name]._parameters["weight"].detach()  # type: ignore[union-attr]
-            for name in ("lora_A", "lora_B")
-        )
-        return Terms(updates={base.path: Update(a, b, self.scaling[adapter_name])})
+            return None
+        down, up = self._modules["lora_A"], self._modules["lora_B"]
+        a: Tensor = down._modules[adapter_name]._parameters["weight"]  # type: ignore[union-attr,assignment]
+        b: Tensor = up._modules[adapter_name]._parameters["weight"]  # type: ignore[union-attr,assignment]
+        return Update(a.detach(), b.detach(), self.scaling[adapter_name])
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW = s · BA: (out, in), or (in, out) for `Conv1D`."""

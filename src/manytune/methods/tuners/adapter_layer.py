@@ -22,7 +22,7 @@ from manytune.methods.tuners.base_layers import BaseLayer, Wrapper
 from manytune.methods.tuners.merged_sum import MergedSum
 from manytune.methods.tuners.merging import MergeError, add_in_place, check_finite, subtract_in_place
 from manytune.methods.tuners.quantized_layers import DequantizedLinear, quantization_backend
-from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError
+from manytune.methods.tuners.terms import INSTEAD, Terms, TermsError, Update
 
 _PLAIN = frozenset({bool, int, str, list, dict, set})
 
@@ -109,6 +109,10 @@ class AdapterLayer(Wrapper):
         tensors = {name: parameter.detach() for name, parameter in self.tensors(adapter_name).items()}
         return self.terms(base, tensors, config, self.present_scaling(adapter_name))
 
+    def live_update(self, adapter_name: str) -> Update | None:
+        """The one update that `live_terms` has, found quickly; None where there may be more."""
+        return None
+
     def present_scaling(self, adapter_name: str) -> float:
         """The factor before an adapter's update as it is now; 1 where the method has none."""
         scalings: Mapping[str, float] = getattr(self, "scaling", {})
@@ -126,8 +130,6 @@ class AdapterLayer(Wrapper):
         """The name in this layer of what `tensors` calls `key`: the adapter's name goes behind its container."""
         container, dot, rest = key.partition(".")
         return f"{container}.{adapter_name}{dot}{rest}"
-
-    # -- state
 
     @property
     def wrapped(self) -> nn.Module:
@@ -198,8 +200,6 @@ class AdapterLayer(Wrapper):
         if self._disable_adapters or self.merged_adapters:
             return []
         return [name for name in self._active_adapters if self.has_adapter(name)]
-
-    # -- activity
 
     def set_adapter(self, adapter_names: str | Sequence[str], *, inference_mode: bool = False) -> None:
         """Use these adapters and no others; only they train, or nothing does with `inference_mode`."""

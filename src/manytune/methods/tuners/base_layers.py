@@ -164,10 +164,17 @@ class BaseLayer:
 
 def is_routed(path: str) -> bool:
     """Whether a layer is within one of several experts that aren't grouped, so that it sees some tokens alone."""
+    if "experts" not in path:  # as in most: this is asked for each adapter of each layer at each call
+        return False
     return "experts" in [name for name in path.split(".") if name != "base_layer"][:-1]
 
 
-def _refuse_routed(path: str) -> None:
+def refuse_routed(path: str) -> None:
+    """Refuse a layer of `is_routed`.
+
+    Raises:
+        TermsError: It is one.
+    """
     if is_routed(path):
         raise TermsError(
             f"the adapter has weights for {path!r}, which sees only the tokens that are routed to its expert, so those "
@@ -224,12 +231,12 @@ class BaseLayers:
                     f"the adapter has weights for {path!r}, and {type(self.model).__name__} has no such layer. Was it "
                     "trained on another base?"
                 )
-        _refuse_routed(layer.path)
+        refuse_routed(layer.path)
         return layer
 
     def under(self, wrapper: Wrapper, path: str) -> BaseLayer:
         """The layer that a wrapper at this path has the place of; the same as `at`, without a search."""
-        _refuse_routed(path)
+        refuse_routed(path)
         return BaseLayer(path, wrapper.wrapped, wrapper, None, self._kept)
 
     def __iter__(self) -> Iterator[BaseLayer]:

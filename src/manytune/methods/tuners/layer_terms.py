@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manytune.methods.tuners.base_layers import BaseLayers
+from manytune.methods.tuners.adapter_layer import AdapterLayer
+from manytune.methods.tuners.base_layers import BaseLayers, refuse_routed
 from manytune.methods.tuners.embeddings import base_tables, divided_tables, plain_name
 from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.replaced import replaced_terms
@@ -122,3 +123,30 @@ def saved_terms(base: BaseLayers, config: Any, tensors: Mapping[str, Tensor]) ->
 
 def _equal(tensor: Tensor, value: Tensor) -> bool:
     return tensor.shape == value.shape and torch.equal(tensor.to(value.device, value.dtype), value)
+
+
+def live_parts(
+    base: BaseLayers, layers: Mapping[str, AdapterLayer], adapter_name: str, config: Any
+) -> list[Terms]:
+    """What an attached adapter does at each layer now: quickly, since each call with many adapters asks for each.
+
+    Args:
+        base: The base as the adapter sees it.
+        layers: By path, those without the adapter included.
+        adapter_name: The adapter.
+        config: Its options.
+
+    Raises:
+        TermsError: It has no terms.
+    """
+    updates, parts = {}, []
+    for path, layer in layers.items():
+        if not layer.has_adapter(adapter_name):
+            continue
+        update = layer.live_update(adapter_name)
+        if update is None:
+            parts.append(layer.live_terms(base.under(layer, path), adapter_name, config))
+        else:
+            refuse_routed(path)
+            updates[path] = update
+    return [Terms(updates), *parts]

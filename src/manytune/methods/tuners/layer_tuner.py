@@ -20,7 +20,7 @@ from manytune.methods.tuners.base_layers import BaseLayers
 from manytune.methods.tuners.filling import fill_state
 from manytune.methods.tuners.fitting import fit_to_layer
 from manytune.methods.tuners.layer_merging import merge_layers, merged_in, refuse_inexact, tables_to_merge
-from manytune.methods.tuners.layer_terms import by_layer, saved_terms, with_own_tables
+from manytune.methods.tuners.layer_terms import by_layer, live_parts, saved_terms, with_own_tables
 from manytune.methods.tuners.merging import MergeError
 from manytune.methods.tuners.own_tables import Tables
 from manytune.methods.tuners.quantized_layers import note_unpacked
@@ -315,11 +315,7 @@ class LayerTuner(Tuner):
         """See `Tuner.live_terms`."""
         self._require(adapter_name)
         base, config = self._base_layers(adapter_name), self.peft_config[adapter_name]
-        parts = [
-            layer.live_terms(base.under(layer, path), adapter_name, config)
-            for path, layer in self._layers.items()
-            if layer.has_adapter(adapter_name)
-        ]
+        parts = live_parts(base, self._layers, adapter_name, config)
         saved = {f"{p}.{n}": t for p, k in self._saved.items() for n, t in k.tensors(adapter_name).items()}
         found = joined([*parts, replaced_terms(base, saved, in_place=False)])
         return self._over_tables(found, adapter_name)

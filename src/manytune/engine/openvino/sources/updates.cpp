@@ -14,31 +14,13 @@
 #include <memory>
 #include <vector>
 
-#include "tiles.h"
+#include "dots.h"
 
 namespace {
 
 // Tokens that are multiplied at once, so that D and U are read once for all of them.
 constexpr int TOKENS = 4;
 constexpr int64_t NUMBERS = 6, HEADER = 5, ENTRY = 4;
-
-// The upper half of a float32.
-typedef uint16_t BFloat16;
-
-inline float number(float value) { return value; }
-inline float number(BFloat16 value) {
-    const uint32_t bits = uint32_t(value) << 16;
-    float found;
-    std::memcpy(&found, &bits, sizeof(found));
-    return found;
-}
-
-inline Vector numbers(const float* from) { return load(from); }
-inline Vector numbers(const BFloat16* from) {
-    typedef BFloat16 Halves __attribute__((vector_size(WIDTH * 2), aligned(2), may_alias));
-    typedef uint32_t Bits __attribute__((vector_size(WIDTH * 4)));
-    return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
-}
 
 // An update as a graph has it.
 struct Part {
@@ -92,28 +74,6 @@ struct Plan {
                 reinterpret_cast<const float*>(entry[2]), entry[3]};
     }
 };
-
-// R dot products of each of T rows of x with rows of D.
-template <int T, int R, typename N>
-inline void dots(const float* const* x, const N* down, int64_t in, float* low, int64_t ranks) {
-    Vector sums[T][R] = {};
-    int64_t i = 0;
-    for (; i + WIDTH <= in; i += WIDTH) {
-        Vector right[R];
-        for (int r = 0; r < R; r++) right[r] = numbers(down + r * in + i);
-        for (int t = 0; t < T; t++) {
-            const Vector left = load(x[t] + i);
-            for (int r = 0; r < R; r++) sums[t][r] += left * right[r];
-        }
-    }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) {
-            float sum = 0;
-            for (int lane = 0; lane < WIDTH; lane++) sum += sums[t][r][lane];
-            for (int64_t rest = i; rest < in; rest++) sum += x[t][rest] * number(down[r * in + rest]);
-            low[t * ranks + r] = sum;
-        }
-}
 
 // C vectors of each of T rows of y, from column j on.
 template <int T, int C, typename N>
