@@ -136,3 +136,60 @@ def test_a_server_that_stops_ends_what_is_held(monkeypatch):
 
     tokens = asyncio.run(main())
     assert tokens and tokens == list(range(len(tokens)))
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many outputs each step had."""
+    found = []
+    step = CountingEngine.step
+
+    def counted(self):
+        outputs = step(self)
+        found.append(len(outputs))
+        return outputs
+
+    monkeypatch.setattr(CountingEngine, "step", counted)
+    return found
+
+
+async def both(running):
+    """Two requests, of which the second is announced before the first comes."""
+
+    async def second():
+        with running.arriving() as arrival:
+            begun.set()
+            await asyncio.sleep(0.05)
+            await running.submit([submission("b")], running.stream(), arrival)
+
+    begun = asyncio.Event()
+    other = asyncio.create_task(second())
+    await begun.wait()
+    await running.submit([submission("a")], running.stream())
+    await other
+    while running.open_requests:
+        await asyncio.sleep(0.001)
+
+
+def test_requests_that_arrive_together_begin_in_one_step(monkeypatch, sizes):
+    monkeypatch.setattr(loops, "GATHERED_SECONDS", 1000)
+    run(both)
+    assert sizes == [2] * TOKENS
+
+
+def test_an_idle_engine_waits_no_longer_than_its_limit(monkeypatch, sizes):
+    monkeypatch.setattr(loops, "GATHERED_SECONDS", 0)
+    run(both)
+    assert sizes[0] == 1 and sum(sizes) == 2 * TOKENS
+
+
+def test_a_request_that_comes_alone_begins_at_once(monkeypatch, sizes):
+    monkeypatch.setattr(loops, "GATHERED_SECONDS", 1000)
+
+    async def work(running):
+        stream = running.stream()
+        with running.arriving() as arrival:
+            await running.submit([submission("a")], stream, arrival)
+        return [output async for output in stream]
+
+    assert len(run(work)) == TOKENS and sizes == [1] * TOKENS

@@ -14,9 +14,9 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +35,8 @@ _Result = TypeVar("_Result")
 
 #: For so long outputs of answers that clients get whole may wait: until then, metrics don't have them.
 HELD_SECONDS = 0.1
+#: For so long an idle engine waits for requests that arrive with the first, so that their prompts are read together.
+GATHERED_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class EngineLoop:
         self._streams: dict[str, Stream] = {}  # used by the engine's thread only
         self._held: list[Event] = []  # in their order; used by the engine's thread only
         self._open: set[str] = set()  # used by the event loop only
+        self._arriving: set[object] = set()  # changed by the event loop only
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
@@ -141,12 +144,23 @@ class EngineLoop:
         """A stream for requests; see there."""
         return Stream(self._cancel_later, is_whole=is_whole)
 
-    async def submit(self, submissions: Sequence[Submission], stream: Stream) -> None:
+    @contextmanager
+    def arriving(self) -> Iterator[object]:
+        """Requests are being prepared in this context, and `submit` will get what it yields, or none will come."""
+        arrival = object()
+        self._arriving.add(arrival)
+        try:
+            yield arrival
+        finally:
+            self._arriving.discard(arrival)
+
+    async def submit(self, submissions: Sequence[Submission], stream: Stream, arrival: object = None) -> None:
         """Put requests into the engine's queue, all of them or none. They begin in the same step if they fit.
 
         Args:
             submissions: The requests.
             stream: Gets their outputs.
+            arrival: See `arriving`.
 
         Raises:
             HttpError: They can't be accepted now; see `check_ready`.
@@ -156,6 +170,7 @@ class EngineLoop:
         accepted: Future[None] = Future()
         ids = [one.request.id for one in submissions]
         self._open.update(ids)
+        self._arriving.discard(arrival)
         self._command(_Submit(submissions, stream, accepted))
         try:
             await asyncio.wrap_future(accepted)
@@ -248,10 +263,16 @@ class EngineLoop:
 
     def _do_commands(self) -> bool:
         """Handle all commands in the queue; wait for one if there is nothing to compute. False to stop."""
+        was_idle, gathered_until = not self._engine.busy, 0.0
         while True:
+            is_busy = self._engine.busy or any(runner.busy for runner in self._runners)
+            if is_busy and was_idle and not gathered_until:
+                gathered_until = time.monotonic() + GATHERED_SECONDS
             try:
-                is_busy = self._engine.busy or any(runner.busy for runner in self._runners)
-                command = self._commands.get(block=not is_busy)
+                if is_busy and was_idle and self._arriving:
+                    command = self._commands.get(timeout=max(0.0, gathered_until - time.monotonic()))
+                else:
+                    command = self._commands.get(block=not is_busy)
             except queue.Empty:
                 return True
             if command is None:

@@ -193,8 +193,9 @@ class Answers:
     async def _submit(
         self, wanted: Sequence[WantedAnswer], body: GenerationBody, principal: Principal
     ) -> None:
-        submissions = [await self._prepare(one, body, principal) for one in wanted]
-        await self._service.loop.submit(submissions, self._stream)
+        with self._service.loop.arriving() as arrival:
+            submissions = [await self._prepare(one, body, principal) for one in wanted]
+            await self._service.loop.submit(submissions, self._stream, arrival)
         self._running = {one.request.id: index for index, one in enumerate(submissions)}
 
 
