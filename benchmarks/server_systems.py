@@ -110,6 +110,7 @@ def systems(folder: Path, *, peers_python: str, vllm: str) -> list[System]:
     return [
         _manytune("openvino-int4", folder, "openvino", "int4"),
         _manytune("openvino", folder, "openvino", "plain"),
+        _manytune("openvino-bf16", folder, "openvino", "bf16"),
         _manytune("torch-int4", folder, "torch", "int4"),
         _manytune("torch", folder, "torch", "reordered"),
         System(
