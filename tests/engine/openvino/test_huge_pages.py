@@ -11,7 +11,6 @@ import pytest
 from manytune.engine.openvino import huge_pages
 from manytune.engine.openvino.huge_pages import HugePages
 
-
 pytestmark = pytest.mark.skipif(
     not hasattr(mmap, "MADV_HUGEPAGE"), reason="the operations that read the weights are for Linux"
 )

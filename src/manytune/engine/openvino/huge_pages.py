@@ -1,7 +1,7 @@
 """Memory in pages of 2 MiB where the system has them (Linux's transparent huge pages).
 
 Weights are read once a step from the front to the back. In small pages the processor looks up at each one's end where
-the next one is, which takes long on virtual machines: one thread was measured to read twice as fast from huge pages.
+the next one is, which takes long on virtual machines.
 """
 
 from __future__ import annotations
