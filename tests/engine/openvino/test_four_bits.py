@@ -239,7 +239,7 @@ def test_an_engine_without_the_operations_answers_alike(tokenizer, monkeypatch):
 
 def unfound(caplog, *said):
     with caplog.at_level(logging.INFO):
-        assert four_bits.four_bits.__wrapped__() is None
+        assert four_bits._factory.__wrapped__() is None
     for part in ("a weight takes a byte", *said):
         assert part in caplog.text
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from manytune.engine.openvino.huge_pages import HugePages
 from manytune.engine.openvino.library import core, node_factory, ops, ov
 from manytune.engine.openvino.native import extension_library
 from manytune.engine.quantized import GROUP
@@ -37,14 +38,15 @@ PRODUCT = "ManytuneFourBits"
 
 
 class FourBits:
-    """The operations, which graphs may have.
+    """The operations, which the graphs of a base may have.
 
     Args:
-        library: Path of the compiled library.
+        factory: Makes their nodes.
     """
 
-    def __init__(self, library: Path) -> None:
-        self._factory = node_factory(library)
+    def __init__(self, factory: Any) -> None:
+        self._factory = factory
+        self._memory = HugePages()
 
     def product(self, x: Any, weight: Tensor) -> Any:
         """A node that computes x Wᵀ with a rounded weight.
@@ -53,7 +55,7 @@ class FourBits:
             x: An output of a graph, (..., in).
             weight: W, (out, in), for which `has_four_bits` is true.
         """
-        packed = ops.constant(pack(*rounded(weight)))
+        packed = ops.constant(self._memory.copy(pack(*rounded(weight))), shared_memory=True)
         return self._factory.create(PRODUCT, [x, packed.output(0)], {"width": len(weight), "is_gated": False})
 
     def gated_product(self, product: Any) -> Any | None:
@@ -114,9 +116,15 @@ def pack(codes: Tensor, step: Tensor, offset: Tensor) -> np.ndarray:
     return packed
 
 
-@functools.cache
 def four_bits() -> FourBits | None:
-    """The operations, compiled unless that was done before; None where they can't be had, and the log says why."""
+    """The operations, for one base; None where they can't be had, and the log says why."""
+    factory = _factory()
+    return None if factory is None else FourBits(factory)
+
+
+@functools.cache
+def _factory() -> Any | None:
+    """Compiled unless that was done before, and checked."""
     if not torch.cpu._is_vnni_supported() or not torch.cpu._is_avx512_supported():
         _log.info(
             "runtime='openvino', weights='int4': a weight takes a byte, as this processor has no avx512_vnni."
@@ -125,8 +133,8 @@ def four_bits() -> FourBits | None:
     compiler, reason = find_compiler()
     if compiler is not None:
         try:
-            found = FourBits(extension_library(compiler, _SOURCES))
-            wrong = difference(found)
+            found = node_factory(extension_library(compiler, _SOURCES))
+            wrong = difference(FourBits(found))
         except (OSError, subprocess.SubprocessError) as error:
             reason = first_error(error)
         except RuntimeError as error:  # OpenVINO's

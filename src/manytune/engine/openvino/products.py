@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from manytune.engine.openvino.compression import multiply
-from manytune.engine.openvino.four_bits import four_bits
+from manytune.engine.openvino.four_bits import FourBits, four_bits
 from manytune.engine.openvino.library import core, ops, ov
 from manytune.engine.openvino.program import settings
 from manytune.engine.weights import Rounding
@@ -23,15 +23,16 @@ def products(weights: Sequence[Tensor], rounding: Rounding | None) -> Callable[[
         rounding: What to round them to; None for their own numbers.
     """
     inputs, outputs = [], []
+    operations = four_bits() if rounding == 4 else None
     for weight in weights:
         inputs.append(ops.parameter([-1, weight.shape[1]], ov.Type.f32))
-        outputs.append(_product(inputs[-1].output(0), weight, rounding))
+        outputs.append(_product(inputs[-1].output(0), weight, rounding, operations))
     graph = ov.Model(outputs, inputs, "products")
     compiled = core().compile_model(graph, "CPU", settings(rounding))
     return lambda given: compiled([one.numpy() for one in given])
 
 
-def _product(x: Any, weight: Tensor, rounding: Rounding | None) -> Any:
+def _product(x: Any, weight: Tensor, rounding: Rounding | None, operations: FourBits | None) -> Any:
     if rounding is None or rounding == "bf16":
         return ops.matmul(x, ops.constant(np.ascontiguousarray(weight.numpy())), False, True)
-    return multiply(x, weight, rounding, four_bits() if rounding == 4 else None)
+    return multiply(x, weight, rounding, operations)
