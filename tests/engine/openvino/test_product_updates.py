@@ -10,8 +10,9 @@ from tests.random_cases import cases
 pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
 
 from manytune.engine.engine import Engine
-from manytune.engine.openvino import four_bits, native
+from manytune.engine.openvino import four_bits, native, program
 from manytune.engine.openvino.four_bits import applied
+from manytune.engine.openvino.graph import build
 from manytune.engine.openvino.native import NOTHING, Part, Weights, plan_of
 from manytune.engine.options import EngineOptions
 from manytune.engine.request import Request, SamplingParams
@@ -116,10 +117,17 @@ def test_sizes_that_dont_fit_are_errors(operations, part, tokens):
 # -- in an engine
 
 
-def operations_of(engine):
-    graph = engine._runner._program._request.get_compiled_model().get_runtime_model()
-    kinds = [one.get_rt_info()["layerType"].astype(str) for one in graph.get_ordered_ops()]
-    return {kind: kinds.count(kind) for kind in kinds}
+def test_products_have_all_updates_of_linear_layers_but_the_head(tokenizer, monkeypatch):
+    graphs = []
+    monkeypatch.setattr(
+        program, "build", lambda *args, **options: graphs.append(build(*args, **options)) or graphs[-1]
+    )
+    engine = Engine(llama(), tokenizer, EngineOptions(runtime="openvino", weights="int4"))
+    engine.add_adapter("lora", in_memory(attached(llama(), configs_for(llama())["lora all"], seed=1)))
+    engine.generate([Request("one", (5, 6, 7), SamplingParams(2), "lora")])
+    plain, joint = ([one.get_type_name() for one in graph.get_ordered_ops()] for graph in graphs)
+    added = {kind: joint.count(kind) - plain.count(kind) for kind in {*joint, *plain}}
+    assert {kind: count for kind, count in added.items() if count} == {"Parameter": 1}
 
 
 def test_an_adapter_answers_the_same_whoever_computes_its_updates(tokenizer):

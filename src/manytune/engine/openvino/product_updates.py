@@ -44,7 +44,7 @@ def put_into_products(
         product, column = _product(y)
         if product is None or _name(y.get_node()) in apart or (column | one.outputs) % LANES:
             continue
-        if _unmarked(product.input_value(0)) == read[one]:
+        if _reads(product, read[one]):
             products[_name(product)] = product
             part = Part(number, 0, column, one.outputs, one.inputs, one.activation)
             parts.setdefault(_name(product), []).append(part)
@@ -66,10 +66,12 @@ def _product(y: Any) -> tuple[Any, int]:
     return (node if node.get_type_name() == PRODUCT else None), column
 
 
-def _unmarked(output: Any) -> Any:
-    while label_of(output.get_node()) is not None:
-        output = output.get_node().input_value(0)
-    return output
+def _reads(product: Any, z: Any) -> bool:
+    """Whether a product reads z, but for marks."""
+    x = product.input_value(0)
+    while x != z and label_of(x.get_node()) is not None:
+        x = x.get_node().input_value(0)
+    return bool(x == z)
 
 
 def _name(node: Any) -> str:
