@@ -128,6 +128,7 @@ def compiled(
     flags: tuple[str, ...] = _FLAGS,
     sources: Path | None = None,
     linked: tuple[str, ...] = (),
+    headers: tuple[Path, ...] = (),
 ) -> Path:
     """The shared library that a compiler makes of sources, from the cache or made now.
 
@@ -138,13 +139,14 @@ def compiled(
         flags: Its arguments but for input and output.
         sources: A directory of sources, which find the kernels' headers; None for the kernels' own.
         linked: Arguments behind the sources: libraries.
+        headers: More directories in which the sources find headers.
 
     Raises:
         OSError: The compiler or the cache directory can't be used.
         subprocess.SubprocessError: The compiler fails.
     """
-    folders = [_SOURCES] if sources is None else [_SOURCES, sources]
-    files = sorted(folders[-1].glob("*.cpp"))
+    folders = [_SOURCES, *headers] if sources is None else [_SOURCES, *headers, sources]
+    files = sorted((_SOURCES if sources is None else sources).glob("*.cpp"))
     directory = private_directory(cache_directory() / "kernels")
     key = _key(compiler, (*flags, *linked), folders)
     target = kept(directory, key, ".so")
@@ -153,7 +155,8 @@ def compiled(
     with tempfile.TemporaryDirectory(
         prefix=".", dir=directory
     ) as made:  # several processes may make it at once
-        command = [compiler, *flags, f"-I{_SOURCES}", *map(str, files), *linked, "-o", f"{made}/kernels.so"]
+        found = [f"-I{one}" for one in (_SOURCES, *headers)]
+        command = [compiler, *flags, *found, *map(str, files), *linked, "-o", f"{made}/kernels.so"]
         _run(command, _COMPILE_SECONDS)
         return keep(Path(made, "kernels.so"), directory, key)
 

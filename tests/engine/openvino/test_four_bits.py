@@ -278,4 +278,4 @@ def test_a_result_that_is_wrong_is_found(caplog, monkeypatch):
 
 def test_the_sources_are_in_the_package():
     sources = Path(four_bits.__file__).parent / "sources" / "four_bits"
-    assert {one.name for one in sources.iterdir()} == {"operations.cpp", "product.h"}
+    assert {one.name for one in sources.iterdir()} == {"added.h", "operations.cpp", "product.h"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manytune.engine.openvino.graph import FactorInput, Outline, UpdateInput
+from manytune.engine.openvino.outline import FactorInput, Outline, UpdateInput
 from manytune.methods.tuners.terms import Terms, Update
 from manytune.mixed.stacks import Snapshot
 

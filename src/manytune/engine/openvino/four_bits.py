@@ -21,7 +21,14 @@ from torch.nn import functional as F
 
 from manytune.engine.openvino.huge_pages import HugePages
 from manytune.engine.openvino.library import core, node_factory, ops, ov
-from manytune.engine.openvino.native import extension_library
+from manytune.engine.openvino.native import (
+    NOTHING,
+    Part,
+    Weights,
+    extension_library,
+    numbers_of,
+    plan_of,
+)
 from manytune.engine.quantized import GROUP
 from manytune.kernels.build import find_compiler, first_error
 
@@ -29,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 _SOURCES = Path(__file__).with_name("sources") / "four_bits"
 #: Outputs whose weights are together in memory.
-_LANES = 16
+LANES = 16
 _LARGEST_OFFSET = 4095
 #: Of half precision: below, h would lose digits, unless the layer has weights that are much larger.
 _SMALLEST_STEP, _SMALL = 2.0**-24, 1e-3
@@ -64,11 +71,22 @@ class FourBits:
         Args:
             product: From `product`.
         """
-        width = int(product.get_attributes()["width"])
-        if width % (2 * _LANES) or product.get_attributes()["is_gated"]:
+        attributes = product.get_attributes()
+        if attributes["width"] % (2 * LANES) or attributes["is_gated"]:
             return None
-        inputs = [product.input_value(place) for place in range(2)]
-        return self._factory.create(PRODUCT, inputs, {"width": width, "is_gated": True})
+        return self._factory.create(PRODUCT, product.input_values(), _given(attributes) | {"is_gated": True})
+
+    def with_updates(self, product: Any, plan: Any, parts: Sequence[Part]) -> Any:
+        """A node that computes a product and adds to it what adapters make of its x.
+
+        Args:
+            product: From `product`.
+            plan: See `Operation.node`, as for `parts`.
+            parts: The updates; their columns and outputs are multiples of `LANES`.
+        """
+        inputs = [product.input_value(0), product.input_value(1), plan]
+        attributes = _given(product.get_attributes()) | {"parts": numbers_of(parts)}
+        return self._factory.create(PRODUCT, inputs, attributes)
 
     def gate(self, inputs: Sequence[Any]) -> Any:
         """A node that computes silu(a) · b.
@@ -77,6 +95,13 @@ class FourBits:
             inputs: Outputs of a graph: a and b, or one whose halves they are.
         """
         return self._factory.create("ManytuneGate", list(inputs), {})
+
+
+def _given(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of a product as a new node is given them: lists that aren't empty."""
+    found = {name: attributes[name] for name in ("width", "is_gated")}
+    parts = [int(one) for one in attributes["parts"]]
+    return found | ({"parts": parts} if parts else {})
 
 
 def has_four_bits(weight: Tensor) -> bool:
@@ -105,13 +130,13 @@ def rounded(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def pack(codes: Tensor, step: Tensor, offset: Tensor) -> np.ndarray:
     """The bytes that the operation reads, from what `rounded` gives."""
-    padding = (0, 0, 0, -len(codes) % _LANES)
+    padding = (0, 0, 0, -len(codes) % LANES)
     q, h, z = (F.pad(one, padding) for one in (codes, step, offset))
     groups = h.shape[1]
     # (blocks, groups, 8 times 4 inputs, lanes, 4 inputs)
-    quads = q.view(-1, _LANES, groups, 8, 4).permute(0, 2, 3, 1, 4)
-    halves = (quads[:, :, :4] | (quads[:, :, 4:] << 4)).reshape(-1, groups, 4 * _LANES * 4)
-    numbers = [one.view(-1, _LANES, groups).transpose(1, 2).contiguous().view(torch.uint8) for one in (h, z)]
+    quads = q.view(-1, LANES, groups, 8, 4).permute(0, 2, 3, 1, 4)
+    halves = (quads[:, :, :4] | (quads[:, :, 4:] << 4)).reshape(-1, groups, 4 * LANES * 4)
+    numbers = [one.view(-1, LANES, groups).transpose(1, 2).contiguous().view(torch.uint8) for one in (h, z)]
     packed: np.ndarray = torch.cat((halves, *numbers), dim=2).flatten().numpy()
     return packed
 
@@ -174,20 +199,57 @@ def difference(operations: FourBits) -> float:
                 for one, other in zip(applied(operations, x, weight), expected, strict=True)
             ),
         )
-    return worst
+    return max(worst, _difference_of_updates(operations))
 
 
-def applied(operations: FourBits, x: Tensor, weight: Tensor) -> list[Tensor]:
-    """What a graph of their own makes of x: the product and, if its halves are whole blocks, its gate in both ways."""
-    given = ops.parameter([-1, x.shape[1]], ov.Type.f32)
-    product = operations.product(given.output(0), weight)
+def _difference_of_updates(operations: FourBits) -> float:
+    """The same of a product that adds an update of two adapters to a part of its outputs."""
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(11, 3 * GROUP, generator=draw)
+    weight = torch.randn(96, x.shape[1], generator=draw)
+    tokens = [0, 1, 2, 1, 1, 1, 1, 1, 0, 2, 2]
+    own = [
+        Weights(*(torch.randn(rank, size, generator=draw).bfloat16() for size in (x.shape[1], 64)), None)
+        for rank in (8, 3)
+    ]
+    entries = np.array([[*(one.entry for one in own), NOTHING]], np.int64)
+    part = Part(0, 0, 16, 64, x.shape[1], "")
+    expected = applied(operations, x, weight)[0].double()
+    for row, adapter in enumerate(tokens):
+        if adapter < len(own):
+            one = own[adapter]
+            expected[row, 16:80] += (one.down.double() @ x[row].double()) @ one.up.double()
+    found = applied(operations, x, weight, plan_of(tokens, entries, torch.bfloat16), [part])[0]
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def applied(
+    operations: FourBits, x: Tensor, weight: Tensor, plan: Tensor | None = None, parts: Sequence[Part] = ()
+) -> list[Tensor]:
+    """What a graph of their own makes of x: the product and, if its halves are whole blocks, its gate in both ways.
+
+    Args:
+        operations: The operations.
+        x: (rows, in).
+        weight: (out, in).
+        plan: Of updates, if there are any; see `native`.
+        parts: The updates.
+    """
+    given = [ops.parameter([-1, x.shape[1]], ov.Type.f32)]
+    product = operations.product(given[0].output(0), weight)
+    tensors = [x.contiguous()]
+    if plan is not None:
+        given.append(ops.parameter([-1], ov.Type.i32))
+        product = operations.with_updates(product, given[1].output(0), parts)
+        tensors.append(plan)
     results = [product]
     if (joined := operations.gated_product(product)) is not None:
         results += [joined, operations.gate([product.output(0)])]
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    model = ov.Model([one.output(0) for one in results], [given])
+    model = ov.Model([one.output(0) for one in results], given)
     request = core().compile_model(model, "CPU", settings).create_infer_request()
-    request.set_input_tensor(0, ov.Tensor(x.contiguous().numpy(), shared_memory=True))
+    for place, tensor in enumerate(tensors):
+        request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))
     request.start_async()
     request.wait()
     return [torch.from_numpy(request.get_output_tensor(place).data.copy()) for place in range(len(results))]

@@ -12,7 +12,6 @@ with the ranks of several adapters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,76 +23,11 @@ from manytune.engine.openvino.gates import put_gates
 from manytune.engine.openvino.library import node_types, ops, ov
 from manytune.engine.openvino.marks import marks_in, put
 from manytune.engine.openvino.native import Operation, Part
+from manytune.engine.openvino.outline import FactorInput, Outline, UpdateInput
+from manytune.engine.openvino.product_updates import put_into_products
 
 #: Tokens of a page of the cache; the CPU's kernels know no other size.
 PAGE = 32
-
-
-@dataclass(frozen=True, order=True)
-class UpdateInput:
-    """An update that some adapters have at one layer.
-
-    Attributes:
-        path: The layer.
-        activation: Name of φ; empty for the identity.
-        reads_output: Whether z is the layer's own output.
-        source: Path of the layer whose input is z; empty for this one.
-        has_bias: Whether there is e.
-        inputs: Size of z.
-        outputs: Size of y.
-    """
-
-    path: str
-    activation: str
-    reads_output: bool
-    source: str
-    has_bias: bool
-    inputs: int
-    outputs: int
-
-    def name(self, part: str) -> str:
-        """The name of an input of the graph: `down`, `up` or `bias`."""
-        form = "-".join((self.activation, "y" if self.reads_output else "x", self.source))
-        return f"{part} {self.path} {form}"
-
-
-@dataclass(frozen=True, order=True)
-class FactorInput:
-    """Factors that some adapters have at one layer.
-
-    Attributes:
-        path: The layer.
-        kind: `inputs`, `outputs`, `shift` or `added`: a, c, d or f.
-        size: How many.
-    """
-
-    path: str
-    kind: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        """The name of an input of the graph."""
-        return f"{self.kind} {self.path}"
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What adapters do in a graph."""
-
-    updates: frozenset[UpdateInput] = frozenset()
-    factors: frozenset[FactorInput] = frozenset()
-
-    @property
-    def ordered(self) -> tuple[UpdateInput, ...]:
-        """The updates in the order of their numbers."""
-        return tuple(sorted(self.updates))
-
-    def __or__(self, other: Outline) -> Outline:
-        return Outline(self.updates | other.updates, self.factors | other.factors)
-
-    def __le__(self, other: Outline) -> bool:
-        return self.updates <= other.updates and self.factors <= other.factors
 
 
 def build(
@@ -123,7 +57,7 @@ def build(
     marks |= {f"{INPUT}{path}": marks[f"{INPUT}{first}"] for path, first in converted.shared.items()}
     inputs = _Inputs()
     _put_attention(marks, converted.attentions, inputs, cache_type)
-    _put_terms(marks, outline, inputs, head, operation)
+    _put_terms(marks, outline, inputs, head, operation, four_bits)
     for label, node in marks.items():
         if label.startswith((INPUT, OUTPUT)):
             put(node, node.input_value(0))
@@ -190,7 +124,12 @@ def _put_attention(
 
 
 def _put_terms(
-    marks: dict[str, Any], outline: Outline, inputs: _Inputs, head: str, operation: Operation | None
+    marks: dict[str, Any],
+    outline: Outline,
+    inputs: _Inputs,
+    head: str,
+    operation: Operation | None,
+    four_bits: FourBits | None,
 ) -> None:
     for factor in sorted(outline.factors):
         if factor.kind == "inputs":
@@ -212,7 +151,9 @@ def _put_terms(
         else marks[f"{INPUT}{one.source or one.path}"].input_value(0)
         for one in outline.updates
     }
-    put_updates = _put_products if operation is None else partial(_put_operations, operation, products)
+    put_updates = (
+        _put_products if operation is None else partial(_put_operations, operation, four_bits, products)
+    )
     put_updates(outline, read, results, inputs, head)
     for factor in sorted(outline.factors):
         if factor.kind == "added":
@@ -232,6 +173,7 @@ def _put_products(
 
 def _put_operations(
     operation: Operation,
+    four_bits: FourBits | None,
     products: Mapping[str, Any],
     outline: Outline,
     read: Mapping[UpdateInput, Any],
@@ -239,10 +181,16 @@ def _put_operations(
     inputs: _Inputs,
     head: str,
 ) -> None:
-    """One operation for all layers that read the same input; others could depend on each other's results."""
+    """One operation for all layers that read the same input; others could depend on each other's results.
+
+    Products of 4 bits add updates themselves.
+    """
     numbers = {one: number for number, one in enumerate(outline.ordered)}
+    left = set(numbers)
+    if four_bits is not None:
+        left -= put_into_products(four_bits, partial(inputs.integers, "plan", -1), numbers, read, results)
     together: dict[object, list[UpdateInput]] = {}
-    for one in numbers:
+    for one in (one for one in numbers if one in left):
         z = read[one]
         apart = one.reads_output or one.source
         key = (one.path, numbers[one]) if apart else (_name(z), z.get_index())

@@ -1,7 +1,7 @@
 """The operation in C++ that adds adapters' updates to layers, each token with its own ranks.
 
 It is compiled where it runs, as `manytune.kernels` is, against the headers and libraries in OpenVINO's package, and
-runs in the graph's own threads. Formula and inputs: `sources/updates.cpp`.
+runs in the graph's own threads. Formula and inputs: `sources/ranks.h`.
 """
 
 from __future__ import annotations
@@ -100,20 +100,24 @@ class Operation:
         Returns:
             A node with an output for each y.
         """
-        order = sorted(parts, key=lambda one: (one.target, one.column, one.number))
-        numbers = [
-            number
-            for one in order
-            for number in (
-                one.number,
-                one.target,
-                one.column,
-                one.outputs,
-                one.inputs,
-                _ACTIVATIONS[one.activation],
-            )
-        ]
-        return self._factory.create("ManytuneUpdates", [plan, x, *targets], {"parts": numbers})
+        return self._factory.create("ManytuneUpdates", [plan, x, *targets], {"parts": numbers_of(parts)})
+
+
+def numbers_of(parts: Sequence[Part]) -> list[int]:
+    """Updates as operations in C++ know them."""
+    order = sorted(parts, key=lambda one: (one.target, one.column, one.number))
+    return [
+        number
+        for one in order
+        for number in (
+            one.number,
+            one.target,
+            one.column,
+            one.outputs,
+            one.inputs,
+            _ACTIVATIONS[one.activation],
+        )
+    ]
 
 
 def plan_of(tokens: Sequence[int], weights: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -134,7 +138,7 @@ def plan_of(tokens: Sequence[int], weights: np.ndarray, dtype: torch.dtype = tor
         ends += own
         adapters += [adapter] * len(own)
     header = (len(ends), len(tokens), *weights.shape[:2], dtype.itemsize)
-    numbers = np.concatenate([header, ends, adapters, order, weights.ravel()], dtype=np.int64)
+    numbers = np.concatenate([header, ends, adapters, order, tokens, weights.ravel()], dtype=np.int64)
     return torch.from_numpy(numbers.view(np.int32))  # halves: OpenVINO's graphs know no 64 bits
 
 
@@ -185,7 +189,7 @@ def extension_library(compiler: str, sources: Path) -> Path:
         raise OSError("this package of OpenVINO is without its headers and libraries; install it from PyPI")
     version = f"-DOPENVINO_PACKAGE={ov.__version__.split('-')[0]}"
     flags = (*_FLAGS, version, f"-I{package / 'include'}")
-    return compiled(compiler, flags, sources, tuple(map(str, libraries)))
+    return compiled(compiler, flags, sources, tuple(map(str, libraries)), headers=(_SOURCES,))
 
 
 def applied(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from manytune.engine.openvino.adapter_tables import AdapterTables, Division
-from manytune.engine.openvino.graph import Outline, UpdateInput
 from manytune.engine.openvino.native import NOTHING, Weights, plan_of
+from manytune.engine.openvino.outline import Outline, UpdateInput
 from manytune.methods.tuners.terms import Update
 
 #: Each matrix begins at a multiple of so many numbers: at a line of a processor's cache.

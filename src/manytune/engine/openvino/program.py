@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from manytune.engine.openvino.compression import compress
 from manytune.engine.openvino.conversion import convert, embedding_size
 from manytune.engine.openvino.four_bits import four_bits
-from manytune.engine.openvino.graph import Outline, build
+from manytune.engine.openvino.graph import build
 from manytune.engine.openvino.library import core, ov
 from manytune.engine.openvino.native import Operation
+from manytune.engine.openvino.outline import Outline
 from manytune.engine.openvino.paged_cache import PagedCache
 from manytune.engine.quantized import GROUP
 from manytune.engine.weights import Rounding

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from manytune.engine.openvino import paged_attention
 from manytune.engine.openvino.adapter_tables import AdapterTables, Division, obstacle, outline_of
 from manytune.engine.openvino.agreement import require_agreement
-from manytune.engine.openvino.graph import PAGE, Outline
+from manytune.engine.openvino.graph import PAGE
 from manytune.engine.openvino.native import operation
+from manytune.engine.openvino.outline import Outline
 from manytune.engine.openvino.own_weights import OwnWeights
 from manytune.engine.openvino.paged_attention import PagedSpan, PagedStep
 from manytune.engine.openvino.paged_cache import PagedCache

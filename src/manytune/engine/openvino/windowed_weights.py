@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manytune.engine.openvino.adapter_tables import AdapterTables, Division
-from manytune.engine.openvino.graph import Outline, UpdateInput
+from manytune.engine.openvino.outline import Outline, UpdateInput
 from manytune.engine.openvino.windows import RANKS, Windows, divide
 from manytune.methods.tuners.terms import Update
 

@@ -23,12 +23,15 @@ inline Vector numbers(const BFloat16* from) {
     return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
 }
 
-// R dot products of each of T rows of x with rows of D.
+// R dot products of each of T rows of x with rows of D, of which the first is number `first`. What is `ahead` bytes from
+// D on is asked for from memory, unless that is 0.
 template <int T, int R, typename N>
-inline void dots(const float* const* x, const N* down, int64_t in, float* low, int64_t ranks) {
+inline void dots(const float* const* x, const N* down, int64_t in, float* const* low, int64_t first, int64_t ahead = 0) {
     Vector sums[T][R] = {};
     int64_t i = 0;
     for (; i + WIDTH <= in; i += WIDTH) {
+        if (ahead)
+            for (int r = 0; r < R; r++) __builtin_prefetch(reinterpret_cast<const char*>(down + r * in + i) + ahead);
         Vector right[R];
         for (int r = 0; r < R; r++) right[r] = numbers(down + r * in + i);
         for (int t = 0; t < T; t++) {
@@ -41,7 +44,7 @@ inline void dots(const float* const* x, const N* down, int64_t in, float* low, i
             float sum = 0;
             for (int lane = 0; lane < WIDTH; lane++) sum += sums[t][r][lane];
             for (int64_t rest = i; rest < in; rest++) sum += x[t][rest] * number(down[r * in + rest]);
-            low[t * ranks + r] = sum;
+            low[t][first + r] = sum;
         }
 }
 

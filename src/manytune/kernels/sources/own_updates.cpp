@@ -79,9 +79,11 @@ void add(const Adapter& own, const float* low, float* const* y, int64_t rows, in
 template <int T>
 void lower(const Adapter& own, const float* const* x, int64_t in, float* low) {
     constexpr int R = T == 1 ? 8 : 4;
+    float* rows[T];
+    for (int t = 0; t < T; t++) rows[t] = low + t * own.ranks;
     int64_t k = 0;
-    for (; k + R <= own.ranks; k += R) dots<T, R>(x, own.down + k * in, in, low + k, own.ranks);
-    for (; k < own.ranks; k++) dots<T, 1>(x, own.down + k * in, in, low + k, own.ranks);
+    for (; k + R <= own.ranks; k += R) dots<T, R>(x, own.down + k * in, in, rows, k);
+    for (; k < own.ranks; k++) dots<T, 1>(x, own.down + k * in, in, rows, k);
     for (int64_t i = 0; i < T * own.ranks; i++) low[i] *= own.scaling;
 }
 

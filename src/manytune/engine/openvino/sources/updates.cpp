@@ -1,83 +1,20 @@
-// What adapters' updates add to layers, as an operation of OpenVINO's graphs: each token is multiplied with its own ranks.
-//
-//     y[t] += Σ_r φ(D[r] x[t] + e[r]) U[r]        D (ranks, in), U (ranks, out), e (ranks) of token t's adapter
-//
-// One operation does all updates that read the same x, of any layers. A row's sums run in the same order whatever other
-// rows there are, and nothing of another adapter is read. Semantics: tests/reference/terms.py.
+// What adapters' updates add to layers, as an operation of OpenVINO's graphs: each token is multiplied with its own ranks;
+// the formula is in `ranks.h`. One operation does all updates that read the same x, of any layers.
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
-#include <openvino/op/op.hpp>
 #include <tbb/parallel_for.h>
 
-#include <cmath>
 #include <memory>
 #include <vector>
 
-#include "dots.h"
+#include "ranks.h"
 
 namespace {
 
-// Tokens that are multiplied at once, so that D and U are read once for all of them.
-constexpr int TOKENS = 4;
-constexpr int64_t NUMBERS = 6, HEADER = 5, ENTRY = 4;
-
-// An update as a graph has it.
-struct Part {
-    int64_t update;  // its place in the plan
-    int64_t layer;   // which of the y
-    int64_t column, width;  // where in y
-    int64_t in;
-    int64_t activation;
-};
-
-enum Activation { IDENTITY, RELU, GELU, SILU, TANH };
-
-inline float activated(int64_t activation, float x) {
-    switch (activation) {
-        case RELU: return x < 0 ? 0 : x;
-        case GELU: return 0.5f * x * (1 + std::erf(x * 0.70710678f));
-        case SILU: return x / (1 + std::exp(-x));
-        case TANH: return std::tanh(x);
-        default: return x;
-    }
-}
-
-// An adapter's weights for one update, D and U in float32 or bfloat16.
-template <typename N>
-struct Weights {
-    const N *down, *up;
-    const float* bias;  // null for none
-    int64_t ranks;
-};
-
-// What a forward's tokens read: 64-bit numbers in halves of 32, made by `native.py`.
-struct Plan {
-    int64_t blocks, tokens, updates, adapters, bytes;  // bytes: of a number of D and U
-    const int64_t *ends, *adapter, *order, *weights;
-
-    explicit Plan(const ov::Tensor& given) {
-        const int64_t *data = reinterpret_cast<const int64_t*>(given.data<const int32_t>()), size = given.get_size() / 2;
-        OPENVINO_ASSERT(size >= HEADER, "the plan is empty");
-        blocks = data[0], tokens = data[1], updates = data[2], adapters = data[3], bytes = data[4];
-        ends = data + HEADER, adapter = ends + blocks, order = adapter + blocks, weights = order + tokens;
-        OPENVINO_ASSERT(size == HEADER + 2 * blocks + tokens + ENTRY * updates * adapters, "the plan has another size");
-    }
-
-    // Block by block the tokens of one adapter.
-    int64_t begin(int64_t block) const { return block ? ends[block - 1] : 0; }
-
-    template <typename N>
-    Weights<N> of(int64_t update, int64_t block) const {
-        const int64_t* entry = weights + ENTRY * (update * adapters + adapter[block]);
-        return {reinterpret_cast<const N*>(entry[0]), reinterpret_cast<const N*>(entry[1]),
-                reinterpret_cast<const float*>(entry[2]), entry[3]};
-    }
-};
-
 // C vectors of each of T rows of y, from column j on.
 template <int T, int C, typename N>
-inline void add(const float* low, const Weights<N>& own, int64_t width, float* const* y, int64_t j) {
+inline void add(const float* const* low, const Matrices<N>& own, int64_t width, float* const* y, int64_t j) {
     Vector sums[T][C];
     for (int t = 0; t < T; t++)
         for (int c = 0; c < C; c++) sums[t][c] = load(y[t] + j + c * WIDTH);
@@ -85,7 +22,7 @@ inline void add(const float* low, const Weights<N>& own, int64_t width, float* c
         Vector right[C];
         for (int c = 0; c < C; c++) right[c] = numbers(own.up + r * width + j + c * WIDTH);
         for (int t = 0; t < T; t++) {
-            const float left = low[t * own.ranks + r];
+            const float left = low[t][r];
             for (int c = 0; c < C; c++) sums[t][c] += left * right[c];
         }
     }
@@ -94,22 +31,14 @@ inline void add(const float* low, const Weights<N>& own, int64_t width, float* c
 }
 
 template <int T, typename N>
-void update(const Part& part, const Weights<N>& own, const float* const* x, float* const* y, float* low) {
-    constexpr int R = T == 1 ? 8 : 4;
-    int64_t r = 0, j = 0;
-    for (; r + R <= own.ranks; r += R) dots<T, R>(x, own.down + r * part.in, part.in, low + r, own.ranks);
-    for (; r < own.ranks; r++) dots<T, 1>(x, own.down + r * part.in, part.in, low + r, own.ranks);
-    if (own.bias || part.activation != IDENTITY)
-        for (int t = 0; t < T; t++)
-            for (r = 0; r < own.ranks; r++) {
-                float& value = low[t * own.ranks + r];
-                value = activated(part.activation, own.bias ? value + own.bias[r] : value);
-            }
+void update(const Part& part, const Matrices<N>& own, const float* const* x, float* const* y, float* const* low) {
+    reduce<T>(part, own, x, low);
+    int64_t j = 0;
     for (; j + 4 * WIDTH <= part.width; j += 4 * WIDTH) add<T, 4>(low, own, part.width, y, j);
     for (; j + WIDTH <= part.width; j += WIDTH) add<T, 1>(low, own, part.width, y, j);
     for (; j < part.width; j++)
         for (int t = 0; t < T; t++)
-            for (r = 0; r < own.ranks; r++) y[t][j] += low[t * own.ranks + r] * number(own.up[r * part.width + j]);
+            for (int64_t r = 0; r < own.ranks; r++) y[t][j] += low[t][r] * number(own.up[r * part.width + j]);
 }
 
 // A layer's y, before and after.
@@ -138,12 +67,14 @@ void run(const Plan& plan, int64_t block, const Span& span, const Layer& y, cons
             std::memcpy(rows[t], y.before + first, span.width * sizeof(float));
         }
         for (const Part& part : span.parts) {
-            const Weights<N> own = plan.of<N>(part.update, block);
+            const Matrices<N> own = plan.of<N>(part.update, plan.adapter[block]);
             if (!own.ranks) continue;
             const float* inputs[TOKENS];
             for (int t = 0; t < count; t++) inputs[t] = x + plan.order[at + t] * part.in;
             low.resize(TOKENS * own.ranks);
-            whole ? update<TOKENS>(part, own, inputs, rows, low.data()) : update<1>(part, own, inputs, rows, low.data());
+            float* results[TOKENS];
+            for (int t = 0; t < count; t++) results[t] = low.data() + t * own.ranks;
+            whole ? update<TOKENS>(part, own, inputs, rows, results) : update<1>(part, own, inputs, rows, results);
         }
         at += count;
     }

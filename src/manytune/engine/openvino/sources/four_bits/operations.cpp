@@ -10,12 +10,12 @@
 #include <memory>
 #include <vector>
 
-#include "product.h"
+#include "added.h"
 
 namespace {
 
-// From this many rows on they are rounded in several threads.
-constexpr int64_t MANY_ROWS = 16;
+// From this many rows, or products with D, on they are divided among threads.
+constexpr int64_t MANY_ROWS = 16, MANY_ITEMS = 5;
 
 // In the threads of the graph, which calls this in their arena: `work(i)` for each i, in a few parts of one stretch each.
 template <typename Work>
@@ -26,13 +26,15 @@ void divided(int64_t count, const Work& work) {
     });
 }
 
-// x and weights to x Wᵀ, or to silu of its first half times its second half.
+// x and weights to x Wᵀ, or to silu of its first half times its second half. With a plan as third input adapters' updates
+// are added to x Wᵀ.
 class FourBits : public ov::op::Op {
 public:
     OPENVINO_OP("ManytuneFourBits", "manytune");
 
     FourBits() = default;
-    FourBits(const ov::OutputVector& inputs, int64_t width, bool is_gated) : Op(inputs), width(width), is_gated(is_gated) {
+    FourBits(const ov::OutputVector& inputs, int64_t width, bool is_gated, std::shared_ptr<const std::vector<int64_t>> parts)
+        : Op(inputs), width(width), is_gated(is_gated), parts(parts) {
         constructor_validate_and_infer_types();
     }
 
@@ -43,12 +45,15 @@ public:
     }
 
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-        return std::make_shared<FourBits>(inputs, width, is_gated);
+        return std::make_shared<FourBits>(inputs, width, is_gated, parts);
     }
 
     bool visit_attributes(ov::AttributeVisitor& visitor) override {
         visitor.on_attribute("width", width);
         visitor.on_attribute("is_gated", is_gated);
+        auto numbers = *parts;
+        visitor.on_attribute("parts", numbers);
+        parts = std::make_shared<const std::vector<int64_t>>(numbers);
         return true;
     }
 
@@ -70,25 +75,38 @@ public:
         const int64_t tiles = (rows + TILE - 1) / TILE;
         // The memory is kept for the next product; not left there meanwhile, as a thread that waits may begin another one.
         static thread_local std::vector<Inputs> kept;
+        static thread_local std::vector<float> kept_low;
         std::vector<Inputs> memory;
+        std::vector<float> low;
         memory.swap(kept);
+        low.swap(kept_low);
         if (int64_t(memory.size()) < tiles * groups) memory.resize(tiles * groups);
         Inputs* rounded = memory.data();
-        const auto round = [=](int64_t row) { quantize(x + row * in, groups, rounded + row / TILE * groups, row % TILE); };
-        if (rows >= MANY_ROWS)
-            divided(rows, round);
+        const Added added = inputs.size() > 2 ? Added(inputs[2], *parts, x, rows, in, width, low) : Added();
+        const int64_t items = added.items(), units = std::max(items, rows);
+        const auto prepare = [=, &added](int64_t unit) {
+            for (int64_t item = items * unit / units; item < items * (unit + 1) / units; item++) added.reduce(item);
+            for (int64_t row = rows * unit / units; row < rows * (unit + 1) / units; row++)
+                quantize(x + row * in, groups, rounded + row / TILE * groups, row % TILE);
+        };
+        if (rows >= MANY_ROWS || items >= MANY_ITEMS)
+            divided(units, prepare);
         else
-            for (int64_t row = 0; row < rows; row++) round(row);
+            for (int64_t unit = 0; unit < units; unit++) prepare(unit);
 
-        divided((out + LANES - 1) / LANES, [=](int64_t block) {
-            const Weights* own = weights + block * groups;
+        divided((out + LANES - 1) / LANES, [=, &added](int64_t block) {
             const __mmask16 mask = lanes(out - block * LANES);
             for (int64_t tile = 0; tile < tiles; tile++) {
                 const int64_t count = std::min(rows - tile * TILE, TILE);
                 __m512 found[TILE], up[TILE];
-                multiply(count, own, groups, rounded + tile * groups, found);
+                const auto product = [=, &added](int64_t block, __m512* to) {
+                    const Ahead ahead = added.ahead(block * LANES, tile * TILE, count);
+                    multiply(count, weights + block * groups, groups, rounded + tile * groups, ahead, to);
+                    added.add(block * LANES, tile * TILE, count, to);
+                };
+                product(block, found);
                 if (is_gated) {
-                    multiply(count, own + blocks / 2 * groups, groups, rounded + tile * groups, up);
+                    product(block + blocks / 2, up);
                     for (int64_t r = 0; r < count; r++) found[r] = gated(found[r], up[r]);
                 }
                 float* to = y + tile * TILE * out + block * LANES;
@@ -96,12 +114,15 @@ public:
             }
         });
         memory.swap(kept);
+        low.swap(kept_low);
         return true;
     }
 
 private:
     int64_t width = 0;  // of W, (width, in)
     bool is_gated = false;
+    // NUMBERS of each update, by column.
+    std::shared_ptr<const std::vector<int64_t>> parts = std::make_shared<const std::vector<int64_t>>();
 };
 
 // Two inputs, or the halves of one, to silu of the first times the second.

@@ -32,6 +32,13 @@ struct Inputs {
     float scale[TILE], sum[TILE];
 };
 
+// Memory that is asked for while a product is computed, a line for each start and row; at most one row with each weight.
+struct Ahead {
+    const char* starts[TILE];
+    int64_t steps[TILE];  // from a row to the next
+    int64_t count = 0, rows = 0;  // of starts, and of each's rows
+};
+
 // How many weights ahead memory is asked for: a tile of many rows takes longer than the processor looks ahead by itself.
 constexpr int64_t AHEAD = 6;
 
@@ -53,7 +60,7 @@ inline void quantize(const float* x, int64_t groups, Inputs* to, int64_t row) {
 
 // LANES outputs of R rows.
 template <int R>
-inline void multiply(const Weights* weights, int64_t groups, const Inputs* inputs, __m512* y) {
+inline void multiply(const Weights* weights, int64_t groups, const Inputs* inputs, const Ahead& ahead, __m512* y) {
     const __m512i halves = _mm512_set1_epi8(15);
     const __m512 seventeen = _mm512_set1_ps(17), share = _mm512_set1_ps(1 / 17.0f);
     __m512 sums[R];
@@ -62,6 +69,8 @@ inline void multiply(const Weights* weights, int64_t groups, const Inputs* input
         const Weights& own = weights[g];
         for (int line = 0; line < 5; line++)
             _mm_prefetch(reinterpret_cast<const char*>(&own + AHEAD) + 64 * line, _MM_HINT_T0);
+        if (g < ahead.rows)
+            for (int64_t i = 0; i < ahead.count; i++) _mm_prefetch(ahead.starts[i] + g * ahead.steps[i], _MM_HINT_T0);
         __m512i codes[8];
         for (int v = 0; v < 4; v++) {
             const __m512i both = _mm512_loadu_si512(own.codes[v]);
@@ -88,16 +97,17 @@ inline void multiply(const Weights* weights, int64_t groups, const Inputs* input
     for (int r = 0; r < R; r++) y[r] = sums[r];
 }
 
-inline void multiply(int64_t rows, const Weights* weights, int64_t groups, const Inputs* inputs, __m512* y) {
+inline void multiply(int64_t rows, const Weights* weights, int64_t groups, const Inputs* inputs, const Ahead& ahead,
+                     __m512* y) {
     switch (rows) {
-        case 1: return multiply<1>(weights, groups, inputs, y);
-        case 2: return multiply<2>(weights, groups, inputs, y);
-        case 3: return multiply<3>(weights, groups, inputs, y);
-        case 4: return multiply<4>(weights, groups, inputs, y);
-        case 5: return multiply<5>(weights, groups, inputs, y);
-        case 6: return multiply<6>(weights, groups, inputs, y);
-        case 7: return multiply<7>(weights, groups, inputs, y);
-        default: return multiply<8>(weights, groups, inputs, y);
+        case 1: return multiply<1>(weights, groups, inputs, ahead, y);
+        case 2: return multiply<2>(weights, groups, inputs, ahead, y);
+        case 3: return multiply<3>(weights, groups, inputs, ahead, y);
+        case 4: return multiply<4>(weights, groups, inputs, ahead, y);
+        case 5: return multiply<5>(weights, groups, inputs, ahead, y);
+        case 6: return multiply<6>(weights, groups, inputs, ahead, y);
+        case 7: return multiply<7>(weights, groups, inputs, ahead, y);
+        default: return multiply<8>(weights, groups, inputs, ahead, y);
     }
 }
 
