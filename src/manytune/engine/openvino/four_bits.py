@@ -200,10 +200,10 @@ def _difference_of_updates(operations: FourBits) -> float:
     x = torch.randn(11, 3 * GROUP, generator=draw)
     weight = torch.randn(96, x.shape[1], generator=draw)
     tokens = [0, 1, 2, 1, 1, 1, 1, 1, 0, 2, 2]
-    own = [
-        Weights(*(torch.randn(rank, size, generator=draw).bfloat16() for size in (x.shape[1], 64)), None)
-        for rank in (8, 3)
-    ]
+    own = []
+    for rank in (8, 3):
+        down, up = (torch.randn(rank, size, generator=draw).bfloat16() for size in (x.shape[1], 64))
+        own.append(Weights(down, up, None))
     entries = np.array([[*(one.entry for one in own), NOTHING]], np.int64)
     part = Part(0, 0, 16, 64, x.shape[1], "")
     expected = applied(operations, x, weight)[0].double()
