@@ -100,11 +100,15 @@ private:
                 int64_t count = 1;
                 while (row + count < rows && plan.owners[first + row + count] == owner) count++;
                 const Matrices<N> own = plan.of<N>(part.update, owner);
-                for (const int64_t end = row + count; row < end;) {
-                    if (!own.ranks) row = end;
-                    else if (row + TOKENS <= end) add<TOKENS>(own.up + j, part.width, own.ranks, low_of(number, first + row), y + row), row += TOKENS;
-                    else add<1>(own.up + j, part.width, own.ranks, low_of(number, first + row), y + row), row++;
+                const int64_t end = row + count;
+                for (int64_t at = row; own.ranks && at < end;) {
+                    const bool whole = at + TOKENS <= end;
+                    const float* results = low_of(number, first + at);
+                    whole ? add<TOKENS>(own.up + j, part.width, own.ranks, results, y + at)
+                          : add<1>(own.up + j, part.width, own.ranks, results, y + at);
+                    at += whole ? TOKENS : 1;
                 }
+                row = end;
             }
         }
     }
