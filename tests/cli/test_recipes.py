@@ -47,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("{}")
     (tmp_path / "run" / "environment.json").write_text('{"manytune": "1", "packages": {}, "started": ""}')
+    (tmp_path / "run" / "scores.json").write_text("{}")
     rows = "".join(f'{{"question": "a{number}", "answer": "b"}}\n' for number in range(20))
     (tmp_path / "rows.jsonl").write_text(rows)
     for name, (changes, _) in MISTAKES.items():

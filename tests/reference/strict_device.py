@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from multiprocessing import get_context
 from typing import Any
@@ -251,7 +251,12 @@ def _start() -> None:
     """Before anything else is imported: views of tensors that are made of others don't go with inference mode."""
     registered()
     torch.set_num_threads(1)
-    torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc]
+    torch.inference_mode = _without_gradients  # type: ignore[assignment,misc]
+
+
+def _without_gradients(mode: bool = True) -> AbstractContextManager[None]:
+    """In inference mode's place."""
+    return torch.no_grad() if mode else nullcontext()
 
 
 @contextmanager
