@@ -175,6 +175,20 @@ def test_more_adapters_than_there_is_room_for_at_first_keep_their_weights():
     check(base, stacks, layers, adapters, Owners(owners), lambda path: list(owners))
 
 
+def test_weights_that_no_forward_reads_are_not_copied_and_those_behind_them_stay_right():
+    base, stacks = Base(), AdapterStacks(CPU)
+    adapters = {str(seed): Terms(updates=low_rank(seed, 2)) for seed in range(3)}
+    held = {name: snapshot_of(name, terms, torch.float64) for name, terms in adapters.items()}
+    for one in held.values():
+        stacks.acquire(one)
+    (stack,) = stacks._updates.values()
+    assert list(stack._unwritten) == ["0", "1", "2"]
+    stacks.release(held["0"])  # the last one takes its place before any was copied
+    layers, owners = MixedLayers(dict(base.named_modules()), {}), ("2", None, "1")
+    check(base, stacks, layers, adapters, Owners(owners), lambda path: list(owners))
+    assert not stack._unwritten
+
+
 def test_equal_owners_give_the_same_terms_so_that_nothing_is_looked_up_again():
     stacks = AdapterStacks(CPU)
     stacks.acquire(snapshot_of("a", of_kind("low rank", 0), torch.float64))

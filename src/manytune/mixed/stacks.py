@@ -205,6 +205,7 @@ class AdapterStacks:
             present = {digest: stack.slot(digest) for digest in digests if digest in stack}
             stack.selection = _no_rows
             if present:
+                stack.complete()
                 stack.selection = cache(_selections(owners, present, self.device))
                 for path, product in stack.products.items():
                     self._terms.setdefault(path, LayerTerms()).products.append(product)

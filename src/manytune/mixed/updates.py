@@ -142,6 +142,7 @@ class UpdateStack:
         self.selection: Callable[[int], Selection | None] = lambda rows: None
         self._device = device
         self._members: list[str] = []
+        self._unwritten: dict[str, Mapping[str, Update]] = {}
         self._activation: Callable[[Tensor], Tensor] | None = (
             None if shape.activation is None else NONLINEARITIES[shape.activation]()
         )
@@ -166,13 +167,28 @@ class UpdateStack:
         return self._members.index(adapter)
 
     def add(self, adapter: str, updates: Mapping[str, Update]) -> None:
-        """Copy an adapter's weights behind the others.
+        """Give an adapter a slot behind the others.
+
+        On a CPU its weights are copied there by `complete`, before a forward: where another runtime computes the
+        adapter's rows, none reads them here. Elsewhere they are copied now, while a lack of memory is this adapter's.
 
         Mutates: the tensors are made again if there is no room; `products` then changes.
         """
         if len(self._members) == self._capacity:
             self._grow(2 * self._capacity)
-        slot = len(self._members)
+        if self._device.type == "cpu":
+            self._unwritten[adapter] = updates
+        else:
+            self._write(len(self._members), updates)
+        self._members.append(adapter)
+
+    def complete(self) -> None:
+        """Copy what adapters' slots don't have yet; products read all slots."""
+        for adapter in list(self._unwritten):
+            self._write(self.slot(adapter), self._unwritten[adapter])
+            del self._unwritten[adapter]
+
+    def _write(self, slot: int, updates: Mapping[str, Update]) -> None:
         if (
             self.shape.down_bias
             or self.shape.up_bias
@@ -183,16 +199,17 @@ class UpdateStack:
         for family in self._families:
             for number, group in enumerate(family):
                 self._fill(slot, family[0], number, group, updates)
-        self._members.append(adapter)
 
     def remove(self, adapter: str) -> None:
         """Forget an adapter; the last takes its place."""
         slot, last = self.slot(adapter), len(self._members) - 1
         if slot != last:
-            for tensor in self._tensors.values():
-                tensor[slot] = tensor[last]
+            if self._members[last] not in self._unwritten:
+                for tensor in self._tensors.values():
+                    tensor[slot] = tensor[last]
             self._members[slot] = self._members[last]
         self._members.pop()
+        self._unwritten.pop(adapter, None)
 
     def end_forward(self) -> None:
         """Let go of activations."""
@@ -202,6 +219,7 @@ class UpdateStack:
     def clear(self) -> None:
         """Forget all adapters; the memory stays."""
         self._members = []
+        self._unwritten = {}
 
     @property
     def next_bytes(self) -> int:
