@@ -39,6 +39,8 @@ class Speculation:
 
         c / (m + sum of c so far) > 1.1 * r / (1 + r * number so far)
 
+    and if all of them together do, by what about as many have taken so far (`StepTimes.added`).
+
     Args:
         is_on: Whether there are any drafts.
         drafts_adapters: Whether answers of adapters are drafted, too.
@@ -90,6 +92,8 @@ class Speculation:
                 break
             tokens, time = tokens + chance, time + price
             counts[place] += 1
+        if (tokens - requests) <= _WORTH * requests * self._times.added(requests, sum(counts)):
+            counts = [0] * requests
         if not any(counts):
             self._times.refuse(requests)
         return [

@@ -84,6 +84,16 @@ class StepTimes:
             return max(_LEAST * first, _estimate(prices))
         return max(_LEAST * first, min([first, *(price for price, _ in prices)]))
 
+    def added(self, requests: int, drafted: int) -> float:
+        """What so many drafted tokens add to a step of so many requests, as a share of it, where a price is known.
+
+        The first tokens cost more than the later ones, as products take rows in blocks: so it goes by steps with half
+        as many to twice as many, if there were enough.
+        """
+        near = [one for one in self._prices(requests.bit_length()) if drafted <= 2 * one[1] <= 4 * drafted]
+        each = _estimate(near) if len(near) >= _ENOUGH else self.price(requests)
+        return drafted * max(_LEAST / (requests + _FIXED), each or 0.0)
+
     def refuse(self, requests: int) -> None:
         """Note that no draft was worth the price in a step."""
         about = requests.bit_length()

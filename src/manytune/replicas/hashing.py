@@ -19,9 +19,9 @@ from collections.abc import Collection, Iterator, Mapping
 
 #: Places of a member on the circle. The share of the circle that a member has varies by about 1/√POINTS of it.
 POINTS = 160
-#: ε: how far above the mean a load may be. Of 64 adapters under Zipf traffic on two replicas, 32 requests at a time, 0.5
-#: keeps 85% to 95% of the requests on their first replica if both are as fast, and 0.75 keeps 93% or more. Where one is
-#: slowed down by something else, more go to the other, as they should: with 1, all would wait for the slow one.
+#: ε: how far above the mean a load may be. Of 64 adapters under Zipf traffic on two replicas, 32 requests at a time,
+#: 0.5 keeps 85% to 95% of the requests on their first replica if both are as fast, and 0.75 keeps 93% or more. Where
+#: one is slowed down by something else, more go to the other, as they should: with 1, all would wait for the slow one.
 SLACK = 0.75
 
 
