@@ -26,7 +26,7 @@ class Blocks:
     Attributes:
         order: Indices of rows, `(rows,)`, int64.
         ends: Where in `order` each block ends, `(blocks,)`, int64; it begins where the one before ends.
-        arguments: What the kernel is told of them.
+        arguments: Addresses of the two and the number of blocks, as the kernel takes them.
     """
 
     order: Tensor
@@ -47,7 +47,7 @@ class OwnWeights:
         ups: U of each, (out, r), or None.
         entries: Where they are, and r: `(3 * blocks,)`, int64.
         scalings: s of each, `(blocks,)`, float32.
-        arguments: What the kernel is told of them.
+        arguments: Addresses of entries and scalings, as the kernel takes them.
     """
 
     downs: Sequence[Tensor | None]

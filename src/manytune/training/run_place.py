@@ -16,7 +16,7 @@ def check_place(directory: RunDirectory, *, resume: bool, overwrite: bool) -> No
     """Refuse what a look at the directory refuses; no model library is imported for it.
 
     A run that failed before its first step, for a mistake in its recipe say, has nothing that somebody could miss, and
-    is begun anew without being asked.
+    a new one replaces it without --overwrite.
 
     Args:
         directory: The run directory, which needn't be there.
