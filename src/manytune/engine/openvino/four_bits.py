@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,11 @@ from manytune.engine.openvino.native import (
     NOTHING,
     Part,
     Weights,
-    extension_library,
     numbers_of,
     plan_of,
+    usable,
 )
 from manytune.engine.quantized import GROUP
-from manytune.kernels.build import find_compiler, first_error
 
 _log = logging.getLogger(__name__)
 
@@ -155,27 +153,19 @@ def _factory() -> Any | None:
             "runtime='openvino', weights='int4': a weight takes a byte, as this processor has no avx512_vnni."
         )
         return None
-    compiler, reason = find_compiler()
-    if compiler is not None:
-        try:
-            found = node_factory(extension_library(compiler, _SOURCES))
-            wrong = difference(FourBits(found))
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = first_error(error)
-        except RuntimeError as error:  # OpenVINO's
-            reason = str(error).strip().splitlines()[-1]
-        else:
-            if wrong <= _TOLERANCE:
-                return found
-            reason = (
-                f"what {compiler} made of it is {wrong:.1e} of the largest value away from torch's result"
-            )
-    _log.warning(
-        "runtime='openvino', weights='int4': a weight takes a byte, which makes steps of few rows slower, since "
-        "products with 4 bits in C++ can't be used: %s.",
-        reason,
-    )
-    return None
+    found, reason = usable(_SOURCES, node_factory, _wrong)
+    if found is None:
+        _log.warning(
+            "runtime='openvino', weights='int4': a weight takes a byte, which makes steps of few rows slower, since "
+            "products with 4 bits in C++ can't be used: %s.",
+            reason,
+        )
+    return found
+
+
+def _wrong(factory: Any) -> float | None:
+    found = difference(FourBits(factory))
+    return None if found <= _TOLERANCE else found
 
 
 def difference(operations: FourBits) -> float:

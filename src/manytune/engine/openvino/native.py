@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from manytune.engine.openvino.library import core, node_factory, ops, ov
 from manytune.kernels.build import compiled, find_compiler, first_error
 
 _log = logging.getLogger(__name__)
+_Made = TypeVar("_Made")
 
 _SOURCES = Path(__file__).with_name("sources")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-w", "-D_GLIBCXX_USE_CXX11_ABI=1")
@@ -145,27 +146,43 @@ def plan_of(tokens: Sequence[int], weights: np.ndarray, dtype: torch.dtype = tor
 @functools.cache
 def operation() -> Operation | None:
     """The operation, compiled unless that was done before; None where it can't be had, and the log says why."""
+    made = usable(_SOURCES, Operation, difference)
+    found, reason = made
+    if found is None:
+        _log.warning(
+            "runtime='openvino': adapters' updates are computed by products for several adapters at once, which is "
+            "slower, since their operation in C++ can't be used: %s.",
+            reason,
+        )
+    return found
+
+
+def usable(
+    sources: Path, load: Callable[[Path], _Made], wrong: Callable[[_Made], float | None]
+) -> tuple[_Made | None, str]:
+    """What is made of operations in C++, compiled unless that was done before; or None, and why it can't be had.
+
+    Args:
+        sources: A directory of sources.
+        load: Loads the compiled library.
+        wrong: Compares with the formulas: the error as a share of the largest value, None if that is due to rounding.
+    """
     compiler, reason = find_compiler()
-    if compiler is not None:
-        try:
-            found = Operation(extension_library(compiler, _SOURCES))
-            wrong = difference(found)
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = first_error(error)
-        except RuntimeError as error:  # OpenVINO's
-            reason = str(error).strip().splitlines()[-1]
-        else:
-            if wrong is None:
-                return found
-            reason = (
-                f"what {compiler} made of it is {wrong:.1e} of the largest value away from torch's result"
-            )
-    _log.warning(
-        "runtime='openvino': adapters' updates are computed by products for several adapters at once, which is slower, "
-        "since their operation in C++ can't be used: %s.",
-        reason,
-    )
-    return None
+    if compiler is None:
+        return None, reason
+    try:
+        found = load(extension_library(compiler, sources))
+        error = wrong(found)
+    except (OSError, subprocess.SubprocessError) as failed:
+        return None, first_error(failed)
+    except RuntimeError as failed:  # OpenVINO's
+        return None, str(failed).strip().splitlines()[-1]
+    if error is not None:
+        return (
+            None,
+            f"what {compiler} made of it is {error:.1e} of the largest value away from torch's result",
+        )
+    return found, ""
 
 
 def extension_library(compiler: str, sources: Path) -> Path:
