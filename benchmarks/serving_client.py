@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from processes import family
+
 
 @dataclass
 class Server:
@@ -171,15 +173,6 @@ async def _is_ready(port: int, path: str) -> bool:
         return (await call(port, "GET", path)).status == 200
     except (OSError, asyncio.IncompleteReadError):
         return False
-
-
-def family(process: int) -> list[int]:
-    """A process and those that it has started."""
-    found = [process]
-    for file in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in file.read_text().split():
-            found += family(int(child))
-    return found
 
 
 def _status(process: int, name: str) -> int:

@@ -1,6 +1,6 @@
 """One server process with all cores, and `--workers` with as many processes: tokens a second, memory, adapters loaded.
 
-    python benchmarks/workers.py [--rounds N] [--workers N] [--weights FORM]
+    python benchmarks/workers.py [--rounds N] [--workers N] [--weights FORM] [--runtime NAME]
 
 32 clients, each of which sends its next request when it has the answer to the last one: 96 requests a round, of
 `serving.py`'s lengths, over 32 adapters of Zipf popularity. Both servers are up; they are asked in turn, the same
@@ -22,9 +22,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 from machine import LoadWatch, gemm_gflops
+from processes import family
 from server_systems import Case, prepare
 from serving import Asked, asked_for
-from serving_client import Server, call, family, free_port, served
+from serving_client import Server, call, free_port, served
 
 from manytune.store.base import load_base
 
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--weights", default="reordered", help="as of manytune serve")
+    parser.add_argument("--runtime", default="auto", help="as of manytune serve")
     options = parser.parse_args()
     base = load_base("embedded")
     asked = asked_for(base.model.config.vocab_size)
@@ -97,6 +99,7 @@ def main() -> None:
         del base
         command = [str(Path(sys.executable).with_name("manytune")), "serve", "--base", "embedded"]
         command += ["--adapters", str(folder / "store"), "--weights", options.weights]
+        command += ["--runtime", options.runtime]
         servers = {}
         for name, more in zip(names, ([], ["--workers", str(options.workers)]), strict=True):
             port = free_port()

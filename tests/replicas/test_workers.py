@@ -26,7 +26,6 @@ from tests.store.remote.s3_server import environment, s3_server
 from manytune.errors import ConfigError
 from manytune.replicas import workers
 from manytune.replicas.contract import Facts, Forwarded
-from manytune.replicas.hashing import Ring
 from manytune.replicas.worker import Order, _open
 from manytune.replicas.workers import Workers
 from manytune.server.opening import ServeOptions
@@ -66,7 +65,10 @@ def stream(served, model, tokens=55, n=16):
 
 
 def owner(served, name):
-    return next(Ring(["0", "1"]).order(f"adapter {served.store.resolve(name)}"))
+    """The worker that an adapter lives with: the one that gets a request for it while nothing else runs."""
+    assert ask(served, name, user=f"owner of {name}")[0] == 200
+    until(lambda: any(line.get("user") == f"owner of {name}" for line in served.lines()))
+    return [line["replica"] for line in served.lines() if line.get("user") == f"owner of {name}"][-1]
 
 
 def expected(served, model, tokens=8):
@@ -224,7 +226,7 @@ def test_a_killed_worker_loses_its_streams_alone_which_end_with_an_error_and_com
         first = response.readline()
         assert first.startswith(b"data: ")
         pid = served.pids()[own]
-        os.kill(pid, signal.SIGSTOP)  # so that the requests below are running, whatever the machine does
+        os.kill(pid, signal.SIGSTOP)  # so that the stream is running, whatever the machine does
         with ThreadPoolExecutor(len(theirs)) as pool:
             waiting = {name: pool.submit(ask, served, name) for name in theirs}
             assert ask(served, next(name for name in NAMES if owner(served, name) == other))[0] == 200
@@ -243,6 +245,22 @@ def test_a_killed_worker_loses_its_streams_alone_which_end_with_an_error_and_com
         assert served.pids()[own] != pid
     died = next(line for line in served.lines() if line["message"].startswith("a worker has ended"))
     assert died["how"] == "was ended by SIGKILL" and died["replica"] == own and died["level"] == "error"
+
+
+def test_a_request_that_waits_at_a_killed_worker_is_answered_by_another(served):
+    with served.client() as client:
+        until(lambda: client.call("GET", "/healthz")[1] == b"ok: 2 of 2 replicas\n", seconds=120)
+        own = owner(served, "b")
+        pid = served.pids()[own]
+        before = metric(client, "manytune_routed_total", choice="first", replica=own)
+        os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(ask, served, "b")
+            until(lambda: metric(client, "manytune_routed_total", choice="first", replica=own) > before)
+            assert not waiting.done()
+            os.kill(pid, signal.SIGKILL)
+            status, answer = waiting.result()
+    assert status == 200 and answer["choices"][0]["text"] == expected(served, "b")
 
 
 @pytest.mark.parametrize("keeps_the_store", [True, False])

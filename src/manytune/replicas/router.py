@@ -1,4 +1,4 @@
-"""Which replica gets a request: the one that its key belongs to, unless that is lost or has more than its share."""
+"""Which worker gets a request: the one where its key lives, unless that is lost or has more than its share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from manytune.replicas.contract import Route, no_replica
-from manytune.replicas.hashing import Ring, choose
+from manytune.replicas.homes import Homes
 
 
 class Router:
@@ -22,7 +22,7 @@ class Router:
     """
 
     def __init__(self, members: Collection[str]) -> None:
-        self._ring = Ring(members)
+        self._homes = Homes(members)
         self._loads: Counter[str] = Counter()
         self.routed: Counter[tuple[str, str]] = Counter()
 
@@ -44,8 +44,8 @@ class Router:
             member, how = min(possible), "any"
         else:
             loads = {member: self._loads[member] for member in possible}
-            member = choose(self._ring, route.key, loads, weight=route.weight)
-            how = "first" if member == next(self._ring.order(route.key)) else "overflow"
+            member, is_home = self._homes.choose(route.key, loads, weight=route.weight)
+            how = "first" if is_home else "overflow"
         self.routed[member, how] += 1
         self._loads[member] += route.weight
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manytune.engine.openvino.huge_pages import HugePages
-from manytune.engine.openvino.library import core, node_factory, ops, ov
+from manytune.engine.openvino.library import core, node_factory, ops, ov, threads
 from manytune.engine.openvino.native import (
     NOTHING,
     Part,
@@ -235,7 +235,7 @@ def applied(
     results = [product]
     if (joined := operations.gated_product(product)) is not None:
         results += [joined, operations.gate([product.output(0)])]
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **threads()}
     model = ov.Model([one.output(0) for one in results], given)
     request = core().compile_model(model, "CPU", settings).create_infer_request()
     for place, tensor in enumerate(tensors):

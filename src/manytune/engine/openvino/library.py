@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _TELEMETRY = "openvino_telemetry"
 
 
@@ -48,6 +50,15 @@ def core() -> Any:
     handles, Ctrl-C or SIGTERM, would end the process with a segmentation fault.
     """
     return ov.Core()
+
+
+def threads() -> dict[str, Any]:
+    """What graphs are compiled with, so that they take torch's number of threads, each on any core.
+
+    A thread on a core of its own would be on the same one as that of another server. OpenVINO keeps threads for graphs
+    that are compiled later, so no graph of a process may ask for other ones.
+    """
+    return {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
 
 
 def node_factory(library: Path) -> Any:

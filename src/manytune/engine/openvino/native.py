@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manytune.engine.openvino.library import core, node_factory, ops, ov
+from manytune.engine.openvino.library import core, node_factory, ops, ov, threads
 from manytune.kernels.build import compiled, find_compiler, first_error
 
 _log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def applied(
     given = [ops.parameter([-1], ov.Type.i32), *(ops.parameter(shape, ov.Type.f32) for shape in shapes)]
     outputs = [one.output(0) for one in given]
     node = operation.node(outputs[0], outputs[1], outputs[2:], parts)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", **threads()}
     request = core().compile_model(ov.Model(node.outputs(), given), "CPU", settings).create_infer_request()
     for place, value in enumerate((plan, x, *ys)):
         request.set_input_tensor(place, ov.Tensor(value.numpy(), shared_memory=True))

@@ -16,7 +16,7 @@ from manytune.engine.openvino.compression import compress
 from manytune.engine.openvino.conversion import convert, embedding_size
 from manytune.engine.openvino.four_bits import four_bits
 from manytune.engine.openvino.graph import build
-from manytune.engine.openvino.library import core, ov
+from manytune.engine.openvino.library import core, ov, threads
 from manytune.engine.openvino.native import Operation
 from manytune.engine.openvino.outline import Outline
 from manytune.engine.openvino.paged_cache import PagedCache
@@ -80,11 +80,10 @@ def settings(rounding: Rounding | None) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": precision,
         "KV_CACHE_PRECISION": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        **threads(),
         # See `compression`.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if rounding in (8, 4) else 0,
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # several servers on one machine would pin their threads to the same cores
     }
 
 
