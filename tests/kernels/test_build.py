@@ -23,6 +23,9 @@ FUNCTIONS = (
     "low_rank_forward",
     "low_rank_backward",
     "own_updates",
+    "panel_outputs",
+    "pack_panels",
+    "multiply_panels",
     "fingerprints",
 )
 

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN while a model answers: the layers' results, and copies that are never stale."""
+"""Linear layers by faster products while a model answers: the layers' results, and copies that are never stale."""
 
 from __future__ import annotations
 
@@ -176,10 +176,8 @@ def test_a_copy_is_never_used_for_other_weights(block, change):
 @needs_compiler
 def test_copies_are_kept_while_weights_are_what_they_were_and_freed_afterwards(block, monkeypatch):
     made = []
-    plain = torch.ops.mkldnn._reorder_linear_weight
-    monkeypatch.setattr(
-        torch.ops.mkldnn, "_reorder_linear_weight", lambda *given: made.append(given) or plain(*given)
-    )
+    plain = reordered.pack
+    monkeypatch.setattr(reordered, "pack", lambda weight: made.append(weight) or plain(weight))
     kept, x = ReorderedWeights(), torch.randn(2, 24)
     results(block, x, kept)
     assert len(made) == 2  # Conv1D's is stored transposed, and stays as it is

@@ -1,8 +1,8 @@
 """The base's linear layers with their weights in the memory order in which the processor multiplies fastest.
 
-On x86 processors oneDNN multiplies a few rows with a weight up to three times as fast if the weight was reordered once
-beforehand. Layers that read the same tensor (queries, keys and values) are fused into one product. The copies take as
-much memory again as the layers; results differ from the plain ones by rounding only.
+A few rows are multiplied with a weight up to three times as fast if it was reordered once beforehand
+(`kernels/packed.py`). Layers that read the same tensor (queries, keys and values) are fused into one product. The
+copies take as much memory again as the layers; results differ from the plain ones by rounding only.
 """
 
 from __future__ import annotations
@@ -15,23 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manytune.kernels.fused import parts_of
+from manytune.kernels.packed import can_pack, pack
 from manytune.methods.tuners.quantized_layers import quantization_backend
 from manytune.mixed.layer_groups import LayerGroup, group_of, path_of, with_same_input
 from manytune.mixed.layers import Forward
 from manytune.own_dtype import runs_in_own_dtype
 
-# The number of rows that the order is optimised for; fewer and many more are fast as well.
-_ROWS = 32
-
 
 def can_reorder(model: PreTrainedModel) -> bool:
-    """Whether the model's weights can be reordered: float32 or bfloat16 on a CPU, and a torch with oneDNN."""
-    return (
-        model.device.type == "cpu"
-        and model.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    """Whether the model's weights can be reordered: float32 or bfloat16 on a CPU, where `can_pack` says so."""
+    return model.device.type == "cpu" and can_pack(model.dtype)
 
 
 def reordered_layers(model: PreTrainedModel, dtype: torch.dtype | None = None) -> Mapping[str, Forward]:
@@ -77,11 +70,9 @@ def _fused(modules: Sequence[Any], paths: list[str], dtype: torch.dtype | None) 
         zeros = (weight.new_zeros(weight.shape[0]) for weight in weights)
         bias = torch.cat([zero if one is None else one for one, zero in zip(biases, zeros, strict=True)])
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    multiply = pack(weight).product(bias)
 
     def product(x: Tensor) -> Tensor:
-        rounded = x if x.dtype == used else x.to(used)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(rounded, reordered, bias, "none", [], "")
-        return y if rounded is x else y.to(x.dtype)
+        return multiply(x) if x.dtype == used else multiply(x.to(used)).to(x.dtype)
 
     return dict(zip(paths, parts_of(product, [len(one) for one in weights]), strict=True))

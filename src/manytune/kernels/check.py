@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from manytune.kernels import attention, low_rank, own_updates
+from manytune.kernels import attention, low_rank, own_updates, panels
 from manytune.kernels.fingerprints import fingerprints
 
 _TOLERANCE = 1e-4  # of the largest value: a hundred times what rounding does
@@ -27,6 +27,7 @@ def difference(library: ctypes.CDLL) -> str | None:
             **_attention(library),
             **_low_rank(library),
             **_own_updates(library),
+            **_panels(library),
             **_fingerprints(library),
         }
     for name, (found, expected) in pairs.items():
@@ -99,6 +100,18 @@ def _own_updates(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:
     blocks = own_updates.Blocks(order, torch.tensor([5, 5, 23]))
     own_updates.add(library, x, y, blocks, own_updates.own_weights(downs, ups, scalings))
     return {"updates of rows with an adapter each": (y, expected)}
+
+
+def _panels(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:
+    """Products that end within a panel, and have more inputs than are taken at a time, with few and with many rows."""
+    draw, found = torch.Generator().manual_seed(4), {}
+    weight, bias = torch.randn(100, 600, generator=draw), torch.randn(100, generator=draw)
+    packed = panels.pack(library, weight)
+    for rows in (3, 70):
+        x = torch.randn(rows, 600, generator=draw)
+        y = panels.multiply(library, x, packed, panels.padded_bias(packed, bias), 100)
+        found[f"a product with {rows} rows"] = (y, x.double() @ weight.double().T + bias)
+    return found
 
 
 def _fingerprints(library: ctypes.CDLL) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,20 +1,20 @@
-"""A model's linear layers through oneDNN while it answers: without gradients, in float32 on a CPU.
+"""A model's linear layers by faster products while it answers: without gradients, in float32 on a CPU.
 
-`products.py` does that for training. Here a call may be one step of many, of few rows each, for which oneDNN is faster
-still with weights in an order of its own (`reordered.py`), and with layers that read the same tensor as one product.
+`products.py` has those for training. Here a call may be one step of many, of few rows each, which are faster still with
+weights in another memory order (`reordered.py`), and with layers that read the same tensor as one product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from manytune.kernels.fused import parts_of
+from manytune.kernels.packed import Packed
 from manytune.kernels.products import is_fast, product
 from manytune.kernels.reordered import ReorderedWeights
 from manytune.layer_forwards import replaced_forwards
@@ -26,7 +26,7 @@ _Forward = Callable[[Tensor], Tensor]
 def fast_layers(
     families: Sequence[Sequence[nn.Module]], reordered: ReorderedWeights | None = None
 ) -> Iterator[None]:
-    """Multiply through oneDNN, where it can be, in linear layers inside the `with` block.
+    """Multiply faster, where that can be, in linear layers inside the `with` block.
 
     The results are those of the layers' own `forward` but for rounding.
 
@@ -39,7 +39,7 @@ def fast_layers(
     Mutates: the layers, until the block ends.
     """
     plain = [own for family in families if (own := [module for module in family if _is_plain(module)])]
-    copies: dict[nn.Module, Tensor] = {}
+    copies: dict[nn.Module, Packed] = {}
     if reordered is not None:
         weights = {family[0]: [matrix(layer) for layer in family] for family in plain}
         copies = reordered.of(
@@ -65,21 +65,14 @@ def _is_plain(module: nn.Module) -> bool:
     return type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.is_cpu
 
 
-def _forwards(layers: Sequence[nn.Module], copy: Tensor | None) -> list[_Forward]:
+def _forwards(layers: Sequence[nn.Module], copy: Packed | None) -> list[_Forward]:
     if copy is None:
         return [_by_own_weight(layer) for layer in layers]
     biases = [layer._parameters["bias"] for layer in layers]
     widths = [matrix(layer).shape[0] for layer in layers]
     bias = biases[0] if len(layers) == 1 else _joined(biases, widths)
-    multiply: Any = torch.ops.mkldnn._linear_pointwise.default
-
-    def fused(x: Tensor) -> Tensor:
-        y: Tensor = multiply(x.contiguous(), copy, bias, "none", [], "")
-        return y
-
-    return [
-        _unless_recorded(layer, part) for layer, part in zip(layers, parts_of(fused, widths), strict=True)
-    ]
+    parts = parts_of(copy.product(bias), widths)
+    return [_unless_recorded(layer, part) for layer, part in zip(layers, parts, strict=True)]
 
 
 def _unless_recorded(layer: nn.Module, part: _Forward) -> _Forward:

@@ -1,4 +1,4 @@
-"""Copies of weights in the memory order in which oneDNN multiplies a few rows fastest, for as long as they are right.
+"""Copies of weights in the memory order in which few rows are multiplied fastest, for as long as they are right.
 
 Reordering takes as long as ten products with the weight and a few rows, so a copy pays if it is kept. Whether weights
 are still what a copy was made of is seen from their content, which takes a few hundredths of a second for a gigabyte:
@@ -18,11 +18,7 @@ from torch import Tensor, nn
 from manytune.free_memory import free_memory
 from manytune.kernels.build import load_kernels
 from manytune.kernels.fingerprints import fingerprints
-
-# The number of rows that the order is optimised for; fewer and many more are fast as well.
-_ROWS = 32
-
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+from manytune.kernels.packed import Packed, pack
 
 #: A weight's content and shape.
 _Identity = tuple[int, torch.Size]
@@ -31,8 +27,7 @@ _Identity = tuple[int, torch.Size]
 @dataclass(frozen=True)
 class _Copy:
     of: tuple[_Identity, ...]
-    weight: Tensor
-    nbytes: int
+    weight: Packed
 
 
 class ReorderedWeights:
@@ -41,11 +36,11 @@ class ReorderedWeights:
     def __init__(self) -> None:
         self._copies: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
 
-    def of(self, weights: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, Tensor]:
+    def of(self, weights: Mapping[nn.Module, Sequence[Tensor]]) -> dict[nn.Module, Packed]:
         """Reordered weights: those that are there, made again where they aren't right, and new ones.
 
-        Without oneDNN, or without the C++ kernels, which compare contents, there are none; without twice the memory for
-        them, none that aren't there.
+        Without the C++ kernels, which compare contents, there are none; without twice the memory for them, none that
+        aren't there.
 
         Args:
             weights: By layer: weights that make one, (out, in), one below the other. In float32 on the CPU, contiguous.
@@ -53,7 +48,7 @@ class ReorderedWeights:
         Mutates: forgets the copies of all other layers.
         """
         library = load_kernels().library
-        if library is None or not _AVAILABLE:
+        if library is None:
             return {}
         identities = _identities(fingerprints(library, [w for own in weights.values() for w in own]), weights)
         right = {layer: own for layer, own in self._copies.items() if identities.get(layer) == own.of}
@@ -67,9 +62,7 @@ class ReorderedWeights:
                     max((sum(map(Tensor.numel, weights[layer])) for layer in missing), default=0)
                 )
                 for layer in missing:
-                    whole = _joined(weights[layer], room)
-                    copy = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
-                    self._copies[layer] = _Copy(identities[layer], copy, whole.nbytes)
+                    self._copies[layer] = _Copy(identities[layer], pack(_joined(weights[layer], room)))
         return {layer: own.weight for layer, own in self._copies.items()}
 
     def clear(self) -> None:
@@ -79,7 +72,7 @@ class ReorderedWeights:
     @property
     def nbytes(self) -> int:
         """What the copies take, but for padding."""
-        return sum(own.nbytes for own in self._copies.values())
+        return sum(own.weight.nbytes for own in self._copies.values())
 
     def __deepcopy__(self, memo: Any) -> ReorderedWeights:
         return ReorderedWeights()

@@ -10,7 +10,7 @@ Loads are bounded as in `hashing`: a member whose load has reached the capacity 
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Homes:
         self._ring = Ring(members)
         self._most = most
         self._homes: OrderedDict[str, _Home] = OrderedDict()
-        self._asked: Counter[str] = Counter()
+        self._asked = dict.fromkeys(members, 0.0)
         self._unit = 1.0  # what a request counts now; it grows, which lets all earlier ones count less
 
     def choose(self, key: str, loads: Mapping[str, float], *, weight: float = 1) -> tuple[str, bool]:
@@ -93,7 +93,7 @@ class Homes:
         if self._unit > _LARGEST_UNIT:
             for one in self._homes.values():
                 one.asked /= self._unit
-            self._asked = Counter({member: asked / self._unit for member, asked in self._asked.items()})
+            self._asked = {member: asked / self._unit for member, asked in self._asked.items()}
             self._unit = 1.0
         home.asked += weight * self._unit
         self._asked[home.member] += weight * self._unit

@@ -10,7 +10,9 @@ import pytest
 pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads have cores of their own on Linux alone")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="threads have cores of their own on Linux alone"
+)
 def test_no_thread_is_bound_to_a_core_while_it_computes():
     # Two servers of one thread each, both bound to the first core, had half of their speed.
     script = """
