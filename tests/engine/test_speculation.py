@@ -5,6 +5,7 @@ import random
 import pytest
 from tests.engine.drafting import Clock
 
+from manytune.engine.draft_gains import DraftGains
 from manytune.engine.prompt_lookup import HitRate, PromptLookup
 from manytune.engine.speculation import MOST_OF_REQUEST, MOST_OF_STEP, Speculation
 
@@ -117,6 +118,47 @@ def test_guesses_that_are_seldom_right_are_seldom_tried(clock):
     found = Decoding(clock, lambda tokens: 8.0 + tokens, answers).run(600)
     tokens = 2 * 600 + found.speculation.accepted
     assert found.clock.now < 1.02 * tokens * (8.0 + 2) / 2
+
+
+@pytest.mark.parametrize("symbols", [2, 3, 5])
+def test_guesses_that_are_sometimes_right_cost_little_where_any_draft_takes_long(clock, symbols):
+    draw = random.Random(0)
+    answers = [[draw.randrange(symbols) for _ in range(4000)] for _ in range(8)]
+    found = Decoding(clock, lambda tokens: 12.0 + tokens + 5 * (tokens > 8), answers).run(600)
+    tokens = 8 * 600 + found.speculation.accepted
+    assert found.clock.now < 1.03 * tokens * (12.0 + 8) / 8
+
+
+def test_long_drafts_are_made_where_only_the_first_token_costs(clock):
+    found = Decoding(clock, lambda tokens: 10.0 + 5 * (tokens > 2) + 0.1 * tokens, [repeating()] * 2).run(100)
+    assert sum(drafted >= 15 for drafted in found.drafted[-50:]) > 40
+
+
+def test_after_drafts_that_lost_time_together_there_are_none_for_a_while():
+    gains = DraftGains()
+    for _ in range(4):
+        assert not gains.pauses(8)
+        gains.count(8, 1, 0.3)
+    assert [gains.pauses(8) for _ in range(17)] == [True] * 16 + [False]
+    assert not gains.pauses(3)  # other numbers of requests have their own
+    for _ in range(4):
+        gains.count(8, 1, 0.3)
+    assert [gains.pauses(8) for _ in range(33)] == [True] * 32 + [False]
+    for _ in range(6):  # it pays again
+        gains.count(8, 4, 0.3)
+    for _ in range(6):
+        gains.count(8, 0, 0.3)
+        if gains.pauses(8):
+            break
+    assert sum(gains.pauses(8) for _ in range(100)) == 15
+
+
+def test_a_step_that_something_else_has_stopped_ends_no_drafts():
+    gains = DraftGains()
+    for _ in range(3):
+        gains.count(1, 2, 0.5)
+        gains.count(1, 0, 100.0)
+        assert not gains.pauses(1)
 
 
 def test_a_step_has_a_limit_of_drafted_tokens(clock):

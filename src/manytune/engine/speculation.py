@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
+from manytune.engine.draft_gains import DraftGains
 from manytune.engine.prompt_lookup import HitRate, PromptLookup
 from manytune.engine.step_times import StepTimes
 from manytune.engine.weights import Weights, rounding_of
@@ -39,7 +40,8 @@ class Speculation:
 
         c / (m + sum of c so far) > 1.1 * r / (1 + r * number so far)
 
-    and if all of them together do, by what about as many have taken so far (`StepTimes.added`).
+    and if all of them together do, by what about as many have taken so far (`StepTimes.added`). While drafts have lost
+    time lately, there are none (`DraftGains`).
 
     Args:
         is_on: Whether there are any drafts.
@@ -55,6 +57,7 @@ class Speculation:
         self._drafts_adapters = drafts_adapters
         self._rate = HitRate()
         self._times = StepTimes()
+        self._gains = DraftGains()
         self.drafted = 0
         self.accepted = 0
 
@@ -83,7 +86,7 @@ class Speculation:
             if lookup is not None
             for chance in lookup.chances(MOST_OF_REQUEST)
         ]
-        price = self._times.price(requests) if chances else None
+        price = self._times.price(requests) if chances and not self._gains.pauses(requests) else None
         if price is None:
             return [()] * requests
         tokens, time, counts = float(requests), 1.0, [0] * requests
@@ -110,7 +113,9 @@ class Speculation:
             accepted: How many of them were right.
         """
         if self._is_on:
-            self._times.end(requests, drafted)
+            price = self._times.end(requests, drafted)
+            if drafted:
+                self._gains.count(requests, accepted, price)
         self.drafted += drafted
         self.accepted += accepted
 

@@ -9,7 +9,8 @@ estimated to take shows that the estimate is too high, so it counts as one of th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from statistics import median
 from time import perf_counter
 
 # Until it has been measured often enough, what a step costs besides its tokens is taken for the cost of so many tokens.
@@ -43,24 +44,28 @@ class StepTimes:
         self._drafted: dict[int, deque[tuple[float, int, int]]] = {}
         self._refused: dict[int, int] = {}
         self._patience: dict[int, int] = {}
+        self._lines: dict[int, tuple[float, float] | None] = {}  # see `added`
         self._begun = 0.0
 
     def begin(self) -> None:
         """Note that a step begins."""
         self._begun = perf_counter()
 
-    def end(self, requests: int, drafted: int) -> None:
+    def end(self, requests: int, drafted: int) -> float:
         """Measure the step that has begun.
 
         Args:
             requests: How many requests it gave a token.
             drafted: How many drafted tokens it read.
+
+        Returns:
+            What they took, as a share of a step without them.
         """
         seconds = perf_counter() - self._begun
         if not drafted:
             self._plain.setdefault(requests, deque(maxlen=_KEPT)).append(seconds)
             self._drafting[requests] = 0
-            return
+            return 0.0
         if seconds < self._plain_seconds(requests):
             self._plain[requests].append(seconds)
         self._drafting[requests] += 1
@@ -69,7 +74,9 @@ class StepTimes:
         if len(measured) >= _ENOUGH_PRICES:
             self._patience[about] = _PATIENCE
         measured.append((seconds, requests, drafted))
+        self._lines.pop(about, None)
         self._refused[about] = 0
+        return seconds / self._plain_seconds(requests) - 1
 
     def price(self, requests: int) -> float | None:
         """What a drafted token adds to a step of so many requests, as a share of it.
@@ -87,12 +94,17 @@ class StepTimes:
     def added(self, requests: int, drafted: int) -> float:
         """What so many drafted tokens add to a step of so many requests, as a share of it, where a price is known.
 
-        The first tokens cost more than the later ones, as products take rows in blocks: so it goes by steps with half
-        as many to twice as many, if there were enough.
+        The first tokens cost more than the later ones, as products take rows in blocks, and a step has more to do where
+        there are drafts at all. So it is f + r d, with r the median slope between any two steps' prices (Theil 1950,
+        Sen 1968) and f such that a third of the steps took less.
         """
-        near = [one for one in self._prices(requests.bit_length()) if drafted <= 2 * one[1] <= 4 * drafted]
-        each = _estimate(near) if len(near) >= _ENOUGH else self.price(requests)
-        return drafted * max(_LEAST / (requests + _FIXED), each or 0.0)
+        about = requests.bit_length()
+        if about not in self._lines:
+            self._lines[about] = _line([(drafted, drafted * price) for price, drafted in self._prices(about)])
+        line = self._lines[about]
+        if line is None:
+            return drafted * (self.price(requests) or 0.0)
+        return max(drafted * _LEAST / (requests + _FIXED), line[0] + line[1] * drafted)
 
     def refuse(self, requests: int) -> None:
         """Note that no draft was worth the price in a step."""
@@ -106,6 +118,7 @@ class StepTimes:
         measured = self._drafted.get(about, deque())
         while len(measured) > _ENOUGH_PRICES - _AGAIN:  # the older ones may no longer be true
             measured.popleft()
+        self._lines.pop(about, None)
 
     def _plain_seconds(self, requests: int) -> float:
         return max(1e-9, _estimate([(seconds, 1) for seconds in self._plain[requests]]))
@@ -117,6 +130,20 @@ class StepTimes:
         return [
             ((seconds / plain[requests] - 1) / drafted, drafted) for seconds, requests, drafted in measured
         ]
+
+
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
+    """A line through points, f and r of f + r x, neither below 0; None if there are too few for one."""
+    slopes = [
+        (later - earlier) / (x - before)
+        for number, (before, earlier) in enumerate(points)
+        for x, later in points[number + 1 :]
+        if x != before
+    ]
+    if len(points) < _ENOUGH_PRICES or not slopes:
+        return None
+    slope = max(0.0, median(slopes))
+    return max(0.0, _estimate([(y - slope * x, 1) for x, y in points])), slope
 
 
 def _estimate(measured: Iterable[tuple[float, int]]) -> float:

@@ -14,7 +14,7 @@
 
 #include <vector>
 
-#include "tiles.h"
+#include "columns.h"
 
 namespace {
 
@@ -97,13 +97,19 @@ extern "C" void pack_panels(const float* weight, int64_t out, int64_t in, float*
 #endif
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t number = 0; number < panels; number++) {
+        const int64_t first = number * PANEL, mine = std::min<int64_t>(PANEL, out - first);
         float* panel = to + number * in * PANEL;
-        for (int64_t k = 0; k < in; k += WIDTH)  // what is read of W stays in the cache until all of a line is used
-            for (int64_t j = 0; j < PANEL; j++) {
-                const int64_t output = number * PANEL + j;
-                for (int64_t i = k; i < std::min<int64_t>(in, k + WIDTH); i++)
-                    panel[i * PANEL + j] = output < out ? weight[output * in + i] : 0;
+        const int64_t outputs = mine / WIDTH * WIDTH, inputs = in / WIDTH * WIDTH;
+        for (int64_t i = 0; i < inputs; i += WIDTH)
+            for (int64_t j = 0; j < outputs; j += WIDTH) {
+                Vector rows[WIDTH], found[WIDTH];
+                for (int k = 0; k < WIDTH; k++) rows[k] = load(weight + (first + j + k) * in + i);
+                columns<WIDTH>(rows, found, 1);
+                for (int k = 0; k < WIDTH; k++) store(panel + (i + k) * PANEL + j, found[k]);
             }
+        for (int64_t i = 0; i < in; i++)
+            for (int64_t j = i < inputs ? outputs : 0; j < PANEL; j++)
+                panel[i * PANEL + j] = j < mine ? weight[(first + j) * in + i] : 0;
     }
 }
 
