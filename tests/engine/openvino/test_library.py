@@ -1,4 +1,4 @@
-"""OpenVINO's threads."""
+"""OpenVINO as it is loaded: its threads."""
 
 import os
 import subprocess
