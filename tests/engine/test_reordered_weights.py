@@ -7,7 +7,7 @@ from tests.engine.adapters import gpt2, llama
 from manytune.engine.reordered_weights import can_reorder, reordered_layers
 
 
-@pytest.mark.skipif(not can_reorder(llama()), reason="this torch has no oneDNN")
+@pytest.mark.skipif(not can_reorder(llama()), reason="there is neither a C++ compiler nor oneDNN")
 @pytest.mark.parametrize("rows", [1, 3, 32, 70])
 def test_reordered_layers_compute_what_the_plain_ones_do(rows):
     model = llama()

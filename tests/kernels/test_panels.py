@@ -1,12 +1,8 @@
 """The kernel for products with weights in panels, against torch in float64; and rows that nothing else changes."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from tests.kernels.machine import assert_near, needs_compiler
+from tests.kernels.machine import assert_build_is_right, assert_near, lesser_processors, needs_compiler
 
 from manytune.kernels import packed, panels
 from manytune.kernels.packed import pack
@@ -15,7 +11,6 @@ pytestmark = needs_compiler
 
 SIZES = [(48, 16), (1, 1), (47, 3), (50, 70), (192, 576), (100, 1200)]
 ROWS = [1, 2, 3, 7, 8, 9, 23, 24, 64, 65, 130]
-INSTRUCTIONS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
 
 
 def drawn(*shapes, seed=0):
@@ -91,15 +86,6 @@ print("difference", difference(ctypes.CDLL(str(build.compiled(compiler, flags)))
 """
 
 
-@pytest.mark.parametrize(("target", "needed"), [("x86-64-v3", "avx2"), ("x86-64", "sse2")])
+@lesser_processors
 def test_a_build_for_a_lesser_processor_computes_the_same(target, needed, tmp_path):
-    if needed not in INSTRUCTIONS:
-        pytest.skip(f"this processor has no {needed}")
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, target],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={"PYTHONPATH": ":".join(sys.path), "MANYTUNE_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"},
-    )
-    assert done.stdout.strip().endswith("difference None"), done.stdout + done.stderr
+    assert_build_is_right(CHECK, target, needed, tmp_path)

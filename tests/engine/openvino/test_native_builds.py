@@ -5,14 +5,11 @@ Each build is used in a process of its own: operations of one name are registere
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.kernels.machine import needs_compiler
+from tests.kernels.machine import assert_build_is_right, lesser_processors, needs_compiler
 
-INSTRUCTIONS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
 CHECK = """
 import sys
 
@@ -27,16 +24,7 @@ print("difference", native.difference(made))
 
 
 @needs_compiler
-@pytest.mark.parametrize(("target", "needed"), [("x86-64-v3", "avx2"), ("x86-64", "sse2")])
+@lesser_processors
 def test_a_build_for_a_lesser_processor_computes_the_same(target: str, needed: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    if needed not in INSTRUCTIONS:
-        pytest.skip(f"this processor has no {needed}")
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, target],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={"PYTHONPATH": ":".join(sys.path), "MANYTUNE_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"},
-    )
-    assert done.stdout.strip().endswith("difference None"), done.stdout + done.stderr
+    assert_build_is_right(CHECK, target, needed, tmp_path)
