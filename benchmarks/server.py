@@ -7,9 +7,9 @@ is asked at a time, all in turn in each round, by one client. Figures are median
 random tokens; answers are greedy and go on to the limit. LoRA adapters have rank 8. Those that aren't installed are
 named, with what to run. A short run: `--rounds 1 --scale 0.1 --most-requests 4`.
 
-`float32`, `bf16` and `vLLM` multiply with the dequantized weights, the others with 4 bits (the head with 8).
-OpenVINO GenAI is asked without adapters, as it has one set of them for all requests of a pipeline; llama.cpp with at
-most eight.
+`float32`, `bf16`, `a base in bfloat16` and `vLLM` multiply with the dequantized weights, the others with 4 bits (the
+head with 8). `torch-onednn` is without manytune's own kernels. OpenVINO GenAI is asked without adapters, as it has one
+set of them for all requests of a pipeline; llama.cpp with at most eight.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ PARTS = ((BASE_1, BASE_8, BASE_32, ONE, EIGHT, EIGHT_OF_32, ALL_32, FIRST), (BAS
 SHARES = (0.75, 1.0)
 
 OURS, GENAI, LLAMA = "openvino-int4", "openvino-genai", "llama.cpp"
-UNQUANTIZED, REORDERED = "openvino-bf16", "torch"
+#: Forms without 4 bits are compared with what torch's own products in float32 reach.
+FLOAT32, BF16, BF16_BASE = "torch-onednn", "openvino-bf16", "openvino-bf16-base"
 #: What is required: a system's and a case's speed, as a share of another's.
 REQUIRED = (
     (OURS, BASE_1, GENAI, BASE_1, 1.0),
@@ -59,9 +60,7 @@ REQUIRED = (
     (OURS, EIGHT_OF_32, LLAMA, EIGHT_OF_32, 5.0),
     (OURS, FIRST, GENAI, FIRST, 1.0),
     (OURS, FIRST, LLAMA, FIRST, 1.0),
-    (UNQUANTIZED, BASE_1, REORDERED, BASE_1, 1.8),
-    (UNQUANTIZED, BASE_8, REORDERED, BASE_8, 1.8),
-    (UNQUANTIZED, BASE_32, REORDERED, BASE_32, 1.8),
+    *((form, case, FLOAT32, case, 1.8) for form in (BF16, BF16_BASE) for case in (BASE_1, BASE_8, BASE_32)),
 )
 #: Of the engine's own tokens a second, with `--engine`.
 REQUIRED_OF_ENGINE = 0.9
@@ -223,7 +222,8 @@ def main() -> None:
         nargs="*",
         default=USUAL,
         metavar="SYSTEM",
-        help=f"by default {' '.join(USUAL)}; there are also openvino (in float32), peft and vllm",
+        help=f"by default {' '.join(USUAL)}; there are also openvino (in float32), openvino-bf16, "
+        "openvino-bf16-base, torch-bf16-base, torch-onednn, peft and vllm",
     )
     parser.add_argument(
         "--peers-python",

@@ -111,8 +111,11 @@ def systems(folder: Path, *, peers_python: str, vllm: str) -> list[System]:
         _manytune("openvino-int4", folder, "openvino", "int4"),
         _manytune("openvino", folder, "openvino", "plain"),
         _manytune("openvino-bf16", folder, "openvino", "bf16"),
+        _manytune("openvino-bf16-base", folder, "openvino", "bf16", dtype="bfloat16"),
         _manytune("torch-int4", folder, "torch", "int4"),
         _manytune("torch", folder, "torch", "reordered"),
+        _manytune("torch-bf16-base", folder, "torch", "reordered", dtype="bfloat16"),
+        _manytune("torch-onednn", folder, "torch", "reordered", MANYTUNE_KERNELS="torch"),
         System(
             "OpenVINO GenAI",
             "openvino-genai",
@@ -148,18 +151,22 @@ def systems(folder: Path, *, peers_python: str, vllm: str) -> list[System]:
     ]
 
 
-def _manytune(key: str, folder: Path, runtime: str, weights: str) -> System:
+def _manytune(
+    key: str, folder: Path, runtime: str, weights: str, dtype: str = "float32", **environment: str
+) -> System:
     form = "float32" if weights in ("plain", "reordered") else weights
+    form = form if dtype == "float32" else f"a base in {dtype}"
     return System(
-        f"manytune, {runtime}, {form}",
+        f"manytune, {runtime}, {form}{' by oneDNN' if environment else ''}",
         key,
         lambda port: [
             *[sys.executable, "-m", "manytune", "serve", "--base", "embedded"],
             *["--adapters", str(folder / "store"), "--port", str(port)],
             # The others guess no tokens either.
-            *["--runtime", runtime, "--weights", weights, "--speculation", "off"],
+            *["--runtime", runtime, "--weights", weights, "--speculation", "off", "--dtype", dtype],
         ],
         lambda adapter: {"model": adapter or "embedded", "temperature": 0, "ignore_eos": True},
+        environment=environment,
         missing=missing_package("openvino", "'manytune[openvino]'", sys.executable)
         if runtime == "openvino"
         else None,

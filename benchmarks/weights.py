@@ -135,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     base = load_base("embedded")
     vocabulary = base.model.config.vocab_size
-    emulated = mock.patch("manytune.engine.bfloat16._multiplies_bfloat16", return_value=True)
+    emulated = mock.patch("manytune.engine.bfloat16.multiplies_bfloat16", return_value=True)
     if options.emulate_bf16:
         emulated.start()
     engines = engines_of(base)

@@ -31,15 +31,20 @@ BUILDERS = {"llama": llama, "gpt2": gpt2}
 
 
 class World:
-    """A base, its adapters in memory, and what transformers answers with each of them alone."""
+    """A base, its adapters in memory, and what transformers answers with each of them alone.
 
-    def __init__(self, family):
-        build = BUILDERS[family]
-        self.model = build()
+    In half precision these answers are those of the same weights in float32.
+    """
+
+    def __init__(self, family, dtype=torch.float32):
+        def build():
+            return BUILDERS[family]().to(dtype).float()
+
+        self.model = build().to(dtype)
         self.adapters = {}
         self.expected = {}
         systems = {None: build()}
-        for seed, (name, config) in enumerate(configs_for(self.model).items()):
+        for seed, (name, config) in enumerate(configs_for(systems[None]).items()):
             systems[name] = attached(build(), config, seed=seed)
             self.adapters[name] = in_memory(systems[name])
         for name, system in systems.items():
@@ -54,8 +59,8 @@ class World:
 
 
 @cache
-def world_of(family):
-    return World(family)
+def world_of(family, dtype=torch.float32):
+    return World(family, dtype)
 
 
 def params(limit=LIMIT):

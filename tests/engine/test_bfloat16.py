@@ -16,12 +16,12 @@ def faster(monkeypatch):
     """As on a processor that multiplies bfloat16; this one may do so in more steps."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN multiplies no bfloat16 on this processor")
-    monkeypatch.setattr("manytune.engine.bfloat16._multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr("manytune.engine.bfloat16.multiplies_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_a_processor_that_would_be_slow_in_it_is_refused(tokenizer, monkeypatch, runtime):
-    monkeypatch.setattr("manytune.engine.bfloat16._multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("manytune.engine.bfloat16.multiplies_bfloat16", lambda: False)
     with pytest.raises(ConfigError, match="weights='bf16': this processor has neither avx512_bf16 nor AMX"):
         Engine(llama(), tokenizer, EngineOptions(weights="bf16", runtime=runtime))
 

@@ -98,12 +98,26 @@ def test_the_runtime_is_openvino_where_it_can_run_the_base_and_else_torch_with_t
     with caplog.at_level(logging.INFO):
         caplog.clear()  # another test may have left the level so
         assert choose(t5, "plain").runtime == "torch"
-        assert choose(whole_groups().bfloat16(), "plain").runtime == "torch"
+        assert choose(whole_groups().double(), "plain").runtime == "torch"
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert choose(whole_groups(), "plain").runtime == "torch"
     said = [record.getMessage() for record in caplog.records]
-    assert "the model has an encoder" in said[0] and "only float32 is converted" in said[1]
+    assert "the model has an encoder" in said[0] and "the model is in torch.float64" in said[1]
     assert re.search(r"OpenVINO isn't installed; pip install .*\[openvino\]' brings it", said[2])
+
+
+@pytest.mark.parametrize(
+    ("runtime", "multiplies", "expected"),
+    [("openvino", True, "bf16"), ("openvino", False, "reordered"), ("torch", True, "reordered")],
+)
+def test_a_base_in_bfloat16_is_multiplied_in_it_where_the_processor_can(
+    monkeypatch, caplog, runtime, multiplies, expected
+):
+    monkeypatch.setattr("manytune.engine.choice.multiplies_bfloat16", lambda: multiplies)
+    with caplog.at_level(logging.INFO):
+        found = choose(whole_groups().bfloat16(), runtime=runtime, measure=never)
+    assert found == Choice(expected, runtime)
+    assert "its weights keep their own precision" in caplog.text
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])

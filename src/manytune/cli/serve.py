@@ -122,7 +122,8 @@ def serve(
         typer.Option(
             help="How the base's weights are kept: reordered, plain, or rounded to bf16, int8 or int4, on a CPU; nf4 "
             "packs them into 4 bits as QLoRA does, on any device. auto is int4 on a CPU for a base whose file had 4 "
-            "bits (such as Q4_1), if that is faster, and reordered for others; the log says which and why.",
+            "bits (such as Q4_1), if that is faster, bf16 for one in bfloat16 that OpenVINO runs, if the processor "
+            "multiplies it, and reordered for others; the log says which and why.",
             parser=_parse_weights,
             metavar=f"[{'|'.join(_Weights)}]",
         ),
@@ -138,8 +139,8 @@ def serve(
         _Speculation,
         typer.Option(
             help="Whether tokens that repeat the prompt or the answer are guessed and read several at once, where it "
-            "pays. auto does it where answers stay the same: in float32, and in OpenVINO's int4 and int8. on does it "
-            "in every form, in some of which tokens of almost equal probability may change places."
+            "pays. auto does it where answers stay the same: in float32, and in OpenVINO's bf16, int8 and int4. on "
+            "does it in every form, in some of which tokens of almost equal probability may change places."
         ),
     ] = _Speculation.auto,
     workers: Annotated[

@@ -24,14 +24,15 @@ def require_bfloat16() -> None:
     Raises:
         ConfigError: The processor has no products in bfloat16.
     """
-    if not _multiplies_bfloat16():
+    if not multiplies_bfloat16():
         raise ConfigError(
             "weights='bf16': this processor has neither avx512_bf16 nor AMX (on ARM: BF16), so products in bfloat16 "
             "would be slower than in float32. Use weights='plain'."
         )
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,7 +1,8 @@
 """Which form of the base's weights and which runtime to take, where nobody says.
 
 Weights whose file had 4 bits are such that 4 bits can express them, whatever type they have now: rounding them changes
-nothing, and they get 4 bits again if products with these are faster here. All others keep their own numbers.
+nothing, and they get 4 bits again if products with these are faster here. All others keep their own numbers: those of
+bfloat16 are multiplied in it where the processor can, and else in float32.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from manytune.engine.bfloat16 import multiplies_bfloat16
 from manytune.engine.openvino.availability import openvino_obstacle
 from manytune.engine.options import Runtime
 from manytune.engine.product_times import product_seconds
@@ -63,7 +66,8 @@ def choose(
     """Choose what is left open, and log what it is and why.
 
     OpenVINO is taken where it can run the model. `"int4"` is taken on a CPU for weights that 4 bits express,
-    unless its products aren't faster here; all other bases stay as they are, which is `"reordered"`.
+    unless its products aren't faster here; all other bases stay as they are, which is `"reordered"`, or `"bf16"` for
+    one in bfloat16 that OpenVINO runs.
 
     Args:
         model: The base, with nothing attached.
@@ -97,7 +101,9 @@ def _weights(model: PreTrainedModel, runtime: Runtime, measure: Measure | None) 
         return "reordered", "its weights are packed already"
     obstacle = four_bit_obstacle(model)
     if obstacle is not None:
-        return "reordered", f"its weights keep their own precision, as {obstacle}"
+        # torch multiplies in the weights' own precision anyway, OpenVINO in the one that it is asked for.
+        in_bfloat16 = runtime == "openvino" and model.dtype == torch.bfloat16 and multiplies_bfloat16()
+        return "bf16" if in_bfloat16 else "reordered", f"its weights keep their own precision, as {obstacle}"
     if measure is None:
         return "int4", _AS_THEY_ARE
     seconds = measure(model, runtime, ("reordered", "int4"))

@@ -273,9 +273,44 @@ def test_torch_runs_what_cant_be_converted_and_says_why(tokenizer, caplog):
     ].usage.completion_tokens
 
 
-def test_torch_runs_models_of_half_precision_and_says_so(tokenizer, caplog):
-    engine, words = runtime_and_words(llama().bfloat16(), tokenizer, caplog)
-    assert engine.runtime == "torch" and "only float32 is converted" in words
+def test_torch_runs_models_of_other_dtypes_and_says_so(tokenizer, caplog):
+    engine, words = runtime_and_words(llama().double(), tokenizer, caplog)
+    assert engine.runtime == "torch" and "load it in float32, bfloat16 or float16" in words
+
+
+#: What torch computes for the graph, in the base's own precision: tables, and rows that the graph can't compute.
+IN_TORCH = {"lora embeddings", "trained table", "trained head", "lora + tokens", "tokens", "lora positions"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_half_precision_answers_as_its_numbers_do_in_float32(family, dtype, tokenizer):
+    world = world_of(family, dtype)
+    engine = world.engine(tokenizer, runtime="openvino", prefill_chunk=16)
+    assert engine.runtime == "openvino" and world.model.dtype == dtype
+    asked = [(name, number) for number in range(len(PROMPTS)) for name in (None, *world.adapters)]
+    requests = [Request(f"{name}/{number}", PROMPTS[number], params(), name) for name, number in asked]
+    outputs = run(engine, requests)
+    for name, number in asked:
+        if name not in IN_TORCH:
+            check(world, name, number, outputs[f"{name}/{number}"])
+        else:
+            first = of_all_tokens(outputs[f"{name}/{number}"][0].logprobs.top)
+            assert (first - world.expected[name, number][1][0]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_a_base_in_bfloat16_is_rounded_as_the_same_numbers_in_float32(
+    family, weights, tokenizer, monkeypatch
+):
+    monkeypatch.setattr("manytune.engine.bfloat16.multiplies_bfloat16", lambda: True)
+    half, wide = world_of(family, torch.bfloat16), BUILDERS[family]().bfloat16().float()
+    found = []
+    for model in (half.model, wide):
+        engine = Engine(model, tokenizer, EngineOptions(runtime="openvino", weights=weights))
+        assert engine.runtime == "openvino"
+        asked = [Request(str(number), prompt, params()) for number, prompt in enumerate(PROMPTS)]
+        found.append(run(engine, asked))
+    assert found[0] == found[1]
 
 
 def test_a_graph_that_computes_something_else_is_noticed(tokenizer, caplog, monkeypatch):
@@ -318,6 +353,13 @@ def test_changed_weights_are_noticed(tokenizer):
         model.lm_head.weight.mul_(2)
     with pytest.raises(RequestError, match="the base's weights changed"):
         engine.step()
+
+
+def test_another_engine_of_a_base_in_half_precision_changes_no_weights(tokenizer):
+    model = llama().bfloat16()
+    engine, another = (Engine(model, tokenizer, EngineOptions(runtime="openvino")) for _ in range(2))
+    asked = [Request("one", PROMPTS[2], params())]
+    assert engine.generate(asked)[0].token_ids == another.generate(asked)[0].token_ids
 
 
 def test_an_unknown_form_or_runtime_is_refused(tokenizer):

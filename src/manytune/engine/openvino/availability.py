@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from manytune.extras import install_command
 from manytune.methods.tuners.quantized_layers import packed_parameters
 from manytune.methods.tuners.targets import adapter_layers
-from manytune.own_dtype import runs_in_own_dtype
+from manytune.own_dtype import HALF, runs_in_own_dtype
 
 #: Kinds of rotary positions whose formula depends on a sequence's length, which a traced graph can't know.
 _CHANGING = ("dynamic", "longrope")
@@ -22,8 +22,10 @@ def openvino_obstacle(model: PreTrainedModel) -> str | None:
         return f"OpenVINO isn't installed; {install_command('openvino')} brings it"
     if model.device.type != "cpu":
         return f"the model is on {model.device}, and OpenVINO runs on the CPU here"
-    if model.dtype != torch.float32 or any(map(runs_in_own_dtype, model.modules())):
-        return f"the model is in {model.dtype}, and only float32 is converted; load it with dtype float32"
+    if model.dtype not in (torch.float32, *HALF):
+        return f"the model is in {model.dtype}; load it in float32, bfloat16 or float16"
+    if any(map(runs_in_own_dtype, model.modules())):
+        return "its layers run within `float32_activations`; make the engine outside of it"
     packed = packed_parameters(model)
     if packed:
         return f"its weights are packed by {next(iter(packed.values()))}"

@@ -130,11 +130,13 @@ def multiply(x: Any, weight: Tensor, bits: Bits, operations: FourBits | None = N
 
 
 def _weight_of(node: Any) -> Tensor | None:
-    """The weight of a product, (out, in); None if it is computed in the graph."""
+    """The weight of a product, (out, in), in float32; None if it is computed in the graph."""
     source = node.input_value(1).get_node()
+    if source.get_type_name() == "Convert":  # one in half precision
+        source = source.input_value(0).get_node()
     if source.get_type_name() != "Constant" or len(source.get_output_shape(0)) != 2:
         return None
-    weight = torch.from_numpy(np.array(source.data))
+    weight = torch.from_numpy(np.array(source.get_data(dtype=np.float32)))
     return weight if node.get_attributes()["transpose_b"] else weight.T
 
 

@@ -1,11 +1,13 @@
 """A transformers decoder as an OpenVINO graph, with marks where attention and adapters' terms go.
 
 The model itself is traced, with its attention and its layers' inputs and outputs marked, so that whatever its
-architecture does in between is converted as it is.
+architecture does in between is converted as it is. One in half precision is traced with activations in float32: the
+graph has its weights as they are, and what it is compiled with says in which precision they are multiplied.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from manytune.engine.openvino.library import load_frontend, torch_decoder
 from manytune.engine.openvino.marks import mark
 from manytune.errors import ConfigError
 from manytune.layer_forwards import replaced_forwards
+from manytune.own_dtype import HALF
 
 NAME = "manytune-openvino-conversion"
 
@@ -96,7 +99,7 @@ def convert(model: PreTrainedModel) -> Converted:
     found: list[Attention] = []
     hidden = embedding_size(model)
     positions = torch.arange(5).expand(2, -1)
-    example = (torch.zeros(2, 5, hidden, dtype=model.dtype), positions, torch.tensor([1, 4]))
+    example = (torch.zeros(2, 5, hidden), positions, torch.tensor([1, 4]))
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
@@ -135,12 +138,30 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _marked(path: str, module: nn.Module) -> Callable[..., Any]:
-    base = type(module).forward.__get__(module)
+    base = _forward(module)
 
     def forward(x: Tensor) -> Tensor:
         return mark(f"{OUTPUT}{path}", base(mark(f"{INPUT}{path}", x)))
 
     return forward
+
+
+def _forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A layer's forward, from and to float32; the trace has the weights in their own precision, and widens them."""
+    if not any(parameter.dtype in HALF for parameter in module.parameters()):
+        forward: Callable[[Tensor], Tensor] = type(module).forward.__get__(module)
+        return forward
+
+    def wide(x: Tensor) -> Tensor:
+        twin = copy.copy(module)  # others may use the module
+        twin._parameters = {
+            name: one if one is None else one.to(x.dtype)  # type: ignore[misc]
+            for name, one in module._parameters.items()
+        }
+        y: Tensor = type(module).forward(twin, x)
+        return y
+
+    return wide
 
 
 def _marked_attention(

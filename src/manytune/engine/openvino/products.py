@@ -19,17 +19,17 @@ def products(weights: Sequence[Tensor], rounding: Rounding | None) -> Callable[[
     """A function that multiplies inputs, (rows, in) each, with a weight, (out, in), each.
 
     Args:
-        weights: The weights, in float32.
+        weights: The weights.
         rounding: What to round them to; None for their own numbers.
     """
     inputs, outputs = [], []
     operations = four_bits() if rounding == 4 else None
-    for weight in weights:
+    for weight in (one.float() for one in weights):
         inputs.append(ops.parameter([-1, weight.shape[1]], ov.Type.f32))
         outputs.append(_product(inputs[-1].output(0), weight, rounding, operations))
     graph = ov.Model(outputs, inputs, "products")
     compiled = core().compile_model(graph, "CPU", settings(rounding))
-    return lambda given: compiled([one.numpy() for one in given])
+    return lambda given: compiled([one.float().numpy() for one in given])
 
 
 def _product(x: Any, weight: Tensor, rounding: Rounding | None, operations: FourBits | None) -> Any:

@@ -252,6 +252,7 @@ class OpenVINORunner(PagedRunner):
             self._slots.end_forward()
         else:
             found = self._table(ids)
+        found = found.float()
         return with_virtual_tokens(found, tokens.virtual) if tokens.virtual else found
 
     def _places(self, sequences: Sequence[tuple[str, slice]], tokens: TokenRow) -> dict[str, Tensor]:
