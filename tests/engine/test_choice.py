@@ -120,6 +120,44 @@ def test_a_base_in_bfloat16_is_multiplied_in_it_where_the_processor_can(
     assert "its weights keep their own precision" in caplog.text
 
 
+def copies(model, weights, runtime):
+    """By hand: numbers of all linear layers, times bytes of one."""
+    numbers = sum(one.weight.numel() for one in model.modules() if isinstance(one, torch.nn.Linear))
+    return (
+        numbers
+        * {("reordered", "openvino"): 8, ("bf16", "openvino"): 4, ("reordered", "torch"): 4}[weights, runtime]
+    )
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+def test_copies_that_the_memory_has_no_room_for_are_not_made(monkeypatch, caplog, runtime):
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO isn't installed; the extra `openvino` brings it")
+    model = whole_groups()
+    needed, smaller = copies(model, "reordered", runtime), "reordered" if runtime == "openvino" else "plain"
+    found = {}
+    for free in (2 * needed, 2 * needed - 1):
+        monkeypatch.setattr("manytune.engine.choice.free_memory", lambda free=free: free)
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            found[free] = choose(model, runtime="auto" if runtime == "openvino" else runtime, measure=never)
+    assert list(found.values()) == [Choice("reordered", runtime), Choice(smaller, "torch")]
+    assert re.search(
+        r"copies of the weights would take \d MiB with weights='reordered', and \d MiB are free", caplog.text
+    )
+
+
+def test_with_hardly_any_memory_a_base_runs_as_it_is(monkeypatch, caplog):
+    monkeypatch.setattr("manytune.engine.choice.free_memory", lambda: 1000)
+    assert choose(whole_groups(), measure=never) == Choice("plain", "torch")
+    assert choose(with_four_bits(whole_groups()), measure=None) == Choice("plain", "torch")
+    assert choose(whole_groups(), "reordered", measure=never) == Choice(
+        "reordered", "torch"
+    )  # as it was asked for
+    assert choose(whole_groups(), runtime="openvino", measure=never) == Choice("reordered", "openvino")
+    assert choose(whole_groups(), measure=never, by_memory=False).weights == "reordered"
+
+
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_products_are_timed_in_each_form(runtime):
     if runtime == "openvino":

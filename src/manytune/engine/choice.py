@@ -3,6 +3,9 @@
 Weights whose file had 4 bits are such that 4 bits can express them, whatever type they have now: rounding them changes
 nothing, and they get 4 bits again if products with these are faster here. All others keep their own numbers: those of
 bfloat16 are multiplied in it where the processor can, and else in float32.
+
+Each form but the model's own layers keeps copies of the weights. Those of a large model may be more than the machine
+has room for, and then a form with smaller ones is taken, or none.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manytune.engine.bfloat16 import multiplies_bfloat16
+from manytune.engine.copies import copied_bytes
 from manytune.engine.openvino.availability import openvino_obstacle
 from manytune.engine.options import Runtime
 from manytune.engine.product_times import product_seconds
 from manytune.engine.quantized import GROUP, int4_error
 from manytune.engine.weights import Weights
+from manytune.free_memory import free_memory
 from manytune.methods.tuners.quantized_layers import packed_parameters
 
 Auto = Literal["auto"]
@@ -62,12 +67,14 @@ def choose(
     runtime: Runtime | Auto = "auto",
     *,
     measure: Measure | None = product_seconds,
+    by_memory: bool = True,
 ) -> Choice:
     """Choose what is left open, and log what it is and why.
 
     OpenVINO is taken where it can run the model. `"int4"` is taken on a CPU for weights that 4 bits express,
     unless its products aren't faster here; all other bases stay as they are, which is `"reordered"`, or `"bf16"` for
-    one in bfloat16 that OpenVINO runs.
+    one in bfloat16 that OpenVINO runs. Where copies of the weights would take more than half of the memory that is
+    free, it is torch, and if its copies would, too, `"plain"`.
 
     Args:
         model: The base, with nothing attached.
@@ -75,14 +82,35 @@ def choose(
         runtime: A runtime, or `"auto"`.
         measure: What times the products, which takes about a second; None to go by the weights alone, as for several
             servers that must answer alike.
+        by_memory: Whether free memory decides, too; not for several servers that must answer alike.
     """
     if weights != "auto" and runtime != "auto":
         return Choice(weights, runtime)
     chosen, why_runtime = (runtime, "") if runtime != "auto" else _runtime(model)
     form, why_form = (weights, "") if weights != "auto" else _weights(model, chosen, measure)
-    reasons = "; ".join(reason for reason in (why_runtime, why_form) if reason)
-    _log.info("the base runs with runtime=%r and weights=%r: %s", chosen, form, reasons)
+    reasons = [reason for reason in (why_runtime, why_form) if reason]
+    free = free_memory() if by_memory and model.device.type == "cpu" else None
+    if runtime == "auto" and chosen == "openvino" and (much := _too_much(model, form, chosen, free)):
+        chosen, reasons = "torch", [much]
+        if weights == "auto":
+            form, why_form = _weights(model, chosen, measure)
+            reasons.append(why_form)
+    if weights == "auto" and chosen == "torch" and (much := _too_much(model, form, chosen, free)):
+        form, reasons = "plain", [*reasons, much]
+    _log.info("the base runs with runtime=%r and weights=%r: %s", chosen, form, "; ".join(reasons))
     return Choice(form, chosen)
+
+
+def _too_much(model: PreTrainedModel, weights: Weights, runtime: Runtime, free: int | None) -> str:
+    """That the copies of the weights would take more than half of the memory that is free; empty if they don't."""
+    needed = 0 if packed_parameters(model) else copied_bytes(model, weights, runtime)
+    if free is None or 2 * needed <= free:
+        return ""
+    name = "OpenVINO's" if runtime == "openvino" else "torch's"
+    return (
+        f"{name} copies of the weights would take {needed / 2**20:,.0f} MiB with weights={weights!r}, and "
+        f"{free / 2**20:,.0f} MiB are free"
+    )
 
 
 def _runtime(model: PreTrainedModel) -> tuple[Runtime, str]:

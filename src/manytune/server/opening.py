@@ -124,7 +124,8 @@ def open_server(
         keys: The API keys, or where they come from.
         device: Where to put the base.
         store: Read this store, which another process keeps in step with `options.adapters`; None to do so here.
-        one_of_several: Other processes serve the same and must answer alike, so nothing is chosen by how fast it is.
+        one_of_several: Other processes serve the same and must answer alike, so nothing is chosen by how fast it is, or
+            by free memory.
 
     Raises:
         ServeError: The base can't have this name.
@@ -149,11 +150,14 @@ def open_server(
         drain_seconds=options.drain_seconds,
         log_prompts=options.log_prompts,
     )
-    measure = None if one_of_several else product_seconds
+    alone = not one_of_several
+    measure = product_seconds if alone else None
     chosen = (
         Choice("reordered", "torch")  # there is no engine that would generate
         if base.is_encoder
-        else choose(base.model, _IN_ENGINE[options.weights], options.runtime, measure=measure)
+        else choose(
+            base.model, _IN_ENGINE[options.weights], options.runtime, measure=measure, by_memory=alone
+        )
     )
     engine = EngineOptions(
         max_batch=options.max_batch,
