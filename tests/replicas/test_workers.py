@@ -264,11 +264,13 @@ def test_a_request_that_waits_at_a_killed_worker_is_answered_by_another(served):
 
 
 @pytest.mark.parametrize("keeps_the_store", [True, False])
-def test_no_worker_goes_by_a_measurement_as_all_must_answer_alike(served, monkeypatch, keeps_the_store):
+def test_no_worker_goes_by_a_measurement_or_by_memory_as_all_must_answer_alike(
+    served, monkeypatch, keeps_the_store
+):
     measured = []
 
-    def choose(model, weights, runtime, *, measure):
-        measured.append((weights, measure))
+    def choose(model, weights, runtime, *, measure, by_memory):
+        measured.append((weights, measure, by_memory))
         raise ConfigError("enough is known")
 
     monkeypatch.setattr("manytune.engine.choice.choose", choose)
@@ -276,7 +278,7 @@ def test_no_worker_goes_by_a_measurement_as_all_must_answer_alike(served, monkey
     store = None if keeps_the_store else str(served.store.root)
     with pytest.raises(ConfigError, match="enough is known"):
         _open(Order(0, "", options, None, store))
-    assert measured == [("auto", None)]
+    assert measured == [("auto", None, False)]
 
 
 if DEEP:
