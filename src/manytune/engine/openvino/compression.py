@@ -51,9 +51,10 @@ def compress(converted: Converted, bits: Bits, *, head: str, operations: FourBit
     of_head = marks_in(converted.graph)[f"{OUTPUT}{head}"].input_value(0).get_node()
     products: dict[object, list[_Product]] = {}
     for node in converted.graph.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and (weight := _weight_of(node)) is not None:
-            four = bits == 4 and weight.shape[1] % GROUP == 0 and node != of_head
-            product = _Product(node, weight, 4 if four else 8)
+        if node.get_type_name() == "MatMul" and (constant := _constant_of(node)) is not None:
+            product = _Product(node, constant, 8)
+            if bits == 4 and product.inputs % GROUP == 0 and node != of_head:
+                product = replace(product, bits=4)
             products.setdefault(product.key, []).append(product)
     shared: dict[str, str] = {}
     for together in products.values():
@@ -69,13 +70,34 @@ class _Product:
 
     Attributes:
         node: Its node.
-        weight: The constant, (out, in).
+        constant: The constant's node, (out, in), or (in, out) where the product doesn't transpose it.
         bits: Bits of a weight that it gets.
     """
 
     node: Any
-    weight: Tensor
+    constant: Any
     bits: Bits
+
+    @property
+    def inputs(self) -> int:
+        """Size of the last dimension of x."""
+        return self._shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Size of the last dimension of the product."""
+        return self._shape[0]
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        first, second = self.constant.get_output_shape(0)
+        return (first, second) if self.node.get_attributes()["transpose_b"] else (second, first)
+
+    @property
+    def weight(self) -> Tensor:
+        """A copy of the constant, (out, in), in float32; made when it is asked for, as all at once would take much."""
+        weight = torch.from_numpy(np.array(self.constant.get_data(dtype=np.float32)))
+        return weight if self.node.get_attributes()["transpose_b"] else weight.T
 
     @property
     def x(self) -> Any:
@@ -109,7 +131,7 @@ def _replace(together: Sequence[_Product], operations: FourBits | None) -> None:
     product = multiply(x, torch.cat([one.weight for one in together]), first.bits, operations)
     parts = [product.output(0)]
     if len(together) > 1:
-        sizes = _numbers(*(len(one.weight) for one in together))
+        sizes = _numbers(*(one.outputs for one in together))
         parts = ops.variadic_split(product, ops.constant(np.int64(-1)), sizes).outputs()
     for one, part in zip(together, parts, strict=True):
         put(one.node, part)
@@ -129,15 +151,12 @@ def multiply(x: Any, weight: Tensor, bits: Bits, operations: FourBits | None = N
     return ops.matmul(x, _int4(weight) if bits == 4 else _int8(weight), False, True)
 
 
-def _weight_of(node: Any) -> Tensor | None:
-    """The weight of a product, (out, in), in float32; None if it is computed in the graph."""
+def _constant_of(node: Any) -> Any | None:
+    """The matrix that a product multiplies with, a constant's node; None if it is computed in the graph."""
     source = node.input_value(1).get_node()
     if source.get_type_name() == "Convert":  # one in half precision
         source = source.input_value(0).get_node()
-    if source.get_type_name() != "Constant" or len(source.get_output_shape(0)) != 2:
-        return None
-    weight = torch.from_numpy(np.array(source.get_data(dtype=np.float32)))
-    return weight if node.get_attributes()["transpose_b"] else weight.T
+    return source if source.get_type_name() == "Constant" and len(source.get_output_shape(0)) == 2 else None
 
 
 def _int8(weight: Tensor) -> Any:
